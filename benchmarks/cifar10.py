@@ -1,12 +1,12 @@
-"""ResNets on CIFAR-10, through the command line.
+"""ResNets on CIFAR-10, trained from the command line.
 
     python benchmarks/cifar10.py cpu               ResNet-20 in 64 epochs: at least 89 % within 45 minutes on two cores
-    python benchmarks/cifar10.py photographs       GoogLeNet and ResNet-18, made for photographs, in 5 epochs on a CPU
-    python benchmarks/cifar10.py precision         training steps of ResNet-20 on a CPU, bfloat16 beside float32
+    python benchmarks/cifar10.py photographs       the ImageNet networks GoogLeNet and ResNet-18, 5 epochs on a CPU
+    python benchmarks/cifar10.py precision         training steps of ResNet-20 on a CPU, bfloat16 and float32
     python benchmarks/cifar10.py gpu --seeds 0     ResNet-20 and ResNet-56 in 200 epochs
-    python benchmarks/cifar10.py sprint            the shortest time to 94 % that we know, from the start of the process
+    python benchmarks/cifar10.py sprint            our shortest time to 94 %, from the start of the process
 
-Needs CIFAR-10 in $FUKAMI_DATA. Where that is the copy as JPEG files, the note in results.csv says so.
+Needs CIFAR-10 in $FUKAMI_DATA. The note in results.csv states whether that is the copy as JPEG files.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from common.record import answer, record
+from common.record import record, run_command
 from fukami.data import cifar
 
 CPU = (
@@ -38,32 +38,32 @@ SPRINT = (
 
 
 def run(benchmark, command, seed, views=()):
-    """Train by the command, and record its accuracy and its seconds, the start of the process included.
+    """Train, and record the accuracy and the seconds, including the start of the process.
 
-    Then judge the run again, answering from so many views of each image.
+    Then evaluate the run with test-time augmentation, once for each number of views.
     """
     command = f"{command} --seed {seed}"
     note = "CIFAR-10 as JPEG files" if isinstance(cifar.load_cifar("cifar10"), Path) else ""
     with tempfile.TemporaryDirectory() as out:
-        found, seconds = answer(f"{command} --out {out}/run")
-        record(benchmark, "test accuracy", found["accuracy"], command=command, seed=seed, seconds=seconds, note=note)
-        for number in views:
-            found, _ = answer(f"fukami eval {out}/run --views {number}")
-            record(benchmark, f"test accuracy, {number} views", found["accuracy"], seed=seed,
-                   command=f"fukami eval RUN --views {number}", note=note)  # fmt: skip
+        result, seconds = run_command(f"{command} --out {out}/run")
+        record(benchmark, "test accuracy", result["accuracy"], command=command, seed=seed, seconds=seconds, note=note)
+        for num_views in views:
+            result, _ = run_command(f"fukami eval {out}/run --views {num_views}")
+            record(benchmark, f"test accuracy, {num_views} views", result["accuracy"], seed=seed,
+                   command=f"fukami eval RUN --views {num_views}", note=note)  # fmt: skip
 
 
 def precision(rounds=2):
-    """Record how many times the images per second of float32 bfloat16 trains on, the two in turn."""
+    """Record the training rate in bfloat16 relative to float32, measured in turn."""
     speeds = {"float32": [], "bfloat16": []}
     for name in [*speeds] * rounds:
         with tempfile.TemporaryDirectory() as out:
-            answer(f"{PRECISION.format(name)} --out {out}/run")
+            run_command(f"{PRECISION.format(name)} --out {out}/run")
             lines = map(json.loads, Path(out, "run", "metrics.jsonl").read_text().splitlines())
             speeds[name] += [line["images_per_second"] for line in lines if line["phase"] == "train"]
-    slow, fast = map(statistics.median, speeds.values())
-    note = f"{rounds} rounds in turn; medians {fast:.0f} and {slow:.0f}/s"
-    record("resnet20 precision cpu", "images per second, bfloat16 / float32", fast / slow, seed=0,
+    float32_rate, bfloat16_rate = map(statistics.median, speeds.values())
+    note = f"{rounds} rounds in turn; medians {bfloat16_rate:.0f} and {float32_rate:.0f}/s"
+    record("resnet20 precision cpu", "images per second, bfloat16 / float32", bfloat16_rate / float32_rate, seed=0,
            command="python benchmarks/cifar10.py precision", note=note)  # fmt: skip
 
 

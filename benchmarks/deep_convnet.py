@@ -1,9 +1,9 @@
-"""DeepConvNet on MNIST: accuracy over seeds, and time against the loop that most people write.
+"""DeepConvNet on MNIST: accuracy over seeds, and training time compared with a plain loop.
 
-    python benchmarks/deep_convnet.py default --seeds 0 1 2 3 4   the recipe's default through the command line
+    python benchmarks/deep_convnet.py default --seeds 0 1 2 3 4   the default recipe from the command line
     python benchmarks/deep_convnet.py summary                     mean, standard deviation and worst of these
     python benchmarks/deep_convnet.py race --seeds 0              seconds from process start to 99.35 %, both in turn
-    python benchmarks/deep_convnet.py dropout --seeds 0           what dropping out the scores, too, costs
+    python benchmarks/deep_convnet.py dropout --seeds 0           the effect of dropout on the scores
     python benchmarks/deep_convnet.py goal --seeds 0 1 2          seconds in the loop to 99.35 %, for a GPU
 
 Needs MNIST in $FUKAMI_DATA. Results go to results.csv.
@@ -20,28 +20,28 @@ import time
 from pathlib import Path
 from statistics import mean, stdev
 
-from common.processes import Apart
+from common.processes import Worker
 from common.record import FILE, record
 
 DEFAULT = "deep-convnet mnist default"
 GOAL = 0.9935  # 65 errors of 10,000: the note's result
-LIGHT = ("shift=1", "rotate=5", "scale=0.05", "shear=0.05")  # augmentation where time is short
-# the quickest way to the goal that we found: large steps on small batches, little augmentation
+LIGHT = ("shift=1", "rotate=5", "scale=0.05", "shear=0.05")  # augmentation of the short trainings
+# our fastest training to the goal: high learning rate, small batches, little augmentation
 SPRINT = f"fukami train deep-convnet --data mnist --epochs 3 --batch-size 50 --lr 0.003 --augment {' '.join(LIGHT)}"
 PLAIN = "python benchmarks/common/plain_loop.py"
 
 
 def run(command):
-    """Run a command of ours or a script; returns what it printed, line by line, and its seconds."""
+    """Run a fukami command or a script; return the JSON objects that it printed, and its seconds."""
     program, *words = shlex.split(command)
-    began = time.monotonic()
-    start = [sys.executable, "-m", "fukami"] if program == "fukami" else [sys.executable]
-    done = subprocess.run([*start, *words], stdout=subprocess.PIPE, text=True, check=True)
-    return [json.loads(line) for line in done.stdout.splitlines()], time.monotonic() - began
+    start = time.monotonic()
+    interpreter = [sys.executable, "-m", "fukami"] if program == "fukami" else [sys.executable]
+    process = subprocess.run([*interpreter, *words], stdout=subprocess.PIPE, text=True, check=True)
+    return [json.loads(line) for line in process.stdout.splitlines()], time.monotonic() - start
 
 
 def default(options):
-    """The recipe's default, a run for each seed."""
+    """Train the default recipe with each seed."""
     for seed in options.seeds:
         command = f"fukami train deep-convnet --data mnist --seed {seed} --device {options.device}"
         with tempfile.TemporaryDirectory() as out:
@@ -50,12 +50,12 @@ def default(options):
 
 
 def summary(options):
-    """Mean, standard deviation and worst of the default's seeds on record."""
+    """Record mean, standard deviation and worst accuracy of the recorded seeds of the default recipe."""
     with FILE.open() as file:
         rows = [row for row in csv.DictReader(file) if (row["benchmark"], row["metric"]) == (DEFAULT, "test accuracy")]
     accuracies = [float(row["value"]) for row in rows]
-    found = {"mean": mean(accuracies), "standard deviation": stdev(accuracies), "worst": min(accuracies)}
-    for metric, value in found.items():
+    statistics = {"mean": mean(accuracies), "standard deviation": stdev(accuracies), "worst": min(accuracies)}
+    for metric, value in statistics.items():
         seeds = " ".join(row["seed"] for row in rows)
         record(
             DEFAULT,
@@ -67,11 +67,11 @@ def summary(options):
 
 
 def sprint(seed):
-    """Seconds from the start of the process to the first evaluation at the goal, and the last accuracy."""
+    """Train; return the command, the seconds to the first evaluation at the goal, and the final accuracy."""
     command = f"{SPRINT} --seed {seed}"
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        began, reached = time.monotonic(), None
+        start, reached = time.monotonic(), None
         process = subprocess.Popen(
             [sys.executable, "-m", *shlex.split(command), "--out", out], stdout=subprocess.PIPE, text=True
         )
@@ -79,53 +79,53 @@ def sprint(seed):
             time.sleep(0.1)
             log = out / "metrics.jsonl"
             lines = log.read_text().splitlines() if log.exists() else []
-            good = [line for line in lines if '"eval"' in line and json.loads(line)["accuracy"] >= GOAL]
-            if good and reached is None:
-                reached = time.monotonic() - began
+            lines_at_goal = [line for line in lines if '"eval"' in line and json.loads(line)["accuracy"] >= GOAL]
+            if lines_at_goal and reached is None:
+                reached = time.monotonic() - start
         return command, reached, json.loads(process.stdout.read())["accuracy"]
 
 
 def race(options):
-    """Ours and the plain loop in turn, seed by seed."""
+    """Train ours and the plain loop in turn with each seed."""
     ratios = []
     for seed in options.seeds:
-        command, ours, accuracy = sprint(seed)
+        command, our_seconds, accuracy = sprint(seed)
         record(
             "deep-convnet mnist sprint",
             "test accuracy",
             accuracy,
             command=command,
             seed=seed,
-            seconds=ours or "not reached",
+            seconds=our_seconds or "not reached",
         )
-        plain = f"{PLAIN} --epochs {options.epochs} --until {GOAL} --seed {seed}"
-        lines, seconds = run(plain)
+        plain_command = f"{PLAIN} --epochs {options.plain_epochs} --until {GOAL} --seed {seed}"
+        lines, seconds = run(plain_command)
         best = max(line["accuracy"] for line in lines)
-        note = f"{len(lines)} epochs" + ("" if best >= GOAL else f"; stopped there, {GOAL:.2%} not reached")
+        note = f"{len(lines)} epochs" + ("" if best >= GOAL else f"; stopped, {GOAL:.2%} not reached")
         record(
             "deep-convnet mnist plain loop",
             "best test accuracy",
             best,
-            command=plain,
+            command=plain_command,
             seed=seed,
             seconds=seconds,
             note=note,
         )
-        if ours:
-            ratios.append(seconds / ours)
-            bound = "" if best >= GOAL else "at least: the plain loop was stopped before it got there"
+        if our_seconds:
+            ratios.append(seconds / our_seconds)
+            note_of_ratio = "" if best >= GOAL else "lower bound: the plain loop was stopped before the goal"
             record(
                 "deep-convnet mnist race",
                 "plain seconds / ours to 99.35 %",
                 ratios[-1],
                 command="python benchmarks/deep_convnet.py race",
                 seed=seed,
-                note=bound,
+                note=note_of_ratio,
             )
 
 
 def dropout(options):
-    """The race's run with and without the note's dropout of the scores."""
+    """Train the race's run with and without the note's dropout of the scores."""
     for seed in options.seeds:
         for recipe in ("deep-convnet", "benchmarks/common/dropped_scores.py"):
             command = f"{SPRINT.replace('deep-convnet', recipe)} --seed {seed} --device {options.device}"
@@ -136,71 +136,82 @@ def dropout(options):
 
 
 def goal(options):
-    """Seconds to 99.35 %: in a new process (cold), once more in it (warm), and of the plain loop, each in turn."""
+    """Measure the seconds to 99.35 % in a new process (cold), once more in it (warm), and of the plain loop."""
     command = f"python benchmarks/deep_convnet.py {shlex.join(sys.argv[1:])}"
     for seed in options.seeds:
-        began, process = time.monotonic(), Apart(train_to_goal, options, seed)
-        ours = {"cold": process.ask(began), "warm": process.ask(time.monotonic())}
-        process.ask(0)
-        for kind, (seconds, accuracy, whole) in ours.items():
-            note = f"{shlex.join(goal_words(options, seed))}; {accuracy:.2%} at the end; "
-            note += f"{whole:.2f} s from the start of {'the process' if kind == 'cold' else 'the second training'}"
+        start, worker = time.monotonic(), Worker(train_to_goal, options, seed)
+        ours = {"cold": worker.request(start), "warm": worker.request(time.monotonic())}
+        worker.request(0)
+        for kind, (seconds, accuracy, total_seconds) in ours.items():
+            note = f"{shlex.join(build_goal_command(options, seed))}; {accuracy:.2%} at the end; "
+            note += (
+                f"{total_seconds:.2f} s from the start of {'the process' if kind == 'cold' else 'the second training'}"
+            )
             metric = f"seconds in the loop to {options.goal:.2%}, {kind}"
             if seconds is None:
                 metric, seconds = f"test accuracy, {kind}, below {options.goal:.2%}", accuracy
             record("deep-convnet mnist goal", metric, seconds, command=command, seed=seed, note=note)
-        if options.epochs:
-            plain = [*PLAIN.split(), "--epochs", str(options.epochs), "--until", str(options.goal)]
+        if options.plain_epochs:
+            plain = [*PLAIN.split(), "--epochs", str(options.plain_epochs), "--until", str(options.goal)]
             lines, _ = run(shlex.join([*plain, "--data", options.data, "--seed", str(seed)]))
-            beside_plain(options, ours, lines, command, seed)
+            record_plain_ratio(options, ours, lines, command, seed)
 
 
-def beside_plain(options, ours, lines, command, seed):
-    """Record how many times longer the plain loop takes, of which the lines are."""
-    best, theirs = max(line["accuracy"] for line in lines), lines[-1]["seconds_in_loop"]
-    at_least = "" if best >= options.goal else f"; at least, since the plain loop reached {best:.2%} at most"
+def record_plain_ratio(options, ours, lines, command, seed):
+    """Record the ratio of the plain loop's seconds, from its printed lines, to ours."""
+    best, plain_seconds = max(line["accuracy"] for line in lines), lines[-1]["seconds_in_loop"]
+    bound = "" if best >= options.goal else f"; lower bound, since the plain loop only reached {best:.2%}"
     for kind, (seconds, _, _) in ours.items():
         if seconds is not None:
-            note = f"{theirs:.2f} and {seconds:.2f} s in the loop, {len(lines)} and {options.passes} epochs{at_least}"
-            record("deep-convnet mnist goal", f"plain loop's seconds over ours, {kind}", theirs / seconds,
+            note = (
+                f"{plain_seconds:.2f} and {seconds:.2f} s in the loop, {len(lines)} and {options.epochs} epochs{bound}"
+            )
+            record("deep-convnet mnist goal", f"plain loop's seconds over ours, {kind}", plain_seconds / seconds,
                    command=command, seed=seed, note=note)  # fmt: skip
 
 
-def goal_words(options, seed):
-    """The command line of the quickest training on a GPU."""
-    words = f"fukami train deep-convnet --data {options.data} --epochs {options.passes} --batch-size {options.batch}"
-    return [*f"{words} --lr {options.lr} --augment".split(), *LIGHT, "--seed", str(seed)]
+def build_goal_command(options, seed):
+    """Build the command line of our fastest training on a GPU."""
+    command = f"fukami train deep-convnet --data {options.data} --epochs {options.epochs} --batch-size {options.batch}"
+    return [*f"{command} --lr {options.lr} --augment".split(), *LIGHT, "--seed", str(seed)]
 
 
 def train_to_goal(options, seed, pipe):
-    """Train whenever asked: seconds in the loop to the goal, the last accuracy, and seconds since the moment given."""
+    """Train in a worker at each request, which is a start time.
+
+    Sends the seconds in the loop to the goal, the final accuracy, and the seconds since the start time.
+    """
     import fukami
 
     recipe = fukami.get_recipe("deep-convnet")(
-        data=options.data, epochs=options.passes, batch_size=options.batch, lr=options.lr, augment=LIGHT, seed=seed
+        data=options.data, epochs=options.epochs, batch_size=options.batch, lr=options.lr, augment=LIGHT, seed=seed
     )
-    while began := pipe.recv():
+    while start := pipe.recv():
         with tempfile.TemporaryDirectory() as out:
             accuracy = fukami.train(recipe, f"{out}/run")["accuracy"]
-            whole = time.monotonic() - began
+            total_seconds = time.monotonic() - start
             lines = map(json.loads, Path(out, "run", "metrics.jsonl").read_text().splitlines())
-            good = [line for line in lines if line["phase"] == "eval" and line["accuracy"] >= options.goal]
-        pipe.send((good[0]["seconds"] if good else None, accuracy, whole))
+            at_goal = [line for line in lines if line["phase"] == "eval" and line["accuracy"] >= options.goal]
+        pipe.send((at_goal[0]["seconds"] if at_goal else None, accuracy, total_seconds))
     pipe.send(None)
 
 
 def main():
-    """Choose the benchmark."""
+    """Run the selected benchmark."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("benchmark", choices=["default", "summary", "race", "dropout", "goal"])
     options.add_argument("--device", default="auto")
     options.add_argument("--seeds", type=int, nargs="+", default=[0])
-    options.add_argument("--epochs", type=int, default=20, help="of the plain loop, at most; 0: goal without it")
+    options.add_argument(
+        "--plain-epochs", type=int, default=20, help="Maximum epochs of the plain loop; 0: goal without it."
+    )
     options.add_argument("--goal", type=float, default=GOAL)
-    options.add_argument("--data", default="mnist", choices=["mnist", "digits"], help="of goal; digits for a trial")
-    options.add_argument("--passes", type=int, default=4, help="epochs of ours in goal")
-    options.add_argument("--batch", type=int, default=250, help="of goal")
-    options.add_argument("--lr", type=float, default=0.008, help="of goal")
+    options.add_argument(
+        "--data", default="mnist", choices=["mnist", "digits"], help="Dataset of goal; digits for a test."
+    )
+    options.add_argument("--epochs", type=int, default=4, help="Epochs of ours in goal.")
+    options.add_argument("--batch", type=int, default=250, help="Batch size of goal.")
+    options.add_argument("--lr", type=float, default=0.008, help="Learning rate of goal.")
     options = options.parse_args()
     benchmarks = {"default": default, "summary": summary, "race": race, "dropout": dropout, "goal": goal}
     benchmarks[options.benchmark](options)

@@ -1,14 +1,14 @@
-"""Detectors: how fast they are beside torchvision's, and how well they find.
+"""Object detection: speed and mean average precision compared with torchvision.
 
     python benchmarks/detection.py rates [--height 800] [--width 1066] [--batch 8]
     python benchmarks/detection.py loop [--data bccd] [--height 800] [--width 1066] [--batch 8]
     python benchmarks/detection.py scenes | bccd | animals [--seeds 0 1 2] [--out FOLDER] ...
 
-``rates`` times training steps and answers of Faster R-CNN on a pyramid of ResNet-50, ours and torchvision's in turn on
-the same images; what counts are the ratios. The sizes above are for a GPU; on a CPU give smaller ones. ``loop``
-trains for 20 epochs from the command line, files decoded and augmented. ``animals`` trains both on the same images,
-from the same backbone, for the same number of steps, and judges both with the same code; ``--weights`` is a file of
-VGG-16's convolutions. Results go to results.csv.
+``rates`` times training steps and inference of Faster R-CNN on ResNet-50 with a feature pyramid, ours and torchvision's
+in turn on the same images, and records the ratios. The default sizes are for a GPU; use smaller ones on a CPU. ``loop``
+trains for 20 epochs from the command line, including decoding and augmentation. ``animals`` trains both on the same
+images, from the same backbone, for the same number of steps, and evaluates both with the same code; ``--weights`` is a
+file of VGG-16's convolutions. Results go to results.csv.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 
-from common.record import anywhere, each_seed, record
+from common.record import record, strip_folders, train_seeds
 from fukami.data.samples import PaddedBatch
 from fukami.detection import metrics as detection_metrics
 from fukami.engine import pretrained
@@ -41,31 +41,31 @@ from fukami.timing import TRAINING_PHASES
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
-OBJECTS = 8  # in each image of the rates
-WARMING = 3  # turns before those that are timed
+NUM_OBJECTS = 8  # in each image of rates
+WARMUP_ROUNDS = 3
 
 
 def rates(options: argparse.Namespace) -> None:
-    """Images a second in training and in answering, at float32 and in mixed precision."""
+    """Measure images per second in training and inference, in float32 and mixed precision."""
     command = f"python benchmarks/detection.py {shlex.join(sys.argv[1:])}"
     size = f"{options.height}×{options.width}, batch {options.batch}"
     for precision in options.precisions:
-        contestants = {"ours": Ours(options, precision), "torchvision": Theirs(options, precision == "bfloat16")}
-        for what in ("train", "infer"):
-            speeds: dict[str, list[float]] = {name: [] for name in contestants}
-            for number in range(WARMING + options.rounds):
-                for name, contestant in contestants.items():
-                    seconds = timed(getattr(contestant, what))
-                    if number >= WARMING:
-                        speeds[name].append(options.batch / seconds)
-            ours, theirs = (statistics.median(speeds[name]) for name in contestants)
-            benchmark = f"faster-rcnn-resnet50-fpn {what} {precision}"
+        candidates = {"ours": Ours(options, precision), "torchvision": Theirs(options, precision == "bfloat16")}
+        for mode in ("train", "infer"):
+            rates: dict[str, list[float]] = {name: [] for name in candidates}
+            for number in range(WARMUP_ROUNDS + options.rounds):
+                for name, candidate in candidates.items():
+                    seconds = time_call(getattr(candidate, mode))
+                    if number >= WARMUP_ROUNDS:
+                        rates[name].append(options.batch / seconds)
+            ours, theirs = (statistics.median(rates[name]) for name in candidates)
+            benchmark = f"faster-rcnn-resnet50-fpn {mode} {precision}"
             note = f"{size}; {ours:.3g} and {theirs:.3g} images a second, in turn, medians of {options.rounds}"
             record(benchmark, "rate over torchvision's", ours / theirs, command=command, note=note)
 
 
 def loop(options: argparse.Namespace) -> None:
-    """Images per second of a training from the command line, and the fraction of its time that it waited for data."""
+    """Measure images per second of a training from the command line, and the fraction of its time spent on data."""
     size = f"--min-size {min(options.height, options.width)} --max-size {max(options.height, options.width)}"
     line = (
         f"fukami train faster-rcnn-resnet50-fpn --data {options.data} {size} --batch-size {options.batch} --epochs 20"
@@ -75,34 +75,34 @@ def loop(options: argparse.Namespace) -> None:
         subprocess.run([sys.executable, "-m", "fukami", *words, *options.more], check=True, stdout=subprocess.DEVNULL)
         lines = map(json.loads, Path(folder, "run", "metrics.jsonl").read_text().splitlines())
         seconds = json.loads(Path(folder, "run", "recipe.json").read_text())["time"]["seconds"]
-    rates = [each["images_per_second"] for each in lines if each["phase"] == "train"]
-    training = {phase: seconds.get(phase, 0.0) for phase in TRAINING_PHASES}
-    waiting = training["data"] / sum(training.values())
+    rates = [entry["images_per_second"] for entry in lines if entry["phase"] == "train"]
+    phase_seconds = {phase: seconds.get(phase, 0.0) for phase in TRAINING_PHASES}
+    data_fraction = phase_seconds["data"] / sum(phase_seconds.values())
     record("faster-rcnn-resnet50-fpn loop", "images per second", statistics.median(rates[len(rates) // 10 :]),
-           command=line, note=f"{waiting:.0%} of the time of the steps is for the data")  # fmt: skip
+           command=line, note=f"{data_fraction:.0%} of the training time is spent on data")  # fmt: skip
 
 
-def timed(function) -> float:
-    """Seconds, until the device is done."""
-    began = time.monotonic()
+def time_call(function) -> float:
+    """Measure the seconds of a call, including the work on the device."""
+    start = time.monotonic()
     function()
     if CUDA:
         torch.cuda.synchronize()
-    return time.monotonic() - began
+    return time.monotonic() - start
 
 
-def drawn(options: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor]:
-    """Images of noise with as many boxes and classes in each."""
+def create_random_data(options: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor]:
+    """Create random images, boxes and classes."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (options.batch, 3, options.height, options.width), generator=generator)
-    corners = torch.rand(options.batch, OBJECTS, 2, generator=generator) * 0.6
-    sides = 0.05 + 0.3 * torch.rand(options.batch, OBJECTS, 2, generator=generator)
+    corners = torch.rand(options.batch, NUM_OBJECTS, 2, generator=generator) * 0.6
+    sides = 0.05 + 0.3 * torch.rand(options.batch, NUM_OBJECTS, 2, generator=generator)
     boxes = torch.cat([corners, corners + sides], 2) * torch.tensor([options.width, options.height] * 2)
-    return images.to(torch.uint8), boxes, torch.randint(0, 90, (options.batch, OBJECTS), generator=generator)
+    return images.to(torch.uint8), boxes, torch.randint(0, 90, (options.batch, NUM_OBJECTS), generator=generator)
 
 
 class Ours:
-    """The task as a training has it."""
+    """Our task, as in a training."""
 
     def __init__(self, options: argparse.Namespace, precision: str) -> None:
         size = options.height, options.width
@@ -110,32 +110,32 @@ class Ours:
         torch.manual_seed(0)
         self.task = recipe.build_task(tuple(map(str, range(90))))
         self.task.setup(Runtime.start(DEVICE, precision))
-        images, boxes, classes = (value.to(DEVICE) for value in drawn(options))
+        images, boxes, classes = (value.to(DEVICE) for value in create_random_data(options))
         height, width = (-(-side // 32) * 32 for side in (options.height, options.width))
-        frames = torch.zeros(options.batch, 3, height, width, dtype=torch.uint8, device=DEVICE)
-        frames[:, :, : options.height, : options.width] = images
+        padded = torch.zeros(options.batch, 3, height, width, dtype=torch.uint8, device=DEVICE)
+        padded[:, :, : options.height, : options.width] = images
         sizes = torch.tensor([[options.height, options.width]] * options.batch, device=DEVICE).float()
-        numbers = torch.arange(options.batch, device=DEVICE)
+        indices = torch.arange(options.batch, device=DEVICE)
         kinds = torch.zeros(classes.shape, dtype=torch.uint8, device=DEVICE)
         self.batch = PaddedBatch(
-            frames, sizes, sizes, boxes, classes, kinds, numbers, numbers, frames.new_zeros(len(frames), 0, 0)
+            padded, sizes, sizes, boxes, classes, kinds, indices, indices, padded.new_zeros(len(padded), 0, 0)
         )
         self.task.schedule(0.5)
 
     def train(self) -> None:
-        """An update."""
+        """Run a training step."""
         self.task.model.train()
         self.task.step(self.batch)
 
     def infer(self) -> None:
-        """Answers for the batch."""
+        """Detect objects in the batch."""
         self.task.model.eval()
         with torch.inference_mode(), self.task.runtime.autocast():
             self.task.detect(self.batch.images, self.batch.sizes)
 
 
 class Theirs:
-    """torchvision's network in the loop that its users write."""
+    """torchvision's network in a plain loop."""
 
     def __init__(self, options: argparse.Namespace, mixed: bool) -> None:
         self.mixed = mixed
@@ -144,33 +144,33 @@ class Theirs:
         sizes = {"min_size": min(size), "max_size": max(size)}
         self.model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91, **sizes).to(DEVICE)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.0025, momentum=0.9, weight_decay=1e-4)
-        images, boxes, classes = (value.to(DEVICE) for value in drawn(options))
+        images, boxes, classes = (value.to(DEVICE) for value in create_random_data(options))
         self.images = [image / 255 for image in images]
         self.targets = [{"boxes": box, "labels": kind + 1} for box, kind in zip(boxes, classes, strict=True)]
 
-    def kernels(self) -> contextlib.AbstractContextManager[None]:
-        """cuDNN may take any kernel, where ours in the same process takes repeatable ones."""
+    def allow_all_kernels(self) -> contextlib.AbstractContextManager[None]:
+        """Allow nondeterministic cuDNN kernels, which ours disables in the same process."""
         return torch.backends.cudnn.flags(deterministic=False, allow_tf32=self.mixed)
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
-        """As the precision asks."""
-        mixed = torch.autocast(DEVICE, torch.bfloat16) if self.mixed else contextlib.nullcontext()
-        with self.kernels(), mixed:
+        """Enable mixed precision if requested."""
+        precision = torch.autocast(DEVICE, torch.bfloat16) if self.mixed else contextlib.nullcontext()
+        with self.allow_all_kernels(), precision:
             yield
 
     def train(self) -> None:
-        """An update."""
+        """Run a training step."""
         self.model.train()
         with self.autocast():
             loss = sum(self.model(self.images, self.targets).values())
         self.optimizer.zero_grad()
-        with self.kernels():
+        with self.allow_all_kernels():
             loss.backward()
         self.optimizer.step()
 
     def infer(self) -> None:
-        """Answers for the batch."""
+        """Detect objects in the batch."""
         self.model.eval()
         with torch.inference_mode(), self.autocast():
             self.model(self.images)
@@ -178,16 +178,17 @@ class Theirs:
 
 def trainings(name: str, line: str, options: argparse.Namespace) -> None:
     """Train with each seed from the command line, and record the metrics."""
-    for seed, result, seconds, command in each_seed(line, options):
-        note = "AP of each class: " + ", ".join(f"{label} {own['ap']:.3f}" for label, own in result["classes"].items())
+    for seed, result, seconds, command in train_seeds(line, options):
+        note = "AP of each class: "
+        note += ", ".join(f"{label} {metrics['ap']:.3f}" for label, metrics in result["classes"].items())
         for metric in ("map", "coco_ap"):
             record(f"faster-rcnn-vgg16 {name}", metric, result[metric], seed=seed, seconds=seconds, command=command,
                    note=note)  # fmt: skip
 
 
 def animals(options: argparse.Namespace) -> None:
-    """Ours and torchvision's on the sample of VOC's photographs, from the same backbone and for the same steps."""
-    note = "500 photographs of VOC 2012 to train on, 250 to judge on: a sample, not the benchmark"
+    """Train ours and torchvision's on a sample of VOC's images, from the same backbone and for the same steps."""
+    note = "500 photographs of VOC 2012 to train on, 250 to evaluate on: a sample, not the benchmark"
     for seed in options.seeds:
         recipe = get_recipe("faster-rcnn-vgg16")(
             data="voc-animals", min_size=options.side, max_size=2 * options.side, hidden=options.hidden, dropout=0.0,
@@ -195,24 +196,24 @@ def animals(options: argparse.Namespace) -> None:
             epochs=options.epochs, init=options.weights, seed=seed, eval_every=options.epochs,
             batch_size=1, schedule="cosine",
         )  # fmt: skip
-        for name, run in (("ours", ours_on), ("torchvision", theirs_on)):
-            began = time.monotonic()
-            found = run(recipe)
-            command = f"python benchmarks/detection.py {anywhere(sys.argv[1:])}"
-            record(f"faster-rcnn-vgg16 voc-animals {name}", "map", found, seed=seed, command=command,
-                   seconds=time.monotonic() - began, note=note)  # fmt: skip
+        for name, run in (("ours", train_ours), ("torchvision", train_torchvision)):
+            start = time.monotonic()
+            mean_ap = run(recipe)
+            command = f"python benchmarks/detection.py {strip_folders(sys.argv[1:])}"
+            record(f"faster-rcnn-vgg16 voc-animals {name}", "map", mean_ap, seed=seed, command=command,
+                   seconds=time.monotonic() - start, note=note)  # fmt: skip
 
 
-def ours_on(recipe) -> float:
-    """Our training from the command line's own function."""
+def train_ours(recipe) -> float:
+    """Train ours with the function of the command line, and return its mAP."""
     import fukami
 
     with tempfile.TemporaryDirectory() as folder:
         return fukami.train(recipe, f"{folder}/run", compile=False)["map"]
 
 
-def theirs_on(recipe) -> float:
-    """torchvision's network on our batches, with our optimizer and its course, judged by our code."""
+def train_torchvision(recipe) -> float:
+    """Train torchvision's network on our batches with our optimizer and schedule, and return its mAP by our code."""
     data = recipe.load_data()
     runtime = Runtime.start(DEVICE, "auto")
     torch.manual_seed(recipe.seed)
@@ -230,13 +231,13 @@ def theirs_on(recipe) -> float:
     model = FasterRCNN(features, rpn_anchor_generator=anchors, box_roi_pool=pool, box_head=head,
                        box_predictor=predictor, **size, **proposals).to(DEVICE)  # fmt: skip
     optimizer = recipe.get_optimizer_factory()([p for p in model.parameters() if p.requires_grad])
-    steps, course, step = recipe.epochs * len(data.train), recipe.build_schedule(), 0
+    num_steps, schedule, step = recipe.epochs * len(data.train), recipe.build_schedule(), 0
     model.train()
     for _ in range(recipe.epochs):
         for batch in data.train:
             for group in optimizer.param_groups:
-                group["lr"] = recipe.peak_lr * course(step / steps)
-            images, targets = plain(batch)
+                group["lr"] = recipe.peak_lr * schedule(step / num_steps)
+            images, targets = convert_batch(batch)
             with runtime.autocast():
                 loss = sum(model(images, targets).values())
             optimizer.zero_grad()
@@ -245,60 +246,64 @@ def theirs_on(recipe) -> float:
             optimizer.step()
             step += 1
     model.eval()
-    found = detection_metrics.DetectionResults(data.labels)
+    results = detection_metrics.DetectionResults(data.labels)
     for batch in data.val:
-        images, targets = plain(batch)
+        images, targets = convert_batch(batch)
         with torch.inference_mode():
-            answers = model(images)
-        for i, (said, target) in enumerate(zip(answers, targets, strict=True)):
-            seen = (said["boxes"].cpu().numpy(), said["labels"].cpu().numpy() - 1, said["scores"].cpu().numpy())
+            outputs = model(images)
+        for i, (output, target) in enumerate(zip(outputs, targets, strict=True)):
+            prediction = (
+                output["boxes"].cpu().numpy(), output["labels"].cpu().numpy() - 1, output["scores"].cpu().numpy()
+            )  # fmt: skip
             kinds = batch.kinds[i][batch.classes[i] >= 0].numpy()
-            there = (target["every"].numpy(), target["classes"].numpy(), kinds)
-            found.update(
-                int(batch.indices[i]), detection_metrics.Prediction(*seen), detection_metrics.GroundTruth(*there)
+            ground_truth = (target["all_boxes"].numpy(), target["classes"].numpy(), kinds)
+            results.update(
+                int(batch.indices[i]),
+                detection_metrics.Prediction(*prediction),
+                detection_metrics.GroundTruth(*ground_truth),
             )
-    return found.compute_metrics()["map"]
+    return results.compute_metrics()["map"]
 
 
-def plain(batch: PaddedBatch) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """A batch as torchvision's networks take it: images without their frame, and what counts in them."""
+def convert_batch(batch: PaddedBatch) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Convert a batch to torchvision's format: images without padding, and their regular objects."""
     images, targets = [], []
     for i, (height, width) in enumerate(batch.sizes.int().tolist()):
         images.append((batch.images[i, :, :height, :width].float() / 255).to(DEVICE))
-        there = batch.classes[i] >= 0
-        counted = there & (batch.kinds[i] == 0)
-        boxes, labels = batch.boxes[i][counted].to(DEVICE), batch.classes[i][counted].to(DEVICE) + 1
-        every = {"every": batch.boxes[i][there].cpu(), "classes": batch.classes[i][there].cpu()}
-        targets.append({"boxes": boxes, "labels": labels, **every})
+        is_object = batch.classes[i] >= 0
+        regular = is_object & (batch.kinds[i] == 0)
+        boxes, labels = batch.boxes[i][regular].to(DEVICE), batch.classes[i][regular].to(DEVICE) + 1
+        all_objects = {"all_boxes": batch.boxes[i][is_object].cpu(), "classes": batch.classes[i][is_object].cpu()}
+        targets.append({"boxes": boxes, "labels": labels, **all_objects})
     return images, targets
 
 
 def main() -> None:
-    """Run the part that is named."""
+    """Run the selected benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["rates", "loop", "scenes", "bccd", "animals"])
+    parser.add_argument("benchmark", choices=["rates", "loop", "scenes", "bccd", "animals"])
     parser.add_argument("--height", type=int, default=800)
     parser.add_argument("--width", type=int, default=1066)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--data", default="bccd", help="of loop")
+    parser.add_argument("--data", default="bccd", help="Dataset of loop.")
     parser.add_argument("--precisions", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
-    parser.add_argument("--rounds", type=int, default=7, help="turns of rates that are timed")
+    parser.add_argument("--rounds", type=int, default=7, help="Number of timed rounds in rates.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--side", type=int, default=320, help="shorter side of the animals")
+    parser.add_argument("--side", type=int, default=320, help="Shorter side of the images of animals.")
     parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--weights", default="imagenet", help="a file of VGG-16's convolutions")
-    parser.add_argument("--out", help="a folder where the runs of scenes and bccd stay")
+    parser.add_argument("--weights", default="imagenet", help="File of VGG-16's convolutions.")
+    parser.add_argument("--out", help="Folder for the runs of scenes and bccd; temporary by default.")
     options, options.more = parser.parse_known_args()
-    if options.more and options.part in ("rates", "animals"):
-        parser.error(f"{options.part} has no {' '.join(options.more)}")
-    if options.part == "rates":
+    if options.more and options.benchmark in ("rates", "animals"):
+        parser.error(f"{options.benchmark} has no option {' '.join(options.more)}")
+    if options.benchmark == "rates":
         rates(options)
-    elif options.part == "loop":
+    elif options.benchmark == "loop":
         loop(options)
-    elif options.part == "animals":
+    elif options.benchmark == "animals":
         animals(options)
-    elif options.part == "bccd":
+    elif options.benchmark == "bccd":
         trainings("bccd", BCCD, options)
     else:
         trainings("scenes", SCENES, options)

@@ -1,9 +1,9 @@
-"""Run the tests that need a GPU, and record how many pass.
+"""Run the tests that need a GPU, and record the number of passed tests.
 
     python benchmarks/device_tests.py [--select EXPRESSION]
 
-``--select`` is pytest's ``-k`` for other tests than those marked ``gpu``, for a trial without a GPU. Warnings are no
-errors here: the versions on the machine with the GPU may be others.
+``--select`` is pytest's ``-k`` to select other tests than those marked ``gpu``, for a test without a GPU. Warnings are
+not errors, because the package versions on the GPU machine may differ.
 """
 
 import argparse
@@ -22,27 +22,27 @@ FILES = ("tests/quantization/test_binary_cuda.py", "tests/contract/test_devices.
 
 
 def main() -> None:
-    """Run them; the exit status is pytest's."""
+    """Run the tests; the exit status is pytest's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--select", help="pytest's -k")
+    parser.add_argument("--select", help="Test selection, pytest's -k.")
     options = parser.parse_args()
-    which = ["-k", options.select] if options.select else ["-m", "gpu"]
+    selection = ["-k", options.select] if options.select else ["-m", "gpu"]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        words = [sys.executable, "-m", "pytest", "-q", "-W", "default", *which, f"--junit-xml={report}", *FILES]
+        command = [sys.executable, "-m", "pytest", "-q", "-W", "default", *selection, f"--junit-xml={report}", *FILES]
         if not options.select and importlib.util.find_spec("xdist"):
-            words += ["-n", str(min(8, os.cpu_count() or 1)), "--dist", "worksteal"]
-        status = subprocess.run(words, cwd=ROOT).returncode
+            command += ["-n", str(min(8, os.cpu_count() or 1)), "--dist", "worksteal"]
+        status = subprocess.run(command, cwd=ROOT).returncode
         if not report.is_file():
             sys.exit(status)
         cases = list(ElementTree.parse(report).iter("testcase"))
-    ends = [(case.attrib["name"], {child.tag for child in case}) for case in cases]
-    failed = sorted(name for name, tags in ends if tags & {"failure", "error"})
-    skipped = sum("skipped" in tags for _, tags in ends)
+    outcomes = [(case.attrib["name"], {child.tag for child in case}) for case in cases]
+    failed = sorted(name for name, tags in outcomes if tags & {"failure", "error"})
+    skipped = sum("skipped" in tags for _, tags in outcomes)
     seconds = sum(float(case.attrib["time"]) for case in cases)
     note = f"{len(failed)} failed, {skipped} skipped" + "".join(f"; {name}" for name in failed)
-    record("device tests", "tests passed", len(ends) - len(failed) - skipped, seconds=seconds, note=note,
-           command=f"python -m pytest {' '.join(which)} {' '.join(FILES)}")  # fmt: skip
+    record("device tests", "tests passed", len(outcomes) - len(failed) - skipped, seconds=seconds, note=note,
+           command=f"python -m pytest {' '.join(selection)} {' '.join(FILES)}")  # fmt: skip
     sys.exit(status)
 
 

@@ -1,4 +1,4 @@
-"""Deep Q-Network: what it wins, and how many steps a second it plays and learns beside Stable-Baselines3.
+"""Deep Q-Network: mean return, and steps per second compared with Stable-Baselines3.
 
     python benchmarks/dqn.py catch [--seeds 0 1 2] [OPTIONS]
     python benchmarks/dqn.py pong [--seeds 0] [--out FOLDER] [--minutes 15] [OPTIONS]
@@ -6,15 +6,15 @@
     python benchmarks/dqn.py rate [--game pong] [--steps 4000] [--precision float32]
     python benchmarks/dqn.py memory
 
-``catch``, ``pong`` and ``breakout`` train from the command line and record the mean return over 30 episodes with 5 % of
-the actions by chance: no sticky actions, whole games. ``catch`` is judged by 1,000 balls, too, with chance and without.
-With ``--minutes`` the training is stopped after as many, and evaluated as far as it is; repeated with the same
-``--out``, it is resumed.
+``catch``, ``pong`` and ``breakout`` train from the command line and record the mean return over 30 full episodes with
+epsilon 0.05 and without sticky actions. ``catch`` is also evaluated over 1,000 episodes with epsilon 0 and 0.05. With
+``--minutes`` the training is stopped after that time and evaluated; a further call with the same ``--out`` resumes it.
 
-``rate`` lets ours and Stable-Baselines3's DQN play and learn in turn, each in a process of its own: the same game as
-both have it (84×84, four frames, an update of 32 for every four steps of four games, Adam, gradients not scaled).
-Stable-Baselines3 computes in float32, and so does ours unless ``--precision`` is another, such as ``auto``, its default
-in a training. ``memory`` fills the memory with a million steps of 84×84 pixels. Results go to results.csv.
+``rate`` trains our DQN and that of Stable-Baselines3 in turn, each in its own process, with the same settings: frames
+of 84×84, a stack of four, an optimizer step with batch size 32 per four steps of four environments, Adam, no gradient
+scaling. Stable-Baselines3 computes in float32. So does ours by default; with ``--precision auto`` it uses the default
+precision of a training. ``memory`` fills the replay buffer with a million steps of 84×84 pixels. Results go to
+results.csv.
 """
 
 import argparse
@@ -30,14 +30,14 @@ from pathlib import Path
 
 import torch
 
-from common.processes import Apart, ask_in_turn, installed, resident
-from common.record import answer, anywhere, each_seed, record
+from common.processes import Worker, check_installed, measure_in_turn, read_memory
+from common.record import record, run_command, strip_folders, train_seeds
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
-WARMING = 1  # turns before those that are timed
-GAMES = 4
-LINES = {
+WARMUP_ROUNDS = 1
+NUM_ENVS = 4
+COMMANDS = {
     "catch": "fukami train dqn",
     "pong": "fukami train dqn --env pong --steps 1200000 --buffer-size 400000 --learning-starts 10000 "
     "--exploration-steps 200000 --target-update-interval 1000 --num-envs 8 --schedule polynomial "
@@ -48,96 +48,98 @@ LINES = {
 
 
 def trainings(options: argparse.Namespace) -> None:
-    """Train with each seed, and record what it wins."""
+    """Train with each seed, and record the mean return."""
     if options.minutes:
         train_for_minutes(options)
         return
-    for seed, result, seconds, command in each_seed(LINES[options.benchmark], options):
+    for seed, result, seconds, command in train_seeds(COMMANDS[options.benchmark], options):
         note = f"{result['count']} episodes, epsilon 0.05; deviation {result['return_deviation']:.2f}, not sticky"
         record(f"dqn {options.benchmark}", "return", result["return"], seed=seed, seconds=seconds, command=command,
                note=note)  # fmt: skip
         if options.benchmark == "catch":
-            judge(result["run"], seed)
+            evaluate(result["run"], seed)
 
 
 def train_for_minutes(options: argparse.Namespace) -> None:
-    """Train with the first seed for so many minutes, from the last checkpoint on where there is one, and evaluate."""
+    """Train with the first seed for ``options.minutes``, from the last checkpoint if there is one, and evaluate."""
     (seed, *_), out = options.seeds, Path(options.out or tempfile.mkdtemp())
     run = out / f"dqn-{options.benchmark}-seed-{seed}"
-    words = [*LINES[options.benchmark].split(), *options.more, "--seed", str(seed)]
-    more = ["--resume"] if (run / "last.ckpt").exists() else []
-    began = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-m", *words, "--out", str(run), *more], stdout=subprocess.DEVNULL)
+    command = [*COMMANDS[options.benchmark].split(), *options.more, "--seed", str(seed)]
+    resume = ["--resume"] if (run / "last.ckpt").exists() else []
+    start = time.monotonic()
+    process = subprocess.Popen([sys.executable, "-m", *command, "--out", str(run), *resume], stdout=subprocess.DEVNULL)
     try:
         process.wait(60 * options.minutes)
     except subprocess.TimeoutExpired:
-        process.terminate()  # it writes a checkpoint first
+        process.terminate()  # the process writes a checkpoint first
         process.wait()
     finally:
         process.kill()
     if process.returncode not in (0, 128 + signal.SIGTERM):
         sys.exit(f"the training ended with status {process.returncode}")
-    seconds = time.monotonic() - began
-    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    result, _ = answer(f"fukami eval {run}")
-    note = f"{last['step']:,} updates, the last {seconds / 60:.1f} minutes of them here; {result['count']} episodes, "
+    seconds = time.monotonic() - start
+    last_line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    result, _ = run_command(f"fukami eval {run}")
+    note = (
+        f"{last_line['step']:,} steps, the last {seconds / 60:.1f} minutes of them here; {result['count']} episodes, "
+    )
     note += f"epsilon 0.05; deviation {result['return_deviation']:.2f}, no sticky actions"
-    record(f"dqn {options.benchmark} {'whole' if process.returncode == 0 else 'stopped'}", "return", result["return"],
-           seed=seed, seconds=seconds, command=anywhere(words), note=note)  # fmt: skip
+    state = "complete" if process.returncode == 0 else "stopped"
+    record(f"dqn {options.benchmark} {state}", "return", result["return"], seed=seed, seconds=seconds,
+           command=strip_folders(command), note=note)  # fmt: skip
 
 
-def judge(run: str, seed: int) -> None:
-    """What the run wins in a thousand episodes, with actions by chance and without."""
+def evaluate(run: str, seed: int) -> None:
+    """Evaluate the run over a thousand episodes, with and without random actions."""
     for epsilon in (0, 0.05):
         command = f"fukami eval {run} --set eval_epsilon={epsilon} eval_episodes=1000"
-        result, seconds = answer(command)
+        result, seconds = run_command(command)
         record("dqn catch evaluated", f"return, epsilon {epsilon}", result["return"], seed=seed, seconds=seconds,
                command=command.replace(run, "runs/dqn"), note=f"{result['count']} episodes")  # fmt: skip
 
 
 def rate(options: argparse.Namespace) -> None:
-    """Steps a second of both, in turn; ours in ``options.precision``, theirs in float32."""
-    processes = [Apart(ours, options)]
-    if installed("stable_baselines3", "Stable-Baselines3") and installed("cv2", "its Atari games"):
-        processes.append(Apart(theirs, options))
-    speeds = ask_in_turn(processes, options.steps, options.rounds, WARMING)
-    taken = [each.ask(0) for each in processes]
+    """Measure the steps per second of both in turn; ours in ``options.precision``, Stable-Baselines3 in float32."""
+    workers = [Worker(run_ours, options)]
+    if check_installed("stable_baselines3", "Stable-Baselines3") and check_installed("cv2", "its Atari games"):
+        workers.append(Worker(run_stable_baselines3, options))
+    speeds = measure_in_turn(workers, options.steps, options.rounds, WARMUP_ROUNDS)
+    memory = [worker.request(0) for worker in workers]
     command = f"python benchmarks/dqn.py {shlex.join(sys.argv[1:])}"
-    note = (
-        f"{options.game}, acting and learning, 4 games; {' and '.join(f'{each:.4g}' for each in speeds)} steps a second"
-    )
+    note = f"{options.game}, acting and learning, {NUM_ENVS} games; "
+    note += f"{' and '.join(f'{speed:.4g}' for speed in speeds)} steps a second"
     name, other = f"dqn rate {options.precision}", "Stable-Baselines3 in float32"
     if len(speeds) == 1:
         record(name, "steps per second", speeds[0], command=command, note=note)
         return
     record(name, f"steps a second over those of {other}", speeds[0] / speeds[1], command=command, note=note)
-    record(name, f"memory over that of {other}", taken[0] / taken[1], command=command, note=note)
+    record(name, f"memory over that of {other}", memory[0] / memory[1], command=command, note=note)
 
 
 def memory(options: argparse.Namespace) -> None:
-    """Gigabytes in which a million steps are remembered."""
+    """Measure the memory of a replay buffer with a million steps."""
     from fukami.reinforcement.replay import ReplayBuffer
 
-    before = resident("VmRSS")
-    remembered = ReplayBuffer(GAMES, (84, 84), 10**6 // GAMES)
-    remembered.allocate(torch.device("cpu"))
-    seen = torch.randint(0, 256, (GAMES, 84, 84), dtype=torch.uint8)
-    for _ in range(remembered.num_slots):
-        remembered.add(seen, torch.zeros(GAMES, dtype=torch.bool))
-    taken = (resident("VmRSS") - before) / 1e9
-    steps = remembered.num_envs * remembered.num_slots
-    record("dqn memory", "gigabytes of a million steps", taken, command="python benchmarks/dqn.py memory",
+    before = read_memory("VmRSS")
+    buffer = ReplayBuffer(NUM_ENVS, (84, 84), 10**6 // NUM_ENVS)
+    buffer.allocate(torch.device("cpu"))
+    frames = torch.randint(0, 256, (NUM_ENVS, 84, 84), dtype=torch.uint8)
+    for _ in range(buffer.num_slots):
+        buffer.add(frames, torch.zeros(NUM_ENVS, dtype=torch.bool))
+    gigabytes = (read_memory("VmRSS") - before) / 1e9
+    steps = buffer.num_envs * buffer.num_slots
+    record("dqn memory", "gigabytes of a million steps", gigabytes, command="python benchmarks/dqn.py memory",
            note=f"{steps:,} steps with the slack that a resumed run needs")  # fmt: skip
 
 
-def ours(options: argparse.Namespace, pipe) -> None:
-    """Play and learn as often as asked; tells the steps a second, and at last the memory."""
+def run_ours(options: argparse.Namespace, pipe) -> None:
+    """Train our DQN in a worker for the requested steps; send the steps per second, and finally the peak memory."""
     from fukami.engine.recipe import get_recipe
     from fukami.engine.runtime import Runtime
 
-    before = resident("VmRSS")
+    before = read_memory("VmRSS")
     recipe = get_recipe("dqn")(
-        env=options.game, num_envs=GAMES, steps=10**6, buffer_size=20_000, learning_starts=1_000, lr=1e-4
+        env=options.game, num_envs=NUM_ENVS, steps=10**6, buffer_size=20_000, learning_starts=1_000, lr=1e-4
     )
     runtime = Runtime.start(DEVICE, options.precision)
     torch.manual_seed(0)
@@ -145,59 +147,59 @@ def ours(options: argparse.Namespace, pipe) -> None:
     data.train.setup(runtime)
     task = recipe.build_task(data.labels)
     task.setup(runtime)
-    batches, update = iter(task.iterate_batches(data.train)), runtime.capture(task.step, task.supports_cuda_graph)
-    update(next(batches))
+    batches, train_step = iter(task.iterate_batches(data.train)), runtime.capture(task.step, task.supports_cuda_graph)
+    train_step(next(batches))
     while steps := pipe.recv():
-        began = time.monotonic()
+        start = time.monotonic()
         for _ in range(steps // recipe.train_frequency):
-            update(next(batches))
+            train_step(next(batches))
         if CUDA:
             torch.cuda.synchronize()
-        pipe.send(steps / (time.monotonic() - began))
-    pipe.send(torch.cuda.max_memory_allocated() if CUDA else resident("VmHWM") - before)
+        pipe.send(steps / (time.monotonic() - start))
+    pipe.send(torch.cuda.max_memory_allocated() if CUDA else read_memory("VmHWM") - before)
 
 
-def theirs(options: argparse.Namespace, pipe) -> None:
-    """The same of Stable-Baselines3."""
+def run_stable_baselines3(options: argparse.Namespace, pipe) -> None:
+    """Train the DQN of Stable-Baselines3 in a worker."""
     import ale_py
     import gymnasium
     from stable_baselines3 import DQN
     from stable_baselines3.common.env_util import make_atari_env
     from stable_baselines3.common.vec_env import VecFrameStack
 
-    before = resident("VmRSS")
+    before = read_memory("VmRSS")
     gymnasium.register_envs(ale_py)
     name = f"{''.join(word.capitalize() for word in options.game.split('_'))}NoFrameskip-v4"
-    games = VecFrameStack(make_atari_env(name, n_envs=GAMES, seed=0), n_stack=4)
-    model = DQN("CnnPolicy", games, learning_rate=1e-4, buffer_size=20_000, learning_starts=1_000, batch_size=32,
+    envs = VecFrameStack(make_atari_env(name, n_envs=NUM_ENVS, seed=0), n_stack=4)
+    model = DQN("CnnPolicy", envs, learning_rate=1e-4, buffer_size=20_000, learning_starts=1_000, batch_size=32,
                 train_freq=1, gradient_steps=1, target_update_interval=1_000, exploration_fraction=0.01,
                 exploration_final_eps=0.02, max_grad_norm=math.inf, device=DEVICE, seed=0)  # fmt: skip
     model.learn(1_100)
     while steps := pipe.recv():
-        began = time.monotonic()
+        start = time.monotonic()
         model.learn(steps, reset_num_timesteps=False)
-        pipe.send(steps / (time.monotonic() - began))
-    pipe.send(torch.cuda.max_memory_allocated() if CUDA else resident("VmHWM") - before)
+        pipe.send(steps / (time.monotonic() - start))
+    pipe.send(torch.cuda.max_memory_allocated() if CUDA else read_memory("VmHWM") - before)
 
 
 def main() -> None:
-    """Run the part that is named."""
+    """Run the selected benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("benchmark", choices=[*LINES, "rate", "memory"])
+    parser.add_argument("benchmark", choices=[*COMMANDS, "rate", "memory"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--game", default="pong")
-    parser.add_argument("--steps", type=int, help="of a turn of rate, 4,000 by default; or of a training")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of rate that are timed")
-    parser.add_argument("--precision", help="ours; by default float32 in rate, and the fastest in a training")
-    parser.add_argument("--minutes", type=float, help="of a training; without it, until it is done")
-    parser.add_argument("--out", help="a folder where the runs stay")
+    parser.add_argument("--steps", type=int, help="Steps per round of rate (default 4,000), or of a training.")
+    parser.add_argument("--rounds", type=int, default=5, help="Number of timed rounds in rate.")
+    parser.add_argument("--precision", help="Precision of ours; default: float32 in rate, auto in a training.")
+    parser.add_argument("--minutes", type=float, help="Training time; default: until the end of the training.")
+    parser.add_argument("--out", help="Folder for the runs; temporary by default.")
     options, options.more = parser.parse_known_args()
     options.weights = ""
     if options.benchmark == "rate":
         options.precision, options.steps = options.precision or "float32", options.steps or 4_000
     else:
-        given = {"--precision": options.precision, "--steps": options.steps}
-        options.more += [word for flag, value in given.items() if value for word in (flag, str(value))]
+        flags = {"--precision": options.precision, "--steps": options.steps}
+        options.more += [word for flag, value in flags.items() if value for word in (flag, str(value))]
     {"rate": rate, "memory": memory}.get(options.benchmark, trainings)(options)
 
 

@@ -1,9 +1,10 @@
-"""How many broken and hostile files are neither read nor refused by name, in bounded time and memory.
+"""Fuzz test: number of broken and hostile files that are neither read nor rejected with an error message.
 
     python benchmarks/fuzz.py [--cases 50000] [--seed 1]
 
-The cases are those of ``tests/fuzz_cases.py``, of which the suite runs 2,000; those of a run are made of a small one
-that is trained first. Each failure is printed with what repeats it. Results go to results.csv.
+The cases are those of ``tests/fuzz_cases.py``, of which the tests run 2,000; they have limited time and memory. Cases
+of a run modify a small run that is trained first. Each failure is printed with its reproduction. Results go to
+results.csv.
 """
 
 import argparse
@@ -21,26 +22,37 @@ CASES = Path(__file__).parents[1] / "tests" / "fuzz_cases.py"
 
 
 def main() -> None:
-    """Train a run, and run the cases in a process of their own."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--cases", type=int, default=50_000)
-    options.add_argument("--seed", type=int, default=1)
-    given = options.parse_args()
+    """Train a run, and run the cases in a separate process."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=50_000)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        run, note = Path(folder) / "run", Path(folder) / "case"
+        run, case_file = Path(folder) / "run", Path(folder) / "case"
         recipe = fukami.get_recipe("deep-convnet")(epochs=1, batch_size=200, widths=(4, 4, 4, 4, 8, 8), hidden=8)
         fukami.train(recipe, run, device="cpu", precision="float32")
-        command = [sys.executable, CASES, "--cases", given.cases, "--seed", given.seed, "--run", run, "--note", note]
+        command = [
+            sys.executable,
+            CASES,
+            "--cases",
+            options.cases,
+            "--seed",
+            options.seed,
+            "--run",
+            run,
+            "--note",
+            case_file,
+        ]
         environment = {**os.environ, "MALLOC_ARENA_MAX": "2"}
-        done = subprocess.run([*map(str, command)], stdout=subprocess.PIPE, text=True, env=environment)
-        if not done.stdout:
-            raise SystemExit(f"the process ended with status {done.returncode} in {note.read_text()}")
-    found = json.loads(done.stdout)
-    for failure in found["failures"]:
+        process = subprocess.run([*map(str, command)], stdout=subprocess.PIPE, text=True, env=environment)
+        if not process.stdout:
+            raise SystemExit(f"the process ended with status {process.returncode} in {case_file.read_text()}")
+    result = json.loads(process.stdout)
+    for failure in result["failures"]:
         print(json.dumps(failure))
-    note_ = f"{found['worked']} read, {found['refused']} refused by name, in {found['seconds']} s"
-    command_ = f"python benchmarks/fuzz.py --cases {given.cases} --seed {given.seed}"
-    record("hostile files", "failures", len(found["failures"]), seed=given.seed, command=command_, note=note_)
+    note = f"{result['worked']} read, {result['refused']} rejected with an error, in {result['seconds']} s"
+    record_command = f"python benchmarks/fuzz.py --cases {options.cases} --seed {options.seed}"
+    record("hostile files", "failures", len(result["failures"]), seed=options.seed, command=record_command, note=note)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,21 @@
-"""Measure everything that needs a GPU, in the order of its value, by one command.
+"""Run all benchmarks that need a GPU with one command, the most important ones first.
 
     python benchmarks/gpu.py [--minutes 25] [--only NAME...]
-    python benchmarks/gpu.py --device cpu --smoke         every entry at toy size, on a machine without a GPU
+    python benchmarks/gpu.py --device cpu --smoke         every entry with a tiny workload, on a machine without a GPU
     python benchmarks/gpu.py pack [FOLDER] [--installed FILE]
     python benchmarks/gpu.py merge
 
-Each command of an entry is a process of its own with a time limit. An entry that does not fit into the minutes left is
-skipped, and one that the machine cannot run is named with the reason. Rows in the form of results.csv are printed and
-written as they come into results_gpu.csv beside it (``--results``), the output of the commands into results_gpu.log and
-the progress into results_gpu.json: repeated at the same commit on the same GPU, the command continues with what is not
-measured yet, and its exit status is 0 once everything is. ``merge`` moves the rows into results.csv. With ``--smoke``
-nothing is kept unless ``--results`` is given.
+Each command of an entry runs in its own process with a time limit. An entry that does not fit into the remaining
+minutes is skipped; one that the machine cannot run is reported with the reason. Rows in the format of results.csv are
+printed and written immediately to results_gpu.csv next to it (``--results``), the output of the commands to
+results_gpu.log, and the progress to results_gpu.json. Repeated at the same commit on the same GPU, the command
+continues with the entries that are not measured yet; its exit status is 0 when all are. ``merge`` moves the rows into
+results.csv. With ``--smoke`` nothing is kept unless ``--results`` is specified.
 
-A machine with Python 3.12, torch and torchvision alone needs the folder that ``pack`` makes where there is a network,
-gpu_pack beside this file: wheels of what is missing there, which are installed into an environment of their own, and
-the data sets, cut down. ``--installed`` is the output of ``pip freeze`` there, and leaves those wheels out. Where there
-is no git, FUKAMI_COMMIT names the commit.
+A machine with only Python 3.12, torch and torchvision needs the folder gpu_pack next to this file, which ``pack``
+creates on a machine with a network. It contains wheels of the missing packages, which are installed into a separate
+environment, and reduced datasets. ``--installed`` is the output of ``pip freeze`` on the GPU machine; these packages
+are omitted. Without git, the environment variable FUKAMI_COMMIT is the commit.
 """
 
 import argparse
@@ -36,21 +36,21 @@ from common import packing
 
 HERE = Path(__file__).parent
 PACK = HERE / "gpu_pack"
-TAIL = 15  # lines of the output of a command that failed
+NUM_OUTPUT_LINES = 15  # printed lines of the output of a failed command
 REFERENCE = "--only 'torchvision reference'"
 SHORT = "--rounds 1 --windows 2 --theirs mixed"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What is measured: commands, scripts of this folder, and toy commands for a machine without a GPU."""
+    """Benchmark entry: commands, which are scripts of this folder, and smoke commands for a machine without a GPU."""
 
     name: str
-    minutes: float  # that all commands take together on an H100; they may take twice as long
-    memory: float  # GB that the GPU should have
+    minutes: float  # duration of all commands on an H100; the limit is twice as long
+    memory: float  # required GPU memory in GB
     commands: tuple[str, ...]
     smoke: tuple[str, ...]
-    packages: tuple[str, ...] = ()  # imports besides fukami's own dependencies, without which there is nothing
+    packages: tuple[str, ...] = ()  # required imports in addition to fukami's dependencies
 
 
 ENTRIES = (
@@ -63,10 +63,10 @@ ENTRIES = (
     Entry(
         "deep-convnet", 2.5, 4,
         (
-            "deep_convnet.py goal --seeds 3 4 5 --epochs 10",
-            "deep_convnet.py goal --seeds 3 4 5 --epochs 0 --passes 5 --batch 500 --lr 0.01",
+            "deep_convnet.py goal --seeds 3 4 5 --plain-epochs 10",
+            "deep_convnet.py goal --seeds 3 4 5 --plain-epochs 0 --epochs 5 --batch 500 --lr 0.01",
         ),
-        ("deep_convnet.py goal --data digits --goal 0.2 --epochs 1 --passes 1 --batch 100",),
+        ("deep_convnet.py goal --data digits --goal 0.2 --plain-epochs 1 --epochs 1 --batch 100",),
     ),
     Entry(
         "resnet50", 5, 40,
@@ -81,7 +81,7 @@ ENTRIES = (
     Entry(
         "dcgan", 1, 8,
         ("dcgan.py rate --precisions float32 tf32 auto",),
-        ("dcgan.py rate --size 32 --rounds 1 --updates 1 --precisions auto",),
+        ("dcgan.py rate --size 32 --rounds 1 --steps 1 --precisions auto",),
     ),
     Entry(
         "segmentation", 5, 24,
@@ -118,7 +118,7 @@ ENTRIES = (
             "neural_style.py race {images} --weights random --precision auto",
         ),
         (
-            "neural_style.py seconds --weights random --size 64 --changes 1",
+            "neural_style.py seconds --weights random --size 64 --stylize-iterations 1",
             "neural_style.py race --weights random --size 64 --iterations 1 --rounds 1",
         ),
     ),
@@ -155,11 +155,11 @@ ENTRIES = (
 
 
 class Results:
-    """The rows that commands write, and which commands are done; both continue where they stopped.
+    """Rows that the commands write, and the completed commands; both are resumed from files.
 
     Args:
-        path: the CSV file; the progress and the output lie beside it.
-        conditions: commit and hardware; the progress of other ones is forgotten.
+        path: the CSV file; progress and output are next to it.
+        conditions: commit and hardware; progress under other conditions is discarded.
     """
 
     def __init__(self, path: Path, conditions: dict[str, str]) -> None:
@@ -169,33 +169,33 @@ class Results:
             state = json.loads(self.progress.read_text())
             if state["conditions"] == conditions:
                 self.state = state
-        self.printed = len(self.rows())
+        self.num_printed = len(self.read_rows())
 
-    def rows(self) -> list[dict[str, str]]:
-        """The rows that are written to their end."""
+    def read_rows(self) -> list[dict[str, str]]:
+        """Read the rows that are written completely."""
         text = self.path.read_text() if self.path.exists() else ""
         return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines(keepends=True)))
 
     def is_done(self, command: str) -> bool:
-        """Whether the command was measured to its end."""
+        """Return whether the command has completed."""
         return command in self.state["done"]
 
     def finish(self, command: str, seconds: float) -> None:
-        """Note that the command is done."""
+        """Save the command as completed."""
         self.state["done"][command] = round(seconds, 1)
         self.progress.write_text(json.dumps(self.state, indent=1) + "\n")
 
     def print_new(self, name: str) -> None:
-        """Print a line for each row that was written since the last time."""
-        rows = self.rows()
-        for row in rows[self.printed :]:
+        """Print a line for each row written since the last call."""
+        rows = self.read_rows()
+        for row in rows[self.num_printed :]:
             note = f"  ({row['note']})" if row["note"] else ""
             print(f"{name:<12}  {row['benchmark']}: {row['metric']} = {row['value']}{note}", flush=True)
-        self.printed = len(rows)
+        self.num_printed = len(rows)
 
 
 class Machine:
-    """The interpreter that measures, its environment, and what the device is."""
+    """Interpreter and environment that run the commands, and properties of the device."""
 
     def __init__(self, device: str, smoke: bool) -> None:
         self.device, self.smoke = device, smoke
@@ -203,35 +203,41 @@ class Machine:
         if not _has_fukami():
             if not PACK.is_dir():
                 sys.exit(
-                    f"fukami is not installed for {sys.executable}: pip install -e ., or, without a network, put the "
-                    f"folder that `gpu.py pack` makes elsewhere at {PACK}"
+                    f"fukami is not installed for {sys.executable}: pip install -e ., or, without a network, copy the "
+                    f"folder that `gpu.py pack` creates on another machine to {PACK}"
                 )
             self.python, data = packing.install(PACK)
             self.environment.setdefault("FUKAMI_DATA", str(data))
         if device == "cpu":
             self.environment["CUDA_VISIBLE_DEVICES"] = ""
-        self.found = json.loads(subprocess.check_output([self.python, "-c", LOOK], env=self.environment, cwd=HERE))
+        self.properties = json.loads(
+            subprocess.check_output([self.python, "-c", PROPERTIES_SCRIPT], env=self.environment, cwd=HERE)
+        )
 
-    def problem(self, entry: Entry) -> str:
-        """Why the entry cannot be measured here; empty where it can."""
-        missing = [name for name in entry.packages if name not in self.found["packages"]]
+    def find_problem(self, entry: Entry) -> str:
+        """Return why the entry cannot run on this machine; empty if it can."""
+        missing = [name for name in entry.packages if name not in self.properties["packages"]]
         if missing:
             return f"needs the package {' and '.join(missing)}, which is not installed"
         if self.device == "cpu":
-            return "" if self.smoke else "needs a GPU: --smoke measures it at toy size on a CPU"
-        if not self.found["cuda"]:
-            return f"needs a GPU: torch {self.found['torch']} sees no CUDA device (--device cpu --smoke needs none)"
-        if self.found["memory"] < entry.memory:
-            return f"needs {entry.memory:g} GB of GPU memory; {self.found['hardware']} has {self.found['memory']:.1f}"
+            return "" if self.smoke else "needs a GPU: --smoke runs a tiny workload on a CPU"
+        if not self.properties["cuda"]:
+            return (
+                f"needs a GPU: torch {self.properties['torch']} finds no CUDA device (--device cpu --smoke needs none)"
+            )
+        if self.properties["memory"] < entry.memory:
+            hardware, memory = self.properties["hardware"], self.properties["memory"]
+            return f"needs {entry.memory:g} GB of GPU memory; {hardware} has {memory:.1f}"
         return ""
 
 
-LOOK = """
-import importlib.util, json, torch, record
+PROPERTIES_SCRIPT = """
+import importlib.util, json, torch
+from common import record
 cuda = torch.cuda.is_available()
 names = ("pytest", "gymnasium", "ale_py", "triton")
 print(json.dumps({
-    "cuda": cuda, "torch": torch.__version__, "commit": record.commit(), "hardware": record.hardware(),
+    "cuda": cuda, "torch": torch.__version__, "commit": record.get_commit(), "hardware": record.describe_hardware(),
     "memory": torch.cuda.get_device_properties(0).total_memory / 1e9 if cuda else 0,
     "packages": [name for name in names if importlib.util.find_spec(name)],
 }))
@@ -239,7 +245,7 @@ print(json.dumps({
 
 
 def _has_fukami() -> bool:
-    """Whether fukami and its dependencies are installed for this interpreter."""
+    """Return whether fukami is installed for this interpreter."""
     try:
         importlib.metadata.version("fukami")
     except importlib.metadata.PackageNotFoundError:
@@ -248,55 +254,58 @@ def _has_fukami() -> bool:
 
 
 def measure(entries: list[Entry], machine: Machine, results: Results, minutes: float) -> bool:
-    """Run the entries; returns whether all of them are measured."""
-    end, good = time.monotonic() + 60 * minutes, True
+    """Run the entries; return whether all have completed."""
+    end, all_done = time.monotonic() + 60 * minutes, True
     for entry in entries:
-        commands = [fill(command, machine, results) for command in (entry.smoke if machine.smoke else entry.commands)]
-        left = [command for command in commands if not results.is_done(command)]
+        commands = [
+            fill_placeholders(command, machine, results)
+            for command in (entry.smoke if machine.smoke else entry.commands)
+        ]
+        open_commands = [command for command in commands if not results.is_done(command)]
         remaining = (end - time.monotonic()) / 60
-        reason = machine.problem(entry)
-        if not left:
-            reason = "measured already"
+        reason = machine.find_problem(entry)
+        if not open_commands:
+            reason = "already measured"
         elif not reason and entry.minutes > remaining:
             reason = f"skipped: may take {entry.minutes:g} minutes, and {max(0.0, remaining):.1f} are left"
         if reason:
             print(f"{entry.name:<12}  {reason}", flush=True)
-            good &= not left
+            all_done &= not open_commands
             continue
         limit = min(end, time.monotonic() + 2 * 60 * entry.minutes)
-        for command in left:
-            began = time.monotonic()
-            status = run(command, entry.name, machine, results, limit - began)
-            seconds = time.monotonic() - began
+        for command in open_commands:
+            start = time.monotonic()
+            status = run(command, entry.name, machine, results, limit - start)
+            seconds = time.monotonic() - start
             if status == 0:
                 results.finish(command, seconds)
                 print(f"{entry.name:<12}  done in {seconds:.0f} s: {command}", flush=True)
             else:
-                how = "stopped at its time limit" if status is None else f"failed with status {status}"
-                print(f"{entry.name:<12}  {how} after {seconds:.0f} s: {command}", flush=True)
-                print(*results.log.read_text().splitlines()[-TAIL:], sep="\n", file=sys.stderr, flush=True)
-                good = False
-    return good
+                outcome = "stopped at its time limit" if status is None else f"failed with status {status}"
+                print(f"{entry.name:<12}  {outcome} after {seconds:.0f} s: {command}", flush=True)
+                print(*results.log.read_text().splitlines()[-NUM_OUTPUT_LINES:], sep="\n", file=sys.stderr, flush=True)
+                all_done = False
+    return all_done
 
 
-def fill(command: str, machine: Machine, results: Results) -> str:
-    """The command with its folders and files."""
-    style = Path(machine.environment.get("FUKAMI_DATA", "")) / "style"
-    images = [next(iter(sorted((style / part).glob("*.jpg"))), None) for part in ("content", "style")]
-    words = shlex.join(map(str, images)) if all(images) else ""
-    return command.format(images=words, runs=results.path.parent / f"{results.path.stem}_runs")
+def fill_placeholders(command: str, machine: Machine, results: Results) -> str:
+    """Replace the placeholders of a command by paths."""
+    folder = Path(machine.environment.get("FUKAMI_DATA", "")) / "style"
+    images = [next(iter(sorted((folder / name).glob("*.jpg"))), None) for name in ("content", "style")]
+    paths = shlex.join(map(str, images)) if all(images) else ""
+    return command.format(images=paths, runs=results.path.parent / f"{results.path.stem}_runs")
 
 
 def run(command: str, name: str, machine: Machine, results: Results, seconds: float) -> int | None:
-    """Run a command and print the rows that it writes; returns its exit status, or None where the time was over."""
-    script, *words = shlex.split(command)
+    """Run a command and print the rows that it writes; return its exit status, or None at the time limit."""
+    script, *arguments = shlex.split(command)
     environment = machine.environment | {"FUKAMI_RESULTS": str(results.path), "PYTHONUNBUFFERED": "1"}
     with results.log.open("a") as log:
         log.write(f"\n== {command}\n")
         log.flush()
         files = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
-        words = [machine.python, str(HERE / script), *words]
-        process = subprocess.Popen(words, env=environment, start_new_session=True, **files)
+        arguments = [machine.python, str(HERE / script), *arguments]
+        process = subprocess.Popen(arguments, env=environment, start_new_session=True, **files)
     end = time.monotonic() + seconds
     try:
         while process.poll() is None and time.monotonic() < end:
@@ -305,18 +314,18 @@ def run(command: str, name: str, machine: Machine, results: Results, seconds: fl
         status = process.poll()
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
+            os.killpg(process.pid, signal.SIGKILL)  # including its child processes
             process.wait()
     results.print_new(name)
     return status
 
 
 def merge(results: Path, target: Path) -> int:
-    """Move the rows of a file to the end of another, the last one of each measurement; returns how many."""
+    """Append the last row of each measurement of a file to another file; return the number of rows."""
     with results.open(newline="") as file:
         reader = csv.DictReader(file)
-        same = ("commit", "benchmark", "metric", "seed", "hardware", "command")
-        rows = {tuple(row[name] for name in same): row for row in reader}
+        key_fields = ("commit", "benchmark", "metric", "seed", "hardware", "command")
+        rows = {tuple(row[name] for name in key_fields): row for row in reader}
         fields = reader.fieldnames or []
     with target.open("a", newline="") as file:
         csv.DictWriter(file, fields, lineterminator="\n").writerows(rows.values())
@@ -330,29 +339,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [entry.name for entry in ENTRIES]
     parser.add_argument("action", nargs="?", choices=["measure", "pack", "merge"], default="measure")
-    parser.add_argument("folder", nargs="?", type=Path, default=PACK, help="that pack makes")
-    parser.add_argument("--minutes", type=float, default=25.0, help="for all entries")
+    parser.add_argument("folder", nargs="?", type=Path, default=PACK, help="Folder that pack creates.")
+    parser.add_argument("--minutes", type=float, default=25.0, help="Time limit of all entries.")
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--smoke", action="store_true", help="every entry at toy size")
+    parser.add_argument("--smoke", action="store_true", help="Run every entry with a tiny workload.")
     parser.add_argument(
-        "--results", type=Path, help="CSV file for the rows; by default results_gpu.csv beside results.csv"
+        "--results", type=Path, help="CSV file of the rows; by default results_gpu.csv next to results.csv."
     )
-    parser.add_argument("--installed", type=Path, help="of pack: output of pip freeze on the machine with the GPU")
+    parser.add_argument("--installed", type=Path, help="For pack: output of pip freeze on the GPU machine.")
     options = parser.parse_args()
     results = options.results or HERE / "results_gpu.csv"
     if options.action == "pack":
         packing.pack(options.folder, options.installed)
     elif options.action == "merge":
         if not results.is_file():
-            parser.error(f"there is no {results}; measure first, or name the file with --results")
-        print(f"{merge(results, HERE / 'results.csv')} rows of {results} are in results.csv now")
+            parser.error(f"{results} does not exist; measure first, or specify the file with --results")
+        print(f"{merge(results, HERE / 'results.csv')} rows of {results} were moved to results.csv")
     else:
         machine = Machine(options.device, options.smoke)
         with tempfile.TemporaryDirectory() as folder:
             if options.smoke and not options.results:
                 results = Path(folder) / "results.csv"
-            conditions = {name: str(machine.found[name]) for name in ("commit", "hardware", "torch")}
+            conditions = {name: str(machine.properties[name]) for name in ("commit", "hardware", "torch")}
             entries = [entry for entry in ENTRIES if entry.name in options.only]
             sys.exit(not measure(entries, machine, Results(results.absolute(), conditions), options.minutes))
 

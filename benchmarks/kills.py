@@ -3,16 +3,16 @@
     python benchmarks/kills.py [deep-convnet dcgan dqn faster-rcnn show-and-tell neural-style] [--kills 20]
                                [--device cpu] [--record]
 
-Each recipe is trained once without interruption; then again, killed at random times and resumed each time until it is
-done, as often as it takes to reach the number of kills (100 for deep-convnet, 20 for each other by default). A training
-in which all is over before the next kill is followed by another one. Equal have to be ``weights.safetensors`` and
-``manifest.jsonl`` byte for byte, every tensor and number of ``last.ckpt`` but times, and ``metrics.jsonl`` but times.
+Each recipe is trained once without interruption. Then it is trained again, killed at random times and resumed until its
+end. Further trainings follow until the number of kills is reached (by default 100 for deep-convnet, 20 for the others).
+``weights.safetensors`` and ``manifest.jsonl`` must be byte-equal, ``last.ckpt`` and ``metrics.jsonl`` equal except
+times.
 
-The embedded scenes are few here. Trainings write a checkpoint at each look at the log, compute with one thread in
-float32, and are forked from a process that has imported torch, but with ``--device cuda``: no fork can use CUDA. Half
-of the kills come at a random time after the process has begun to go on, the others at a random time after its start, so
-that reading the checkpoint is interrupted, too. A line of JSON for each recipe says how many kills there were and what
-differs; the exit status is 1 if anything does. ``--record`` appends to results.csv.
+The datasets are few embedded scenes. Trainings write a checkpoint at each log interval and compute with one thread in
+float32. They are forked from a process that has imported torch, except with ``--device cuda``, since forks cannot use
+CUDA. Half of the kills come at a random time after training has continued, the others at a random time after the start
+of the process, so that reading the checkpoint is interrupted, too. For each recipe a JSON line contains the number of
+kills and the differences; the exit status is 1 if there are any. ``--record`` appends to results.csv.
 """
 
 import argparse
@@ -39,20 +39,20 @@ ENTRIES = {
     "--eval-every 4 --beam-size 2",
     "neural-style": "neural-style --size 128 --levels 2 --iterations 60 --eval-every 20",
 }
-KILLS = {"deep-convnet": 100}  # 20 for each other
-STEPS_BETWEEN = 6  # kills that fall into a training on average
-COMPARED = ("format", "versions", "threads", "manifest", "step", "task", "loader", "history", "random")
+NUM_KILLS = {"deep-convnet": 100}  # 20 for the others
+KILLS_PER_TRAINING = 6  # on average
+COMPARED_KEYS = ("format", "versions", "threads", "manifest", "step", "task", "loader", "history", "random")
 
 
 def train(words: list[str], log: str) -> None:
-    """Run the command line in this process, a fork, with a checkpoint at each look."""
+    """Run the command line in this process, with a checkpoint at each log interval."""
     import torch
 
     from common import few_scenes
     from fukami.engine import async_checkpoint
 
-    for number in (1, 2):
-        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    for descriptor in (1, 2):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     async_checkpoint.MIN_CHECKPOINT_INTERVAL, async_checkpoint.MAX_CHECKPOINT_FRACTION = 0.0, math.inf
@@ -60,7 +60,7 @@ def train(words: list[str], log: str) -> None:
 
 
 class Training:
-    """How an entry is trained: in a process of its own, on a device."""
+    """Training of an entry in a separate process on a device."""
 
     def __init__(self, entry: str, device: str) -> None:
         self.entry, self.device = entry, device
@@ -69,7 +69,7 @@ class Training:
         self.context.set_forkserver_preload(preload)
 
     def start(self, run: Path, log: Path, *more: str) -> BaseProcess:
-        """The process that trains, started."""
+        """Start the training process."""
         words = ["train", *ENTRIES[self.entry].split(), "--device", self.device, "--precision", "float32"]
         process = self.context.Process(target=train, args=([*words, "--out", str(run), *more], str(log)))
         process.start()
@@ -77,36 +77,40 @@ class Training:
 
 
 def size(path: Path) -> int:
-    """Bytes of a file; 0 where there is none."""
+    """Return the size of a file in bytes; 0 if it does not exist."""
     return path.stat().st_size if path.exists() else 0
 
 
-def run_alone(training: Training, run: Path, log: Path) -> float:
-    """Train without interruption; returns seconds from the first checkpoint on."""
+def run_uninterrupted(training: Training, run: Path, log: Path) -> float:
+    """Train without interruption; return the seconds from the first checkpoint to the end."""
     process = training.start(run, log)
     while process.is_alive() and not (run / "last.ckpt").exists():
         time.sleep(0.002)
-    began = time.monotonic()
+    start = time.monotonic()
     process.join()
     if process.exitcode:
         sys.exit(f"{training.entry} failed:\n{log.read_text()[-2000:]}")
-    return time.monotonic() - began
+    return time.monotonic() - start
 
 
-def run_killed(training: Training, run: Path, log: Path, rest: float, most: int, chance: random.Random) -> int:
-    """Train and be killed at most so often; returns the number of kills."""
+def run_killed(
+    training: Training, run: Path, log: Path, remaining_seconds: float, max_kills: int, rng: random.Random
+) -> int:
+    """Train with at most ``max_kills`` kills; return the number of kills."""
     kills = 0
     while True:
-        more = ["--resume"] if kills else []
-        before = (run / "last.ckpt").stat().st_mtime_ns if kills else 0
-        began, process = time.monotonic(), training.start(run, log, *more)
-        goes_on = kills == 0 or chance.random() < 0.5
-        while goes_on and process.is_alive():
-            if (run / "last.ckpt").exists() and (run / "last.ckpt").stat().st_mtime_ns != before:
+        flags = ["--resume"] if kills else []
+        previous_mtime = (run / "last.ckpt").stat().st_mtime_ns if kills else 0
+        start, process = time.monotonic(), training.start(run, log, *flags)
+        wait_for_checkpoint = kills == 0 or rng.random() < 0.5
+        while wait_for_checkpoint and process.is_alive():
+            if (run / "last.ckpt").exists() and (run / "last.ckpt").stat().st_mtime_ns != previous_mtime:
                 break
             time.sleep(0.002)
-        delay = chance.uniform(0, 2 * rest / STEPS_BETWEEN) if goes_on else chance.uniform(0, 2.0)
-        if kills < most:
+        delay = (
+            rng.uniform(0, 2 * remaining_seconds / KILLS_PER_TRAINING) if wait_for_checkpoint else rng.uniform(0, 2.0)
+        )
+        if kills < max_kills:
             process.join(delay)
         else:
             process.join()
@@ -118,88 +122,94 @@ def run_killed(training: Training, run: Path, log: Path, rest: float, most: int,
         process.join()
         if process.exitcode == -signal.SIGKILL:
             kills += 1
-        print(f"{training.entry}: kill {kills} after {time.monotonic() - began:.2f} s", file=sys.stderr)
+        print(f"{training.entry}: kill {kills} after {time.monotonic() - start:.2f} s", file=sys.stderr)
 
 
-def differences(one: Path, other: Path) -> list[str]:
-    """What of two runs differs."""
+def find_differences(one: Path, other: Path) -> list[str]:
+    """Return the names of the files and checkpoint entries that differ between two runs."""
     import torch
     from torch.utils import _pytree as pytree
 
     from fukami.engine.state_file import load_state
 
-    found = [
+    different = [
         name
         for name in ("weights.safetensors", "manifest.jsonl")
         if ((one / name).read_bytes() if (one / name).exists() else b"")
         != ((other / name).read_bytes() if (other / name).exists() else b"")
     ]
     states = [load_state(run / "last.ckpt", torch.device("cpu")) for run in (one, other)]
-    for name in COMPARED:
-        values, forms = zip(*(pytree.tree_flatten(state[name]) for state in states), strict=True)
-        same = forms[0] == forms[1] and all(
+    for name in COMPARED_KEYS:
+        values, structures = zip(*(pytree.tree_flatten(state[name]) for state in states), strict=True)
+        equal = structures[0] == structures[1] and all(
             torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(*values, strict=True)
         )
-        found += [] if same else [f"last.ckpt: {name}"]
-    return found + ([] if logged(one) == logged(other) else ["metrics.jsonl"])
+        different += [] if equal else [f"last.ckpt: {name}"]
+    return different + ([] if read_log(one) == read_log(other) else ["metrics.jsonl"])
 
 
-def logged(run: Path) -> list[dict[str, Any]]:
-    """The lines of the log without times."""
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """Read the lines of the log without times."""
     return [
-        {key: value for key, value in json.loads(line).items() if key not in ("seconds", "waiting", *_speeds(line))}
+        {
+            key: value
+            for key, value in json.loads(line).items()
+            if key not in ("seconds", "waiting", *_list_rate_keys(line))
+        }
         for line in (run / "metrics.jsonl").read_text().splitlines()
     ]
 
 
-def _speeds(line: str) -> list[str]:
+def _list_rate_keys(line: str) -> list[str]:
     return [key for key in json.loads(line) if key.endswith("_per_second")]
 
 
 def measure(entry: str, kills: int, seed: int, device: str) -> dict[str, Any]:
-    """Kill trainings of an entry so often in all; what there is to say."""
-    chance, training = random.Random(f"{entry} {seed}"), Training(entry, device)
-    began, done, trainings, found = time.monotonic(), 0, 0, set()
+    """Kill trainings of an entry ``kills`` times in total, and return the results."""
+    rng, training = random.Random(f"{entry} {seed}"), Training(entry, device)
+    start, num_kills, trainings, differences = time.monotonic(), 0, 0, set()
     with tempfile.TemporaryDirectory() as folder:
-        alone, log = Path(folder) / "alone", Path(folder) / "log"
-        rest = run_alone(training, alone, log)
-        checkpoints = len(logged(alone))
-        while done < kills:
+        uninterrupted, log = Path(folder) / "uninterrupted", Path(folder) / "log"
+        remaining_seconds = run_uninterrupted(training, uninterrupted, log)
+        num_lines = len(read_log(uninterrupted))
+        while num_kills < kills:
             run = Path(folder) / f"killed-{trainings}"
-            done += run_killed(training, run, log, rest, kills - done, chance)
+            num_kills += run_killed(training, run, log, remaining_seconds, kills - num_kills, rng)
             trainings += 1
-            found |= set(differences(alone, run))
+            differences |= set(find_differences(uninterrupted, run))
     return {
-        "entry": entry, "kills": done, "trainings": trainings, "lines": checkpoints, "different": sorted(found),
-        "seconds": round(time.monotonic() - began, 1),
+        "entry": entry, "kills": num_kills, "trainings": trainings, "lines": num_lines,
+        "different": sorted(differences), "seconds": round(time.monotonic() - start, 1),
     }  # fmt: skip
 
 
 def main() -> None:
-    """Measure the entries that are named, or all."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("entries", nargs="*", choices=[*ENTRIES, []], default=[])
-    options.add_argument("--kills", type=int, help="of each entry; by default 100 of deep-convnet, 20 of the others")
-    options.add_argument("--seed", type=int, default=0, help="of the random times")
-    options.add_argument("--device", default="cpu")
-    options.add_argument("--record", action="store_true", help="append to results.csv")
-    given = options.parse_args()
+    """Measure the selected entries, or all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("entries", nargs="*", choices=[*ENTRIES, []], default=[])
+    parser.add_argument(
+        "--kills", type=int, help="Kills per entry; by default 100 for deep-convnet, 20 for the others."
+    )
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the random times.")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--record", action="store_true", help="Append to results.csv.")
+    options = parser.parse_args()
     failed = False
-    for entry in given.entries or ENTRIES:
-        kills = given.kills or KILLS.get(entry, 20)
-        found = measure(entry, kills, given.seed, given.device)
-        print(json.dumps(found), flush=True)
-        failed |= bool(found["different"])
-        if given.record:
-            from record import record
+    for entry in options.entries or ENTRIES:
+        kills = options.kills or NUM_KILLS.get(entry, 20)
+        result = measure(entry, kills, options.seed, options.device)
+        print(json.dumps(result), flush=True)
+        failed |= bool(result["different"])
+        if options.record:
+            from common.record import record
 
-            note = f"{found['trainings']} trainings of: fukami train {ENTRIES[entry]}"
-            line = f"python benchmarks/kills.py {entry} --kills {kills} --seed {given.seed}"
-            line += f" --device {given.device}" if given.device != "cpu" else ""
-            equal = 0 if found["different"] else found["kills"]
-            name = f"kills {entry}" + (f" {given.device}" if given.device != "cpu" else "")
-            record(name, "SIGKILLs after which the resumed run is byte-equal", equal, command=line,
-                   seed=given.seed, seconds=found["seconds"], note=note)  # fmt: skip
+            note = f"{result['trainings']} trainings of: fukami train {ENTRIES[entry]}"
+            command = f"python benchmarks/kills.py {entry} --kills {kills} --seed {options.seed}"
+            command += f" --device {options.device}" if options.device != "cpu" else ""
+            num_equal = 0 if result["different"] else result["kills"]
+            name = f"kills {entry}" + (f" {options.device}" if options.device != "cpu" else "")
+            record(name, "SIGKILLs after which the resumed run is byte-equal", num_equal, command=command,
+                   seed=options.seed, seconds=result["seconds"], note=note)  # fmt: skip
     sys.exit(failed)
 
 

@@ -1,12 +1,12 @@
-"""Memory: what is kept for the backward pass with ``--activation-checkpointing``, and the peak of short trainings.
+"""Memory: activations stored with ``--activation-checkpointing``, and peak memory of short trainings.
 
-    python benchmarks/memory.py rematerialise [--batch 4]
+    python benchmarks/memory.py activation-checkpointing [--batch 4]
     python benchmarks/memory.py peaks [NAME...]
 
-``rematerialise`` counts the tensors that autograd saves, each storage once, the weights not, as a fraction of those
-without. ``peaks`` trains each network as a user does, on a few embedded images at the size that its other benchmarks
-have, each in a process of its own: the most that torch allocated on a GPU, or that the process took on a CPU. Results
-go to results.csv.
+``activation-checkpointing`` measures the tensors that autograd saves, without weights and each storage once, as a
+fraction of those without checkpointing. ``peaks`` trains each network from the command line on a few embedded images,
+at the size of its other benchmarks and in its own process. It records the peak memory that torch allocated on a GPU, or
+the process used on a CPU. Results go to results.csv.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from common import few_scenes
-from common.processes import resident
+from common.processes import read_memory
 from common.record import record
 from fukami import models
 from fukami.layers.activation_checkpointing import enable_activation_checkpointing
@@ -34,31 +34,32 @@ SHAPES = {
 }
 
 
-def kept(model: torch.nn.Module, images: Tensor) -> int:
-    """Bytes that a forward pass keeps."""
+def measure_saved_bytes(model: torch.nn.Module, images: Tensor) -> int:
+    """Measure the bytes that a forward pass saves for the backward pass."""
     sizes: dict[int, int] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
+    def count(tensor: Tensor) -> Tensor:
         sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = model(images)  # which holds what was kept until it is counted
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        output = model(images)  # keeps the saved tensors alive
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     del output
-    return sum(size for place, size in sizes.items() if place not in own)
+    return sum(num_bytes for pointer, num_bytes in sizes.items() if pointer not in weights)
 
 
-def rematerialised(batch: int) -> None:
-    """Measure what every network keeps."""
+def activation_checkpointing(batch: int) -> None:
+    """Measure every network with and without activation checkpointing."""
     for name, shape in SHAPES.items():
         model, images = getattr(models, name)(10), torch.randn(batch, *shape)
-        plain = kept(model, images)
+        without = measure_saved_bytes(model, images)
         enable_activation_checkpointing(model)
-        again = kept(model, images)
-        command = f"python benchmarks/memory.py rematerialise --batch {batch}"
-        note = f"{plain / 1e6:.1f} MB, {again / 1e6:.1f} MB"
-        record(f"rematerialise {name}", "kept for the backward pass, share", again / plain, command=command, note=note)
+        with_checkpointing = measure_saved_bytes(model, images)
+        command = f"python benchmarks/memory.py activation-checkpointing --batch {batch}"
+        note = f"{without / 1e6:.1f} MB, {with_checkpointing / 1e6:.1f} MB"
+        record(f"activation checkpointing {name}", "kept for the backward pass, fraction", with_checkpointing / without,
+               command=command, note=note)  # fmt: skip
 
 
 IMAGES = Path(__file__).parent / "common" / "random_images.py"
@@ -79,41 +80,44 @@ PEAKS = {
 
 
 def peaks(names: list[str]) -> None:
-    """Train each in a process of its own, and record its peak."""
+    """Train each network in its own process, and record its peak memory."""
     for name in names or PEAKS:
         with tempfile.TemporaryDirectory() as folder:
-            words = ["train", *PEAKS[name].split(), "--out", f"{folder}/run"]
-            done = subprocess.run([sys.executable, __file__, "peak", *words], stdout=subprocess.PIPE, text=True)
-        if done.returncode:
-            print(f"{name} failed and is left out", file=sys.stderr)
+            arguments = ["train", *PEAKS[name].split(), "--out", f"{folder}/run"]
+            process = subprocess.run([sys.executable, __file__, "peak", *arguments], stdout=subprocess.PIPE, text=True)
+        if process.returncode:
+            print(f"{name} failed; it is skipped", file=sys.stderr)
             continue
-        taken, kind = json.loads(done.stdout.splitlines()[-1]), "GPU memory" if torch.cuda.is_available() else "memory"
-        command = f"fukami train {PEAKS[name].replace(str(IMAGES), f'benchmarks/{IMAGES.name}')}"
-        record(f"memory {name}", f"peak {kind}, GB", taken / 1e9, command=command,
+        num_bytes, kind = (
+            json.loads(process.stdout.splitlines()[-1]),
+            "GPU memory" if torch.cuda.is_available() else "memory",
+        )
+        command = f"fukami train {PEAKS[name].replace(str(IMAGES), f'benchmarks/common/{IMAGES.name}')}"
+        record(f"memory {name}", f"peak {kind}, GB", num_bytes / 1e9, command=command,
                note="of a training on a few embedded images")  # fmt: skip
 
 
 def peak(words: list[str]) -> None:
-    """Run the command line in this process, and print the bytes that it took at most."""
+    """Run the command line in this process, and print its peak memory in bytes."""
     try:
         few_scenes.run(words)
     except SystemExit as end:
         if end.code:
             raise
-    print(torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resident("VmHWM"))
+    print(torch.cuda.max_memory_allocated() if torch.cuda.is_available() else read_memory("VmHWM"))
 
 
 def main() -> None:
-    """Measure what is named."""
+    """Run the selected benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["rematerialise", "peaks"])
+    parser.add_argument("benchmark", choices=["activation-checkpointing", "peaks"])
     parser.add_argument("names", nargs="*", choices=[*PEAKS, []], default=[])
     parser.add_argument("--batch", type=int, default=4)
     options = parser.parse_args()
-    if options.part == "peaks":
+    if options.benchmark == "peaks":
         peaks(options.names)
     else:
-        rematerialised(options.batch)
+        activation_checkpointing(options.batch)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""Neural style: how soon it is where the loop that tutorials have is after 500 iterations, and what memory it takes.
+"""Neural style transfer: time to the loss of PyTorch's tutorial after 500 iterations, and memory.
 
     python benchmarks/neural_style.py race [CONTENT STYLE] [--weights FILE] [--size 512] [--iterations 500]
     python benchmarks/neural_style.py seconds [CONTENT STYLE] [--weights FILE] [--size 512]
     python benchmarks/neural_style.py memory [CONTENT STYLE] [--weights FILE] [--sizes 512 1024 2048]
 
-``race`` paints CONTENT like STYLE twice, in turn, each in a process of its own: as ``fukami stylize`` does by default,
-but that the finest size goes on until the other is done; and by the loop of PyTorch's tutorial, float32, torch's L-BFGS
-with its defaults, losses in the middle of a ``Sequential``, the image clamped in the closure. Ours is in float32, as
-well, unless ``--precision`` is another, such as ``auto``, the default of ``fukami stylize``. Both have the same loss on
-the same weights, which ours evaluates for both in float32. ``seconds`` times ``fukami stylize`` with its defaults.
-``memory`` tells what a step takes at most for each megapixel. Without CONTENT and STYLE the embedded images are used;
-``--weights random`` is VGG-19 with random weights, for the time alone. Results go to results.csv.
+``race`` renders CONTENT in the style of STYLE with two programs in turn, each in its own process. Ours runs as ``fukami
+stylize`` by default, but optimizes at the full size until the other has ended. The other is the loop of PyTorch's
+tutorial: float32, torch's L-BFGS with its defaults, loss layers in a ``Sequential``, the image clamped in the closure.
+Ours is in float32 too; with ``--precision auto`` it has the default precision of ``fukami stylize``. Both minimize the
+same loss with the same weights; ours evaluates it for both in float32. ``seconds`` times ``fukami stylize`` with its
+defaults. ``memory`` measures the peak memory of a step per megapixel. Without CONTENT and STYLE the embedded images are
+used. ``--weights random`` is VGG-19 with random weights, to measure only time. Results go to results.csv.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models import vgg19
 
-from common.processes import Apart, resident
-from common.record import answer, anywhere, record
+from common.processes import Worker, read_memory
+from common.record import record, run_command, strip_folders
 from fukami.engine.recipe import get_recipe
 from fukami.style import data as style_data
 
@@ -35,8 +35,8 @@ CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 
 
-def begun(options: argparse.Namespace, precision: str):
-    """Our task at its first step, and its batch."""
+def build_task(options: argparse.Namespace, precision: str):
+    """Build our task before its first step, and its batch."""
     from fukami.engine.runtime import Runtime
 
     recipe = get_recipe("neural-style")(
@@ -50,91 +50,91 @@ def begun(options: argparse.Namespace, precision: str):
     return task, data.train[0]
 
 
-def ours(options: argparse.Namespace, pipe) -> None:
-    """So many steps as are asked for; tells the seconds so far, and the loss."""
-    task, batch = begun(options, options.precision)
-    room, spent, steps = resident("VmRSS"), 0.0, itertools.count()
+def run_ours(options: argparse.Namespace, pipe) -> None:
+    """Run the requested number of steps; send the total seconds and the loss, and finally the peak memory."""
+    task, batch = build_task(options, options.precision)
+    before, total_seconds, steps = read_memory("VmRSS"), 0.0, itertools.count()
     while count := pipe.recv():
         for _, step in zip(range(count), steps, strict=False):
-            began = time.monotonic()
+            start = time.monotonic()
             task.schedule(min(step / task.count_steps(None)[0], 1 - 1e-9))
             task.step(batch)
             synchronize()
-            spent += time.monotonic() - began
-        pipe.send((spent, task.evaluate([batch])["loss"]))
-    pipe.send(taken(room))
+            total_seconds += time.monotonic() - start
+        pipe.send((total_seconds, task.evaluate([batch])["loss"]))
+    pipe.send(measure_peak_memory(before))
 
 
-class Loss(nn.Module):
-    """A layer that lets maps through and remembers how far they are from a target, as in the tutorial."""
+class LossLayer(nn.Module):
+    """Identity layer that stores the loss of its input, as in the tutorial."""
 
     def __init__(self, target: Tensor, weight: float, style: bool) -> None:
         super().__init__()
         self.weight, self.style = weight, style
-        self.target = self.of(target).detach()
+        self.target = self.compute_features(target).detach()
 
-    def of(self, maps: Tensor) -> Tensor:
-        """The maps, or their Gram matrix."""
+    def compute_features(self, maps: Tensor) -> Tensor:
+        """Return the maps, or their Gram matrix for a style loss."""
         if not self.style:
             return maps
         flat = maps.view(maps.shape[1], -1)
         return flat @ flat.t() / flat.shape[1]
 
     def forward(self, maps: Tensor) -> Tensor:
-        """The maps."""
-        self.loss = self.weight * ((self.of(maps) - self.target) ** 2).sum()
+        """Store the loss, and return the maps."""
+        self.loss = self.weight * ((self.compute_features(maps) - self.target) ** 2).sum()
         return maps
 
 
-def plain(options: argparse.Namespace, pipe) -> None:
-    """So many evaluations of the closure as are asked for; tells the seconds so far, and the loss by our measure."""
+def run_plain(options: argparse.Namespace, pipe) -> None:
+    """Run the requested closure evaluations; send the total seconds and our loss, and finally the peak memory."""
     from fukami.style.task import STYLE_WEIGHT
 
-    task, batch = begun(options, "float32")
-    torch.backends.cudnn.deterministic = False  # which ours asks for
+    task, batch = build_task(options, "float32")
+    torch.backends.cudnn.deterministic = False  # ours enables it
     content, style = (
-        task.normalize_image(each[0].to(DEVICE) / 255).contiguous() for each in (batch.content, *batch.styles)
+        task.normalize_image(image[0].to(DEVICE) / 255).contiguous() for image in (batch.content, *batch.styles)
     )
     image = (batch.content.to(DEVICE) / 255).contiguous().requires_grad_()
-    layers, losses = nn.Sequential(), []
+    layers, loss_layers = nn.Sequential(), []
     with torch.no_grad():
         for number, layer in enumerate(task.model.features):
             layer = nn.ReLU() if isinstance(layer, nn.ReLU) else layer
             layers.append(layer)
             content, style = layer(content.contiguous()), layer(style.contiguous())
             if number == task.model.content_layer:
-                size = content.numel()
-                losses.append(Loss(content, 0.5, style=False))
-                layers.append(losses[-1])
+                content_size = content.numel()
+                loss_layers.append(LossLayer(content, 0.5, style=False))
+                layers.append(loss_layers[-1])
             if number in task.model.style_layers:
-                losses.append(Loss(style, 1 / (5 * 4 * style.shape[1] ** 2), style=True))
-                layers.append(losses[-1])
-    for loss in losses:
-        loss.weight *= STYLE_WEIGHT * size if loss.style else 1
+                loss_layers.append(LossLayer(style, 1 / (5 * 4 * style.shape[1] ** 2), style=True))
+                layers.append(loss_layers[-1])
+    for loss in loss_layers:
+        loss.weight *= STYLE_WEIGHT * content_size if loss.style else 1
     optimizer = torch.optim.LBFGS([image])
-    room, spent, count = resident("VmRSS"), 0.0, [0]
+    before, total_seconds, count = read_memory("VmRSS"), 0.0, [0]
 
     def closure() -> Tensor:
         with torch.no_grad():
             image.clamp_(0, 1)
         optimizer.zero_grad()
         layers((image - task.mean) / task.std)
-        whole = sum(loss.loss for loss in losses)
-        whole.backward()
+        total_loss = sum(loss.loss for loss in loss_layers)
+        total_loss.backward()
         count[0] += 1
-        return whole
+        return total_loss
 
-    while asked := pipe.recv():
-        goal = count[0] + asked
-        began = time.monotonic()
-        while count[0] < goal:
+    while num_evaluations := pipe.recv():
+        target_count = count[0] + num_evaluations
+        start = time.monotonic()
+        while count[0] < target_count:
             optimizer.step(closure)
         synchronize()
-        spent += time.monotonic() - began
+        total_seconds += time.monotonic() - start
         with torch.no_grad():
-            found, _ = task.compute_losses(image[0].clamp(0, 1), batch.content, len(task.level_sizes) - 1)
-        pipe.send((spent, float(found)))
-    pipe.send(taken(room))
+            loss_value, _ = task.compute_losses(image[0].clamp(0, 1), batch.content, len(task.level_sizes) - 1)
+        pipe.send((total_seconds, float(loss_value)))
+    pipe.send(measure_peak_memory(before))
 
 
 def synchronize() -> None:
@@ -143,41 +143,44 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def taken(before: int) -> int:
-    """Bytes taken at most."""
-    return torch.cuda.max_memory_allocated() if CUDA else resident("VmHWM") - before
+def measure_peak_memory(before: int) -> int:
+    """Return the peak memory in bytes; on a CPU, relative to ``before``."""
+    return torch.cuda.max_memory_allocated() if CUDA else read_memory("VmHWM") - before
 
 
 def race(options: argparse.Namespace) -> None:
-    """The time that ours takes to where the other is at its end."""
-    mine, other = Apart(ours, options), Apart(plain, options)
-    course = []
+    """Measure the time of ours to the final loss of the tutorial's loop."""
+    ours, plain = Worker(run_ours, options), Worker(run_plain, options)
+    history = []
     for _ in range(options.rounds):
-        seconds, goal = other.ask(max(1, options.iterations // options.rounds))
-        course += [mine.ask(5) for _ in range(max(1, options.iterations // options.rounds // 5))]
-        print(f"plain {seconds:.0f} s {goal:.0f}, ours {course[-1][0]:.0f} s {course[-1][1]:.0f}", flush=True)
-    while course[-1][1] > goal and course[-1][0] < seconds:
-        course.append(mine.ask(5))
-    memory = [each.ask(0) for each in (mine, other)]
-    own = next((spent for spent, loss in course if loss <= goal), float("inf"))
-    what, command = described(options), f"python benchmarks/neural_style.py {anywhere(sys.argv[1:])}"
+        plain_seconds, target_loss = plain.request(max(1, options.iterations // options.rounds))
+        history += [ours.request(5) for _ in range(max(1, options.iterations // options.rounds // 5))]
+        our_seconds, our_loss = history[-1]
+        print(f"plain {plain_seconds:.0f} s {target_loss:.0f}, ours {our_seconds:.0f} s {our_loss:.0f}", flush=True)
+    while history[-1][1] > target_loss and history[-1][0] < plain_seconds:
+        history.append(ours.request(5))
+    memory = [worker.request(0) for worker in (ours, plain)]
+    time_to_target = next((spent for spent, loss in history if loss <= target_loss), float("inf"))
+    what, command = describe_images(options), f"python benchmarks/neural_style.py {strip_folders(sys.argv[1:])}"
     benchmark, loop = f"neural-style race {options.precision}", "a plain loop in float32"
     record(benchmark, f"time to the loss of {options.iterations} iterations of {loop} over its time",
-           own / seconds, command=command, note=f"{what}; {own:.1f} and {seconds:.1f} seconds")  # fmt: skip
-    at = next((loss for spent, loss in course if spent >= seconds / 3), float("inf"))
-    record(benchmark, f"loss after a third of the time of {loop} over its loss", at / goal, command=command, note=what)
-    room = f"{what}; {memory[0] / 1e9:.2f} and {memory[1] / 1e9:.2f} GB at most"
-    record(benchmark, f"memory over that of {loop}", memory[0] / memory[1], command=command, note=room)
+           time_to_target / plain_seconds, command=command,
+           note=f"{what}; {time_to_target:.1f} and {plain_seconds:.1f} seconds")  # fmt: skip
+    loss_at_third = next((loss for spent, loss in history if spent >= plain_seconds / 3), float("inf"))
+    record(benchmark, f"loss after a third of the time of {loop} over its loss", loss_at_third / target_loss,
+           command=command, note=what)  # fmt: skip
+    record(benchmark, f"memory over that of {loop}", memory[0] / memory[1], command=command,
+           note=f"{what}; {memory[0] / 1e9:.2f} and {memory[1] / 1e9:.2f} GB at most")  # fmt: skip
 
 
-def described(options: argparse.Namespace) -> str:
-    """What is painted, in words."""
-    names = [Path(each).stem for each in options.images if each] or ["embedded image", "an embedded one"]
+def describe_images(options: argparse.Namespace) -> str:
+    """Describe the images and the size in words."""
+    names = [Path(image).stem for image in options.images if image] or ["embedded image", "an embedded one"]
     return f"{' like '.join(names)}, {options.size} pixels"
 
 
 def write_embedded(folder: Path) -> list[str]:
-    """The embedded images as files."""
+    """Write the embedded images to files, and return their paths."""
     files = [str(folder / "content.png"), str(folder / "style.png")]
     for file, image in zip(files, (style_data.load_content_image(), style_data.load_style_image()), strict=True):
         image.save(file)
@@ -185,69 +188,70 @@ def write_embedded(folder: Path) -> list[str]:
 
 
 def seconds(options: argparse.Namespace) -> None:
-    """Seconds of ``fukami stylize``, from the start of its process to its end, and in its loop."""
+    """Measure the seconds of ``fukami stylize`` from the start to the end of its process."""
     recipe = get_recipe("neural-style")()
     with tempfile.TemporaryDirectory() as folder:
         content, *styles = options.images if options.images[0] else write_embedded(Path(folder))
-        words = ["fukami", "stylize", content, "--style", *styles, "--size", str(options.size)]
-        words += ["--weights", options.weights, "--precision", options.precision]
-        words += ["--iterations", str(options.changes)] if options.changes else []
-        result, whole = answer(shlex.join([*words, "--out", f"{folder}/image.png"]))
-    what = f"{described(options)}, {options.changes or recipe.iterations} iterations at the full size"
-    command = f"python benchmarks/neural_style.py {anywhere(sys.argv[1:])}"
-    record(f"neural-style seconds {options.precision}", "seconds from the shell to the image", whole, command=command,
-           note=f"{what}; final loss {result['loss']:.4g}")  # fmt: skip
+        arguments = ["fukami", "stylize", content, "--style", *styles, "--size", str(options.size)]
+        arguments += ["--weights", options.weights, "--precision", options.precision]
+        arguments += ["--iterations", str(options.stylize_iterations)] if options.stylize_iterations else []
+        result, total_seconds = run_command(shlex.join([*arguments, "--out", f"{folder}/image.png"]))
+    what = f"{describe_images(options)}, {options.stylize_iterations or recipe.iterations} iterations at the full size"
+    command = f"python benchmarks/neural_style.py {strip_folders(sys.argv[1:])}"
+    record(f"neural-style seconds {options.precision}", "seconds from the shell to the image", total_seconds,
+           command=command, note=f"{what}; final loss {result['loss']:.4g}")  # fmt: skip
 
 
 def memory(options: argparse.Namespace) -> None:
-    """Gigabytes for each megapixel, of an image of each size."""
+    """Measure the gigabytes per megapixel for each size."""
     for size in options.sizes:
-        own = argparse.Namespace(**{**vars(options), "size": size})
-        contestant = Apart(last, own)
-        pixels = contestant.ask(1)
-        room = contestant.ask(0)
-        record("neural-style memory", f"gigabytes a megapixel at {size} pixels", room / 1e9 / (pixels / 1e6),
-               command=f"python benchmarks/neural_style.py {anywhere(sys.argv[1:])}",
-               note=f"{room / 1e9:.2f} GB for {pixels / 1e6:.2f} megapixels")  # fmt: skip
+        worker = Worker(run_last_steps, argparse.Namespace(**{**vars(options), "size": size}))
+        num_pixels = worker.request(1)
+        num_bytes = worker.request(0)
+        record("neural-style memory", f"gigabytes a megapixel at {size} pixels", num_bytes / 1e9 / (num_pixels / 1e6),
+               command=f"python benchmarks/neural_style.py {strip_folders(sys.argv[1:])}",
+               note=f"{num_bytes / 1e9:.2f} GB for {num_pixels / 1e6:.2f} megapixels")  # fmt: skip
 
 
-def last(options: argparse.Namespace, pipe) -> None:
-    """Two steps at the finest size; tells its pixels."""
-    room = resident("VmRSS")
-    task, batch = begun(options, "auto")
+def run_last_steps(options: argparse.Namespace, pipe) -> None:
+    """Run two steps at the full size; send its number of pixels, and then the peak memory."""
+    before = read_memory("VmRSS")
+    task, batch = build_task(options, "auto")
     pipe.recv()
     for progress in (0.99, 0.995):
         task.schedule(progress)
         task.step(batch)
     pipe.send(task.size[0] * task.size[1])
     pipe.recv()
-    pipe.send(taken(room))
+    pipe.send(measure_peak_memory(before))
 
 
 def main() -> None:
-    """Run the part that is named."""
+    """Run the selected benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["race", "seconds", "memory"])
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="the content, and the style")
-    parser.add_argument("--weights", default="", help="a file of VGG-19 or VGG-16, or random")
+    parser.add_argument("benchmark", choices=["race", "seconds", "memory"])
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="Content image and style image.")
+    parser.add_argument("--weights", default="", help="Weights file of VGG-19 or VGG-16, or random.")
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024, 2048])
     parser.add_argument("--iterations", type=int, default=500)
-    parser.add_argument("--rounds", type=int, default=10, help="in which the two of race have their turns")
+    parser.add_argument("--rounds", type=int, default=10, help="Number of turns of each program in race.")
     parser.add_argument(
-        "--changes", type=int, help="of the image at its full size, in seconds; by default the recipe's"
+        "--stylize-iterations", type=int, help="Iterations at the full size in seconds; by default the recipe's."
     )
-    parser.add_argument("--precision", default="float32", help="ours in race; auto: the fastest of the device")
+    parser.add_argument(
+        "--precision", default="float32", help="Precision of ours in race; auto: the fastest of the device."
+    )
     options = parser.parse_args()
     if len(options.images) not in (0, 2):
-        parser.error("give the content and the style, or neither")
+        parser.error("specify both the content and the style image, or neither")
     options.images = options.images or [""]
     with tempfile.TemporaryDirectory() as folder:
         if options.weights == "random":
             options.weights = f"{folder}/vgg19_random.safetensors"
             torch.manual_seed(0)
             save_file(vgg19(weights=None).features.state_dict(prefix="features."), options.weights)
-        {"race": race, "seconds": seconds, "memory": memory}[options.part](options)
+        {"race": race, "seconds": seconds, "memory": memory}[options.benchmark](options)
 
 
 if __name__ == "__main__":

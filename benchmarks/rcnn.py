@@ -1,16 +1,16 @@
-"""R-CNN measured: how long it takes for an image, and what each of its stages finds.
+"""R-CNN: prediction time of an image, and mean average precision of each stage.
 
     python benchmarks/rcnn.py speed [--device cuda] [--backbones alexnet vgg16] [--precisions float32 bfloat16]
     python benchmarks/rcnn.py train OUT [--data bccd] [--seed 0]
-    python benchmarks/rcnn.py proposed
+    python benchmarks/rcnn.py proposals
 
-`speed`: 2,000 regions of an image of 500×375 through the network, and the search for them. The paper (section 2.2) has
-13 s on a GPU and 53 s on a CPU, proposals included. The regions lie in the image at random, the weights are random:
-none of it changes the time. What is timed is all that prediction does with the regions: warping, features, scores,
-suppression and the boxes of what is left. `train`: the three stages on a data set, small enough for a CPU; the seconds
-are those of the whole command, and those that its processors worked. `proposed`: which objects of the blood cells' test
-part R-CNN could find at all: those that a proposal covers, and those that no other of their class overlaps so much that
-suppression leaves one of both. Results go to results.csv; with --trial, they do not.
+`speed` times 2,000 regions of a 500×375 image, and Selective Search. The paper (section 2.2) reports 13 s on a GPU and
+53 s on a CPU, including proposals. Regions and weights are random, which does not affect the time. The time includes
+warping, features, scores, non-maximum suppression and bounding box regression. `train` trains the three stages on a
+dataset that is small enough for a CPU, and records wall-clock and processor seconds of the command. `proposals`
+computes upper bounds of recall on BCCD's test split: the fraction of objects that a proposal covers, and the fraction
+that overlaps another object of its class, so that suppression keeps only one of them. Results go to results.csv, except
+with --trial.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torchvision.ops import box_iou
 
-from common.record import answer, record
+from common.record import record, run_command
 from fukami.data import scenes
 from fukami.data.samples import PROPOSAL, REGULAR
 from fukami.detection.rcnn import RCNN
@@ -55,128 +55,146 @@ STAGES = {"softmax": "finetune", "SVMs": "svm", "SVMs and boxes": "."}
 
 
 def main() -> None:
-    """Measure what was asked for."""
+    """Run the selected benchmark."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--trial", action="store_true")
-    commands = parser.add_subparsers(required=True)
-    speed = commands.add_parser("speed")
+    parser.add_argument("--trial", action="store_true", help="Do not record the results.")
+    subparsers = parser.add_subparsers(required=True)
+    speed = subparsers.add_parser("speed")
     speed.add_argument("--device", default="auto")
     speed.add_argument("--backbones", nargs="+", choices=SIZES, default=list(SIZES))
     speed.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["float32", "bfloat16"])
     speed.add_argument("--regions", type=int, default=2000)
     speed.add_argument("--repeat", type=int, default=5)
-    speed.set_defaults(measure=speeds)
-    train = commands.add_parser("train")
+    speed.set_defaults(measure=measure_speed)
+    train = subparsers.add_parser("train")
     train.add_argument("out", type=Path)
     train.add_argument("--data", choices=FLAGS, default="scenes")
     train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--weights", default="imagenet", help="a file of VGG-16's convolutions, for bccd")
-    train.set_defaults(measure=stages)
-    commands.add_parser("proposed").set_defaults(measure=proposed)
-    given = parser.parse_args()
-    given.measure(given, tried if given.trial else record)
+    train.add_argument("--weights", default="imagenet", help="File of VGG-16's convolutions, for bccd.")
+    train.set_defaults(measure=train_stages)
+    subparsers.add_parser("proposals").set_defaults(measure=proposals)
+    options = parser.parse_args()
+    options.measure(options, print_value if options.trial else record)
 
 
-def stages(given: argparse.Namespace, note: Callable[..., None]) -> None:
-    """Train R-CNN, and note what each stage finds in the test part."""
-    command = f"fukami train rcnn --data {given.data} {FLAGS[given.data]} --seed {given.seed}"
-    own = command.format(weights=Path(given.weights).name)
+def train_stages(options: argparse.Namespace, note: Callable[..., None]) -> None:
+    """Train R-CNN, and record the mAP of each stage on the test split."""
+    command = f"fukami train rcnn --data {options.data} {FLAGS[options.data]} --seed {options.seed}"
+    recorded_command = command.format(weights=Path(options.weights).name)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    _, seconds = answer(f"{command.format(weights=given.weights)} --out {given.out}")
+    _, seconds = run_command(f"{command.format(weights=options.weights)} --out {options.out}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    worked = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    processor_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     for name, folder in STAGES.items():
-        lines = (given.out / folder / "metrics.jsonl").read_text().splitlines()
-        found = json.loads(lines[-1])
-        note(f"rcnn {given.data}", f"mAP, {name}", found["map"], command=own, seed=given.seed, seconds=seconds)
-        note(f"rcnn {given.data}", f"COCO AP, {name}", found["coco_ap"], command=own, seed=given.seed)
-    note(f"rcnn {given.data}", "processor seconds", worked, command=own, seed=given.seed, seconds=seconds)
+        lines = (options.out / folder / "metrics.jsonl").read_text().splitlines()
+        metrics = json.loads(lines[-1])
+        note(
+            f"rcnn {options.data}",
+            f"mAP, {name}",
+            metrics["map"],
+            command=recorded_command,
+            seed=options.seed,
+            seconds=seconds,
+        )
+        note(
+            f"rcnn {options.data}", f"COCO AP, {name}", metrics["coco_ap"], command=recorded_command, seed=options.seed
+        )
+    note(
+        f"rcnn {options.data}",
+        "processor seconds",
+        processor_seconds,
+        command=recorded_command,
+        seed=options.seed,
+        seconds=seconds,
+    )
 
 
-def speeds(given: argparse.Namespace, note: Callable[..., None]) -> None:
-    """Time the regions of an image, and the search for them."""
-    own = f"python benchmarks/rcnn.py speed --device {given.device} --regions {given.regions}"
-    runtime = Runtime.start(given.device, "float32")
-    proposing = statistics.median(searches(given.repeat))
-    note("rcnn prediction", "seconds for the proposals, fast", proposing, command=own)
-    for backbone in given.backbones:
-        for precision in given.precisions:
-            seconds = statistics.median(times(backbone, precision, runtime, given.regions, given.repeat))
-            what = f"seconds for {given.regions} regions, {backbone} {SIZES[backbone]} {precision}"
-            command = f"{own} --backbones {backbone} --precisions {precision}"
-            note("rcnn prediction", what, seconds, command=command)
-            what = f"seconds an image, {backbone} {SIZES[backbone]} {precision}"
-            about = f"{given.regions} regions; {proposing:.2f} s of these for the proposals, on the CPU; {PAPER}"
-            note("rcnn prediction", what, proposing + seconds, command=command, note=about)
+def measure_speed(options: argparse.Namespace, note: Callable[..., None]) -> None:
+    """Time Selective Search and the regions of an image."""
+    command = f"python benchmarks/rcnn.py speed --device {options.device} --regions {options.regions}"
+    runtime = Runtime.start(options.device, "float32")
+    search_seconds = statistics.median(time_searches(options.repeat))
+    note("rcnn prediction", "seconds for the proposals, fast", search_seconds, command=command)
+    for backbone in options.backbones:
+        for precision in options.precisions:
+            seconds = statistics.median(time_regions(backbone, precision, runtime, options.regions, options.repeat))
+            metric = f"seconds for {options.regions} regions, {backbone} {SIZES[backbone]} {precision}"
+            full_command = f"{command} --backbones {backbone} --precisions {precision}"
+            note("rcnn prediction", metric, seconds, command=full_command)
+            metric = f"seconds an image, {backbone} {SIZES[backbone]} {precision}"
+            comment = (
+                f"{options.regions} regions; {search_seconds:.2f} s of these for the proposals, on the CPU; {PAPER}"
+            )
+            note("rcnn prediction", metric, search_seconds + seconds, command=full_command, note=comment)
 
 
-def proposed(given: argparse.Namespace, note: Callable[..., None]) -> None:
-    """How many blood cells of each class a proposal covers, and how many overlap another of their class."""
+def proposals(options: argparse.Namespace, note: Callable[..., None]) -> None:
+    """Record, for each class of BCCD, the fractions of objects covered by a proposal and overlapping another object."""
     data = get_recipe("rcnn-finetune")(
         data="bccd", min_size=320, max_size=448, size=64, context_padding=5
     ).load_eval_data()
-    covered: dict[str, list[float]] = {label: [] for label in data.labels}
-    crowded: dict[str, list[float]] = {label: [] for label in data.labels}
+    best_ious: dict[str, list[float]] = {label: [] for label in data.labels}
+    object_ious: dict[str, list[float]] = {label: [] for label in data.labels}
     for sample in data.samples:
         boxes = torch.from_numpy(sample.boxes)
         regions = boxes[torch.from_numpy(sample.kinds == PROPOSAL)]
-        for number, label in enumerate(data.labels):
-            objects = boxes[torch.from_numpy((sample.kinds == REGULAR) & (sample.classes == number))]
+        for index, label in enumerate(data.labels):
+            objects = boxes[torch.from_numpy((sample.kinds == REGULAR) & (sample.classes == index))]
             if len(objects):
-                covered[label] += box_iou(objects, regions).amax(1).tolist()
-                crowded[label] += box_iou(objects, objects).fill_diagonal_(0).amax(1).tolist()
-    command = "python benchmarks/rcnn.py proposed"
+                best_ious[label] += box_iou(objects, regions).amax(1).tolist()
+                object_ious[label] += box_iou(objects, objects).fill_diagonal_(0).amax(1).tolist()
+    command = "python benchmarks/rcnn.py proposals"
     for label in data.labels:
-        for least in (0.5, 0.7):
-            share = statistics.mean(overlap >= least for overlap in covered[label])
-            note("rcnn bccd", f"share of {label} proposed by {least}", share, command=command)
-        share = statistics.mean(overlap > 0.3 for overlap in crowded[label])
-        note("rcnn bccd", f"share of {label} that overlap another by 0.3", share, command=command)
+        for threshold in (0.5, 0.7):
+            fraction = statistics.mean(overlap >= threshold for overlap in best_ious[label])
+            note("rcnn bccd", f"fraction of {label} proposed by {threshold}", fraction, command=command)
+        fraction = statistics.mean(overlap > 0.3 for overlap in object_ious[label])
+        note("rcnn bccd", f"fraction of {label} that overlap another by 0.3", fraction, command=command)
 
 
 @torch.inference_mode()
-def times(backbone: str, precision: str, runtime: Runtime, regions: int, repeat: int) -> list[float]:
-    """Seconds of each repetition but the first."""
+def time_regions(backbone: str, precision: str, runtime: Runtime, regions: int, repeat: int) -> list[float]:
+    """Return the seconds of each repetition except the first."""
     torch.manual_seed(0)
     recipe = RCNN(backbone=backbone, size=SIZES[backbone], cache_limit=0.0)
     task = recipe.build_task(tuple(f"class {number}" for number in range(20)))
     task.setup(runtime)
     task.model.to(PRECISIONS[precision]).eval()
     task.model.svm.weight.normal_(std=0.01)
-    corner = torch.rand(regions, 2) * torch.tensor([WIDTH - 60, HEIGHT - 60])
-    side = 20 + torch.rand(regions, 2) * 200
-    end = (corner + side).minimum(torch.tensor([WIDTH, HEIGHT]))
-    boxes = torch.cat([corner, end], 1).to(runtime.device)
+    top_left = torch.rand(regions, 2) * torch.tensor([WIDTH - 60, HEIGHT - 60])
+    sides = 20 + torch.rand(regions, 2) * 200
+    bottom_right = (top_left + sides).minimum(torch.tensor([WIDTH, HEIGHT]))
+    boxes = torch.cat([top_left, bottom_right], 1).to(runtime.device)
     image = torch.randn(3, HEIGHT, WIDTH, device=runtime.device)
-    return [once(task, image, boxes) for _ in range(repeat + 1)][1:]
+    return [time_image(task, image, boxes) for _ in range(repeat + 1)][1:]
 
 
-def once(task: RCNNTask, image: torch.Tensor, boxes: torch.Tensor) -> float:
-    """Seconds until what was found in an image is on the host."""
-    began = time.perf_counter()
+def time_image(task: RCNNTask, image: torch.Tensor, boxes: torch.Tensor) -> float:
+    """Return the seconds until the detections of an image are on the host."""
+    start = time.perf_counter()
     size = torch.tensor([HEIGHT, WIDTH], device=image.device, dtype=torch.float32)
     task.detect_in_proposals(image, size, boxes, task.extract_features(image, boxes)).boxes.cpu()
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
-def searches(repeat: int) -> list[float]:
-    """Seconds of Selective Search, each time, in a scene enlarged to the size of the paper's images."""
+def time_searches(repeat: int) -> list[float]:
+    """Return the seconds of each run of Selective Search on a scene resized to the paper's image size."""
     scene = torch.from_numpy(scenes.generate_scene(0, 0).image).permute(2, 0, 1)
     resized = ResizeTransform(min_size=HEIGHT, max_size=WIDTH)(scene).byte().permute(1, 2, 0)
     pixels = np.ascontiguousarray(resized.numpy())
-    search.propose_regions(pixels)  # compiles
+    search.propose_regions(pixels)  # compiles the kernels
     seconds = []
     for _ in range(repeat):
-        began = time.perf_counter()
+        start = time.perf_counter()
         search.propose_regions(pixels)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start)
     return seconds
 
 
-def tried(
+def print_value(
     benchmark: str, metric: str, value: float, *, command: str, seed: int = 0, seconds: float = 0.0, note: str = ""
 ) -> None:
-    """Say a number that is not kept."""
+    """Print a value without recording it."""
     print(f"{benchmark}: {metric} {value:.4g}")
 
 

@@ -1,16 +1,16 @@
-"""What of fukami.explain.data_parallel_cost one machine can check: ResNet-50 on two processes over gloo.
+"""Validate fukami.explain.data_parallel_cost on one machine: ResNet-50 on two processes over gloo.
 
     python benchmarks/scaling.py [--size 64] [--batch 8] [--rounds 12]
 
-Counted: the bytes that DistributedDataParallel sums in each step, and in how many buckets, by a communication hook.
-Timed, each process with one thread: the step of one process alone; of two, with and without the all-reduce; the
-all-reduces by themselves; and all-reduces of several sizes, whose straight line gives latency and bandwidth. With these
-and the computation of two processes side by side, the model predicts the step of two.
+A communication hook counts the bytes and buckets that DistributedDataParallel reduces in each step. These times are
+measured, with one thread per process: the step of one process; the step of two, with and without all-reduce; the
+all-reduces only; and all-reduces of several sizes, to which latency and bandwidth are fitted. From these and the
+computation time of two concurrent processes, the model predicts the step of two processes.
 
-There the all-reduce takes its time from the same processors as the computation. So the buckets of one process are also
-handed to a thread that only waits, as long as a network would take that needs 0.5, 1 and 2 times the computation.
+On one machine, all-reduce and computation use the same processors. Therefore the buckets of one process are also sent
+to a thread that only waits, as a network would that needs 0.5, 1 and 2 times the computation time.
 
-Each time is the shortest of the rounds, since what else runs on a machine only adds. Results go to results.csv.
+Each time is the minimum of the rounds, since other load only adds to it. Results go to results.csv.
 """
 
 import argparse
@@ -41,28 +41,28 @@ from fukami.explain.data_parallel_cost import (
 )
 from fukami.explain.summary import count_parameters, summarize_layers
 
-SLOWNESS = (0.5, 1.0, 2.0)  # of the network that only waits: its time for all gradients, by that of the computation
-SIZES = [2**power for power in (12, 16, 20, 22, 24, 25)]  # bytes of the all-reduces that are timed
+SLOWDOWNS = (0.5, 1.0, 2.0)  # simulated communication time of all gradients, relative to the computation time
+SIZES = [2**power for power in (12, 16, 20, 22, 24, 25)]  # bytes of the timed all-reduces
 
 
-def seconds(function, repeat=1):
-    """The time of one call."""
-    began = time.monotonic()
+def time_call(function, repeat=1):
+    """Measure the mean seconds of a call."""
+    start = time.monotonic()
     for _ in range(repeat):
         function()
-    return (time.monotonic() - began) / repeat
+    return (time.monotonic() - start) / repeat
 
 
-def wire(line):
-    """A network that sends one bucket after another and costs no computation."""
-    while (sent := line.get()) is not None:
-        pause, buffer, future = sent
-        time.sleep(pause)
+def simulate_network(transfers):
+    """Simulate a network that sends one bucket after another without computation."""
+    while (transfer := transfers.get()) is not None:
+        delay, buffer, future = transfer
+        time.sleep(delay)
         future.set_result(buffer)
 
 
-def work(options):
-    """What each of the two processes does; the first prints what it found."""
+def run_process(options):
+    """Run the measurements of one of the two processes; the first writes the results."""
     distributed.init_process_group("gloo")
     first = distributed.get_rank() == 0
     torch.set_num_threads(1)
@@ -74,93 +74,94 @@ def work(options):
     targets = torch.arange(options.batch)
     sizes = []
 
-    def counting(state, bucket):
+    def count_bytes(state, bucket):
         sizes.append(bucket.buffer().numel() * bucket.buffer().element_size())
-        summed = distributed.all_reduce(bucket.buffer(), async_op=True).get_future()
-        return summed.then(lambda future: future.value()[0] / 2)
+        reduced = distributed.all_reduce(bucket.buffer(), async_op=True).get_future()
+        return reduced.then(lambda future: future.value()[0] / 2)
 
-    def half(model):
-        began = time.monotonic()
+    def time_forward_backward(model):
+        start = time.monotonic()
         loss = cross_entropy(model(images), targets)
-        middle = time.monotonic()
+        backward_start = time.monotonic()
         loss.backward()
-        return time.monotonic() - began, time.monotonic() - middle
+        return time.monotonic() - start, time.monotonic() - backward_start
 
-    def alone():
+    def time_without_sync():
         with replica.no_sync():
-            return half(replica)
+            return time_forward_backward(replica)
 
     counted = DistributedDataParallel(models.resnet50())
-    counted.register_comm_hook(None, counting)
+    counted.register_comm_hook(None, count_bytes)
     for _ in range(2):  # after the first step the buckets are filled in the order of the backward pass
         sizes.clear()
         cross_entropy(counted(images), targets).backward()
     del counted
-    found = {name: [] for name in ("solo", "side", "backward", "synced", "update", "reduce")}
-    lines = {size: [] for size in SIZES}
-    flat = [torch.zeros(size // FLOAT_BYTES) for size in sizes]
+    times = {name: [] for name in ("single", "unsynced", "backward", "synced", "optimizer", "reduce")}
+    reduce_times = {size: [] for size in SIZES}
+    buffers = [torch.zeros(size // FLOAT_BYTES) for size in sizes]
     for _ in range(3):
-        half(replica)
+        time_forward_backward(replica)
         optimizer.step()
     for _ in range(options.rounds):
         distributed.barrier()
         if first:
-            found["solo"].append(half(network)[0])
+            times["single"].append(time_forward_backward(network)[0])
         distributed.barrier()
-        whole, back = alone()
-        found["side"].append(whole)
-        found["backward"].append(back)
+        total, backward = time_without_sync()
+        times["unsynced"].append(total)
+        times["backward"].append(backward)
         distributed.barrier()
-        found["synced"].append(half(replica)[0])
-        found["update"].append(seconds(optimizer.step))
+        times["synced"].append(time_forward_backward(replica)[0])
+        times["optimizer"].append(time_call(optimizer.step))
         distributed.barrier()
-        found["reduce"].append(seconds(lambda: [distributed.all_reduce(buffer) for buffer in flat]))
+        times["reduce"].append(time_call(lambda: [distributed.all_reduce(buffer) for buffer in buffers]))
         for size in SIZES:
             buffer = torch.zeros(size // FLOAT_BYTES)
             distributed.barrier()
-            lines[size].append(seconds(partial(distributed.all_reduce, buffer), 4))
-    alone_group = distributed.new_group([0])
+            reduce_times[size].append(time_call(partial(distributed.all_reduce, buffer), 4))
+    single_group = distributed.new_group([0])
     if first:
-        found |= waiting(options, alone_group, half, sum(sizes))
+        times |= time_simulated_network(options, single_group, time_forward_backward, sum(sizes))
     distributed.barrier()
     if first:
-        best = {name: min(values) for name, values in found.items()}
-        line = {size: min(values) for size, values in lines.items()}
+        best = {name: min(values) for name, values in times.items()}
+        line = {size: min(values) for size, values in reduce_times.items()}
         Path(options.work).write_text(json.dumps(best | {"sizes": sizes, "line": line}))
     distributed.destroy_process_group()
 
 
-def waiting(options, group, half, size):
-    """The steps of one process whose buckets go through a network that only waits."""
+def time_simulated_network(options, group, time_forward_backward, size):
+    """Measure the steps of one process whose buckets are sent over a simulated network."""
     replica = DistributedDataParallel(models.resnet50().to(memory_format=torch.channels_last), process_group=group)
-    line, pace = queue.Queue(), [0.0]
-    thread = threading.Thread(target=wire, args=(line,))
+    transfers, seconds_per_byte = queue.Queue(), [0.0]
+    thread = threading.Thread(target=simulate_network, args=(transfers,))
     thread.start()
 
     def hook(state, bucket):
         future = torch.futures.Future()
-        line.put((bucket.buffer().nbytes * pace[0], bucket.buffer(), future))
+        transfers.put((bucket.buffer().nbytes * seconds_per_byte[0], bucket.buffer(), future))
         return future
 
     replica.register_comm_hook(None, hook)
-    half(replica)
-    once = min(half(replica)[0] for _ in range(5))
-    found = {"free": [], **{f"wire {slowness}": [] for slowness in SLOWNESS}}
+    time_forward_backward(replica)
+    reference = min(time_forward_backward(replica)[0] for _ in range(5))
+    times = {"free": [], **{f"slowdown {slowdown}": [] for slowdown in SLOWDOWNS}}
     for _ in range(options.rounds):
-        pace[0] = 0.0
-        found["free"].append(half(replica)[0])
-        for slowness in SLOWNESS:
-            pace[0] = slowness * once / size  # seconds for a byte
-            found[f"wire {slowness}"].append(half(replica)[0])
-    line.put(None)
+        seconds_per_byte[0] = 0.0
+        times["free"].append(time_forward_backward(replica)[0])
+        for slowdown in SLOWDOWNS:
+            seconds_per_byte[0] = slowdown * reference / size
+            times[f"slowdown {slowdown}"].append(time_forward_backward(replica)[0])
+    transfers.put(None)
     thread.join()
-    return found | {"once": [once]}
+    return times | {"reference": [reference]}
 
 
 def fit(line):
-    """Latency of a hop and bandwidth from the seconds of all-reduces among two: 2 latency + bytes / bandwidth.
+    """Fit latency per hop and bandwidth to the seconds of all-reduces of two processes.
 
-    Least squares of the relative error, since the times differ by orders of magnitude.
+    The time is 2 latency + bytes / bandwidth. The fit minimizes the squared relative error, since the times differ by
+    orders of magnitude.
     """
     sizes = torch.tensor([float(size) for size in line], dtype=torch.float64)
     times = torch.tensor(list(line.values()), dtype=torch.float64)
@@ -172,7 +173,7 @@ def fit(line):
 
 
 def main():
-    """Start the two processes, read what they measured, predict and record."""
+    """Start the two processes, read their measurements, predict and record."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--size", type=int, default=64)
     options.add_argument("--batch", type=int, default=8)
@@ -180,70 +181,78 @@ def main():
     options.add_argument("--work", default="", help=argparse.SUPPRESS)
     options = options.parse_args()
     if options.work:
-        return work(options)
-    began = time.monotonic()
+        return run_process(options)
+    start = time.monotonic()
     flags = ["--size", str(options.size), "--batch", str(options.batch), "--rounds", str(options.rounds)]
     file = Path(os.environ.get("TMPDIR", "/tmp"), f"fukami-scaling-{os.getpid()}.json")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    words = [*launch, __file__, *flags, "--work", str(file)]
-    subprocess.run(words, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    found = json.loads(file.read_text())
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command_line = [*launcher, __file__, *flags, "--work", str(file)]
+    subprocess.run(command_line, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    times = json.loads(file.read_text())
     file.unlink()
 
-    latency, bandwidth = fit({int(size): value for size, value in found["line"].items()})
-    found_layers = summarize_layers(models.resnet50(), (3, options.size, options.size))
-    job = TrainingJob(layers=found_layers, batch_size=options.batch)
+    latency, bandwidth = fit({int(size): value for size, value in times["line"].items()})
+    layers = summarize_layers(models.resnet50(), (3, options.size, options.size))
+    job = TrainingJob(layers=layers, batch_size=options.batch)
     cluster = Cluster(
-        images_per_second=options.batch / found["side"],
+        images_per_second=options.batch / times["unsynced"],
         devices_per_machine=2,
         intra_bandwidth=bandwidth,
         intra_latency=latency,
-        optimizer_time=found["update"],
+        optimizer_time=times["optimizer"],
     )
     predicted = predict_weak_scaling(job, cluster, 2).step_time
-    measured = found["synced"] + found["update"]
-    exposed = found["synced"] - found["side"]
-    hidden = 1 - exposed / found["reduce"]
+    measured = times["synced"] + times["optimizer"]
+    exposed = times["synced"] - times["unsynced"]
+    hidden = 1 - exposed / times["reduce"]
     command = f"python benchmarks/scaling.py {' '.join(flags)}"
-    took = time.monotonic() - began
+    total_seconds = time.monotonic() - start
 
-    def row(metric, value, note):
-        record("scaling resnet50, 2 processes", metric, value, command=command, seed=0, seconds=took, note=note)
-
-    mebi = ", ".join(f"{size / 2**20:.1f}" for size in found["sizes"])
-    summed = sum(found["sizes"])
-    gradients = FLOAT_BYTES * count_parameters(models.resnet50())
-    row("bytes all-reduced in a step, counted / parameters x 4", summed / gradients, f"{summed} bytes")
-    same = sum(one == other for one, other in zip(found["sizes"], compute_bucket_sizes(job), strict=False))
-    row(
-        "buckets, counted",
-        len(found["sizes"]),
-        f"{mebi} MiB; {same} have the size of the model's {len(compute_bucket_sizes(job))}",
-    )
-    row("all-reduce bandwidth, MB/s", bandwidth / 1e6,
-        f"gloo on the loopback; 2 latency + bytes / bandwidth, latency {1e6 * latency:.0f} us")  # fmt: skip
-    row(
-        "backward share of the computation", found["backward"] / found["side"], f"the model has {BACKWARD_FRACTION:.3f}"
-    )
-    row("share of the all-reduce hidden behind the backward pass", hidden,
-        f"forward and backward {found['synced']:.3f} s, without all-reduce {found['side']:.3f} s, "
-        f"all-reduces alone {found['reduce']:.3f} s")  # fmt: skip
-    row("step of two processes side by side without all-reduce / of one alone", found["side"] / found["solo"],
-        f"{found['side']:.3f} s, {found['solo']:.3f} s: what sharing the machine costs")  # fmt: skip
-    row("step of two processes, predicted / measured", predicted / measured,
-        f"{predicted:.3f} s, {measured:.3f} s; from the computation side by side, the optimizer "
-        f"({found['update']:.3f} s) and the all-reduce line")  # fmt: skip
-    row("efficiency of two processes, measured", (found["solo"] + found["update"]) / measured,
-        f"predicted {(found['solo'] + found['update']) / predicted:.3f}")  # fmt: skip
-    for slowness in SLOWNESS:
-        cluster = Cluster(
-            images_per_second=options.batch / found["free"],
-            devices_per_machine=2,
-            intra_bandwidth=summed / slowness / found["once"],
+    def record_row(metric, value, note):
+        record(
+            "scaling resnet50, 2 processes", metric, value, command=command, seed=0, seconds=total_seconds, note=note
         )
-        step, took_step = predict_weak_scaling(job, cluster, 2).step_time, found[f"wire {slowness}"]
-        row(f"step with a network that only waits, {slowness:g} times the computation, predicted / measured",
-            step / took_step, f"{step:.3f} s, {took_step:.3f} s; {found['free']:.3f} s without it")  # fmt: skip
+
+    bucket_sizes = ", ".join(f"{size / 2**20:.1f}" for size in times["sizes"])
+    num_bytes = sum(times["sizes"])
+    gradient_bytes = FLOAT_BYTES * count_parameters(models.resnet50())
+    record_row(
+        "bytes all-reduced in a step, counted / parameters x 4", num_bytes / gradient_bytes, f"{num_bytes} bytes"
+    )
+    num_equal = sum(one == other for one, other in zip(times["sizes"], compute_bucket_sizes(job), strict=False))
+    record_row(
+        "buckets, counted",
+        len(times["sizes"]),
+        f"{bucket_sizes} MiB; {num_equal} have the size of the model's {len(compute_bucket_sizes(job))}",
+    )
+    record_row("all-reduce bandwidth, MB/s", bandwidth / 1e6,
+        f"gloo on the loopback; 2 latency + bytes / bandwidth, latency {1e6 * latency:.0f} us")  # fmt: skip
+    record_row(
+        "backward fraction of the computation",
+        times["backward"] / times["unsynced"],
+        f"the model has {BACKWARD_FRACTION:.3f}",
+    )
+    record_row("fraction of the all-reduce hidden behind the backward pass", hidden,
+        f"forward and backward {times['synced']:.3f} s, without all-reduce {times['unsynced']:.3f} s, "
+        f"only all-reduces {times['reduce']:.3f} s")  # fmt: skip
+    record_row("step of two concurrent processes without all-reduce / of one process",
+        times["unsynced"] / times["single"],
+        f"{times['unsynced']:.3f} s, {times['single']:.3f} s: the cost of a shared machine")  # fmt: skip
+    record_row("step of two processes, predicted / measured", predicted / measured,
+        f"{predicted:.3f} s, {measured:.3f} s; from the concurrent computation, the optimizer "
+        f"({times['optimizer']:.3f} s) and the all-reduce line")  # fmt: skip
+    record_row("efficiency of two processes, measured", (times["single"] + times["optimizer"]) / measured,
+        f"predicted {(times['single'] + times['optimizer']) / predicted:.3f}")  # fmt: skip
+    for slowdown in SLOWDOWNS:
+        cluster = Cluster(
+            images_per_second=options.batch / times["free"],
+            devices_per_machine=2,
+            intra_bandwidth=num_bytes / slowdown / times["reference"],
+        )
+        predicted_step, measured_step = predict_weak_scaling(job, cluster, 2).step_time, times[f"slowdown {slowdown}"]
+        record_row(f"step with a simulated network, {slowdown:g} times the computation, predicted / measured",
+            predicted_step / measured_step,
+            f"{predicted_step:.3f} s, {measured_step:.3f} s; {times['free']:.3f} s without it")  # fmt: skip
     return None
 
 

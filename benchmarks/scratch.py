@@ -1,11 +1,10 @@
-"""fukami.scratch against the straightforward im2col layers of the book, on MNIST, in one process.
+"""Speed of fukami.scratch compared with the im2col layers of the book, on MNIST, in one process.
 
     python benchmarks/scratch.py [--images 10000] [--batches 30]
 
-Appends its ratios to results.csv and prints one JSON object: seconds to evaluate the images and to train on so many
-mini batches of 100, for ours, for the layers as the book writes them (their column buffers are float64 whatever the
-images are) and for these with float32 buffers; how many times faster ours is than either; and the peak memory of
-ours, which runs first.
+Appends the ratios to results.csv and prints one JSON object: seconds to evaluate the images and to train on
+mini-batches of 100, for ours, for the book's layers (with float64 column buffers) and for these with float32 buffers;
+the speedup of ours over both; and the peak memory of ours, which runs first.
 """
 # ruff: noqa: D102 -- forward and backward are those of fukami.scratch
 
@@ -21,7 +20,7 @@ from fukami import scratch
 
 
 def im2col(images, kh, kw, stride, pad, dtype):
-    """The book's: windows as rows ``(N * OH * OW, C * kh * kw)``."""
+    """Unfold windows to rows ``(N * OH * OW, C * kh * kw)``, as in the book."""
     n, channels, h, w = images.shape
     oh, ow = (h + 2 * pad - kh) // stride + 1, (w + 2 * pad - kw) // stride + 1
     padded = np.pad(images, [(0, 0), (0, 0), (pad, pad), (pad, pad)])
@@ -33,7 +32,7 @@ def im2col(images, kh, kw, stride, pad, dtype):
 
 
 def col2im(columns, shape, kh, kw, stride, pad, dtype):
-    """The book's: rows of windows added up to images again."""
+    """Sum rows of windows to images, as in the book."""
     n, channels, h, w = shape
     oh, ow = (h + 2 * pad - kh) // stride + 1, (w + 2 * pad - kw) // stride + 1
     columns = columns.reshape(n, oh, ow, channels, kh, kw).transpose(0, 3, 4, 5, 1, 2)
@@ -45,7 +44,7 @@ def col2im(columns, shape, kh, kw, stride, pad, dtype):
 
 
 class Convolution:
-    """The book's."""
+    """Convolution of the book."""
 
     def __init__(self, layer, dtype):
         self.W, self.b, self.stride, self.pad, self.dtype = layer.W, layer.b, layer.stride, layer.pad, dtype
@@ -68,7 +67,7 @@ class Convolution:
 
 
 class Pooling:
-    """The book's, 2 by 2."""
+    """2×2 max pooling of the book."""
 
     def __init__(self, layer, dtype):
         self.dtype = dtype
@@ -76,19 +75,19 @@ class Pooling:
     def forward(self, x):
         n, channels, h, w = self.shape = x.shape
         columns = im2col(x, 2, 2, 2, 0, self.dtype).reshape(-1, 4)
-        self.winners = np.argmax(columns, axis=1)
+        self.max_indices = np.argmax(columns, axis=1)
         return np.max(columns, axis=1).reshape(n, h // 2, w // 2, channels).transpose(0, 3, 1, 2)
 
     def backward(self, dout):
         dout = dout.transpose(0, 2, 3, 1)
         columns = np.zeros((dout.size, 4), self.dtype)
-        columns[np.arange(self.winners.size), self.winners] = dout.flatten()
+        columns[np.arange(self.max_indices.size), self.max_indices] = dout.flatten()
         columns = columns.reshape(dout.shape[0] * dout.shape[1] * dout.shape[2], -1)
         return col2im(columns, self.shape, 2, 2, 2, 0, self.dtype)
 
 
 class Relu:
-    """The book's."""
+    """ReLU of the book."""
 
     def __init__(self, layer, dtype):
         pass
@@ -104,37 +103,40 @@ class Relu:
         return dout
 
 
-def network(columns=None):
-    """DeepConvNet in float32; with the book's layers and buffers of the dtype ``columns``, if it is given."""
+def build_network(column_dtype=None):
+    """Build DeepConvNet in float32; with ``column_dtype``, from the book's layers with column buffers of this dtype."""
     np.random.seed(0)
     net = scratch.DeepConvNet()
     for layer in net.weighted_layers:
         layer.W, layer.b = layer.W.astype(np.float32), layer.b.astype(np.float32)
     net.params = {f"{p}{i}": getattr(layer, p) for i, layer in enumerate(net.weighted_layers, 1) for p in "Wb"}
-    if columns is not None:
-        book = {scratch.Convolution: Convolution, scratch.Pooling: Pooling, scratch.Relu: Relu}
-        net.layers = [book[type(layer)](layer, columns) if type(layer) in book else layer for layer in net.layers]
+    if column_dtype is not None:
+        book_layers = {scratch.Convolution: Convolution, scratch.Pooling: Pooling, scratch.Relu: Relu}
+        net.layers = [
+            book_layers[type(layer)](layer, column_dtype) if type(layer) in book_layers else layer
+            for layer in net.layers
+        ]
         net.weighted_layers = [layer for layer in net.layers if hasattr(layer, "W")]
     return net
 
 
 def measure(net, train, test, batches):
-    """Seconds to evaluate, seconds to train, the accuracy and the last loss, after a short warm-up."""
+    """Return evaluation seconds, training seconds, accuracy and last loss, after a short warm-up."""
     (x, t), (x_test, t_test) = train, test
     optimizer = scratch.Adam()
     net.accuracy(x_test[:200], t_test[:200])
     net.gradient(x[:100], t[:100])
-    began = time.perf_counter()
+    start = time.perf_counter()
     accuracy = net.accuracy(x_test, t_test)
-    evaluated = time.perf_counter()
+    training_start = time.perf_counter()
     for batch in range(batches):
         rows = slice(100 * batch, 100 * batch + 100)
         optimizer.update(net.params, net.gradient(x[rows], t[rows]))
-    return evaluated - began, time.perf_counter() - evaluated, accuracy, net.last_layer.loss
+    return training_start - start, time.perf_counter() - training_start, accuracy, net.last_layer.loss
 
 
 def main():
-    """Measure and print."""
+    """Measure, record and print."""
     options = argparse.ArgumentParser()
     options.add_argument("--images", type=int, default=10_000)
     options.add_argument("--batches", type=int, default=30)
@@ -143,8 +145,8 @@ def main():
         scratch.load_mnist(flatten=False), (100 * max(options.batches, 1), options.images), strict=True
     ))  # fmt: skip
     seconds, peak = {}, 0
-    for name, columns in (("ours", None), ("book", np.float64), ("book_float32", np.float32)):
-        seconds[name] = measure(network(columns), train, test, options.batches)
+    for name, column_dtype in (("ours", None), ("book", np.float64), ("book_float32", np.float32)):
+        seconds[name] = measure(build_network(column_dtype), train, test, options.batches)
         peak = peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     evaluate, training, accuracy, loss = zip(*seconds.values(), strict=True)
     command = f"python benchmarks/scratch.py --images {options.images} --batches {options.batches}"

@@ -1,9 +1,9 @@
-"""Train the DeepConvNet whose weights ship with the package, and write them with their card.
+"""Train the DeepConvNet whose weights are part of the package, and write them with their model card.
 
-    python benchmarks/ship_deep_convnet.py train OUT [--seeds 8]    a run for each seed
-    python benchmarks/ship_deep_convnet.py ship OUT                 the best of them, judged at each precision
+    python benchmarks/ship_deep_convnet.py train OUT [--seeds 8]    one run per seed
+    python benchmarks/ship_deep_convnet.py ship OUT                 the best run, evaluated at each precision
 
-The best is chosen by its accuracy on the test set, and the card says so; the mean over the seeds stands beside it.
+The best run is selected by its test accuracy; the card states this and the mean over the seeds.
 Needs MNIST in $FUKAMI_DATA. Results go to results.csv.
 """
 
@@ -29,21 +29,21 @@ FOLDER = checkpoint.SHIPPED_WEIGHTS_DIR / "deep-convnet"
 
 
 def train(options):
-    """A run for each seed."""
+    """Train a run for each seed."""
     for seed in range(options.seeds):
-        words = shlex.split(f"{COMMAND} --seed {seed} --device {options.device} --out {options.out}/{seed}")
-        subprocess.run([sys.executable, "-m", *words], check=True)
+        command = shlex.split(f"{COMMAND} --seed {seed} --device {options.device} --out {options.out}/{seed}")
+        subprocess.run([sys.executable, "-m", *command], check=True)
 
 
 def ship(options):
-    """Write the best run's weights as float16, and its card."""
+    """Write the best run's weights in float16, and its model card."""
     runs = sorted(path.parent for path in options.out.glob("*/report.html"))
-    last = {run: json.loads((run / "metrics.jsonl").read_text().splitlines()[-1]) for run in runs}
-    best = max(runs, key=lambda run: last[run]["accuracy"])
+    last_lines = {run: json.loads((run / "metrics.jsonl").read_text().splitlines()[-1]) for run in runs}
+    best = max(runs, key=lambda run: last_lines[run]["accuracy"])
     for run in runs:
         command = f"{COMMAND} --seed {run.name}"
-        record("deep-convnet mnist shipped", "test accuracy", last[run]["accuracy"], command=command, seed=run.name,
-               seconds=last[run]["seconds"], note="bfloat16 training on an H100")  # fmt: skip
+        record("deep-convnet mnist shipped", "test accuracy", last_lines[run]["accuracy"], command=command,
+               seed=run.name, seconds=last_lines[run]["seconds"], note="bfloat16 training on an H100")  # fmt: skip
     recipe, labels = checkpoint.read_recipe(best)
     FOLDER.mkdir(parents=True, exist_ok=True)
     checkpoint.write_weights(FOLDER, checkpoint.copy_tensors_to_cpu(fukami.load(best).get_modules()), torch.float16)
@@ -51,20 +51,20 @@ def ship(options):
     val = recipe.load_data().val
     precisions = {precision: fukami.load(FOLDER, precision=precision).evaluate(val)
                   for precision in ("float32", "bfloat16", "float16")}  # fmt: skip
-    accuracies = [line["accuracy"] for line in last.values()]
+    accuracies = [line["accuracy"] for line in last_lines.values()]
     card = {
         "command": f"{COMMAND} --seed {recipe.seed}",
         "data": "MNIST, 60,000 training images",
         "seed": recipe.seed,
-        "test accuracy": {precision: found["accuracy"] for precision, found in precisions.items()},
-        "test errors of 10,000": {precision: found["errors"] for precision, found in precisions.items()},
+        "test accuracy": {precision: metrics["accuracy"] for precision, metrics in precisions.items()},
+        "test errors of 10,000": {precision: metrics["errors"] for precision, metrics in precisions.items()},
         "chosen": f"the best of {len(runs)} seeds by test accuracy; their mean is {statistics.mean(accuracies):.4f}",
         "stored": "float16",
     }
     checkpoint.write_recipe(FOLDER, recipe, labels, {"card": card})
-    for precision, found in precisions.items():
+    for precision, metrics in precisions.items():
         command = f"fukami eval deep-convnet --data mnist --precision {precision}"
-        record("deep-convnet shipped weights", f"test accuracy, {precision}", found["accuracy"], command=command)
+        record("deep-convnet shipped weights", f"test accuracy, {precision}", metrics["accuracy"], command=command)
 
 
 def main():

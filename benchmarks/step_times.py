@@ -1,32 +1,30 @@
-"""The time of a training step, ours beside that of other loops; and the time from the shell to the first step.
+"""Training rate compared with other training loops; and the time from the shell to the first step.
 
     python benchmarks/step_times.py deep-convnet|deep-convnet-augmented|resnet20|resnet56|resnet50 [--compile] [--trial]
     python benchmarks/step_times.py first-step [--rounds 5]
 
-Ours is `fukami train` as a user runs it, at its own precision. The others lie in `benchmarks/peers/`: the plain eager
-loop, the step of torchvision's reference script, Lightning and Accelerate, each in float32 and in the mixed precision
-that it recommends. Of them, those that are not installed are left out: `pip install --group bench`.
+Ours is `fukami train` at its own precision. The others are in `benchmarks/peers/`: the plain eager loop, the step of
+torchvision's reference script, Lightning and Accelerate, each in float32 and in the mixed precision that it recommends.
+Those that are not installed are skipped: `pip install --group bench`.
 
-Each is a process of its own, and they take turns. All train the same network (but ResNet-50, which is torchvision's in
-the others) with the same optimizer and batch, on as many threads as torch takes by default. Of the speeds in windows
-of so many steps as `metrics.jsonl` has, the first tenth is warming up; the median of the rest is a process's, the
-median over the rounds a loop's. What counts is the ratio, ours over theirs.
+Each runs in its own process, in turn. All train the same network (except ResNet-50, which is torchvision's in the
+others) with the same optimizer and batch size, and torch's default number of threads. Speeds are measured in windows
+with the number of steps of `metrics.jsonl`; the first tenth is warm-up. The median of the rest is the speed of a
+process, and the median over the rounds that of a loop. The result is the ratio of ours to theirs.
 
-- The data are in the form that each loop's users would have them in: see `peers/work.py`. DeepConvNet sees MNIST as it
-  is; in the load deep-convnet-augmented it is turned, shifted, scaled and slanted, as the recipe does by default, and
-  ResNet-20 and ResNet-56 see CIFAR-10 padded, cropped and mirrored. The others do that in worker processes, as many as
-  there are processors. ResNet-50 sees random images on the device, whole batches for the others, so that nothing but
-  the step is timed.
-- None of the others logs, judges or saves while it is timed, but for torchvision's, which fetches its metrics at each
-  step. Ours logs, and saves what a resumed run needs.
-- Nothing is compiled, unless with --compile; then all are, or ours alone with --compile ours. On a GPU, torch's default
-  lets the convolutions of the others compute in TF32 where ours in float32 would not.
+- The data have the usual form for the users of each loop: see `peers/work.py`. DeepConvNet's MNIST is not augmented; in
+  the workload deep-convnet-augmented it is rotated, shifted, scaled and sheared, as the recipe does by default.
+  ResNet-20 and ResNet-56 have CIFAR-10 padded, cropped and flipped. The others augment in worker processes, one per
+  processor. ResNet-50 has random images on the device, entire batches for the others, so that only the step is timed.
+- The others do not log, evaluate or save while timed, except torchvision's, which fetches its metrics at each step.
+  Ours logs, and saves checkpoints for resuming.
+- Nothing is compiled without --compile; with it all are, or only ours with --compile ours. On a GPU, torch's default
+  uses TF32 in the convolutions of the others, where ours in float32 does not.
 
-The first step: from the start of the process to the end of the first optimizer step of
-`fukami train deep-convnet --data mnist`, beside `common/plain_loop.py`; on a GPU also with
---compile, whose cache is empty.
+The first step: from the start of the process to the end of the first optimizer step of `fukami train deep-convnet
+--data mnist`, compared with `common/plain_loop.py`; on a GPU also with --compile and an empty compilation cache.
 
-Results go to results.csv; with --trial, which is short, they do not.
+Results go to results.csv, except with --trial, which is short.
 """
 
 import argparse
@@ -53,53 +51,53 @@ from fukami.engine.train import MAX_LOG_INTERVAL
 from fukami.image.transform import SquareTransform
 
 HERE = Path(__file__).parent
-PEERS = {  # the file in peers/, and the package that it takes
+PEERS = {  # file in peers/, and required package
     "plain": ("plain.py", "torch"),
     "torchvision reference": ("reference.py", "torchvision"),
     "lightning": ("lightning_trainer.py", "lightning"),
     "accelerate": ("accelerate_loop.py", "accelerate"),
 }
 CUDA = torch.cuda.is_available()
-PASS = 50  # batches of random images in a pass
-LONGEST = 3600  # seconds that a process may take
+BATCHES_PER_EPOCH = 50  # of random images
+TIMEOUT = 3600  # seconds per process
 
 
 @dataclass(frozen=True)
-class Load:
-    """What is trained: the words after `fukami train` but the data set, the data set and the batch of the recipe."""
+class Workload:
+    """Arguments of `fukami train` without the dataset, the dataset, and the recipe's batch size."""
 
-    words: tuple[str, ...]
+    arguments: tuple[str, ...]
     data: str
     batch: int
 
 
-LOADS = {
-    "deep-convnet": Load(("deep-convnet", "--augment"), "mnist", 100),
-    "deep-convnet-augmented": Load(("deep-convnet",), "mnist", 100),
-    "resnet20": Load(("resnet20",), "cifar10", 128),
-    "resnet56": Load(("resnet56",), "cifar10", 128),
-    "resnet50": Load((str(HERE / "common" / "random_images.py"), "--lr", "0.01"), "", 256 if CUDA else 16),
+WORKLOADS = {
+    "deep-convnet": Workload(("deep-convnet", "--augment"), "mnist", 100),
+    "deep-convnet-augmented": Workload(("deep-convnet",), "mnist", 100),
+    "resnet20": Workload(("resnet20",), "cifar10", 128),
+    "resnet56": Workload(("resnet56",), "cifar10", 128),
+    "resnet50": Workload((str(HERE / "common" / "random_images.py"), "--lr", "0.01"), "", 256 if CUDA else 16),
 }
 
 
-def typical(speeds):
-    """The median, once the first tenth is over."""
+def compute_median(speeds):
+    """Compute the median without the first tenth."""
     return statistics.median(speeds[max(1, len(speeds) // 10) :])
 
 
-def keep(options, folder):
-    """The images of a load for the others, in two files; returns how many there are."""
-    colour = not options.load.startswith("deep-convnet")
+def save_images(options, folder):
+    """Save the images and targets of a workload for the others, and return the number of images."""
+    color = not options.workload.startswith("deep-convnet")
     (train, *_) = labelled_images.load_labelled_images(options.data, 0.2)
-    found = train.decode(SquareTransform(channels=3 if colour else 1, size=32 if colour else 28))
-    images = found.images.permute(0, 2, 3, 1) if colour else found.images[:, 0]
+    decoded = train.decode(SquareTransform(channels=3 if color else 1, size=32 if color else 28))
+    images = decoded.images.permute(0, 2, 3, 1) if color else decoded.images[:, 0]
     np.save(folder / "images.npy", np.ascontiguousarray(images))
-    np.save(folder / "targets.npy", found.targets)
+    np.save(folder / "targets.npy", decoded.targets)
     return len(images)
 
 
 def write_repeated(options, folder):
-    """List each training image of the data set ``--repeat`` times in a CSV file, so that few make a usual epoch."""
+    """Write a CSV file with each training image ``--repeat`` times, so that epochs of a small dataset are longer."""
     train, _, labels = labelled_images.load_labelled_images(options.data, 0.2)
     rows = [(path, labels[target]) for path, target in zip(train.items, train.targets, strict=True)]
     with (folder / "repeated.csv").open("w", newline="") as file:
@@ -107,183 +105,198 @@ def write_repeated(options, folder):
     return str(folder / "repeated.csv")
 
 
-def ours(options, load, folder):
-    """The speeds in metrics.jsonl, and the settings; stopped as soon as there are enough."""
-    words = [sys.executable, "-m", "fukami", "train", *load.words, "--batch-size", str(options.batch)]
-    words += ["--data", options.data] if options.data else []
-    if options.load == "resnet50":
-        words += ["--size", str(options.size), "--images", str(PASS * options.batch)]
-    words += ["--precision", options.precision, *["--compile"] * bool(options.compile), "--out", str(folder / "run")]
-    lines = folder / "run" / "metrics.jsonl"
+def run_ours(options, workload, folder):
+    """Train until enough speeds are logged in metrics.jsonl; return them and the settings."""
+    command = [sys.executable, "-m", "fukami", "train", *workload.arguments, "--batch-size", str(options.batch)]
+    command += ["--data", options.data] if options.data else []
+    if options.workload == "resnet50":
+        command += ["--size", str(options.size), "--images", str(BATCHES_PER_EPOCH * options.batch)]
+    command += ["--precision", options.precision, *["--compile"] * bool(options.compile), "--out", str(folder / "run")]
+    log = folder / "run" / "metrics.jsonl"
     with (folder / "messages").open("w+") as messages:
-        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=messages)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=messages)
         try:
-            while process.poll() is None and len(trained(lines)) < options.windows:
+            while process.poll() is None and len(read_speeds(log)) < options.windows:
                 time.sleep(0.2)
             if process.poll() is None:
-                process.terminate()  # it saves first
-            process.wait(LONGEST)
+                process.terminate()  # writes a checkpoint first
+            process.wait(TIMEOUT)
         finally:
             process.kill()
         messages.seek(0)
         if process.returncode not in (0, 128 + signal.SIGTERM):
             raise RuntimeError(messages.read())
-    about = json.loads((folder / "run" / "recipe.json").read_text())
-    return trained(lines)[: options.windows], {"precision": about["precision"], "threads": about["threads"]}
+    recipe = json.loads((folder / "run" / "recipe.json").read_text())
+    return read_speeds(log)[: options.windows], {"precision": recipe["precision"], "threads": recipe["threads"]}
 
 
-def trained(path):
-    """The speeds that are logged so far."""
-    whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
-    lines = map(json.loads, filter(None, whole.split("\n")))
+def read_speeds(path):
+    """Read the speeds logged so far."""
+    complete_lines = path.read_text().rpartition("\n")[0] if path.exists() else ""
+    lines = map(json.loads, filter(None, complete_lines.split("\n")))
     return [line["images_per_second"] for line in lines if line["phase"] == "train"]
 
 
-def theirs(options, file, mixed, data):
-    """The speeds of another loop, and its settings."""
-    words = [sys.executable, str(HERE / "peers" / file), options.load, "--data", str(data)]
-    for knob in ("batch", "size", "steps", "windows", "workers"):
-        words += [f"--{knob}", str(getattr(options, knob))]
-    words += ["--mixed"] * mixed + ["--compile"] * (options.compile == "all")
-    done = subprocess.run(words, capture_output=True, text=True, timeout=LONGEST)
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    answer = json.loads(done.stdout.splitlines()[-1])
-    return answer.pop("speeds"), answer
+def run_peer(options, file, mixed, data):
+    """Run another loop; return its speeds and settings."""
+    command = [sys.executable, str(HERE / "peers" / file), options.workload, "--data", str(data)]
+    for flag in ("batch", "size", "steps", "windows", "workers"):
+        command += [f"--{flag}", str(getattr(options, flag))]
+    command += ["--mixed"] * mixed + ["--compile"] * (options.compile == "all")
+    process = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+    if process.returncode:
+        raise RuntimeError(process.stderr)
+    result = json.loads(process.stdout.splitlines()[-1])
+    return result.pop("speeds"), result
 
 
-def installed(names):
-    """The others that are there; those that are not are named."""
+def filter_installed(names):
+    """Yield the installed loops, and print a message for the others."""
     for name in names:
         if importlib.util.find_spec(PEERS[name][1]) is None:
-            print(f"{name} is not installed and is left out; pip install --group bench", file=sys.stderr)
+            print(f"{name} is not installed and is skipped; pip install --group bench", file=sys.stderr)
         else:
             yield name
 
 
 def compare(options):
-    """Time all in turn; a table, and a row for each of the others."""
-    load, command = LOADS[options.load], shlex.join(["python", "benchmarks/step_times.py", *sys.argv[1:]])
-    options.batch, options.data = options.batch or load.batch, load.data and (options.data or load.data)
-    turns = [("ours", None), *((name, kind == "mixed") for name in installed(options.only) for kind in options.theirs)]
-    found, settings = {}, {}
+    """Measure all loops in turn, print a table, and record a row for each of the others."""
+    workload, command = WORKLOADS[options.workload], shlex.join(["python", "benchmarks/step_times.py", *sys.argv[1:]])
+    options.batch, options.data = options.batch or workload.batch, workload.data and (options.data or workload.data)
+    loops = [
+        ("ours", None),
+        *((name, kind == "mixed") for name in filter_installed(options.only) for kind in options.theirs),
+    ]
+    speeds_by_loop, settings = {}, {}
     with tempfile.TemporaryDirectory() as name:
         data = Path(name)
         if options.repeat > 1:
             options.data = write_repeated(options, data)
-        count = keep(options, data) if load.data else PASS * options.batch
-        options.steps = max(1, min(count // options.batch // 10, MAX_LOG_INTERVAL))  # as the loop has it
-        for turn in range(options.rounds):
-            for who, mixed in turns:
+        num_images = save_images(options, data) if workload.data else BATCHES_PER_EPOCH * options.batch
+        options.steps = max(1, min(num_images // options.batch // 10, MAX_LOG_INTERVAL))  # as in fukami's training loop
+        for round_index in range(options.rounds):
+            for loop, mixed in loops:
                 try:
                     with tempfile.TemporaryDirectory() as folder:
-                        if who == "ours":
-                            speeds, about = ours(options, load, Path(folder))
+                        if loop == "ours":
+                            speeds, loop_settings = run_ours(options, workload, Path(folder))
                         else:
-                            speeds, about = theirs(options, PEERS[who][0], mixed, data)
+                            speeds, loop_settings = run_peer(options, PEERS[loop][0], mixed, data)
                 except (RuntimeError, subprocess.TimeoutExpired) as error:
-                    if who == "ours":
+                    if loop == "ours":
                         raise
-                    print(f"{who} failed and is left out:\n{error}", file=sys.stderr)
+                    print(f"{loop} failed and is skipped:\n{error}", file=sys.stderr)
                     continue
-                found.setdefault((who, mixed), []).append(typical(speeds))
-                settings[who, mixed] = about
-                print(f"round {turn + 1}: {who} {said(about)}: {typical(speeds):.0f}/s", file=sys.stderr, flush=True)
-    show(options, found, settings)
+                speeds_by_loop.setdefault((loop, mixed), []).append(compute_median(speeds))
+                settings[loop, mixed] = loop_settings
+                print(
+                    f"round {round_index + 1}: {loop} {format_settings(loop_settings)}: {compute_median(speeds):.0f}/s",
+                    file=sys.stderr,
+                    flush=True,
+                )
+    print_table(options, speeds_by_loop, settings)
     if not options.trial:
-        write(options, found, settings, command)
+        record_rows(options, speeds_by_loop, settings, command)
 
 
-def said(about):
-    """Settings as words."""
-    return ", ".join(value if name == "precision" else f"{name} {value}" for name, value in about.items())
+def format_settings(settings):
+    """Format settings as text."""
+    return ", ".join(value if name == "precision" else f"{name} {value}" for name, value in settings.items())
 
 
-def show(options, found, settings):
-    """The table."""
-    print(f"{options.load}, batches of {options.batch}{', compiled' * bool(options.compile)}")
+def print_table(options, speeds_by_loop, settings):
+    """Print the table of the loops."""
+    print(f"{options.workload}, batches of {options.batch}{', compiled' * bool(options.compile)}")
     print(f"{'loop':<22}  {'images/s':>10}  {'ours/theirs':>11}  settings")
-    mine = statistics.median(found["ours", None])
-    for who, speeds in found.items():
+    our_speed = statistics.median(speeds_by_loop["ours", None])
+    for loop, speeds in speeds_by_loop.items():
         speed = statistics.median(speeds)
-        print(f"{who[0]:<22}  {speed:>10,.0f}  {mine / speed:>11.2f}  {said(settings[who])}")
+        print(f"{loop[0]:<22}  {speed:>10,.0f}  {our_speed / speed:>11.2f}  {format_settings(settings[loop])}")
 
 
-def write(options, found, settings, command):
-    """The rows."""
-    mine = statistics.median(found["ours", None])
-    about = said(settings["ours", None]) + ", compiled" * bool(options.compile)
-    record(f"step times {options.load}", f"images per second, {about}", mine, command=command, seed=0,
+def record_rows(options, speeds_by_loop, settings, command):
+    """Record the results."""
+    our_speed = statistics.median(speeds_by_loop["ours", None])
+    our_settings = format_settings(settings["ours", None]) + ", compiled" * bool(options.compile)
+    record(f"step times {options.workload}", f"images per second, {our_settings}", our_speed, command=command, seed=0,
            note=f"batches of {options.batch}")  # fmt: skip
-    for who, speeds in found.items():
-        if who[0] != "ours":
-            kind = ("mixed" if who[1] else "float32") + ", compiled" * (options.compile == "all")
+    for loop, speeds in speeds_by_loop.items():
+        if loop[0] != "ours":
+            peer_kind = ("mixed" if loop[1] else "float32") + ", compiled" * (options.compile == "all")
             speed = statistics.median(speeds)
             note = (
-                f"ours {mine:.0f}/s ({said(settings['ours', None])}), theirs {speed:.0f}/s ({said(settings[who])}); "
+                f"ours {our_speed:.0f}/s ({format_settings(settings['ours', None])}), "
+                f"theirs {speed:.0f}/s ({format_settings(settings[loop])}); "
                 f"batches of {options.batch}, {len(speeds)} times {options.windows} windows of {options.steps} steps"
             )
-            own = "ours" + ", compiled," * (options.compile == "ours")
-            metric = f"images per second, {own} / {who[0]} {kind}"
-            record(f"step times {options.load}", metric, mine / speed, command=command, seed=0, note=note)
+            our_name = "ours" + ", compiled," * (options.compile == "ours")
+            metric = f"images per second, {our_name} / {loop[0]} {peer_kind}"
+            record(f"step times {options.workload}", metric, our_speed / speed, command=command, seed=0, note=note)
 
 
 def first_step(options):
-    """Seconds to the first step, ours and the plain loop's in turn."""
+    """Measure the seconds to the first step of ours and of the plain loop in turn."""
     program = ("fukami", "train", "deep-convnet", "--data", "mnist")
     programs = {"ours": program, "plain": (str(HERE / "common" / "plain_loop.py"),)}
     if CUDA:
         programs["ours compiled"] = (*program, "--compile")
-    found = {who: [] for who in programs}
+    seconds_by_program = {program_name: [] for program_name in programs}
     for _ in range(options.rounds):
-        for who, words in programs.items():
+        for program_name, command_line in programs.items():
             with tempfile.TemporaryDirectory() as folder:
-                out = () if who == "plain" else ("--out", f"{folder}/run")
-                words = (sys.executable, str(HERE / "peers" / "first_step.py"), *words, *out)
+                out = () if program_name == "plain" else ("--out", f"{folder}/run")
+                command_line = (sys.executable, str(HERE / "peers" / "first_step.py"), *command_line, *out)
                 environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/compiled"}
-                began = time.monotonic()
-                done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=LONGEST)
-                if done.returncode:
-                    raise RuntimeError(done.stderr)
-                found[who].append(float(done.stdout.splitlines()[-1]) - began)
-    middle = {who: statistics.median(seconds) for who, seconds in found.items()}
-    for who, seconds in found.items():
-        print(f"{who:<14}  {middle[who]:6.2f} s  ({', '.join(f'{value:.2f}' for value in seconds)})")
+                start = time.monotonic()
+                process = subprocess.run(command_line, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
+                if process.returncode:
+                    raise RuntimeError(process.stderr)
+                seconds_by_program[program_name].append(float(process.stdout.splitlines()[-1]) - start)
+    medians = {program_name: statistics.median(seconds) for program_name, seconds in seconds_by_program.items()}
+    for program_name, seconds in seconds_by_program.items():
+        print(f"{program_name:<14}  {medians[program_name]:6.2f} s  ({', '.join(f'{value:.2f}' for value in seconds)})")
     if options.trial:
         return
     command = shlex.join(["python", "benchmarks/step_times.py", *sys.argv[1:]])
-    note = "; ".join(f"{who} {', '.join(f'{value:.2f}' for value in seconds)} s" for who, seconds in found.items())
+    note = "; ".join(
+        f"{program_name} {', '.join(f'{value:.2f}' for value in seconds)} s"
+        for program_name, seconds in seconds_by_program.items()
+    )
     rows = {
-        "seconds to the first step": middle["ours"],
-        "seconds to the first step, ours / plain loop": middle["ours"] / middle["plain"],
+        "seconds to the first step": medians["ours"],
+        "seconds to the first step, ours / plain loop": medians["ours"] / medians["plain"],
     }
     if CUDA:
-        rows["seconds that --compile adds to the first step"] = middle["ours compiled"] - middle["ours"]
+        rows["seconds that --compile adds to the first step"] = medians["ours compiled"] - medians["ours"]
     for metric, value in rows.items():
         record("first step deep-convnet mnist", metric, value, command=command, seed=0, note=note)
 
 
 def main():
-    """Time what is asked for."""
+    """Run the selected benchmark."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("load", choices=[*LOADS, "first-step"])
-    options.add_argument("--rounds", type=int, help="3; 5 for the first step")
-    options.add_argument("--windows", type=int, default=30 if CUDA else 10, help="in a round")
-    options.add_argument("--batch", type=int, help="by default the recipe's; 256 for ResNet-50 on a GPU, else 16")
-    options.add_argument("--data", help="another data set than the recipe's")
-    options.add_argument("--repeat", type=int, default=1, help="of each image, where there are few files")
-    options.add_argument("--size", type=int, default=224, help="of the images for ResNet-50")
-    options.add_argument("--precision", default="auto", help="ours")
+    options.add_argument("workload", choices=[*WORKLOADS, "first-step"])
+    options.add_argument("--rounds", type=int, help="Number of rounds: by default 3; 5 for first-step.")
+    options.add_argument("--windows", type=int, default=30 if CUDA else 10, help="Windows per round.")
+    options.add_argument(
+        "--batch", type=int, help="Batch size: by default the recipe's; for ResNet-50 256 on a GPU, 16 on a CPU."
+    )
+    options.add_argument("--data", help="Dataset instead of the recipe's.")
+    options.add_argument("--repeat", type=int, default=1, help="Repetitions of each image, for a small dataset.")
+    options.add_argument("--size", type=int, default=224, help="Image size of ResNet-50.")
+    options.add_argument("--precision", default="auto", help="Precision of ours.")
     options.add_argument("--theirs", nargs="+", choices=["float32", "mixed"], default=["float32", "mixed"])
-    options.add_argument("--workers", type=int, default=min(16, os.cpu_count()), help="of the others' loaders")
-    options.add_argument("--only", nargs="+", choices=PEERS, default=list(PEERS), help="some of the others")
+    options.add_argument(
+        "--workers", type=int, default=min(16, os.cpu_count()), help="Worker processes of the other loops."
+    )
+    options.add_argument("--only", nargs="+", choices=PEERS, default=list(PEERS), help="Other loops to measure.")
     options.add_argument("--compile", nargs="?", const="all", default="", choices=["all", "ours"])
-    options.add_argument("--trial", action="store_true", help="one short round, nothing recorded")
+    options.add_argument("--trial", action="store_true", help="Run one short round and record nothing.")
     options = options.parse_args()
-    options.rounds = options.rounds or (5 if options.load == "first-step" else 3)
+    options.rounds = options.rounds or (5 if options.workload == "first-step" else 3)
     if options.trial:
         options.rounds, options.windows = 1, 2
-    if options.load == "first-step":
+    if options.workload == "first-step":
         first_step(options)
     else:
         compare(options)

@@ -1,8 +1,6 @@
-"""Sphinx: `make docs` builds the pages in this folder into `_build`."""
+"""Configuration of Sphinx; `make docs` builds the pages of this folder into `_build`."""
 
 from importlib.metadata import version as version_of
-
-from fukami.classification.recipe import ClassificationRecipe
 
 project = "fukami"
 author = "fukami contributors"
@@ -28,10 +26,8 @@ html_theme_options = {"navigation_with_keys": True}
 
 
 def setup(app):
-    """Show fields as they are written."""
-    fields = {}  # napoleon would take what stands before a colon in their docstrings for a type
-    for annotations in (ClassificationRecipe.__annotations__, ClassificationRecipe.__init__.__annotations__):
-        annotations["data"] = str  # and not what tyro is told about it
+    """Show the docstrings of fields unchanged."""
+    fields = {}  # napoleon would parse the text before a colon in their docstrings as a type
 
     def keep(app, what, name, obj, options, lines):
         if what == "attribute":

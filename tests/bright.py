@@ -1,4 +1,4 @@
-"""A detector without a network, for tests: what is bright in an image is a lamp."""
+"""Detector without a network for tests: it detects the bright pixels of an image as a lamp."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ LABELS = ("lamp", "night")
 
 
 class Bright(Task):
-    """The box of all pixels above 128."""
+    """Task that predicts the bounding box of all pixels above 128."""
 
     labels = LABELS
 
@@ -21,11 +21,11 @@ class Bright(Task):
         return self.training_model(torch.ones(2, 1)).square().mean(), {}
 
     def evaluate(self, batches):
-        found = DetectionResults(LABELS)
+        results = DetectionResults(LABELS)
         for number in range(3):
             box = [[0, 0, 40 - 10 * number, 40]]
-            found.update(number, Prediction(box, [0], [0.9 - 0.1 * number]), GroundTruth([[0, 0, 40, 40]], [0], [0]))
-        return found.compute_metrics()
+            results.update(number, Prediction(box, [0], [0.9 - 0.1 * number]), GroundTruth([[0, 0, 40, 40]], [0], [0]))
+        return results.compute_metrics()
 
     def predict(self, inputs):
         return [self._format_prediction(source) for source in inputs]
@@ -43,13 +43,13 @@ class Bright(Task):
             boxes.append({"label": "lamp", "score": 0.9, "box": box})
         return {**file, "width": image.width, "height": image.height, "boxes": boxes}
 
-    def draw_prediction(self, source, answer):
-        return image_io.draw_boxes(image_io.read_image(source), answer["boxes"], LABELS)
+    def draw_prediction(self, source, prediction):
+        return image_io.draw_boxes(image_io.read_image(source), prediction["boxes"], LABELS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lamps(Recipe):
-    """Finds lamps."""
+    """Recipe of the lamp detector."""
 
     def load_data(self):
         batch = torch.zeros(2, 1)

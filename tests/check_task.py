@@ -1,4 +1,4 @@
-"""The contract that every task keeps, as functions that run against any recipe; ``test_tasks.py`` runs them all.
+"""Contract of all tasks, as functions that check any recipe; ``test_tasks.py`` runs them all.
 
 ``make(**fields)`` returns a recipe of the family that trains a few steps on embedded data, without dropout.
 """
@@ -35,13 +35,13 @@ from fukami.reinforcement.task import QLearningTask
 from fukami.segmentation.task import SegmentationTask
 from fukami.style.task import StyleTransferTask
 
-MAIN = ("loss", "map", "miou", "bleu4", "discriminator_loss", "frechet_digits")  # of a line of the log
+MAIN_METRICS = ("loss", "map", "miou", "bleu4", "discriminator_loss", "frechet_digits")  # of a line of the log
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(["fukami.engine.train", "matplotlib.figure", "sklearn.datasets", "torchvision"])
 
 
 def check_overfits(make):
-    """A batch of eight is learned by heart."""
+    """Check that a task overfits a batch of eight images."""
     recipe = make(batch_size=8)
     data, runtime = recipe.load_data(), Runtime.start("cpu", "float32")
     torch.manual_seed(0)
@@ -54,7 +54,7 @@ def check_overfits(make):
 
 
 def check_evaluation_changes_nothing(make):
-    """Judging twice gives the same answer and leaves weights, mode and random states alone."""
+    """Check that evaluation is repeatable and does not change weights, training mode and random states."""
     recipe = make()
     data = recipe.load_data()
     task = recipe.build_task(data.labels)
@@ -71,120 +71,126 @@ def check_evaluation_changes_nothing(make):
 
 
 def check_saves_and_loads(make, inputs, tmp_path):
-    """What was trained is what is loaded: the same evaluation, answers equal and ready for JSON."""
+    """Check that a loaded run has the metrics of the training, and that its predictions can be written as JSON."""
     recipe = make()
     result = fukami.train(recipe, tmp_path / "run", device="cpu", precision="float32")
     task = fukami.load(tmp_path / "run", device="cpu")
     loaded = task.evaluate(recipe.load_data().val)
     assert {**loaded, "loss": 0} == {**result, "loss": 0}
-    answers = task.predict(inputs)
-    assert json.loads(json.dumps(answers)) == answers
-    assert [answer["file"] for answer in answers] == [str(path) for path in inputs]
-    again = fukami.load(tmp_path / "run", device="cpu").predict(inputs)
-    assert again == answers
+    predictions = task.predict(inputs)
+    assert json.loads(json.dumps(predictions)) == predictions
+    assert [prediction["file"] for prediction in predictions] == [str(path) for path in inputs]
+    repeated = fukami.load(tmp_path / "run", device="cpu").predict(inputs)
+    assert repeated == predictions
 
 
 def check_precisions(make, inputs, tmp_path):
-    """bfloat16 trains; bfloat16 and float16 answer, close to float32."""
+    """Check training in bfloat16, and that bfloat16 and float16 predict nearly the same as float32."""
     recipe = make()
     fukami.train(recipe, tmp_path / "run", device="cpu", precision="bfloat16")
     weights = load_file(tmp_path / "run" / "weights.safetensors")
     assert all(value.isfinite().all() for value in weights.values())
     assert {value.dtype for value in weights.values()} <= {torch.float32, torch.long}
     val = recipe.load_data().val
-    exact = fukami.load(tmp_path / "run", device="cpu").evaluate(val)
+    expected = fukami.load(tmp_path / "run", device="cpu").evaluate(val)
     for precision in ("bfloat16", "float16"):
         task = fukami.load(tmp_path / "run", device="cpu", precision=precision)
         assert next(task.model.parameters()).dtype == getattr(torch, precision)
-        rough = task.evaluate(val)
-        assert rough["count"] == exact["count"]
-        metric = "loss" if "loss" in exact else next(iter(exact))
-        assert abs(rough[metric] - exact[metric]) <= 0.05 * exact[metric]
+        metrics = task.evaluate(val)
+        assert metrics["count"] == expected["count"]
+        metric = "loss" if "loss" in expected else next(iter(expected))
+        assert abs(metrics[metric] - expected[metric]) <= 0.05 * expected[metric]
         assert len(task.predict(inputs)) == len(inputs)
 
 
 def check_broken_input(make, inputs, tmp_path):
-    """A broken image among good ones is reported by name, and the good ones are answered."""
+    """Check that a broken image is reported by name and that the other images get predictions."""
     recipe = make()
     data = recipe.load_data()
     task = recipe.build_task(data.labels)
     task.setup(Runtime.start("cpu", "float32"))
     broken = tmp_path / "broken.png"
     broken.write_bytes(Path(inputs[0]).read_bytes()[:60])
-    answers = task.predict([inputs[0], broken, inputs[1]])
-    assert "error" not in answers[0]
-    assert "error" not in answers[2]
-    assert answers[1]["file"] == str(broken)
-    assert "broken.png" in answers[1]["error"]
+    predictions = task.predict([inputs[0], broken, inputs[1]])
+    assert "error" not in predictions[0]
+    assert "error" not in predictions[2]
+    assert predictions[1]["file"] == str(broken)
+    assert "broken.png" in predictions[1]["error"]
 
 
 def check_two_processes(make, tmp_path):
-    """Two processes that share each batch end where one process with the whole batch does."""
+    """Check that two processes with half of each batch train to the same weights as a single process."""
     recipe = make(epochs=1, lr=2e-4)
     outs = [tmp_path / "one", tmp_path / "two"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-    processes = [Started(words(recipe, outs[0]))]  # the others as torchrun starts them, which test_processes.py does
-    processes += [Started(words(recipe, outs[1]), more={**meeting, "RANK": n, "LOCAL_RANK": n}) for n in "01"]
-    assert [process.ended()[0] for process in processes] == [0, 0, 0]
-    one, two = (list(map(json.loads, lines(out))) for out in outs)
+    with socket.socket() as server:  # finds a free port
+        server.bind(("127.0.0.1", 0))
+        rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1]), "WORLD_SIZE": "2"}
+    processes = [CommandProcess(build_command(recipe, outs[0]))]
+    processes += [  # with the environment of torchrun, which test_processes.py tests
+        CommandProcess(build_command(recipe, outs[1]), environment={**rendezvous, "RANK": n, "LOCAL_RANK": n})
+        for n in "01"
+    ]
+    assert [process.wait()[0] for process in processes] == [0, 0, 0]
+    one, two = (list(map(json.loads, read_log_lines(out))) for out in outs)
     assert [line["step"] for line in one] == [line["step"] for line in two]
     for line, other in zip(one, two, strict=True):
-        metric = next(name for name in MAIN if name in line)
+        metric = next(name for name in MAIN_METRICS if name in line)
         assert abs(line[metric] - other[metric]) < 1e-4 * max(1, abs(line[metric])), (line, other)
     assert one[-1]["count"] == two[-1]["count"]
-    weights, others = (load_file(out / "weights.safetensors") for out in outs)
+    weights, other_weights = (load_file(out / "weights.safetensors") for out in outs)
     for name, value in weights.items():
-        torch.testing.assert_close(others[name], value, rtol=0, atol=2e-4)
+        torch.testing.assert_close(other_weights[name], value, rtol=0, atol=2e-4)
 
 
 def check_killed_and_resumed(make, tmp_path, kills=3):
-    """Killed with SIGKILL again and again after its first checkpoint, and resumed, a run is as if never killed.
+    """Check that a run that is killed (SIGKILL) and resumed several times equals an uninterrupted run.
 
-    Bit for bit are the weights, all that the last checkpoint holds, and the log but for times.
+    The weights, the content of the last checkpoint and the log except for times are bit-exact.
     """
     recipe = make()
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    assert Started(words(recipe, undisturbed), often=True).ended()[0] == 0
+    uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
+    assert CommandProcess(build_command(recipe, uninterrupted), frequent_checkpoints=True).wait()[0] == 0
     for kill in range(kills):
-        process = Started([*words(recipe, killed), *["--resume"] * (kill > 0)], often=True)
-        few = max(len(lines(killed)), 4)
+        command = [*build_command(recipe, killed), *["--resume"] * (kill > 0)]
+        process = CommandProcess(command, frequent_checkpoints=True)
+        num_lines = max(len(read_log_lines(killed)), 4)
         wait_until(
-            lambda p=process, n=few: (len(lines(killed)) > n and (killed / "last.ckpt").exists()) or not p.is_alive()
+            lambda p=process, n=num_lines: (
+                (len(read_log_lines(killed)) > n and (killed / "last.ckpt").exists()) or not p.is_alive()
+            )
         )
         process.kill()
-        assert process.ended()[0] == -signal.SIGKILL, "the run ended before it could be killed; give it more steps"
+        assert process.wait()[0] == -signal.SIGKILL, "the run ended before it could be killed; give it more steps"
         assert (killed / "last.ckpt").exists()
-    status, _, err = Started([*words(recipe, killed), "--resume"], often=True).ended()
+    status, _, err = CommandProcess([*build_command(recipe, killed), "--resume"], frequent_checkpoints=True).wait()
     assert status == 0, err
-    check_same_run(killed, undisturbed)
+    check_same_run(killed, uninterrupted)
 
 
 def check_same_run(one, other):
-    """Two runs have the same weights, last checkpoints and logs, but for times."""
+    """Check that two runs have the same weights, last checkpoints and logs, except for times."""
     assert (one / "weights.safetensors").read_bytes() == (other / "weights.safetensors").read_bytes()
     states = [load_state(run / "last.ckpt", torch.device("cpu")) for run in (one, other)]
     for name in ("step", "task", "loader", "random", "history", "manifest"):
-        leaves, forms = zip(*(pytree.tree_flatten(state[name]) for state in states), strict=True)
-        assert forms[0] == forms[1], name
-        for value, same in zip(*leaves, strict=True):
-            assert torch.equal(value, same) if isinstance(value, torch.Tensor) else value == same, name
-    assert logged(one) == logged(other)
+        leaves, specs = zip(*(pytree.tree_flatten(state[name]) for state in states), strict=True)
+        assert specs[0] == specs[1], name
+        for value, expected in zip(*leaves, strict=True):
+            assert torch.equal(value, expected) if isinstance(value, torch.Tensor) else value == expected, name
+    assert load_log(one) == load_log(other)
     assert not [path.name for run in (one, other) for path in run.iterdir() if path.name.startswith(".")]
 
 
-def logged(run):
-    """The lines of a run's log without times."""
-    timed = ("seconds", "waiting")
+def load_log(run):
+    """Load the lines of a run's log without times."""
+    times = ("seconds", "waiting")
     return [
-        {name: value for name, value in json.loads(line).items() if name not in timed and "_per_second" not in name}
-        for line in lines(run)
+        {name: value for name, value in json.loads(line).items() if name not in times and "_per_second" not in name}
+        for line in read_log_lines(run)
     ]
 
 
-def leave_out_pages(patch):
-    """Trainings draw no report, which takes longer than they do."""
+def disable_reports(patch):
+    """Disable the reports of trainings, which take longer than the short trainings."""
     for family in (
         GANTask,
         CaptioningTask,
@@ -198,46 +204,48 @@ def leave_out_pages(patch):
     patch.setattr("fukami.engine.report.write_report", lambda folder, figures, seconds: folder / "report.html")
 
 
-class Started(FORKED.Process):
-    """A command line in a process of its own, forked from one that has imported torch: it starts at once.
+class CommandProcess(FORKED.Process):
+    """Command in its own process, forked from a process that has imported torch, so that it starts at once.
 
-    It kills itself at the ``fatal``-th fsync, if there is one, writes a checkpoint whenever it can where that is wanted
-    ``often``, and leaves a report only where its ``page`` is wanted. ``more`` is added to its environment.
+    Args:
+        command: the command line, starting with the program's name.
+        kill_at_fsync: number of the fsync call at which the process kills itself; None: never.
+        frequent_checkpoints: write a checkpoint whenever possible.
+        report: write the report.
+        environment: variables to add to the environment.
     """
 
-    def __init__(self, words, fatal=None, *, often=False, page=False, more=()):
+    def __init__(self, command, kill_at_fsync=None, *, frequent_checkpoints=False, report=False, environment=()):
         super().__init__()
-        self.words, self.fatal, self.often, self.page, self.environment = (
-            words[1:],
-            fatal,
-            often,
-            page,
-            {**os.environ, **dict(more)},
-        )
+        self.arguments = command[1:]
+        self.kill_at_fsync = kill_at_fsync
+        self.frequent_checkpoints = frequent_checkpoints
+        self.report = report
+        self.environment = {**os.environ, **dict(environment)}
         self.folder = Path(tempfile.mkdtemp())
         self.start()
 
     def run(self):
-        for number in (1, 2):  # what it prints, and what it says
+        for number in (1, 2):  # stdout and stderr
             os.dup2(os.open(self.folder / str(number), os.O_WRONLY | os.O_CREAT), number)
         os.environ.update(self.environment)
         torch.set_num_threads(1)
         fsync, calls = os.fsync, itertools.count(1)
 
         def fsync_or_die(number):
-            if next(calls) == self.fatal:
+            if next(calls) == self.kill_at_fsync:
                 os.kill(os.getpid(), signal.SIGKILL)
             fsync(number)
 
         os.fsync = fsync_or_die
-        if self.often:
+        if self.frequent_checkpoints:
             async_checkpoint.MIN_CHECKPOINT_INTERVAL, async_checkpoint.MAX_CHECKPOINT_FRACTION = 0.0, math.inf
-        if not self.page:
-            leave_out_pages(pytest.MonkeyPatch())
-        main(self.words)
+        if not self.report:
+            disable_reports(pytest.MonkeyPatch())
+        main(self.arguments)
 
-    def ended(self, seconds=240):
-        """The exit status, what it printed, and what it said."""
+    def wait(self, seconds=240):
+        """Wait for the end, and return exit status, stdout and stderr."""
         self.join(seconds)
         assert self.exitcode is not None, "waited too long"
         texts = [(self.folder / str(number)).read_text() for number in (1, 2)]
@@ -245,51 +253,51 @@ class Started(FORKED.Process):
         return self.exitcode, *texts
 
 
-def children_of(parent):
-    """The numbers of the processes that a process started."""
-    found = []
+def list_child_processes(parent):
+    """List the ids of the child processes of a process."""
+    children = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
-                found.append(int(folder.name))
-    return found
+                children.append(int(folder.name))
+    return children
 
 
-def words(recipe, out):
-    """The command line of a run, after ``python -m``."""
+def build_command(recipe, out):
+    """Build the command line of a run, after ``python -m``."""
     return [*build_train_command(recipe).split(), "--out", str(out), "--device", "cpu", "--precision", "float32"]
 
 
-def threads(number):
-    """The environment of a process that computes on so many threads."""
-    return {**os.environ, "OMP_NUM_THREADS": str(number)}
+def build_thread_environment(num_threads):
+    """Build the environment of a process with ``num_threads`` threads."""
+    return {**os.environ, "OMP_NUM_THREADS": str(num_threads)}
 
 
-def lines(run):
-    """What ``metrics.jsonl`` holds so far, whole lines only."""
+def read_log_lines(run):
+    """Read the lines of ``metrics.jsonl``; empty if the file does not exist yet."""
     path = run / "metrics.jsonl"
     return path.read_text().splitlines() if path.exists() else []
 
 
-def judged(run):
-    """The evaluations of a run, without the time they were made at."""
-    found = [line for line in map(json.loads, lines(run)) if line["phase"] == "eval"]
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in found]
+def load_evaluations(run):
+    """Load the evaluations of a run, without their times."""
+    evaluations = [line for line in map(json.loads, read_log_lines(run)) if line["phase"] == "eval"]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in evaluations]
 
 
 def wait_until(condition, seconds=120):
-    """Wait for it, but not for ever."""
+    """Wait until a condition holds, for at most ``seconds``."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.01)
 
 
-def same(one, other):
-    """The same batches, bit for bit; returns how many."""
+def count_equal_batches(one, other):
+    """Check that two loaders yield bit-exact batches, and return their number."""
     count = 0
-    for (images, targets), (others, numbers) in zip(one, other, strict=True):
-        assert torch.equal(images, others)
-        assert torch.equal(targets, numbers)
+    for (images, targets), (other_images, other_targets) in zip(one, other, strict=True):
+        assert torch.equal(images, other_images)
+        assert torch.equal(targets, other_targets)
         count += 1
     return count

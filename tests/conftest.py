@@ -1,4 +1,4 @@
-"""Fixtures: where the real data are, and a command line that answers in this process."""
+"""Fixtures: real and generated datasets, trained runs, and the command line in this process."""
 
 import json
 import os
@@ -13,14 +13,14 @@ SHARED = Path(__file__).parents[2] / "shared"
 
 
 @pytest.fixture(autouse=True)
-def _isolated(tmp_path_factory, monkeypatch):
-    """No test reads or fills the user's cache folder."""
+def _isolate_cache(tmp_path_factory, monkeypatch):
+    """Use an empty cache folder instead of the user's."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture
 def mnist_folder(monkeypatch):
-    """The folder above ``mnist/``, as ``FUKAMI_DATA``; skips where MNIST is absent."""
+    """Folder that contains ``mnist/``, as ``FUKAMI_DATA``; skip the test without MNIST."""
     folder = Path(os.environ.get("FUKAMI_DATA", SHARED / "data"))
     if not (folder / "mnist" / "train-images-idx3-ubyte.gz").exists():
         pytest.skip(f"needs MNIST: no {folder}/mnist; set FUKAMI_DATA to the folder above mnist/")
@@ -30,7 +30,7 @@ def mnist_folder(monkeypatch):
 
 @pytest.fixture(params=["bccd", "voc-animals"])
 def real_boxes(request, monkeypatch):
-    """The name of a real data set of images with boxes; skips where it is absent."""
+    """Name of a real detection dataset; skip the test without it."""
     folder = Path(os.environ.get("FUKAMI_DATA", SHARED / "data"))
     if not any((folder / f"{request.param}{suffix}").exists() for suffix in ("", ".zip")):
         pytest.skip(f"needs {request.param}: no {folder}/{request.param}.zip; set FUKAMI_DATA to the folder above it")
@@ -40,7 +40,7 @@ def real_boxes(request, monkeypatch):
 
 @pytest.fixture
 def camvid(monkeypatch):
-    """The folder with ``camvid.zip``, as ``FUKAMI_DATA``; skips where it is absent."""
+    """Folder that contains ``camvid.zip``, as ``FUKAMI_DATA``; skip the test without it."""
     folder = Path(os.environ.get("FUKAMI_DATA", SHARED / "data"))
     if not any((folder / f"camvid{suffix}").exists() for suffix in ("", ".zip")):
         pytest.skip(f"needs CamVid: no {folder}/camvid.zip; set FUKAMI_DATA to the folder above it")
@@ -49,8 +49,8 @@ def camvid(monkeypatch):
 
 
 @dataclass
-class Answer:
-    """What a command left."""
+class CommandResult:
+    """Exit status, stdout and stderr of a command."""
 
     status: int
     out: str
@@ -63,24 +63,24 @@ class Answer:
 
 @pytest.fixture
 def fukami(capsys, monkeypatch, tmp_path):
-    """``fukami("eval", "run")`` in an empty current folder."""
+    """Function ``fukami("eval", "run")`` that runs a command in an empty working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
 
     def command(*arguments):
         from fukami.cli.main import main
 
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as system_exit:
             main([str(argument) for argument in arguments])
         captured = capsys.readouterr()
-        return Answer(left.value.code, captured.out, captured.err)
+        return CommandResult(system_exit.value.code, captured.out, captured.err)
 
     return command
 
 
 @pytest.fixture(scope="session")
 def digit_files(tmp_path_factory):
-    """Forty of scikit-learn's digits as PNG files in folders by class, black on white and large."""
+    """Folder of 40 of scikit-learn's digits as PNG files in class folders, black on white, 112×112."""
     from fukami.data import digits
 
     root = tmp_path_factory.mktemp("digits")
@@ -95,7 +95,7 @@ def digit_files(tmp_path_factory):
 
 @pytest.fixture
 def few_scenes(monkeypatch):
-    """The data set ``scenes`` with eight images to train on and four to judge on."""
+    """Reduce the dataset ``scenes`` to eight training and four validation images."""
     monkeypatch.setattr("fukami.data.scenes.NUM_TRAIN", 8)
     monkeypatch.setattr("fukami.data.scenes.NUM_TEST", 4)
     monkeypatch.setattr("fukami.data.scenes.NUM_CAPTIONED", 8)
@@ -103,34 +103,34 @@ def few_scenes(monkeypatch):
 
 @pytest.fixture(scope="session")
 def scene_files(tmp_path_factory):
-    """Eight scenes to train on and four to judge on as PNG files with COCO's JSON beside them."""
+    """Folder of eight training and four validation scenes as PNG files, with COCO annotations."""
     from fukami.data import scenes
 
     root = tmp_path_factory.mktemp("scenes")
     categories = [{"id": number, "name": label} for number, label in enumerate(scenes.LABELS)]
-    for part, numbers in (("train", range(8)), ("valid", range(8, 12))):
-        (root / part).mkdir()
+    for split, numbers in (("train", range(8)), ("valid", range(8, 12))):
+        (root / split).mkdir()
         images, annotations = [], []
         for number in numbers:
             scene = scenes.generate_scene(0, number)
-            Image.fromarray(scene.image).save(root / part / f"{number}.png")
+            Image.fromarray(scene.image).save(root / split / f"{number}.png")
             height, width = scene.image.shape[:2]
             images.append({"id": number, "file_name": f"{number}.png", "width": width, "height": height})
             for (left, top, right, bottom), kind in zip(scene.boxes.tolist(), scene.classes.tolist(), strict=True):
                 box = [left, top, right - left, bottom - top]
-                own = {"id": len(annotations), "image_id": number, "category_id": kind, "bbox": box, "iscrowd": 0}
-                annotations.append({**own, "area": box[2] * box[3]})
-        sheet = {"images": images, "annotations": annotations, "categories": categories}
-        (root / part / "_annotations.coco.json").write_text(json.dumps(sheet))
+                entry = {"id": len(annotations), "image_id": number, "category_id": kind, "bbox": box, "iscrowd": 0}
+                annotations.append({**entry, "area": box[2] * box[3]})
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (root / split / "_annotations.coco.json").write_text(json.dumps(content))
     return root
 
 
 @pytest.fixture(scope="session")
-def told_files(tmp_path_factory):
-    """Twelve scenes as PNG files, with two sentences for each."""
+def caption_files(tmp_path_factory):
+    """Folder of twelve scenes as PNG files, with two captions each."""
     from fukami.data import scenes
 
-    root = tmp_path_factory.mktemp("told")
+    root = tmp_path_factory.mktemp("captions")
     lines = ["image,caption"]
     for number, (image, (sentence,)) in enumerate(zip(*scenes.generate_captioned_images(0, 12), strict=True)):
         Image.fromarray(image).save(root / f"{number:02}.png")
@@ -141,22 +141,22 @@ def told_files(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def mask_files(tmp_path_factory):
-    """Eight scenes to train on and four to judge on as PNG files, with masks by value and a class table."""
+    """Folder of eight training and four validation scenes as PNG files, with index masks and a class table."""
     from fukami.data import scenes
 
     root = tmp_path_factory.mktemp("masks")
     for number, sample in enumerate(scenes.generate_mask_samples(0, 12)):
-        part = "train" if number < 8 else "val"
+        split = "train" if number < 8 else "val"
         for folder, pixels in (("images", sample.source), ("masks", sample.mask.read() - 1)):
-            (root / part / folder).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(root / part / folder / f"{number}.png")
+            (root / split / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(root / split / folder / f"{number}.png")
     (root / "classes.txt").write_text("\n".join(scenes.MASK_LABELS))
     return root
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A run of DeepConvNet on the embedded digits, short but right most of the time."""
+    """Run of DeepConvNet on the embedded digits, trained for eight epochs."""
     import fukami
 
     out = tmp_path_factory.mktemp("runs") / "digits"
@@ -167,7 +167,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def binarized(tmp_path_factory, digit_files):
-    """A run of the binarized DeepConvNet at full width, of one epoch of a few digits."""
+    """Run of the binarized DeepConvNet at full width, trained for one epoch on a few digits."""
     import fukami
 
     out = tmp_path_factory.mktemp("binarized") / "digits"
@@ -177,11 +177,11 @@ def binarized(tmp_path_factory, digit_files):
 
 
 @pytest.fixture
-def pageless(monkeypatch):
-    """Trainings draw no report, which takes longer than they do."""
+def no_reports(monkeypatch):
+    """Disable the reports of trainings, which take longer than the short trainings."""
     import check_task
 
-    check_task.leave_out_pages(monkeypatch)
+    check_task.disable_reports(monkeypatch)
 
 
 @pytest.fixture

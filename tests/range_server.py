@@ -1,9 +1,10 @@
-"""An object store for the tests: knows ``Range``, and breaks off as often as it is told; tells its port.
+"""HTTP server for tests with ``Range`` requests and interrupted responses; it prints its port.
 
-FOLDER BREAKS [TOGETHER]: the first TOGETHER requests for shards are answered once all of them have arrived.
-With ``bare`` for BREAKS it knows neither Range nor how long an answer will be.
+Usage: ``range_server.py FOLDER BREAKS [TOGETHER]``
 
-Each answer of more than a block ends after two thirds until BREAKS answers did; then every fifth is a 503.
+- BREAKS: the first BREAKS responses of more than 512 bytes end after two thirds; then every fifth request gets a 503.
+  With ``bare``, the server supports neither Range nor Content-Length.
+- TOGETHER: the first TOGETHER requests for shards get a response once all of them have arrived.
 """
 
 import itertools
@@ -17,17 +18,17 @@ root, bare = Path(sys.argv[1]), sys.argv[2] == "bare"
 breaks = 0 if bare else int(sys.argv[2])
 together = int((*sys.argv, "0")[3])
 barrier = threading.Barrier(max(together, 1))
-asked, shards = itertools.count(), itertools.count()
+request_numbers, shard_numbers = itertools.count(), itertools.count()
 
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
-        number = next(asked)
-        if self.path.endswith(".tar") and next(shards) < together:
+        number = next(request_numbers)
+        if self.path.endswith(".tar") and next(shard_numbers) < together:
             try:
                 barrier.wait(timeout=20)
             except threading.BrokenBarrierError:
-                sys.stderr.write("a request waited for the others in vain\n")
+                sys.stderr.write("timeout: a request waited for the others\n")
         if breaks and number >= breaks and number % 5 == 0:
             self.send_error(503)
             return
@@ -49,11 +50,11 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
-        rest = content[start:]
-        self.wfile.write(rest[: len(rest) * 2 // 3] if number < breaks and len(rest) > 512 else rest)
+        body = content[start:]
+        self.wfile.write(body[: len(body) * 2 // 3] if number < breaks and len(body) > 512 else body)
 
-    def log_message(self, *words):
-        sys.stderr.write(f"{self.headers['Range']} {words}\n")
+    def log_message(self, *message):
+        sys.stderr.write(f"{self.headers['Range']} {message}\n")
 
 
 ThreadingHTTPServer.request_queue_size = 64

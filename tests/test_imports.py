@@ -1,4 +1,4 @@
-"""Who may import whom, and nothing heavy when the package is imported."""
+"""Tests of the layering of imports, and of the import time of the package."""
 
 import ast
 import graphlib
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "src" / "fukami"
-# A package imports from those below it alone: neither a family another one, nor the engine a family.
+# A package imports only from the levels below it: task packages do not import each other, nor does the engine them.
 LEVELS = (
     {"__init__", "__main__"},
     {"cli"},
@@ -39,17 +39,17 @@ THIRD_PARTY = {
 }
 
 
-def imports(path, *, names=False):
-    """The modules that a file imports but for types; with the imported ``names``, which may be modules, too."""
+def list_imports(path, *, names=False):
+    """List the modules that a file imports, without imports for types; with ``names``, the imported names too."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    typing = {
+    typing_nodes = {
         id(node)
         for block in ast.walk(tree)
         if isinstance(block, ast.If) and isinstance(block.test, ast.Name) and block.test.id == "TYPE_CHECKING"
         for node in ast.walk(block)
     }
     for node in ast.walk(tree):
-        if id(node) in typing:
+        if id(node) in typing_nodes:
             continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -62,10 +62,10 @@ def imports(path, *, names=False):
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_go_down(path):
+def test_modules_import_only_from_lower_levels(path):
     level = {name: number for number, names in enumerate(LEVELS) for name in names}
     own = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    for module in imports(path):
+    for module in list_imports(path):
         first, _, rest = module.partition(".")
         if first == "fukami" and (other := rest.partition(".")[0] or "__init__") != own:
             assert level[other] > level[own], f"{path.name} imports {module}"
@@ -75,22 +75,24 @@ def test_imports_go_down(path):
 
 
 def test_no_import_cycle():
-    """Imports inside functions count, too."""
+    """Imports inside functions count as well."""
     modules = {".".join(("fukami", *path.relative_to(ROOT).with_suffix("").parts)): path for path in ROOT.rglob("*.py")}
-    graph = {name: {other for other in imports(path, names=True) if other in modules} for name, path in modules.items()}
+    graph = {
+        name: {other for other in list_imports(path, names=True) if other in modules} for name, path in modules.items()
+    }
     graphlib.TopologicalSorter(graph).prepare()
 
 
-def test_light_commands_import_nothing_heavy():
-    """``import fukami`` and ``fukami list`` wait for neither torch nor anything else that takes its time."""
+def test_light_commands_import_no_heavy_packages():
+    """``import fukami`` and ``fukami list`` import neither torch nor other slow packages."""
     code = """
 import sys, fukami
 assert not {"torch", "numpy", "rich", "tyro"} & set(sys.modules), "import fukami"
 from fukami.cli.main import main
 try:
     main(["list"])
-except SystemExit as left:
-    assert left.code == 0
+except SystemExit as system_exit:
+    assert system_exit.code == 0
 heavy = {"torch", "torchvision", "sklearn", "scipy", "matplotlib", "PIL", "skimage"} & set(sys.modules)
 assert not heavy, heavy
 """
@@ -99,8 +101,8 @@ assert not heavy, heavy
     assert "deep-convnet" in result.stdout
 
 
-def test_no_module_makes_a_tensor_when_it_is_imported():
-    """It may be imported first where networks are made without numbers, before their weights are read."""
+def test_no_module_creates_a_tensor_on_import():
+    """A module may first be imported under ``torch.device("meta")``, where tensors have no values."""
     code = """
 import importlib, pkgutil, torch, fukami
 with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""The leaderboard: ranks, what was published, damaged and unfinished runs, and the page."""
+"""Tests of the leaderboard: ranks, published results, damaged and unfinished runs, and the page."""
 
 import json
 import re
@@ -11,10 +11,10 @@ from fukami.engine import checkpoint
 COSTS = {"parameters": 123_552, "multiply_adds": 8_772_340}
 
 
-def make(
+def create_run(
     folder, *values, data="digits", metric="accuracy", recipe="deep-convnet", epochs=None, eval_every=1, **changes
 ):
-    """A run by hand: one evaluation for each value, a hundred steps and two seconds apart."""
+    """Create a run with an evaluation for each value, a hundred steps and two seconds apart."""
     folder.mkdir(parents=True)
     epochs = epochs or eval_every * len(values) or 3
     fields = {"seed": 0, "data": data, "epochs": epochs, "eval_every": eval_every}
@@ -29,182 +29,182 @@ def make(
     return folder
 
 
-def cells(answer, name):
-    """The row of a run in the table."""
-    (row,) = [line for line in answer.out.splitlines() if re.match(rf"\s*(\d+|–)\s+{re.escape(name)}\s", line)]
+def get_cells(result, name):
+    """Return the cells of a run in the printed table."""
+    (row,) = [line for line in result.out.splitlines() if re.match(rf"\s*(\d+|–)\s+{re.escape(name)}\s", line)]
     return row.split()
 
 
 def test_runs_are_ranked_by_their_last_evaluation(fukami, tmp_path):
-    make(tmp_path / "runs" / "good", 0.5, 0.96)
-    make(tmp_path / "runs" / "deep" / "fell", 0.99, 0.9)
-    make(tmp_path / "runs" / "best", 0.6, 0.975)
-    make(tmp_path / "runs" / "equal", 0.4, 0.96)
-    answer = fukami("board", "runs")
-    assert answer.status == 0, answer.err
-    assert answer.out.splitlines()[0] == "digits: accuracy"
-    ranks = [cells(answer, name)[0] for name in ("best", "good", "equal", "deep/fell")]
+    create_run(tmp_path / "runs" / "good", 0.5, 0.96)
+    create_run(tmp_path / "runs" / "deep" / "fell", 0.99, 0.9)
+    create_run(tmp_path / "runs" / "best", 0.6, 0.975)
+    create_run(tmp_path / "runs" / "equal", 0.4, 0.96)
+    result = fukami("board", "runs")
+    assert result.status == 0, result.err
+    assert result.out.splitlines()[0] == "digits: accuracy"
+    ranks = [get_cells(result, name)[0] for name in ("best", "good", "equal", "deep/fell")]
     assert ranks == ["1", "2", "2", "4"]
-    assert "90.00 % 99.00 %" in " ".join(cells(answer, "deep/fell"))
-    row = " ".join(cells(answer, "best"))
+    assert "90.00 % 99.00 %" in " ".join(get_cells(result, "deep/fell"))
+    row = " ".join(get_cells(result, "best"))
     assert row == "1 best deep-convnet 97.50 % 124 k 8.77 M 4.0 2 0 cpu float32"
 
 
-def test_the_command_behind_each_row_is_whole(fukami, tmp_path):
-    long = "fukami train deep-convnet " + " ".join(f"--field-{number} {number}" for number in range(40))
-    make(tmp_path / "runs" / "one", 0.5, command=long)
-    answer = fukami("board", "runs")
-    assert f" 1  {long}\n" in answer.out
+def test_long_commands_are_printed_in_full(fukami, tmp_path):
+    command = "fukami train deep-convnet " + " ".join(f"--field-{number} {number}" for number in range(40))
+    create_run(tmp_path / "runs" / "one", 0.5, command=command)
+    result = fukami("board", "runs")
+    assert f" 1  {command}\n" in result.out
 
 
-def test_epochs_between_two_evaluations_count(fukami, tmp_path):
-    """Of a run that was judged after every tenth epoch, in the table and in the curves."""
-    make(tmp_path / "left", 0.4, 0.5, eval_every=10, epochs=60)
-    make(tmp_path / "rare", 0.6, eval_every=100, epochs=20)
+def test_epochs_with_an_evaluation_interval(fukami, tmp_path):
+    """Epochs in the table and in the curves of runs that are not evaluated after each epoch."""
+    create_run(tmp_path / "interrupted", 0.4, 0.5, eval_every=10, epochs=60)
+    create_run(tmp_path / "rare", 0.6, eval_every=100, epochs=20)
     assert " 20 of 60 " in fukami("board", ".").out
-    (found,), _ = leaderboard.load_leaderboards(tmp_path)
-    epochs, _ = leaderboard.plot_curves(found).axes
-    assert [run.name for run in found.runs] == ["rare", "left"]
+    (board,), _ = leaderboard.load_leaderboards(tmp_path)
+    epochs, _ = leaderboard.plot_curves(board).axes
+    assert [run.name for run in board.runs] == ["rare", "interrupted"]
     assert [list(line.get_xdata()) for line in epochs.lines] == [[20], [10, 20]]
 
 
-def test_of_some_metrics_less_is_better(fukami, tmp_path):
-    make(tmp_path / "a", 30.0, metric="frechet_vgg16")
-    make(tmp_path / "b", 20.0, 25.0, metric="frechet_vgg16")
-    answer = fukami("board", ".")
-    assert answer.out.splitlines()[0] == "digits: frechet_vgg16"
-    assert cells(answer, "b")[:5] == ["1", "b", "deep-convnet", "25.0000", "20.0000"]
-    assert "lower frechet_vgg16 is better" in answer.out
+def test_metrics_for_which_lower_is_better(fukami, tmp_path):
+    create_run(tmp_path / "a", 30.0, metric="frechet_vgg16")
+    create_run(tmp_path / "b", 20.0, 25.0, metric="frechet_vgg16")
+    result = fukami("board", ".")
+    assert result.out.splitlines()[0] == "digits: frechet_vgg16"
+    assert get_cells(result, "b")[:5] == ["1", "b", "deep-convnet", "25.0000", "20.0000"]
+    assert "lower frechet_vgg16 is better" in result.out
 
 
-def test_map_ranks_and_what_is_nested_is_left_alone(fukami, tmp_path):
+def test_runs_are_ranked_by_map_and_nested_values_are_ignored(fukami, tmp_path):
     for name, value in (("a", 0.5), ("b", 0.75)):
-        folder = make(tmp_path / name, value)
+        folder = create_run(tmp_path / name, value)
         line = {"step": 9, "phase": "eval", "map": value, "coco_ap": 1 - value, "count": 3, "objects": 5}
         line |= {"classes": {"cat": {"ap": value, "objects": 5}}, "seconds": 1.0}
         (folder / "metrics.jsonl").write_text(json.dumps(line))
-    answer = fukami("board", ".")
-    assert answer.out.splitlines()[0] == "digits: map"
-    assert cells(answer, "b")[:5] == ["1", "b", "deep-convnet", "75.00", "%"]
-    assert cells(answer, "a")[0] == "2"
-    assert answer.err == "page: board.html\n"
+    result = fukami("board", ".")
+    assert result.out.splitlines()[0] == "digits: map"
+    assert get_cells(result, "b")[:5] == ["1", "b", "deep-convnet", "75.00", "%"]
+    assert get_cells(result, "a")[0] == "2"
+    assert result.err == "page: board.html\n"
 
 
-def test_loss_is_the_metric_only_where_there_is_no_other(fukami, tmp_path):
-    folder = make(tmp_path / "a", 0.5)
+def test_loss_is_the_metric_only_without_another_one(fukami, tmp_path):
+    folder = create_run(tmp_path / "a", 0.5)
     folder.joinpath("metrics.jsonl").write_text(
         '{"step": 1, "phase": "eval", "count": 3, "loss": 0.25, "seconds": 1}\n'
     )
     assert fukami("board", ".").out.splitlines()[0] == "digits: loss"
 
 
-def test_what_is_not_finite_is_last(fukami, tmp_path):
-    make(tmp_path / "a", 0.5)
-    make(tmp_path / "b", float("nan"))
-    answer = fukami("board", ".")
-    assert answer.status == 0, answer.err
-    assert cells(answer, "b")[0] == "2"
+def test_values_that_are_not_finite_are_last(fukami, tmp_path):
+    create_run(tmp_path / "a", 0.5)
+    create_run(tmp_path / "b", float("nan"))
+    result = fukami("board", ".")
+    assert result.status == 0, result.err
+    assert get_cells(result, "b")[0] == "2"
 
 
-def test_data_sets_and_metrics_apart(fukami, tmp_path, monkeypatch):
-    """One folder under two names is one data set."""
+def test_each_dataset_and_metric_has_a_leaderboard(fukami, tmp_path, monkeypatch):
+    """One folder under two names is one dataset."""
     (tmp_path / "photos").mkdir()
-    make(tmp_path / "runs" / "a", 0.5, data="photos")
-    make(tmp_path / "runs" / "b", 0.6, data=str(tmp_path / "photos"))
-    make(tmp_path / "runs" / "c", 0.7)
-    make(tmp_path / "runs" / "d", 0.7, metric="miou")
+    create_run(tmp_path / "runs" / "a", 0.5, data="photos")
+    create_run(tmp_path / "runs" / "b", 0.6, data=str(tmp_path / "photos"))
+    create_run(tmp_path / "runs" / "c", 0.7)
+    create_run(tmp_path / "runs" / "d", 0.7, metric="miou")
     boards, _ = leaderboard.load_leaderboards(tmp_path / "runs")
-    found = {(each.metric, tuple(run.name for run in each.runs)) for each in boards}
-    assert found == {("accuracy", ("b", "a")), ("accuracy", ("c",)), ("miou", ("d",))}
+    runs = {(board.metric, tuple(run.name for run in board.runs)) for board in boards}
+    assert runs == {("accuracy", ("b", "a")), ("accuracy", ("c",)), ("miou", ("d",))}
 
 
-def test_published_numbers_stand_beside(fukami, tmp_path):
-    """The literature and the recipe's own paper, without a rank, and only on the data that they are about."""
-    make(tmp_path / "mnist" / "a", 0.9960, data="mnist")
-    answer = fukami("board", "mnist")
-    values = re.findall(r"(\d\d\.\d\d) %", answer.out.split(" 1  fukami")[0])
+def test_published_results_are_listed(fukami, tmp_path):
+    """Results of the literature and of the recipe's paper have no rank and appear only for their dataset."""
+    create_run(tmp_path / "mnist" / "a", 0.9960, data="mnist")
+    result = fukami("board", "mnist")
+    values = re.findall(r"(\d\d\.\d\d) %", result.out.split(" 1  fukami")[0])
     assert values == ["99.79", "99.77", "99.60", "99.35", "99.20"]
     for method in ("DropConnect", "multi-column DNN", "LeNet-5, distortions", "deep-convnet"):
-        assert re.search(rf"pub\.\s+{method}\s+published", answer.out), answer.out
-    assert "DropConnect (Wan et al. 2013)" in answer.out
-    assert "Saitoh" in answer.out
+        assert re.search(rf"pub\.\s+{method}\s+published", result.out), result.out
+    assert "DropConnect (Wan et al. 2013)" in result.out
+    assert "Saitoh" in result.out
 
-    make(tmp_path / "digits" / "a", 0.95)
-    answer = fukami("board", "digits")
-    assert "DropConnect" not in answer.out
-    assert "pub." not in answer.out
-    assert "the paper of deep-convnet reports 99.35 % MNIST (Saitoh" in answer.out
+    create_run(tmp_path / "digits" / "a", 0.95)
+    result = fukami("board", "digits")
+    assert "DropConnect" not in result.out
+    assert "pub." not in result.out
+    assert "the paper of deep-convnet reports 99.35 % MNIST (Saitoh" in result.out
 
 
-def test_published_numbers_of_an_archive_by_its_name(tmp_path):
-    make(tmp_path / "a", 0.9, data="somewhere/CIFAR-10.zip")
-    make(tmp_path / "b", 30.0, data="cifar10", metric="fid")
-    by_metric = {each.metric: each for each in leaderboard.load_leaderboards(tmp_path)[0]}
+def test_published_results_for_an_archive_are_chosen_by_its_name(tmp_path):
+    create_run(tmp_path / "a", 0.9, data="somewhere/CIFAR-10.zip")
+    create_run(tmp_path / "b", 30.0, data="cifar10", metric="fid")
+    by_metric = {board.metric: board for board in leaderboard.load_leaderboards(tmp_path)[0]}
     assert [entry.method for entry in by_metric["accuracy"].published] == ["ResNet-20", "ResNet-56", "ResNet-110"]
     assert by_metric["fid"].published == []
 
 
-def test_unfinished_and_damaged_runs_stay(fukami, tmp_path):
-    make(tmp_path / "a", 0.5)
-    make(tmp_path / "young")
-    make(tmp_path / "stopped", 0.4, epochs=10)
-    make(tmp_path / "torn", 0.3)
+def test_unfinished_and_damaged_runs_are_listed(fukami, tmp_path):
+    create_run(tmp_path / "a", 0.5)
+    create_run(tmp_path / "young")
+    create_run(tmp_path / "stopped", 0.4, epochs=10)
+    create_run(tmp_path / "torn", 0.3)
     with (tmp_path / "torn" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 200, "phase": "eval", "accuracy": "high", "bad": null}\n[1]\n{"step": 200, "phase": "ev')
-    make(tmp_path / "wreck", 0.2).joinpath("recipe.json").write_text('{"recipe": "deep-')
-    make(tmp_path / "gone", 0.1, recipe="mine.py", parameters=None, multiply_adds=None)
-    answer = fukami("board", ".")
-    assert answer.status == 0, answer.err
-    assert cells(answer, "young")[:4] == ["–", "young", "deep-convnet", "unfinished"]
-    assert "1 of 10" in " ".join(cells(answer, "stopped"))
-    assert " ".join(cells(answer, "torn")[:5]) == "3 torn deep-convnet 30.00 %"
-    assert " ".join(cells(answer, "gone")[:7]) == "4 gone mine.py 10.00 % – –"
-    assert " ".join(cells(answer, "wreck")[:7]) == "1 wreck – 20.00 % – –"
-    assert "unknown data: accuracy" in answer.out
-    assert "wreck: recipe.json is damaged" in answer.err
-    assert "torn: metrics.jsonl has a line" in answer.err
-    assert "Traceback" not in answer.err
+    create_run(tmp_path / "wreck", 0.2).joinpath("recipe.json").write_text('{"recipe": "deep-')
+    create_run(tmp_path / "gone", 0.1, recipe="mine.py", parameters=None, multiply_adds=None)
+    result = fukami("board", ".")
+    assert result.status == 0, result.err
+    assert get_cells(result, "young")[:4] == ["–", "young", "deep-convnet", "unfinished"]
+    assert "1 of 10" in " ".join(get_cells(result, "stopped"))
+    assert " ".join(get_cells(result, "torn")[:5]) == "3 torn deep-convnet 30.00 %"
+    assert " ".join(get_cells(result, "gone")[:7]) == "4 gone mine.py 10.00 % – –"
+    assert " ".join(get_cells(result, "wreck")[:7]) == "1 wreck – 20.00 % – –"
+    assert "unknown data: accuracy" in result.out
+    assert "wreck: recipe.json is damaged" in result.err
+    assert "torn: metrics.jsonl has a line" in result.err
+    assert "Traceback" not in result.err
 
 
-def test_parameters_of_a_run_whose_recipe_is_gone(tmp_path):
-    folder = make(tmp_path / "a", 0.5, recipe="mine.py", parameters=None, multiply_adds=None)
+def test_parameters_of_a_run_without_its_recipe_come_from_the_weights(tmp_path):
+    folder = create_run(tmp_path / "a", 0.5, recipe="mine.py", parameters=None, multiply_adds=None)
     (folder / "weights.safetensors").write_bytes(
         (checkpoint.SHIPPED_WEIGHTS_DIR / "deep-convnet" / "weights.safetensors").read_bytes()
     )
-    (found,), _ = leaderboard.load_leaderboards(tmp_path)
-    assert found.runs[0].parameters == 123_552
-    assert found.runs[0].multiply_adds is None
+    (board,), _ = leaderboard.load_leaderboards(tmp_path)
+    assert board.runs[0].parameters == 123_552
+    assert board.runs[0].multiply_adds is None
 
 
-def test_different_test_parts_are_pointed_out(fukami, tmp_path):
-    make(tmp_path / "a", 0.5)
-    other = make(tmp_path / "b", 0.5) / "metrics.jsonl"
+def test_different_test_splits_are_reported(fukami, tmp_path):
+    create_run(tmp_path / "a", 0.5)
+    other = create_run(tmp_path / "b", 0.5) / "metrics.jsonl"
     other.write_text(other.read_text().replace("359", "100"))
     assert "evaluated on different test splits (100, 359 items)" in fukami("board", ".").out
 
 
-def test_a_real_run(fukami):
-    """Given itself, and the page elsewhere."""
+def test_the_leaderboard_of_a_single_trained_run(fukami):
+    """The folder is the run itself, and ``--out`` sets the page."""
     (trained,) = fukami("train", "deep-convnet", "--epochs", "1", "--batch-size", "100").json
-    answer = fukami("board", trained["run"], "--out", "page.html")
-    assert answer.status == 0, answer.err
-    row = " ".join(cells(answer, "deep-convnet"))
+    result = fukami("board", trained["run"], "--out", "page.html")
+    assert result.status == 0, result.err
+    row = " ".join(get_cells(result, "deep-convnet"))
     assert row.startswith(f"1 deep-convnet deep-convnet {100 * trained['accuracy']:.2f} % 124 k 8.77 M")
-    assert answer.err == "page: page.html\n"
+    assert result.err == "page: page.html\n"
 
 
-def test_the_page_needs_no_other_file(fukami, tmp_path):
-    """Tables, curves, costs and commands; what a run is called is text and never markup."""
-    make(tmp_path / "runs" / "<b>one</b>", 0.9, 0.95, data="mnist")
-    make(tmp_path / "runs" / "young", data="mnist")
-    make(tmp_path / "runs" / "[b]", 0.91, data="mnist")
-    make(tmp_path / "runs" / "other", 0.5, 0.6)
+def test_the_page_is_self_contained(fukami, tmp_path):
+    """The page has tables, curves, costs and commands; names of runs are escaped."""
+    create_run(tmp_path / "runs" / "<b>one</b>", 0.9, 0.95, data="mnist")
+    create_run(tmp_path / "runs" / "young", data="mnist")
+    create_run(tmp_path / "runs" / "[b]", 0.91, data="mnist")
+    create_run(tmp_path / "runs" / "other", 0.5, 0.6)
     for number in range(12):
-        make(tmp_path / "runs" / "many" / str(number), 0.5, 0.6 + number / 100)
-    answer = fukami("board", "runs")
-    assert answer.status == 0, answer.err
-    assert answer.err == "page: runs/board.html\n"
-    assert cells(answer, "[b]")[0] == "2"
+        create_run(tmp_path / "runs" / "many" / str(number), 0.5, 0.6 + number / 100)
+    result = fukami("board", "runs")
+    assert result.status == 0, result.err
+    assert result.err == "page: runs/board.html\n"
+    assert get_cells(result, "[b]")[0] == "2"
     page = (tmp_path / "runs" / "board.html").read_text()
     assert page.count("data:image/png;base64,") == 4
     assert "<b>one" not in page
@@ -216,33 +216,33 @@ def test_the_page_needs_no_other_file(fukami, tmp_path):
     assert fukami("board", "runs").status == 0
 
 
-def test_figures_show_every_run(tmp_path):
-    make(tmp_path / "a", 0.8, 0.9)
-    make(tmp_path / "b", 0.7, 0.85)
-    (found,), _ = leaderboard.load_leaderboards(tmp_path)
-    epochs, seconds = leaderboard.plot_curves(found).axes
+def test_figures_show_all_runs(tmp_path):
+    create_run(tmp_path / "a", 0.8, 0.9)
+    create_run(tmp_path / "b", 0.7, 0.85)
+    (board,), _ = leaderboard.load_leaderboards(tmp_path)
+    epochs, seconds = leaderboard.plot_curves(board).axes
     assert [list(line.get_xdata()) for line in epochs.lines] == [[1, 2], [1, 2]]
     assert [list(line.get_xdata()) for line in seconds.lines] == [[2, 4], [2, 4]]
     assert [list(line.get_ydata()) for line in epochs.lines] == [[0.8, 0.9], [0.7, 0.85]]
     points = {
         axes.get_xlabel(): [line.get_xydata()[0].tolist() for line in axes.lines]
-        for axes in leaderboard.plot_costs(found).axes
+        for axes in leaderboard.plot_costs(board).axes
     }
     assert points["parameters"] == [[123_552, 0.85], [123_552, 0.9]]
     assert points["seconds"] == [[4, 0.85], [4, 0.9]]
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "fid"])
-def test_figures_show_the_best_well_and_every_cost(tmp_path, metric):
-    """A run that failed is left below the curves, but never out of the costs."""
+def test_axis_limits_of_curves_and_costs(tmp_path, metric):
+    """A failed run is outside the limits of the curves, but inside those of the costs."""
     good, failed = ([0.9, 0.91, 0.92, 0.93], 0.1) if metric == "accuracy" else ([23.0, 22.0, 21.0, 20.0], 300.0)
-    make(tmp_path / "a", *good, metric=metric)
-    make(tmp_path / "b", failed, metric=metric)
-    (found,), _ = leaderboard.load_leaderboards(tmp_path)
-    low, high = leaderboard.plot_curves(found).axes[0].get_ylim()
+    create_run(tmp_path / "a", *good, metric=metric)
+    create_run(tmp_path / "b", failed, metric=metric)
+    (board,), _ = leaderboard.load_leaderboards(tmp_path)
+    low, high = leaderboard.plot_curves(board).axes[0].get_ylim()
     assert all(low < value < high for value in good)
     assert not low < failed < high
-    for axes in leaderboard.plot_costs(found).axes:
+    for axes in leaderboard.plot_costs(board).axes:
         low, high = axes.get_ylim()
         assert low < failed < high
         assert low < good[-1] < high
@@ -252,21 +252,33 @@ def test_figures_show_the_best_well_and_every_cost(tmp_path, metric):
     ("number", "text"),
     [(0, "0"), (999, "999"), (1000, "1 k"), (123_552, "124 k"), (999_999, "1 M"), (8_770_000, "8.77 M"), (None, "–")],
 )
-def test_counts_in_three_digits(number, text):
+def test_counts_are_formatted_with_three_digits(number, text):
     assert leaderboard._format_count(number) == text
 
 
-def test_nothing_to_rank(fukami, tmp_path):
-    answer = fukami("board", ".")
-    assert (answer.status, answer.out) == (1, "")
-    assert "recipe.json and metrics.jsonl" in answer.err
+def test_errors_for_an_empty_and_a_missing_folder(fukami, tmp_path):
+    result = fukami("board", ".")
+    assert (result.status, result.out) == (1, "")
+    assert "recipe.json and metrics.jsonl" in result.err
     assert fukami("board", "nowhere").status == 2
 
 
-def test_a_narrow_terminal_goes_without_what_the_command_says(tmp_path):
-    make(tmp_path / "a", 0.5)
-    (found,), _ = leaderboard.load_leaderboards(tmp_path)
-    wide = [column.header for column in leaderboard.build_table(found, 200).columns]
-    narrow = [column.header for column in leaderboard.build_table(found, 80).columns]
-    assert wide == ["#", "run", "recipe", "accuracy", "best", "params", "mult-adds", "seconds", "epochs", "seed", "device"]
+def test_a_narrow_terminal_omits_the_columns_that_the_command_shows(tmp_path):
+    create_run(tmp_path / "a", 0.5)
+    (board,), _ = leaderboard.load_leaderboards(tmp_path)
+    wide = [column.header for column in leaderboard.build_table(board, 200).columns]
+    narrow = [column.header for column in leaderboard.build_table(board, 80).columns]
+    assert wide == [
+        "#",
+        "run",
+        "recipe",
+        "accuracy",
+        "best",
+        "params",
+        "mult-adds",
+        "seconds",
+        "epochs",
+        "seed",
+        "device",
+    ]
     assert narrow == ["#", "run", "accuracy", "best", "params", "mult-adds", "seconds", "epochs"]

@@ -1,1 +1,1 @@
-"""Code that several benchmarks import, and small recipes and loops that they run."""
+"""Modules that several benchmarks import, and small recipes and training loops that they run."""

@@ -1,4 +1,4 @@
-"""DeepConvNet that also drops out its ten scores in training, as the note's network does; to see what that costs.
+"""DeepConvNet with dropout also on its ten scores, as in the note, to measure the effect on accuracy.
 
 fukami train benchmarks/common/dropped_scores.py --data mnist
 """
@@ -12,10 +12,10 @@ from fukami.classification.deep_convnet import DeepConvNet
 
 @dataclass(frozen=True, kw_only=True)
 class DroppedScores(DeepConvNet):
-    """DeepConvNet with dropout after the last affine layer, too (the note's `affine - dropout - softmax`)."""
+    """DeepConvNet with dropout also after the last fully connected layer (the note's `affine - dropout - softmax`)."""
 
     def build_task(self, labels):
-        """The task of DeepConvNet, its network longer by one layer."""
+        """Build the task of DeepConvNet and append the dropout layer."""
         task = super().build_task(labels)
         task.model.append(nn.Dropout(self.dropout))
         return task

@@ -1,4 +1,4 @@
-"""Run a command line of fukami on few embedded scenes, where only time or memory is measured.
+"""Run a fukami command on few embedded scenes, for benchmarks that only measure time or memory.
 
 python benchmarks/common/few_scenes.py train segnet-vgg16 --epochs 1 --out RUN
 """
@@ -6,11 +6,11 @@ python benchmarks/common/few_scenes.py train segnet-vgg16 --epochs 1 --out RUN
 import sys
 
 TRAINING, TESTING = 16, 4  # scenes
-SENTENCES = 64  # and scenes with a sentence
+SENTENCES = 64  # captioned scenes
 
 
 def run(words: list[str]) -> None:
-    """Run the command line in this process; it leaves with SystemExit."""
+    """Run the command line in this process; it raises SystemExit at its end."""
     from fukami.cli.main import main
     from fukami.data import scenes
 

@@ -1,15 +1,15 @@
-"""DeepConvNet on MNIST in the loop that most people write, to compare with: DataLoader, batch 100, Adam 1e-3, float32.
+"""Plain training loop of DeepConvNet on MNIST as a baseline: DataLoader, batch size 100, Adam 1e-3, float32.
 
     python benchmarks/common/plain_loop.py [--epochs 20] [--until 0.9935] [--seed 0]
 
-Prints a JSON line per epoch: test accuracy, seconds since the process began, and since the first batch was asked for.
+Prints a JSON line per epoch: test accuracy, seconds since the start of the process, and since the first batch.
 """
 
 import argparse
 import json
 import time
 
-BEGAN = time.monotonic()
+START = time.monotonic()
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 from fukami.data import digits, mnist  # noqa: E402
 
 
-def network():
-    """The layers of DeepConvNet as one would type them."""
+def build_network():
+    """Build DeepConvNet from torch layers."""
     return nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=2), nn.ReLU(), nn.MaxPool2d(2),
@@ -30,14 +30,14 @@ def network():
 
 
 def read_digits():
-    """scikit-learn's digits, every fifth one to test with; for a trial without MNIST."""
+    """Load scikit-learn's digits, every fifth one for testing; for a test without MNIST."""
     images, labels = digits.load_digits()
     test = np.arange(len(labels)) % 5 == 0
     return (images[~test], labels[~test]), (images[test], labels[test])
 
 
 def main():
-    """Train and judge until the accuracy or the epochs are reached."""
+    """Train and evaluate until the target accuracy or the number of epochs is reached."""
     options = argparse.ArgumentParser()
     options.add_argument("--epochs", type=int, default=20)
     options.add_argument("--until", type=float, default=1.0)
@@ -50,10 +50,10 @@ def main():
         TensorDataset(torch.from_numpy(x)[:, None].float() / 255, torch.from_numpy(y).long())
         for x, y in (mnist.load_mnist() if options.data == "mnist" else read_digits())
     )
-    model = network().to(device)
+    model = build_network().to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     criterion = nn.CrossEntropyLoss()
-    looped = time.monotonic()
+    loop_start = time.monotonic()
     for epoch in range(1, options.epochs + 1):
         model.train()
         for x, y in DataLoader(train, batch_size=100, shuffle=True):
@@ -63,13 +63,13 @@ def main():
             loss.backward()
             optimizer.step()
         model.eval()
-        right = 0
+        num_correct = 0
         with torch.no_grad():
             for x, y in DataLoader(test, batch_size=100):
-                right += (model(x.to(device)).argmax(1) == y.to(device)).sum().item()
-        accuracy = right / len(test)
+                num_correct += (model(x.to(device)).argmax(1) == y.to(device)).sum().item()
+        accuracy = num_correct / len(test)
         now = time.monotonic()
-        line = {"epoch": epoch, "accuracy": accuracy, "seconds": now - BEGAN, "seconds_in_loop": now - looped}
+        line = {"epoch": epoch, "accuracy": accuracy, "seconds": now - START, "seconds_in_loop": now - loop_start}
         print(json.dumps(line), flush=True)
         if accuracy >= options.until:
             break

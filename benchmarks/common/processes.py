@@ -1,4 +1,4 @@
-"""Contestants in processes of their own, where what one of them tells the processor and the allocator is its alone."""
+"""Worker processes for benchmarks, so that thread and allocator settings of one candidate do not affect another."""
 
 import importlib.util
 import multiprocessing
@@ -9,40 +9,40 @@ from pathlib import Path
 from typing import Any
 
 
-class Apart:
-    """A function in a process of its own, called with ``arguments`` and a pipe on which it is asked."""
+class Worker:
+    """Process that runs a function with ``arguments`` and a pipe for requests."""
 
     def __init__(self, function: Callable, *arguments: Any) -> None:
-        spawned = multiprocessing.get_context("spawn")
-        self.pipe, theirs = spawned.Pipe()
-        self.process = spawned.Process(target=function, args=(*arguments, theirs), daemon=True)
+        context = multiprocessing.get_context("spawn")
+        self.pipe, child_pipe = context.Pipe()
+        self.process = context.Process(target=function, args=(*arguments, child_pipe), daemon=True)
         self.process.start()
-        theirs.close()  # so that one that ends is noticed
+        child_pipe.close()  # so that recv fails if the process ends
 
-    def ask(self, more: Any) -> Any:
-        """What it answers to ``more``; to something false its last word."""
-        self.pipe.send(more)
-        found = self.pipe.recv()
-        if not more:
+    def request(self, message: Any) -> Any:
+        """Send a message and return the response; a false message requests the final result and ends the process."""
+        self.pipe.send(message)
+        response = self.pipe.recv()
+        if not message:
             self.process.join()
-        return found
+        return response
 
 
-def ask_in_turn(processes: Sequence[Apart], question: Any, rounds: int, warming: int) -> list[float]:
-    """The median of what each answers, asked in turn so many rounds, after others in which they warm up."""
-    answers = [[each.ask(question) for each in processes] for _ in range(warming + rounds)][warming:]
-    return [statistics.median(own) for own in zip(*answers, strict=True)]
+def measure_in_turn(workers: Sequence[Worker], message: Any, rounds: int, warmup_rounds: int) -> list[float]:
+    """Request a measurement of the workers in turn, and return each worker's median after the warm-up rounds."""
+    values = [[worker.request(message) for worker in workers] for _ in range(warmup_rounds + rounds)][warmup_rounds:]
+    return [statistics.median(worker_values) for worker_values in zip(*values, strict=True)]
 
 
-def resident(what: str) -> int:
-    """Bytes of this process in memory, now (VmRSS) or at most (VmHWM), as Linux tells."""
+def read_memory(field: str) -> int:
+    """Read the resident memory of this process from Linux, in bytes: current (VmRSS) or peak (VmHWM)."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(what))
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def installed(package: str, name: str) -> bool:
-    """Whether the package of a peer is installed; where it is not, stderr says that the peer is left out."""
-    found = importlib.util.find_spec(package) is not None
-    if not found:
-        print(f"{name} needs the package {package}, which is not installed; ours is measured alone", file=sys.stderr)
-    return found
+def check_installed(package: str, name: str) -> bool:
+    """Return whether a package to compare with is installed, and print a message if it is not."""
+    installed = importlib.util.find_spec(package) is not None
+    if not installed:
+        print(f"{name} needs the package {package}, which is not installed; only ours is measured", file=sys.stderr)
+    return installed

@@ -1,4 +1,4 @@
-"""A private recipe: ResNet-50 on random images, so that nothing but the training step is timed."""
+"""Recipe of ResNet-50 on random images, to time only the training step."""
 
 from dataclasses import dataclass
 
@@ -14,19 +14,19 @@ class RandomImages(ResNet50):
     """ResNet-50 on random images of a thousand classes."""
 
     data: str = "random"
-    """There is none."""
+    """Not used."""
     images: int = 4096
-    """Images in a pass."""
+    """Number of images per epoch."""
     augment: tuple[str, ...] = ()
-    """None."""
+    """No augmentation."""
 
     @property
     def architecture(self) -> str:
-        """What the network is called in :mod:`fukami.models`."""
+        """Return the name of the model in :mod:`fukami.models`."""
         return "resnet50"
 
     def load_data(self) -> Data:
-        """Random bytes, on the device."""
+        """Create random images."""
         generator = torch.Generator().manual_seed(self.seed)
         shape = (self.images, self.channels, self.size, self.size)
         images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)

@@ -1,6 +1,6 @@
-"""Run the product's commands, and append measurements to ``results.csv`` with what it takes to measure them again.
+"""Run fukami commands, and append results to ``results.csv`` with all information needed to reproduce them.
 
-``FUKAMI_RESULTS`` names another file than ``results.csv``.
+The environment variable ``FUKAMI_RESULTS`` is the path of another file.
 """
 
 import csv
@@ -35,8 +35,8 @@ FIELDS = [
 ]
 
 
-def hardware() -> str:
-    """The GPU where there is one, else the processor and its threads."""
+def describe_hardware() -> str:
+    """Return the name of the GPU, or of the CPU with its number of cores and instruction set."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
@@ -49,41 +49,41 @@ def hardware() -> str:
     return f"{name}, {os.cpu_count()} cores, {isa}"
 
 
-def commit() -> str:
-    """The commit that is measured; ``FUKAMI_COMMIT`` where there is no git."""
-    given = os.environ.get("FUKAMI_COMMIT")
-    words = ["git", "rev-parse", "--short", "HEAD"]
-    return given or subprocess.run(words, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+def get_commit() -> str:
+    """Return the current commit; without git, the environment variable ``FUKAMI_COMMIT``."""
+    override = os.environ.get("FUKAMI_COMMIT")
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return override or subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
 
 
-def answer(command: str, *, cwd: Path | None = None, threads: int | None = None) -> tuple[dict, float]:
-    """The object that a command such as ``fukami eval RUN`` prints last, and its seconds from the start of the process.
+def run_command(command: str, *, cwd: Path | None = None, threads: int | None = None) -> tuple[dict, float]:
+    """Run a command such as ``fukami eval RUN``; return the JSON object that it prints last, and its seconds.
 
-    ``threads`` are those of its computation; by default one for each processor.
+    ``threads`` is the number of computation threads; None: one per processor.
     """
     environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     words = [sys.executable, "-m", *shlex.split(command)]
-    began = time.monotonic()
-    done = subprocess.run(words, cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1]), time.monotonic() - began
+    start = time.monotonic()
+    process = subprocess.run(words, cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(process.stdout.splitlines()[-1]), time.monotonic() - start
 
 
-def each_seed(line: str, options: Namespace) -> Iterator[tuple[int, dict, float, str]]:
-    """Train with each of ``options.seeds``: the seed, what the command printed, its seconds, and the command.
+def train_seeds(line: str, options: Namespace) -> Iterator[tuple[int, dict, float, str]]:
+    """Train with each of ``options.seeds``; yield the seed, the printed result, the seconds and the command.
 
-    ``{weights}`` in the line is the file ``options.weights``, ``options.more`` are words to add, and ``options.out`` a
-    folder where the runs stay; without it ``result["run"]`` is there until the next one begins.
+    ``{weights}`` in the line is replaced by ``options.weights``; ``options.more`` contains additional arguments.
+    ``options.out`` is a folder for the runs; without it, a run is deleted when the next one starts.
     """
     for seed in options.seeds:
         words = [*line.format(weights=options.weights).split(), *options.more, "--seed", str(seed)]
         with tempfile.TemporaryDirectory() as folder:
             out = f"{options.out or folder}/{words[2]}-seed-{seed}"
-            result, seconds = answer(shlex.join([*words, "--out", out]))
-            yield seed, result, seconds, anywhere(words)
+            result, seconds = run_command(shlex.join([*words, "--out", out]))
+            yield seed, result, seconds, strip_folders(words)
 
 
-def anywhere(words: list[str]) -> str:
-    """The command with files and folders by their names alone, wherever they lie."""
+def strip_folders(words: list[str]) -> str:
+    """Return the command with file names instead of paths."""
     return shlex.join(Path(word).name if os.sep in word else word for word in words)
 
 
@@ -97,16 +97,16 @@ def record(
     seconds: float | str = "",
     note: str = "",
 ) -> None:
-    """Append a row, and print it."""
+    """Append a row to the results, and print it."""
     row = {
         "date": datetime.date.today().isoformat(),
-        "commit": commit(),
+        "commit": get_commit(),
         "benchmark": benchmark,
         "metric": metric,
         "value": f"{value:.6g}",
         "seed": seed,
         "seconds": seconds if isinstance(seconds, str) else f"{seconds:.1f}",
-        "hardware": hardware(),
+        "hardware": describe_hardware(),
         "versions": f"python {platform.python_version()}, torch {torch.__version__}",
         "command": command,
         "note": note,

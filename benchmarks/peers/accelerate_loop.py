@@ -1,4 +1,4 @@
-"""The plain loop with Accelerate, changed as its quick tour says: ``prepare`` and ``backward``."""
+"""Training loop with Accelerate, following its quick tour: ``prepare`` and ``backward``."""
 
 import accelerate
 import torch
@@ -6,7 +6,7 @@ from work import Work
 
 
 def main():
-    """Train until the clock has its windows."""
+    """Train until all windows are timed."""
     work = Work()
     accelerator = accelerate.Accelerator(
         mixed_precision="bf16" if work.mixed else "no", dynamo_backend="inductor" if work.compile else "no"
@@ -24,7 +24,7 @@ def main():
             optimizer.step()
             if work.clock.step(loss, len(x)):
                 precision = "bfloat16" if work.mixed else "float32"
-                work.clock.tell(precision=precision, workers=loader.num_workers, accelerate=accelerate.__version__)
+                work.clock.report(precision=precision, workers=loader.num_workers, accelerate=accelerate.__version__)
 
 
 if __name__ == "__main__":

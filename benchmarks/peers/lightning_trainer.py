@@ -1,6 +1,6 @@
-"""Lightning's Trainer, with what its documentation recommends for speed: mixed precision, ``benchmark``, workers.
+"""Lightning's Trainer with the speed settings of its documentation: mixed precision, ``benchmark``, workers.
 
-Its logger, its checkpoints, its progress bar and its summary are off, so that it does nothing but train.
+Logger, checkpoints, progress bar and model summary are off, so that it only trains.
 """
 
 import lightning
@@ -9,7 +9,7 @@ from work import Work
 
 
 class Classifier(lightning.LightningModule):
-    """A network, its loss and its optimizer."""
+    """Network with loss and optimizer."""
 
     def __init__(self, work):
         super().__init__()
@@ -17,32 +17,32 @@ class Classifier(lightning.LightningModule):
         self.make_optimizer = work.optimizer
 
     def training_step(self, batch, index):
-        """The loss of a batch."""
+        """Compute the loss of a batch."""
         x, y = batch
         return torch.nn.functional.cross_entropy(self.network(x), y)
 
     def configure_optimizers(self):
-        """One optimizer."""
+        """Create the optimizer."""
         return self.make_optimizer(self.parameters())
 
 
 class Timer(lightning.Callback):
-    """The clock."""
+    """Callback that times the steps."""
 
     def __init__(self, clock):
         self.clock = clock
 
     def on_train_start(self, trainer, module):
-        """Before the first batch."""
+        """Start the clock before the first batch."""
         self.clock.start()
 
     def on_train_batch_end(self, trainer, module, outputs, batch, index):
-        """After each step."""
+        """Count a step."""
         self.clock.step(outputs["loss"], len(batch[0]))
 
 
 def main():
-    """Train until the clock has its windows."""
+    """Train until all windows are timed."""
     work = Work()
     loader = work.loader()
     module = Classifier(work)
@@ -60,7 +60,7 @@ def main():
         enable_model_summary=False,
     )
     trainer.fit(torch.compile(module) if work.compile else module, loader)
-    work.clock.tell(precision=trainer.precision, workers=loader.num_workers, lightning=lightning.__version__)
+    work.clock.report(precision=trainer.precision, workers=loader.num_workers, lightning=lightning.__version__)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The loop that most people write, in float32 or under autocast to bfloat16."""
+"""Plain training loop, in float32 or with autocast to bfloat16."""
 
 import contextlib
 
@@ -7,7 +7,7 @@ from work import DEVICE, Work
 
 
 def main():
-    """Train until the clock has its windows."""
+    """Train until all windows are timed."""
     work = Work()
     model = work.network().to(DEVICE)
     if work.compile:
@@ -26,7 +26,7 @@ def main():
             loss.backward()
             optimizer.step()
             if work.clock.step(loss, len(x)):
-                work.clock.tell(precision="bfloat16" if work.mixed else "float32", workers=loader.num_workers)
+                work.clock.report(precision="bfloat16" if work.mixed else "float32", workers=loader.num_workers)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every peer is given: the network, the optimizer, the batches and the clock; see ``step_times.py``."""
+"""Network, optimizer, batches and clock of all training loops; see ``step_times.py``."""
 
 import argparse
 import json
@@ -20,15 +20,15 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Work:
-    """A load from the command line: ``plain.py resnet20 --data FOLDER --batch 128 --steps 39 --windows 10 ...``."""
+    """Workload from the command line: ``plain.py resnet20 --data FOLDER --batch 128 --steps 39 --windows 10 ...``."""
 
     def __init__(self):
         options = argparse.ArgumentParser()
         options.add_argument("load")
-        options.add_argument("--data", type=Path, help="images.npy and targets.npy; none for resnet50")
+        options.add_argument("--data", type=Path, help="Folder with images.npy and targets.npy; not for resnet50.")
         options.add_argument("--batch", type=int, required=True)
-        options.add_argument("--size", type=int, default=224, help="of the random images")
-        options.add_argument("--steps", type=int, required=True, help="in a window")
+        options.add_argument("--size", type=int, default=224, help="Size of the random images.")
+        options.add_argument("--steps", type=int, required=True, help="Number of steps per window.")
         options.add_argument("--windows", type=int, required=True)
         options.add_argument("--workers", type=int, default=os.cpu_count())
         options.add_argument("--mixed", action="store_true")
@@ -40,31 +40,30 @@ class Work:
 
     @property
     def augmented(self):
-        """Whether the images are changed one by one, in the loader."""
+        """Return whether the loader augments the images."""
         return self.load in ("deep-convnet-augmented", "resnet20", "resnet56")
 
     def network(self):
-        """The recipe's own, but torchvision's ResNet-50; on the CPU still."""
+        """Build the recipe's network, or torchvision's ResNet-50, on the CPU."""
         if self.load == "resnet50":
             return torchvision.models.resnet50()
         return fukami.get_recipe(self.load.removesuffix("-augmented"))().build_model(10)
 
     def optimizer(self, parameters):
-        """The recipe's: AdamW for DeepConvNet, SGD with Nesterov momentum for the ResNets, as torch makes them."""
+        """Create the recipe's optimizer: AdamW for DeepConvNet, SGD with Nesterov momentum for the ResNets."""
         if self.load.startswith("deep-convnet"):
             return torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.01)
         return torch.optim.SGD(parameters, lr=0.01, momentum=0.9, weight_decay=5e-4, nesterov=True)
 
     def read(self):
-        """Images ``(N, H, W)`` or ``(N, H, W, 3)`` uint8, and the numbers of their classes."""
+        """Load images ``(N, H, W)`` or ``(N, H, W, 3)`` uint8, and class indices ``(N,)``."""
         return (np.load(self.options.data / f"{name}.npy") for name in ("images", "targets"))
 
     def loader(self):
-        """The batches as the users of a plain loop, of Lightning or of Accelerate would have them.
+        """Build the loader as is usual for a plain loop, Lightning or Accelerate.
 
-        What is not augmented lies in memory as tensors, in a ``TensorDataset``. What is, is augmented image by
-        image in worker processes, by torchvision's transforms, version 2. The random images lie on the device as
-        batches.
+        Without augmentation, a ``TensorDataset`` holds the images in memory. With augmentation, torchvision's
+        transforms (version 2) run image by image in worker processes. The random images are batches on the device.
         """
         if self.load == "resnet50":
             return DataLoader(OnDevice(self.options.batch, self.options.size), batch_size=None, shuffle=True)
@@ -73,20 +72,20 @@ class Work:
             images, targets = map(torch.from_numpy, self.read())
             return DataLoader(TensorDataset(images[:, None].float() / 255, targets), **settings)
         workers = {"num_workers": self.options.workers, "persistent_workers": self.options.workers > 0}
-        return DataLoader(Images(*self.read(), self.changes()), **settings, **workers)
+        return DataLoader(Images(*self.read(), self.build_transform()), **settings, **workers)
 
-    def changes(self):
-        """Changes of Pillow's images, which take less time than those of tensors as small, then float tensors."""
+    def build_transform(self):
+        """Build the transform: augmentation of Pillow images, faster than of small tensors, then conversion."""
         from torchvision.transforms import v2
 
-        moves = [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()]
-        normalise = [v2.Normalize(MEAN, STD)]
+        augmentation = [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()]
+        normalization = [v2.Normalize(MEAN, STD)]
         if self.load == "deep-convnet-augmented":
-            moves, normalise = [v2.RandomAffine(**AFFINE)], []
-        return v2.Compose([*moves, v2.ToImage(), v2.ToDtype(torch.float32, scale=True), *normalise])
+            augmentation, normalization = [v2.RandomAffine(**AFFINE)], []
+        return v2.Compose([*augmentation, v2.ToImage(), v2.ToDtype(torch.float32, scale=True), *normalization])
 
 
-# shift=2 rotate=10 scale=0.1 shear=0.1 of an image of 28×28; a shear is an angle here
+# shift=2 rotate=10 scale=0.1 shear=0.1 for 28×28 images; torchvision's shear is an angle
 AFFINE = {
     "degrees": 10,
     "translate": (2 / 28, 2 / 28),
@@ -97,7 +96,7 @@ AFFINE = {
 
 
 class Images(Dataset):
-    """Pillow's images from an array, and a transform, as torchvision's ``MNIST`` and ``CIFAR10`` are."""
+    """Dataset of Pillow images from an array with a transform, as torchvision's ``MNIST`` and ``CIFAR10``."""
 
     def __init__(self, images, targets, transform):
         self.images, self.targets, self.transform = images, targets.tolist(), transform
@@ -110,7 +109,7 @@ class Images(Dataset):
 
 
 class OnDevice(Dataset):
-    """Whole batches of random images that are on the device already; a few of them, again and again."""
+    """Dataset of batches of random images on the device; four batches are repeated."""
 
     def __init__(self, batch, size):
         self.batches = [torch.randn(batch, 3, size, size, device=DEVICE) for _ in range(4)]
@@ -124,27 +123,27 @@ class OnDevice(Dataset):
 
 
 class Clock:
-    """Images per second in windows of ``steps`` steps, as ``metrics.jsonl`` has them."""
+    """Clock for images per second in windows of ``steps`` steps, as in ``metrics.jsonl``."""
 
     def __init__(self, steps, windows):
         self.steps, self.windows = steps, windows
         self.speeds, self.count, self.images = [], 0, 0
 
     def start(self):
-        """Just before the first batch is asked for."""
-        self.began = time.monotonic()
+        """Start the clock; call it right before the first batch is requested."""
+        self.window_start = time.monotonic()
 
     def step(self, loss, images):
-        """After each step; at the end of a window, wait for the device. Returns whether it was the last."""
+        """Count a step; wait for the device at the end of a window. Return whether all windows are timed."""
         self.images, self.count = self.images + images, self.count + 1
         if self.count % self.steps == 0:
             assert np.isfinite(loss.item())
             now = time.monotonic()
-            self.speeds.append(self.images / (now - self.began))
-            self.images, self.began = 0, now
+            self.speeds.append(self.images / (now - self.window_start))
+            self.images, self.window_start = 0, now
         return len(self.speeds) == self.windows
 
-    def tell(self, **settings):
-        """The speeds, and what they were measured with, as the last line on stdout; leaves the process."""
+    def report(self, **settings):
+        """Print speeds and settings as the last line on stdout, and end the process."""
         print(json.dumps({"speeds": self.speeds, **settings, "threads": torch.get_num_threads()}), flush=True)
         os._exit(0)  # without waiting for the loader's workers

@@ -1,4 +1,4 @@
-"""A recipe of one's own: a small network for classified images."""
+"""A custom recipe: a small convolutional network for image classification."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,26 +10,26 @@ from fukami.image.transform import SquareTransform
 
 
 @dataclass(frozen=True, kw_only=True)
-class Small(ClassificationRecipe):
-    """Two convolutions and one affine layer."""
+class SmallConvNet(ClassificationRecipe):
+    """Two convolutions and a fully connected layer."""
 
     size: int = 28
-    """Side of the images that the network sees, in pixels."""
+    """Input size: side of the square input image, in pixels."""
     channels: Literal[1, 3] = 1
-    """1 grey, 3 colour."""
+    """Input channels: 1 grayscale, 3 color."""
     epochs: int = 5
-    """Passes over the training set."""
+    """Number of epochs."""
     optimizer: OptimizerName = "adamw"
-    """How gradients become updates, as torch has it."""
+    """Optimizer; momentum and nesterov are SGD."""
     lr: float = 1e-3
     """Peak learning rate."""
     augment: tuple[str, ...] = ("shift=2",)
-    """Changes of the training images."""
+    """Data augmentation of the training images, such as shift=2 rotate=10; the flag without a value disables it."""
     width: int = 16
-    """Channels of the first convolution; the second has twice as many."""
+    """Number of filters of the first convolution; the second has twice as many."""
 
     def build_model(self, num_classes: int) -> nn.Module:
-        """The network, with scores ``(N, num_classes)`` for images ``(N, channels, size, size)``."""
+        """Build the network, which maps images ``(N, channels, size, size)`` to logits ``(N, num_classes)``."""
         side = -(-self.size // 4)
         return nn.Sequential(
             nn.Conv2d(self.channels, self.width, 5, stride=2, padding=2), nn.ReLU(),
@@ -38,6 +38,6 @@ class Small(ClassificationRecipe):
         )  # fmt: skip
 
     def build_transform(self, labels: tuple[str, ...]) -> SquareTransform:
-        """How an image is brought to the form that the network sees; digits as MNIST has them."""
-        digit = (self.size, self.channels) == (28, 1) and labels == tuple("0123456789")
-        return SquareTransform(channels=self.channels, size=self.size, mnist_digit=digit)
+        """Build the image preprocessing; photographs of digits are converted to MNIST's form."""
+        is_mnist_digit = (self.size, self.channels) == (28, 1) and labels == tuple("0123456789")
+        return SquareTransform(channels=self.channels, size=self.size, mnist_digit=is_mnist_digit)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class Entry(NamedTuple):
-    """Where a recipe is defined, its paper, and two results: the paper's and the one measured with fukami.
+    """Location of a recipe, its paper, and two results: the paper's and the one measured with fukami.
 
     ``location`` is ``package.module:Class``. ``benchmarks/results.csv`` contains ``result``; it is empty where none was
     measured.

@@ -40,13 +40,7 @@ LOWER_IS_BETTER = {
     "rmse",
     "distance",
 }  # metrics for which lower is better
-SECONDARY_METRICS = (
-    "loss",
-    "errors",
-    "content_loss",
-    "style_loss",
-    "variation",
-)  # main metric only without another one
+SECONDARY_METRICS = ("loss", "errors", "content_loss", "style_loss", "variation")  # main only without other metrics
 PERCENT_METRICS = ("accuracy", "map", "miou")  # metrics shown in percent
 BUFFER_NAMES = ("running_mean", "running_var", "num_batches_tracked")  # saved tensors that are not parameters
 NUM_COLORS = 10  # runs with their own colour and legend entry in the figures; the others are grey

@@ -1,4 +1,4 @@
-"""The command that measures everything on a GPU: where there is none, and on another machine."""
+"""``benchmarks/gpu.py``: smoke runs without a GPU, time limits, and packing for another machine."""
 
 import csv
 import importlib.metadata
@@ -26,24 +26,24 @@ ENTRIES = [
 
 @pytest.fixture
 def benchmarks(monkeypatch):
-    """The modules of the benchmarks, importable."""
+    """Make the modules of the benchmarks importable."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
 
 
-def measure(*words, seconds=600, **environment):
-    """The exit status, the lines of the command and what it wrote to stderr."""
-    more = {"OMP_NUM_THREADS": "1", **environment}
-    words = [sys.executable, GPU, *map(str, words)]
-    done = subprocess.run(words, env=os.environ | more, capture_output=True, text=True, timeout=seconds)
-    return done.returncode, done.stdout.splitlines(), done.stderr
+def run_gpu_script(*arguments, seconds=600, **environment):
+    """Run the command; return exit status, lines of stdout, and stderr."""
+    variables = {"OMP_NUM_THREADS": "1", **environment}
+    arguments = [sys.executable, GPU, *map(str, arguments)]
+    process = subprocess.run(arguments, env=os.environ | variables, capture_output=True, text=True, timeout=seconds)
+    return process.returncode, process.stdout.splitlines(), process.stderr
 
 
-def test_every_entry_runs_at_toy_size_and_is_measured_once(tmp_path):
+def test_every_entry_runs_with_tiny_workload_and_only_once(tmp_path):
     results = tmp_path / "results.csv"
-    status, lines, err = measure("--device", "cpu", "--smoke", "--results", results)
+    status, lines, err = run_gpu_script("--device", "cpu", "--smoke", "--results", results)
     assert status == 0, "\n".join([*lines, err])
-    ends = [line.split()[0] for line in lines if " done in " in line]
-    assert list(dict.fromkeys(ends)) == ENTRIES
+    completed = [line.split()[0] for line in lines if " done in " in line]
+    assert list(dict.fromkeys(completed)) == ENTRIES
     rows = list(csv.DictReader(io.StringIO(results.read_text())))
     assert len([line for line in lines if " = " in line]) == len(rows)
     assert list(rows[0]) == FIELDS
@@ -51,52 +51,53 @@ def test_every_entry_runs_at_toy_size_and_is_measured_once(tmp_path):
     ratios = [row["metric"] for row in rows if re.search(r" over |/|times faster", row["metric"])]
     for peer in ("torchvision", "plain loop", "float32"):
         assert any(peer in metric for metric in ratios), ratios
-    status, again, _ = measure("--device", "cpu", "--smoke", "--results", results)
-    assert (status, [line.split(maxsplit=1)[1] for line in again]) == (0, ["measured already"] * len(ENTRIES))
+    status, repeated_lines, _ = run_gpu_script("--device", "cpu", "--smoke", "--results", results)
+    assert (status, [line.split(maxsplit=1)[1] for line in repeated_lines]) == (0, ["already measured"] * len(ENTRIES))
     assert list(csv.DictReader(io.StringIO(results.read_text()))) == rows
 
 
-def test_wrong_machine_gets_a_line_for_each_entry(tmp_path):
-    status, lines, _ = measure("--results", tmp_path / "results.csv", CUDA_VISIBLE_DEVICES="")
+def test_machine_without_gpu_reports_every_entry(tmp_path):
+    status, lines, _ = run_gpu_script("--results", tmp_path / "results.csv", CUDA_VISIBLE_DEVICES="")
     assert status == 1
     assert [line.split()[0] for line in lines] == ENTRIES
-    assert all("sees no CUDA device" in line or "needs the package" in line for line in lines)
+    assert all("finds no CUDA device" in line or "needs the package" in line for line in lines)
     assert not (tmp_path / "results.csv").exists()
 
 
-def machine(gpu, **found):
-    """A machine with a GPU, as it would be found."""
-    there = gpu.Machine.__new__(gpu.Machine)
-    there.device, there.smoke, there.python, there.environment = "cuda", False, sys.executable, dict(os.environ)
-    there.found = {
-        "cuda": True, "memory": 8.5, "hardware": "a small GPU", "torch": "2", "packages": ["pytest", "triton"], **found
+def build_machine(gpu, **properties):
+    """Build a machine with a GPU."""
+    machine = gpu.Machine.__new__(gpu.Machine)
+    machine.device, machine.smoke, machine.python, machine.environment = "cuda", False, sys.executable, dict(os.environ)
+    machine.properties = {
+        "cuda": True, "memory": 8.5, "hardware": "a small GPU", "torch": "2", "packages": ["pytest", "triton"],
+        **properties,
     }  # fmt: skip
-    return there
+    return machine
 
 
-def test_entries_that_do_not_fit_are_named_and_others_run(benchmarks, tmp_path, capsys, monkeypatch):
-    """Too little memory, a missing package, too few minutes; what is left fits and is measured."""
+def test_entries_that_do_not_fit_are_reported_and_others_run(benchmarks, tmp_path, capsys, monkeypatch):
+    """Entries with too little memory, a missing package or too few minutes are skipped."""
     import gpu
 
-    ran = []
-    monkeypatch.setattr(gpu, "run", lambda command, *rest: ran.append(command) or 0)
+    commands = []
+    monkeypatch.setattr(gpu, "run", lambda command, *rest: commands.append(command) or 0)
     results = gpu.Results(tmp_path / "results.csv", {})
-    assert not gpu.measure(list(gpu.ENTRIES), machine(gpu), results, 6.0)
+    assert not gpu.measure(list(gpu.ENTRIES), build_machine(gpu), results, 6.0)
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert "needs 40 GB of GPU memory; a small GPU has 8.5" in lines["resnet50"]
     assert "needs the package gymnasium and ale_py" in lines["pong"]
-    assert ran[0] == "device_tests.py"
-    assert "deep_convnet.py goal --seeds 3 4 5 --epochs 10" in ran
+    assert commands[0] == "device_tests.py"
+    assert "deep_convnet.py goal --seeds 3 4 5 --plain-epochs 10" in commands
     monkeypatch.undo()
-    large = machine(gpu, memory=80.0, packages=["pytest", "triton", "gymnasium", "ale_py"])
+    large = build_machine(gpu, memory=80.0, packages=["pytest", "triton", "gymnasium", "ale_py"])
     assert not gpu.measure(list(gpu.ENTRIES), large, gpu.Results(tmp_path / "other.csv", {}), 0.0)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(ENTRIES)
     assert all("skipped: may take" in line and "0.0 are left" in line for line in lines)
 
 
-def test_a_command_is_stopped_at_its_limit_with_all_that_it_started(benchmarks, tmp_path, monkeypatch, capsys):
-    """And a later one continues with what was not measured, at the same commit alone."""
+def test_command_and_its_children_are_stopped_at_the_time_limit(benchmarks, tmp_path, monkeypatch, capsys):
+    """A later call continues with the commands not yet measured, only at the same commit."""
     import gpu
 
     script = tmp_path / "script.py"
@@ -109,20 +110,20 @@ def test_a_command_is_stopped_at_its_limit_with_all_that_it_started(benchmarks, 
     )
     entry = gpu.Entry("entry", 0.05, 0, (f"{script} quick", f"{script} slow"), ())
     results = gpu.Results(tmp_path / "results.csv", {"commit": "a"})
-    assert not gpu.measure([entry], machine(gpu), results, 1.0)
+    assert not gpu.measure([entry], build_machine(gpu), results, 1.0)
     quick, slow = capsys.readouterr().out.splitlines()
     assert "done in" in quick
     assert "stopped at its time limit" in slow
-    check_task.wait_until(lambda: not _runs(int(child.read_text())))
+    check_task.wait_until(lambda: not _is_running(int(child.read_text())))
     assert gpu.Results(tmp_path / "results.csv", {"commit": "a"}).is_done(f"{script} quick")
     assert not gpu.Results(tmp_path / "results.csv", {"commit": "a"}).is_done(f"{script} slow")
     assert not gpu.Results(tmp_path / "results.csv", {"commit": "b"}).is_done(f"{script} quick")
 
 
-def _runs(number):
-    """Whether a process is alive; one that nobody has waited for is not."""
+def _is_running(pid):
+    """Return whether a process is running; zombies are not."""
     try:
-        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
 
@@ -144,8 +145,8 @@ def test_merge_appends_the_last_row_of_each_measurement(benchmarks, tmp_path):
     assert not source.exists()
 
 
-def test_packed_data_are_small_and_found(benchmarks, mnist_folder, tmp_path, monkeypatch):
-    """MNIST byte for byte; of the others as many images as promised, with their annotations."""
+def test_packed_datasets_are_small_and_can_be_loaded(benchmarks, mnist_folder, tmp_path, monkeypatch):
+    """MNIST is equal; the others have the expected number of images with annotations."""
     from common import packing
     from fukami.data import labelled_images, mnist
     from fukami.detection import data as detection_data
@@ -154,30 +155,35 @@ def test_packed_data_are_small_and_found(benchmarks, mnist_folder, tmp_path, mon
     for name in ("cifar10", "bccd", "camvid", "style"):
         if not any((mnist_folder / f"{name}{suffix}").exists() for suffix in ("", ".zip")):
             pytest.skip(f"needs {name}: no {mnist_folder}/{name}.zip; set FUKAMI_DATA to the folder above it")
-    whole = mnist.load_mnist()
+    original = mnist.load_mnist()
     packing.pack_data(tmp_path / "packed")
     size = sum(path.stat().st_size for path in (tmp_path / "packed").rglob("*") if path.is_file())
     assert size <= packing.MAX_BYTES == 15_000_000
     packing.unpack_data(tmp_path / "packed", tmp_path / "data")
     monkeypatch.setenv("FUKAMI_DATA", str(tmp_path / "data"))
-    for part, same in zip(mnist.load_mnist(), whole, strict=True):
-        assert all((one == other).all() for one, other in zip(part, same, strict=True))
+    for split, original_split in zip(mnist.load_mnist(), original, strict=True):
+        assert all((a == b).all() for a, b in zip(split, original_split, strict=True))
     train, test, labels = labelled_images.load_labelled_images("cifar10", 0.2)
     assert (len(train), len(test), len(labels)) == (1600, 400, 10)
-    parts = detection_data.load_dataset("bccd", 0.2)[:2]
-    assert sum(map(len, parts)) in (32, 40)
-    assert sum(len(part) for part in segmentation_data.load_dataset("camvid", 0.2)[:2]) >= 30
+    splits = detection_data.load_dataset("bccd", 0.2)[:2]
+    assert sum(map(len, splits)) in (32, 40)
+    assert sum(len(split) for split in segmentation_data.load_dataset("camvid", 0.2)[:2]) >= 30
     assert len(list((tmp_path / "data" / "style").rglob("*.jpg"))) == 2
 
 
-def test_wheels_that_the_other_machine_has_are_left_out(benchmarks, tmp_path, monkeypatch):
-    """By name and version as other wheels require them; torch stays out in any case."""
+def test_installed_wheels_are_omitted(benchmarks, tmp_path, monkeypatch):
+    """Wheels are omitted by name and version if the requirements allow it; torch is always omitted."""
     from common import packing
 
-    def download(words, **options):
-        folder = Path(words[words.index("--dest") + 1])
+    def download(command, **options):
+        folder = Path(command[command.index("--dest") + 1])
         folder.mkdir(parents=True)
-        for name, version in (("torch", "2.11.0+standin"), ("numpy", "2.4.0"), ("filelock", "4.0"), ("tyro", "1.0.1")):
+        for name, version in (
+            ("torch", "2.11.0+placeholder"),
+            ("numpy", "2.4.0"),
+            ("filelock", "4.0"),
+            ("tyro", "1.0.1"),
+        ):
             packing.write_empty_wheel(folder, name, version)
         with zipfile.ZipFile(folder / "extra-1.0-py3-none-any.whl", "w") as wheel:
             text = "Name: extra\nRequires-Dist: numpy>=2.4\nRequires-Dist: tyro>=9; python_version < '3'\n"
@@ -187,11 +193,11 @@ def test_wheels_that_the_other_machine_has_are_left_out(benchmarks, tmp_path, mo
     freeze = tmp_path / "installed.txt"
     freeze.write_text("numpy==2.3.1\nFileLock==3.2\ntyro==1.0.0\ntorch==2.11.0+cu130\n-e /somewhere\n")
     assert packing.read_versions(freeze)["torch"] == "2.11.0+cu130"
-    found = packing.download_wheels(tmp_path / "wheels", packing.read_versions(freeze))
-    assert [path.name.partition("-")[0] for path in found] == ["extra", "filelock", "numpy"]
+    wheels = packing.download_wheels(tmp_path / "wheels", packing.read_versions(freeze))
+    assert [path.name.partition("-")[0] for path in wheels] == ["extra", "filelock", "numpy"]
 
 
-def test_machine_without_fukami_and_without_the_folder_is_told(benchmarks, monkeypatch, tmp_path):
+def test_missing_installation_and_pack_folder_raise_an_error(benchmarks, monkeypatch, tmp_path):
     import gpu
 
     def absent(name):
@@ -203,7 +209,7 @@ def test_machine_without_fukami_and_without_the_folder_is_told(benchmarks, monke
         gpu.Machine("cpu", smoke=True)
 
 
-def test_progress_is_json_beside_the_rows(benchmarks, tmp_path):
+def test_progress_is_json_next_to_the_rows(benchmarks, tmp_path):
     import gpu
 
     results = gpu.Results(tmp_path / "rows.csv", {"commit": "a"})

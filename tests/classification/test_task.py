@@ -1,4 +1,4 @@
-"""The recipe that classifiers share: every knob does what it says, worked out by hand."""
+"""Tests of the classification recipe and task: fields, loss, optimizers, ensembles and command line."""
 
 import copy
 import json
@@ -34,7 +34,7 @@ LABELS = ("a", "b", "c")
 
 @dataclass(frozen=True, kw_only=True)
 class Tiny(ClassificationRecipe):
-    """One affine layer on 4×4 grey images of three classes, 10, 20 and 30 of each, drawn from the seed."""
+    """Classifier with a fully connected layer for random 4×4 grayscale images: 10, 20 and 30 of three classes."""
 
     size: int = 4
     channels: int = 1
@@ -43,13 +43,13 @@ class Tiny(ClassificationRecipe):
     lr: float = 0.1
     warmup: float = 0.0
     heads: int = 0
-    """Auxiliary heads."""
+    """Number of auxiliary heads."""
     noise: float = 0.0
-    """Dropout, so that the random states matter."""
+    """Dropout probability, to make random states matter."""
     history: list = field(default_factory=list, compare=False)
-    """The weights after each step."""
+    """Weights after each step."""
     stop: int = 0
-    """The step after which the training is interrupted."""
+    """Step after which the training is interrupted."""
 
     def load_data(self):
         generator = torch.Generator().manual_seed(7)
@@ -67,14 +67,14 @@ class Tiny(ClassificationRecipe):
         task = super().build_task(labels)
         step = task.step
 
-        def watched(batch):
+        def record_step(batch):
             result = step(batch)
             self.history.append(copy.deepcopy(task.model.state_dict()))
             if len(self.history) == self.stop:
                 raise KeyboardInterrupt
             return result
 
-        task.step = watched
+        task.step = record_step
         return task
 
 
@@ -89,27 +89,27 @@ class Heads(nn.Module):
     def forward(self, x):
         x = self.noise(x.flatten(1))
         scores = self.norm(self.fc(x))
-        others = [head(x) for head in self.auxiliary]
-        return (scores, *others) if self.training and others else scores
+        aux_scores = [head(x) for head in self.auxiliary]
+        return (scores, *aux_scores) if self.training and aux_scores else scores
 
 
-def begun(recipe):
-    """The task of a recipe, ready to train; and a copy of its network to work by hand with."""
+def build_task(recipe):
+    """Build the task of a recipe, and a copy of its network for the expected values."""
     torch.manual_seed(recipe.seed)
     task = recipe.build_task(LABELS)
     task.setup(Runtime.start(**CPU))
     return task, copy.deepcopy(task.model)
 
 
-def inputs(recipe, images):
-    prepare = recipe.build_transform(LABELS)
-    mean, std = (255 * torch.tensor(value).view(-1, 1, 1) for value in (prepare.mean, prepare.std))
+def normalize(recipe, images):
+    transform = recipe.build_transform(LABELS)
+    mean, std = (255 * torch.tensor(value).view(-1, 1, 1) for value in (transform.mean, transform.std))
     return (images - mean) / std
 
 
 @pytest.fixture
-def quick(monkeypatch, pageless):
-    """A checkpoint at every look of the loop, and no report."""
+def frequent_checkpoints(monkeypatch, no_reports):
+    """Write checkpoints whenever possible, and no reports."""
     monkeypatch.setattr("fukami.engine.async_checkpoint.CheckpointWriter.is_due", True)
 
 
@@ -117,7 +117,7 @@ def quick(monkeypatch, pageless):
 
 
 @pytest.mark.parametrize(
-    ("given", "hint"),
+    ("values", "hint"),
     [
         ({"epochs": 0}, "epochs should be at least 1"),
         ({"batch_size": 0}, "batch-size should be at least 1"),
@@ -135,26 +135,26 @@ def quick(monkeypatch, pageless):
         ({"label_smoothing": 1.0}, "label-smoothing should be between 0"),
         ({"ema_decay": 1.0}, "ema-decay should be between 0"),
         ({"schedule": "cosin"}, "schedule 'cosin'; did you mean 'cosine'"),
-        ({"schedule": "step=0"}, "'step=0' is no schedule"),
+        ({"schedule": "step=0"}, "'step=0' is not a valid schedule"),
         ({"cycles": 2, "schedule": "plateau=2"}, "--cycles"),
         ({"freeze": True}, "--init"),
     ],
     ids=str,
 )
-def test_fields_that_no_run_can_have_are_refused_by_name(given, hint):
+def test_invalid_fields_are_errors(values, hint):
     with pytest.raises(UsageError, match=hint):
-        Tiny(**given)
+        Tiny(**values)
 
 
 @pytest.mark.parametrize(("words", "hint"), [(["flipp"], "'flip'"), (["rotate=x"], "rotate=10"), (["hue=2"], "0.5")])
-def test_wrong_augmentation_is_refused_before_anything_is_trained(fukami, words, hint, tmp_path):
-    answer = fukami("train", "deep-convnet", "--augment", *words, "--out", "run")
-    assert answer.status == 2
-    assert hint in answer.err
+def test_invalid_augmentation_is_an_error_before_training(fukami, words, hint, tmp_path):
+    result = fukami("train", "deep-convnet", "--augment", *words, "--out", "run")
+    assert result.status == 2
+    assert hint in result.err
     assert not (tmp_path / "run" / "recipe.json").exists()
 
 
-# ---- the update -----------------------------------------------------------------------------------------------------
+# ---- optimizers -----------------------------------------------------------------------------------------------------
 
 M, W, RATE = 0.8, 0.01, 0.1
 OPTIMIZERS = {
@@ -168,16 +168,16 @@ OPTIMIZERS = {
 }
 
 
-def test_every_optimizer_of_the_recipe_is_here():
-    (words,) = {field.type.__args__ for field in fields(ClassificationRecipe) if field.name == "optimizer"}
-    assert set(words) == set(OPTIMIZERS)
+def test_all_optimizers_of_the_recipe_are_tested():
+    (names,) = {field.type.__args__ for field in fields(ClassificationRecipe) if field.name == "optimizer"}
+    assert set(names) == set(OPTIMIZERS)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_an_optimizer_steps_as_torchs_at_the_scheduled_rate(name):
-    """Three steps down a half cosine, the gradients by autograd."""
+def test_optimizer_steps_equal_torchs_at_the_scheduled_learning_rate(name):
+    """Three steps of a cosine schedule with torch's optimizer."""
     recipe = Tiny(optimizer=name, lr=RATE, momentum=M, weight_decay=W)
-    task, network = begun(recipe)
+    task, network = build_task(recipe)
     optimizer = OPTIMIZERS[name](network.parameters())
     batches = iter(recipe.load_data().train)
     for progress in (0.0, 0.25, 0.5):
@@ -186,49 +186,49 @@ def test_an_optimizer_steps_as_torchs_at_the_scheduled_rate(name):
         task.step((images, targets))
         optimizer.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * progress)) / 2
         optimizer.zero_grad()
-        F.cross_entropy(network(inputs(recipe, images)), targets).backward()
+        F.cross_entropy(network(normalize(recipe, images)), targets).backward()
         optimizer.step()
-    for (key, found), expected in zip(task.model.named_parameters(), network.parameters(), strict=True):
-        if key != "fc.bias":  # before a normalisation its gradient is rounding alone, which Adam enlarges
-            torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4, msg=key)
+    for (key, value), expected in zip(task.model.named_parameters(), network.parameters(), strict=True):
+        if key != "fc.bias":  # before batch normalization its gradient is rounding, which Adam amplifies
+            torch.testing.assert_close(value, expected, atol=1e-6, rtol=1e-4, msg=key)
 
 
-# ---- the loss -------------------------------------------------------------------------------------------------------
+# ---- loss -----------------------------------------------------------------------------------------------------------
 
 
-def test_smoothing_spreads_that_share_over_all_classes():
+def test_label_smoothing_spreads_the_target_over_all_classes():
     recipe = Tiny(label_smoothing=0.3)
-    task, network = begun(recipe)
+    task, network = build_task(recipe)
     images, targets = next(iter(recipe.load_data().train))
-    logs = network(inputs(recipe, images)).log_softmax(1)
-    spread = 0.7 * F.one_hot(targets, 3) + 0.1
-    torch.testing.assert_close(task.compute_loss((images, targets))[0], -(spread * logs).sum(1).mean())
+    log_probs = network(normalize(recipe, images)).log_softmax(1)
+    smoothed = 0.7 * F.one_hot(targets, 3) + 0.1
+    torch.testing.assert_close(task.compute_loss((images, targets))[0], -(smoothed * log_probs).sum(1).mean())
 
 
-def test_auxiliary_heads_count_three_tenths_each():
+def test_auxiliary_losses_have_the_weight_0_3():
     recipe = Tiny(heads=2)
-    task, network = begun(recipe)
+    task, network = build_task(recipe)
     images, targets = next(iter(recipe.load_data().train))
-    scores, *others = (F.cross_entropy(s, targets) for s in network(inputs(recipe, images)))
-    assert len(others) == 2
-    torch.testing.assert_close(task.compute_loss((images, targets))[0], scores + 0.3 * (others[0] + others[1]))
+    loss, *aux_losses = (F.cross_entropy(scores, targets) for scores in network(normalize(recipe, images)))
+    assert len(aux_losses) == 2
+    torch.testing.assert_close(task.compute_loss((images, targets))[0], loss + 0.3 * (aux_losses[0] + aux_losses[1]))
 
 
-def test_rare_classes_weigh_more_in_the_loss():
-    """Ten, twenty and thirty of sixty: weights of 2, 1 and 2/3, and their mean over all images is 1."""
+def test_class_weights_are_inverse_frequencies():
+    """10, 20 and 30 of 60 images have the weights 2, 1 and 2/3, whose mean over all images is 1."""
     recipe = Tiny(balance="loss")
-    task, network = begun(recipe)
+    task, network = build_task(recipe)
     loader = recipe.load_data().train
     images, targets = next(iter(task.iterate_batches(loader)))
     weights = torch.tensor([2.0, 1.0, 2 / 3])
-    each = -network(inputs(recipe, images)).log_softmax(1)[torch.arange(15), targets]
-    expected = (weights[targets] * each).sum() / weights[targets].sum()
+    losses = -network(normalize(recipe, images)).log_softmax(1)[torch.arange(15), targets]
+    expected = (weights[targets] * losses).sum() / weights[targets].sum()
     torch.testing.assert_close(task.compute_loss((images, targets))[0], expected)
     assert weights[loader.targets].mean() == pytest.approx(1)
 
 
 def test_balanced_sampling_draws_every_class_equally_often():
-    """Over 50 passes, by chi-square with 2 degrees of freedom at 0.999; plain shuffling keeps 1 : 2 : 3."""
+    """Over 50 epochs, by chi-square with 2 degrees of freedom at 0.999; plain shuffling keeps 1 : 2 : 3."""
     plain, balanced = (Tiny(balance=balance).load_data().train for balance in ("none", "sampling"))
     counts = torch.zeros(3)
     for _ in range(50):
@@ -239,30 +239,30 @@ def test_balanced_sampling_draws_every_class_equally_often():
     assert torch.cat([targets for _, targets in plain]).bincount().tolist() == [10, 20, 30]
 
 
-def test_mixed_targets_reach_the_loss():
-    """Mixup by hand: the cross entropy against both classes in their shares."""
+def test_loss_of_mixed_targets():
+    """Mixup's loss is the weighted cross entropy of both classes."""
     recipe = Tiny(augment=("mixup=1",))
-    task, network = begun(recipe)
+    task, network = build_task(recipe)
     loader = recipe.load_data().train
     order, draws = loader._plan_epoch(0)
     images, targets = next(iter(task.iterate_batches(loader)))
     own, other = loader.targets[order[:15]], loader.targets[order[:15]].roll(7)
-    share = draws[:15, 1]  # Beta(1, 1) is uniform
-    logs = -network(inputs(recipe, images)).log_softmax(1)
-    each = share * logs[torch.arange(15), own] + (1 - share) * logs[torch.arange(15), other]
-    torch.testing.assert_close(task.compute_loss((images, targets))[0], each.mean(), atol=1e-4, rtol=1e-4)
+    weight = draws[:15, 1]  # Beta(1, 1) is uniform
+    losses = -network(normalize(recipe, images)).log_softmax(1)
+    expected = weight * losses[torch.arange(15), own] + (1 - weight) * losses[torch.arange(15), other]
+    torch.testing.assert_close(task.compute_loss((images, targets))[0], expected.mean(), atol=1e-4, rtol=1e-4)
     assert (own != other).any()
 
 
-# ---- what answers ---------------------------------------------------------------------------------------------------
+# ---- inference model ------------------------------------------------------------------------------------------------
 
 
-def saved(folder):
-    found = load_file(folder / "weights.safetensors")
-    return {key.removeprefix("model."): value for key, value in found.items()}
+def load_weights(folder):
+    weights = load_file(folder / "weights.safetensors")
+    return {key.removeprefix("model."): value for key, value in weights.items()}
 
 
-def test_the_moving_average_answers(tmp_path, quick):
+def test_moving_average_is_used_for_inference(tmp_path, frequent_checkpoints):
     recipe = Tiny(ema_decay=0.8, epochs=2)
     result = package.train(recipe, tmp_path / "run", **CPU)
     torch.manual_seed(recipe.seed)
@@ -270,51 +270,53 @@ def test_the_moving_average_answers(tmp_path, quick):
     assert len(recipe.history) == 8
     for weights in recipe.history:
         for key, value in weights.items():
-            parameter = not key.startswith("norm.running") and "tracked" not in key
-            average[key] = 0.8 * average[key] + 0.2 * value if parameter else value
-    found = saved(tmp_path / "run")
+            is_parameter = not key.startswith("norm.running") and "tracked" not in key
+            average[key] = 0.8 * average[key] + 0.2 * value if is_parameter else value
+    saved = load_weights(tmp_path / "run")
     for key, value in average.items():
-        torch.testing.assert_close(found[key], value, msg=key)
-    assert not torch.allclose(found["fc.weight"], recipe.history[-1]["fc.weight"], atol=1e-3)
+        torch.testing.assert_close(saved[key], value, msg=key)
+    assert not torch.allclose(saved["fc.weight"], recipe.history[-1]["fc.weight"], atol=1e-3)
     network = recipe.build_model(3)
     network.load_state_dict(average)
     images, targets = recipe.load_data().val.images, recipe.load_data().val.targets
-    errors = (network.eval()(inputs(recipe, images)).argmax(1) != targets).sum()
+    errors = (network.eval()(normalize(recipe, images)).argmax(1) != targets).sum()
     assert result["errors"] == errors
 
 
-def members(recipe, weights):
-    """Networks with these weights."""
+def build_members(recipe, weights):
+    """Build networks with these weights."""
     networks = [recipe.build_model(3).eval() for _ in weights]
     for network, state in zip(networks, weights, strict=True):
         network.load_state_dict(state)
     return networks
 
 
-@pytest.mark.parametrize("extra", [{}, {"ema_decay": 0.7}], ids=str)
-def test_snapshots_are_the_weights_at_the_ends_of_the_cycles_and_answer_together(tmp_path, quick, extra):
+@pytest.mark.parametrize("options", [{}, {"ema_decay": 0.7}], ids=str)
+def test_snapshot_ensemble_has_the_weights_at_the_ends_of_the_cycles(tmp_path, frequent_checkpoints, options):
     """Six epochs of four steps in three cycles: after steps 8, 16 and 24."""
-    recipe = Tiny(cycles=3, epochs=6, **extra)
+    recipe = Tiny(cycles=3, epochs=6, **options)
     result = package.train(recipe, tmp_path / "run", **CPU)
     assert len(recipe.history) == 24
-    found = saved(tmp_path / "run")
-    assert found["joined"] == 3
-    ends = [{key.removeprefix(f"models.{n}."): v for key, v in found.items() if key.startswith(f"models.{n}.")}
-            for n in range(3)]  # fmt: skip
-    if not extra:
-        for number, end in enumerate(ends):
+    saved = load_weights(tmp_path / "run")
+    assert saved["joined"] == 3
+    snapshots = [{key.removeprefix(f"models.{n}."): v for key, v in saved.items() if key.startswith(f"models.{n}.")}
+                 for n in range(3)]  # fmt: skip
+    if not options:
+        for number, snapshot in enumerate(snapshots):
             for key, value in recipe.history[8 * number + 7].items():
-                assert torch.equal(end[key], value), (number, key)
+                assert torch.equal(snapshot[key], value), (number, key)
     val = recipe.load_data().val
     with torch.inference_mode():
-        each = torch.stack([n(inputs(recipe, val.images)).softmax(1) for n in members(recipe, ends)])
-    mean = each.mean(0)
-    right = (each.argmax(2) == val.targets).float().mean(1)
+        probabilities = torch.stack(
+            [member(normalize(recipe, val.images)).softmax(1) for member in build_members(recipe, snapshots)]
+        )
+    mean = probabilities.mean(0)
+    accuracies = (probabilities.argmax(2) == val.targets).float().mean(1)
     assert result["loss"] == pytest.approx(F.nll_loss(mean.log(), val.targets).item(), rel=1e-5)
     assert result["accuracy"] == pytest.approx((mean.argmax(1) == val.targets).float().mean().item())
     assert result["members"] == 3
-    assert result["member_accuracy"] == pytest.approx(right.mean().item())
-    assert result["best_member"] == pytest.approx(right.max().item())
+    assert result["member_accuracy"] == pytest.approx(accuracies.mean().item())
+    assert result["best_member"] == pytest.approx(accuracies.max().item())
     task = replace(recipe, history=[]).build_task(LABELS)
     checkpoint.assign_weights(task.get_modules(), load_file(tmp_path / "run" / "weights.safetensors"), Path("run"))
     task.setup(Runtime.start(**CPU))
@@ -322,28 +324,28 @@ def test_snapshots_are_the_weights_at_the_ends_of_the_cycles_and_answer_together
     assert {**again, "loss": 0} == {**result, "loss": 0}
 
 
-@pytest.mark.parametrize("cut", [3, 8, 9, 16, 23])
-def test_cycles_resume_bit_exactly_wherever_they_are_cut(tmp_path, quick, cut):
-    """At the ends of the first two cycles, just after one, and in the midst of one; dropout draws on."""
-    whole = Tiny(cycles=3, epochs=6, noise=0.3, ema_decay=0.5)
-    package.train(whole, tmp_path / "whole", **CPU)
-    recipe = replace(whole, history=[], stop=cut + 1)
+@pytest.mark.parametrize("step", [3, 8, 9, 16, 23])
+def test_resumed_cycles_are_bit_exact(tmp_path, frequent_checkpoints, step):
+    """Interrupted at the ends of the first two cycles, just after one, and within one, with dropout."""
+    uninterrupted = Tiny(cycles=3, epochs=6, noise=0.3, ema_decay=0.5)
+    package.train(uninterrupted, tmp_path / "uninterrupted", **CPU)
+    recipe = replace(uninterrupted, history=[], stop=step + 1)
     with pytest.raises(KeyboardInterrupt):
-        package.train(recipe, tmp_path / "cut", **CPU)
-    assert load_state(tmp_path / "cut" / "last.ckpt", torch.device("cpu"))["step"] == cut
-    record = json.loads((tmp_path / "cut" / "recipe.json").read_text())
+        package.train(recipe, tmp_path / "resumed", **CPU)
+    assert load_state(tmp_path / "resumed" / "last.ckpt", torch.device("cpu"))["step"] == step
+    record = json.loads((tmp_path / "resumed" / "recipe.json").read_text())
     record["fields"] |= {"stop": 0, "history": []}
-    (tmp_path / "cut" / "recipe.json").write_text(json.dumps(record))
-    package.train(replace(whole, history=[]), tmp_path / "cut", **CPU, resume=True)
-    one, two = ((tmp_path / name / "weights.safetensors").read_bytes() for name in ("whole", "cut"))
+    (tmp_path / "resumed" / "recipe.json").write_text(json.dumps(record))
+    package.train(replace(uninterrupted, history=[]), tmp_path / "resumed", **CPU, resume=True)
+    one, two = ((tmp_path / name / "weights.safetensors").read_bytes() for name in ("uninterrupted", "resumed"))
     assert one == two
 
 
-# ---- several answers in one -----------------------------------------------------------------------------------------
+# ---- ensembles and test-time augmentation ---------------------------------------------------------------------------
 
 
-class Fixed(nn.Module):
-    """Says what it was told to, whatever it sees; the first pixel is the number of the image."""
+class FixedPredictions(nn.Module):
+    """Model with fixed predictions for each image; the first pixel is the index of the image."""
 
     def __init__(self, probabilities):
         super().__init__()
@@ -353,15 +355,18 @@ class Fixed(nn.Module):
         return self.scores[images[:, 0, 0, 0].round().long()]
 
 
-def answering(*models, vote=False):
-    """A task over three classes whose members say these probabilities of images 0, 1, 2 ..."""
-    tasks = [ClassificationTask(Fixed(model), LABELS, SquareTransform(1, 4, std=(1 / 255,))) for model in models]
+def build_ensemble(*members, vote=False):
+    """Build a task with three classes from the members' probabilities of images 0, 1, 2 ..."""
+    tasks = [
+        ClassificationTask(FixedPredictions(probabilities), LABELS, SquareTransform(1, 4, std=(1 / 255,)))
+        for probabilities in members
+    ]
     for task in tasks:
         task.setup(Runtime.start(**CPU))
     return tasks[0].ensemble_with(tasks[1:], vote=vote) if len(tasks) > 1 else tasks[0]
 
 
-def numbered(count):
+def build_numbered_images(count):
     return torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 4, 4)
 
 
@@ -370,67 +375,71 @@ SURE_A, LIKELY_A, LIKELY_B, UNSURE_B, SURE_C = (
 )  # fmt: skip
 
 
-def test_a_vote_counts_heads_and_the_average_decides_ties():
+def test_majority_vote_breaks_ties_by_the_average():
     first = [SURE_A, LIKELY_A, LIKELY_A]
     second = [UNSURE_B, LIKELY_B, LIKELY_B]
     third = [UNSURE_B, SURE_C, LIKELY_B]
-    average, vote = answering(first, second, third), answering(first, second, third, vote=True)
-    assert average.predict_scores(numbered(3)).argmax(1).tolist() == [0, 2, 1]
-    assert vote.predict_scores(numbered(3)).argmax(1).tolist() == [1, 2, 1]  # outvoted; a tie of three; of one mind
-    torch.testing.assert_close(vote.predict_scores(numbered(3)).exp().sum(1), torch.ones(3))
+    average, vote = build_ensemble(first, second, third), build_ensemble(first, second, third, vote=True)
+    images = build_numbered_images(3)
+    assert average.predict_scores(images).argmax(1).tolist() == [0, 2, 1]
+    assert vote.predict_scores(images).argmax(1).tolist() == [1, 2, 1]  # majority; tie of three; majority
+    torch.testing.assert_close(vote.predict_scores(images).exp().sum(1), torch.ones(3))
     means = torch.tensor([first, second, third]).mean(0)
-    torch.testing.assert_close(average.predict_scores(numbered(3)).exp(), means)
-    shares = vote.predict_scores(numbered(3)).exp()[0]
-    assert shares.tolist() == pytest.approx([1 / 3, 2 / 3, 0], abs=2e-3)
+    torch.testing.assert_close(average.predict_scores(images).exp(), means)
+    fractions = vote.predict_scores(images).exp()[0]
+    assert fractions.tolist() == pytest.approx([1 / 3, 2 / 3, 0], abs=2e-3)
 
 
-def test_a_vote_never_loses_to_the_average_and_stays_finite():
-    """However sure the minority is; and the loss of what nobody believes in is a number."""
+def test_majority_wins_the_vote_and_log_probabilities_are_finite():
+    """The confidence of the minority does not matter; classes without votes have finite log-probabilities."""
     torch.manual_seed(0)
-    logs = (torch.randn(5, 400, 3) * 100).log_softmax(2)
-    found = combine_log_probs(logs, vote=True)
-    assert found.isfinite().all()
-    votes = F.one_hot(logs.argmax(2), 3).sum(0)
-    assert (votes.gather(1, found.argmax(1, keepdim=True)).squeeze() == votes.amax(1)).all()
+    log_probs = (torch.randn(5, 400, 3) * 100).log_softmax(2)
+    combined = combine_log_probs(log_probs, vote=True)
+    assert combined.isfinite().all()
+    votes = F.one_hot(log_probs.argmax(2), 3).sum(0)
+    assert (votes.gather(1, combined.argmax(1, keepdim=True)).squeeze() == votes.amax(1)).all()
 
 
-def test_members_are_counted_by_hand():
-    """Four images of classes a, b, c, a; the first member has 2 right, the second 3, the third 1."""
+def test_ensemble_metrics():
+    """Four images of the classes a, b, c, a; the members predict 2, 3 and 1 correctly."""
     first = [SURE_A, SURE_A, SURE_C, SURE_C]
     second = [SURE_A, LIKELY_B, LIKELY_B, SURE_A]
     third = [UNSURE_B, SURE_A, SURE_C, UNSURE_B]
-    found = answering(first, second, third).evaluate([(numbered(4), torch.tensor([0, 1, 2, 0]))])
-    assert found["members"] == 3
-    assert found["member_accuracy"] == pytest.approx((2 + 3 + 1) / 12)
-    assert found["best_member"] == 3 / 4
-    assert found["accuracy"] == 3 / 4  # the averages say a, a, c, a
-    assert found["errors"] == 1
-    assert found["gain"] == pytest.approx(3 / 4 - 1 / 2)
-    assert found["disagreement"] == pytest.approx((3 / 4 + 2 / 4 + 4 / 4) / 3)
+    batch = (build_numbered_images(4), torch.tensor([0, 1, 2, 0]))
+    metrics = build_ensemble(first, second, third).evaluate([batch])
+    assert metrics["members"] == 3
+    assert metrics["member_accuracy"] == pytest.approx((2 + 3 + 1) / 12)
+    assert metrics["best_member"] == 3 / 4
+    assert metrics["accuracy"] == 3 / 4  # the averages predict a, a, c, a
+    assert metrics["errors"] == 1
+    assert metrics["gain"] == pytest.approx(3 / 4 - 1 / 2)
+    assert metrics["disagreement"] == pytest.approx((3 / 4 + 2 / 4 + 4 / 4) / 3)
 
 
-def test_one_network_has_no_members():
-    found = answering([SURE_A]).evaluate([(numbered(1), torch.tensor([0]))])
-    assert set(found) == {"accuracy", "errors", "count", "loss"}
+def test_a_single_network_has_no_ensemble_metrics():
+    metrics = build_ensemble([SURE_A]).evaluate([(build_numbered_images(1), torch.tensor([0]))])
+    assert set(metrics) == {"accuracy", "errors", "count", "loss"}
 
 
-def test_an_ensemble_of_ensembles_weighs_each_run_once():
-    """A run of snapshots is one member, that of their average; those that have not joined say nothing."""
-    snapshots = Ensemble([Fixed([SURE_A]), Fixed([SURE_C]), Fixed([LIKELY_B])], num_active=2)
-    whole = Ensemble([snapshots, Fixed([UNSURE_B])])
+def test_an_ensemble_of_ensembles_weights_runs_equally():
+    """A snapshot ensemble counts as one member, its average; inactive snapshots have no weight."""
+    snapshots = Ensemble(
+        [FixedPredictions([SURE_A]), FixedPredictions([SURE_C]), FixedPredictions([LIKELY_B])], num_active=2
+    )
+    ensemble = Ensemble([snapshots, FixedPredictions([UNSURE_B])])
     expected = (torch.tensor([SURE_A]) + torch.tensor([LIKELY_B])) / 4 + torch.tensor([UNSURE_B]) / 2
-    torch.testing.assert_close(whole(numbered(1).float()).exp(), expected)
+    torch.testing.assert_close(ensemble(build_numbered_images(1).float()).exp(), expected)
 
 
 def test_two_views_of_a_flip_are_the_image_and_its_mirror_image():
     torch.manual_seed(0)
     recipe = Tiny(augment=("flip", "mixup=0.2"))
-    task, network = begun(recipe)
+    task, network = build_task(recipe)
     images = recipe.load_data().val.images[:9]
     task.inference_model.eval()
     network.eval()
     with torch.inference_mode():
-        plain, mirrored = (network(inputs(recipe, p)).softmax(1) for p in (images, images.flip(3)))
+        plain, mirrored = (network(normalize(recipe, view)).softmax(1) for view in (images, images.flip(3)))
         torch.testing.assert_close(task.predict_scores(images).exp(), plain)
         torch.testing.assert_close(
             task.with_views(2).predict_scores(images).exp(), (plain + mirrored) / 2, atol=1e-4, rtol=1e-4
@@ -438,14 +447,14 @@ def test_two_views_of_a_flip_are_the_image_and_its_mirror_image():
     assert not torch.allclose(plain, mirrored, atol=1e-2)
 
 
-def test_views_are_refused_where_there_are_none():
+def test_invalid_numbers_of_views_are_errors():
     with pytest.raises(UsageError, match="at least one view, not 0"):
-        begun(Tiny(augment=("flip",)))[0].with_views(0)
+        build_task(Tiny(augment=("flip",)))[0].with_views(0)
     with pytest.raises(UsageError, match="no views"):
-        begun(Tiny(augment=("mixup=0.2",)))[0].with_views(2)  # mixing is no view of one image
+        build_task(Tiny(augment=("mixup=0.2",)))[0].with_views(2)  # mixup combines images
 
 
-# ---- the command line -----------------------------------------------------------------------------------------------
+# ---- command line ---------------------------------------------------------------------------------------------------
 
 SMALL = {"epochs": 1, "batch_size": 100, "widths": (2, 2, 4, 4, 4, 4), "hidden": 8, "augment": ("flip",), "lr": 0.01}
 QUICK = ["--epochs", "1", "--batch-size", "100", "--widths", "2", "2", "4", "4", "4", "4", "--hidden", "8", "--augment",
@@ -454,91 +463,91 @@ QUICK = ["--epochs", "1", "--batch-size", "100", "--widths", "2", "2", "4", "4",
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Three runs too small and too short to be of one mind."""
+    """Three runs that are small and short enough to disagree."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        check_task.leave_out_pages(patch)
+        check_task.disable_reports(patch)
         for seed in range(3):
             package.train(package.get_recipe("deep-convnet")(**SMALL, seed=seed), folder / str(seed), **CPU)
     return [folder / str(seed) for seed in range(3)]
 
 
 @pytest.fixture(scope="module")
-def said(runs):
-    """What each of the runs says of the test images and of their mirror images ``(2, runs, N, classes)``."""
+def probabilities(runs):
+    """Predictions of the runs for the test images and their mirror images ``(2, runs, N, classes)``, and targets."""
     val = package.get_recipe("deep-convnet")(**SMALL).load_data().val
     tasks = [package.load(run, device="cpu") for run in runs]
     with torch.inference_mode():
-        each = [[task.predict_scores(p).exp() for task in tasks] for p in (val.images, val.images.flip(3))]
-    return torch.stack([torch.stack(row) for row in each]), val.targets
+        rows = [[task.predict_scores(view).exp() for task in tasks] for view in (val.images, val.images.flip(3))]
+    return torch.stack([torch.stack(row) for row in rows]), val.targets
 
 
-def test_several_seeds_are_the_runs_of_each(fukami, pageless, tmp_path):
-    answer = fukami("train", "deep-convnet", *QUICK, "--seed", "1", "--num-seeds", "2", "--out", "both")
-    assert answer.status == 0, answer.err
-    first, second, together = answer.json
-    assert [line["run"] for line in (first, second)] == together["runs"] == ["both/seed-1", "both/seed-2"]
-    assert together["member_accuracy"] == pytest.approx((first["accuracy"] + second["accuracy"]) / 2)
-    page = Path(together["report"])
+def test_num_seeds_trains_a_run_per_seed(fukami, no_reports, tmp_path):
+    result = fukami("train", "deep-convnet", *QUICK, "--seed", "1", "--num-seeds", "2", "--out", "both")
+    assert result.status == 0, result.err
+    first, second, ensemble = result.json
+    assert [line["run"] for line in (first, second)] == ensemble["runs"] == ["both/seed-1", "both/seed-2"]
+    assert ensemble["member_accuracy"] == pytest.approx((first["accuracy"] + second["accuracy"]) / 2)
+    page = Path(ensemble["report"])
     assert page.parent == Path("both")
-    assert f"{together['accuracy']:.4f}" in page.read_text()
+    assert f"{ensemble['accuracy']:.4f}" in page.read_text()
     for seed in ("1", "2"):
-        assert fukami("train", "deep-convnet", *QUICK, "--seed", seed, "--out", f"alone-{seed}").status == 0
-        one, other = (Path(out) / "weights.safetensors" for out in (f"both/seed-{seed}", f"alone-{seed}"))
+        assert fukami("train", "deep-convnet", *QUICK, "--seed", seed, "--out", f"single-{seed}").status == 0
+        one, other = (Path(out) / "weights.safetensors" for out in (f"both/seed-{seed}", f"single-{seed}"))
         assert one.read_bytes() == other.read_bytes()
 
-    taken = fukami("train", "deep-convnet", *QUICK, "--seed", "1", "--num-seeds", "2", "--out", "both")
-    assert taken.status == 2
-    assert "--resume" in taken.err
-    again = fukami("train", "deep-convnet", *QUICK, "--seed", "1", "--num-seeds", "3", "--out", "both", "--resume")
-    assert [line["accuracy"] for line in again.json[:2]] == [first["accuracy"], second["accuracy"]]
-    assert again.json[3]["members"] == 3
+    existing = fukami("train", "deep-convnet", *QUICK, "--seed", "1", "--num-seeds", "2", "--out", "both")
+    assert existing.status == 2
+    assert "--resume" in existing.err
+    resumed = fukami("train", "deep-convnet", *QUICK, "--seed", "1", "--num-seeds", "3", "--out", "both", "--resume")
+    assert [line["accuracy"] for line in resumed.json[:2]] == [first["accuracy"], second["accuracy"]]
+    assert resumed.json[3]["members"] == 3
     none = fukami("train", "deep-convnet", *QUICK, "--num-seeds", "0", "--out", "none")
     assert none.status == 2
     assert "seeds should be at least 1, not 0" in none.err
 
 
-def test_eval_votes(fukami, runs, said):
-    (plain, _), targets = said
+def test_eval_with_majority_vote(fukami, runs, probabilities):
+    (plain, _), targets = probabilities
     votes = F.one_hot(plain.argmax(2), 10).sum(0).float()
-    for words, scores in ((["--vote"], votes + 1e-3 * plain.mean(0)), ([], plain.mean(0))):
-        (found,) = fukami("eval", *runs, "--device", "cpu", *words).json
-        assert found["errors"] == (scores.argmax(1) != targets).sum()
-        assert found["member_accuracy"] == pytest.approx((plain.argmax(2) == targets).float().mean().item())
+    for options, scores in ((["--vote"], votes + 1e-3 * plain.mean(0)), ([], plain.mean(0))):
+        (metrics,) = fukami("eval", *runs, "--device", "cpu", *options).json
+        assert metrics["errors"] == (scores.argmax(1) != targets).sum()
+        assert metrics["member_accuracy"] == pytest.approx((plain.argmax(2) == targets).float().mean().item())
     assert ((votes + 1e-3 * plain.mean(0)).argmax(1) != plain.mean(0).argmax(1)).any()
 
 
-def test_eval_and_predict_from_two_views(fukami, runs, said, digit_files):
-    """Of one run, and of all: each member's views are averaged first."""
-    views, targets = said
-    for words, together in ((runs[:1], views[:, 0].mean(0)), (runs, views.mean((0, 1)))):
-        (found,) = fukami("eval", *words, "--views", "2", "--device", "cpu").json
-        assert found["errors"] == (together.argmax(1) != targets).sum()
-        assert found["loss"] == pytest.approx(F.nll_loss(together.log(), targets).item(), rel=1e-3)
+def test_eval_and_predict_with_two_views(fukami, runs, probabilities, digit_files):
+    """Single runs and ensembles average the views of each member first."""
+    views, targets = probabilities
+    for folders, mean in ((runs[:1], views[:, 0].mean(0)), (runs, views.mean((0, 1)))):
+        (metrics,) = fukami("eval", *folders, "--views", "2", "--device", "cpu").json
+        assert metrics["errors"] == (mean.argmax(1) != targets).sum()
+        assert metrics["loss"] == pytest.approx(F.nll_loss(mean.log(), targets).item(), rel=1e-3)
     file = next(digit_files.rglob("*.png"))
     task = package.load(runs[0], device="cpu")
-    seen = torch.from_numpy(task.load_image(file)).unsqueeze(0)
+    image = torch.from_numpy(task.load_image(file)).unsqueeze(0)
     with torch.inference_mode():
-        expected = (task.predict_scores(seen).exp() + task.predict_scores(seen.flip(3)).exp())[0] / 2
-    (answer,) = fukami("predict", runs[0], file, "--views", "2", "--device", "cpu").json
-    assert answer["label"] == str(expected.argmax().item())
-    found = {entry["label"]: entry["probability"] for entry in answer["ranking"]}
-    assert [found[str(number)] for number in range(10)] == pytest.approx(expected.tolist(), abs=1e-4)
-    refused = fukami("eval", runs[0], "--views", "0")
-    assert refused.status == 2
-    assert "at least one view, not 0" in refused.err
+        expected = (task.predict_scores(image).exp() + task.predict_scores(image.flip(3)).exp())[0] / 2
+    (prediction,) = fukami("predict", runs[0], file, "--views", "2", "--device", "cpu").json
+    assert prediction["label"] == str(expected.argmax().item())
+    ranking = {entry["label"]: entry["probability"] for entry in prediction["ranking"]}
+    assert [ranking[str(number)] for number in range(10)] == pytest.approx(expected.tolist(), abs=1e-4)
+    result = fukami("eval", runs[0], "--views", "0")
+    assert result.status == 2
+    assert "at least one view, not 0" in result.err
 
 
-def test_eval_leaves_a_page_about_the_members(fukami, runs, tmp_path):
-    (found,) = fukami("eval", *runs[:2], "--out", "page/deep", "--device", "cpu").json
-    page = (tmp_path / found["report"]).read_text()
-    assert (tmp_path / found["report"]).parent == tmp_path / "page" / "deep"
-    for hint in ("The members and what they do together", "Confusion matrix", "--out page/deep", str(runs[1])):
+def test_eval_writes_a_report_of_the_ensemble(fukami, runs, tmp_path):
+    (metrics,) = fukami("eval", *runs[:2], "--out", "page/deep", "--device", "cpu").json
+    page = (tmp_path / metrics["report"]).read_text()
+    assert (tmp_path / metrics["report"]).parent == tmp_path / "page" / "deep"
+    for hint in ("Ensemble members", "Confusion matrix", "--out page/deep", str(runs[1])):
         assert hint in page, hint
 
 
-def test_show_draws_what_augmentation_makes(fukami, digit_files, tmp_path):
-    """Five rows of an image and three changes, each of another class."""
+def test_show_draws_augmented_images(fukami, digit_files, tmp_path):
+    """Five rows, each of another class, with an image and three variants."""
     words = [
         "--augment",
         "flip",
@@ -551,30 +560,30 @@ def test_show_draws_what_augmentation_makes(fukami, digit_files, tmp_path):
         "--out",
         "a/b.png",
     ]
-    answer = fukami("show", digit_files, *words)
-    assert answer.status == 0, answer.err
-    (said,) = answer.json
-    assert (said["file"], said["variants"]) == ("a/b.png", 3)
-    assert len(set(said["labels"])) == 5
-    with Image.open(tmp_path / "a" / "b.png") as drawn:
-        assert drawn.format == "PNG"
-        assert drawn.size == pytest.approx((4 * 1.3 * 110, 5 * 1.45 * 110), abs=1)
+    result = fukami("show", digit_files, *words)
+    assert result.status == 0, result.err
+    (entry,) = result.json
+    assert (entry["file"], entry["variants"]) == ("a/b.png", 3)
+    assert len(set(entry["labels"])) == 5
+    with Image.open(tmp_path / "a" / "b.png") as image:
+        assert image.format == "PNG"
+        assert image.size == pytest.approx((4 * 1.3 * 110, 5 * 1.45 * 110), abs=1)
 
 
-def test_samples_are_the_images_and_their_changes(digit_files):
+def test_sample_images_returns_images_and_variants(digit_files):
     from fukami.cli import augmentation_grids
 
     rows = augmentation_grids.sample_images(
         str(digit_files), ["flip=1"], size=32, channels=1, num_images=12, num_variants=2
     )
     assert len(rows) == 12
-    assert {label for label, _ in rows} == set("0123456789")  # every class before any comes twice
+    assert {label for label, _ in rows} == set("0123456789")  # every class appears before any is repeated
     files = {label: [np.asarray(Image.open(f).convert("L").resize((32, 32), Image.Resampling.BICUBIC)) for f in
              sorted((digit_files / label).iterdir())] for label in "0123456789"}  # fmt: skip
-    for label, (plain, *changed) in rows:
+    for label, (plain, *variants) in rows:
         assert any(np.abs(plain[0].numpy() - file).max() <= 1 for file in files[label])
-        assert len(changed) == 2
-        for image in changed:
+        assert len(variants) == 2
+        for image in variants:
             torch.testing.assert_close(image, plain.flip(2), atol=0.01, rtol=0)
     assert all(len(images) == 1 for _, images in augmentation_grids.sample_images(str(digit_files), [], num_images=2))
     crops = augmentation_grids.sample_images(str(digit_files), ["crop=0.2"], num_images=3, num_variants=1)
@@ -594,67 +603,79 @@ def test_samples_are_the_images_and_their_changes(digit_files):
         (["--out", "drawn"], ".png"),
     ],
 )
-def test_show_refuses_nonsense(fukami, digit_files, tmp_path, words, hint):
-    answer = fukami("show", digit_files, *words)
-    assert answer.status == 2, answer
-    assert hint in answer.err
-    assert answer.out == ""
+def test_show_usage_errors(fukami, digit_files, tmp_path, words, hint):
+    result = fukami("show", digit_files, *words)
+    assert result.status == 2, result
+    assert hint in result.err
+    assert result.out == ""
     assert list(tmp_path.iterdir()) == []
 
 
-def test_show_without_an_image_to_train_on(fukami, tmp_path):
+def test_show_without_training_images_is_an_error(fukami, tmp_path):
     (tmp_path / "set" / "test" / "a").mkdir(parents=True)
     Image.new("L", (8, 8)).save(tmp_path / "set" / "test" / "a" / "1.png")
-    answer = fukami("show", "set")
-    assert answer.status == 1
-    assert "no image to train on" in answer.err
+    result = fukami("show", "set")
+    assert result.status == 1
+    assert "no training image" in result.err
     assert fukami("show", "digtis").status == 2
 
 
 def test_find_lr(fukami, tmp_path):
-    words = [*QUICK[:-4], "--device", "cpu", "--min-lr", "1e-5", "--max-lr", "1", "--steps", "10", "--out", "a/lr.png"]
-    answer = fukami("find-lr", "deep-convnet", *words)
-    assert answer.status == 0, answer.err
-    (found,) = answer.json
-    assert found["figure"] == "a/lr.png"
-    assert 5 <= found["steps"] <= 10
-    assert 1e-5 <= found["lr"] <= found["min_loss_lr"] <= 1
-    with Image.open(tmp_path / "a" / "lr.png") as drawn:
-        assert drawn.format == "PNG"
-    assert fukami("find-lr", "deep-convnet", *words).json == answer.json
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]  # no run is left
+    words = [
+        *QUICK[:-4],
+        "--device",
+        "cpu",
+        "--min-lr",
+        "1e-5",
+        "--max-lr",
+        "1",
+        "--num-steps",
+        "10",
+        "--out",
+        "a/lr.png",
+    ]
+    result = fukami("find-lr", "deep-convnet", *words)
+    assert result.status == 0, result.err
+    (entry,) = result.json
+    assert entry["figure"] == "a/lr.png"
+    assert 5 <= entry["steps"] <= 10
+    assert 1e-5 <= entry["lr"] <= entry["min_loss_lr"] <= 1
+    with Image.open(tmp_path / "a" / "lr.png") as image:
+        assert image.format == "PNG"
+    assert fukami("find-lr", "deep-convnet", *words).json == result.json
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]  # without a run folder
 
 
-def test_a_range_test_finds_where_a_training_breaks():
-    """The rates are the powers asked for; on a parabola the loss falls up to a rate of 2 / curvature, then rises."""
+def test_range_test_locates_divergence():
+    """Learning rates form a geometric sequence; on a parabola, training diverges above 2 / curvature."""
     from fukami.engine import lr_finder
 
     class Parabola(package.Task):
         def __init__(self):
             super().__init__(nn.Linear(1, 1, bias=False), optimizer=lambda p: torch.optim.SGD(p, 0.5))
             nn.init.ones_(self.model.weight)
-            self.rates = []
+            self.lrs = []
 
         def compute_loss(self, batch):
-            self.rates.append(self.optimizer.param_groups[0]["lr"].item())
+            self.lrs.append(self.optimizer.param_groups[0]["lr"].item())
             return 4 / 2 * self.model.weight.square().sum(), {}
 
     task = Parabola()
 
-    class Fall(package.Recipe):
+    class ParabolaRecipe(package.Recipe):
         def load_data(self):
             return package.Data([0])
 
         def build_task(self, labels):
             return task
 
-    found = lr_finder.find_lr(Fall(), 1e-3, 10.0, 60, device="cpu")
+    result = lr_finder.find_lr(ParabolaRecipe(), 1e-3, 10.0, 60, device="cpu")
     expected = np.geomspace(1e-3, 10.0, 60)
-    assert found.lrs == pytest.approx(expected[: len(found.lrs)])
-    assert task.rates == pytest.approx(expected[: len(task.rates)], rel=1e-5)
-    assert len(task.rates) == len(found.lrs) + 1 < 60  # the step at which the loss had left is not counted
-    assert found.steepest_lr < found.min_loss_lr
-    assert 0.1 < found.min_loss_lr < 4  # about 2 / 4, a little later by the smoothing
+    assert result.lrs == pytest.approx(expected[: len(result.lrs)])
+    assert task.lrs == pytest.approx(expected[: len(task.lrs)], rel=1e-5)
+    assert len(task.lrs) == len(result.lrs) + 1 < 60  # the diverged step is left out
+    assert result.steepest_lr < result.min_loss_lr
+    assert 0.1 < result.min_loss_lr < 4  # about 2 / 4, slightly more because of the smoothing
 
 
 @pytest.mark.parametrize(
@@ -666,28 +687,28 @@ def test_a_range_test_finds_where_a_training_breaks():
         (["deep-convnet", "--min-lr", "2", "--max-lr", "1"], "0 < min-lr < max-lr"),
         (["deep-convnet", "--max-lr", "inf"], "0 < min-lr < max-lr"),
         (["deep-convnet", "--min-lr", "nan"], "0 < min-lr < max-lr"),
-        (["deep-convnet", "--steps", "9"], "at least 10 steps"),
-        (["deep-convnet", "--step", "20"], "--steps"),
-        (["deep-convnet", "--lr", "0", "--steps", "10"], "--lr 0"),
-        (["deep-convnet", "--out", "curve.doc", "--steps", "10"], ".png"),
+        (["deep-convnet", "--num-steps", "9"], "at least 10 steps"),
+        (["deep-convnet", "--num-step", "20"], "--num-steps"),
+        (["deep-convnet", "--lr", "0", "--num-steps", "10"], "--lr 0"),
+        (["deep-convnet", "--out", "curve.doc", "--num-steps", "10"], ".png"),
     ],
 )
-def test_find_lr_refuses_nonsense(fukami, words, hint):
-    answer = fukami("find-lr", *words)
-    assert answer.status == 2, answer
-    assert hint in answer.err
-    assert answer.out == ""
+def test_find_lr_usage_errors(fukami, words, hint):
+    result = fukami("find-lr", *words)
+    assert result.status == 2, result
+    assert hint in result.err
+    assert result.out == ""
 
 
-def test_find_lr_says_when_the_lowest_rate_is_too_high(fukami):
-    answer = fukami("find-lr", "deep-convnet", *QUICK[:-4], "--optimizer", "sgd", "--min-lr", "1e25",
-                    "--max-lr", "1e30", "--steps", "12", "--device", "cpu")  # fmt: skip
-    assert answer.status == 1
-    assert "smaller --min-lr" in answer.err
+def test_find_lr_with_a_too_high_min_lr_is_an_error(fukami):
+    result = fukami("find-lr", "deep-convnet", *QUICK[:-4], "--optimizer", "sgd", "--min-lr", "1e25",
+                    "--max-lr", "1e30", "--num-steps", "12", "--device", "cpu")  # fmt: skip
+    assert result.status == 1
+    assert "smaller --min-lr" in result.err
 
 
-def test_digits_are_cropped_in_the_one_size_that_they_have(digit_files):
-    """Photographs of digits are brought to 28×28, whatever margin a crop would like."""
+def test_crop_augmentation_of_digits_keeps_28x28(digit_files):
+    """The preprocessing of digits returns 28×28 without a margin for crops."""
     data = DeepConvNet(data=str(digit_files), augment=("crop=0.5",), batch_size=10).load_data()
     assert data.train.images.shape[1:] == (1, 28, 28)
     assert next(iter(data.train))[0].shape == (10, 1, 28, 28)

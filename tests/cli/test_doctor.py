@@ -303,7 +303,7 @@ def test_splits_of_a_csv(fukami, data):
     header = "path,label,split"
     assert get_only_problem(fukami("doctor", write_csv(data, *rows, "cat/0.png,cat,test", header=header)))[
         "problem"
-    ].endswith("parts")
+    ].endswith("splits")
     save_noise_image(data / "cat" / "new.png", 91)
     for split in ("", "trian"):
         result = fukami("doctor", write_csv(data, *rows, f"cat/new.png,cat,{split}", header=header))

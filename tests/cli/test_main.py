@@ -47,7 +47,7 @@ def test_every_command_has_help(fukami, command):
 def test_options_of_train_are_these(fukami):
     """Snapshot of the options, so that additions and renames are noticed."""
     text = fukami("train", "deep-convnet", "--help").out
-    options = {word.strip(",") for word in text.split() if re.match("--[a-z]", word)}
+    options = {word.strip(",;.") for word in text.split() if re.match("--[a-z]", word)}
     run = {
         "--help",
         "--out",
@@ -162,7 +162,7 @@ def test_train_eval_predict(fukami, digit_files, tmp_path):
     Image.open(tmp_path / "drawn" / files[0].name).verify()
 
 
-def test_each_run_gets_its_own_folder(fukami, pageless, tmp_path):
+def test_each_run_gets_its_own_folder(fukami, no_reports, tmp_path):
     for expected in ("runs/deep-convnet", "runs/deep-convnet-2", "runs/deep-convnet-3"):
         assert fukami("train", "deep-convnet", *QUICK).json[0]["run"] == expected
     resumed = fukami("train", "deep-convnet", "--resume")
@@ -208,11 +208,11 @@ def test_shipped_weights_predict_without_setup(fukami, digit_files):
 
 
 def test_bad_file_is_named_and_the_others_are_predicted(fukami, digit_files, tmp_path):
-    good = sorted(digit_files.rglob("*.png"))[:2]
+    valid = sorted(digit_files.rglob("*.png"))[:2]
     (tmp_path / "text.png").write_text("not an image")
-    result = fukami("predict", "deep-convnet", good[0], "text.png", "missing.png", good[1])
+    result = fukami("predict", "deep-convnet", valid[0], "text.png", "missing.png", valid[1])
     assert result.status == 1
-    assert [line["file"] for line in result.json] == list(map(str, good))
+    assert [line["file"] for line in result.json] == list(map(str, valid))
     assert "text.png" in result.err
     assert "missing.png" in result.err
     assert "Traceback" not in result.err
@@ -245,7 +245,7 @@ def test_ensemble_with_different_inputs_is_rejected(fukami, trained):
     fukami("train", "deep-convnet", *QUICK, "--size", "20", "--out", "small")
     result = fukami("eval", trained, "small")
     assert result.status == 2
-    assert "same way" in result.err
+    assert "same preprocessing" in result.err
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
@@ -259,15 +259,15 @@ def test_eval_at_each_precision(fukami, trained, precision):
 def test_eval_on_folders(fukami, trained, digit_files, tmp_path):
     """A new dataset is evaluated as a whole, with classes matched by name; unknown classes are named."""
     assert fukami("eval", trained, "--data", digit_files).json[0]["count"] == 40
-    some = tmp_path / "some"
+    folder = tmp_path / "some"
     for label in ("3", "7"):
-        (some / label).mkdir(parents=True)
+        (folder / label).mkdir(parents=True)
         for file in (digit_files / label).iterdir():
-            (some / label / file.name).write_bytes(file.read_bytes())
+            (folder / label / file.name).write_bytes(file.read_bytes())
     result = fukami("eval", trained, "--data", "some")
-    assert result.json[0]["count"] == len(list(some.rglob("*.png")))
+    assert result.json[0]["count"] == len(list(folder.rglob("*.png")))
     assert result.json[0]["accuracy"] > 0.5
-    (some / "7").rename(some / "cat")
+    (folder / "7").rename(folder / "cat")
     result = fukami("eval", trained, "--data", "some")
     assert result.status == 2
     assert "cat" in result.err

@@ -1,8 +1,7 @@
-"""What a device other than the CPU has to hold: it learns and answers what the CPU does, and repeats itself.
+"""Tests of devices: training and prediction equal those of the CPU, and are repeatable.
 
-Each test takes a device. ``cpu`` proves that the test itself works, and is kept cheap; ``cuda`` is skipped where there
-is no NVIDIA GPU. ``pytest -m gpu`` runs what needs one. Nothing here is left to a forked process, in which CUDA cannot
-be begun.
+Each test takes a device. ``cpu`` checks the test itself and is kept cheap; ``cuda`` is skipped without an NVIDIA GPU.
+``pytest -m gpu`` runs the tests that need one. No test uses a forked process, which cannot initialize CUDA.
 """
 
 import importlib.util
@@ -36,50 +35,50 @@ from fukami.explain import summary as explain_summary
 from fukami.generation.task import GANTask
 from fukami.quantization import binary_layers
 
-# A library may warn on a GPU of what it does not on a CPU: that is told in pytest's summary and fails nothing.
+# Libraries may emit other warnings on a GPU than on a CPU; pytest lists them in its summary instead of failing.
 CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.filterwarnings("default")])
 
 
 @pytest.fixture(params=["cpu", CUDA])
 def device(request):
-    return there(request.param)
+    return require_device(request.param)
 
 
-def there(device):
-    """The name of a device, which is there."""
+def require_device(device):
+    """Return the name of a device; skip the test if it is not available."""
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs an NVIDIA GPU")
     return device
 
 
-def on_both(*cheap, without=()):
-    """The families on CUDA, and the cheap ones on the CPU as well: the others' CPU is the business of test_tasks.py."""
+def parametrize_families(*cheap, without=()):
+    """Parametrize a test with all families on CUDA and the cheap ones on the CPU; test_tasks.py tests the others."""
     pairs = [pytest.param(name, "cpu", id=f"{name}-cpu") for name in cheap]
-    every = [name for name in FAMILIES if name not in without]
-    pairs += [pytest.param(name, "cuda", id=f"{name}-cuda", marks=CUDA.marks) for name in every]
+    families = [name for name in FAMILIES if name not in without]
+    pairs += [pytest.param(name, "cuda", id=f"{name}-cuda", marks=CUDA.marks) for name in families]
     return pytest.mark.parametrize(("family", "device"), pairs)
 
 
-# ---- the families, each with a recipe of a few steps. What is learned is smooth in the weights (momentum, where Adam
-# makes a full step of a gradient that is 0 but for rounding), and nothing is dropped, as CUDA draws other numbers.
+# ---- families, each with a recipe of a few steps. They use SGD with momentum, because Adam takes a full step even for
+# a gradient that is 0 except for rounding, and no dropout, because CUDA draws other random numbers.
 
 SLOW = {"optimizer": "momentum", "epochs": 1}
 
 
-def deep_convnet(data, **fields):
+def create_deep_convnet(data, **fields):
     return package.get_recipe("deep-convnet")(**{**SLOW, "lr": 0.01, "batch_size": 100, "dropout": 0.0} | fields)
 
 
-def resnet20(data, **fields):
+def create_resnet20(data, **fields):
     return package.get_recipe("resnet20")(**{**SLOW, "data": "digits", "lr": 0.02, "batch_size": 100} | fields)
 
 
-def binary(data, **fields):
+def create_binary(data, **fields):
     small = {"widths": (8, 8, 16, 16, 16, 16), "hidden": 16}
     return package.get_recipe("binary-deep-convnet")(**{**SLOW, "lr": 0.01, "batch_size": 100, **small} | fields)
 
 
-def vgg_detector(data, **fields):
+def create_vgg_detector(data, **fields):
     small = {
         "min_size": 96,
         "max_size": 160,
@@ -93,14 +92,14 @@ def vgg_detector(data, **fields):
     )
 
 
-def pyramid_detector(data, **fields):
+def create_pyramid_detector(data, **fields):
     small = {"min_size": 64, "max_size": 96}
     return package.get_recipe("faster-rcnn-resnet50-fpn")(
         **{**SLOW, "data": data("scene_files"), "lr": 1e-3, "batch_size": 2, **small} | fields
     )
 
 
-def fcn(data, **fields):
+def create_fcn(data, **fields):
     small = {
         "width_multiplier": 0.125,
         "hidden": 32,
@@ -113,29 +112,29 @@ def fcn(data, **fields):
     )
 
 
-def segnet(data, **fields):
+def create_segnet(data, **fields):
     small = {"filters": 8, "min_size": 64}
     return package.get_recipe("segnet-basic")(
         **{**SLOW, "data": data("mask_files"), "lr": 1e-2, "batch_size": 2, **small} | fields
     )
 
 
-def captioner(data, **fields):
+def create_captioner(data, **fields):
     small = {"encoder": "resnet20", "size": 32, "hidden": 64, "dropout": 0.0, "augment": ("flip",), "beam_size": 2}
     return package.get_recipe("show-and-tell")(
-        **{**SLOW, "data": data("told_files"), "lr": 0.1, "batch_size": 8, "min_word_count": 1, **small} | fields
+        **{**SLOW, "data": data("caption_files"), "lr": 0.1, "batch_size": 8, "min_word_count": 1, **small} | fields
     )
 
 
-def dcgan(data, **fields):
+def create_dcgan(data, **fields):
     small = {"base_channels": 4, "batch_size": 8, "eval_samples": 40, "size": 28, "channels": 1}
     return package.get_recipe("dcgan")(
         **{**SLOW, "data": data("digit_files"), "epochs": 3, "lr": 0.01, **small} | fields
     )
 
 
-def dqn(data, **fields):
-    """All actions are by chance: one that two values decide which differ by their rounding would lead elsewhere."""
+def create_dqn(data, **fields):
+    """Create the recipe with random actions only: rounding of nearly equal Q values would select other actions."""
     small = {
         "steps": 240,
         "learning_starts": 160,
@@ -147,34 +146,34 @@ def dqn(data, **fields):
     return package.get_recipe("dqn")(**{"eval_every": 40, "optimizer": "rmsprop", "lr": 1e-3, **small} | fields)
 
 
-def style(data, **fields):
+def create_style(data, **fields):
     return package.get_recipe("neural-style")(**{"size": 48, "levels": 1, "iterations": 6, "eval_every": 6} | fields)
 
 
 FAMILIES = {
-    "deep-convnet": deep_convnet,
-    "resnet20": resnet20,
-    "binary": binary,
-    "vgg-detector": vgg_detector,
-    "pyramid-detector": pyramid_detector,
-    "fcn": fcn,
-    "segnet": segnet,
-    "captioner": captioner,
-    "dcgan": dcgan,
-    "dqn": dqn,
-    "style": style,
+    "deep-convnet": create_deep_convnet,
+    "resnet20": create_resnet20,
+    "binary": create_binary,
+    "vgg-detector": create_vgg_detector,
+    "pyramid-detector": create_pyramid_detector,
+    "fcn": create_fcn,
+    "segnet": create_segnet,
+    "captioner": create_captioner,
+    "dcgan": create_dcgan,
+    "dqn": create_dqn,
+    "style": create_style,
 }
 
 
 @pytest.fixture
 def make(request):
-    """The recipe of a family, with fields of its own."""
+    """Function that creates the recipe of a family with additional fields."""
     data = lambda name: str(request.getfixturevalue(name))  # noqa: E731
     return lambda family, **fields: FAMILIES[family](data, **fields)
 
 
-def begin(recipe, device, precision, folder):
-    """The task of a recipe at its beginning, and its batches, on a device."""
+def prepare_training(recipe, device, precision, folder):
+    """Prepare the task, the iterator of its batches and the data of a recipe on a device."""
     runtime = Runtime.start(device, precision)
     set_random_seed(recipe.seed)
     data, loader = engine_train.prepare_data(recipe, folder, runtime)
@@ -183,15 +182,15 @@ def begin(recipe, device, precision, folder):
     task.setup(runtime)
     task.count_steps(loader)
     recipe.initialize_task(task)
-    fix(task)
+    fix_random_draws(task)
     return task, iter(task.iterate_batches(loader)), data
 
 
-def fix(task):
-    """Give every device the same numbers where it would draw its own, or where rounding decides what is learned from.
+def fix_random_draws(task):
+    """Use the same random numbers and region proposals on all devices.
 
-    The noise of a generator is drawn on the device. Which regions a detector proposes, and so which it learns from,
-    depends on the order of scores that differ by no more than their rounding in a network that knows nothing yet.
+    The noise of a generator is drawn on the device. The proposals of a detector depend on the order of its scores,
+    which in an untrained network differ only by rounding.
     """
     generator = torch.Generator().manual_seed(0)
     if isinstance(task, GANTask):
@@ -200,50 +199,50 @@ def fix(task):
         )
     if isinstance(task, DetectionTask):
 
-        def asked(batch):
+        def prepare_training_inputs(batch):
             images, sizes, truth = type(task).prepare_training_inputs(task, batch)
             draws = torch.rand(len(images), 40, 4, generator=generator).to(images.device)
             corner = 0.6 * draws[..., :2]
-            places = torch.cat([corner, corner + 0.1 + 0.3 * draws[..., 2:]], 2) * sizes.flip(1).repeat(1, 2)[:, None]
-            return images, sizes, truth, (places, torch.ones(places.shape[:2], dtype=torch.bool, device=draws.device))
+            boxes = torch.cat([corner, corner + 0.1 + 0.3 * draws[..., 2:]], 2) * sizes.flip(1).repeat(1, 2)[:, None]
+            return images, sizes, truth, (boxes, torch.ones(boxes.shape[:2], dtype=torch.bool, device=draws.device))
 
-        task.prepare_training_inputs = asked
+        task.prepare_training_inputs = prepare_training_inputs
 
 
-def follow(recipe, device, steps, folder, precision="float32"):
-    """What some steps return, and by how much they change each tensor of the networks."""
-    task, batches, _ = begin(recipe, device, precision, folder)
-    networks = {name: part for name, part in task.get_stateful_objects().items() if isinstance(part, torch.nn.Module)}
-    before = weights(networks)
-    found = []
+def run_steps(recipe, device, steps, folder, precision="float32"):
+    """Run some steps; return their metrics and the change of each tensor of the networks."""
+    task, batches, _ = prepare_training(recipe, device, precision, folder)
+    networks = {name: item for name, item in task.get_stateful_objects().items() if isinstance(item, torch.nn.Module)}
+    before = copy_weights(networks)
+    metrics = []
     for step in range(steps):
         task.schedule(step / steps)
-        found.append({name: float(value) for name, value in task.step(next(batches)).items()})
-    after = weights(networks)
-    return found, {name: (after[name] - before[name]).double().flatten() for name in after}
+        metrics.append({name: float(value) for name, value in task.step(next(batches)).items()})
+    after = copy_weights(networks)
+    return metrics, {name: (after[name] - before[name]).double().flatten() for name in after}
 
 
-def weights(modules):
-    """Copies of all floating tensors of some modules on the CPU, by name."""
+def copy_weights(modules):
+    """Copy all floating-point tensors of some modules to the CPU, by name."""
     return {
-        f"{part}.{name}": value.detach().cpu().clone()
-        for part, module in modules.items()
+        f"{module_name}.{name}": value.detach().cpu().clone()
+        for module_name, module in modules.items()
         for name, value in module.state_dict().items()
         if value.is_floating_point()
     }
 
 
-def size(changes):
-    """The norm of all changes together."""
+def compute_norm(changes):
+    """Compute the norm of all changes together."""
     return math.sqrt(sum(float(change.square().sum()) for change in changes))
 
 
-# ---- the same steps as on the CPU ------------------------------------------------------------------------------------
+# ---- equality with the CPU -------------------------------------------------------------------------------------------
 
-# Each device adds up in an order of its own. Relative to the CPU, what it may do to a loss of the first step, to one of
-# the later steps, and to the change of all weights together: at least thrice what came of weights that were changed by
-# a hundred thousandth each, on the CPU; the rounding of float32 is 6e-8. A sign (binary) or a slope (dcgan) that
-# rounding decides otherwise is more than rounding.
+# Devices add in different orders. Tolerances relative to the CPU for the loss of the first step, the loss of later
+# steps, and the change of all weights together. They are at least three times the effect of changing each weight by
+# 1e-5 on the CPU; the rounding of float32 is 6e-8. A sign (binary) or a slope (dcgan) that rounding changes has a
+# larger effect.
 TOLERANCES = {
     "deep-convnet": (1e-4, 1e-3, 3e-2),
     "resnet20": (1e-4, 1e-3, 2e-2),
@@ -257,30 +256,34 @@ TOLERANCES = {
     "dqn": (1e-3, 1e-3, 1e-2),
     "style": (1e-3, 1e-2, 5e-2),
 }
-COUNTS = ("accuracy", "discriminator_accuracy", "right")  # shares of a few decisions, each of which rounding may turn round
+COUNTS = (
+    "accuracy",
+    "discriminator_accuracy",
+)  # fractions of a few decisions, which rounding may change
 
 
-@on_both("deep-convnet", "vgg-detector", "fcn", "captioner", "dcgan", "dqn")
-def test_steps_are_those_of_the_cpu(family, device, make, tmp_path):
-    """Losses and updates in float32, from the same weights, batches and draws."""
-    there(device)
+@parametrize_families("deep-convnet", "vgg-detector", "fcn", "captioner", "dcgan", "dqn")
+def test_steps_equal_those_of_the_cpu(family, device, make, tmp_path):
+    """Compare losses and weight changes in float32, with the same weights, batches and random draws."""
+    require_device(device)
     steps = 2 if family == "pyramid-detector" else 4
-    expected, own = follow(make(family), "cpu", steps, tmp_path / "cpu")
-    found, changes = follow(make(family), device, steps, tmp_path / "device")
-    first, later, update = TOLERANCES[family]
-    for step, (values, others) in enumerate(zip(found, expected, strict=True)):
+    expected, expected_changes = run_steps(make(family), "cpu", steps, tmp_path / "cpu")
+    metrics, changes = run_steps(make(family), device, steps, tmp_path / "device")
+    first, later, change = TOLERANCES[family]
+    for step, (values, expected_values) in enumerate(zip(metrics, expected, strict=True)):
         for name, value in values.items():
-            allowed = {"rel": later if step else first, "abs": 1e-6 * max(1, others.get("loss", 1))}
+            tolerance = {"rel": later if step else first, "abs": 1e-6 * max(1, expected_values.get("loss", 1))}
             if name not in COUNTS:
-                assert value == pytest.approx(others[name], **allowed), (step, name)
-    assert changes.keys() == own.keys()
-    assert size(own.values()) > 0
-    assert size(changes[name] - own[name] for name in own) <= update * size(own.values())
+                assert value == pytest.approx(expected_values[name], **tolerance), (step, name)
+    assert changes.keys() == expected_changes.keys()
+    assert compute_norm(expected_changes.values()) > 0
+    difference = compute_norm(changes[name] - expected_changes[name] for name in expected_changes)
+    assert difference <= change * compute_norm(expected_changes.values())
 
 
 @pytest.mark.parametrize("stage", ["rcnn-finetune", "rcnn-svm", "rcnn-boxes"])
-def test_stages_of_rcnn_are_those_of_the_cpu(stage, device):
-    """What they learn or solve on three images with regions; features are rounded to float16 in between."""
+def test_stages_of_rcnn_equal_those_of_the_cpu(stage, device):
+    """Train or solve each stage on three images with regions; features are rounded to float16 in between."""
     generator = torch.Generator().manual_seed(0)
     small = {
         "min_size": 96,
@@ -302,84 +305,84 @@ def test_stages_of_rcnn_are_those_of_the_cpu(stage, device):
     classes = torch.tensor([0, 1] + [-1] * 40)[None]
     sides = torch.tensor([[96.0, 128.0]])
     images = [torch.randint(256, (1, 3, 96, 128), generator=generator, dtype=torch.uint8) for _ in range(3)]
-    nothing = torch.zeros(1, 0, 0, dtype=torch.uint8)
+    no_masks = torch.zeros(1, 0, 0, dtype=torch.uint8)
     batches = [
-        PaddedBatch(image, sides, sides, boxes, classes, kinds, torch.tensor([at]), torch.tensor([at]), nothing)
-        for at, image in enumerate(images)
+        PaddedBatch(image, sides, sides, boxes, classes, kinds, torch.tensor([i]), torch.tensor([i]), no_masks)
+        for i, image in enumerate(images)
     ]
-    learned = []
-    for place in ("cpu", device):
-        runtime = Runtime.start(place, "float32")
+    changes = []
+    for name in ("cpu", device):
+        runtime = Runtime.start(name, "float32")
         set_random_seed(0)
         task = recipe.build_task(("one", "other"))
         task.setup(runtime)
         steps, _ = task.count_steps(batches)
-        before = weights({"model": task.model})
+        before = copy_weights({"model": task.model})
         for step in range(min(steps, 6)):
             task.schedule(step / 6)
             task.step(batches[step % 3])
-        after = weights({"model": task.model})
-        learned.append(torch.cat([(after[name] - before[name]).flatten() for name in after]))
+        after = copy_weights({"model": task.model})
+        changes.append(torch.cat([(after[key] - before[key]).flatten() for key in after]))
         with task.inference_mode(), torch.inference_mode():
-            (found,) = task.detect_batch(batches[0])
-        assert found.boxes.device.type == place
-    assert learned[0].norm() > 0
-    assert (learned[1] - learned[0]).norm() <= 0.05 * learned[0].norm()
+            (detections,) = task.detect_batch(batches[0])
+        assert detections.boxes.device.type == name
+    assert changes[0].norm() > 0
+    assert (changes[1] - changes[0]).norm() <= 0.05 * changes[0].norm()
 
 
-def test_batches_are_those_of_the_cpu(device, make, tmp_path):
-    """Order, targets and mirrors the same, whatever is resampled within half a level; none is overwritten later."""
-    for family, words in (
+def test_batches_equal_those_of_the_cpu(device, make, tmp_path):
+    """Order, targets and flips are the same, resampled pixels within half a level; no batch is overwritten later."""
+    for family, operations in (
         ("deep-convnet", ("shift=2", "rotate=10", "scale=0.1", "shear=0.1")),
         ("resnet20", ("flip", "pad-crop=4", "brightness", "erase", "mixup", "cutmix")),
         ("vgg-detector", ("flip", "crop=0.6", "hue", "contrast")),
         ("fcn", ("rotate", "saturation")),
     ):
-        recipe = make(family, augment=words)
-        every = []
-        for place in ("cpu", device):
-            _, loader = engine_train.prepare_data(recipe, tmp_path / place, Runtime.start(place, "float32"))
-            every.append([[value.cpu() for value in batch] for batch in list(loader)])
-        assert len(every[0]) == len(every[1]) > 3
-        for one, other in zip(*every, strict=True):
-            for value, own in zip(other, one, strict=True):
-                assert_alike(value, own)
+        recipe = make(family, augment=operations)
+        batches = []
+        for name in ("cpu", device):
+            _, loader = engine_train.prepare_data(recipe, tmp_path / name, Runtime.start(name, "float32"))
+            batches.append([[value.cpu() for value in batch] for batch in list(loader)])
+        assert len(batches[0]) == len(batches[1]) > 3
+        for expected, batch in zip(*batches, strict=True):
+            for value, expected_value in zip(batch, expected, strict=True):
+                assert_similar_images(value, expected_value)
 
 
-def assert_alike(found, expected):
-    """Equal where they are whole numbers; else within half a level of brightness, but for edges that rounding moves."""
-    assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
-    if not found.is_floating_point():
-        turned = int((found != expected).sum())  # of masks, whose nearest pixel may be another
-        assert turned <= (0.005 * found.numel() if found.ndim == 3 else 0)
+def assert_similar_images(actual, expected):
+    """Assert equal integers, and floats within half a brightness level except for edges that rounding shifts."""
+    assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)
+    if not actual.is_floating_point():
+        num_different = int((actual != expected).sum())  # in masks, rounding may select another nearest pixel
+        assert num_different <= (0.005 * actual.numel() if actual.ndim == 3 else 0)
         return
-    apart = (found - expected).abs()
-    assert (apart > 0.5).float().mean() <= 0.002
-    assert apart.mean() <= 0.01
+    difference = (actual - expected).abs()
+    assert (difference > 0.5).float().mean() <= 0.002
+    assert difference.mean() <= 0.01
 
 
-@pytest.mark.parametrize("word", augment.OPERATIONS)
-def test_augmentation_is_that_of_the_cpu(word, device):
-    """A function of the images and the draws alone, wherever they lie."""
+@pytest.mark.parametrize("operation", augment.OPERATIONS)
+def test_augmentation_equals_that_of_the_cpu(operation, device):
+    """Augmentation depends only on the images and the random draws, not on the device."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (40, 3, 24, 24), generator=generator, dtype=torch.uint8)
     images = torch.nn.functional.interpolate(images.float(), (48, 48), mode="bilinear").round().to(torch.uint8)
-    change = augment.parse_augmentation([word], size=48, num_classes=5)
-    given = images, torch.arange(40) % 5, torch.rand(40, change.num_draws, generator=generator)
-    expected = change(*given)
-    found = [value.cpu() for value in change(*(value.to(device) for value in given))]
-    if word.startswith("flip"):
-        assert torch.equal(found[0], expected[0])
-    elif word in ("trivial", "rand"):  # where a level is rounded, equalized or inverted, the next one may be far away
-        assert ((found[0] - expected[0]).abs() > 1).float().mean() <= 0.01
+    augmentation = augment.parse_augmentation([operation], size=48, num_classes=5)
+    inputs = images, torch.arange(40) % 5, torch.rand(40, augmentation.num_draws, generator=generator)
+    expected = augmentation(*inputs)
+    outputs = [value.cpu() for value in augmentation(*(value.to(device) for value in inputs))]
+    if operation.startswith("flip"):
+        assert torch.equal(outputs[0], expected[0])
+    elif operation in ("trivial", "rand"):  # posterize, equalize and invert may amplify a difference of one level
+        assert ((outputs[0] - expected[0]).abs() > 1).float().mean() <= 0.01
     else:
-        assert_alike(found[0], expected[0])
-    torch.testing.assert_close(found[1], expected[1])
+        assert_similar_images(outputs[0], expected[0])
+    torch.testing.assert_close(outputs[1], expected[1])
 
 
-# ---- captured steps --------------------------------------------------------------------------------------------------
+# ---- CUDA graphs -----------------------------------------------------------------------------------------------------
 
-CAPTURED = {
+CAPTURED_TASKS = {
     "adamw": (
         "deep-convnet",
         {"optimizer": "adamw", "dropout": 0.5, "batch_norm": True, "ema_decay": 0.9, "clip_norm": 1.0},
@@ -394,45 +397,47 @@ CAPTURED = {
 }
 
 
-def replay(recipe, device, precision, folder, *, capture):
-    """What ten steps return and leave, the sixth of them with half a batch, as they are or as a CUDA graph."""
-    task, batches, _ = begin(recipe, device, precision, folder)
+def run_ten_steps(recipe, device, precision, folder, *, capture):
+    """Run ten steps, the sixth with half a batch, as a CUDA graph or not; return metrics and states as a list."""
+    task, batches, _ = prepare_training(recipe, device, precision, folder)
     if isinstance(task, GANTask):
-        del task.sample_noise  # drawn on the device, also while it replays
-    update = task.runtime.capture(task.step, task.supports_cuda_graph) if capture else task.step
-    found = []
+        del task.sample_noise  # use noise drawn on the device, also in replays
+    step_function = task.runtime.capture(task.step, task.supports_cuda_graph) if capture else task.step
+    metrics = []
     for step in range(10):
         task.schedule(step / 10)
         batch = next(batches)
         if step == 5:
             halves = [value[: len(value) // 2] if value.ndim else value for value in batch]
             batch = type(batch)(*halves) if hasattr(batch, "_fields") else tuple(halves)
-        found.append({name: value.clone() for name, value in update(batch).items()})
-    if isinstance(update, GraphedCallable):
-        assert update.graph is not None
-    parts = [part.state_dict() for part in task.get_stateful_objects().values() if hasattr(part, "state_dict")]
-    return task, update, pytree.tree_leaves([found, parts])
+        metrics.append({name: value.clone() for name, value in step_function(batch).items()})
+    if isinstance(step_function, GraphedCallable):
+        assert step_function.graph is not None
+    states = [item.state_dict() for item in task.get_stateful_objects().values() if hasattr(item, "state_dict")]
+    return task, step_function, pytree.tree_leaves([metrics, states])
 
 
 @pytest.mark.parametrize(
     ("name", "precision"),
-    [(name, "float32") for name in CAPTURED]
+    [(name, "float32") for name in CAPTURED_TASKS]
     + [("adamw", "bfloat16"), ("adamw", "float16"), ("nesterov", "float16"), ("rmsprop", "float16")],
 )
-def test_captured_steps_are_those_that_are_not(name, precision, device, make, tmp_path):
-    """Bit for bit, since a resumed run launches what the other one replayed: losses, weights and optimizer state.
+def test_captured_steps_equal_uncaptured_ones(name, precision, device, make, tmp_path):
+    """Losses, weights and optimizer states are bit-exact, because a resumed run launches steps that another replayed.
 
-    Over steps whose learning rates and dropouts differ, and with a batch of another shape between.
+    The steps have different learning rates and dropout masks, and one batch has another shape.
     """
     if device == "cpu" and (precision != "float32" or name not in ("adamw", "stable dcgan", "dqn")):
-        pytest.skip("nothing is captured on a CPU; the others prove the test")
-    family, fields = CAPTURED[name]
-    _, _, expected = replay(make(family, **fields), device, precision, tmp_path / "launched", capture=False)
-    task, update, found = replay(make(family, **fields), device, precision, tmp_path / "replayed", capture=True)
-    assert isinstance(update, GraphedCallable) == (device == "cuda" and task.supports_cuda_graph)
-    assert len(found) == len(expected)
-    for one, other in zip(found, expected, strict=True):
-        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+        pytest.skip("a CPU captures no steps; other cases check the test itself")
+    family, fields = CAPTURED_TASKS[name]
+    _, _, expected = run_ten_steps(make(family, **fields), device, precision, tmp_path / "launched", capture=False)
+    task, step_function, values = run_ten_steps(
+        make(family, **fields), device, precision, tmp_path / "replayed", capture=True
+    )
+    assert isinstance(step_function, GraphedCallable) == (device == "cuda" and task.supports_cuda_graph)
+    assert len(values) == len(expected)
+    for value, expected_value in zip(values, expected, strict=True):
+        assert torch.equal(value, expected_value) if isinstance(value, torch.Tensor) else value == expected_value
 
 
 @pytest.mark.parametrize(
@@ -441,283 +446,282 @@ def test_captured_steps_are_those_that_are_not(name, precision, device, make, tm
         ("adamw", "float32", True),
         ("adamw", "float16", True),
         ("rmsprop", "float32", True),
-        ("rmsprop", "float16", False),  # the scaler asks the processor whether the gradients are finite
-        ("adagrad", "float32", False),  # it counts its steps on the processor
+        ("rmsprop", "float16", False),  # the scaler checks on the CPU whether the gradients are finite
+        ("adagrad", "float32", False),  # it counts its steps on the CPU
     ],
 )
-def test_what_asks_the_processor_is_not_captured(optimizer, precision, supports_cuda_graph, make, tmp_path):
-    task, _, _ = begin(make("deep-convnet", optimizer=optimizer), "cpu", precision, tmp_path)
+def test_optimizers_that_use_the_cpu_are_not_captured(optimizer, precision, supports_cuda_graph, make, tmp_path):
+    task, _, _ = prepare_training(make("deep-convnet", optimizer=optimizer), "cpu", precision, tmp_path)
     assert task.supports_cuda_graph == supports_cuda_graph
 
 
-# ---- whole trainings -------------------------------------------------------------------------------------------------
+# ---- trainings -------------------------------------------------------------------------------------------------------
 
-STOPS = {"dqn": 7, "style": 3, "deep-convnet": 9, "dcgan": 6}  # else during the first steps, which are never captured
+STOPS = {"dqn": 7, "style": 3, "deep-convnet": 9, "dcgan": 6}  # default: 2, in the first steps, which are not captured
 
 
-@on_both("deep-convnet", "dcgan", without=("resnet20", "binary"))
-def test_a_run_resumed_is_as_if_never_stopped(family, device, make, tmp_path, monkeypatch, pageless):
-    """Bit for bit the weights, the last checkpoint and the log; also with dropout and noise drawn on the device."""
-    there(device)
+@parametrize_families("deep-convnet", "dcgan", without=("resnet20", "binary"))
+def test_a_resumed_run_equals_an_uninterrupted_one(family, device, make, tmp_path, monkeypatch, no_reports):
+    """Weights, last checkpoint and log are bit-exact, also with dropout and noise drawn on the device."""
+    require_device(device)
     fields = {"deep-convnet": {"dropout": 0.5}, "captioner": {"dropout": 0.5}, "dqn": {"epsilon_end": 0.1}}.get(
         family, {}
     )
     fields |= {"optimizer": "adamw"} if family in ("deep-convnet", "fcn", "captioner") else {}
-    recipe, how = make(family, **fields), {"device": device, "precision": "float32"}
-    package.train(recipe, tmp_path / "whole", **how)
+    recipe, options = make(family, **fields), {"device": device, "precision": "float32"}
+    package.train(recipe, tmp_path / "uninterrupted", **options)
     with pytest.MonkeyPatch.context() as patch:
-        kind = type(recipe.build_task(recipe.load_data().labels))
-        schedule, calls = kind.schedule, itertools.count(1)
+        task_class = type(recipe.build_task(recipe.load_data().labels))
+        schedule, calls = task_class.schedule, itertools.count(1)
 
         def stop(task, progress):
             if next(calls) == STOPS.get(family, 2):
                 signal.raise_signal(signal.SIGTERM)
             return schedule(task, progress)
 
-        patch.setattr(kind, "schedule", stop)  # which is called before each step, also where the step is replayed
-        with pytest.raises(SystemExit) as left:
-            package.train(recipe, tmp_path / "cut", **how)
-        assert left.value.code == 128 + signal.SIGTERM
-    stopped = load_state(tmp_path / "cut" / "last.ckpt", torch.device("cpu"))["step"]
-    assert stopped == STOPS.get(family, 2)
-    package.train(recipe, tmp_path / "cut", **how, resume=True)
-    check_task.check_same_run(tmp_path / "cut", tmp_path / "whole")
+        patch.setattr(task_class, "schedule", stop)  # called before each step, also before a replayed one
+        with pytest.raises(SystemExit) as system_exit:
+            package.train(recipe, tmp_path / "resumed", **options)
+        assert system_exit.value.code == 128 + signal.SIGTERM
+    last_step = load_state(tmp_path / "resumed" / "last.ckpt", torch.device("cpu"))["step"]
+    assert last_step == STOPS.get(family, 2)
+    package.train(recipe, tmp_path / "resumed", **options, resume=True)
+    check_task.check_same_run(tmp_path / "resumed", tmp_path / "uninterrupted")
 
 
-LEARNING = {  # what has to be seen by then: fields for a training that is a little longer
+LONGER_TRAININGS = {  # fields of slightly longer trainings, after which the task predicts something
     "deep-convnet": {"batch_size": 50, "optimizer": "adamw", "lr": 3e-3},
     "vgg-detector": {"epochs": 5, "eval_every": 5, "optimizer": "adamw", "lr": 1e-3},
     "captioner": {"epochs": 6, "eval_every": 6, "optimizer": "adamw", "lr": 3e-3},
 }
 
 
-@on_both("deep-convnet", "vgg-detector", without=("resnet20", "binary"))
-def test_a_run_answers_as_on_the_cpu(family, device, make, digit_files, tmp_path, pageless):
-    """What the device trained is evaluated and predicted with there, after it was loaded again, and on the CPU."""
-    there(device)
-    recipe, out = make(family, **LEARNING.get(family, {})), tmp_path / "run"
+@parametrize_families("deep-convnet", "vgg-detector", without=("resnet20", "binary"))
+def test_predictions_equal_those_of_the_cpu(family, device, make, digit_files, tmp_path, no_reports):
+    """A run trained on the device is loaded, evaluated and used for prediction there and on the CPU."""
+    require_device(device)
+    recipe, out = make(family, **LONGER_TRAININGS.get(family, {})), tmp_path / "run"
     result = package.train(recipe, out, device=device, precision="float32")
-    own, plain = (package.load(out, device=place) for place in (device, "cpu"))
-    assert next(own.model.parameters()).device.type == device
-    assert next(plain.model.parameters()).device.type == "cpu"
+    device_task, cpu_task = (package.load(out, device=name) for name in (device, "cpu"))
+    assert next(device_task.model.parameters()).device.type == device
+    assert next(cpu_task.model.parameters()).device.type == "cpu"
     name = next(iter(result))
-    for task in (own, plain):
-        found = task.evaluate(recipe.load_data().val)
-        assert found["count"] == result["count"]
-        assert found[name] == pytest.approx(result[name], rel=0.05, abs=0.05), name
+    for task in (device_task, cpu_task):
+        metrics = task.evaluate(recipe.load_data().val)
+        assert metrics["count"] == result["count"]
+        assert metrics[name] == pytest.approx(result[name], rel=0.05, abs=0.05), name
     inputs = sorted(digit_files.rglob("*.png"))[:5]
     if family in ("vgg-detector", "pyramid-detector", "fcn", "segnet", "captioner"):
         inputs = sorted(Path(recipe.data).rglob("*.png"))[:4]
-    for one, other in zip(own.predict(inputs), plain.predict(inputs), strict=True):
-        assert one.keys() == other.keys()
-        ALIKE.get(family, numbers_alike)(one, other)
+    for prediction, expected in zip(device_task.predict(inputs), cpu_task.predict(inputs), strict=True):
+        assert prediction.keys() == expected.keys()
+        PREDICTION_CHECKS.get(family, assert_similar_numbers)(prediction, expected)
 
 
-def numbers_alike(one, other):
-    """Every number of an answer is nearly the same, and every word the same."""
-    for name, value in one.items():
+def assert_similar_numbers(prediction, expected):
+    """Assert that floats of a prediction are nearly the same, and that other values are equal."""
+    for name, value in prediction.items():
         if isinstance(value, float):
-            assert value == pytest.approx(other[name], rel=1e-2, abs=2e-3), name
+            assert value == pytest.approx(expected[name], rel=1e-2, abs=2e-3), name
         elif name == "values":
-            numbers_alike(value, other[name])
+            assert_similar_numbers(value, expected[name])
         elif not isinstance(value, dict | list):
-            assert value == other[name], name
+            assert value == expected[name], name
 
 
-def classes_alike(one, other):
-    """The same class with the same probability, unless two are equally likely."""
-    best = [entry["probability"] for entry in other["ranking"]]
-    assert one["probability"] == pytest.approx(other["probability"], rel=1e-2, abs=2e-3)
-    if best[0] - best[1] > 4e-3:
-        assert one["label"] == other["label"]
+def assert_similar_classes(prediction, expected):
+    """Assert the same class with the same probability, unless two classes are equally probable."""
+    probabilities = [entry["probability"] for entry in expected["ranking"]]
+    assert prediction["probability"] == pytest.approx(expected["probability"], rel=1e-2, abs=2e-3)
+    if probabilities[0] - probabilities[1] > 4e-3:
+        assert prediction["label"] == expected["label"]
 
 
-def shares_alike(one, other):
-    """The classes of all but a few pixels; one that is nearly nowhere may be there or not."""
-    for label in one["fractions"].keys() | other["fractions"].keys():
-        assert one["fractions"].get(label, 0) == pytest.approx(other["fractions"].get(label, 0), abs=0.01), label
+def assert_similar_fractions(prediction, expected):
+    """Assert the same classes except for a few pixels; a class of few pixels may be missing."""
+    fractions, expected_fractions = prediction["fractions"], expected["fractions"]
+    for label in fractions.keys() | expected_fractions.keys():
+        assert fractions.get(label, 0) == pytest.approx(expected_fractions.get(label, 0), abs=0.01), label
 
 
-def boxes_alike(one, other):
-    """Each box of the better half has its like: an order that rounding decides lets another one through."""
-    better = [box for box in other["boxes"] if box["score"] > 0.1]
-    left = [box for box in better if not any(is_like(box, found) for found in one["boxes"])]
-    assert len(left) <= 0.1 * len(better)
+def assert_similar_boxes(prediction, expected):
+    """Assert that nearly all boxes with high scores match; rounding may change the order of non-maximum suppression."""
+    boxes = [box for box in expected["boxes"] if box["score"] > 0.1]
+    unmatched = [box for box in boxes if not any(is_similar_box(box, other) for other in prediction["boxes"])]
+    assert len(unmatched) <= 0.1 * len(boxes)
 
 
-def is_like(box, found):
-    apart = [abs(a - b) for a, b in zip(box["box"], found["box"], strict=True)]
-    return box["label"] == found["label"] and max(apart) < 1 and abs(box["score"] - found["score"]) < 0.02
+def is_similar_box(box, other):
+    differences = [abs(a - b) for a, b in zip(box["box"], other["box"], strict=True)]
+    return box["label"] == other["label"] and max(differences) < 1 and abs(box["score"] - other["score"]) < 0.02
 
 
-ALIKE = {
-    "deep-convnet": classes_alike,
-    "vgg-detector": boxes_alike,
-    "pyramid-detector": boxes_alike,
-    "fcn": shares_alike,
-    "segnet": shares_alike,
+PREDICTION_CHECKS = {
+    "deep-convnet": assert_similar_classes,
+    "vgg-detector": assert_similar_boxes,
+    "pyramid-detector": assert_similar_boxes,
+    "fcn": assert_similar_fractions,
+    "segnet": assert_similar_fractions,
 }
 
 
-def test_streamed_batches_are_those_in_memory(device, make, digit_files, tmp_path):
-    """Decoded by other processes, pinned and sent along while the device computes: none is overwritten on its way."""
+def test_streamed_batches_equal_those_in_memory(device, make, digit_files, tmp_path):
+    """Batches that other processes decode and that are copied asynchronously are not overwritten."""
     if device == "cpu":
-        pytest.skip("test_streaming.py has it")
-    every = []
-    for memory, place in ((4.0, "cpu"), (0.0, device)):
+        pytest.skip("test_streaming.py tests the CPU")
+    batches = []
+    for memory, name in ((4.0, "cpu"), (0.0, device)):
         recipe = make("deep-convnet", data=str(digit_files), memory_limit=memory, batch_size=4, augment=("shift=1",))
-        _, loader = engine_train.prepare_data(recipe, tmp_path / place, Runtime.start(place, "float32"))
-        every.append([[value.cpu() for value in batch] for batch in [*loader, *loader]])
-    for one, other in zip(*every, strict=True):
-        for value, own in zip(other, one, strict=True):
-            assert_alike(value, own)
+        _, loader = engine_train.prepare_data(recipe, tmp_path / name, Runtime.start(name, "float32"))
+        batches.append([[value.cpu() for value in batch] for batch in [*loader, *loader]])
+    for expected, batch in zip(*batches, strict=True):
+        for value, expected_value in zip(batch, expected, strict=True):
+            assert_similar_images(value, expected_value)
 
 
 # ---- precisions ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16", "tf32"])
-@on_both("deep-convnet", without=("resnet20", "binary", "pyramid-detector", "segnet", "style"))
-def test_precisions_learn(family, device, precision, make, tmp_path):
-    """Six steps at a lower precision: finite, in weights of float32, and near the losses of float32 at first."""
-    there(device)
+@parametrize_families("deep-convnet", without=("resnet20", "binary", "pyramid-detector", "segnet", "style"))
+def test_training_at_lower_precisions(family, device, precision, make, tmp_path):
+    """Six steps at a lower precision have finite losses, float32 weights, and a first loss close to float32's."""
+    require_device(device)
     if device == "cpu" and precision != "bfloat16":
-        pytest.skip("test_precision.py has float16, and tf32 is a precision of GPUs")
+        pytest.skip("test_precision.py tests float16, and tf32 needs a GPU")
     if precision == "tf32" and torch.cuda.get_device_capability() < (8, 0):
-        pytest.skip("needs an NVIDIA GPU since Ampere")
-    task, batches, _ = begin(make(family), device, precision, tmp_path)
-    update = task.runtime.capture(task.step, task.supports_cuda_graph)
-    found = []
+        pytest.skip("needs an NVIDIA GPU of the Ampere generation or later")
+    task, batches, _ = prepare_training(make(family), device, precision, tmp_path)
+    step_function = task.runtime.capture(task.step, task.supports_cuda_graph)
+    metrics = []
     for step in range(6):
         task.schedule(step / 6)
-        found.append({name: value.clone() for name, value in update(next(batches)).items()})
-    assert all(value.isfinite() for values in found for value in values.values())
-    for name, value in weights(task.get_modules()).items():
+        metrics.append({name: value.clone() for name, value in step_function(next(batches)).items()})
+    assert all(value.isfinite() for values in metrics for value in values.values())
+    for name, value in copy_weights(task.get_modules()).items():
         assert value.dtype == torch.float32, name
         assert value.isfinite().all(), name
     if precision == "float16":
         assert task.scaler.is_enabled()
         assert task.scaler.get_scale() >= 1
-    (exact, *_), _ = follow(make(family), device, 1, tmp_path / "exact")
-    loss = next(iter(exact))
-    assert float(found[0][loss]) == pytest.approx(exact[loss], rel=0.1)
+    (expected, *_), _ = run_steps(make(family), device, 1, tmp_path / "float32")
+    loss = next(iter(expected))
+    assert float(metrics[0][loss]) == pytest.approx(expected[loss], rel=0.1)
 
 
-def test_float32_is_float32(device):
-    """Products and convolutions have 23 bits behind the point; tf32, which has 10, is seen at once."""
+def test_float32_does_not_use_tf32(device):
+    """Matrix products and convolutions have the error of 23 fraction bits, and not of tf32's 10 bits."""
     generator = torch.Generator().manual_seed(0)
     one, other = (torch.rand(1024, 64, generator=generator).double() + 0.5 for _ in range(2))
     images, filters = (torch.rand(4, 16, side, side, generator=generator).double() + 0.5 for side in (24, 3))
-    exact = one @ other.T, torch.nn.functional.conv2d(images, filters)
+    expected = one @ other.T, torch.nn.functional.conv2d(images, filters)
 
-    def off():
-        """The greatest relative error of sums of 64 products, and of a convolution, which has faster ways."""
-        narrow = [value.float().to(device) for value in (one, other, images, filters)]
-        found = narrow[0] @ narrow[1].T, torch.nn.functional.conv2d(*narrow[2:])
-        return [float(((value.cpu() - right) / right).abs().max()) for value, right in zip(found, exact, strict=True)]
+    def compute_errors():
+        """Compute the maximum relative errors of sums of 64 products, and of a convolution."""
+        inputs = [value.float().to(device) for value in (one, other, images, filters)]
+        outputs = inputs[0] @ inputs[1].T, torch.nn.functional.conv2d(*inputs[2:])
+        pairs = zip(outputs, expected, strict=True)
+        return [float(((value.cpu() - exact) / exact).abs().max()) for value, exact in pairs]
 
     def check_exact():
         Runtime.start(device, "float32")
-        product, convolution = off()
+        product, convolution = compute_errors()
         assert product < 5e-6
         assert convolution < 4e-5
 
     check_exact()
     if device == "cuda" and torch.cuda.get_device_capability() >= (8, 0):
         Runtime.start(device, "tf32")
-        assert off()[0] > 5e-5
+        assert compute_errors()[0] > 5e-5
         check_exact()
 
 
-# ---- what else takes a device ----------------------------------------------------------------------------------------
+# ---- commands and other uses of a device -----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Runs of DeepConvNet on the embedded digits, one of each device."""
-    made = {}
+    """Function that returns a run of DeepConvNet on the embedded digits, trained on a device."""
+    runs = {}
 
     def train(device):
-        if device not in made:
-            made[device] = tmp_path_factory.mktemp("runs") / device
+        if device not in runs:
+            runs[device] = tmp_path_factory.mktemp("runs") / device
             recipe = package.get_recipe("deep-convnet")(epochs=4, batch_size=50, augment=(), dropout=0.0)
             with pytest.MonkeyPatch.context() as patch:
-                check_task.leave_out_pages(patch)
-                package.train(recipe, made[device], device=device, precision="float32")
-        return made[device]
+                check_task.disable_reports(patch)
+                package.train(recipe, runs[device], device=device, precision="float32")
+        return runs[device]
 
     return train
 
 
-def test_commands_answer_there(device, run, digit_files, fukami):
-    """eval, predict and bench say what the CPU says, at each precision; bench names the device."""
+def test_commands_on_a_device(device, run, digit_files, fukami):
+    """The results of eval and predict are close to the CPU's at each precision; bench reports the device."""
     folder, image = run(device), sorted(digit_files.rglob("*.png"))[0]
     (expected,) = fukami("predict", folder, image, "--device", "cpu").json
     for precision in ("float32", "bfloat16", "float16")[: 3 if device == "cuda" else 1]:
-        how = ("--device", device, "--precision", precision)
-        evaluated, predicted = fukami("eval", folder, *how), fukami("predict", folder, image, *how)
+        flags = ("--device", device, "--precision", precision)
+        evaluated, predicted = fukami("eval", folder, *flags), fukami("predict", folder, image, *flags)
         assert (evaluated.status, predicted.status) == (0, 0), evaluated.err + predicted.err
         assert evaluated.json[0]["accuracy"] > 0.8
         assert predicted.json[0]["probability"] == pytest.approx(expected["probability"], abs=0.05)
-    if device == "cuda":  # which --device auto is; on a CPU test_explain.py and test_task.py have these
+    if device == "cuda":  # the default of --device; test_explain.py and test_task.py test these commands on a CPU
         explained = fukami("explain", folder, image, "--out", "page")
         assert explained.status == 0, explained.err
-        rates = fukami("find-lr", "deep-convnet", "--device", device, "--steps", "20", "--max-lr", "0.1")
+        rates = fukami("find-lr", "deep-convnet", "--device", device, "--num-steps", "20", "--max-lr", "0.1")
         assert rates.status == 0, rates.err
-    measured = fukami("bench", "--device", device, "--precision", "float32")
-    assert measured.status == 0, measured.err
-    assert measured.json[0]["device"].startswith(device)
-    assert measured.json[0]["multiply_adds_per_second"] > 0
+    bench = fukami("bench", "--device", device, "--precision", "float32")
+    assert bench.status == 0, bench.err
+    assert bench.json[0]["device"].startswith(device)
+    assert bench.json[0]["multiply_adds_per_second"] > 0
 
 
-def test_exports_answer_there(device, run, digit_files, tmp_path):
-    """What is exported of a run of the device answers on it, and as on the CPU."""
+def test_exports_predict_on_a_device_as_on_the_cpu(device, run, digit_files, tmp_path):
+    """An exported run of the device predicts on the device and on the CPU."""
     inputs = sorted(digit_files.rglob("*.png"))[:5]
     for to in ("float16", "bfloat16")[: 2 if device == "cuda" else 1]:
         out = tmp_path / to
         engine_export.export_run(run(device), to, out)
-        own, plain = (package.load(out, device=each).predict(inputs) for each in (device, "cpu"))
-        for one, other in zip(own, plain, strict=True):
-            assert one["probability"] == pytest.approx(other["probability"], abs=0.05)
+        predictions, expected = (package.load(out, device=name).predict(inputs) for name in (device, "cpu"))
+        for prediction, expected_prediction in zip(predictions, expected, strict=True):
+            assert prediction["probability"] == pytest.approx(expected_prediction["probability"], abs=0.05)
 
 
 @pytest.mark.parametrize("device", [CUDA])
-def test_one_bit_answers_there(device, request, digit_files, tmp_path):
-    """Packed, a binarized network answers on the device as unpacked, but for signs that rounding decides.
-
-    On a CPU, test_binary_layers.py has it.
-    """
-    there(device)
+def test_a_packed_binary_network_predicts_as_the_unpacked_one(device, request, digit_files, tmp_path):
+    """Predictions are the same except for signs that rounding changes; test_binary_layers.py tests the CPU."""
+    require_device(device)
     binarized = request.getfixturevalue("binarized")
     engine_export.export_run(binarized, "binary", tmp_path / "bits")
-    task, plain = package.load(tmp_path / "bits", device=device), package.load(binarized, device=device)
-    name = binary_layers.get_kernels(next(task.model.parameters()).device).__name__
+    packed, unpacked = package.load(tmp_path / "bits", device=device), package.load(binarized, device=device)
+    name = binary_layers.get_kernels(next(packed.model.parameters()).device).__name__
     assert name in (f"fukami.quantization.binary_{device}", "fukami.quantization.binary_reference")
     inputs = sorted(digit_files.rglob("*.png"))[:20]
-    pairs = zip(task.predict(inputs), plain.predict(inputs), strict=True)
+    pairs = zip(packed.predict(inputs), unpacked.predict(inputs), strict=True)
     assert sum(one["label"] == other["label"] for one, other in pairs) >= 18
 
 
-def test_what_is_explained_is_the_same(device, run, digit_files):
-    """Heat maps and feature maps."""
-    tasks = [package.load(run(device), device=place) for place in ("cpu", device)]
+def test_explanations_equal_those_of_the_cpu(device, run, digit_files):
+    """Compare Grad-CAM heatmaps and feature maps."""
+    tasks = [package.load(run(device), device=name) for name in ("cpu", device)]
     image = torch.from_numpy(tasks[0].transform.read_and_transform(sorted(digit_files.rglob("*.png"))[0]))
-    steps = explain_summary.summarize_layers(tasks[0].model, (1, 28, 28))
-    names = [layer.name for layer in explain_summary.find_stages(steps)]
-    heats, maps = [], []
+    layers = explain_summary.summarize_layers(tasks[0].model, (1, 28, 28))
+    names = [layer.name for layer in explain_summary.find_stages(layers)]
+    heatmaps, maps = [], []
     for task in tasks:
-        given = task.normalize_images(image[None].to(task.runtime.device))[0]
-        heats.append(feature_visualization.compute_grad_cam(task.model, given, 3))
-        maps.append(feature_visualization.compute_feature_maps(task.model, given, names))
-    torch.testing.assert_close(heats[1], heats[0], rtol=1e-3, atol=1e-4 * float(heats[0].max()))
-    assert heats[0].max() > 0
+        normalized = task.normalize_images(image[None].to(task.runtime.device))[0]
+        heatmaps.append(feature_visualization.compute_grad_cam(task.model, normalized, 3))
+        maps.append(feature_visualization.compute_feature_maps(task.model, normalized, names))
+    torch.testing.assert_close(heatmaps[1], heatmaps[0], rtol=1e-3, atol=1e-4 * float(heatmaps[0].max()))
+    assert heatmaps[0].max() > 0
     assert len(names) > 1
     torch.testing.assert_close(maps[1], maps[0], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:Using `httpx`")
-def test_is_served_from_there(device, run, digit_files):
-    """From a thread of its own, as a server predicts."""
+def test_a_server_predicts_on_a_device(device, run, digit_files):
+    """The server predicts in its own thread."""
     pytest.importorskip("httpx")
     from fastapi.testclient import TestClient
 
@@ -725,33 +729,33 @@ def test_is_served_from_there(device, run, digit_files):
 
     file = sorted(digit_files.rglob("*.png"))[0]
     task = package.load(run(device), device=device)
-    about = {"recipe": "deep-convnet", "members": 1, "labels": list("0123456789"), "precision": "float32"}
+    info = {"recipe": "deep-convnet", "members": 1, "labels": list("0123456789"), "precision": "float32"}
     form = [("file", (file.name, file.read_bytes(), "image/png"))]
-    with TestClient(serving.create_app(task, about | {"versions": {}}), base_url="http://localhost") as client:
-        (answer,) = client.post("/predict", files=form).json()
+    with TestClient(serving.create_app(task, info | {"versions": {}}), base_url="http://localhost") as client:
+        (prediction,) = client.post("/predict", files=form).json()
     (expected,) = package.load(run(device), device="cpu").predict([file])
-    assert answer["label"] == expected["label"]
-    assert answer["probability"] == pytest.approx(expected["probability"], abs=1e-3)
+    assert prediction["label"] == expected["label"]
+    assert prediction["probability"] == pytest.approx(expected["probability"], abs=1e-3)
 
 
 @pytest.mark.parametrize("device", [CUDA])
-def test_compiled_training(device, make, tmp_path, pageless):
-    """Nearly the losses of one that is not; on a CPU, test_speed.py has it."""
-    there(device)
+def test_compiled_training(device, make, tmp_path, no_reports):
+    """The loss is close to that of an uncompiled training; test_speed.py tests the CPU."""
+    require_device(device)
     if importlib.util.find_spec("triton") is None:
         pytest.skip("needs Triton")
-    recipe, how = make("deep-convnet", epochs=1, augment=()), {"device": device, "precision": "float32"}
-    plain = package.train(recipe, tmp_path / "plain", **how)
-    compiled = package.train(recipe, tmp_path / "compiled", **how, compile=True)
-    assert compiled["loss"] == pytest.approx(plain["loss"], rel=1e-2)
+    recipe, options = make("deep-convnet", epochs=1, augment=()), {"device": device, "precision": "float32"}
+    uncompiled = package.train(recipe, tmp_path / "uncompiled", **options)
+    compiled = package.train(recipe, tmp_path / "compiled", **options, compile=True)
+    assert compiled["loss"] == pytest.approx(uncompiled["loss"], rel=1e-2)
     assert json.loads((tmp_path / "compiled" / "recipe.json").read_text())["compile"] is True
 
 
-# ---- where the device is behind or full ------------------------------------------------------------------------------
+# ---- pending kernels and limited memory ------------------------------------------------------------------------------
 
 
-class Behind:
-    """An event of a GPU that is behind: it refuses to be timed before it was waited for, as torch's do."""
+class PendingEvent:
+    """Event of a GPU with pending kernels: like torch's events, it has no time before it was synchronized."""
 
     def __init__(self):
         self.pending = False
@@ -768,71 +772,71 @@ class Behind:
         return 1.0
 
 
-def test_a_step_that_is_still_computed_can_be_timed(device, monkeypatch):
-    """A training that is asked to stop writes down where its time went at once, however far the GPU is behind."""
+def test_a_pending_step_can_be_timed(device, monkeypatch):
+    """An interrupted training logs its times at once, even if the GPU has pending kernels."""
     if device == "cpu":
-        monkeypatch.setattr(timing, "_create_event", Behind)
+        monkeypatch.setattr(timing, "_create_event", PendingEvent)
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    own = timing.PhaseTimer(torch.device("cuda"))
-    with own("forward"):
+    timer = timing.PhaseTimer(torch.device("cuda"))
+    with timer("forward"):
         if device == "cuda":
             torch.cuda._sleep(200_000_000)
-    assert own.compute_seconds(1)["forward"] > 0
+    assert timer.compute_seconds(1)["forward"] > 0
 
 
 def test_a_checkpoint_is_copied_on_the_gpu_of_the_training(monkeypatch):
-    """A new thread's own GPU is the first one."""
-    asked = []
+    """The default GPU of a new thread would be the first one."""
+    calls = []
 
     class Stream:
         def __init__(self, device=None):
-            asked.append(device)
+            calls.append(device)
 
         def wait_event(self, event):
-            asked.append(event)
+            calls.append(event)
 
     ready = SimpleNamespace(device=torch.device("cuda:1"))
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
     async_checkpoint._use_copy_stream(ready)
-    assert asked == [ready.device, ready]
+    assert calls == [ready.device, ready]
 
 
-def test_what_was_not_looked_at_is_gone_on_with_on_the_device(device):
-    """A stage that is solved on the CPU, as R-CNN's machines are, gives its counts there, and goes on from GPU ones."""
+def test_resumed_metrics_are_moved_to_the_device(device):
+    """A stage that is solved on the CPU, such as R-CNN's SVMs, adds CPU metrics to those of the checkpoint."""
     runtime = Runtime(torch.device("meta" if device == "cpu" else device), "float32")
-    history = engine_train.MetricBuffer(runtime)
-    history.load_state_dict({"names": ["pairs"], "rows": [torch.ones(1)]})
-    history.add({"pairs": torch.tensor(2.0)})
-    assert torch.stack(history.rows).device.type == runtime.device.type
+    metrics = engine_train.MetricBuffer(runtime)
+    metrics.load_state_dict({"names": ["pairs"], "rows": [torch.ones(1)]})
+    metrics.add({"pairs": torch.tensor(2.0)})
+    assert torch.stack(metrics.rows).device.type == runtime.device.type
 
 
-def test_a_memory_that_does_not_fit_lies_on_the_cpu(device, make, tmp_path, monkeypatch):
-    """What is learned from is sent to the device, and is the same."""
+def test_a_replay_buffer_larger_than_the_gpu_stays_on_the_cpu(device, make, tmp_path, monkeypatch):
+    """Sampled batches are copied to the device and are the same."""
     monkeypatch.setattr("fukami.reinforcement.replay.MAX_GPU_FRACTION", 0.0)
     if device == "cpu":
-        _, batches, data = begin(make("dqn"), "cpu", "float32", tmp_path)
+        _, batches, data = prepare_training(make("dqn"), "cpu", "float32", tmp_path)
         next(batches)
         data.train.device = torch.device("meta")
         assert all(value.is_meta for value in data.train.sample_batch())
         return
     recipe = make("dqn")
-    found, changes = follow(recipe, device, 4, tmp_path / "cpu")
+    metrics, changes = run_steps(recipe, device, 4, tmp_path / "cpu")
     with monkeypatch.context() as patch:
         patch.setattr("fukami.reinforcement.replay.MAX_GPU_FRACTION", 1.0)
-        expected, own = follow(recipe, device, 4, tmp_path / "device")
-    assert found == expected
-    assert all(torch.equal(changes[name], own[name]) for name in own)
+        expected, expected_changes = run_steps(recipe, device, 4, tmp_path / "device")
+    assert metrics == expected
+    assert all(torch.equal(changes[name], expected_changes[name]) for name in expected_changes)
 
 
-def test_a_first_step_that_is_left_out_leaves_no_momentum(device, monkeypatch):
-    """Fused SGD in float16 is as the one that is not, also where the first gradients are not finite, as is usual.
+def test_a_skipped_first_step_does_not_affect_the_momentum(device, monkeypatch):
+    """Fused SGD in float16 equals unfused SGD, also if the first gradients are not finite, as is common.
 
-    Memory that is not written to may hold anything.
+    NaN in uninitialized memory makes a read of it visible.
     """
-    monkeypatch.setattr(torch, "empty_like", lambda value, **how: torch.full_like(value, torch.nan))
+    monkeypatch.setattr(torch, "empty_like", lambda value, **options: torch.full_like(value, torch.nan))
     task = Task(torch.nn.Identity())
-    found = []
+    weights = []
     for fused in (True, False):
         weight = torch.nn.Parameter(torch.ones(5, device=device))
         optimizer = torch.optim.SGD([weight], 0.1, momentum=0.9, nesterov=True, fused=fused)
@@ -841,6 +845,6 @@ def test_a_first_step_that_is_left_out_leaves_no_momentum(device, monkeypatch):
             scaler.scale(torch.zeros((), device=device))
             weight.grad = torch.full_like(weight, gradient)
             task.apply_gradients(optimizer, scaler)
-        found.append(weight.detach())
-    assert found[0].isfinite().all()
-    torch.testing.assert_close(found[0], found[1])
+        weights.append(weight.detach())
+    assert weights[0].isfinite().all()
+    torch.testing.assert_close(weights[0], weights[1])

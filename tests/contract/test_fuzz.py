@@ -1,4 +1,4 @@
-"""Two thousand broken and hostile files: each works or is refused by name, in bounded time and memory."""
+"""Fuzz test of 2,000 broken and hostile files: each works or is refused by name, in bounded time and memory."""
 
 import json
 import os
@@ -13,7 +13,7 @@ CASES, SEED = 2000, 0
 
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory):
-    """A run of a small DeepConvNet, of one epoch of the embedded digits."""
+    """Run of a small DeepConvNet, trained for one epoch on the embedded digits."""
     import fukami
 
     out = tmp_path_factory.mktemp("fuzz") / "run"
@@ -24,14 +24,14 @@ def small_run(tmp_path_factory):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the memory of a process is read from /proc")
 def test_broken_and_hostile_files_work_or_are_refused_by_name(small_run, tmp_path):
-    """In a process of its own with a limited address space; a failure has its seed and number, to be repeated."""
+    """Run the cases in a process with a limited address space; a failure has the seed and number to repeat it."""
     note = tmp_path / "case"
     script = Path(__file__).parents[1].joinpath("fuzz_cases.py")
     command = [sys.executable, script, "--cases", CASES, "--seed", SEED, "--run", small_run, "--note", note]
     environment = {**os.environ, "MALLOC_ARENA_MAX": "2", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment, timeout=900)
-    assert done.stdout, f"{note.read_text() if note.exists() else 'before the first case'}: {done.stderr[-3000:]}"
-    found = json.loads(done.stdout)
-    assert found["failures"] == []
-    assert found["worked"] + found["refused"] == found["cases"] == CASES
-    assert min(found["worked"], found["refused"]) > CASES / 10  # neither is everything refused nor nothing broken
+    process = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment, timeout=900)
+    assert process.stdout, f"{note.read_text() if note.exists() else 'before the first case'}: {process.stderr[-3000:]}"
+    results = json.loads(process.stdout)
+    assert results["failures"] == []
+    assert results["worked"] + results["refused"] == results["cases"] == CASES
+    assert min(results["worked"], results["refused"]) > CASES / 10  # both outcomes occur often

@@ -1,4 +1,4 @@
-"""Runs that an enemy wrote: no code of theirs runs, and nothing outside of their folder is read, written or fetched."""
+"""Tests of hostile runs: none of their code runs, and nothing outside their folder is read, written or downloaded."""
 
 import hashlib
 import json
@@ -33,24 +33,24 @@ class Mine(DeepConvNet):
 """
 
 
-def copy(trained, folder):
-    """A copy of a run whose files can be changed."""
+def copy_run(trained, folder):
+    """Copy a run, so that a test can change its files."""
     shutil.copytree(trained, folder)
     return folder
 
 
-def change(run, **changes):
-    """Other values in ``recipe.json``."""
+def change_record(run, **changes):
+    """Change values in ``recipe.json``."""
     path = run / "recipe.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 @pytest.fixture
-def private(fukami, trained, tmp_path):
-    """A run of the private recipe ``mine.py``, made from a finished one."""
+def private_run(fukami, trained, tmp_path):
+    """Run of the private recipe ``mine.py``, converted from a trained run."""
     (tmp_path / "mine.py").write_text(SOURCE)
-    run = copy(trained, tmp_path / "run")
-    change(run, recipe="mine.py", recipe_sha256=hashlib.sha256(SOURCE.encode()).hexdigest())
+    run = copy_run(trained, tmp_path / "run")
+    change_record(run, recipe="mine.py", recipe_sha256=hashlib.sha256(SOURCE.encode()).hexdigest())
     return run
 
 
@@ -66,75 +66,76 @@ COMMANDS = (
 )
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 @pytest.mark.parametrize(
     "recipe", ["run/evil.py", "./run/../run/evil.py", "/proc/self/cwd/run/evil.py", "evil.py", "{run}/evil.py", "evil"]
 )
-def test_no_command_runs_the_recipe_file_that_a_run_names(words, recipe, fukami, trained, tmp_path):
-    run = copy(trained, tmp_path / "run")
+def test_no_command_runs_the_recipe_file_that_a_run_names(command, recipe, fukami, trained, tmp_path):
+    run = copy_run(trained, tmp_path / "run")
     evil = "import os, pathlib\nos.environ['HARMED'] = pathlib.Path('harmed').write_text('') or 'yes'\n"
-    for place in (run / "evil.py", tmp_path / "evil.py"):
-        place.write_text(evil + SOURCE)
+    for path in (run / "evil.py", tmp_path / "evil.py"):
+        path.write_text(evil + SOURCE)
     digest = hashlib.sha256((evil + SOURCE).encode()).hexdigest()
-    given = {"run": "run", "image": str(next(tmp_path.parent.glob("*/*/*.png"), "none.png"))}
-    for more in ({}, {"recipe_sha256": digest}, {"recipe_sha256": None}):
-        change(run, recipe=recipe.format(run=run), **more)
-        answer = fukami(*(word.format(**given) for word in words))
-        assert not (tmp_path / "harmed").exists(), words
+    values = {"run": "run", "image": str(next(tmp_path.parent.glob("*/*/*.png"), "none.png"))}
+    for changes in ({}, {"recipe_sha256": digest}, {"recipe_sha256": None}):
+        change_record(run, recipe=recipe.format(run=run), **changes)
+        result = fukami(*(word.format(**values) for word in command))
+        assert not (tmp_path / "harmed").exists(), command
         assert "HARMED" not in os.environ
-        assert answer.status == (0 if words[0] == "board" else 1 if not more and words[0] != "train" else 2), answer.err
-        assert "Traceback" not in answer.err
+        expected = 0 if command[0] == "board" else 1 if not changes and command[0] != "train" else 2
+        assert result.status == expected, result.err
+        assert "Traceback" not in result.err
 
 
-def test_a_private_recipe_is_given_again(private, fukami, tmp_path):
+def test_commands_need_the_file_of_a_private_recipe(private_run, fukami, tmp_path):
     image = tmp_path / "black.png"
     from PIL import Image
 
     Image.new("L", (28, 28)).save(image)
-    for words in (["eval", "run"], ["predict", "run", image], ["explain", "run"], ["explain", "run", image]):
-        answer = fukami(*words)
-        assert answer.status == 2
-        assert "give the recipe file, --recipe mine.py" in answer.err
-        answer = fukami(*words, "--recipe", "mine.py")
-        assert answer.status == 0, answer.err
+    for command in (["eval", "run"], ["predict", "run", image], ["explain", "run"], ["explain", "run", image]):
+        result = fukami(*command)
+        assert result.status == 2
+        assert "give the recipe file, --recipe mine.py" in result.err
+        result = fukami(*command, "--recipe", "mine.py")
+        assert result.status == 0, result.err
     assert fukami("export", "run", "--to", "float16", "--out", "half", "--recipe", "mine.py").status == 0
     assert fukami("eval", "half", "--recipe", "mine.py").status == 0
     with pytest.raises(UsageError, match="code is never taken from a run"):
-        package.load(private)
-    assert package.load(private, recipe=tmp_path / "mine.py").labels == tuple("0123456789")
-    assert package.load(private, recipe=package.get_recipe(str(tmp_path / "mine.py"))).labels == tuple("0123456789")
+        package.load(private_run)
+    assert package.load(private_run, recipe=tmp_path / "mine.py").labels == tuple("0123456789")
+    assert package.load(private_run, recipe=package.get_recipe(str(tmp_path / "mine.py"))).labels == tuple("0123456789")
 
 
-def test_another_recipe_than_the_recorded_one_is_refused(private, fukami, tmp_path):
-    """Both digests are named, and nothing of the other file runs."""
+def test_another_recipe_than_the_recorded_one_is_rejected(private_run, fukami, tmp_path):
+    """The error names both digests, and the other file is not executed."""
     recorded = hashlib.sha256(SOURCE.encode()).hexdigest()
     other = f"open({str(tmp_path / 'harmed')!r}, 'w')\n{SOURCE}"
     (tmp_path / "other.py").write_text(other)
-    for words in (["eval", "run", "--recipe", "other.py"], ["export", "run", "--to", "onnx", "--recipe", "other.py"]):
-        answer = fukami(*words)
-        assert answer.status == 2
-        assert recorded in answer.err
-        assert hashlib.sha256(other.encode()).hexdigest() in answer.err
+    for command in (["eval", "run", "--recipe", "other.py"], ["export", "run", "--to", "onnx", "--recipe", "other.py"]):
+        result = fukami(*command)
+        assert result.status == 2
+        assert recorded in result.err
+        assert hashlib.sha256(other.encode()).hexdigest() in result.err
     assert not (tmp_path / "harmed").exists()
     with pytest.raises(UsageError, match=recorded):
-        package.load(private, recipe=DeepConvNet)
+        package.load(private_run, recipe=DeepConvNet)
     with pytest.raises(UsageError, match="not a private recipe"):
         package.load("deep-convnet", recipe=tmp_path / "mine.py")
 
 
-def test_resuming_an_edited_recipe_is_refused(fukami, tmp_path):
+def test_resuming_an_edited_recipe_is_rejected(fukami, tmp_path):
     (tmp_path / "mine.py").write_text(SOURCE)
     assert fukami("train", "./mine.py", "--epochs", "1", "--batch-size", "200", "--out", "run").status == 0
     assert fukami("train", "./mine.py", "--out", "run", "--resume").status == 0
     (tmp_path / "mine.py").write_text(SOURCE + "# edited\n")
-    answer = fukami("train", "./mine.py", "--out", "run", "--resume")
-    assert answer.status == 2
+    result = fukami("train", "./mine.py", "--out", "run", "--resume")
+    assert result.status == 2
     for text in (SOURCE, SOURCE + "# edited\n"):
-        assert hashlib.sha256(text.encode()).hexdigest() in answer.err
+        assert hashlib.sha256(text.encode()).hexdigest() in result.err
 
 
-def test_a_recipe_of_a_notebook_is_given_as_its_class(trained, tmp_path):
-    """It is defined in no file, so there is nothing to hash."""
+def test_a_recipe_of_a_notebook_is_passed_as_a_class(trained, tmp_path):
+    """The recipe is defined in no file, so it has no digest."""
     namespace = {"__name__": "notebook"}
     module = type(torch)("notebook")
     import sys
@@ -144,8 +145,8 @@ def test_a_recipe_of_a_notebook_is_given_as_its_class(trained, tmp_path):
         exec(SOURCE, namespace)
         module.Mine = recipe = namespace["Mine"]
         assert identify_recipe(recipe) == {"recipe": "Mine", "recipe_sha256": None}
-        run = copy(trained, tmp_path / "run")
-        change(run, **identify_recipe(recipe))
+        run = copy_run(trained, tmp_path / "run")
+        change_record(run, **identify_recipe(recipe))
         assert package.load(run, recipe=recipe).labels == tuple("0123456789")
         (tmp_path / "mine.py").write_text(SOURCE)
         with pytest.raises(UsageError, match="give the class"):
@@ -155,7 +156,7 @@ def test_a_recipe_of_a_notebook_is_given_as_its_class(trained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "make"),
+    ("message", "convert"),
     [
         ("not finite", lambda value: value.fill_(float("nan"))),
         ("not finite", lambda value: value.index_fill_(0, torch.tensor(0), float("inf"))),
@@ -165,19 +166,19 @@ def test_a_recipe_of_a_notebook_is_given_as_its_class(trained, tmp_path):
         (r"instead of \(10, 50\)", lambda value: value[:, :-1].contiguous()),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(name, make, trained, tmp_path):
-    run = copy(trained, tmp_path / "run")
+def test_weights_that_do_not_fit_are_rejected(message, convert, trained, tmp_path):
+    run = copy_run(trained, tmp_path / "run")
     tensors = load_file(run / "weights.safetensors")
     last = [key for key, value in tensors.items() if value.shape == (10, 50)]
-    save_file(tensors | {last[0]: make(tensors[last[0]])}, run / "weights.safetensors")
-    with pytest.raises(Error, match=f"{last[0]}.*{name}"):
+    save_file(tensors | {last[0]: convert(tensors[last[0]])}, run / "weights.safetensors")
+    with pytest.raises(Error, match=f"{last[0]}.*{message}"):
         package.load(run)
 
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "metrics.jsonl", "last.ckpt", "elsewhere"])
 @pytest.mark.parametrize("kind", ["link", "dangling", "pipe"])
-def test_what_leads_out_of_a_run_is_refused(file, kind, fukami, trained, tmp_path):
-    run = copy(trained, tmp_path / "run")
+def test_links_and_pipes_in_a_run_are_rejected(file, kind, fukami, trained, tmp_path):
+    run = copy_run(trained, tmp_path / "run")
     outside = tmp_path / "outside"
     outside.write_text("untouched")
     (run / file).unlink(missing_ok=True)
@@ -185,35 +186,35 @@ def test_what_leads_out_of_a_run_is_refused(file, kind, fukami, trained, tmp_pat
         os.mkfifo(run / file)
     else:
         (run / file).symlink_to(outside if kind == "link" else tmp_path / "nothing")
-    for words in (["eval", "run"], ["train", "deep-convnet", "--out", "run", "--resume"]):
-        answer = fukami(*words)
-        assert answer.status == 1
-        assert f"run/{file}" in answer.err
-    if file != "metrics.jsonl" or kind == "link":  # else there is no run to rank
+    for command in (["eval", "run"], ["train", "deep-convnet", "--out", "run", "--resume"]):
+        result = fukami(*command)
+        assert result.status == 1
+        assert f"run/{file}" in result.err
+    if file != "metrics.jsonl" or kind == "link":  # otherwise there is no run to rank
         assert fukami("board", ".").status == 0
     assert outside.read_text() == "untouched"
     assert not (tmp_path / "nothing").exists()
 
 
-def test_a_checkpoint_is_written_into_no_link(fukami, trained, tmp_path):
-    """Neither into the temporary file of an earlier crash, nor into the folders below."""
-    run = copy(trained, tmp_path / "run")
+def test_checkpoints_are_not_written_through_links(fukami, trained, tmp_path):
+    """Links may replace the temporary file of an earlier crash, or files in subfolders."""
+    run = copy_run(trained, tmp_path / "run")
     (tmp_path / "outside").write_text("untouched")
     (run / ".last.ckpt.tmp").symlink_to(tmp_path / "outside")
     checkpoint.write_file(run / "last.ckpt", b"new")
     assert (tmp_path / "outside").read_text() == "untouched"
     assert (run / "last.ckpt").read_bytes() == b"new"
-    (run / "memory").mkdir()
-    (run / "memory" / "frames.bin").symlink_to(tmp_path / "outside")
-    answer = fukami("train", "deep-convnet", "--out", "run", "--resume")
-    assert answer.status == 1
-    assert "frames.bin is a link" in answer.err
+    (run / "replay_buffer").mkdir()
+    (run / "replay_buffer" / "frames.bin").symlink_to(tmp_path / "outside")
+    result = fukami("train", "deep-convnet", "--out", "run", "--resume")
+    assert result.status == 1
+    assert "frames.bin is a link" in result.err
 
 
 @pytest.fixture
 def listener():
-    """The address of a server, and the connections that came to it."""
-    came = []
+    """Address of a local server, and the list of its connections."""
+    connections = []
     server = socket.create_server(("127.0.0.1", 0))
 
     def accept():
@@ -222,45 +223,45 @@ def listener():
                 connection, _ = server.accept()
             except OSError:
                 return
-            came.append(connection)
+            connections.append(connection)
             connection.close()
 
     thread = threading.Thread(target=accept)
     thread.start()
-    yield f"http://127.0.0.1:{server.getsockname()[1]}", came
+    yield f"http://127.0.0.1:{server.getsockname()[1]}", connections
     server.shutdown(socket.SHUT_RDWR)
     server.close()
     thread.join()
 
 
-def test_a_url_that_a_run_names_is_not_contacted(listener, fukami, trained, tmp_path):
-    address, came = listener
-    run = copy(trained, tmp_path / "run")
+def test_the_url_of_a_runs_dataset_is_not_contacted(listener, fukami, trained, tmp_path):
+    address, connections = listener
+    run = copy_run(trained, tmp_path / "run")
     fields = json.loads((run / "recipe.json").read_text())["fields"]
     for spec in (f"{address}/train-{{000..001}}.tar", f"{address}/shards"):
-        change(run, fields=fields | {"data": spec})
-        for words in (
+        change_record(run, fields=fields | {"data": spec})
+        for command in (
             ["eval", "run"],
             ["export", "run", "--to", "int8", "--out", "exported"],
             ["eval", "run", "--precision", "int8"],
             ["eval", "run", "--precision", "all"],
             ["train", "deep-convnet", "--out", "run", "--resume"],
         ):
-            answer = fukami(*words)
-            assert answer.status == 2, answer.err
-            assert spec in answer.err
-            assert "--data" in answer.err
+            result = fukami(*command)
+            assert result.status == 2, result.err
+            assert spec in result.err
+            assert "--data" in result.err
         assert fukami("board", ".").status == 0
-    assert not came
+    assert not connections
     assert fukami("eval", "run", "--data", "digits").status == 0
 
 
-def test_local_data_that_a_run_names_are_named(fukami, trained, digit_files, tmp_path, caplog):
-    run = copy(trained, tmp_path / "run")
+def test_the_local_dataset_of_a_run_is_logged(fukami, trained, digit_files, tmp_path, caplog):
+    run = copy_run(trained, tmp_path / "run")
     fields = json.loads((run / "recipe.json").read_text())["fields"]
-    change(run, fields=fields | {"data": str(digit_files)})
+    change_record(run, fields=fields | {"data": str(digit_files)})
     assert fukami("eval", "run").status == 0
-    assert f"reading the data that the run names: {digit_files}" in caplog.text
+    assert f"reading the dataset that the run names: {digit_files}" in caplog.text
     caplog.clear()
     assert fukami("eval", "run", "--data", "digits").status == 0
     assert not caplog.text
@@ -275,43 +276,43 @@ def test_a_checkpoint_keeps_values_types_and_memory_layouts(tmp_path):
         "optimizer": {0: {"step": 1}, "groups": [{"$tensor": 1}]},
     }
     (tmp_path / "last.ckpt").write_bytes(encode_state(state))
-    found = load_state(tmp_path / "last.ckpt", torch.device("cpu"))
-    for one, other in zip(state.pop("tensors"), found.pop("tensors"), strict=True):
-        assert torch.equal(one, other)
-        assert one.dtype == other.dtype
-    assert found == state
+    loaded = load_state(tmp_path / "last.ckpt", torch.device("cpu"))
+    for expected, tensor in zip(state.pop("tensors"), loaded.pop("tensors"), strict=True):
+        assert torch.equal(expected, tensor)
+        assert expected.dtype == tensor.dtype
+    assert loaded == state
     with pytest.raises(TypeError, match="not set"):
         encode_state({"step": {1, 2}})
     (tmp_path / "last.ckpt").write_bytes(encode_state({"step": 1, "image": image}))
-    found = load_state(tmp_path / "last.ckpt", torch.device("cpu"))
-    assert found["image"].is_contiguous(memory_format=torch.channels_last)
+    loaded = load_state(tmp_path / "last.ckpt", torch.device("cpu"))
+    assert loaded["image"].is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(
-    ("part", "value"),
+    ("key", "value"),
     [
         ("task", {}),
         ("task", {"model": {}, "optimizer": {}, "scaler": {}}),
         ("loader", None),
         ("loader", {"position": "far"}),
-        ("loader", {"turn": 0, "position": -3}),
-        ("loader", {"turn": 10**30, "position": 3}),
-        ("loader", {"turn": 0, "position": 1.5}),
+        ("loader", {"epoch": 0, "position": -3}),
+        ("loader", {"epoch": 10**30, "position": 3}),
+        ("loader", {"epoch": 0, "position": 1.5}),
         ("log", {"seconds": [], "last": 1, "bytes": -1}),
         ("random", {"python": (1, 2), "numpy": [], "torch": torch.zeros(1)}),
         ("step", -1),
         ("step", "1"),
     ],
 )
-def test_parts_of_a_checkpoint_that_do_not_fit_are_refused(part, value, fukami, trained, tmp_path):
-    run = copy(trained, tmp_path / "run")
+def test_values_of_a_checkpoint_that_do_not_fit_are_rejected(key, value, fukami, trained, tmp_path):
+    run = copy_run(trained, tmp_path / "run")
     state = load_state(run / "last.ckpt", torch.device("cpu"))
-    (run / "last.ckpt").write_bytes(encode_state({**state, part: value}))
-    answer = fukami("train", "deep-convnet", "--out", "run", "--resume")
-    assert answer.status == 1, answer.err
-    assert "last.ckpt" in answer.err
-    assert "remove it to start the run again" in answer.err
-    assert "weights_only" not in answer.err
+    (run / "last.ckpt").write_bytes(encode_state({**state, key: value}))
+    result = fukami("train", "deep-convnet", "--out", "run", "--resume")
+    assert result.status == 1, result.err
+    assert "last.ckpt" in result.err
+    assert "remove it to restart the run" in result.err
+    assert "weights_only" not in result.err
 
 
 @pytest.mark.parametrize(
@@ -321,10 +322,10 @@ def test_parts_of_a_checkpoint_that_do_not_fit_are_refused(part, value, fukami, 
         ("augment", "flip"), ("data", 3), ("width", 10**30), ("size", -5), ("size", 0), ("nothing", 1),
     ],
 )  # fmt: skip
-def test_fields_of_another_type_are_refused(field, value, trained, tmp_path):
-    run = copy(trained, tmp_path / "run")
+def test_fields_of_another_type_are_rejected(field, value, trained, tmp_path):
+    run = copy_run(trained, tmp_path / "run")
     fields = json.loads((run / "recipe.json").read_text())["fields"]
-    change(run, fields=fields | {field: value})
+    change_record(run, fields=fields | {field: value})
     with pytest.raises(Error, match=r"field|network|between|at least"):
         package.load(run)
 
@@ -338,8 +339,8 @@ def test_fields_of_another_type_are_refused(field, value, trained, tmp_path):
         ("show-and-tell", {"beam_size": 10**6}), ("show-and-tell", {"max_words": 10**6}),
     ],
 )  # fmt: skip
-def test_images_and_searches_without_end_are_refused(recipe, fields):
-    """A run of a network for images of any size could ask for a small image to be made so large."""
+def test_huge_images_and_searches_are_rejected(recipe, fields):
+    """A run could otherwise scale a small image to a huge size."""
     with pytest.raises(UsageError, match="should be between"):
         build_recipe(get_recipe(recipe), fields)
 
@@ -348,19 +349,19 @@ def test_images_and_searches_without_end_are_refused(recipe, fields):
     ("recipe", "field", "value"),
     [("deep-convnet", "cycles", 10**9), ("binary-convnet", "hidden", [4] * 100_000)],
 )
-def test_networks_without_end_are_refused(recipe, field, value, trained, tmp_path):
-    """A few bytes of recipe.json could otherwise ask for layers until memory ends."""
-    run = copy(trained, tmp_path / "run")
-    change(run, recipe=recipe, fields={field: value})
+def test_huge_networks_are_rejected(recipe, field, value, trained, tmp_path):
+    """A few bytes of recipe.json could otherwise create layers until memory is exhausted."""
+    run = copy_run(trained, tmp_path / "run")
+    change_record(run, recipe=recipe, fields={field: value})
     with pytest.raises(Error, match=r"more than 50,000 layers|between 1 and 100"):
         package.load(run)
 
 
-def test_sparse_weights_take_no_memory(trained, tmp_path):
-    """A file of eight gigabytes of nothing costs its sender nothing; its shapes are compared before it is read."""
+def test_sparse_weight_files_are_not_loaded(trained, tmp_path):
+    """A sparse file of eight gigabytes takes no disk space; its shapes are checked before it is read."""
     import resource
 
-    run = copy(trained, tmp_path / "run")
+    run = copy_run(trained, tmp_path / "run")
     header = {"model.0.weight": {"dtype": "F32", "shape": [2**31], "data_offsets": [0, 2**33]}}
     text = json.dumps(header).encode()
     with (run / "weights.safetensors").open("wb") as file:
@@ -372,26 +373,26 @@ def test_sparse_weights_take_no_memory(trained, tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000  # kB
 
 
-def test_a_checkpoint_beyond_the_end_is_refused(fukami, trained, tmp_path):
-    """Its own log would otherwise be the result of a training that never was."""
-    run = copy(trained, tmp_path / "run")
+def test_a_checkpoint_beyond_the_last_step_is_rejected(fukami, trained, tmp_path):
+    """The log of the run could otherwise become the result of a training that never ran."""
+    run = copy_run(trained, tmp_path / "run")
     state = load_state(run / "last.ckpt", torch.device("cpu"))
     (run / "last.ckpt").write_bytes(encode_state({**state, "step": state["step"] + 1}))
-    answer = fukami("train", "deep-convnet", "--out", "run", "--resume")
-    assert answer.status == 1
-    assert "and the training has" in answer.err
+    result = fukami("train", "deep-convnet", "--out", "run", "--resume")
+    assert result.status == 1
+    assert "and the training has" in result.err
 
 
-def test_a_prediction_controls_no_terminal(fukami, trained, digit_files, tmp_path):
-    run = copy(trained, tmp_path / "run")
-    change(run, labels=[f"\x9b1m{number}" for number in range(10)])
-    answer = fukami("predict", "run", next(digit_files.rglob("*.png")))
-    assert answer.status == 0
-    assert "\x9b" not in answer.out
-    assert answer.json[0]["label"].startswith("\x9b1m")
+def test_predictions_print_no_control_characters(fukami, trained, digit_files, tmp_path):
+    run = copy_run(trained, tmp_path / "run")
+    change_record(run, labels=[f"\x9b1m{number}" for number in range(10)])
+    result = fukami("predict", "run", next(digit_files.rglob("*.png")))
+    assert result.status == 0
+    assert "\x9b" not in result.out
+    assert result.json[0]["label"].startswith("\x9b1m")
 
 
-def test_types_of_fields():
+def test_field_types_are_matched():
     assert _matches_type((1, 2), tuple[int, ...])
     assert _matches_type((1, 2.5), tuple[int, float])
     assert not _matches_type((1, 2, 3), tuple[int, float])
@@ -415,28 +416,28 @@ def test_types_of_fields():
     ],
     ids=range(8),
 )
-def test_the_board_passes_over_lines_that_no_training_writes(line, trained, tmp_path):
-    run = copy(trained, tmp_path / "run")
+def test_the_leaderboard_skips_invalid_lines(line, trained, tmp_path):
+    run = copy_run(trained, tmp_path / "run")
     (run / "metrics.jsonl").write_text(line)
     boards, reasons = leaderboard.load_leaderboards(tmp_path)
-    assert [found.name for found in boards[0].unfinished] == ["run"]
+    assert [entry.name for entry in boards[0].unfinished] == ["run"]
     assert list(reasons) == ["metrics.jsonl has a line that cannot be read"]
     assert leaderboard.build_rows(boards[0])
 
 
-def test_the_board_shows_no_control_characters(fukami, trained, tmp_path):
-    """What a run records could otherwise move the cursor, or more, in the terminal that shows it."""
-    run = copy(trained, tmp_path / "run\x1b[2J")
+def test_the_leaderboard_prints_no_control_characters(fukami, trained, tmp_path):
+    """Values recorded by a run could otherwise control the terminal, for example move its cursor."""
+    run = copy_run(trained, tmp_path / "run\x1b[2J")
     fields = json.loads((run / "recipe.json").read_text())["fields"] | {"data": "a\x1b]0;b\x07" + "c" * 5000}
-    change(run, recipe="\x1b[31mred", command="fukami\x1b[1A train", device="\x9b1m", fields=fields)
-    answer = fukami("board", ".")
-    assert answer.status == 0
-    assert not {"\x1b", "\x07", "\x9b"} & set(answer.out + answer.err)
-    assert "fukami�[1A train" in answer.out
+    change_record(run, recipe="\x1b[31mred", command="fukami\x1b[1A train", device="\x9b1m", fields=fields)
+    result = fukami("board", ".")
+    assert result.status == 0
+    assert not {"\x1b", "\x07", "\x9b"} & set(result.out + result.err)
+    assert "fukami�[1A train" in result.out
 
 
-def test_a_checkpoint_that_names_a_tensor_twice_is_refused(tmp_path):
-    """A few kilobytes could otherwise ask for any number of copies of a megabyte."""
+def test_a_checkpoint_with_a_repeated_tensor_is_rejected(tmp_path):
+    """A few kilobytes could otherwise create any number of copies of a megabyte."""
     tensor = {"$tensor": "0", "order": [0]}
     state = json.dumps({"step": 1, "tensors": [tensor] * 2})
     (tmp_path / "last.ckpt").write_bytes(save({"0": torch.zeros(3)}, {"state": state}))
@@ -450,11 +451,11 @@ def test_a_checkpoint_that_names_a_tensor_twice_is_refused(tmp_path):
      ("compile", None), ("labels", ["\ud800"]), ("command", "\ud800")],
 )  # fmt: skip
 def test_a_record_of_other_types_is_not_resumed(name, value, fukami, trained, tmp_path):
-    run = copy(trained, tmp_path / "run")
-    change(run, **{name: value})
-    answer = fukami("train", "deep-convnet", "--out", "run", "--resume")
-    assert answer.status == 1, answer.err
-    assert "recipe.json is damaged" in answer.err
+    run = copy_run(trained, tmp_path / "run")
+    change_record(run, **{name: value})
+    result = fukami("train", "deep-convnet", "--out", "run", "--resume")
+    assert result.status == 1, result.err
+    assert "recipe.json is damaged" in result.err
 
 
 @pytest.mark.parametrize(
@@ -463,69 +464,69 @@ def test_a_record_of_other_types_is_not_resumed(name, value, fukami, trained, tm
      ("log", {"seconds": 1.0, "bytes": 0, "last": {"accuracy": "all"}}),
      ("log", {"seconds": 1.0, "bytes": 0, "last": {"accuracy": torch.ones(1)}})],
 )  # fmt: skip
-def test_a_checkpoint_of_other_types_is_refused(name, value, fukami, trained, tmp_path):
-    run = copy(trained, tmp_path / "run")
+def test_a_checkpoint_of_other_types_is_rejected(name, value, fukami, trained, tmp_path):
+    run = copy_run(trained, tmp_path / "run")
     state = load_state(run / "last.ckpt", torch.device("cpu"))
     (run / "last.ckpt").write_bytes(encode_state({**state, name: value}))
-    answer = fukami("train", "deep-convnet", "--out", "run", "--resume")
-    assert answer.status == 1, answer.err
-    assert "last.ckpt" in answer.err
-    assert "remove it to start the run again" in answer.err
+    result = fukami("train", "deep-convnet", "--out", "run", "--resume")
+    assert result.status == 1, result.err
+    assert "last.ckpt" in result.err
+    assert "remove it to restart the run" in result.err
 
 
 @pytest.mark.parametrize(
     "text", [b"", b"5\n", b"{}\n", b"\xff\n", b"[" * 100_000, b'{"phase": "eval", "step": "1"}', None]
 )
-def test_a_log_that_no_training_wrote_is_named(text, fukami, trained, tmp_path):
-    run = copy(trained, tmp_path / "run")
+def test_an_invalid_log_is_reported(text, fukami, trained, tmp_path):
+    run = copy_run(trained, tmp_path / "run")
     if text is None:
         (run / "metrics.jsonl").unlink()
     else:
         (run / "metrics.jsonl").write_bytes(text)
-    answer = fukami("train", "deep-convnet", "--out", "run", "--resume")
-    assert answer.status == 1, answer.err
-    assert "metrics.jsonl is damaged" in answer.err
+    result = fukami("train", "deep-convnet", "--out", "run", "--resume")
+    assert result.status == 1, result.err
+    assert "metrics.jsonl is damaged" in result.err
 
 
 @pytest.mark.parametrize("line", [b"5\n", b"[]\n", b"{}\n", b"\xff\n", b'["a'])
-def test_a_manifest_that_no_training_wrote_is_named(line, fukami, trained, tmp_path):
-    run = copy(trained, tmp_path / "run")
+def test_an_invalid_manifest_is_reported(line, fukami, trained, tmp_path):
+    run = copy_run(trained, tmp_path / "run")
     content = b"{}\n" + line
     (run / "manifest.jsonl").write_bytes(content)
     state = load_state(run / "last.ckpt", torch.device("cpu"))
     state["manifest"] = hashlib.sha256(content).hexdigest()
     (run / "last.ckpt").write_bytes(encode_state(state))
-    answer = fukami("train", "deep-convnet", "--out", "run", "--resume")
-    assert answer.status == 1, answer.err
-    assert "manifest.jsonl is damaged" in answer.err
+    result = fukami("train", "deep-convnet", "--out", "run", "--resume")
+    assert result.status == 1, result.err
+    assert "manifest.jsonl is damaged" in result.err
 
 
-def test_a_checkpoint_without_a_manifest_and_a_run_without_one(fukami, trained, tmp_path):
-    run = copy(trained, tmp_path / "run")
+def test_a_missing_manifest_is_reported(fukami, trained, tmp_path):
+    run = copy_run(trained, tmp_path / "run")
     state = load_state(run / "last.ckpt", torch.device("cpu"))
     (run / "last.ckpt").write_bytes(encode_state({**state, "manifest": None}))
     (run / "manifest.jsonl").unlink()
-    answer = fukami("train", "deep-convnet", "--out", "run", "--resume")
-    assert answer.status == 2, answer.err
-    assert "manifest.jsonl is missing" in answer.err
+    result = fukami("train", "deep-convnet", "--out", "run", "--resume")
+    assert result.status == 2, result.err
+    assert "manifest.jsonl is missing" in result.err
 
 
 @pytest.mark.parametrize("file", [".lock", "metrics.jsonl", "manifest.jsonl"])
 def test_nothing_is_written_through_a_hard_link(file, fukami, trained, tmp_path):
-    run = copy(trained, tmp_path / "run")
-    (tmp_path / "other").write_text("of somebody else")
+    run = copy_run(trained, tmp_path / "run")
+    (tmp_path / "other").write_text("other content")
     (run / file).unlink(missing_ok=True)
     (run / file).hardlink_to(tmp_path / "other")
-    answer = fukami("train", "deep-convnet", "--out", "run", "--resume")
-    assert answer.status == 1, answer.err
-    assert f"{file} is a hard link" in answer.err
-    assert (tmp_path / "other").read_text() == "of somebody else"
+    result = fukami("train", "deep-convnet", "--out", "run", "--resume")
+    assert result.status == 1, result.err
+    assert f"{file} is a hard link" in result.err
+    assert (tmp_path / "other").read_text() == "other content"
 
 
-def test_names_with_dollars_are_no_formulas(fukami, trained, tmp_path):
-    """A name such as ``$\\frac{$`` is a formula that cannot be read; it ended ``board`` and reports."""
+def test_names_with_dollar_signs_are_not_formulas(fukami, trained, tmp_path):
+    """Matplotlib would parse a name such as ``$\\frac{$`` as a formula and raise an error."""
     name = "$\\frac{$"
-    run = copy(trained, tmp_path / "runs" / name)
+    run = copy_run(trained, tmp_path / "runs" / name)
     (run / "metrics.jsonl").write_text(json.dumps({"phase": "eval", "step": 1, name: 0.5}) + "\n")
     assert fukami("board", "runs").status == 0
     assert report.render_figure(
@@ -533,14 +534,14 @@ def test_names_with_dollars_are_no_formulas(fukami, trained, tmp_path):
     )
 
 
-def test_the_board_shows_no_numbers_that_no_training_writes(fukami, trained, tmp_path):
-    run = copy(trained, tmp_path / "run")
-    change(run, parameters=10**30, multiply_adds=10**400)
+def test_the_leaderboard_accepts_huge_numbers_in_the_record(fukami, trained, tmp_path):
+    run = copy_run(trained, tmp_path / "run")
+    change_record(run, parameters=10**30, multiply_adds=10**400)
     assert fukami("board", ".").status == 0
 
 
 def test_the_weights_of_a_stage_are_checked(trained, tmp_path):
-    run = copy(trained, tmp_path / "run")
+    run = copy_run(trained, tmp_path / "run")
     tensors = load_file(run / "weights.safetensors")
     name = min(tensors)
     save_file(tensors | {name: torch.full_like(tensors[name], torch.nan)}, run / "weights.safetensors")
@@ -549,25 +550,25 @@ def test_the_weights_of_a_stage_are_checked(trained, tmp_path):
         rcnn.load_stage_weights(task, run)
 
 
-def test_messages_control_no_terminal(trained, tmp_path):
-    run = copy(trained, tmp_path / "run")
+def test_messages_contain_no_control_characters(trained, tmp_path):
+    run = copy_run(trained, tmp_path / "run")
     fields = json.loads((run / "recipe.json").read_text())["fields"]
-    change(run, fields=fields | {"data": "http://127.0.0.1:1/\x1b[31m\x9b"})
-    done = subprocess.run([sys.executable, "-m", "fukami", "eval", run], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert r"http://127.0.0.1:1/\x1b[31m\x9b" in done.stderr
-    assert done.stderr.replace("\n", "").isprintable()
+    change_record(run, fields=fields | {"data": "http://127.0.0.1:1/\x1b[31m\x9b"})
+    process = subprocess.run([sys.executable, "-m", "fukami", "eval", run], capture_output=True, text=True, timeout=120)
+    assert process.returncode == 2
+    assert r"http://127.0.0.1:1/\x1b[31m\x9b" in process.stderr
+    assert process.stderr.replace("\n", "").isprintable()
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "words"),
+    ("field", "value", "message"),
     [("data", "a" * 5000, "unknown data"), ("data", "{0..999999}.tar", "there is no shard 0.tar"),
      ("seed", 10**30, "at most 64 bits")],
 )  # fmt: skip
-def test_fields_that_ask_for_what_there_is_not(field, value, words, fukami, trained, tmp_path):
-    run = copy(trained, tmp_path / "run")
+def test_unavailable_datasets_and_seeds_are_reported(field, value, message, fukami, trained, tmp_path):
+    run = copy_run(trained, tmp_path / "run")
     fields = json.loads((run / "recipe.json").read_text())["fields"]
-    change(run, fields=fields | {field: value})
-    answer = fukami("train", "deep-convnet", "--out", "run", "--resume")
-    assert answer.status in (1, 2), answer.err
-    assert words in answer.err
+    change_record(run, fields=fields | {field: value})
+    result = fukami("train", "deep-convnet", "--out", "run", "--resume")
+    assert result.status in (1, 2), result.err
+    assert message in result.err

@@ -1,4 +1,4 @@
-"""Nothing is lost: signals, kills inside a save, losses that explode, loaders of any kind."""
+"""Tests of interrupted and resumed trainings: signals, kills during a save, exploding losses, any data loader."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import fukami
-from check_task import Started, lines, logged, wait_until, words
+from check_task import CommandProcess, build_command, load_log, read_log_lines, wait_until
 from fukami.classification.deep_convnet import DeepConvNet
 from fukami.engine.log import TrainingLogger
 from fukami.engine.resume import SignalHandler
@@ -22,105 +22,103 @@ RECIPE = DeepConvNet(epochs=4)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "undisturbed"
-    assert Started(words(RECIPE, out)).ended()[0] == 0
-    return (out / "weights.safetensors").read_bytes(), logged(out)
+def uninterrupted(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    assert CommandProcess(build_command(RECIPE, out)).wait()[0] == 0
+    return (out / "weights.safetensors").read_bytes(), load_log(out)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_save_and_leave(number, status, undisturbed, tmp_path):
-    """The weights and the log are those of a run never stopped, wherever between two lines it was."""
-    weights, undisturbed_log = undisturbed
-    process = Started(words(RECIPE, tmp_path / "run"))
-    wait_until(lambda: len(lines(tmp_path / "run")) > 8)
+def test_a_signal_saves_and_the_resumed_run_equals_an_uninterrupted_one(number, status, uninterrupted, tmp_path):
+    """The weights and the log do not depend on the step at which the signal arrives."""
+    weights, uninterrupted_log = uninterrupted
+    process = CommandProcess(build_command(RECIPE, tmp_path / "run"))
+    wait_until(lambda: len(read_log_lines(tmp_path / "run")) > 8)
     os.kill(process.pid, number)
-    code, out, err = process.ended(60)
+    code, out, err = process.wait(60)
     assert (code, out) == (status, "")
     assert "--resume" in err
     assert "Traceback" not in err
-    stopped = len(lines(tmp_path / "run"))
-    code, out, err = Started([*words(RECIPE, tmp_path / "run"), "--resume"]).ended()
+    num_lines = len(read_log_lines(tmp_path / "run"))
+    code, out, err = CommandProcess([*build_command(RECIPE, tmp_path / "run"), "--resume"]).wait()
     assert code == 0, err
     assert "accuracy" in out
-    assert len(lines(tmp_path / "run")) > stopped
-    assert logged(tmp_path / "run") == undisturbed_log
+    assert len(read_log_lines(tmp_path / "run")) > num_lines
+    assert load_log(tmp_path / "run") == uninterrupted_log
     assert (tmp_path / "run" / "weights.safetensors").read_bytes() == weights
 
 
 @pytest.mark.parametrize("call", [2, 3, 4, 5, 6, 7, 8])
-def test_killed_inside_a_save(call, undisturbed, tmp_path):
-    """Killed in the middle of writing recipe, checkpoint or weights."""
+def test_a_run_killed_during_a_save_resumes(call, uninterrupted, tmp_path):
+    """The run is killed while it writes recipe, checkpoint or weights."""
     run = tmp_path / "run"
-    assert Started(words(RECIPE, run), fatal=call).ended()[0] == -signal.SIGKILL
-    code, _, err = Started([*words(RECIPE, run), "--resume"]).ended()
+    assert CommandProcess(build_command(RECIPE, run), kill_at_fsync=call).wait()[0] == -signal.SIGKILL
+    code, _, err = CommandProcess([*build_command(RECIPE, run), "--resume"]).wait()
     assert code == 0, err
-    assert ((run / "weights.safetensors").read_bytes(), logged(run)) == undisturbed
+    assert ((run / "weights.safetensors").read_bytes(), load_log(run)) == uninterrupted
     assert not [path.name for path in run.iterdir() if path.name.endswith(".tmp")]
 
 
 def test_an_exploding_loss_stops_the_run_and_keeps_the_checkpoint(fukami, tmp_path):
-    answer = fukami(
+    result = fukami(
         "train", "deep-convnet", "--lr", "1e30", "--out", "run", "--device", "cpu", "--precision", "float32"
     )
-    assert answer.status == 1
-    assert "step" in answer.err
-    assert "became" in answer.err or "no longer finite" in answer.err
+    assert result.status == 1
+    assert "step" in result.err
+    assert "became" in result.err or "not finite" in result.err
     if (tmp_path / "run" / "last.ckpt").exists():
         state = load_state(tmp_path / "run" / "last.ckpt", torch.device("cpu"))
         assert all(value.isfinite().all() for value in state["task"]["model"].values())
 
 
-def test_the_step_and_the_batch_of_a_nan_are_named(tmp_path, monkeypatch):
-    """The fourth batch of the second epoch gives a loss that is not a number."""
-    monkeypatch.setattr(
-        "fukami.engine.async_checkpoint.MIN_CHECKPOINT_INTERVAL", 0.0
-    )  # between two checkpoints, however fast the steps are
+def test_the_error_names_step_and_batch_of_a_nan_loss(tmp_path, monkeypatch):
+    """The loss of the fourth batch of the second epoch is NaN."""
+    monkeypatch.setattr("fukami.engine.async_checkpoint.MIN_CHECKPOINT_INTERVAL", 0.0)  # checkpoints despite fast steps
 
     @dataclass(frozen=True, kw_only=True)
-    class Poisoned(DeepConvNet):
+    class NaNRecipe(DeepConvNet):
         def build_task(self, labels):
             task = super().build_task(labels)
-            loss, seen = task.compute_loss, [0]
+            compute_loss, num_batches = task.compute_loss, [0]
 
-            def poisoned(batch):
-                seen[0] += 1
-                value, metrics = loss(batch)
-                return value * (float("nan") if seen[0] == 14 + 4 else 1.0), metrics
+            def compute_nan_loss(batch):
+                num_batches[0] += 1
+                value, metrics = compute_loss(batch)
+                return value * (float("nan") if num_batches[0] == 14 + 4 else 1.0), metrics
 
-            task.compute_loss = poisoned
+            task.compute_loss = compute_nan_loss
             return task
 
     with pytest.raises(fukami.Error, match=r"loss became nan at step 18, on batch 4 of 14 in epoch 2 \(images #\d+"):
-        fukami.train(Poisoned(epochs=3), tmp_path / "run", device="cpu")
+        fukami.train(NaNRecipe(epochs=3), tmp_path / "run", device="cpu")
     state = load_state(tmp_path / "run" / "last.ckpt", torch.device("cpu"))
     assert 0 < state["step"] < 18
     assert all(value.isfinite().all() for value in state["task"]["model"].values())
 
 
-class Interrupting(TensorDataset):
-    """Sends this process SIGTERM when the sample ``at`` is read for the ``turn``-th time."""
+class InterruptingDataset(TensorDataset):
+    """Dataset that sends SIGTERM to this process when ``sample_index`` is read for the ``num_reads``-th time."""
 
-    at, turn = -1, 0
+    sample_index, num_reads = -1, 0
 
     def __getitem__(self, index):
-        if index == self.at:
-            self.turn -= 1
-            if self.turn == 0:
+        if index == self.sample_index:
+            self.num_reads -= 1
+            if self.num_reads == 0:
                 os.kill(os.getpid(), signal.SIGTERM)
         return super().__getitem__(index)
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnyLoader(DeepConvNet):
-    """A recipe whose batches come from torch's own shuffling DataLoader, and which uses NumPy's randomness as well."""
+class DataLoaderRecipe(DeepConvNet):
+    """Recipe with torch's shuffling DataLoader, and with NumPy's random numbers in ``collate_fn``."""
 
     interrupt: bool = False
 
     def load_data(self):
         data = super().load_data()
-        dataset = Interrupting(data.train.images[:200], data.train.targets[:200])
-        dataset.at, dataset.turn = (77, 2) if self.interrupt else (-1, 0)
+        dataset = InterruptingDataset(data.train.images[:200], data.train.targets[:200])
+        dataset.sample_index, dataset.num_reads = (77, 2) if self.interrupt else (-1, 0)
 
         def collate(samples):
             images, targets = torch.utils.data.default_collate(samples)
@@ -130,24 +128,24 @@ class AnyLoader(DeepConvNet):
         return fukami.Data(loader, data.val, data.labels)
 
 
-def test_any_loader_resumes_in_mid_epoch(tmp_path):
-    recipe = AnyLoader(epochs=3)
-    fukami.train(recipe, tmp_path / "undisturbed", device="cpu", precision="float32")
-    with pytest.raises(SystemExit) as left:
-        fukami.train(AnyLoader(epochs=3, interrupt=True), tmp_path / "run", device="cpu", precision="float32")
-    assert left.value.code == 143
+def test_a_training_with_a_data_loader_resumes_in_mid_epoch(tmp_path):
+    recipe = DataLoaderRecipe(epochs=3)
+    fukami.train(recipe, tmp_path / "uninterrupted", device="cpu", precision="float32")
+    with pytest.raises(SystemExit) as system_exit:
+        fukami.train(DataLoaderRecipe(epochs=3, interrupt=True), tmp_path / "run", device="cpu", precision="float32")
+    assert system_exit.value.code == 143
     state = load_state(tmp_path / "run" / "last.ckpt", torch.device("cpu"))
     assert 10 < state["step"] < 20
     record = json.loads((tmp_path / "run" / "recipe.json").read_text())
     record["fields"]["interrupt"] = False
     (tmp_path / "run" / "recipe.json").write_text(json.dumps(record))
     fukami.train(recipe, tmp_path / "run", device="cpu", precision="float32", resume=True)
-    weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("undisturbed", "run")]
+    weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("uninterrupted", "run")]
     assert weights[0] == weights[1]
 
 
-def test_a_resumed_run_tells_its_own_speed(tmp_path, monkeypatch):
-    """Not the steps of all the process before in the seconds of this one."""
+def test_a_resumed_run_logs_its_own_speed(tmp_path, monkeypatch):
+    """The speed does not include the steps of the process before."""
     now = [0.0]
     monkeypatch.setattr("fukami.engine.log.time.monotonic", lambda: now[0])
     before, after = (TrainingLogger(tmp_path, RECIPE, Runtime.start("cpu"), 1000, 100, float) for _ in range(2))
@@ -156,17 +154,17 @@ def test_a_resumed_run_tells_its_own_speed(tmp_path, monkeypatch):
     after.load_state_dict(before.state_dict())
     now[0] = 54.0
     after.log_training(510, {"loss": 1.0}, 0.1, 32, "images")
-    told = [json.loads(line)["images_per_second"] for line in lines(tmp_path)]
-    assert told == [500 * 32 / 50, 10 * 32 / 4]
+    speeds = [json.loads(line)["images_per_second"] for line in read_log_lines(tmp_path)]
+    assert speeds == [500 * 32 / 50, 10 * 32 / 4]
 
 
-def test_resume_under_other_conditions_is_refused(fukami, trained):
-    answer = fukami("train", "deep-convnet", "--out", trained, "--resume", "--precision", "bfloat16")
-    assert answer.status == 2
-    assert "begun with precision 'float32'" in answer.err
+def test_resume_with_other_settings_is_rejected(fukami, trained):
+    result = fukami("train", "deep-convnet", "--out", trained, "--resume", "--precision", "bfloat16")
+    assert result.status == 2
+    assert "started with precision 'float32'" in result.err
 
 
-def test_damaged_checkpoints_are_refused_by_name(fukami, trained, tmp_path):
+def test_damaged_checkpoints_are_rejected_by_name(fukami, trained, tmp_path):
     class Hostile:
         def __reduce__(self):
             return os.system, (f"touch {tmp_path}/harmed",)
@@ -175,35 +173,35 @@ def test_damaged_checkpoints_are_refused_by_name(fukami, trained, tmp_path):
     run.mkdir()
     for path in trained.iterdir():
         (run / path.name).write_bytes(path.read_bytes())
-    good = (run / "last.ckpt").read_bytes()
+    checkpoint = (run / "last.ckpt").read_bytes()
     torch.save({"step": 1, "task": Hostile()}, run / "hostile.ckpt")
     for content in (
         (run / "hostile.ckpt").read_bytes(),
-        good[: len(good) // 2],
+        checkpoint[: len(checkpoint) // 2],
         b"",
         b"text",
-        good[:200] + b"\0" * 999,
+        checkpoint[:200] + b"\0" * 999,
     ):
         (run / "last.ckpt").write_bytes(content)
-        answer = fukami("train", "deep-convnet", "--out", "run", "--resume")
-        assert answer.status == 1, content[:20]
-        assert "last.ckpt" in answer.err
-        assert "Traceback" not in answer.err
+        result = fukami("train", "deep-convnet", "--out", "run", "--resume")
+        assert result.status == 1, content[:20]
+        assert "last.ckpt" in result.err
+        assert "Traceback" not in result.err
     assert not (tmp_path / "harmed").exists()
 
 
 def test_a_signal_before_a_failure_is_not_lost(request):
-    """The loop could not leave as it was asked to; whoever handles the signal otherwise does."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has it ignored
-    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+    """If the training fails before it handles a signal, the previous signal handler gets it."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore SIGINT
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, previous))
 
-    def fail(asked):
+    def fail(send_signal):
         with SignalHandler():
-            if asked:
+            if send_signal:
                 signal.raise_signal(signal.SIGINT)
-            raise ValueError("what goes wrong before the loop looks")
+            raise ValueError("failure before the signal is handled")
 
     with pytest.raises(KeyboardInterrupt):
-        fail(asked=True)
-    with pytest.raises(ValueError, match="goes wrong"):
-        fail(asked=False)
+        fail(send_signal=True)
+    with pytest.raises(ValueError, match="failure before"):
+        fail(send_signal=False)

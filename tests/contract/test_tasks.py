@@ -1,4 +1,4 @@
-"""Every task keeps the contract."""
+"""Contract tests of all tasks."""
 
 from functools import partial
 
@@ -53,12 +53,12 @@ def captioning(request):
         "beam_size": 2,
         "min_word_count": 1,
     }
-    data = str(request.getfixturevalue("told_files"))
+    data = str(request.getfixturevalue("caption_files"))
     return partial(ShowAndTell, **{"data": data, "batch_size": 8, "epochs": 6, "lr": 3e-3, "eval_every": 1, **small})
 
 
 def style(request):
-    """It knows no epochs and no batches of more than one image."""
+    """Build the recipe without the fields for epochs and batches, which it does not have."""
     small = {"size": 96, "levels": 2, "iterations": 12, "eval_every": 8}
     return lambda **fields: NeuralStyle(**small)
 
@@ -68,10 +68,10 @@ def generation(request):
     return partial(DCGAN, **{"data": str(request.getfixturevalue("digit_files")), **small})
 
 
-LEARNERS = [classification, detection, segmentation, captioning, style]
+FAMILIES = [classification, detection, segmentation, captioning, style]
 
 
-@pytest.fixture(params=[*LEARNERS, generation], ids=lambda kind: kind.__name__)
+@pytest.fixture(params=[*FAMILIES, generation], ids=lambda family: family.__name__)
 def make(request):
     return request.param(request)
 
@@ -81,7 +81,7 @@ def inputs(digit_files):
     return sorted(digit_files.rglob("*.png"))[:5]
 
 
-@pytest.mark.parametrize("family", LEARNERS, ids=lambda kind: kind.__name__)  # a generator's loss need not fall
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)  # the loss of a GAN need not decrease
 def test_overfits(family, request):
     check_task.check_overfits(family(request))
 
@@ -90,34 +90,36 @@ def test_evaluation_changes_nothing(make):
     check_task.check_evaluation_changes_nothing(make)
 
 
-@pytest.mark.parametrize("family", [detection, segmentation, captioning, generation], ids=lambda kind: kind.__name__)
-def test_figures_are_those_of_the_last_evaluation(family, request, monkeypatch):
-    """Judged once more where the network or the data are others."""
+@pytest.mark.parametrize(
+    "family", [detection, segmentation, captioning, generation], ids=lambda family: family.__name__
+)
+def test_figures_use_the_results_of_the_last_evaluation(family, request, monkeypatch):
+    """The figures evaluate again only if the network or the data have changed."""
     recipe = family(request)()
     data = recipe.load_data()
     task = recipe.build_task(data.labels)
     task.setup(Runtime.start("cpu", "float32"))
-    judged = []
+    evaluations = []
     monkeypatch.setattr(
-        task, "collect_results", lambda batches: judged.append(1) or type(task).collect_results(task, batches)
+        task, "collect_results", lambda batches: evaluations.append(1) or type(task).collect_results(task, batches)
     )
     task.evaluate(data.val)
     assert [*task.plot_evaluation(data.val)]
-    assert len(judged) == 1
+    assert len(evaluations) == 1
     task.schedule(0.5)
     task.step(next(iter(data.train)))
     assert [*task.plot_evaluation(data.val)]
-    assert len(judged) == 2
+    assert len(evaluations) == 2
     task.evaluate(data.val)
     assert [*task.plot_evaluation(recipe.load_data().val)]
-    assert len(judged) == 4
+    assert len(evaluations) == 4
 
 
-def test_saves_and_loads(make, inputs, pageless, tmp_path):
+def test_loaded_run_equals_the_trained_one(make, inputs, no_reports, tmp_path):
     check_task.check_saves_and_loads(make, inputs, tmp_path)
 
 
-def test_precisions(make, inputs, pageless, tmp_path):
+def test_precisions(make, inputs, no_reports, tmp_path):
     check_task.check_precisions(make, inputs, tmp_path)
 
 

@@ -25,7 +25,7 @@ from fukami.data import archives, coco, image_folder, mnist, tar, voc, yolo
 from fukami.detection import data as detection_data
 from fukami.engine import pretrained
 from fukami.segmentation import data as segmentation_data
-from fuzz_cases import LAUGHS, OUTSIDE, QUADRATIC, bomb, png
+from fuzz_cases import LAUGHS, OUTSIDE, QUADRATIC, create_archive_bomb, create_png
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ OUTSIDE_NAMES = ["../out.png", "a/../../out.png", "/tmp/fukami-out.png", "..", "
 @pytest.mark.parametrize("name", OUTSIDE_NAMES)
 @pytest.mark.parametrize("kind", ["tar", "zip"])
 def test_archive_members_are_not_written_outside(kind, name, tmp_path, cache):
-    members = [("a/1.png", png()), (name, b"out"), ("b/2.png", png())]
+    members = [("a/1.png", create_png()), (name, b"out"), ("b/2.png", create_png())]
     archive = (write_tar if kind == "tar" else write_zip)(tmp_path / f"x.{kind}", members)
     assert_refused(archive, "leads outside it", cache)
     assert not Path("/tmp/fukami-out.png").exists()
@@ -89,14 +89,16 @@ def test_archive_members_are_not_written_outside(kind, name, tmp_path, cache):
     ],
 )
 def test_links_and_devices_in_a_tar_archive_are_refused(kind, where, tmp_path, cache):
-    members = [("a/1.png", png()), ("link", b"", kind, where), ("link/2.png", png())]
+    members = [("a/1.png", create_png()), ("link", b"", kind, where), ("link/2.png", create_png())]
     assert_refused(write_tar(tmp_path / "x.tar", members), "'link' is a link or a device", cache)
 
 
 def test_a_link_in_a_zip_archive_is_refused(tmp_path, cache):
     link = zipfile.ZipInfo("link")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
-    assert_refused(write_zip(tmp_path / "x.zip", [("a/1.png", png()), (link, "/etc")]), "is a link or a device", cache)
+    assert_refused(
+        write_zip(tmp_path / "x.zip", [("a/1.png", create_png()), (link, "/etc")]), "is a link or a device", cache
+    )
 
 
 @pytest.mark.parametrize("number", range(10))
@@ -104,7 +106,7 @@ def test_a_decompression_bomb_is_refused_and_leaves_no_files(number, tmp_path, c
     """Zeros in a zip and in each type of compressed tar, names of two megabytes, and overlapping members."""
     import random as randomness
 
-    suffix, content = bomb(randomness.Random(number))
+    suffix, content = create_archive_bomb(randomness.Random(number))
     (tmp_path / f"x.{suffix}").write_bytes(content)
     assert_refused(
         tmp_path / f"x.{suffix}", "unpacks to more than|overlaps another member|a header has a name of", cache
@@ -113,7 +115,7 @@ def test_a_decompression_bomb_is_refused_and_leaves_no_files(number, tmp_path, c
 
 def test_overlapping_members_are_refused(tmp_path, cache):
     """Both entries of the central directory refer to the first member."""
-    archive = write_zip(tmp_path / "x.zip", [("a/1.png", png()), ("a/2.png", png())])
+    archive = write_zip(tmp_path / "x.zip", [("a/1.png", create_png()), ("a/2.png", create_png())])
     content = archive.read_bytes()
     second = content.index(b"PK\x01\x02", content.index(b"PK\x01\x02") + 4)
     archive.write_bytes(content[: second + 42] + bytes(4) + content[second + 46 :])
@@ -136,7 +138,7 @@ def test_number_and_names_of_archive_members_are_limited(tmp_path, cache, monkey
 
 
 def test_interrupted_unpacking_leaves_no_files(tmp_path, cache, monkeypatch):
-    archive = write_zip(tmp_path / "x.zip", [("a/1.png", png())])
+    archive = write_zip(tmp_path / "x.zip", [("a/1.png", create_png())])
 
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -154,8 +156,9 @@ FORMATS = [("w", tarfile.GNU_FORMAT), *((mode, tarfile.PAX_FORMAT) for mode in (
 def test_a_tar_archive_is_unpacked_as_tarfile_unpacks_it(mode, format, tmp_path):
     """Folders, empty files, long names, Japanese names, and a repeated member."""
     members = [
-        ("a", b"", tarfile.DIRTYPE, ""), ("a/1.png", png()), ("./b/empty", b""),
-        ("写真/" + "長" * 60 + ".png", os.urandom(3000)), ("b/" + "x" * 200, os.urandom(512)), ("a/1.png", png(1)),
+        ("a", b"", tarfile.DIRTYPE, ""), ("a/1.png", create_png()), ("./b/empty", b""),
+        ("写真/" + "長" * 60 + ".png", os.urandom(3000)), ("b/" + "x" * 200, os.urandom(512)),
+        ("a/1.png", create_png(1)),
         ("b/large", bytes(3 << 20)),
     ]  # fmt: skip
     archive = write_tar(tmp_path / "x.tar", members, mode, format=format)
@@ -188,7 +191,7 @@ def test_an_empty_long_name_is_skipped(suffix, tmp_path):
 
 
 def test_xz_with_a_dictionary_of_gigabytes_is_refused(tmp_path, cache):
-    content = lzma.compress(png(), filters=[{"id": lzma.FILTER_LZMA2, "preset": 1, "dict_size": 1 << 30}])
+    content = lzma.compress(create_png(), filters=[{"id": lzma.FILTER_LZMA2, "preset": 1, "dict_size": 1 << 30}])
     (tmp_path / "x.tar.xz").write_bytes(content)
     assert_refused(tmp_path / "x.tar.xz", "emory", cache)
 
@@ -311,7 +314,7 @@ def test_yaml_names_are_plain_text(tmp_path):
     (tmp_path / "images").mkdir()
     text = "train: images\nval:\ntest: ~\nnames: [yes, no, 2001-01-01, '7', 1:30, " + "1" + ":59" * 100_000 + "]"
     (tmp_path / "data.yaml").write_text(text)
-    (tmp_path / "images" / "1.png").write_bytes(png())
+    (tmp_path / "images" / "1.png").write_bytes(create_png())
     assert yolo.read_yolo(tmp_path).labels[:5] == ("yes", "no", "2001-01-01", "7", "1:30")
 
 
@@ -362,11 +365,11 @@ ZIGZAG = [value for number in range(100_000) for value in (number % 2 * 9, numbe
     ids=range(9),
 )
 def test_an_invalid_outline_is_an_error_with_its_annotation(outline, tmp_path):
-    (tmp_path / "1.png").write_bytes(png())
+    (tmp_path / "1.png").write_bytes(create_png())
     (tmp_path / "x.json").write_text(json.dumps(build_coco(outline)))
     dataset = segmentation_data.index_dataset(tmp_path / "x.json")
     ((_, mask),) = dataset.splits[""]
-    with pytest.raises(Error, match="annotation 7 has no outline"):
+    with pytest.raises(Error, match="annotation 7 has an invalid outline"):
         mask.read()
 
 
@@ -374,7 +377,7 @@ def test_run_lengths_of_another_size_are_not_decoded(tmp_path, monkeypatch):
     from faster_coco_eval.core import mask as coco_mask
 
     monkeypatch.setattr(coco_mask, "decode", None)
-    (tmp_path / "1.png").write_bytes(png())
+    (tmp_path / "1.png").write_bytes(create_png())
     (tmp_path / "x.json").write_text(json.dumps(build_coco({"size": [1 << 14, 1 << 14], "counts": "0"})))
     ((_, mask),) = segmentation_data.index_dataset(tmp_path / "x.json").splits[""]
     with pytest.raises(Error, match="its size is not that of the image"):
@@ -383,7 +386,7 @@ def test_run_lengths_of_another_size_are_not_decoded(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("width", "height"), [(1 << 20, 1 << 20), (-1, 8), (0, 0)])
 def test_masks_of_impossible_image_sizes_are_refused(width, height, tmp_path):
-    (tmp_path / "1.png").write_bytes(png())
+    (tmp_path / "1.png").write_bytes(create_png())
     (tmp_path / "x.json").write_text(json.dumps(build_coco([[0, 0, 5, 5, 0, 5]], width, height)))
     ((_, mask),) = segmentation_data.index_dataset(tmp_path / "x.json").splits[""]
     with pytest.raises(Error, match=f"states an image of {width}×{height}"):
@@ -425,7 +428,12 @@ def test_yaml_in_an_archive_cannot_refer_to_paths_outside(key, secret, tmp_path)
         "list": {"train": "list.txt"},
     }[key]
     text = "".join(f"{name}: {value}\n" for name, value in description.items())
-    members = [("images/1.png", png()), ("labels/1.txt", "0 .5 .5 .1 .1"), ("names.txt", "a\n"), ("data.yaml", text)]
+    members = [
+        ("images/1.png", create_png()),
+        ("labels/1.txt", "0 .5 .5 .1 .1"),
+        ("names.txt", "a\n"),
+        ("data.yaml", text),
+    ]
     members.append(("list.txt", f"images/1.png\n{secret}/images/secret.png\n"))
     write_zip(tmp_path / "x.zip", members)
     if key == "list":
@@ -440,7 +448,7 @@ def test_yaml_in_an_archive_cannot_refer_to_paths_outside(key, secret, tmp_path)
 def test_class_names_are_not_read_from_files_outside_of_the_dataset(secret, tmp_path):
     """They become the labels of a run, which may be published."""
     (tmp_path / "own" / "images").mkdir(parents=True)
-    (tmp_path / "own" / "images" / "1.png").write_bytes(png())
+    (tmp_path / "own" / "images" / "1.png").write_bytes(create_png())
     (tmp_path / "own" / "data.yaml").write_text(f"train: {secret}/images\nnames: {secret}/words.txt\n")
     with pytest.raises(Error, match=r"names .*words\.txt, and there is no"):
         detection_data.read_annotations(tmp_path / "own")
@@ -462,7 +470,7 @@ UNUSABLE_TENSORS = {
     "complex": (torch.ones(2, dtype=torch.complex64), "is complex64"),
     "sparse": (torch.eye(2).to_sparse(), "is sparse"),
     "meta": (torch.empty(1 << 40, device="meta"), "is sparse, quantized, nested or without values"),
-    "expanded": (torch.zeros(1).half().expand(1 << 36), r"is .68719476736,., which is more than the file has"),
+    "expanded": (torch.zeros(1).half().expand(1 << 36), r"is .68719476736,., which is more than the file contains"),
     "eight bits": (torch.ones(2).to(torch.float8_e4m3fn), "is float8_e4m3fn"),
 }
 
@@ -470,11 +478,11 @@ UNUSABLE_TENSORS = {
 @pytest.mark.parametrize("kind", UNUSABLE_TENSORS)
 def test_unusable_tensors_are_named(kind, tmp_path):
     tensor, message = UNUSABLE_TENSORS[kind]
-    with pytest.raises(Error, match=rf"x\.pth holds what no network can begin with: b {message}"):
+    with pytest.raises(Error, match=rf"x\.pth contains tensors that cannot be weights: b {message}"):
         pretrained.read_state_dict(save(tmp_path / "x.pth", {"a": torch.ones(2), "b": tensor}))
     if kind in ("nan", "inf", "complex", "eight bits"):
         save_file({"a": torch.ones(2), "b": tensor}, tmp_path / "x.safetensors")
-        with pytest.raises(Error, match=rf"x\.safetensors holds what no network can begin with: b {message}"):
+        with pytest.raises(Error, match=rf"x\.safetensors contains tensors that cannot be weights: b {message}"):
             pretrained.read_state_dict(tmp_path / "x.safetensors")
 
 
@@ -507,7 +515,7 @@ def test_the_advice_of_torch_to_disable_weights_only_is_not_repeated(tmp_path):
         def __reduce__(self):
             return print, ("run",)
 
-    with pytest.raises(Error, match=r"it asks for (builtins\.)?print, which is no tensor") as caught:
+    with pytest.raises(Error, match=r"it contains (builtins\.)?print, which is not a tensor") as caught:
         pretrained.read_state_dict(save(tmp_path / "x.pth", {"a": Code()}))
     assert "weights_only" not in str(caught.value)
 
@@ -519,9 +527,9 @@ def modify_onnx(modify):
     """Serialize a modified small ONNX network."""
     import onnx
 
-    from fuzz_cases import onnx_model
+    from fuzz_cases import create_onnx_model
 
-    model = onnx.ModelProto.FromString(onnx_model())
+    model = onnx.ModelProto.FromString(create_onnx_model())
     modify(model, onnx)
     return model.SerializeToString()
 

@@ -18,7 +18,7 @@ LABELS = ("one", "other")
 PREPARE = ResizeTransform(24, 40)
 
 
-def assert_same(one, other):
+def count_equal_batches(one, other):
     """Assert that the batches are identical, and return their number."""
     count = 0
     for batch, other_batch in zip(one, other, strict=True):
@@ -32,7 +32,7 @@ def samples(tmp_path_factory):
     """Create 22 noise images of three shapes, one of them grayscale, with up to nine boxes each."""
     root = tmp_path_factory.mktemp("framed")
     random = np.random.default_rng(0)
-    samples_ = []
+    dataset = []
     for number in range(22):
         width, height = ((60, 30), (30, 60), (41, 40))[number % 3]
         pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -42,8 +42,8 @@ def samples(tmp_path_factory):
         count = number % 10
         corners = np.sort(random.uniform(0, 1, (count, 2, 2)), 1).reshape(count, 4) * [width, height, width, height]
         classes, kinds = random.integers(0, 2, count), random.integers(0, 3, count).astype(np.uint8)
-        samples_.append(Sample(path, (width, height), corners.astype(np.float32), classes, kinds, f"{number}.png"))
-    return samples_
+        dataset.append(Sample(path, (width, height), corners.astype(np.float32), classes, kinds, f"{number}.png"))
+    return dataset
 
 
 @pytest.fixture(params=[4.0, 0.0], ids=["resident", "streamed"])
@@ -138,9 +138,9 @@ def test_streamed_batches_equal_those_from_memory(samples):
     assert isinstance(streamed, padded_loader.PaddedStreamingLoader)
     assert hasattr(streamed, "compute_wait_fraction")
     assert not hasattr(in_memory, "compute_wait_fraction")
-    assert assert_same(in_memory, streamed) == 5
-    assert assert_same(in_memory.iterate_in_order(), streamed.iterate_in_order()) == 6
-    assert assert_same(in_memory, streamed) == 5
+    assert count_equal_batches(in_memory, streamed) == 5
+    assert count_equal_batches(in_memory.iterate_in_order(), streamed.iterate_in_order()) == 6
+    assert count_equal_batches(in_memory, streamed) == 5
 
 
 @pytest.mark.parametrize("steps", [3, 5, 7])
@@ -160,7 +160,7 @@ def test_an_epoch_resumes_at_its_position(build_loader, steps):
     first, second = (build_loader(batch_size=4, seed=2, augment=augmentation) for _ in range(2))
     start = take(first, steps)
     second.load_state_dict(first.state_dict())
-    assert assert_same(start + take(second, 9 - steps), uninterrupted) == 9
+    assert count_equal_batches(start + take(second, 9 - steps), uninterrupted) == 9
 
 
 def test_two_processes_split_every_batch(build_loader):
@@ -181,7 +181,7 @@ def test_two_processes_split_every_batch(build_loader):
         build_loader(batch_size=4, **options), load(0, **options), load(1, **options), strict=True
     ):
         for rank, part in enumerate(slices):
-            assert assert_same([part], [PaddedBatch(*(tensor[rank::2] for tensor in batch))])
+            assert count_equal_batches([part], [PaddedBatch(*(tensor[rank::2] for tensor in batch))])
     indices = torch.cat([batch.indices for rank in (0, 1) for batch in load(rank)])
     assert indices.sort().values.tolist() == list(range(22))
     with pytest.raises(UsageError, match="--batch-size"):
@@ -200,18 +200,18 @@ def damage(samples, tmp_path):
 
 def test_broken_images_are_named_and_left_out(samples, tmp_path, caplog):
     """An image whose size has changed since its boxes were read is also broken."""
-    samples_ = damage(samples, tmp_path)
+    damaged_samples = damage(samples, tmp_path)
     for limit in (4, 0):
         caplog.clear()
-        loader = padded_loader.build_padded_loader(samples_, LABELS, PREPARE, batch_size=3, memory_limit=limit)
+        loader = padded_loader.build_padded_loader(damaged_samples, LABELS, PREPARE, batch_size=3, memory_limit=limit)
         names = [loader.samples[number].name for batch in loader for number in batch.indices.tolist()]
-        assert sorted(names) == sorted(sample.name for i, sample in enumerate(samples_) if i not in (1, 5))
+        assert sorted(names) == sorted(sample.name for i, sample in enumerate(damaged_samples) if i not in (1, 5))
         assert "1.png is empty" in caplog.text
         assert "5.png has 9×9 pixels, and had 41×40" in caplog.text
         with pytest.raises(Error, match="--max-broken allows 1"):
             list(
                 padded_loader.build_padded_loader(
-                    samples_, LABELS, PREPARE, batch_size=3, memory_limit=limit, max_broken=1
+                    damaged_samples, LABELS, PREPARE, batch_size=3, memory_limit=limit, max_broken=1
                 )
             )
 
@@ -239,7 +239,7 @@ def test_a_streamed_batch_without_readable_images_has_no_targets(samples, tmp_pa
 def test_training_without_images_is_an_error():
     from fukami.engine.runtime import Runtime
 
-    with pytest.raises(Error, match="no image to train on"):
+    with pytest.raises(Error, match="no training image"):
         padded_loader.build_padded_loader([], LABELS, PREPARE, batch_size=3, seed=0).setup(
             Runtime(torch.device("cpu"), "float32")
         )
@@ -301,7 +301,7 @@ def test_transformed_boxes_bound_transformed_masks(batch, words):
     assert kept.any()
     assert not after.boxes[~kept].any()
     slack = 1e-4 if set(words.split()) <= {"flip=1", "flip-vertical=1"} else 1.5
-    outlines = torch.stack([compute_outlines(masks_) for masks_ in moved])
+    outlines = torch.stack([compute_outlines(image_masks) for image_masks in moved])
     margins = (outlines - after.boxes)[kept] * torch.tensor([1, 1, -1, -1])
     assert (margins > -slack).all()
     sides = before.sizes.flip(1).repeat(1, 2).unsqueeze(1).expand_as(outlines)
@@ -309,7 +309,7 @@ def test_transformed_boxes_bound_transformed_masks(batch, words):
     tight = uncut[kept] if "rotate" in words or "shear" in words else torch.ones_like(uncut[kept])
     assert (margins[tight] < slack).all()
     if words.startswith("shift"):  # a shift keeps areas; dropped boxes have a visible fraction below 0.3
-        areas = [(masks_[..., 2:] - masks_[..., :2]).prod(-1) for masks_ in (outlines.nan_to_num(0), before.boxes)]
+        areas = [(boxes[..., 2:] - boxes[..., :2]).prod(-1) for boxes in (outlines.nan_to_num(0), before.boxes)]
         visible_fraction = areas[0] / areas[1].clamp(min=1)
         assert (visible_fraction[kept] > 0.25).all()
         assert (visible_fraction[~kept] < 0.35).all()

@@ -1,4 +1,4 @@
-"""Images streamed from files are those that would lie in memory, and data sets by name and by table."""
+"""Streaming of image files equals loading into memory; datasets by table and by name."""
 
 import gc
 import json
@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import fukami as package
-from check_task import lines, same, threads, wait_until
+from check_task import build_thread_environment, count_equal_batches, read_log_lines, wait_until
 from fukami import Error, UsageError
 from fukami.classification.deep_convnet import DeepConvNet
 from fukami.data import augment, labelled_images, streaming
@@ -38,7 +38,7 @@ PREPARE = SquareTransform(channels=3, size=16)
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Seven noisy images of each of three classes, of several sizes."""
+    """Create seven noise images for each of three classes, in several sizes."""
     root = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
     for label, low, channels in (("dark", 0, "RGB"), ("light", 120, "L"), ("red", 60, "RGB")):
@@ -55,16 +55,16 @@ def source(root):
     return labelled_images.load_labelled_images(str(root), 0.0)[0]
 
 
-def streamed(source, prepare=PREPARE, **options):
+def stream(source, prepare=PREPARE, **options):
     return FileStreamingLoader(source.items, torch.from_numpy(source.targets), LABELS, prepare, **options)
 
 
-def resident(source, prepare=PREPARE, **options):
-    found = source.decode(prepare)
-    return InMemoryLoader(found.images, found.targets, LABELS, names=found.names, **options)
+def load_in_memory(source, prepare=PREPARE, **options):
+    decoded = source.decode(prepare)
+    return InMemoryLoader(decoded.images, decoded.targets, LABELS, names=decoded.names, **options)
 
 
-# ---- as from memory -------------------------------------------------------------------------------------------------
+# ---- batches --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -75,89 +75,95 @@ def resident(source, prepare=PREPARE, **options):
         {"seed": 3, "balanced": True},
         {"seed": 3, "augment": augment.parse_augmentation(["flip", "shift=2", "mixup=0.4"], size=16, num_classes=3)},
     ],
-    ids=["training", "judging", "balanced", "augmented"],
+    ids=["training", "evaluation", "balanced", "augmented"],
 )
-def test_streamed_batches_are_those_from_memory(source, options):
-    """In each of two passes; whole or looked at in order in between."""
-    one, other = streamed(source, batch_size=5, **options), resident(source, batch_size=5, **options)
+def test_streamed_batches_equal_those_from_memory(source, options):
+    """The loaders are equal in two epochs, also with an iteration in order between them."""
+    streamed, in_memory = stream(source, batch_size=5, **options), load_in_memory(source, batch_size=5, **options)
     for _ in range(2):
-        assert same(one, other) == len(one) == (4 if options["seed"] is not None else 5)
-    assert same(one.iterate_in_order(), other.iterate_in_order()) == 1
-    assert same(one, other) == len(one)
-    assert [one.describe_batch(5), one.names] == [other.describe_batch(5), other.names] if options["seed"] else True
+        assert count_equal_batches(streamed, in_memory) == len(streamed) == (4 if options["seed"] is not None else 5)
+    assert count_equal_batches(streamed.iterate_in_order(), in_memory.iterate_in_order()) == 1
+    assert count_equal_batches(streamed, in_memory) == len(streamed)
+    assert (
+        [streamed.describe_batch(5), streamed.names] == [in_memory.describe_batch(5), in_memory.names]
+        if options["seed"]
+        else True
+    )
 
 
-def test_ordered_yields_everything_once_and_disturbs_nothing(source, monkeypatch):
+def test_iteration_in_order_yields_all_images_and_keeps_the_training_state(source, monkeypatch):
     monkeypatch.setattr(streaming, "SEQUENTIAL_BATCH_SIZE", 8)
-    loader, other = (streamed(source, batch_size=5, seed=1, min_area=0.3) for _ in range(2))
-    batches, undisturbed = iter(loader), iter(other)
+    loader, other = (stream(source, batch_size=5, seed=1, min_area=0.3) for _ in range(2))
+    batches, uninterrupted = iter(loader), iter(other)
     for number in range(4):
-        assert same([next(batches)], [next(undisturbed)])
+        assert count_equal_batches([next(batches)], [next(uninterrupted)])
         if number == 1:
             state = torch.get_rng_state()
-            found = list(loader.iterate_in_order())
+            batches_in_order = list(loader.iterate_in_order())
             assert torch.equal(torch.get_rng_state(), state)
-    assert [len(targets) for _, targets in found] == [8, 8, 5]
-    assert torch.equal(torch.cat([targets for _, targets in found]), torch.from_numpy(source.targets))
-    assert torch.equal(torch.cat([images for images, _ in found]), source.decode(PREPARE).images)
+    assert [len(targets) for _, targets in batches_in_order] == [8, 8, 5]
+    assert torch.equal(torch.cat([targets for _, targets in batches_in_order]), torch.from_numpy(source.targets))
+    assert torch.equal(torch.cat([images for images, _ in batches_in_order]), source.decode(PREPARE).images)
 
 
 @pytest.mark.parametrize("steps", [0, 2, 4, 6])
-def test_a_stream_goes_on_where_it_was(source, steps):
-    """Another process takes over, in mid-pass too; what was read ahead is read again."""
-    change = augment.parse_augmentation(["flip"], size=16, num_classes=3)
+def test_a_stream_resumes_at_its_position(source, steps):
+    """Another loader continues, also in mid-epoch; batches read ahead are read again."""
+    augmentation = augment.parse_augmentation(["flip"], size=16, num_classes=3)
 
     def take(loader, count):
-        found = []
-        while len(found) < count:
+        batches = []
+        while len(batches) < count:
             for batch in loader:
-                found.append(batch)
-                if len(found) == count:
+                batches.append(batch)
+                if len(batches) == count:
                     break
-        return found
+        return batches
 
-    def make():
-        return streamed(source, batch_size=5, seed=2, min_area=0.3, augment=change)
+    def build():
+        return stream(source, batch_size=5, seed=2, min_area=0.3, augment=augmentation)
 
-    undisturbed = take(make(), 9)
-    first, second = make(), make()
-    begun = take(first, steps)
+    uninterrupted = take(build(), 9)
+    first, second = build(), build()
+    start = take(first, steps)
     second.load_state_dict(first.state_dict())
-    assert same(begun + take(second, 9 - steps), undisturbed) == 9
+    assert count_equal_batches(start + take(second, 9 - steps), uninterrupted) == 9
     if 0 < steps < 4:
-        assert same(begun + list(first), undisturbed[:4]) == 4  # and the one that was left goes on itself
+        assert (
+            count_equal_batches(start + list(first), uninterrupted[:4]) == 4
+        )  # the interrupted loader itself continues, too
 
 
-def test_two_processes_share_every_batch(source):
+def test_two_processes_split_every_batch(source):
     @dataclass
-    class Two:
+    class TwoProcesses:
         rank: int
         device = torch.device("cpu")
         world_size = 2
         clock = PhaseTimer(torch.device("cpu"))
 
-    def share(rank, **options):
-        loader = streamed(source, batch_size=6, **options)
-        loader.setup(Two(rank))
+    def load(rank, **options):
+        loader = stream(source, batch_size=6, **options)
+        loader.setup(TwoProcesses(rank))
         return list(loader)
 
-    for (images, targets), *shares in zip(
-        streamed(source, batch_size=6, seed=4, min_area=0.5),
-        share(0, seed=4, min_area=0.5),
-        share(1, seed=4, min_area=0.5),
+    for (images, targets), *slices in zip(
+        stream(source, batch_size=6, seed=4, min_area=0.5),
+        load(0, seed=4, min_area=0.5),
+        load(1, seed=4, min_area=0.5),
         strict=True,
     ):
-        for rank, (part, numbers) in enumerate(shares):
-            assert torch.equal(part, images[rank::2])
-            assert torch.equal(numbers, targets[rank::2])
-    judged = torch.cat([targets for rank in (0, 1) for _, targets in share(rank)])
-    assert judged.bincount().tolist() == [7, 7, 7]
+        for rank, (local_images, local_targets) in enumerate(slices):
+            assert torch.equal(local_images, images[rank::2])
+            assert torch.equal(local_targets, targets[rank::2])
+    targets = torch.cat([targets for rank in (0, 1) for _, targets in load(rank)])
+    assert targets.bincount().tolist() == [7, 7, 7]
     with pytest.raises(UsageError, match="--batch-size"):
-        streamed(source, batch_size=5, seed=4).setup(Two(0))
+        stream(source, batch_size=5, seed=4).setup(TwoProcesses(0))
 
 
-def test_the_share_of_waiting_is_one(source):
-    loader = streamed(source, batch_size=5, seed=0)
+def test_the_wait_fraction_is_at_most_one(source):
+    loader = stream(source, batch_size=5, seed=0)
     for _ in loader:
         assert 0 <= loader.compute_wait_fraction() <= 1
     loader.wait_seconds = math.inf
@@ -166,10 +172,10 @@ def test_the_share_of_waiting_is_one(source):
 
 
 @pytest.mark.parametrize("batches", [2, 4])
-def test_the_processes_end_with_the_loader(source, batches, monkeypatch):
-    """Told to and not terminated, though the loader be in a cycle of references, or in the midst of a pass."""
+def test_workers_end_with_the_loader(source, batches, monkeypatch):
+    """They exit and are not terminated, even if the loader is in a reference cycle or in mid-epoch."""
     monkeypatch.setattr(streaming, "count_workers", lambda: 2)
-    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 2.0)  # until one is terminated
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 2.0)  # seconds until a worker is terminated
     terminated = []
 
     def terminate(worker, real=BaseProcess.terminate):
@@ -177,14 +183,14 @@ def test_the_processes_end_with_the_loader(source, batches, monkeypatch):
         real(worker)
 
     monkeypatch.setattr(BaseProcess, "terminate", terminate)
-    loader = streamed(source, batch_size=5, seed=0)
-    reading = iter(loader)
+    loader = stream(source, batch_size=5, seed=0)
+    iterator = iter(loader)
     for _ in range(batches):
-        next(reading)
+        next(iterator)
     workers = loader.reader._iterator._workers
     assert all(worker.is_alive() for worker in workers)
-    loader.itself, loader.reading = loader, reading
-    del loader, reading
+    loader.itself, loader.reading = loader, iterator
+    del loader, iterator
     gc.collect()
     assert not any(worker.is_alive() for worker in workers)
     assert not terminated
@@ -201,21 +207,25 @@ def damaged(root, tmp_path):
     return tmp_path / "copy"
 
 
-@pytest.mark.parametrize("options", [{"seed": 6, "min_area": 0.3}, {"seed": None}], ids=["training", "judging"])
+@pytest.mark.parametrize("options", [{"seed": 6, "min_area": 0.3}, {"seed": None}], ids=["training", "evaluation"])
 def test_broken_files_are_left_out_and_named_once(root, damaged, caplog, options):
-    """What is left has the draws and the targets that it has in the whole set."""
-    found, whole = (labelled_images.load_labelled_images(str(path), 0.0)[0] for path in (damaged, root))
-    change = augment.parse_augmentation(["flip"], size=16) if options["seed"] is not None else None
-    loader, good = (streamed(source, batch_size=7, augment=change, **options) for source in (found, whole))
+    """The remaining images have the same random numbers and targets as in the complete dataset."""
+    damaged_source, complete_source = (
+        labelled_images.load_labelled_images(str(path), 0.0)[0] for path in (damaged, root)
+    )
+    augmentation = augment.parse_augmentation(["flip"], size=16) if options["seed"] is not None else None
+    loader, complete_loader = (
+        stream(source, batch_size=7, augment=augmentation, **options) for source in (damaged_source, complete_source)
+    )
     order = loader._plan_epoch(0)[0] if options["seed"] is not None else torch.arange(21)
-    broken = [found.items.index(damaged / path) for path in ("dark/2.png", "red/4.png")]
-    left = 0
-    for number, ((images, targets), (others, numbers)) in enumerate(zip(loader, good, strict=True)):
+    broken = [damaged_source.items.index(damaged / path) for path in ("dark/2.png", "red/4.png")]
+    num_left_out = 0
+    for number, ((images, targets), (all_images, all_targets)) in enumerate(zip(loader, complete_loader, strict=True)):
         kept = [i for i, member in enumerate(order[7 * number : 7 * number + 7].tolist()) if member not in broken]
-        assert torch.equal(images, others[kept])
-        assert torch.equal(targets, numbers[kept])
-        left += 7 - len(kept)
-    assert left == 2
+        assert torch.equal(images, all_images[kept])
+        assert torch.equal(targets, all_targets[kept])
+        num_left_out += 7 - len(kept)
+    assert num_left_out == 2
     list(loader)
     for path, hint in (("dark/2.png", "not an image"), ("red/4.png", "empty")):
         (line,) = [record.getMessage() for record in caplog.records if str(damaged / path) in record.getMessage()]
@@ -223,37 +233,37 @@ def test_broken_files_are_left_out_and_named_once(root, damaged, caplog, options
         assert "left out" in line
 
 
-def test_a_batch_of_broken_files_alone_is_an_error(tmp_path):
+def test_a_batch_of_broken_files_only_is_an_error(tmp_path):
     for label in ("a", "b"):
         (tmp_path / label).mkdir()
         for number in range(4):
             (tmp_path / label / f"{number}.png").write_text("no image")
     source = labelled_images.load_labelled_images(str(tmp_path), 0.0)[0]
-    with pytest.raises(Error, match=r"not one image of a batch can be read; .*\.png is not an image"):
-        list(streamed(source, batch_size=4, seed=0))
+    with pytest.raises(Error, match=r"no image of a batch can be read; .*\.png is not an image"):
+        list(stream(source, batch_size=4, seed=0))
 
 
 # ---- crops ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_crop_is_pils_crop_and_resize(tmp_path, random):
-    """A quarter of the area without change of shape: the corners of a square, whole pixels."""
+def test_a_crop_equals_crop_and_resize_of_pil(tmp_path, random):
+    """A quarter of the area with the same aspect ratio, at integer pixels."""
     pixels = random.integers(0, 256, (40, 40, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     for channels, mode in ((3, "RGB"), (1, "L")):
         decoder = ImageDecoder([tmp_path / "a.png"], SquareTransform(channels=channels, size=8), 0.25)
         for across, down in ((0.0, 0.0), (0.5, 0.25)):
-            found = decoder[0, [0.0, 0.5, across, down]]
+            crop = decoder[0, [0.0, 0.5, across, down]]
             box = (20 * across, 20 * down, 20 * across + 20, 20 * down + 20)
-            part = Image.fromarray(pixels).convert(mode).crop(tuple(map(int, box)))
-            expected = np.asarray(part.resize((8, 8), Image.Resampling.BILINEAR)).reshape(8, 8, channels)
-            # a crop's border is a border, while that of a box still sees its neighbours
-            assert np.abs(found[2:-2, 2:-2].astype(int) - expected[2:-2, 2:-2]).max() <= 1
+            region = Image.fromarray(pixels).convert(mode).crop(tuple(map(int, box)))
+            expected = np.asarray(region.resize((8, 8), Image.Resampling.BILINEAR)).reshape(8, 8, channels)
+            # at the border of a box, interpolation includes the pixels outside of it
+            assert np.abs(crop[2:-2, 2:-2].astype(int) - expected[2:-2, 2:-2]).max() <= 1
 
 
-def test_crops_are_those_of_the_draws(source):
-    """Worked out in pixels: area, ratio of the sides, what would not fit is cut, and where it lies."""
-    loader = streamed(source, batch_size=21, seed=9, min_area=0.2)
+def test_crops_follow_the_random_numbers(source):
+    """Computed in pixels: area, aspect ratio, limit to the image, and position."""
+    loader = stream(source, batch_size=21, seed=9, min_area=0.2)
     order, draws = loader._plan_epoch(0)
     images, _ = next(iter(loader))
     for image, member, (size, shape, across, down) in zip(images, order, draws.tolist(), strict=True):
@@ -269,170 +279,172 @@ def test_crops_are_those_of_the_draws(source):
 
 
 @pytest.mark.parametrize("draw", [0.0, 1 - 2**-24])
-def test_crops_at_the_edges_of_chance_fit(source, draw):
+def test_crops_fit_for_extreme_random_numbers(source, draw):
     decoder = ImageDecoder(source.items, PREPARE, 0.08)
     for number in range(len(source)):
         for shape in (0.0, 0.3, 1 - 2**-24):
             assert decoder[number, [draw, shape, draw, draw]].shape == (16, 16, 3)
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_a_jpeg_is_decoded_no_larger_than_its_crop_needs(tmp_path, monkeypatch, turned):
-    """An eighth of the sides for the whole image, all of it for a small crop; close to the full decode."""
+@pytest.mark.parametrize("rotated", [False, True])
+def test_a_jpeg_is_decoded_no_larger_than_its_crop_needs(tmp_path, monkeypatch, rotated):
+    """The whole image is decoded at 1/8 scale, a small crop at full scale; both are close to a full decode."""
     y, x = np.mgrid[0:384, 0:512]
     waves = [128 + 100 * np.sin(x / a + y / b) for a, b in ((60, 90), (45, -70), (80, 50))]
     exif = Image.Exif()
-    exif[0x0112] = 6 if turned else 1  # to be turned by 90 degrees
+    exif[0x0112] = 6 if rotated else 1  # rotate by 90 degrees
     Image.fromarray(np.stack(waves, -1).astype(np.uint8)).save(tmp_path / "a.jpg", quality=95, exif=exif)
     decoder = ImageDecoder([tmp_path / "a.jpg"], SquareTransform(channels=3, size=32), 0.01)
     sizes = []
 
-    def upright(image, real=image_io.decode_image):
-        found = real(image)
-        sizes.append(found.size)
-        return found
+    def record_size(image, real=image_io.decode_image):
+        decoded = real(image)
+        sizes.append(decoded.size)
+        return decoded
 
-    monkeypatch.setattr("fukami.image.io.decode_image", upright)
+    monkeypatch.setattr("fukami.image.io.decode_image", record_size)
     full = image_io.read_image(tmp_path / "a.jpg")
-    assert sizes.pop() == full.size == ((384, 512) if turned else (512, 384))
+    assert sizes.pop() == full.size == ((384, 512) if rotated else (512, 384))
     for size, scale in ((1.0, 8), (0.25, 4), (0.01, 1)):
         draws = [(size - 0.01) / 0.99, 0.5, 0.4, 0.6]
-        found = decoder[0, draws]
+        crop = decoder[0, draws]
         assert sizes.pop() == (full.width // scale, full.height // scale)
         wide, high = min(math.sqrt(size * 512 * 384), full.width), min(math.sqrt(size * 512 * 384), full.height)
         left, top = (full.width - wide) * 0.4, (full.height - high) * 0.6
         expected = full.resize((32, 32), Image.Resampling.BILINEAR, box=(left, top, left + wide, top + high))
-        assert np.abs(found.astype(int) - np.asarray(expected)).mean() < 3
+        assert np.abs(crop.astype(int) - np.asarray(expected)).mean() < 3
 
 
 # ---- all at once ----------------------------------------------------------------------------------------------------
 
 
-def test_many_files_are_read_by_many_processes_alike(damaged, monkeypatch):
+def test_worker_processes_decode_the_same_images(damaged, monkeypatch):
     source = labelled_images.load_labelled_images(str(damaged), 0.0)[0]
-    asked = []
-    monkeypatch.setattr(streaming, "count_workers", lambda: asked.append(True) or 2)
-    alone = list(streaming.decode_files(source.items, PREPARE))
-    assert not asked
+    calls = []
+    monkeypatch.setattr(streaming, "count_workers", lambda: calls.append(True) or 2)
+    sequential = list(streaming.decode_files(source.items, PREPARE))
+    assert not calls
     monkeypatch.setattr(streaming, "MIN_PARALLEL_FILES", 21)
     monkeypatch.setattr(streaming, "SEQUENTIAL_BATCH_SIZE", 4)
-    together = list(streaming.decode_files(source.items, PREPARE))
-    assert asked
-    assert len(alone) == len(together) == 21
-    for one, other in zip(alone, together, strict=True):
-        assert isinstance(one, Error) == isinstance(other, Error)
-        assert str(one) == str(other) if isinstance(one, Error) else np.array_equal(one, other)
-    assert sum(isinstance(one, Error) for one in together) == 2
+    parallel = list(streaming.decode_files(source.items, PREPARE))
+    assert calls
+    assert len(sequential) == len(parallel) == 21
+    for expected, result in zip(sequential, parallel, strict=True):
+        assert isinstance(expected, Error) == isinstance(result, Error)
+        assert str(expected) == str(result) if isinstance(expected, Error) else np.array_equal(expected, result)
+    assert sum(isinstance(result, Error) for result in parallel) == 2
 
 
-def test_processors_are_those_of_this_process():
+def test_workers_are_limited_to_the_cpus_of_this_process():
     assert 1 <= streaming.count_workers() <= min(16, os.cpu_count())
     if hasattr(os, "sched_getaffinity"):
         assert streaming.count_workers() == min(16, len(os.sched_getaffinity(0)))
 
 
-# ---- a training -----------------------------------------------------------------------------------------------------
+# ---- training -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interrupted(DeepConvNet):
     stop: int = 0
-    """The step before which the training is interrupted; 0: never."""
+    """Step before which training is interrupted; 0 disables it."""
 
     def build_task(self, labels):
         task = super().build_task(labels)
-        step, seen = task.step, []
+        step, calls = task.step, []
 
-        def watched(batch):
-            seen.append(1)
-            if len(seen) == self.stop:
+        def interrupting_step(batch):
+            calls.append(1)
+            if len(calls) == self.stop:
                 raise KeyboardInterrupt
             return step(batch)
 
-        task.step = watched
+        task.step = interrupting_step
         return task
 
 
-def recipe(root, **options):
-    given = {"size": 16, "channels": 3, "epochs": 3, "batch_size": 5, "widths": (4,) * 6, "hidden": 8, "dropout": 0.5}
-    return Interrupted(**{**given, "data": str(root), "augment": ("flip",), "holdout": 0.3, **options})
+def build_recipe(root, **options):
+    small = {"size": 16, "channels": 3, "epochs": 3, "batch_size": 5, "widths": (4,) * 6, "hidden": 8, "dropout": 0.5}
+    return Interrupted(**{**small, "data": str(root), "augment": ("flip",), "holdout": 0.3, **options})
 
 
-def test_a_training_from_files_is_one_from_memory(root, tmp_path, pageless):
-    """Dropout and all: reading files takes nothing from the random numbers of the training."""
+def test_training_from_files_equals_training_from_memory(root, tmp_path, no_reports):
+    """Also with dropout: reading files does not advance the random numbers of training."""
     results = {}
-    for memory in (0.0, 4.0):
-        made = recipe(root, memory_limit=memory)
-        assert isinstance(made.load_data().train, InMemoryLoader if memory else FileStreamingLoader)
-        results[memory] = package.train(made, tmp_path / str(memory), **CPU)
+    for limit in (0.0, 4.0):
+        recipe = build_recipe(root, memory_limit=limit)
+        assert isinstance(recipe.load_data().train, InMemoryLoader if limit else FileStreamingLoader)
+        results[limit] = package.train(recipe, tmp_path / str(limit), **CPU)
     assert results[0.0] == results[4.0]
-    one, other = (load_file(tmp_path / name / "weights.safetensors") for name in ("0.0", "4.0"))
-    assert all(torch.equal(one[key], other[key]) for key in one)
-    for memory in ("0.0", "4.0"):
-        lines = [json.loads(line) for line in (tmp_path / memory / "metrics.jsonl").read_text().splitlines()]
+    first, second = (load_file(tmp_path / name / "weights.safetensors") for name in ("0.0", "4.0"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    for limit in ("0.0", "4.0"):
+        lines = [json.loads(line) for line in (tmp_path / limit / "metrics.jsonl").read_text().splitlines()]
         for line in lines:
-            assert ("waiting" in line) == (memory == "0.0" and line["phase"] == "train")
+            assert ("waiting" in line) == (limit == "0.0" and line["phase"] == "train")
             assert 0 <= line.get("waiting", 0) <= 1
 
 
-def test_a_training_from_files_resumes_bit_exactly(root, tmp_path, pageless, monkeypatch):
-    """Cut off in the second pass, with crops, augmentation and dropout."""
+def test_resumed_training_from_files_is_bit_exact(root, tmp_path, no_reports, monkeypatch):
+    """Interrupted in the second epoch, with crops, augmentation and dropout."""
     monkeypatch.setattr("fukami.engine.async_checkpoint.CheckpointWriter.is_due", True)
-    whole = recipe(root, memory_limit=0.0, augment=("crop=0.3", "flip", "brightness=0.2"))
-    package.train(whole, tmp_path / "whole", **CPU)
+    recipe = build_recipe(root, memory_limit=0.0, augment=("crop=0.3", "flip", "brightness=0.2"))
+    package.train(recipe, tmp_path / "whole", **CPU)
     with pytest.raises(KeyboardInterrupt):
-        package.train(replace(whole, stop=6), tmp_path / "cut", **CPU)
+        package.train(replace(recipe, stop=6), tmp_path / "cut", **CPU)
     state = load_state(tmp_path / "cut" / "last.ckpt", torch.device("cpu"))
-    assert (state["step"], state["loader"]) == (5, {"turn": 1, "position": 2, "broken": []})
+    assert (state["step"], state["loader"]) == (5, {"epoch": 1, "position": 2, "broken": []})
     record = json.loads((tmp_path / "cut" / "recipe.json").read_text())
     record["fields"]["stop"] = 0
     (tmp_path / "cut" / "recipe.json").write_text(json.dumps(record))
-    package.train(whole, tmp_path / "cut", **CPU, resume=True)
-    one, other = ((tmp_path / name / "weights.safetensors").read_bytes() for name in ("whole", "cut"))
-    assert one == other
+    package.train(recipe, tmp_path / "cut", **CPU, resume=True)
+    uninterrupted, resumed = ((tmp_path / name / "weights.safetensors").read_bytes() for name in ("whole", "cut"))
+    assert uninterrupted == resumed
 
 
-def test_what_is_judged_is_never_cropped(root, source):
-    made = recipe(root, memory_limit=0.0, holdout=0.0, augment=("crop=0.3",))
-    train = made.load_data().train
+def test_evaluation_images_are_not_cropped(root, source):
+    recipe = build_recipe(root, memory_limit=0.0, holdout=0.0, augment=("crop=0.3",))
+    train = recipe.load_data().train
     assert train.num_crop_draws == 4
     assert train.augment is None
-    judged = made.build_loader(source, LABELS, train=False)
-    expected = source.decode(made.build_transform(LABELS))
-    (batch,) = judged
+    loader = recipe.build_loader(source, LABELS, train=False)
+    expected = source.decode(recipe.build_transform(LABELS))
+    (batch,) = loader
     assert torch.equal(batch[0], expected.images)
 
 
-# ---- data sets by table and by name ---------------------------------------------------------------------------------
+# ---- datasets by table and by name ----------------------------------------------------------------------------------
 
 
-def table(root, *lines, name="table.csv", encoding="utf-8"):
+def write_table(root, *lines, name="table.csv", encoding="utf-8"):
     (root / name).write_bytes("\n".join(lines).encode(encoding))
     return str(root / name)
 
 
-def named(source, labels):
+def list_labels(source, labels):
     return [(path.name, labels[target]) for path, target in zip(source.items, source.targets, strict=True)]
 
 
-def test_a_table_without_parts_is_split(tmp_path):
+def test_a_table_without_splits_is_split(tmp_path):
     lines = [f"deep/{number}.png, {'even' if number % 2 == 0 else 'odd'}" for number in range(20)]
-    spec = table(tmp_path, "\ufeffPath, Label", *lines)
+    spec = write_table(tmp_path, "\ufeffPath, Label", *lines)
     train, test, labels = labelled_images.load_labelled_images(spec, 0.3)
     assert labels == ("even", "odd")
     assert (len(train), len(test)) == (14, 6)
     assert test.targets.tolist().count(0) == 3
-    found = dict(named(train, labels) + named(test, labels))
-    assert found == {f"{number}.png": "even" if number % 2 == 0 else "odd" for number in range(20)}
+    all_labels = dict(list_labels(train, labels) + list_labels(test, labels))
+    assert all_labels == {f"{number}.png": "even" if number % 2 == 0 else "odd" for number in range(20)}
     assert train.items[0].parent == tmp_path / "deep"
 
 
-def test_a_table_with_parts(tmp_path):
+def test_a_table_with_splits(tmp_path):
     lines = ["x,train,a.png,1", "y,val,b.png,2", "x,,c.png,3", '"y, z",Testing,d.png,4', f"x,train,{tmp_path}/e.png,5"]
-    train, test, labels = labelled_images.load_labelled_images(table(tmp_path, "label,split,path,note", *lines), 0.3)
+    train, test, labels = labelled_images.load_labelled_images(
+        write_table(tmp_path, "label,split,path,note", *lines), 0.3
+    )
     assert labels == ("x", "y", "y, z")
-    assert named(train, labels) == [("a.png", "x"), ("c.png", "x"), ("e.png", "x")]
-    assert named(test, labels) == [("b.png", "y"), ("d.png", "y, z")]
+    assert list_labels(train, labels) == [("a.png", "x"), ("c.png", "x"), ("e.png", "x")]
+    assert list_labels(test, labels) == [("b.png", "y"), ("d.png", "y, z")]
     assert train.items[2] == tmp_path / "e.png"
 
 
@@ -447,24 +459,24 @@ def test_a_table_with_parts(tmp_path):
         (["path,label,split", "a.png,x,train", "b.png,x,tset"], "line 3: .*tset"),
     ],
 )
-def test_a_wrong_table_is_refused_by_line(tmp_path, lines, hint):
+def test_an_invalid_table_is_refused_with_its_line(tmp_path, lines, hint):
     with pytest.raises(Error, match=hint) as caught:
-        labelled_images.load_labelled_images(table(tmp_path, *lines), 0.2)
+        labelled_images.load_labelled_images(write_table(tmp_path, *lines), 0.2)
     assert "table.csv" in str(caught.value)
 
 
-def test_a_table_in_another_code_is_refused(tmp_path):
-    spec = table(tmp_path, "path,label", "é.png,x", encoding="latin-1")
+def test_a_table_in_another_encoding_is_refused(tmp_path):
+    spec = write_table(tmp_path, "path,label", "é.png,x", encoding="latin-1")
     with pytest.raises(Error, match=r"table\.csv is not in UTF-8"):
         labelled_images.load_labelled_images(spec, 0.2)
-    train, _, _ = labelled_images.load_labelled_images(table(tmp_path, "path,label", "é.png,x"), 0.2)
+    train, _, _ = labelled_images.load_labelled_images(write_table(tmp_path, "path,label", "é.png,x"), 0.2)
     assert train.items[0].name == "é.png"
 
 
-def test_a_table_is_trained_from(root, tmp_path, fukami):
+def test_training_from_a_table(root, tmp_path, fukami):
     files = sorted(root.rglob("*.png"))
-    spec = table(tmp_path, "path,label", *(f"{file},{file.parent.name}" for file in files))
-    words = [
+    spec = write_table(tmp_path, "path,label", *(f"{file},{file.parent.name}" for file in files))
+    args = [
         "--data",
         spec,
         "--size",
@@ -478,42 +490,42 @@ def test_a_table_is_trained_from(root, tmp_path, fukami):
         "--memory-limit",
         "0",
     ]
-    answer = fukami("train", "deep-convnet", *words, "--out", "run")
-    assert answer.status == 0, answer.err
-    assert answer.json[0]["count"] == 3
+    result = fukami("train", "deep-convnet", *args, "--out", "run")
+    assert result.status == 0, result.err
+    assert result.json[0]["count"] == 3
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["labels"] == list(LABELS)
 
 
-def cifar_images(count):
+def generate_cifar(count):
     return np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_cifar_in_its_original_form(name, tmp_path, monkeypatch):
-    """Five files of training images, or one; rows of red, then green, then blue."""
+def test_cifar_in_its_original_format(name, tmp_path, monkeypatch):
+    """Five training files, or one; each row has red, then green, then blue."""
     import torchvision.datasets.cifar
 
-    images = cifar_images(60)
+    images = generate_cifar(60)
     rows = images.transpose(0, 3, 1, 2).reshape(60, -1)
     labels = [number % 10 for number in range(60)]
     key, meta = ("labels", "label_names") if name == "cifar10" else ("fine_labels", "fine_label_names")
-    place = tmp_path / ("cifar-10-batches-py" if name == "cifar10" else "cifar-100-python")
-    place.mkdir()
-    parts = [f"data_batch_{n}" for n in range(1, 6)] if name == "cifar10" else ["train"]
-    each = 50 // len(parts)
-    for number, part in enumerate(parts):
-        at = slice(each * number, each * (number + 1))
-        (place / part).write_bytes(pickle.dumps({"data": rows[at], key: labels[at]}))
+    folder = tmp_path / ("cifar-10-batches-py" if name == "cifar10" else "cifar-100-python")
+    folder.mkdir()
+    files = [f"data_batch_{n}" for n in range(1, 6)] if name == "cifar10" else ["train"]
+    rows_per_file = 50 // len(files)
+    for number, file in enumerate(files):
+        at = slice(rows_per_file * number, rows_per_file * (number + 1))
+        (folder / file).write_bytes(pickle.dumps({"data": rows[at], key: labels[at]}))
     test = "test_batch" if name == "cifar10" else "test"
-    (place / test).write_bytes(pickle.dumps({"data": rows[50:], key: labels[50:]}))
+    (folder / test).write_bytes(pickle.dumps({"data": rows[50:], key: labels[50:]}))
     names = [f"class {number}" for number in range(10)]
-    (place / ("batches.meta" if name == "cifar10" else "meta")).write_bytes(pickle.dumps({meta: names}))
+    (folder / ("batches.meta" if name == "cifar10" else "meta")).write_bytes(pickle.dumps({meta: names}))
     monkeypatch.setenv("FUKAMI_DATA", str(tmp_path))
     with pytest.raises(Error, match=f"{name} was not found in .*damaged"):
-        labelled_images.load_labelled_images(name, 0.2)  # torchvision knows the sums of the true files
+        labelled_images.load_labelled_images(name, 0.2)  # torchvision verifies the checksums of the original files
     monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *arguments: True)
-    train, test, found = labelled_images.load_labelled_images(name, 0.2)
-    assert found == tuple(names)
+    train, test, label_names = labelled_images.load_labelled_images(name, 0.2)
+    assert label_names == tuple(names)
     assert (train.targets.tolist(), test.targets.tolist()) == (labels[:50], labels[50:])
     assert np.array_equal(train.items, images[:50])
     prepared = test.decode(SquareTransform(channels=3, size=32))
@@ -522,11 +534,11 @@ def test_cifar_in_its_original_form(name, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_cifar_as_files(packed, tmp_path, monkeypatch):
-    images = cifar_images(6)
+    images = generate_cifar(6)
     for number, image in enumerate(images):
-        place = tmp_path / "data" / "cifar10" / ("train" if number < 4 else "test") / ("cat", "dog")[number % 2]
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(place / f"{number}.png")
+        folder = tmp_path / "data" / "cifar10" / ("train" if number < 4 else "test") / ("cat", "dog")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{number}.png")
     if packed:
         shutil.make_archive(str(tmp_path / "data" / "cifar10"), "zip", tmp_path / "data", "cifar10")
         shutil.rmtree(tmp_path / "data" / "cifar10")
@@ -534,26 +546,26 @@ def test_cifar_as_files(packed, tmp_path, monkeypatch):
     train, test, labels = labelled_images.load_labelled_images("cifar10", 0.2)
     assert labels == ("cat", "dog")
     assert train.targets.tolist() == [0, 0, 1, 1]
-    found = test.decode(SquareTransform(channels=3, size=32))
-    assert torch.equal(found.images, torch.from_numpy(images[4:]).permute(0, 3, 1, 2))
+    decoded = test.decode(SquareTransform(channels=3, size=32))
+    assert torch.equal(decoded.images, torch.from_numpy(images[4:]).permute(0, 3, 1, 2))
 
 
-def test_the_shared_cifar_has_its_counts():
-    place = Path(os.environ.get("FUKAMI_DATA", Path(__file__).parents[3] / "shared" / "data"))
-    if not (place / "cifar10.zip").exists():
-        pytest.skip(f"needs CIFAR-10 as files: no {place}/cifar10.zip; set FUKAMI_DATA to the folder that holds it")
+def test_the_cifar_archive_has_the_published_counts():
+    folder = Path(os.environ.get("FUKAMI_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    if not (folder / "cifar10.zip").exists():
+        pytest.skip(f"needs CIFAR-10 as files: no {folder}/cifar10.zip; set FUKAMI_DATA to the folder that holds it")
     import zipfile
 
-    with zipfile.ZipFile(place / "cifar10.zip") as archive:
+    with zipfile.ZipFile(folder / "cifar10.zip") as archive:
         names = [Path(name).parts for name in archive.namelist() if name.endswith(".jpg")]
-    counts = {part: sum(name[-3] == part for name in names) for part in ("train", "test")}
+    counts = {split: sum(name[-3] == split for name in names) for split in ("train", "test")}
     assert counts == {"train": 50_000, "test": 10_000}
     assert len({name[-2] for name in names}) == 10
 
 
 def test_imagenet_as_folders(root, tmp_path, monkeypatch):
-    for part in ("train", "val"):
-        shutil.copytree(root, tmp_path / "imagenet" / part)
+    for split in ("train", "val"):
+        shutil.copytree(root, tmp_path / "imagenet" / split)
     monkeypatch.setenv("FUKAMI_DATA", str(tmp_path))
     train, test, labels = labelled_images.load_labelled_images("imagenet", 0.2)
     assert labels == LABELS
@@ -562,7 +574,7 @@ def test_imagenet_as_folders(root, tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "imagenet" / "val")
     assert (
         len(labelled_images.load_labelled_images("imagenet", 0.2)[1]) == 0
-    )  # nothing is held out of what is for training
+    )  # no images are held out from the train split
 
 
 def test_imagenet_is_not_downloaded(tmp_path, monkeypatch):
@@ -571,30 +583,32 @@ def test_imagenet_is_not_downloaded(tmp_path, monkeypatch):
         labelled_images.load_labelled_images("imagenet", 0.2)
     (tmp_path / "nowhere" / "imagenet").mkdir(parents=True)
     (tmp_path / "nowhere" / "imagenet" / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(b"cut")
-    with pytest.raises(Error, match="imagenet holds no complete ImageNet"):
+    with pytest.raises(Error, match="imagenet does not contain the complete ImageNet"):
         labelled_images.load_labelled_images("imagenet", 0.2)
 
 
 @pytest.mark.parametrize("aspect", [0.4, 1.0, 2.5])
-def test_a_crop_for_one_image_is_that_of_the_batch(aspect):
-    """The quick formula for one against the one for a whole batch on the device."""
+def test_the_crop_of_one_image_equals_that_of_the_batch(aspect):
+    """Compare the fast formula for one image with the batch version."""
     torch.manual_seed(0)
     draws = torch.rand(50, 4)
-    whole = torch.stack(augment.compute_crops(draws, 0.1, aspect), 1)
-    for row, expected in zip(draws.tolist(), whole.tolist(), strict=True):
+    crops = torch.stack(augment.compute_crops(draws, 0.1, aspect), 1)
+    for row, expected in zip(draws.tolist(), crops.tolist(), strict=True):
         assert streaming.compute_crop(row, 0.1, aspect) == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_signal_to_the_whole_group_still_saves(root, tmp_path):
-    """Ctrl-C in a terminal, and torchrun, signal the processes that decode as well."""
-    words = ["train", "deep-convnet", "--data", str(root), "--size", "16", "--channels", "3", "--epochs", "2000"]
-    words += ["--batch-size", "5", "--memory-limit", "0", "--hidden", "8", "--convention", "image", "--device", "cpu"]
-    command = [sys.executable, "-m", "fukami", *words, "--out", str(tmp_path / "run"), "--augment"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=threads(1))
-    wait_until(lambda: len(lines(tmp_path / "run")) > 8 or process.poll() is not None)
+def test_a_signal_to_the_process_group_saves_a_checkpoint(root, tmp_path):
+    """Ctrl-C in a terminal and torchrun send the signal to the workers as well."""
+    args = ["train", "deep-convnet", "--data", str(root), "--size", "16", "--channels", "3", "--epochs", "2000"]
+    args += ["--batch-size", "5", "--memory-limit", "0", "--hidden", "8", "--convention", "image", "--device", "cpu"]
+    command = [sys.executable, "-m", "fukami", *args, "--out", str(tmp_path / "run"), "--augment"]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=build_thread_environment(1)
+    )
+    wait_until(lambda: len(read_log_lines(tmp_path / "run")) > 8 or process.poll() is not None)
     os.killpg(process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 143, err
-    assert "go on with" in err
+    assert "resume with" in err
     assert "Traceback" not in err
     assert "DataLoader" not in err

@@ -1,4 +1,4 @@
-"""Faster R-CNN trained in the paper's four steps: what each trains, and a run that is cut off in each."""
+"""4-step alternating training of Faster R-CNN: the modules that each step trains, and resuming in each step."""
 
 import dataclasses
 
@@ -27,59 +27,63 @@ def recipe(scene_files):
     return FasterRCNNVGG16(data=str(scene_files), epochs=3, batch_size=2, training="alternating", **small)
 
 
-def weights(task):
-    parts = {"proposer": task.proposal_network, "model": task.model}
-    return {f"{name}.{key}": value.clone() for name, part in parts.items() for key, value in part.state_dict().items()}
+def copy_weights(task):
+    networks = {"proposal_network": task.proposal_network, "model": task.model}
+    return {
+        f"{name}.{key}": value.clone()
+        for name, network in networks.items()
+        for key, value in network.state_dict().items()
+    }
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
-def test_each_step_trains_its_part(recipe, batch_norm):
-    """Statistics of what stays as it is, as well; judging in between changes nothing, and finds the same twice."""
+def test_each_step_trains_only_its_modules(recipe, batch_norm):
+    """Frozen modules keep their statistics, and an evaluation between steps changes nothing and is repeatable."""
     recipe = dataclasses.replace(recipe, batch_norm=batch_norm)
     data = recipe.load_data()
     task = recipe.build_task(data.labels)
     task.setup(Runtime.start("cpu", "float32"))
     batch = next(iter(data.train))
     trained = {
-        0: {"proposer.backbone", "proposer.rpn"},
+        0: {"proposal_network.backbone", "proposal_network.rpn"},
         1: {"model.backbone", "model.roi_heads"},
         2: {"model.rpn"},
         3: {"model.roi_heads"},
     }
-    for step, parts in trained.items():
+    for step, trained_modules in trained.items():
         task.schedule(
             STEP_BOUNDARIES[step] + 0.1 * (STEP_BOUNDARIES[step + 1] - STEP_BOUNDARIES[step])
         )  # past the warm-up
-        before = weights(task)
+        before = copy_weights(task)
         if step == 2:
             assert all(
                 torch.equal(before[f"model.rpn.{key}"], value)
                 for key, value in task.proposal_network.rpn.state_dict().items()
             )
         losses = task.step(batch)
-        after = weights(task)
+        after = copy_weights(task)
         modes = [module.training for network in task.get_networks() for module in network.modules()]
         assert task.evaluate(data.val) == task.evaluate(data.val)
         assert [module.training for network in task.get_networks() for module in network.modules()] == modes
-        assert all(torch.equal(value, after[name]) for name, value in weights(task).items())
+        assert all(torch.equal(value, after[name]) for name, value in copy_weights(task).items())
         changed = {".".join(name.split(".")[:2]) for name in after if not torch.equal(after[name], before[name])}
-        assert changed == parts, step
+        assert changed == trained_modules, step
         assert losses["loss"] > 0
         assert (losses["classification"] > 0) == (step in (1, 3))
         assert (losses["objectness"] > 0) == (step in (0, 2))
 
 
-def test_both_networks_begin_alike(recipe):
-    """Also where weights were loaded into the detector after the tasks were made."""
-    first = recipe.build_task(recipe.load_data().labels)
-    first.setup(Runtime.start("cpu", "float32"))
+def test_both_networks_start_with_equal_weights(recipe):
+    """Weights that are loaded into the detector after setup reach the proposal network, too."""
+    task = recipe.build_task(recipe.load_data().labels)
+    task.setup(Runtime.start("cpu", "float32"))
     with torch.no_grad():
-        first.model.rpn.head.cls_logits.bias.fill_(3.0)
-    first.schedule(0.0)
-    assert torch.equal(first.proposal_network.rpn.head.cls_logits.bias, first.model.rpn.head.cls_logits.bias)
+        task.model.rpn.head.cls_logits.bias.fill_(3.0)
+    task.schedule(0.0)
+    assert torch.equal(task.proposal_network.rpn.head.cls_logits.bias, task.model.rpn.head.cls_logits.bias)
 
 
-def test_a_range_test_is_of_the_first_step(recipe):
+def test_a_learning_rate_range_test_trains_the_first_step(recipe):
     data = recipe.load_data()
     task = recipe.build_task(data.labels)
     task.setup(Runtime.start("cpu", "float32"))
@@ -88,48 +92,50 @@ def test_a_range_test_is_of_the_first_step(recipe):
     assert losses["classification"] == 0
 
 
-def test_too_few_updates_for_four_steps(recipe):
-    few = dataclasses.replace(recipe, epochs=1)
-    data = few.load_data()
-    task = few.build_task(data.labels)
+def test_too_few_optimizer_steps_are_an_error(recipe):
+    short = dataclasses.replace(recipe, epochs=1)
+    data = short.load_data()
+    task = short.build_task(data.labels)
     assert len(data.train) < 6
-    with pytest.raises(UsageError, match=r"need 6 updates, and 1 epochs have 4; give more --epochs"):
+    with pytest.raises(UsageError, match=r"needs 6 optimizer steps, and 1 epochs have 4; raise --epochs"):
         task.count_steps(data.train)
 
 
-def test_cut_off_in_each_step_and_resumed(recipe, tmp_path, pageless, monkeypatch):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    fukami.train(recipe, whole, device="cpu", precision="float32")
+def test_training_interrupted_and_resumed_in_each_step_equals_uninterrupted_training(
+    recipe, tmp_path, no_reports, monkeypatch
+):
+    uninterrupted, resumed = tmp_path / "uninterrupted", tmp_path / "resumed"
+    fukami.train(recipe, uninterrupted, device="cpu", precision="float32")
     monkeypatch.setattr("fukami.engine.async_checkpoint.CheckpointWriter.is_due", True)
     monkeypatch.setattr("fukami.engine.train.MAX_LOG_INTERVAL", 1)
     for number in range(4):
-        updates = []
+        batches = []
 
-        def step(self, batch, number=number, updates=updates):
+        def step(self, batch, number=number, batches=batches):
             if int(self.step_counter.step) == number:
-                updates.append(batch)
-                if len(updates) == 2:
+                batches.append(batch)
+                if len(batches) == 2:
                     raise KeyboardInterrupt
             return DetectionTask.step(self, batch)
 
         monkeypatch.setattr(AlternatingDetectionTask, "step", step)
         with pytest.raises(KeyboardInterrupt):
-            fukami.train(recipe, cut, device="cpu", precision="float32", resume=number > 0)
+            fukami.train(recipe, resumed, device="cpu", precision="float32", resume=number > 0)
     monkeypatch.setattr(AlternatingDetectionTask, "step", DetectionTask.step)
-    fukami.train(recipe, cut, device="cpu", precision="float32", resume=True)
-    one, other = (load_file(run / "weights.safetensors") for run in (whole, cut))
+    fukami.train(recipe, resumed, device="cpu", precision="float32", resume=True)
+    one, other = (load_file(run / "weights.safetensors") for run in (uninterrupted, resumed))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_answers_without_the_first_network(recipe, tmp_path, scene_files, pageless):
+def test_a_finished_run_predicts_without_the_proposal_network(recipe, tmp_path, scene_files, no_reports):
     fukami.train(recipe, tmp_path / "run", device="cpu", precision="float32")
-    assert not any("proposer" in name for name in load_file(tmp_path / "run" / "weights.safetensors"))
+    assert not any("proposal_network" in name for name in load_file(tmp_path / "run" / "weights.safetensors"))
     task = fukami.load(tmp_path / "run", device="cpu")
     files = [scene_files / "valid" / "8.png"]
-    answers = task.predict(files)
-    assert answers[0]["boxes"]
-    resumed = recipe.build_task(recipe.load_data().labels)  # a finished run, of which only the report is wanting
+    predictions = task.predict(files)
+    assert predictions[0]["boxes"]
+    resumed = recipe.build_task(recipe.load_data().labels)  # a finished run without a report
     resumed.setup(Runtime.start("cpu", "float32"))
     resumed.model.load_state_dict(task.model.state_dict())
     assert resumed.current_step == NOT_STARTED
-    assert resumed.predict(files) == answers
+    assert resumed.predict(files) == predictions

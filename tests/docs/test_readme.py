@@ -1,4 +1,4 @@
-"""The README's commands run, in order, in an empty folder; those that take minutes only where they are asked for."""
+"""Tests of the READMEs: their commands run in order in an empty folder, except slow ones, and their results agree."""
 
 import csv
 import os
@@ -12,51 +12,52 @@ from statistics import mean
 import pytest
 
 import check_task
+from fukami.catalogue import RECIPES
 from fukami.engine.recipe import list_recipes
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(bash[^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-def commands(path):
-    """The commands of each block, and whether they are slow."""
+def list_commands(path):
+    """Yield the commands of each block, and whether they are slow."""
     for kind, text in BLOCK.findall(path.read_text(encoding="utf-8")):
         yield from ((line, "slow" in kind) for line in text.splitlines() if line.strip() and not line.startswith("#"))
 
 
 @pytest.mark.parametrize("name", ["README.md", "README.ja.md"])
 def test_both_readmes_have_the_same_commands(name):
-    assert list(commands(ROOT / name)) == list(commands(ROOT / "README.md"))
-    assert len(list(commands(ROOT / name))) > 8
+    assert list(list_commands(ROOT / name)) == list(list_commands(ROOT / "README.md"))
+    assert len(list(list_commands(ROOT / name))) > 8
 
 
 def test_commands_run(tmp_path, mnist_folder, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     (tmp_path / "docs").symlink_to(ROOT / "docs")
-    ran = 0
-    for command, slow in commands(ROOT / "README.md"):
+    num_commands = 0
+    for command, slow in list_commands(ROOT / "README.md"):
         words = shlex.split(command)
         if slow or words[0] in ("git", "cd", "make", "pip", "uv", "export", "python3"):
             continue
         if words[0] == "fukami":
-            status, _, err = check_task.Started(words, page=True).ended()
+            status, _, err = check_task.CommandProcess(words, report=True).wait()
         else:
-            done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=200)
-            status, err = done.returncode, done.stderr
+            result = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=200)
+            status, err = result.returncode, result.stderr
         assert status == 0, f"{command}\n{err}"
-        ran += 1
-    assert ran >= 4
+        num_commands += 1
+    assert num_commands >= 4
 
 
-def test_every_target_of_make_that_the_readme_names_exists():
+def test_make_targets_in_the_readme_exist():
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for name in ("README.md", "CONTRIBUTING.md"):
         assert set(re.findall(r"`make (\w+)`", (ROOT / name).read_text())) <= targets
 
 
-def measured(benchmark, metric):
-    """The values on record, by seed."""
+def load_results(benchmark, metric):
+    """Load the recorded values of a benchmark, by seed."""
     with (ROOT / "benchmarks" / "results.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if (row["benchmark"], row["metric"]) == (benchmark, metric)]
     return {row["seed"]: float(row["value"]) for row in rows}
@@ -69,36 +70,36 @@ def measured(benchmark, metric):
         ("show-and-tell", "show-and-tell flickr8k sample", "bleu4", "12.8 on 1,000 images of Flickr8k, mean of three"),
     ],
 )
-def test_means_are_means_of_the_seeds_on_record(recipe, benchmark, metric, in_readme):
-    values = measured(benchmark, metric)
-    ours, readme = RECIPES[recipe].result, (ROOT / "README.md").read_text(encoding="utf-8")
-    number = ours.split()[0]
+def test_means_equal_the_means_of_the_recorded_seeds(recipe, benchmark, metric, in_readme):
+    values = load_results(benchmark, metric)
+    result, readme = RECIPES[recipe].result, (ROOT / "README.md").read_text(encoding="utf-8")
+    number = result.split()[0]
     assert f"{100 * mean(values.values()):.{len(number.partition('.')[2])}f}" == number
-    assert f"mean of {len(values)} seeds" in ours
+    assert f"mean of {len(values)} seeds" in result
     assert in_readme in readme
-    shown = in_readme.split()[0]
-    assert f"{100 * mean(values.values()):.{len(shown.partition('.')[2])}f}" == shown
+    number = in_readme.split()[0]
+    assert f"{100 * mean(values.values()):.{len(number.partition('.')[2])}f}" == number
 
 
-def test_our_numbers_say_of_how_many_seeds_they_are():
-    """In fukami list and in both READMEs; the time of a painting depends on none."""
+def test_our_results_state_the_number_of_seeds():
+    """Results of ``fukami list`` and both READMEs state it; the time of style transfer has no seed."""
     for name in set(list_recipes()) - {"neural-style"}:
-        ours = RECIPES[name].result
-        assert not ours or "seed" in ours, name
+        result = RECIPES[name].result
+        assert not result or "seed" in result, name
     for file, seed, columns in (("README.md", "seed", 6), ("README.ja.md", "シード", 6)):
         rows = [line.strip("| ").split(" | ") for line in (ROOT / file).read_text(encoding="utf-8").splitlines()
                 if line.startswith("| [")]  # fmt: skip
         assert len(rows) == 14
         for row in rows:
             assert len(row) == columns
-            measured_here = row[4] not in ("not trained", "未学習") and "neural-style" not in row[0]
-            assert not measured_here or seed in row[4], row[0]
+            has_result = row[4] not in ("not trained", "未学習") and "neural-style" not in row[0]
+            assert not has_result or seed in row[4], row[0]
 
 
-def test_pong_is_not_said_to_be_the_papers_agent():
-    """Wherever its number stands, the line names the algorithm."""
+def test_the_pong_result_is_attributed_to_double_dqn():
+    """Each line with the Pong result names the algorithm."""
     assert "Double DQN" in RECIPES["dqn"].result
-    places = [ROOT / "README.md", ROOT / "README.ja.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    lines = [line for path in places for line in path.read_text(encoding="utf-8").splitlines() if "19.17" in line]
+    paths = [ROOT / "README.md", ROOT / "README.ja.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    lines = [line for path in paths for line in path.read_text(encoding="utf-8").splitlines() if "19.17" in line]
     assert len(lines) >= 4
     assert all("Double DQN" in line or "not the result of the paper's DQN" in line for line in lines)

@@ -1,4 +1,4 @@
-"""The scripts for schedulers: they parse, and the flags that they give are there."""
+"""Tests of the scripts for schedulers: they parse, and their flags exist."""
 
 import re
 import shlex
@@ -14,54 +14,54 @@ SCRIPTS = sorted((ROOT / "docs" / "examples" / "scale").iterdir())
 PAGES = [ROOT / "docs" / "guides" / "multi-gpu.md"]
 
 
-def commands(path, program):
-    """The words after the program, of each command; one may span lines that end in a backslash."""
+def list_commands(path, program):
+    """Yield the arguments of each command of the program; a backslash continues a line."""
     text = re.sub(r"\s*\\\n\s*", " ", path.read_text(encoding="utf-8"))
     for line in text.splitlines():
-        place = line.find(program)
-        if place >= 0 and ("-m fukami" in line or place == 0):
-            yield shlex.split(line[place + len(program) :].partition("  ")[0])
+        start = line.find(program)
+        if start >= 0 and ("-m fukami" in line or start == 0):
+            yield shlex.split(line[start + len(program) :].partition("  ")[0])
 
 
-def flags(words):
-    return {word[2:].partition("=")[0] for word in words if word.startswith("--")}
+def list_flags(arguments):
+    return {argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")}
 
 
-def test_there_is_one_for_each_scheduler():
+def test_there_is_a_script_for_each_scheduler():
     assert [path.name for path in SCRIPTS] == ["kubernetes.yaml", "skypilot.yaml", "slurm.sh"]
 
 
 @pytest.mark.parametrize("path", [*SCRIPTS, *PAGES], ids=lambda path: path.name)
-def test_fukami_takes_the_flags(path, fukami):
-    found = list(commands(path, "fukami train "))
-    assert found
-    for recipe, *words in found:
-        known = set(re.findall(r"--([\w-]+)", fukami("train", recipe, "--help").out))
-        assert {"out", "resume", "batch-size"} <= known
-        assert flags(words) <= known, words
+def test_fukami_accepts_the_flags(path, fukami):
+    train_commands = list(list_commands(path, "fukami train "))
+    assert train_commands
+    for recipe, *arguments in train_commands:
+        valid = set(re.findall(r"--([\w-]+)", fukami("train", recipe, "--help").out))
+        assert {"out", "resume", "batch-size"} <= valid
+        assert list_flags(arguments) <= valid, arguments
 
 
 @pytest.mark.parametrize("path", [*SCRIPTS, *PAGES], ids=lambda path: path.name)
-def test_torchrun_takes_the_flags(path):
+def test_torchrun_accepts_the_flags(path):
     from torch.distributed.run import get_args_parser
 
     options = {option[2:] for action in get_args_parser()._actions for option in action.option_strings}
-    found = list(commands(path, "torchrun "))
-    assert found
-    for words in found:
-        own = words[: words.index("-m")]
-        assert words[words.index("-m") + 1] == "fukami"
-        assert flags(own) <= options, own
-        assert {"rdzv-endpoint", "standalone"} & flags(own)
+    torchrun_commands = list(list_commands(path, "torchrun "))
+    assert torchrun_commands
+    for command in torchrun_commands:
+        arguments = command[: command.index("-m")]
+        assert command[command.index("-m") + 1] == "fukami"
+        assert list_flags(arguments) <= options, arguments
+        assert {"rdzv-endpoint", "standalone"} & list_flags(arguments)
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_a_started_job_goes_on(path):
-    """A scheduler starts a job again with the same command."""
-    (words,) = commands(path, "fukami train ")
-    assert {"resume", "out", "timeout"} <= flags(words)
-    batch, lr = (float(words[words.index(f"--{name}") + 1]) for name in ("batch-size", "lr"))
-    assert batch / 32 * lr == pytest.approx(0.1 * 8192 / 256)  # Goyal et al. 2017; the recipe's own batch is 32
+def test_a_restarted_job_resumes(path):
+    """A scheduler restarts a job with the same command."""
+    (arguments,) = list_commands(path, "fukami train ")
+    assert {"resume", "out", "timeout"} <= list_flags(arguments)
+    batch_size, lr = (float(arguments[arguments.index(f"--{name}") + 1]) for name in ("batch-size", "lr"))
+    assert batch_size / 32 * lr == pytest.approx(0.1 * 8192 / 256)  # Goyal et al. 2017; the recipe's batch size is 32
     assert get_recipe("resnet50")().batch_size == 32
 
 

@@ -1,4 +1,4 @@
-"""Runs at fewer bits, from the command line: exported, computed without a new run, and measured side by side."""
+"""Tests of exports, of evaluation at lower precision, and of the precision comparison, from the command line."""
 
 import contextlib
 import copy
@@ -22,80 +22,80 @@ from fukami.errors import Error, UsageError
 from fukami.quantization import half_precision
 
 
-def numbers(result):
+def select_metrics(result):
     return {name: result[name] for name in ("accuracy", "errors", "count", "loss")}
 
 
 @pytest.mark.parametrize("to", ["float16", "bfloat16"])
-def test_half_the_bytes_and_the_same_answers(fukami, trained, tmp_path, to):
-    """The exported run is computed as the trained one at that precision, and at another where that is asked for."""
+def test_export_to_half_precision_halves_the_bytes(fukami, trained, tmp_path, to):
+    """The exported run has the metrics of the trained one at that precision, and can be evaluated at another."""
     (facts,) = fukami("export", trained, "--to", to).json
     tensors = load_file(tmp_path / facts["file"])
     assert {value.dtype for value in tensors.values()} == {getattr(torch, to)}
-    assert facts["smaller"] == pytest.approx(2, abs=0.05)
-    (own,), (asked,) = fukami("eval", facts["run"]).json, fukami("eval", trained, "--precision", to).json
-    assert own["precision"] == to
-    assert numbers(own) == numbers(asked)
-    (wide,) = fukami("eval", facts["run"], "--precision", "float32").json
-    assert wide["precision"] == "float32"
-    assert wide["loss"] == pytest.approx(own["loss"], rel=0.02)
+    assert facts["compression_ratio"] == pytest.approx(2, abs=0.05)
+    (exported,), (converted,) = fukami("eval", facts["run"]).json, fukami("eval", trained, "--precision", to).json
+    assert exported["precision"] == to
+    assert select_metrics(exported) == select_metrics(converted)
+    (full,) = fukami("eval", facts["run"], "--precision", "float32").json
+    assert full["precision"] == "float32"
+    assert full["loss"] == pytest.approx(exported["loss"], rel=0.02)
 
 
-def test_onnx_answers_the_same_by_what_its_metadata_say(fukami, trained, digit_files, tmp_path):
-    """A program that knows the file alone prepares an image and gets the probabilities of ``predict`` within 1e-4."""
+def test_onnx_metadata_suffice_to_reproduce_predictions(fukami, trained, digit_files, tmp_path):
+    """Preprocessing as in the metadata gives the probabilities of ``fukami predict`` within 1e-4."""
     (facts,) = fukami("export", trained, "--to", "onnx", "--out", "onnx").json
     session = onnxruntime.InferenceSession(tmp_path / facts["file"], providers=["CPUExecutionProvider"])
-    about = session.get_modelmeta().custom_metadata_map
-    preprocessing, labels = json.loads(about["preprocessing"]), json.loads(about["labels"])
+    metadata = session.get_modelmeta().custom_metadata_map
+    preprocessing, labels = json.loads(metadata["preprocessing"]), json.loads(metadata["labels"])
     assert preprocessing["values"] == "(image / 255 - mean) / std"
     files = sorted(digit_files.rglob("*.png"))[:3]
-    seen = np.stack([package.load(trained).transform.read_and_transform(file) for file in files])  # MNIST's form
+    images = np.stack([package.load(trained).transform.read_and_transform(file) for file in files])  # as in MNIST
     mean, std = (np.array(preprocessing[name]).reshape(1, -1, 1, 1) for name in ("mean", "std"))
-    (scores,) = session.run(["scores"], {"images": ((seen / 255 - mean) / std).astype(np.float32)})
-    shares = np.exp(scores - scores.max(1, keepdims=True))
-    shares /= shares.sum(1, keepdims=True)
-    for answers in (fukami("predict", trained, *files).json, fukami("predict", "onnx", *files).json):
-        for answer, share in zip(answers, shares, strict=True):
-            assert answer["label"] == labels[share.argmax()]
-            assert answer["probability"] == pytest.approx(share.max(), abs=1e-4)
+    (scores,) = session.run(["scores"], {"images": ((images / 255 - mean) / std).astype(np.float32)})
+    probabilities = np.exp(scores - scores.max(1, keepdims=True))
+    probabilities /= probabilities.sum(1, keepdims=True)
+    for predictions in (fukami("predict", trained, *files).json, fukami("predict", "onnx", *files).json):
+        for prediction, expected in zip(predictions, probabilities, strict=True):
+            assert prediction["label"] == labels[expected.argmax()]
+            assert prediction["probability"] == pytest.approx(expected.max(), abs=1e-4)
 
 
-def test_int8_is_a_run_like_any_other(fukami, trained, digit_files):
-    """A third of the bytes, nearly the same answers, whether exported or computed without a new run."""
+def test_int8_run_is_evaluated_like_any_other(fukami, trained, digit_files):
+    """A third of the bytes and nearly the same metrics, whether exported or converted for the evaluation."""
     (facts,) = fukami("export", trained, "--to", "int8").json
-    assert facts["smaller"] > 3
-    (exact,), (own,) = fukami("eval", trained).json, fukami("eval", facts["run"]).json
-    assert own["precision"] == "int8"
-    assert abs(own["accuracy"] - exact["accuracy"]) < 0.02
-    assert own["loss"] == pytest.approx(exact["loss"], rel=0.1)
-    assert own["loss"] != exact["loss"]
-    (asked,) = fukami("eval", trained, "--precision", "int8").json
-    assert numbers(asked) == numbers(own)
-    together = fukami("eval", trained, facts["run"], "--vote")
-    assert together.json[0]["members"] == 2
+    assert facts["compression_ratio"] > 3
+    (float32,), (int8,) = fukami("eval", trained).json, fukami("eval", facts["run"]).json
+    assert int8["precision"] == "int8"
+    assert abs(int8["accuracy"] - float32["accuracy"]) < 0.02
+    assert int8["loss"] == pytest.approx(float32["loss"], rel=0.1)
+    assert int8["loss"] != float32["loss"]
+    (converted,) = fukami("eval", trained, "--precision", "int8").json
+    assert select_metrics(converted) == select_metrics(int8)
+    ensemble = fukami("eval", trained, facts["run"], "--vote")
+    assert ensemble.json[0]["members"] == 2
 
 
 def test_quantization_aware_training(fukami, trained):
-    """It begins where the run ended, and what is exported answers as it did while it was rounding."""
-    words = ["--init", trained, "--quantize", "int8", "--epochs", "1", "--lr", "0.0002", "--out", "aware"]
-    (begun,) = fukami("eval", trained).json
-    (found,) = fukami("train", "deep-convnet", *words, "--precision", "float32").json
-    assert found["accuracy"] > begun["accuracy"] - 0.02
+    """Training starts from the given run, and the exported network has the metrics of the training."""
+    arguments = ["--init", trained, "--quantize", "int8", "--epochs", "1", "--lr", "0.0002", "--out", "aware"]
+    (initial,) = fukami("eval", trained).json
+    (final,) = fukami("train", "deep-convnet", *arguments, "--precision", "float32").json
+    assert final["accuracy"] > initial["accuracy"] - 0.02
     (half,) = fukami("eval", "aware", "--precision", "bfloat16").json
-    assert half["loss"] == pytest.approx(found["loss"], rel=0.1)
+    assert half["loss"] == pytest.approx(final["loss"], rel=0.1)
     (facts,) = fukami("export", "aware", "--to", "int8").json
     (exported,) = fukami("eval", facts["run"]).json
-    assert exported["loss"] == pytest.approx(found["loss"], rel=0.02)
+    assert exported["loss"] == pytest.approx(final["loss"], rel=0.02)
     refused = fukami("export", "aware", "--to", "int8", "--calibration", "digits", "--out", "more")
     assert refused.status == 2
-    assert "nothing is to calibrate" in refused.err
+    assert "needs no calibration" in refused.err
     refused = fukami("train", "deep-convnet", "--quantize", "int8")
     assert refused.status == 2
-    assert "give it with --init" in refused.err
+    assert "give the run with --init" in refused.err
 
 
-def test_calibration_with_other_images_is_warned_about(fukami, trained, random, tmp_path, caplog):
-    """Noise is warned about by what is different in it; images like those of the training are not."""
+def test_calibration_data_unlike_the_training_data_give_a_warning(fukami, trained, random, tmp_path, caplog):
+    """Noise gives warnings that name the statistics that differ; images like the training data give none."""
     for name in ("a", "b"):
         (tmp_path / "noise" / name).mkdir(parents=True)
         for number in range(20):
@@ -107,49 +107,49 @@ def test_calibration_with_other_images_is_warned_about(fukami, trained, random, 
         assert not caplog.messages
         assert fukami("export", trained, "--to", "int8", "--calibration", "noise", "--out", "two").status == 0
     assert len(caplog.messages) == 3
-    assert all("do not look like the training data" in message for message in caplog.messages)
+    assert all("noise differ from the training data" in message for message in caplog.messages)
     assert "more detail" in caplog.messages[2]
     refused = fukami("export", trained, "--to", "float16", "--calibration", "noise", "--out", "three")
     assert refused.status == 2
     assert "float16 needs no calibration" in refused.err
 
 
-def test_differences_by_hand():
-    """Means 0 and 1 with deviations of 1 of the usual: one standard deviation of brightness, none of the others."""
-    usual = torch.tensor([-1.0, 1.0, -1.0, 1.0]).view(4, 1, 1, 1).expand(4, 1, 4, 4)
-    assert list(precision.compare_image_statistics(usual, usual)) == []
-    (found,) = precision.compare_image_statistics(usual + 1, usual)
-    assert found == "they have 0.9 standard deviations more brightness"  # the unbiased deviation is 1.15
+def test_image_statistics_by_hand():
+    """Means of 1 and 0 with a deviation of 1: only the brightness differs, by one standard deviation."""
+    reference = torch.tensor([-1.0, 1.0, -1.0, 1.0]).view(4, 1, 1, 1).expand(4, 1, 4, 4)
+    assert list(precision.compare_image_statistics(reference, reference)) == []
+    (difference,) = precision.compare_image_statistics(reference + 1, reference)
+    assert difference == "0.9 standard deviations more brightness"  # the unbiased deviation is 1.15
 
 
-def test_halves_are_said_to_be_added_as_they_are(monkeypatch):
-    """Sums that stop at 2,048 are found out."""
-    assert precision.describe_dtypes("float32", torch.device("cpu"))["sums"] == "float32"
-    assert precision.describe_dtypes("float16", torch.device("cpu"))["sums"] == "float32"
+def test_accumulation_in_half_precision_is_detected(monkeypatch):
+    """A sum that stops at 2,048 shows that the accumulators are float16."""
+    assert precision.describe_dtypes("float32", torch.device("cpu"))["accumulators"] == "float32"
+    assert precision.describe_dtypes("float16", torch.device("cpu"))["accumulators"] == "float32"
     monkeypatch.setattr(precision, "has_native_arithmetic", lambda dtype, device: True)
     monkeypatch.setattr(precision.F, "conv2d", lambda x, w: torch.tensor([[[[2048.0]]]], dtype=x.dtype))
-    assert precision.describe_dtypes("float16", torch.device("cpu"))["sums"] == "float16"
+    assert precision.describe_dtypes("float16", torch.device("cpu"))["accumulators"] == "float16"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_halves_without_arithmetic_for_them(dtype, monkeypatch):
-    """Each layer gives what float64 gives of the rounded numbers, rounded once; nothing else is changed."""
+def test_half_precision_without_native_arithmetic(dtype, monkeypatch):
+    """Each layer equals float64 arithmetic on the rounded inputs, rounded once; other operations do not change."""
     monkeypatch.setattr(half_precision.torch.cpu, "get_capabilities", lambda: {"avx2": True})
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(), nn.Linear(100, 2)).to(dtype)
     x = torch.randn(2, 3, 5, 5).to(dtype)
     with half_precision.enable_float32_fallback(network), torch.no_grad():
-        found = network(x)
+        output = network(x)
         other = torch.ones(2, dtype=dtype) + 1
-    wide = copy.deepcopy(network).double()
-    between = wide[0](x.double()).to(dtype)
-    expected = wide[2](between.double().flatten(1))
-    assert found.dtype == other.dtype == dtype
-    torch.testing.assert_close(found.double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-3)
+    double = copy.deepcopy(network).double()
+    hidden = double[0](x.double()).to(dtype)
+    expected = double[2](hidden.double().flatten(1))
+    assert output.dtype == other.dtype == dtype
+    torch.testing.assert_close(output.double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-3)
     assert isinstance(half_precision.enable_float32_fallback(network.float()), contextlib.nullcontext)
 
 
-def test_where_a_precision_is_computed():
+def test_device_and_dtype_of_each_precision():
     assert precision.resolve_device_and_precision("auto", "int8") == ("cpu", "float32")
     assert precision.resolve_device_and_precision("cuda", "float16") == ("cuda", "float16")
     with pytest.raises(UsageError, match="int8 is computed on the CPU"):
@@ -159,7 +159,7 @@ def test_where_a_precision_is_computed():
 
 
 def test_a_failed_export_leaves_no_run(trained, tmp_path, monkeypatch):
-    """The folder is a run only once everything is in it."""
+    """The folder becomes a run only when all files are written."""
     from fukami.engine.export import export_run
 
     def fail(*arguments):
@@ -172,8 +172,8 @@ def test_a_failed_export_leaves_no_run(trained, tmp_path, monkeypatch):
         package.load(tmp_path / "half")
 
 
-def test_what_has_no_weights_any_more_says_so(fukami, binarized):
-    """It can neither be explained nor trained on."""
+def test_runs_exported_to_binary_cannot_be_explained_or_trained(fukami, binarized):
+    """Their weights are packed into bits."""
     fukami("export", binarized, "--to", "binary", "--out", "bits")
     explained = fukami("explain", "bits")
     assert explained.status == 2
@@ -195,12 +195,12 @@ def test_a_damaged_or_missing_onnx_file_is_named(fukami, trained, tmp_path):
     assert "model.onnx cannot be read" in missing.err
 
 
-def test_a_layer_that_onnx_does_not_know_is_named(tmp_path):
-    """Of a private recipe, as a user would have it."""
+def test_a_layer_that_onnx_does_not_support_is_named(tmp_path):
+    """The layer is a user's own, as in a private recipe."""
 
     class Odd(torch.nn.Module):
         def forward(self, x):
-            return x * float(x.detach().sum())  # decided by values
+            return x * float(x.detach().sum())  # depends on the values
 
     recipe = DeepConvNet(epochs=1)
     task = recipe.build_task(tuple("0123456789"))
@@ -212,8 +212,8 @@ def test_a_layer_that_onnx_does_not_know_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["trained", "binarized"])
-def test_the_ladder(fukami, name, request, tmp_path, monkeypatch):
-    """Every step with its numbers, each as when it is asked for alone; what is left out says why."""
+def test_precision_comparison(fukami, name, request, tmp_path, monkeypatch):
+    """Each precision has its metrics, equal to those of a single evaluation; a skipped one has its reason."""
     run = request.getfixturevalue(name)
     monkeypatch.setattr(precision_comparison, "NUM_ROUNDS", 1)
     monkeypatch.setattr(
@@ -221,11 +221,11 @@ def test_the_ladder(fukami, name, request, tmp_path, monkeypatch):
         "PRECISIONS",
         ("float32", "bfloat16", "binary") if name == "binarized" else ("float32", "binary"),
     )
-    found = fukami("eval", run, "--precision", "all", "--out", "page")
-    assert found.status == 0, found.err
-    (result,) = found.json
-    (alone,) = fukami("eval", run).json
-    assert numbers(result) == numbers(alone)
+    command = fukami("eval", run, "--precision", "all", "--out", "page")
+    assert command.status == 0, command.err
+    (result,) = command.json
+    (single,) = fukami("eval", run).json
+    assert select_metrics(result) == select_metrics(single)
     steps = {step["precision"]: step for step in result["precisions"]}
     assert steps["float32"]["agreement"] == 1
     for step in steps.values():
@@ -239,36 +239,36 @@ def test_the_ladder(fukami, name, request, tmp_path, monkeypatch):
         assert result["left_out"] == {}
     else:
         assert "full precision" in result["left_out"]["binary"]
-        assert "skipped binary: no layer" in found.err
+        assert "skipped binary: the network has no binarized layer" in command.err
     page = (tmp_path / "page/report.html").read_text()
-    assert "How many bits" in page
+    assert "Precision comparison" in page
     assert "data:image/png" in page
 
 
-def test_the_ladder_of_a_private_recipe_on_other_data(fukami, digit_files, tmp_path, monkeypatch):
-    """Its class is found by the other processes, too."""
-    (tmp_path / "mine.py").write_text(
+def test_precision_comparison_of_a_private_recipe_on_other_data(fukami, digit_files, tmp_path, monkeypatch):
+    """The other processes load the class of the recipe, too."""
+    (tmp_path / "custom.py").write_text(
         "from dataclasses import dataclass\n"
         "from fukami.classification.deep_convnet import DeepConvNet\n\n\n"
         "@dataclass(frozen=True, kw_only=True)\n"
-        "class Mine(DeepConvNet):\n    widths: tuple[int, int, int, int, int, int] = (4, 4, 4, 4, 4, 4)\n"
+        "class Custom(DeepConvNet):\n    widths: tuple[int, int, int, int, int, int] = (4, 4, 4, 4, 4, 4)\n"
     )
-    assert fukami("train", "./mine.py", "--epochs", "1", "--batch-size", "100", "--out", "run").status == 0
+    assert fukami("train", "./custom.py", "--epochs", "1", "--batch-size", "100", "--out", "run").status == 0
     monkeypatch.setattr(precision_comparison, "NUM_ROUNDS", 1)
     monkeypatch.setattr(precision_comparison, "PRECISIONS", ("float32", "bfloat16"))
-    found = fukami("eval", "run", "--precision", "all", "--data", digit_files, "--recipe", "mine.py")
-    assert found.status == 0, found.err
-    assert [step["count"] for step in found.json[0]["precisions"]] == [40, 40]
+    command = fukami("eval", "run", "--precision", "all", "--data", digit_files, "--recipe", "custom.py")
+    assert command.status == 0, command.err
+    assert [step["count"] for step in command.json[0]["precisions"]] == [40, 40]
 
 
-def test_the_ladder_is_of_one_run(fukami, trained):
+def test_precision_comparison_needs_exactly_one_run(fukami, trained):
     refused = fukami("eval", trained, trained, "--precision", "all")
     assert refused.status == 2
     assert "one run" in refused.err
 
 
-def test_the_ladder_of_what_is_no_run(fukami, binarized, tmp_path):
-    """Exported already, or damaged: it says which, and measures nothing."""
+def test_precision_comparison_of_an_exported_or_damaged_run_is_refused(fukami, binarized, tmp_path):
+    """The error names the reason, and nothing is measured."""
     fukami("export", binarized, "--to", "binary", "--out", "bits")
     refused = fukami("eval", "bits", "--precision", "all")
     assert refused.status == 2

@@ -1,4 +1,4 @@
-"""Transfer: published weights come in whole, what is frozen stays, and each stage learns at its own rate."""
+"""Tests of transfer learning: pretrained weights, frozen features and layer-wise learning rates."""
 
 import os
 from pathlib import Path
@@ -19,20 +19,20 @@ SHARED = Path(__file__).parents[3] / "shared"
 CPU = {"device": "cpu", "precision": "float32"}
 
 
-def meta(name, *args, **options):
-    """A network without memory for its weights."""
+def build_meta_model(name, *args, **options):
+    """Build a network on the meta device."""
     with torch.device("meta"):
         return getattr(models, name)(*args, **options)
 
 
-def same(tensors, others):
+def are_equal(tensors, others):
     return tensors.keys() == others.keys() and all(torch.equal(tensors[key], others[key]) for key in tensors)
 
 
 @pytest.fixture(scope="module")
-def colours(tmp_path_factory):
-    """Three classes of plainly coloured images of 32×32, eight of each."""
-    root = tmp_path_factory.mktemp("colours")
+def color_images(tmp_path_factory):
+    """Three classes of red, green and blue images of 32×32, eight of each."""
+    root = tmp_path_factory.mktemp("colors")
     generator = torch.Generator().manual_seed(0)
     for channel, label in enumerate(("red", "green", "blue")):
         (root / label).mkdir()
@@ -43,13 +43,13 @@ def colours(tmp_path_factory):
     return root
 
 
-def small(colours, name="resnet20", **fields):
-    """A recipe that trains a few steps on the coloured images."""
-    given = {"epochs": 2, "batch_size": 6, "size": 32, "augment": (), "warmup": 0.0, "schedule": "constant", "lr": 0.01}
-    return package.get_recipe(name)(**{**given, "data": str(colours), **fields})
+def build_small_recipe(color_images, name="resnet20", **fields):
+    """Build a recipe that trains a few steps on the color images."""
+    small = {"epochs": 2, "batch_size": 6, "size": 32, "augment": (), "warmup": 0.0, "schedule": "constant", "lr": 0.01}
+    return package.get_recipe(name)(**{**small, "data": str(color_images), **fields})
 
 
-# ---- the head, and what learns at which rate ------------------------------------------------------------------------
+# ---- head and layer-wise learning rates -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -64,21 +64,21 @@ def small(colours, name="resnet20", **fields):
         ("deep_convnet", {}, {"19"}),
     ],
 )
-def test_the_head_is_what_depends_on_the_classes(name, options, expected):
-    """And nothing else does: the shapes of all other parts are the same for another number of classes."""
-    network, other = (meta(name, classes, **options) for classes in (7, 8))
+def test_only_the_head_depends_on_the_number_of_classes(name, options, expected):
+    """All other parameters have the same shapes for another number of classes."""
+    network, other = (build_meta_model(name, classes, **options) for classes in (7, 8))
     head = pretrained.find_head(network)
     assert set(head) == expected
     assert len(head) == len(expected)
-    wider = dict(other.named_parameters())
-    different = {key.partition(".")[0] for key, p in network.named_parameters() if p.shape != wider[key].shape}
+    others = dict(other.named_parameters())
+    different = {key.partition(".")[0] for key, p in network.named_parameters() if p.shape != others[key].shape}
     assert different == expected
 
 
 @pytest.mark.parametrize(
     ("name", "stages"),
     [
-        # from the head down, each stage by a parameter of it
+        # stages from the head down, each given by one of its layers
         ("vgg16", ["classifier.0", "features.24", "features.17", "features.10", "features.5", "features.0"]),
         ("resnet18", ["fc", "layer4.1", "layer3.0", "layer2.0", "layer1.0", "conv1"]),
         ("googlenet", ["fc", *(f"inception{n}" for n in ("5b", "5a", "4e", "4d", "4c", "4b", "4a", "3b", "3a")),
@@ -86,33 +86,34 @@ def test_the_head_is_what_depends_on_the_classes(name, options, expected):
         ("deep_convnet", ["19", "16", "12", "10", "7", "5", "2", "0"]),
     ],
 )  # fmt: skip
-def test_each_stage_learns_more_slowly_than_the_one_above(name, stages):
-    network = meta(name, 5)
+def test_learning_rates_decay_from_the_head_down(name, stages):
+    network = build_meta_model(name, 5)
     groups = pretrained.build_layerwise_groups(network, 0.4, 0.5)
     assert [group["lr"] for group in groups] == [0.4 * 0.5**depth for depth in range(len(stages))]
-    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
-    assert sum(len(group["params"]) for group in groups) == len(rates) == len(list(network.parameters()))
+    lrs = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(lrs) == len(list(network.parameters()))
     for depth, prefix in enumerate(stages):
-        found = {rates[id(p)] for key, p in network.named_parameters() if key.startswith(f"{prefix}.")}
-        assert found == {0.4 * 0.5**depth}, prefix
+        stage_lrs = {lrs[id(p)] for key, p in network.named_parameters() if key.startswith(f"{prefix}.")}
+        assert stage_lrs == {0.4 * 0.5**depth}, prefix
     head = pretrained.find_head(network)
-    assert {rates[id(p)] for key, p in network.named_parameters() if key.partition(".")[0] in head} == {0.4}
+    assert {lrs[id(p)] for key, p in network.named_parameters() if key.partition(".")[0] in head} == {0.4}
 
 
-def test_stages_of_networks_that_begin_otherwise():
-    """With a normalisation, or a parameter of the whole network; what normalises goes with what it normalises."""
+def test_stages_of_a_network_with_normalisation_first_and_own_parameters():
+    """A normalisation belongs to the convolution before it, and forms a stage if it is the first layer."""
     network = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
     network.register_parameter("token", nn.Parameter(torch.zeros(1)))
     groups = pretrained.build_layerwise_groups(network, 1.0, 0.5)
-    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
-    found = {key: rates[id(p)] for key, p in network.named_parameters() if not key.endswith("bias")}
-    assert found == {"4.weight": 1, "1.weight": 0.5, "2.weight": 0.5, "0.weight": 0.25, "token": 0.25}
-    assert len(rates) == len(list(network.parameters()))
+    lrs = {id(p): group["lr"] for group in groups for p in group["params"]}
+    named_lrs = {key: lrs[id(p)] for key, p in network.named_parameters() if not key.endswith("bias")}
+    assert named_lrs == {"4.weight": 1, "1.weight": 0.5, "2.weight": 0.5, "0.weight": 0.25, "token": 0.25}
+    assert len(lrs) == len(list(network.parameters()))
 
 
-def test_a_training_steps_at_the_rates_of_the_stages(colours, tmp_path, pageless):
-    """The first step of plain SGD, worked out by hand with autograd."""
-    recipe = small(colours, epochs=1, batch_size=18, optimizer="sgd", weight_decay=0.0, layer_lr_decay=0.5, lr=0.1)
+def test_training_uses_the_learning_rates_of_the_stages(color_images, tmp_path, no_reports):
+    """The first step of plain SGD equals one computed by hand with autograd."""
+    fields = {"optimizer": "sgd", "weight_decay": 0.0, "layer_lr_decay": 0.5, "lr": 0.1}
+    recipe = build_small_recipe(color_images, epochs=1, batch_size=18, **fields)
     data = recipe.load_data()
     torch.manual_seed(recipe.seed)
     network = recipe.build_model(3)
@@ -135,70 +136,73 @@ def test_a_training_steps_at_the_rates_of_the_stages(colours, tmp_path, pageless
         assert not torch.equal(trained[key], p), key
 
 
-def test_layer_decay_0_trains_the_head_alone(colours, tmp_path, pageless):
-    started = small(colours).build_model(3).state_dict()
-    save_file(started, tmp_path / "start.safetensors")
-    recipe = small(colours, epochs=1, layer_lr_decay=0.0, init=str(tmp_path / "start.safetensors"))
+def test_layer_lr_decay_0_trains_only_the_head(color_images, tmp_path, no_reports):
+    initial = build_small_recipe(color_images).build_model(3).state_dict()
+    save_file(initial, tmp_path / "start.safetensors")
+    init = str(tmp_path / "start.safetensors")
+    recipe = build_small_recipe(color_images, epochs=1, layer_lr_decay=0.0, init=init)
     package.train(recipe, tmp_path / "run", **CPU)
     trained = load_file(tmp_path / "run" / "weights.safetensors")
-    for key, value in started.items():
+    for key, value in initial.items():
         if "running" not in key and "tracked" not in key:
             assert torch.equal(trained[f"model.{key}"], value) == (not key.startswith("fc")), key
 
 
-# ---- frozen ---------------------------------------------------------------------------------------------------------
+# ---- frozen features ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fields", [{}, {"ema_decay": 0.5}, {"layer_lr_decay": 0.5}], ids=str)
-def test_frozen_features_keep_weights_and_statistics(colours, tmp_path, pageless, fields):
+def test_frozen_features_keep_weights_and_statistics(color_images, tmp_path, no_reports, fields):
     torch.manual_seed(5)
-    network = small(colours).build_model(3)
-    network.train()(torch.rand(4, 3, 32, 32))  # statistics that are not the first ones
+    network = build_small_recipe(color_images).build_model(3)
+    network.train()(torch.rand(4, 3, 32, 32))  # statistics other than the initial ones
     before = {key: value.clone() for key, value in network.state_dict().items()}
     torch.save(before, tmp_path / "start.pth")
-    recipe = small(colours, freeze=True, init=str(tmp_path / "start.pth"), **fields)
+    recipe = build_small_recipe(color_images, freeze=True, init=str(tmp_path / "start.pth"), **fields)
     package.train(recipe, tmp_path / "run", **CPU)
     after = load_file(tmp_path / "run" / "weights.safetensors")
-    moved = {key for key, value in before.items() if not torch.equal(after[f"model.{key}"], value)}
-    assert moved == {"fc.weight", "fc.bias"}
+    changed = {key for key, value in before.items() if not torch.equal(after[f"model.{key}"], value)}
+    assert changed == {"fc.weight", "fc.bias"}
 
 
-def test_freezing_needs_weights(colours):
+def test_freezing_needs_weights(color_images):
     with pytest.raises(UsageError, match="--init"):
-        small(colours, freeze=True)
+        build_small_recipe(color_images, freeze=True)
 
 
-def test_a_moving_average_begins_at_the_weights_given(colours, tmp_path, pageless):
-    """With a decay near 1 it stays there; from random weights it would stay at those."""
+def test_the_moving_average_starts_at_the_pretrained_weights(color_images, tmp_path, no_reports):
+    """A decay near 1 keeps the average near its start, which are the pretrained weights and not random ones."""
     torch.manual_seed(5)
-    start = small(colours).build_model(3).state_dict()
+    start = build_small_recipe(color_images).build_model(3).state_dict()
     save_file(start, tmp_path / "start.safetensors")
-    recipe = small(colours, epochs=1, ema_decay=0.9999, init=str(tmp_path / "start.safetensors"))
+    init = str(tmp_path / "start.safetensors")
+    recipe = build_small_recipe(color_images, epochs=1, ema_decay=0.9999, init=init)
     package.train(recipe, tmp_path / "run", **CPU)
     after = load_file(tmp_path / "run" / "weights.safetensors")
     torch.testing.assert_close(after["model.conv1.weight"], start["conv1.weight"], atol=1e-3, rtol=0)
     assert not torch.equal(after["model.conv1.weight"], start["conv1.weight"])
 
 
-# ---- where weights come from ----------------------------------------------------------------------------------------
+# ---- sources of weights ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def start():
-    """A network of three classes, and its state dict."""
+    """A network of three classes and its state dict."""
     torch.manual_seed(1)
     network = models.resnet20(3)
     return network, network.state_dict()
 
 
-def initialised(path, classes=3, seed=2, name="resnet20", **options):
+def load_initialized(path, classes=3, seed=2, name="resnet20", **options):
+    """Return the state dict of a network that is initialized from the file."""
     torch.manual_seed(seed)
     network = getattr(models, name)(classes, **options)
     pretrained.initialize_classifier(network, name, str(path))
     return network.state_dict()
 
 
-def test_weights_come_from_files_of_every_kind(start, tmp_path):
+def test_weights_are_loaded_from_files_of_every_kind(start, tmp_path):
     network, tensors = start
     save_file(tensors, tmp_path / "a.safetensors")
     torch.save(tensors, tmp_path / "b.pth")
@@ -210,80 +214,80 @@ def test_weights_come_from_files_of_every_kind(start, tmp_path):
     half = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
     save_file(half, tmp_path / "h.safetensors")
     for name in ("a.safetensors", "b.pth", "c.pth", "d.pt", "e.pt", "f.safetensors", "g.pth"):
-        assert same(initialised(tmp_path / name), tensors), name
-    found = initialised(tmp_path / "h.safetensors")
-    assert same(found, {k: v.float() if v.is_floating_point() else v for k, v in half.items()})
-    assert found["conv1.weight"].dtype == torch.float32
+        assert are_equal(load_initialized(tmp_path / name), tensors), name
+    loaded = load_initialized(tmp_path / "h.safetensors")
+    assert are_equal(loaded, {k: v.float() if v.is_floating_point() else v for k, v in half.items()})
+    assert loaded["conv1.weight"].dtype == torch.float32
 
 
-def test_weights_come_from_a_run_and_the_head_is_drawn_anew(colours, tmp_path, caplog, pageless):
-    package.train(small(colours, epochs=1), tmp_path / "first", **CPU)
+def test_weights_are_loaded_from_a_run_with_a_random_head_for_other_classes(color_images, tmp_path, caplog, no_reports):
+    package.train(build_small_recipe(color_images, epochs=1), tmp_path / "first", **CPU)
     run = {k.removeprefix("model."): v for k, v in load_file(tmp_path / "first" / "weights.safetensors").items()}
-    assert same(initialised(tmp_path / "first"), run)
+    assert are_equal(load_initialized(tmp_path / "first"), run)
     assert not caplog.text
     torch.manual_seed(2)
-    drawn = models.resnet20(5).state_dict()
-    found = initialised(tmp_path / "first", classes=5)
-    for key, value in found.items():
-        assert torch.equal(value, drawn[key] if key.startswith("fc.") else run[key]), key
-    assert "has no fc.weight, fc.bias for this network: they begin at random" in caplog.text
+    random = models.resnet20(5).state_dict()
+    loaded = load_initialized(tmp_path / "first", classes=5)
+    for key, value in loaded.items():
+        assert torch.equal(value, random[key] if key.startswith("fc.") else run[key]), key
+    assert "has no fc.weight, fc.bias for this network: they are initialized randomly" in caplog.text
 
 
-def test_a_run_that_begins_with_weights_begins_with_them(colours, start, tmp_path, pageless):
-    """A training at rate 0 leaves what it was given, up to the statistics of batch normalisation."""
+def test_training_starts_from_the_given_weights(color_images, start, tmp_path, no_reports):
+    """A training with a learning rate of 0 keeps them, except for the statistics of batch normalisation."""
     save_file(start[1], tmp_path / "start.safetensors")
-    recipe = small(colours, epochs=1, lr=0.0, init=str(tmp_path / "start.safetensors"))
+    recipe = build_small_recipe(color_images, epochs=1, lr=0.0, init=str(tmp_path / "start.safetensors"))
     package.train(recipe, tmp_path / "run", **CPU)
     after = load_file(tmp_path / "run" / "weights.safetensors")
     for key, parameter in start[0].named_parameters():
         assert torch.equal(after[f"model.{key}"], parameter), key
 
 
-def test_googlenets_published_form_fits_other_classes(tmp_path, caplog):
-    """Heads of another size are drawn anew, the auxiliary ones too; they are passed over by a network without."""
+def test_torchvisions_googlenet_fits_other_classes(tmp_path, caplog):
+    """Heads of another size are initialized randomly; auxiliary heads are ignored if the network has none."""
     torch.manual_seed(0)
-    theirs = torchvision.models.googlenet(num_classes=6, aux_logits=True, init_weights=False).state_dict()
-    save_file(theirs, tmp_path / "theirs.safetensors")
+    published = torchvision.models.googlenet(num_classes=6, aux_logits=True, init_weights=False).state_dict()
+    save_file(published, tmp_path / "published.safetensors")
     for auxiliary in (True, False):
-        found = initialised(tmp_path / "theirs.safetensors", classes=4, name="googlenet", aux_loss=auxiliary)
-        for key, value in found.items():
-            fits = theirs[key].shape == value.shape
+        loaded = load_initialized(tmp_path / "published.safetensors", classes=4, name="googlenet", aux_loss=auxiliary)
+        for key, value in loaded.items():
+            fits = published[key].shape == value.shape
             assert fits == (key.rpartition(".")[0] not in ("fc", "aux1.fc2", "aux2.fc2")), key
-            assert not fits or torch.equal(value, theirs[key]), key
+            assert not fits or torch.equal(value, published[key]), key
     assert "fc.weight, fc.bias" in caplog.text
 
 
-def test_published_features_alone_fit_a_vgg16_that_is_one_layer_on_them(caplog):
+def test_published_features_fit_a_vgg16_with_one_linear_layer(caplog):
     folder = Path(os.environ.get("FUKAMI_DATA", SHARED / "data")).parent
     path = folder / "weights" / "vgg16_features_imagenet.safetensors"
     if not path.exists():
         pytest.skip(f"needs VGG-16's published features: no {path}")
     published = load_file(path)
-    found = initialised(path, classes=4, name="vgg16", hidden=0)
-    features = {key: value for key, value in found.items() if key.startswith("features.")}
-    assert same(features, {key: published[key].float() for key in features})
+    loaded = load_initialized(path, classes=4, name="vgg16", hidden=0)
+    features = {key: value for key, value in loaded.items() if key.startswith("features.")}
+    assert are_equal(features, {key: published[key].float() for key in features})
     assert len(features) == 26
     assert "has no classifier.0.weight, classifier.0.bias for this network" in caplog.text
 
 
-def test_every_misfit_is_listed(start, tmp_path):
+def test_every_mismatch_is_listed(start, tmp_path):
     wrong = {key: value for key, value in start[1].items() if key != "layer1.0.conv1.weight"}
     wrong |= {"layer9.weight": torch.zeros(1), "conv1.weight": torch.zeros(16, 3, 5, 5), "fc.bias": torch.zeros(9)}
     del wrong["bn1.bias"]
     save_file(wrong, tmp_path / "wrong.safetensors")
-    with pytest.raises(Error, match=r"wrong\.safetensors does not fit resnet20") as caught:
-        initialised(tmp_path / "wrong.safetensors")
+    with pytest.raises(Error, match=r"wrong\.safetensors does not fit resnet20") as error:
+        load_initialized(tmp_path / "wrong.safetensors")
     for hint in (
         "layer1.0.conv1.weight is missing",
         "bn1.bias is missing",
         "conv1.weight is (16, 3, 5, 5) instead of (16, 3, 3, 3)",
-        "layer9.weight is not known",
+        "layer9.weight is unexpected",
     ):
-        assert hint in str(caught.value)
-    assert "fc" not in str(caught.value)  # of the head, what does not fit begins anew
+        assert hint in str(error.value)
+    assert "fc" not in str(error.value)  # a head that does not fit is initialized randomly
 
 
-def test_what_holds_no_weights_is_refused(start, tmp_path):
+def test_files_without_weights_are_refused(start, tmp_path):
     good = tmp_path / "good.pth"
     torch.save(start[1], good)
     (tmp_path / "cut.pth").write_bytes(good.read_bytes()[:9000])
@@ -298,101 +302,102 @@ def test_what_holds_no_weights_is_refused(start, tmp_path):
         ("numbers.pth", "no state dict"), ("empty.pth", "no state dict"), ("folder", "cannot be read"),
         ("nowhere.pth", "No such file"),
     ):  # fmt: skip
-        with pytest.raises(Error, match=hint) as caught:
-            initialised(tmp_path / name)
-        assert name in str(caught.value)
+        with pytest.raises(Error, match=hint) as error:
+            load_initialized(tmp_path / name)
+        assert name in str(error.value)
 
 
-def test_a_pickle_that_runs_code_is_refused_and_not_run(start, tmp_path):
+def test_a_pickle_with_code_is_refused_and_not_executed(start, tmp_path):
     class Hostile:
         def __reduce__(self):
             return os.system, (f"touch {tmp_path}/harmed",)
 
     torch.save({**start[1], "evil": Hostile()}, tmp_path / "hostile.pth")
-    torch.save(start[0], tmp_path / "whole.pth")  # a whole module is a pickle of code, too
-    for name in ("hostile.pth", "whole.pth"):
-        with pytest.raises(Error, match=f"{name} is damaged, or holds more than tensors"):
-            initialised(tmp_path / name)
+    torch.save(start[0], tmp_path / "module.pth")  # a pickled module refers to code, too
+    for name in ("hostile.pth", "module.pth"):
+        with pytest.raises(Error, match=f"{name} is damaged, or contains more than tensors"):
+            load_initialized(tmp_path / name)
     assert not (tmp_path / "harmed").exists()
 
 
 @pytest.mark.parametrize("name", ["resnet20", "resnet18", "vgg11_bn"])
-def test_a_first_layer_for_colour_becomes_one_for_grey(name, tmp_path):
-    """A grey image gives what it would give as a colour image of three equal channels."""
+def test_color_weights_are_converted_to_grayscale(name, tmp_path):
+    """A grayscale image has the output of a color image with three equal channels."""
     torch.manual_seed(1)
     options = {"hidden": 0} if name.startswith("vgg") else {}
-    colour = getattr(models, name)(3, **options).eval()
-    save_file(colour.state_dict(), tmp_path / "colour.safetensors")
-    grey = getattr(models, name)(3, channels=1, **options).eval()
-    pretrained.initialize_classifier(grey, name, str(tmp_path / "colour.safetensors"))
+    color = getattr(models, name)(3, **options).eval()
+    save_file(color.state_dict(), tmp_path / "color.safetensors")
+    grayscale = getattr(models, name)(3, channels=1, **options).eval()
+    pretrained.initialize_classifier(grayscale, name, str(tmp_path / "color.safetensors"))
     image = torch.rand(2, 1, 32, 32)
     with torch.inference_mode():
-        torch.testing.assert_close(grey(image), colour(image.expand(-1, 3, -1, -1)))
+        torch.testing.assert_close(grayscale(image), color(image.expand(-1, 3, -1, -1)))
 
 
 # ---- published weights ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("recipe", "fields"), [("resnet18", {}), ("vgg11", {"batch_norm": True}), ("vgg11", {})])
-def test_imagenet_asks_torchvision_for_the_weights_of_that_network(recipe, fields, monkeypatch, colours):
-    """For those that torchvision publishes under the network's name, checked by their hash, and tensors alone."""
-    asked = []
+def test_imagenet_fetches_torchvisions_weights_of_the_network(recipe, fields, monkeypatch, color_images):
+    """The weights are those of the network's name, with a hash check and without pickled code."""
+    calls = []
 
-    def answered(self, **options):
-        asked.append((self, options))
+    def get_state_dict(self, **options):
+        calls.append((self, options))
         return {}
 
-    recipe = small(colours, recipe, init="imagenet", **fields)
+    recipe = build_small_recipe(color_images, recipe, init="imagenet", **fields)
     weights = torchvision.models.get_model_weights(recipe.architecture)
-    monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", answered)
+    monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", get_state_dict)
     with pytest.raises(Error, match="does not fit"):
-        pretrained.initialize_classifier(meta(recipe.architecture, 3), recipe.architecture, recipe.init)
-    assert asked == [(weights.IMAGENET1K_V1, {"progress": False, "check_hash": True, "weights_only": True})]
+        pretrained.initialize_classifier(build_meta_model(recipe.architecture, 3), recipe.architecture, recipe.init)
+    assert calls == [(weights.IMAGENET1K_V1, {"progress": False, "check_hash": True, "weights_only": True})]
 
 
-def test_published_weights_go_into_the_network(monkeypatch, colours, tmp_path, pageless):
+def test_training_uses_the_published_weights(monkeypatch, color_images, tmp_path, no_reports):
     torch.manual_seed(3)
-    theirs = torchvision.models.resnet18().state_dict()
-    monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", lambda self, **options: theirs)
-    recipe = small(colours, "resnet18", epochs=1, batch_size=18, init="imagenet", freeze=True)
+    published = torchvision.models.resnet18().state_dict()
+    monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", lambda self, **options: published)
+    recipe = build_small_recipe(color_images, "resnet18", epochs=1, batch_size=18, init="imagenet", freeze=True)
     package.train(recipe, tmp_path / "run", **CPU)
     after = load_file(tmp_path / "run" / "weights.safetensors")
-    assert all(torch.equal(after[f"model.{key}"], theirs[key]) for key in theirs if not key.startswith("fc."))
+    assert all(torch.equal(after[f"model.{key}"], published[key]) for key in published if not key.startswith("fc."))
 
 
-def test_without_a_network_the_address_of_the_weights_is_named(monkeypatch, fukami, colours):
+def test_a_failed_download_names_the_url(monkeypatch, fukami, color_images):
     import urllib.error
 
     def offline(self, **options):
         raise urllib.error.URLError("no network")
 
     monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", offline)
-    answer = fukami("train", "resnet18", "--data", colours, "--size", "32", "--init", "imagenet", "--batch-size", "4")
-    assert answer.status == 1
+    arguments = ["--data", color_images, "--size", "32", "--init", "imagenet", "--batch-size", "4"]
+    result = fukami("train", "resnet18", *arguments)
+    assert result.status == 1
     url = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
     assert url.startswith("https://")
     for hint in ("no network", url, f"--init {url.rpartition('/')[2]}"):
-        assert hint in answer.err
+        assert hint in result.err
     with pytest.raises(Error, match="there are no published weights for resnet20"):
-        pretrained.initialize_classifier(meta("resnet20", 3), "resnet20", "imagenet")
+        pretrained.initialize_classifier(build_meta_model("resnet20", 3), "resnet20", "imagenet")
 
 
-def test_images_are_normalised_as_the_published_weights_expect(colours):
-    """torchvision's own transforms of its weights; those of GoogLeNet were made with 0.5 and 0.5."""
+def test_images_are_normalised_as_the_published_weights_expect(color_images):
+    """Mean and deviation are those of torchvision's transforms; GoogLeNet was trained with 0.5 and 0.5."""
     weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.transforms()
     for name in ("resnet18", "vgg16"):
-        prepare = small(colours, name).build_transform(("a",))
-        assert (list(prepare.mean), list(prepare.std)) == (weights.mean, weights.std)
+        transform = build_small_recipe(color_images, name).build_transform(("a",))
+        assert (list(transform.mean), list(transform.std)) == (weights.mean, weights.std)
     for channels in (1, 3):
-        prepare = small(colours, "googlenet", channels=channels).build_transform(("a",))
-        assert (prepare.mean, prepare.std) == ((0.5,), (0.5,))
-    grey = small(colours, "resnet18", channels=1).build_transform(("a",))
-    assert grey.mean == pytest.approx((sum(weights.mean) / 3,))
-    assert grey.std == pytest.approx((sum(weights.std) / 3,))
+        transform = build_small_recipe(color_images, "googlenet", channels=channels).build_transform(("a",))
+        assert (transform.mean, transform.std) == ((0.5,), (0.5,))
+    grayscale = build_small_recipe(color_images, "resnet18", channels=1).build_transform(("a",))
+    assert grayscale.mean == pytest.approx((sum(weights.mean) / 3,))
+    assert grayscale.std == pytest.approx((sum(weights.std) / 3,))
 
 
-def test_a_run_with_snapshots_gives_its_last_one(digit_files, tmp_path):
-    """Three courses of the learning rate: what the next run begins with is what the last of them reached."""
+def test_the_last_snapshot_of_a_run_is_loaded(digit_files, tmp_path):
+    """The schedule has three cycles; the next run starts from the weights at the end of the last one."""
     from fukami.classification.resnet import ResNet20
 
     recipe = ResNet20(data=str(digit_files), epochs=3, cycles=3, batch_size=15, warmup=0.0)
@@ -407,7 +412,7 @@ def test_a_run_with_snapshots_gives_its_last_one(digit_files, tmp_path):
 @pytest.mark.parametrize(
     "text", ['{"labels": null, "exported": null}', '{"labels": 3, "exported": {}}', "[]", "no JSON"]
 )
-def test_a_strange_record_beside_weights_says_nothing(tmp_path, text):
+def test_an_invalid_record_next_to_weights_is_ignored(tmp_path, text):
     (tmp_path / "recipe.json").write_text(text)
     assert pretrained._read_labels(str(tmp_path)) == ()
     assert pretrained._read_export_precision(tmp_path) is None

@@ -1,4 +1,4 @@
-"""Schedules: what torch's own schedulers do, as functions of the share of the training done."""
+"""Tests of learning-rate schedules, against torch's schedulers."""
 
 import json
 
@@ -7,7 +7,7 @@ import torch
 from torch.optim import lr_scheduler as reference
 
 import fukami
-from check_task import lines
+from check_task import read_log_lines
 from fukami import UsageError
 from fukami.classification.deep_convnet import DeepConvNet
 from fukami.engine import schedules
@@ -15,10 +15,10 @@ from fukami.engine import schedules
 STEPS = 120
 
 
-def theirs(make, steps=STEPS):
-    """The learning rate at each step by one of torch's schedulers, the peak being 1."""
+def compute_torch_factors(build_scheduler, steps=STEPS):
+    """Return the learning rate at each step of a scheduler of torch, with a peak of 1."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    scheduler = make(optimizer)
+    scheduler = build_scheduler(optimizer)
     rates = []
     for _ in range(steps):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -27,13 +27,13 @@ def theirs(make, steps=STEPS):
     return rates
 
 
-def ours(spec, steps=STEPS, **options):
+def compute_factors(spec, steps=STEPS, **options):
     schedule = schedules.parse_schedule(spec, **options)
     return [schedule(step / steps) for step in range(steps)]
 
 
 @pytest.mark.parametrize(
-    ("spec", "make"),
+    ("spec", "build_scheduler"),
     [
         ("constant", lambda o: reference.ConstantLR(o, factor=1)),
         ("step", lambda o: reference.StepLR(o, STEPS // 3, gamma=0.2)),
@@ -47,58 +47,58 @@ def ours(spec, steps=STEPS, **options):
         ("cosine", lambda o: reference.CosineAnnealingLR(o, STEPS)),
     ],
 )
-def test_decays_are_torchs(spec, make):
-    assert ours(spec, factor=0.2) == pytest.approx(theirs(make), abs=1e-12)
+def test_schedules_equal_torchs(spec, build_scheduler):
+    assert compute_factors(spec, factor=0.2) == pytest.approx(compute_torch_factors(build_scheduler), abs=1e-12)
 
 
 @pytest.mark.parametrize("warmup", [0.25, 0.4])
-def test_one_cycle_is_torchs(warmup):
-    """torch reaches the peak a step early and the end with the last step; the same points of both phases agree."""
-    expected = theirs(lambda o: reference.OneCycleLR(o, 1.0, total_steps=STEPS + 1, pct_start=warmup))
+def test_one_cycle_equals_torchs(warmup):
+    """torch reaches the peak one step early and the end at the last step; corresponding points of both phases agree."""
+    expected = compute_torch_factors(lambda o: reference.OneCycleLR(o, 1.0, total_steps=STEPS + 1, pct_start=warmup))
     schedule, top = schedules.parse_schedule("one-cycle", warmup=warmup), warmup * (STEPS + 1) - 1
-    for step, rate in enumerate(expected):
+    for step, factor in enumerate(expected):
         up, down = step / top, (step - top) / (STEPS - top)
-        assert schedule(warmup * up if up < 1 else warmup + (1 - warmup) * down) == pytest.approx(rate, abs=1e-12)
+        assert schedule(warmup * up if up < 1 else warmup + (1 - warmup) * down) == pytest.approx(factor, abs=1e-12)
     assert schedule(0) == pytest.approx(1 / 25)
     assert schedule(1) == pytest.approx(1 / 250_000)
     assert schedules.parse_schedule("one-cycle")(0) == 1
 
 
-def test_a_warm_up_rises_straight_and_what_follows_is_whole():
+def test_warmup_is_linear_and_precedes_the_full_schedule():
     for spec in ("cosine", "multistep=0.5,0.75", "polynomial=2"):
-        warm, plain = schedules.parse_schedule(spec, warmup=0.2), schedules.parse_schedule(spec)
-        assert [warm(p) for p in (0, 0.05, 0.1)] == [0, 0.25, 0.5]
-        for share in (0, 0.3, 0.6, 0.9):
-            assert warm(0.2 + 0.8 * share) == pytest.approx(plain(share))
+        with_warmup, plain = schedules.parse_schedule(spec, warmup=0.2), schedules.parse_schedule(spec)
+        assert [with_warmup(p) for p in (0, 0.05, 0.1)] == [0, 0.25, 0.5]
+        for progress in (0, 0.3, 0.6, 0.9):
+            assert with_warmup(0.2 + 0.8 * progress) == pytest.approx(plain(progress))
     for warmup in (1.0, -0.1):
         with pytest.raises(ValueError, match=r"\[0, 1\)"):
             schedules.add_warmup(schedules.compute_cosine_factor, warmup)
 
 
-def test_cycles_are_torchs_warm_restarts():
+def test_repeated_schedules_equal_torchs_warm_restarts():
     repeated = schedules.repeat_schedule(schedules.compute_cosine_factor, 4)
-    expected = theirs(lambda o: reference.CosineAnnealingWarmRestarts(o, STEPS // 4))
+    expected = compute_torch_factors(lambda o: reference.CosineAnnealingWarmRestarts(o, STEPS // 4))
     assert [repeated(step / STEPS) for step in range(STEPS)] == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("patience", [1, 2, 3])
-def test_a_plateau_is_torchs(patience):
-    """Its drops follow the same evaluations, those at equal losses and the ones after a drop included."""
+def test_plateau_equals_torchs(patience):
+    """The drops follow the same evaluations, including those with equal losses and those after a drop."""
     losses = [3, 2, 2.5, 2.2, 2.1, 1.9, 1.9, 2, 2, 1.9, 1.8, 1.8, 1.8, 1.8, 1.8, 1.8, 1.8, 1.8, 1.8, 1.7, 5, 5, 5, 5]
     plateau = schedules.parse_schedule(f"plateau={patience}", factor=0.5)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = reference.ReduceLROnPlateau(optimizer, factor=0.5, patience=patience, threshold=0)
-    found, expected = [], []
+    factors, expected = [], []
     for loss in losses:
         plateau.on_evaluation({"loss": loss})
         scheduler.step(loss)
-        found.append(plateau(0.5))
+        factors.append(plateau(0.5))
         expected.append(optimizer.param_groups[0]["lr"])
-    assert found == expected
-    assert found[-1] < 1
+    assert factors == expected
+    assert factors[-1] < 1
 
 
-def test_a_plateau_warms_up_and_remembers():
+def test_plateau_has_a_warmup_and_restores_its_state():
     plateau = schedules.parse_schedule("plateau=1", factor=0.1, warmup=0.2)
     assert [plateau(p) for p in (0, 0.1, 0.2, 0.9)] == [0, 0.5, 1, 1]
     for loss in (1, 2, 2, 2):
@@ -129,47 +129,47 @@ def test_a_plateau_warms_up_and_remembers():
         ("exponential=2", "exponential=0.01 with numbers between 0 and 1"),
         ("exponential=nan", "between 0 and 1"),
         ("polynomial=-1", "above 0"),
-        ("cosine=3", "as in cosine$"),
-        ("constant=1", "as in constant$"),
+        ("cosine=3", "the form cosine$"),
+        ("constant=1", "the form constant$"),
     ],
 )
-def test_wrong_words_are_refused_and_the_right_ones_named(spec, hint):
+def test_invalid_schedules_are_refused_with_the_expected_form(spec, hint):
     with pytest.raises(UsageError, match=hint):
         schedules.parse_schedule(spec)
 
 
-def test_a_training_that_waits_for_plateaus_resumes_bit_exactly(tmp_path, monkeypatch, pageless):
-    """Stopped between two drops: what the evaluations before had found is not forgotten."""
+def test_training_with_a_plateau_schedule_resumes_bit_exactly(tmp_path, monkeypatch, no_reports):
+    """A run that is stopped between two drops keeps the state of the schedule."""
     recipe = DeepConvNet(epochs=6, widths=(2, 2, 2, 2, 2, 2), hidden=4, lr=0.05, warmup=0.0, schedule="plateau=1",
                          dropout=0.0, holdout=0.9, batch_size=45)  # fmt: skip
 
     def train(out, **options):
         return fukami.train(recipe, tmp_path / out, device="cpu", precision="float32", **options)
 
-    def judged(self, metrics, real=schedules.ReduceOnPlateau.on_evaluation):
-        heard.append(metrics)
-        if len(heard) == stop:
+    def on_evaluation(self, metrics, real=schedules.ReduceOnPlateau.on_evaluation):
+        evaluations.append(metrics)
+        if len(evaluations) == stop_at:
             raise KeyboardInterrupt
-        real(self, {"loss": len(heard)})  # worse each time
+        real(self, {"loss": len(evaluations)})  # a larger loss each time
 
-    monkeypatch.setattr(schedules.ReduceOnPlateau, "on_evaluation", judged)
+    monkeypatch.setattr(schedules.ReduceOnPlateau, "on_evaluation", on_evaluation)
     monkeypatch.setattr("fukami.engine.async_checkpoint.CheckpointWriter.is_due", True)
-    heard, stop = [], 0
-    train("whole")
-    heard, stop = [], 5
+    evaluations, stop_at = [], 0
+    train("uninterrupted")
+    evaluations, stop_at = [], 5
     with pytest.raises(KeyboardInterrupt):
-        train("cut")
-    heard, stop = heard[:4], 0  # the last checkpoint was written before the fifth evaluation
-    train("cut", resume=True)
-    assert len(heard) == 6
-    whole, cut = (tmp_path / name / "weights.safetensors" for name in ("whole", "cut"))
-    assert cut.read_bytes() == whole.read_bytes()
-    rates = [line["lr"] for line in map(json.loads, lines(tmp_path / "cut")) if line["phase"] == "train"]
-    assert sorted(set(rates), reverse=True) == pytest.approx([0.05, 0.005, 0.0005])
+        train("resumed")
+    evaluations, stop_at = evaluations[:4], 0  # the last checkpoint was written before the fifth evaluation
+    train("resumed", resume=True)
+    assert len(evaluations) == 6
+    uninterrupted, resumed = (tmp_path / name / "weights.safetensors" for name in ("uninterrupted", "resumed"))
+    assert resumed.read_bytes() == uninterrupted.read_bytes()
+    lrs = [line["lr"] for line in map(json.loads, read_log_lines(tmp_path / "resumed")) if line["phase"] == "train"]
+    assert sorted(set(lrs), reverse=True) == pytest.approx([0.05, 0.005, 0.0005])
 
 
-def test_a_plateau_of_a_metric_without_a_loss():
-    """The first metric has to rise; what is nested after it is left alone."""
+def test_plateau_of_a_metric_without_a_loss():
+    """The first metric has to rise; the nested metrics after it are ignored."""
     plateau = schedules.parse_schedule("plateau=1", factor=0.5)
     for value in (0.1, 0.3, 0.2, 0.3):
         plateau.on_evaluation({"map": value, "coco_ap": 0.9 - value, "classes": {"cat": {"ap": value}}})

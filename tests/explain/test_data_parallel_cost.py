@@ -73,7 +73,7 @@ def test_a_step_by_hand():
     assert step.efficiency == 3 / 6
     assert step.bottleneck == "network"
     assert step.images_per_second == 2 * 30 / 6
-    # four times as fast, the first hides behind the second create_layer and half a second is left
+    # at four times the bandwidth, the first bucket overlaps with the second layer and half a second remains
     step = predict_weak_scaling(JOB, replace(CLUSTER, inter_bandwidth=800), 2)
     assert (step.step_time, step.network_time, step.bottleneck) == (3.5, 1, "compute")
     # a single bucket does not overlap
@@ -92,12 +92,12 @@ def test_synchronized_batch_normalization_by_hand():
         TrainingJob(layers=layers, batch_size=30, first_bucket_bytes=1, bucket_bytes=1),
         replace(CLUSTER, inter_bandwidth=100),
     )
-    free = predict_weak_scaling(job, cluster, 2)
-    assert free.step_time == 2 + 4 + 4
-    both = predict_weak_scaling(replace(job, sync_batch_norm=True), cluster, 2)
-    # forward until 1.64, last create_layer 2.64, its bucket 6.64, the exchange 7.28; then the first create_layer and its bucket
-    assert both.step_time == pytest.approx(1.64 + 1 + 4 + 0.64 + 1 + 4)
-    assert both.network_time == pytest.approx(8 + 1.28)
+    unsynchronized = predict_weak_scaling(job, cluster, 2)
+    assert unsynchronized.step_time == 2 + 4 + 4
+    synchronized = predict_weak_scaling(replace(job, sync_batch_norm=True), cluster, 2)
+    # forward until 1.64, last layer 2.64, its bucket 6.64, the statistics 7.28; then the first layer and its bucket
+    assert synchronized.step_time == pytest.approx(1.64 + 1 + 4 + 0.64 + 1 + 4)
+    assert synchronized.network_time == pytest.approx(8 + 1.28)
     assert predict_weak_scaling(replace(job, sync_batch_norm=True), cluster, 1).step_time == 3
 
 

@@ -165,7 +165,7 @@ def test_moving_average_of_the_generator(build_task):
 
 
 def test_discriminator_learns_against_a_fixed_generator(build_task):
-    """Its accuracy soon reaches 1."""
+    """The discriminator accuracy soon reaches 1."""
     task, data = build_task(lr=2e-3)
     for group in task.optimizer.param_groups:
         group["initial_lr"] = 0.0
@@ -229,7 +229,7 @@ def test_repetition_is_the_fraction_of_near_duplicates():
 
 
 def test_repetition_does_not_depend_on_the_feature_extractor(build_task):
-    """It uses pixel features, since network features of merely similar images are close."""
+    """Repetition uses pixel features, since network features of merely similar images are close."""
     task, data = build_task()
     repetitions = []
     for name in ("digits", "pixels"):

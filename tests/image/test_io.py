@@ -1,4 +1,4 @@
-"""Images of every kind come out right, and what is no image is refused by name."""
+"""Image reading: formats, limits and errors; and drawing of predictions."""
 
 import io
 import re
@@ -23,12 +23,12 @@ from fukami.image.transform import ResizeTransform, SquareTransform
 
 @pytest.fixture
 def photo(random):
-    """A colour image with structure, 40 wide and 30 high."""
+    """A color image with structure, 40 wide and 30 high."""
     y, x = np.mgrid[:30, :40]
     return np.stack([6 * x, 8 * y, 3 * (x + y)], -1).astype(np.uint8)
 
 
-def saved(image, path, **options):
+def save(image, path, **options):
     image.save(path, **options)
     return path
 
@@ -36,14 +36,14 @@ def saved(image, path, **options):
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "webp", "ppm", "tga", "gif", "jpg", "ico", "jp2", "avif"])
 def test_formats(photo, tmp_path, suffix):
     options = {"webp": {"lossless": True}, "jpg": {"quality": 95}, "ico": {"sizes": [(40, 30)]}}.get(suffix, {})
-    read = image_io.read_image(saved(Image.fromarray(photo), tmp_path / f"x.{suffix}", **options))
+    read = image_io.read_image(save(Image.fromarray(photo), tmp_path / f"x.{suffix}", **options))
     assert read.mode == "RGB"
     tolerance = {"jpg": 4, "gif": 12, "avif": 6}.get(suffix, 0.01)
     assert np.abs(np.asarray(read).astype(int) - photo).mean() < tolerance
 
 
 def test_exif_rotation(photo, tmp_path):
-    """What orientation N did to the upright image is undone; each by hand with NumPy."""
+    """Every EXIF orientation is reversed; the stored pixels are computed with NumPy."""
     stored = {
         1: photo,
         2: photo[:, ::-1],
@@ -57,44 +57,44 @@ def test_exif_rotation(photo, tmp_path):
     for orientation, pixels in stored.items():
         exif = Image.Exif()
         exif[0x0112] = orientation
-        path = saved(Image.fromarray(np.ascontiguousarray(pixels)), tmp_path / f"{orientation}.png", exif=exif)
+        path = save(Image.fromarray(np.ascontiguousarray(pixels)), tmp_path / f"{orientation}.png", exif=exif)
         assert np.array_equal(np.asarray(image_io.read_image(path)), photo), orientation
 
 
-def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path):
+def test_16_bits_are_scaled_and_not_clipped(tmp_path):
     ramp = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
     expected = np.arange(256).reshape(16, 16)
-    for path in (saved(Image.fromarray(ramp), tmp_path / "x.png"), saved(Image.fromarray(ramp), tmp_path / "x.tiff")):
+    for path in (save(Image.fromarray(ramp), tmp_path / "x.png"), save(Image.fromarray(ramp), tmp_path / "x.tiff")):
         read = image_io.read_image(path)
         assert read.mode == "L"
         assert np.array_equal(np.asarray(read), expected)
 
 
-def test_transparency_lies_on_white(tmp_path):
+def test_transparency_is_blended_with_white(tmp_path):
     pixels = np.zeros((1, 3, 4), np.uint8)
     pixels[0, :, 3] = 0, 128, 255
-    assert np.asarray(image_io.read_image(saved(Image.fromarray(pixels), tmp_path / "x.png")))[0, :, 0].tolist() == [
+    assert np.asarray(image_io.read_image(save(Image.fromarray(pixels), tmp_path / "x.png")))[0, :, 0].tolist() == [
         255,
         127,
         0,
     ]
-    grey = saved(Image.fromarray(pixels).convert("LA"), tmp_path / "la.png")
+    grey = save(Image.fromarray(pixels).convert("LA"), tmp_path / "la.png")
     assert image_io.read_image(grey).mode == "L"
     assert np.asarray(image_io.read_image(grey))[0].tolist() == [255, 127, 0]
     palette = Image.new("P", (2, 1))
     palette.putpalette([0, 0, 0, 200, 10, 10])
     palette.putdata([0, 1])
-    path = saved(palette, tmp_path / "p.png", transparency=0)
+    path = save(palette, tmp_path / "p.png", transparency=0)
     assert np.asarray(image_io.read_image(path))[0].tolist() == [[255, 255, 255], [200, 10, 10]]
 
 
 def test_cmyk_and_one_bit(tmp_path):
-    cyan = saved(Image.new("CMYK", (8, 8), (255, 0, 0, 0)), tmp_path / "x.jpg", quality=95)
+    cyan = save(Image.new("CMYK", (8, 8), (255, 0, 0, 0)), tmp_path / "x.jpg", quality=95)
     red, green, blue = np.asarray(image_io.read_image(cyan))[4, 4].astype(int)
     assert red < 10
     assert min(green, blue) > 245
     bits = Image.fromarray(np.array([[True, False]]))
-    assert np.asarray(image_io.read_image(saved(bits, tmp_path / "b.png"))).tolist() == [[255, 0]]
+    assert np.asarray(image_io.read_image(save(bits, tmp_path / "b.png"))).tolist() == [[255, 0]]
 
 
 def test_arrays(photo):
@@ -109,17 +109,17 @@ def test_arrays(photo):
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "bmp", "tiff", "webp"])
-def test_truncated_files_are_refused_at_every_length(random, tmp_path, suffix):
+def test_truncated_files_are_rejected_at_every_length(random, tmp_path, suffix):
     pixels = random.integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    content = saved(Image.fromarray(pixels), tmp_path / f"whole.{suffix}").read_bytes()
-    for share in (0, 0.01, 0.1, 0.3, 0.6, 0.9):
+    content = save(Image.fromarray(pixels), tmp_path / f"whole.{suffix}").read_bytes()
+    for fraction in (0, 0.01, 0.1, 0.3, 0.6, 0.9):
         path = tmp_path / f"cut.{suffix}"
-        path.write_bytes(content[: int(share * len(content))])
+        path.write_bytes(content[: int(fraction * len(content))])
         with pytest.raises(Error, match=rf"cut\.{suffix}"):
             image_io.read_image(path)
 
 
-def test_what_is_no_image_is_refused_by_name(tmp_path):
+def test_other_files_are_rejected_by_name(tmp_path):
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "empty.jpg").write_bytes(b"")
     with zipfile.ZipFile(tmp_path / "zip.png", "w") as archive:
@@ -134,8 +134,8 @@ def test_what_is_no_image_is_refused_by_name(tmp_path):
             image_io.read_image(tmp_path / name)
 
 
-def test_what_a_file_holds_is_read_like_the_file_and_called_by_the_name_given(photo, tmp_path):
-    path = saved(Image.fromarray(photo), tmp_path / "photo.jpg")
+def test_file_content_is_read_like_the_file_and_named_in_errors(photo, tmp_path):
+    path = save(Image.fromarray(photo), tmp_path / "photo.jpg")
     content = path.read_bytes()
     assert np.array_equal(np.asarray(image_io.read_image(content)), np.asarray(image_io.read_image(path)))
     for broken, what in ((b"", "is empty"), (b"text", "is not an image"), (content[:99], "is damaged")):
@@ -146,7 +146,7 @@ def test_what_a_file_holds_is_read_like_the_file_and_called_by_the_name_given(ph
 
 
 def png(width, height, body=b"", pixels=b""):
-    """A PNG file, in colour, that claims a size."""
+    """Build a color PNG file whose header states a size."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -157,12 +157,12 @@ def png(width, height, body=b"", pixels=b""):
 
 
 def icon(content):
-    """An icon of 16 by 16 pixels that holds an image."""
+    """Build an icon of 16×16 pixels that contains an image."""
     return struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(content), 22) + content
 
 
 def tiff(size, tile):
-    """A TIFF of one tile, black."""
+    """Build a black TIFF of one tile."""
     content = zlib.compress(bytes(tile * tile))
     tags = {256: size, 257: size, 258: 8, 259: 8, 262: 1, 277: 1, 322: tile, 323: tile, 324: 134, 325: len(content)}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
@@ -175,8 +175,8 @@ def jpeg(**options):
     return buffer.getvalue()
 
 
-def decoded(monkeypatch):
-    """The sizes of the images that Pillow decodes from now on."""
+def record_decoded_sizes(monkeypatch):
+    """Record the sizes of the images that Pillow decodes from now on."""
     sizes = []
     for kind in (ImageFile.ImageFile, TiffImagePlugin.TiffImageFile):
 
@@ -192,27 +192,27 @@ def decoded(monkeypatch):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (png(1, 99_999_999), "a side may have 65,535"),
-        (png(99_999_999, 1), "a side may have 65,535"),
-        (png(300, 65_536), "a side may have 65,535"),
-        (png(100, 20_001), "200 times as long"),
-        (png(20_001, 100), "200 times as long"),
+        (png(1, 99_999_999), "the limit of a side is 65,535"),
+        (png(99_999_999, 1), "the limit of a side is 65,535"),
+        (png(300, 65_536), "the limit of a side is 65,535"),
+        (png(100, 20_001), "the limit of the aspect ratio is 200"),
+        (png(20_001, 100), "the limit of the aspect ratio is 200"),
         (icon(png(1, 99_999_999)), "1×99999999 pixels"),
         (icon(png(13_000, 13_000)), "13000×13000 pixels"),
         (tiff(16, 12_000), "12000×12000 pixels"),
     ],
     ids=["tall", "wide", "side", "strip", "band", "icon of a strip", "icon", "tile"],
 )
-def test_long_strips_and_hidden_images_are_refused_undecoded(monkeypatch, content, reason):
-    """Within the bound of pixels or not; also of what an icon holds, and of a tile, which is decoded whole."""
-    sizes = decoded(monkeypatch)
+def test_long_strips_and_embedded_images_are_rejected_before_decoding(monkeypatch, content, reason):
+    """Within the pixel limit or not; also for images in icons, and for tiles, which are decoded as a whole."""
+    sizes = record_decoded_sizes(monkeypatch)
     with pytest.raises(Error, match=rf"small\.png.*{reason}"):
         image_io.read_image(content, name="small.png")
     assert sizes == []
 
 
-def test_strips_that_exist_are_read(monkeypatch):
-    sizes = decoded(monkeypatch)
+def test_strips_within_the_limits_are_read(monkeypatch):
+    sizes = record_decoded_sizes(monkeypatch)
     pixels = b"".join(bytes(1 + 3 * 4) for _ in range(800))
     assert image_io.read_image(png(4, 800, pixels=pixels)).size == (4, 800)
     assert image_io.read_image(icon(png(16, 16, pixels=bytes(49 * 16)))).size == (16, 16)
@@ -221,7 +221,7 @@ def test_strips_that_exist_are_read(monkeypatch):
 
 
 def scan(content):
-    """The head of the last scan of a JPEG: a whole scan, in which all coefficients stay as they are."""
+    """Return the head of the last scan of a JPEG: a complete scan that changes no coefficient."""
     return re.findall(rb"\xff\xda\x00\x08.{6}", content, re.DOTALL)[-1]
 
 
@@ -233,27 +233,35 @@ EXIF = b"\xff\xe1\x00\x0cExif\0\0abcd"
     "content",
     [
         PROGRESSIVE[:-2] + 200 * scan(PROGRESSIVE) + b"\xff\xd9",
-        PROGRESSIVE[:-2] + b"\xff\xfe\x00\x04\xff\xd9" + 200 * scan(PROGRESSIVE) + b"\xff\xd9",  # an end in a comment
-        PROGRESSIVE[:-2] + b"\xff\x01" + 200 * scan(PROGRESSIVE) + b"\xff\xd9",  # a marker without a length
-        PROGRESSIVE[:-2] + b"\xff\xff" + 200 * scan(PROGRESSIVE) + b"\xff\xd9",  # a marker that is filled up
+        PROGRESSIVE[:-2]
+        + b"\xff\xfe\x00\x04\xff\xd9"
+        + 200 * scan(PROGRESSIVE)
+        + b"\xff\xd9",  # end marker in a comment
+        PROGRESSIVE[:-2] + b"\xff\x01" + 200 * scan(PROGRESSIVE) + b"\xff\xd9",  # marker without a length
+        PROGRESSIVE[:-2] + b"\xff\xff" + 200 * scan(PROGRESSIVE) + b"\xff\xd9",  # fill bytes before a marker
         b"\xff\xd8\xff" + PROGRESSIVE[2:-2] + 200 * scan(PROGRESSIVE) + b"\xff\xd9",
         jpeg()[:2] + 3000 * EXIF + jpeg()[2:],
         jpeg()[:2] + b"\0" + 3000 * EXIF + jpeg()[2:],
     ],
     ids=["scans", "after a comment", "after a marker", "after fill", "fill first", "exif", "exif after a gap"],
 )
-def test_a_jpeg_with_more_work_than_bytes_is_refused_undecoded(monkeypatch, content):
-    """Pillow reads each of them: a scan of ten bytes takes as long as the first one."""
-    sizes = decoded(monkeypatch)
+def test_jpeg_bombs_are_rejected_before_decoding(monkeypatch, content):
+    """Pillow would read each of them, and a scan of ten bytes takes as long as the first one."""
+    sizes = record_decoded_sizes(monkeypatch)
     with pytest.raises(Error, match=r"^photo\.jpg is a JPEG of more than 100 scans or 2,000 segments"):
         image_io.read_image(content, name="photo.jpg")
     assert sizes == []
 
 
-def test_a_jpeg_with_much_metadata_or_a_video_behind_it_is_read():
-    film = 1000 * b"\xff\xda\x00\x08\xff\xe1"  # as an encoded video has it here and there
+def test_jpeg_with_much_metadata_or_appended_video_is_read():
+    video_bytes = 1000 * b"\xff\xda\x00\x08\xff\xe1"  # bytes that also occur in encoded videos
     plain = jpeg()
-    for content in (jpeg(progressive=True), plain[:2] + 300 * EXIF + plain[2:], plain + film, PROGRESSIVE + film):
+    for content in (
+        jpeg(progressive=True),
+        plain[:2] + 300 * EXIF + plain[2:],
+        plain + video_bytes,
+        PROGRESSIVE + video_bytes,
+    ):
         assert image_io.read_image(content).getpixel((9, 9)) == image_io.read_image(plain).getpixel((9, 9))
 
 
@@ -271,33 +279,33 @@ print(image.mode, peak() - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(("mode", "suffix"), [("I;16", "png"), ("I", "tiff"), ("F", "tiff"), ("RGBA", "png")])
-def test_memory_is_that_of_the_image_in_its_own_depth(tmp_path, mode, suffix):
-    """16 million pixels take up to 5 bytes each as they are; as float64 they would take 8 more, or 16 with a copy."""
-    colour = (9, 8, 7, 100) if mode == "RGBA" else 300
-    path = saved(Image.new(mode, (4000, 4000), colour), tmp_path / f"x.{suffix}")
-    done = subprocess.run([sys.executable, "-c", READ, str(path)], capture_output=True, text=True, check=True)
-    kind, kilobytes = done.stdout.split()
+def test_memory_is_limited_by_the_original_bit_depth(tmp_path, mode, suffix):
+    """16 million pixels take up to 5 bytes each; float64 would add 8 bytes each, or 16 with a copy."""
+    color = (9, 8, 7, 100) if mode == "RGBA" else 300
+    path = save(Image.new(mode, (4000, 4000), color), tmp_path / f"x.{suffix}")
+    process = subprocess.run([sys.executable, "-c", READ, str(path)], capture_output=True, text=True, check=True)
+    kind, kilobytes = process.stdout.split()
     assert kind == ("RGB" if mode == "RGBA" else "L")
     assert int(kilobytes) * 1024 < 16e6 * (13 if mode == "RGBA" else 9)
 
 
-def test_values_are_scaled_alike_in_parts(monkeypatch, random):
-    """What decides is the range of the whole image, not of a part."""
+def test_values_are_scaled_equally_in_strips(monkeypatch, random):
+    """The range of the whole image determines the scale, not that of a strip."""
     values = random.normal(0, 900, (50, 40, 3))
     expected = np.round((values - values.min()) * (255 / (values.max() - values.min())))
     deep = random.integers(0, 65536, (64, 30), dtype=np.uint16)
     clear = Image.fromarray(random.integers(0, 256, (50, 40, 4), dtype=np.uint8))
-    whole = image_io.read_image(clear)
+    expected_clear = image_io.read_image(clear)
     monkeypatch.setattr(image_io, "MAX_STRIP_VALUES", 100)
     assert np.array_equal(np.asarray(image_io.read_image(values)), expected)
     assert np.array_equal(np.asarray(image_io.read_image(Image.fromarray(deep))), np.round(deep * (255 / 65535)))
-    assert np.array_equal(np.asarray(image_io.read_image(clear)), np.asarray(whole))
+    assert np.array_equal(np.asarray(image_io.read_image(clear)), np.asarray(expected_clear))
     values[-1, -1, -1] = np.inf
     with pytest.raises(Error, match="not finite"):
         image_io.read_image(values)
 
 
-def scarce(*arguments, **options):
+def raise_memory_error(*arguments, **options):
     raise MemoryError
 
 
@@ -313,45 +321,49 @@ def scarce(*arguments, **options):
         ("PIL.Image.Image.resize", lambda path: ImageDecoder([path], SquareTransform(3, 28)).decode(path, [0.5] * 4)),
     ],
 )
-def test_a_lack_of_memory_is_an_error_of_the_file(monkeypatch, tmp_path, photo, place, open_):
-    """Wherever it comes: from the decoder, or while what was read is converted."""
-    path = saved(Image.fromarray(photo), tmp_path / "x.png")
-    monkeypatch.setattr(place, scarce)
+def test_out_of_memory_is_an_error_of_the_file(monkeypatch, tmp_path, photo, place, open_):
+    """Memory may run out in the decoder or during conversion."""
+    path = save(Image.fromarray(photo), tmp_path / "x.png")
+    monkeypatch.setattr(place, raise_memory_error)
     with pytest.raises(Error, match=r"x\.png needs more memory than is available"):
         open_(path)
 
 
-def test_a_lack_of_memory_for_an_array(monkeypatch, photo):
-    monkeypatch.setattr("fukami.image.io.decode_image", scarce)
+def test_out_of_memory_for_an_array(monkeypatch, photo):
+    monkeypatch.setattr("fukami.image.io.decode_image", raise_memory_error)
     with pytest.raises(Error, match="the array given needs more memory than is available"):
         image_io.read_image(photo)
 
 
-def test_a_batch_goes_on_after_files_that_take_all_memory(fukami, monkeypatch, digit_files, tmp_path):
-    """One that is refused by its head, one for which memory runs out as it is read, one as its answer is drawn."""
+def test_batch_continues_after_files_that_exhaust_memory(fukami, monkeypatch, digit_files, tmp_path):
+    """A file is rejected by its header; for the others memory runs out while reading, or while drawing."""
     good, large, drawn = sorted(digit_files.rglob("*.png"))[:3]
     (tmp_path / "wide.png").write_bytes(png(99_999_999, 1))
     Image.open(large).resize((41, 43)).save(tmp_path / "large.png")
     Image.open(drawn).resize((37, 39)).save(tmp_path / "drawn.png")
     prepare, draw = SquareTransform.__call__, image_io.draw_prediction
     monkeypatch.setattr(
-        SquareTransform, "__call__", lambda self, at: scarce() if at.size == (41, 43) else prepare(self, at)
+        SquareTransform,
+        "__call__",
+        lambda self, image: raise_memory_error() if image.size == (41, 43) else prepare(self, image),
     )
     monkeypatch.setattr(
-        image_io, "draw_prediction", lambda at, *rest: scarce() if at.size == (37, 39) else draw(at, *rest)
+        image_io,
+        "draw_prediction",
+        lambda image, *rest: raise_memory_error() if image.size == (37, 39) else draw(image, *rest),
     )
-    answer = fukami("predict", "deep-convnet", "wide.png", "large.png", "drawn.png", good, "--out", "out")
-    assert answer.status == 1
-    assert [each["file"] for each in answer.json] == ["drawn.png", str(good)]
-    for words in ("wide.png has 99999999×1 pixels", "large.png needs more memory", "drawn.png needs more memory"):
-        assert words in answer.err
-    assert "3 of 4 files could not be answered" in answer.err
+    result = fukami("predict", "deep-convnet", "wide.png", "large.png", "drawn.png", good, "--out", "out")
+    assert result.status == 1
+    assert [line["file"] for line in result.json] == ["drawn.png", str(good)]
+    for message in ("wide.png has 99999999×1 pixels", "large.png needs more memory", "drawn.png needs more memory"):
+        assert message in result.err
+    assert "3 of 4 files could not be processed" in result.err
     assert (tmp_path / "out" / f"{good.stem}.png").is_file()
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[...] DefaultCPUAllocator: can't allocate memory")])
-def test_images_that_take_all_memory_together_are_answered_alone(photo, error):
-    class Small(PaddedTask):
+def test_batch_that_exhausts_memory_is_predicted_image_by_image(photo, error):
+    class LimitedTask(PaddedTask):
         def __init__(self):
             self.model, self.prepare = nn.Identity(), ResizeTransform(0, 0)
 
@@ -361,13 +373,13 @@ def test_images_that_take_all_memory_together_are_answered_alone(photo, error):
             return [{"mean": float(image.float().mean())} for image in images]
 
     dark, light = np.zeros_like(photo), np.full_like(photo, 255)
-    first, second, third = Small().predict([dark, light, dark])
+    first, second, third = LimitedTask().predict([dark, light, dark])
     assert (first["mean"], first["width"], third["mean"]) == (0, 40, 0)
     assert second["error"] == "the image given needs more memory than is available; make it smaller"
 
 
-def test_a_strip_is_no_large_page_for_a_digit(monkeypatch):
-    """The room around it is as wide as it is long, and must not make 2,000 million pixels of 20 million."""
+def test_margin_of_a_strip_is_bounded(monkeypatch):
+    """The margin is as wide as the strip is long; 20 million pixels must not become 2,000 million."""
     largest = []
     real = ImageOps.expand
 
@@ -382,21 +394,21 @@ def test_a_strip_is_no_large_page_for_a_digit(monkeypatch):
 
 
 @pytest.mark.parametrize("side", [10_001, 60_000, 2**31 - 1])
-def test_images_that_claim_to_be_huge_are_refused_unread(tmp_path, monkeypatch, side):
+def test_huge_images_are_rejected_before_decoding(tmp_path, monkeypatch, side):
     (tmp_path / "bomb.png").write_bytes(png(side, side))
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("the pixels were decoded"))
     with pytest.raises(Error, match=r"bomb\.png.*(pixels|large)"):
         image_io.read_image(tmp_path / "bomb.png")
 
 
-def test_a_smaller_bound_can_be_set(photo, tmp_path):
-    path = saved(Image.fromarray(photo), tmp_path / "x.png")
+def test_smaller_pixel_limit(photo, tmp_path):
+    path = save(Image.fromarray(photo), tmp_path / "x.png")
     assert image_io.read_image(path, max_pixels=1200).size == (40, 30)
-    with pytest.raises(Error, match=r"40×30 pixels, more than the 1,199"):
+    with pytest.raises(Error, match=r"40×30 pixels, more than the limit of 1,199"):
         image_io.read_image(path, max_pixels=1199)
 
 
-def test_a_text_chunk_that_explodes_is_refused(tmp_path):
+def test_text_chunk_bomb_is_rejected(tmp_path):
     data = b"x\0\0" + zlib.compress(bytes(200_000_000), 9)
     chunk = struct.pack(">I", len(data)) + b"zTXt" + data + struct.pack(">I", zlib.crc32(b"zTXt" + data))
     (tmp_path / "bomb.png").write_bytes(png(4, 4, chunk))
@@ -404,10 +416,10 @@ def test_a_text_chunk_that_explodes_is_refused(tmp_path):
         image_io.read_image(tmp_path / "bomb.png")
 
 
-def test_fit_takes_the_middle_square(photo):
-    seen = image_io.resize_and_crop(Image.fromarray(photo), channels=3, size=30)
-    assert seen.shape == (3, 30, 30)
-    assert np.array_equal(seen.transpose(1, 2, 0), photo[:, 5:35])
+def test_resize_and_crop_uses_the_center(photo):
+    cropped = image_io.resize_and_crop(Image.fromarray(photo), channels=3, size=30)
+    assert cropped.shape == (3, 30, 30)
+    assert np.array_equal(cropped.transpose(1, 2, 0), photo[:, 5:35])
     assert image_io.resize_and_crop(Image.fromarray(photo), channels=1, size=8).shape == (1, 8, 8)
     assert (
         image_io.resize_and_crop(Image.new("L", (500, 3), 77), channels=3, size=16).tolist()
@@ -416,9 +428,9 @@ def test_fit_takes_the_middle_square(photo):
 
 
 @pytest.mark.parametrize("size", [(40, 30), (3, 900), (900, 3), (1, 1), (1500, 1000)])
-def test_answers_are_drawn_for_images_of_any_shape(size):
-    seen = np.full((1, 28, 28), 200, np.uint8)
-    drawn = image_io.draw_prediction(Image.new("RGB", size, (250, 0, 0)), seen, "深み (99 %)")
+def test_predictions_are_drawn_for_images_of_any_shape(size):
+    model_input = np.full((1, 28, 28), 200, np.uint8)
+    drawn = image_io.draw_prediction(Image.new("RGB", size, (250, 0, 0)), model_input, "深み (99 %)")
     pixels = np.asarray(drawn)
     assert (pixels[0, 0] == 255).all()
     assert ((pixels == (250, 0, 0)).all(-1)).any()
@@ -428,17 +440,17 @@ def test_answers_are_drawn_for_images_of_any_shape(size):
 
 
 @pytest.mark.parametrize("dtype", ["int64", "int32", "float32", "float64", "uint8"])
-def test_arrays_of_any_type_keep_values_up_to_255(dtype):
+def test_arrays_of_any_dtype_keep_values_up_to_255(dtype):
     values = np.arange(256).reshape(16, 16).astype(dtype)
     assert np.array_equal(np.asarray(image_io.read_image(values)), np.arange(256).reshape(16, 16))
 
 
-def test_a_large_image_within_the_bound_is_read_without_a_warning(tmp_path):
-    path = saved(Image.new("1", (9600, 9600)), tmp_path / "large.png")  # over Pillow's own bound, under ours
+def test_large_image_within_the_limit_is_read_without_a_warning(tmp_path):
+    path = save(Image.new("1", (9600, 9600)), tmp_path / "large.png")  # above Pillow's limit, below ours
     assert image_io.read_image(path).size == (9600, 9600)
 
 
-def test_a_truncated_image_that_pillow_opened_is_refused(photo):
+def test_truncated_pillow_image_is_rejected(photo):
     content = io.BytesIO()
     Image.fromarray(photo).save(content, "BMP")
     with pytest.raises(Error, match=r"damaged or incomplete"):
@@ -446,11 +458,11 @@ def test_a_truncated_image_that_pillow_opened_is_refused(photo):
 
 
 @pytest.mark.parametrize("order", ["<u2", ">u2"])
-def test_dark_sixteen_bit_images_stay_dark_in_either_byte_order(order):
+def test_dark_16_bit_images_stay_dark_in_either_byte_order(order):
     assert np.asarray(image_io.read_image(np.full((4, 4), 200, order))).max() == 1  # 200 / 257
 
 
-def some_boxes(random, count, size, labels):
+def make_random_boxes(random, count, size, labels):
     corners = np.sort(random.uniform(0, 1, (count, 2, 2)), axis=1).reshape(count, 4) * [*size, *size]
     return [
         {"label": labels[number % len(labels)], "score": float(score), "box": box.tolist()}
@@ -460,7 +472,7 @@ def some_boxes(random, count, size, labels):
 
 @pytest.mark.parametrize("size", [(640, 480), (120, 500), (2000, 300)])
 def test_labels_do_not_overlap_and_stay_in_the_image(random, size):
-    boxes = [tuple(each["box"]) for each in some_boxes(random, 60, size, ["cat"])]
+    boxes = [tuple(each["box"]) for each in make_random_boxes(random, 60, size, ["cat"])]
     sizes = [(float(width), 20.0) for width in random.uniform(40, 110, 60)]
     places = image_io.place_labels(boxes, sizes, size)
     assert places[0] is not None
@@ -476,19 +488,17 @@ def test_labels_do_not_overlap_and_stay_in_the_image(random, size):
 
 @pytest.mark.parametrize("size", [(1, 1), (8, 300), (64, 48), (500, 375), (3000, 1000)])
 def test_boxes_are_drawn_at_any_size(random, size):
-    """In the colour of the class, with a label; a small image is enlarged, and the one given stays as it is."""
+    """Boxes have class colors and labels; small images are enlarged, and the input is not modified."""
     image = Image.new("L", size, 255)
-    drawn = image_io.draw_boxes(image, some_boxes(random, 9, size, ["cat", "dög", "犬"]), ("cat", "dög"))
+    drawn = image_io.draw_boxes(image, make_random_boxes(random, 9, size, ["cat", "dög", "犬"]), ("cat", "dög"))
     assert max(drawn.size) >= 480
     assert drawn.width * size[1] == drawn.height * size[0]
-    assert {image_io.get_class_color(0), image_io.get_class_color(1)} <= {
-        colour for _, colour in drawn.getcolors(2**20)
-    }
+    assert {image_io.get_class_color(0), image_io.get_class_color(1)} <= {color for _, color in drawn.getcolors(2**20)}
     assert image.getextrema() == (255, 255)
     assert image_io.draw_boxes(image, [], ("cat",)).getextrema() == ((255, 255),) * 3
 
 
-def test_a_box_is_drawn_on_its_edge_and_the_strongest_on_top():
+def test_boxes_are_drawn_on_their_edges_with_the_highest_score_on_top():
     ground = Image.new("RGB", (600, 400))
     box = [100, 80, 500, 300]
     boxes = [
@@ -500,7 +510,7 @@ def test_a_box_is_drawn_on_its_edge_and_the_strongest_on_top():
     assert drawn[200, 300].max() == drawn[40, 550].max() == 0
 
 
-def test_colours_of_classes_differ():
-    colours = np.array([image_io.get_class_color(number) for number in range(20)])
-    apart = np.abs(colours[:, None] - colours[None]).sum(-1) + 999 * np.eye(20)
-    assert apart.min() > 40
+def test_class_colors_differ():
+    colors = np.array([image_io.get_class_color(number) for number in range(20)])
+    distances = np.abs(colors[:, None] - colors[None]).sum(-1) + 999 * np.eye(20)
+    assert distances.min() > 40

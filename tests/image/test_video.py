@@ -1,4 +1,4 @@
-"""Videos: frames upright and in time, annotated ones written, and the answers of ``fukami predict`` to them."""
+"""Videos: reading frames, writing annotated videos, and ``fukami predict`` on videos."""
 
 import struct
 import sys
@@ -19,8 +19,8 @@ from fukami.image import video
 RECIPE = Path(__file__).parents[1].joinpath("bright.py")
 
 
-def make(path, count=6, size=(64, 48), rate=10, codec="libx264", times=None, **options):
-    """A bright field that moves to the right by 4 pixels a frame over the dark."""
+def write_moving_square(path, count=6, size=(64, 48), rate=10, codec="libx264", times=None, **options):
+    """Write a video of a bright square that moves 4 pixels to the right per frame."""
     with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream(codec, rate=rate)
         stream.width, stream.height = size
@@ -35,8 +35,8 @@ def make(path, count=6, size=(64, 48), rate=10, codec="libx264", times=None, **o
     return path
 
 
-def turned(path):
-    """The same MP4 marked as taken with the camera turned: to be shown a quarter clockwise."""
+def mark_as_rotated(path):
+    """Set the rotation of an MP4 to 90 degrees clockwise."""
     content = bytearray(path.read_bytes())
     at = content.index(b"tkhd") + 44
     content[at : at + 36] = struct.pack(">9i", 0, 65536, 0, -65536, 0, 0, 0, 0, 2**30)
@@ -48,7 +48,7 @@ def turned(path):
     ("name", "codec"), [("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.webm", "libvpx"), ("a.avi", "mpeg4")]
 )
 def test_frames(tmp_path, name, codec):
-    frames = list(video.read_frames(make(tmp_path / name, codec=codec)))
+    frames = list(video.read_frames(write_moving_square(tmp_path / name, codec=codec)))
     assert [frame.index for frame in frames] == list(range(6))
     assert [frame.timestamp for frame in frames] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5])
     assert frames[0].frame_rate == 10
@@ -60,68 +60,70 @@ def test_frames(tmp_path, name, codec):
 
 
 def test_frames_are_upright(tmp_path):
-    """Turned a quarter clockwise, what was above on the left is above on the right."""
-    frame = next(video.read_frames(turned(make(tmp_path / "a.mp4"))))
+    """After a rotation by 90 degrees clockwise, the upper left is at the upper right."""
+    frame = next(video.read_frames(mark_as_rotated(write_moving_square(tmp_path / "a.mp4"))))
     assert frame.image.size == (48, 64)
     assert frame.image.getpixel((48 - 16, 8))[0] > 220
     assert frame.image.getpixel((10, 8))[0] < 40
 
 
-def test_frames_have_the_limits_of_images(tmp_path):
-    clip = make(tmp_path / "a.mp4", size=(8200, 40))
-    with pytest.raises(Error, match=r"a\.mp4, in frame 0, has 8200×40 pixels, and a side may be 200 times as long"):
+def test_frames_are_limited_like_images(tmp_path):
+    clip = write_moving_square(tmp_path / "a.mp4", size=(8200, 40))
+    with pytest.raises(
+        Error, match=r"a\.mp4, in frame 0, has 8200×40 pixels, and the limit of the aspect ratio is 200"
+    ):
         next(video.read_frames(clip))
 
 
-def test_what_is_a_video(tmp_path):
-    """By its name, or by what it holds; an animated image is an image."""
-    clip = make(tmp_path / "a.mkv", count=1)
+def test_is_video(tmp_path):
+    """Videos are recognized by name or content; animated images are not videos."""
+    clip = write_moving_square(tmp_path / "a.mkv", count=1)
     clip.rename(tmp_path / "unnamed")
-    make(tmp_path / "b.mp4", count=1).rename(tmp_path / "other")
+    write_moving_square(tmp_path / "b.mp4", count=1).rename(tmp_path / "other")
     images = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
     for suffix in ("gif", "avif", "png"):
         images[0].save(tmp_path / f"c.{suffix}", save_all=True, append_images=images[1:])
-    found = {path.name for path in tmp_path.iterdir() if video.is_video(path)}
-    assert found == {"unnamed", "other"}
+    videos = {path.name for path in tmp_path.iterdir() if video.is_video(path)}
+    assert videos == {"unnamed", "other"}
     assert video.is_video("missing.MP4")
     assert not video.is_video("missing")
 
 
 def test_damaged_videos_are_named(tmp_path):
-    """Nothing in it, no video, sound alone, cut off: the frames before come before the error."""
-    content = make(tmp_path / "whole.mkv", count=60).read_bytes()
+    """Empty, not a video, only sound, truncated: frames before the damage are returned before the error."""
+    content = write_moving_square(tmp_path / "whole.mkv", count=60).read_bytes()
     (tmp_path / "cut.mkv").write_bytes(content[: len(content) // 2])
-    content = make(tmp_path / "whole.mp4", count=60, movflags="faststart").read_bytes()
+    content = write_moving_square(tmp_path / "whole.mp4", count=60, movflags="faststart").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(content[: len(content) * 3 // 4])
     (tmp_path / "empty.mp4").write_bytes(b"")
-    (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "text.mp4").write_text("text")
     with av.open(str(tmp_path / "sound.mkv"), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000)
         sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), "s16", "mono")
         sound.sample_rate = 8000
         container.mux(stream.encode(sound))
-    for name, few in (("cut.mkv", 1), ("cut.mp4", 1), ("empty.mp4", 0), ("text.mp4", 0), ("sound.mkv", 0)):
+    for name, min_frames in (("cut.mkv", 1), ("cut.mp4", 1), ("empty.mp4", 0), ("text.mp4", 0), ("sound.mkv", 0)):
         frames = []
         chunks = video.batch_frames(video.read_frames(tmp_path / name), 4)
         with pytest.raises(Error, match=name):
             frames.extend(frame for chunk in chunks for frame in chunk)
-        assert few <= len(frames) < 60, name
+        assert min_frames <= len(frames) < 60, name
     with pytest.raises(Error, match="does not exist"):
         next(video.read_frames(tmp_path / "missing.mp4"))
 
 
-def test_without_the_extra(monkeypatch):
+def test_missing_pyav(monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(Error, match=r"pip install 'fukami\[video\]'"):
         next(video.read_frames("a.mp4"))
 
 
-def test_what_is_written_is_shown_at_the_same_times(tmp_path):
-    """Of an uneven course, of other sizes and grey, in an even number of pixels, as browsers play it."""
-    source = make(tmp_path / "a.mkv", times=[0, 1, 3, 4, 9, 10])
-    with video.VideoWriter(tmp_path / "b.mp4") as film:
+def test_written_video_keeps_the_timestamps(tmp_path):
+    """Uneven timestamps, varying sizes and grayscale; the size is even, as browsers need it."""
+    source = write_moving_square(tmp_path / "a.mkv", times=[0, 1, 3, 4, 9, 10])
+    with video.VideoWriter(tmp_path / "b.mp4") as writer:
         for frame in video.read_frames(source):
-            film.add(frame.image.convert("L").resize((65 + frame.index, 49)), frame.timestamp, frame.frame_rate)
+            writer.add(frame.image.convert("L").resize((65 + frame.index, 49)), frame.timestamp, frame.frame_rate)
     times = [frame.timestamp for frame in video.read_frames(tmp_path / "b.mp4")]
     assert times == pytest.approx([0, 0.1, 0.3, 0.4, 0.9, 1.0], abs=1e-3)
     with av.open(str(tmp_path / "b.mp4")) as container:
@@ -132,33 +134,33 @@ def test_what_is_written_is_shown_at_the_same_times(tmp_path):
     assert not (tmp_path / "none.mp4").exists()
 
 
-def test_videos_are_written_where_there_is_no_encoder_of_h264(tmp_path, monkeypatch):
-    monkeypatch.setattr(video, "CODECS", ("vp6", "mpeg4"))  # the first can only be read
-    with video.VideoWriter(tmp_path / "drawn.mp4") as film:
+def test_writing_without_an_h264_encoder(tmp_path, monkeypatch):
+    monkeypatch.setattr(video, "CODECS", ("vp6", "mpeg4"))  # vp6 has no encoder
+    with video.VideoWriter(tmp_path / "drawn.mp4") as writer:
         for number in range(3):
-            film.add(Image.new("RGB", (64, 48)), number / 30, Fraction(30))
+            writer.add(Image.new("RGB", (64, 48)), number / 30, Fraction(30))
     assert [round(frame.timestamp, 4) for frame in video.read_frames(tmp_path / "drawn.mp4")] == [0, 0.0333, 0.0667]
     monkeypatch.setattr(video, "CODECS", ("vp6",))
     with (
         pytest.raises(Error, match="this PyAV has none; pip install av"),
-        video.VideoWriter(tmp_path / "other.mp4") as film,
+        video.VideoWriter(tmp_path / "other.mp4") as writer,
     ):
-        film.add(Image.new("RGB", (64, 48)), 0, Fraction(30))
+        writer.add(Image.new("RGB", (64, 48)), 0, Fraction(30))
 
 
 def test_predict_boxes_in_images_and_videos(fukami, tmp_path, monkeypatch):
-    """A folder of both: a line for each image and for each second frame, drawn; what is damaged is named."""
+    """A folder of both: a JSON line and a drawing for each image and every second frame; damaged files are named."""
     monkeypatch.setattr(checkpoint, "load", lambda *runs, **options: Bright(None))
     (tmp_path / "in").mkdir()
-    make(tmp_path / "in" / "a.mp4", count=11)
-    (tmp_path / "in" / "b.avi").write_text("no video")
+    write_moving_square(tmp_path / "in" / "a.mp4", count=11)
+    (tmp_path / "in" / "b.avi").write_text("text")
     Image.new("L", (100, 50), 255).save(tmp_path / "in" / "c.png")
-    Image.new("L", (40, 20), 255).save(tmp_path / "in" / "c.bmp")  # drawn as a PNG, too
-    answer = fukami("predict", "deep-convnet", "in", "--frame-interval", "2", "--out", "in")
-    assert answer.status == 1
-    assert "\nfukami: in/b.avi is damaged, or no video" in answer.err
-    assert "1 of 4 files" in answer.err
-    *frames, small, image = answer.json
+    Image.new("L", (40, 20), 255).save(tmp_path / "in" / "c.bmp")  # its drawing is a PNG, too
+    result = fukami("predict", "deep-convnet", "in", "--frame-interval", "2", "--out", "in")
+    assert result.status == 1
+    assert "\nfukami: in/b.avi is damaged, or not a video" in result.err
+    assert "1 of 4 files" in result.err
+    *frames, small, image = result.json
     assert (small["file"], small["width"]) == ("in/c.bmp", 40)
     box = {"label": "lamp", "score": 0.9, "box": [0, 0, 100, 50]}
     assert image == {"file": "in/c.png", "width": 100, "height": 50, "boxes": [box]}
@@ -180,7 +182,7 @@ def test_predict_boxes_in_images_and_videos(fukami, tmp_path, monkeypatch):
         "c-2.png",
         "c-3.png",
         "index.html",
-    }  # what was given stays
+    }  # the inputs are kept
     page = (tmp_path / "in" / "index.html").read_text()
     assert '<video src="a-2.mp4" controls' in page
     assert '<img src="c-2.png"' in page
@@ -190,19 +192,19 @@ def test_predict_boxes_in_images_and_videos(fukami, tmp_path, monkeypatch):
     assert drawn[0].image.size == (512, 384)
 
 
-def test_a_classifier_answers_for_frames_as_for_images(fukami, tmp_path):
-    """The last of the three frames is empty, and so no digit."""
+def test_classifier_predicts_frames_like_images(fukami, tmp_path):
+    """The last of the three frames contains no digit."""
     source = tmp_path / "a.mp4"
     digit = image_io.read_image(RECIPE.parents[1] / "docs" / "digit.png")
-    with video.VideoWriter(source) as film:
+    with video.VideoWriter(source) as writer:
         for number, image in enumerate((digit, digit, Image.new("L", digit.size, 255))):
-            film.add(image, number / 10, Fraction(10))
-    answer = fukami("predict", "deep-convnet", source, "--device", "cpu", "--out", "drawn")
-    assert answer.status == 1
-    assert "a.mp4, frame 2: " in answer.err
-    assert [line["frame"] for line in answer.json] == [0, 1]
+            writer.add(image, number / 10, Fraction(10))
+    result = fukami("predict", "deep-convnet", source, "--device", "cpu", "--out", "drawn")
+    assert result.status == 1
+    assert "a.mp4, frame 2: " in result.err
+    assert [line["frame"] for line in result.json] == [0, 1]
     frame = next(video.read_frames(source))
-    (alone,) = checkpoint.load("deep-convnet", device="cpu").predict([frame.image])
-    assert (answer.json[0]["file"], answer.json[0]["label"]) == (str(source), alone["label"])
+    (expected,) = checkpoint.load("deep-convnet", device="cpu").predict([frame.image])
+    assert (result.json[0]["file"], result.json[0]["label"]) == (str(source), expected["label"])
     assert len(list(video.read_frames(tmp_path / "drawn" / "a.mp4"))) == 2
     assert fukami("predict", "deep-convnet", source, "--frame-interval", "0").status == 2

@@ -1,4 +1,4 @@
-"""FCN and SegNet against torchvision's networks, the classifiers that they are made of, and what their figures say."""
+"""FCN and SegNet: agreement with torchvision, with their classifiers and with the papers' figures."""
 
 from functools import partial
 
@@ -17,12 +17,12 @@ from fukami.layers.activation_scaling import rescale_activations
 from fukami.layers.upsample import BilinearConvTranspose2d, apply_with_padding, interpolate_bilinear
 from fukami.models.fcn import FCNVGG
 from fukami.models.segnet import unpool
-from models.test_models import count, randomise, weightless
+from models.test_models import build_on_meta, count_parameters, randomize
 
-VGG = 14_714_688  # of its 13 convolutions
-BN = 2 * (2 * 64 + 2 * 128 + 3 * 256 + 6 * 512)  # of the normalisation after each
-HEAD = (25_088 + 1) * 4096 + 4097 * 4096  # the affine layers
-DECODER = (  # 3×3 filters, and a bias and a normalisation for each of their channels but the last ones
+VGG = 14_714_688  # 13 convolutions
+BN = 2 * (2 * 64 + 2 * 128 + 3 * 256 + 6 * 512)  # batch normalisation after each convolution
+HEAD = (25_088 + 1) * 4096 + 4097 * 4096  # fully connected layers
+DECODER = (  # 3×3 filters; bias and batch normalisation of each channel except the scores
     9 * (5 * 512 * 512 + 512 * 256 + 2 * 256 * 256 + 256 * 128 + 128 * 128 + 128 * 64 + 64 * 64 + 64 * 11)
     + 3 * (5 * 512 + 3 * 256 + 2 * 128 + 2 * 64)
     + 11
@@ -31,16 +31,16 @@ PARAMETERS = {
     "fcn32s_vgg16": VGG + HEAD + 4097 * 21 + 21 * 64**2,
     "fcn16s_vgg16": VGG + HEAD + 4097 * 21 + 513 * 21 + 21 * (4**2 + 32**2),
     "fcn8s_vgg16": VGG + HEAD + 4097 * 21 + 513 * 21 + 257 * 21 + 21 * (2 * 4**2 + 16**2),
-    "fcn_resnet50": 35_322_218,  # torchvision's with the second answer
+    "fcn_resnet50": 35_322_218,  # torchvision's with the auxiliary classifier
     "fcn_resnet101": 54_314_346,
     "segnet_vgg16": VGG + BN + DECODER,
-    # 7×7 filters of 3 and of 64 channels, biases, normalisations, and the classes
+    # 7×7 filters of 3 and of 64 channels, biases, batch normalisation, and the score layer
     "segnet_basic": 49 * 64 * (3 + 7 * 64) + 3 * 8 * 64 + 65 * 11,
 }
 
 
-def small(name, classes=5):
-    """A network with every layer of its kind and few channels, without chance."""
+def build_small(name, classes=5):
+    """Build a network with few channels and without dropout."""
     options = {
         "fcn_resnet50": {},
         "fcn_resnet101": {},
@@ -53,52 +53,52 @@ def small(name, classes=5):
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_size(name):
-    assert count(weightless(name)) == PARAMETERS[name]
+def test_number_of_parameters(name):
+    assert count_parameters(build_on_meta(name)) == PARAMETERS[name]
     millions = {"segnet_vgg16": 29.45, "segnet_basic": 1.42}.get(name)  # table 6 of the paper, and table 1
     assert millions is None or PARAMETERS[name] / 1e6 == pytest.approx(millions, abs=0.005)
 
 
 @pytest.mark.parametrize("name", [name for name in PARAMETERS if "101" not in name])
 def test_shapes_and_gradients(name):
-    """A score for each pixel of an image of any size, and every parameter learns."""
+    """Scores have the image's size, whatever it is, and every parameter has a gradient."""
     torch.manual_seed(0)
-    network = small(name)
+    network = build_small(name)
     assert network.eval()(torch.rand(1, 3, 45, 70)).shape == (1, 5, 45, 70)
-    answers = network.train()(torch.rand(2, 3, 64, 96))
-    answers = answers if isinstance(answers, tuple) else (answers,)
-    assert [scores.shape for scores in answers] == [(2, 5, 64, 96)] * (2 if "resnet" in name else 1)
-    sum(F.cross_entropy(scores, torch.randint(0, 5, (2, 64, 96))) for scores in answers).backward()
+    outputs = network.train()(torch.rand(2, 3, 64, 96))
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    assert [scores.shape for scores in outputs] == [(2, 5, 64, 96)] * (2 if "resnet" in name else 1)
+    sum(F.cross_entropy(scores, torch.randint(0, 5, (2, 64, 96))) for scores in outputs).backward()
     for key, parameter in network.named_parameters():
-        after_norm = "segnet" in name and key.endswith("bias")  # which the normalisation takes out
+        after_norm = "segnet" in name and key.endswith("bias")  # batch normalisation cancels it
         assert parameter.grad is not None, key
         assert after_norm or parameter.grad.abs().sum() > 0, key
 
 
 @pytest.mark.parametrize("name", ["fcn_resnet50", "fcn_resnet101"])
-def test_same_as_torchvision(name):
-    """Its tensors load as they are; the same answers, in training the second one, too."""
+def test_outputs_equal_torchvision(name):
+    """Torchvision's weights load; outputs are equal, in training mode also the auxiliary scores."""
     torch.manual_seed(0)
     theirs = torchvision.models.get_model(name, weights=None, weights_backbone=None, aux_loss=True)
-    randomise(theirs)
-    ours = weightless(name)
+    randomize(theirs)
+    ours = build_on_meta(name)
     ours.load_state_dict(theirs.state_dict(), strict=True, assign=True)
     images = torch.randn(2, 3, 65, 97)
     with torch.inference_mode():
-        expected, found = theirs.eval()(images)["out"], ours.eval()(images)
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+        expected, scores = theirs.eval()(images)["out"], ours.eval()(images)
+        torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
         for network in (theirs, ours):
             network.train()
             for layer in network.modules():
                 if isinstance(layer, nn.Dropout):
                     layer.p = 0.0
-        expected, (scores, second) = theirs(images), ours(images)
-    for found, wanted in ((scores, expected["out"]), (second, expected["aux"])):
-        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4 * wanted.abs().max().item())
+        expected, (scores, aux_scores) = theirs(images), ours(images)
+    for output, reference in ((scores, expected["out"]), (aux_scores, expected["aux"])):
+        torch.testing.assert_close(output, reference, rtol=0, atol=1e-4 * reference.abs().max().item())
 
 
-def test_a_classifiers_affine_layers_are_convolutions():
-    """Figure 2: at the middle of an image of its size, the convolutions see what the affine layers see."""
+def test_fully_connected_layers_become_convolutions():
+    """Figure 2: at the centre of an image, the convolutions equal the fully connected layers."""
     torch.manual_seed(0)
     classifier = models.vgg16(4, hidden=32, dropout=0.0).eval()
     for layer in classifier.classifier:
@@ -119,42 +119,45 @@ def test_a_classifiers_affine_layers_are_convolutions():
 
 
 @pytest.mark.parametrize("factor", [2, 8, 32])
-def test_enlarging_begins_as_bilinear_interpolation(factor):
+def test_transposed_convolution_starts_as_bilinear_interpolation(factor):
     maps = torch.randn(2, 3, 5, 6)
     expected = F.interpolate(maps, scale_factor=factor, mode="bilinear", align_corners=False)
-    inside = (..., slice(factor // 2, -factor // 2), slice(factor // 2, -factor // 2))  # beyond, it fades out
+    inside = (..., slice(factor // 2, -factor // 2), slice(factor // 2, -factor // 2))  # the border differs
     torch.testing.assert_close(BilinearConvTranspose2d(3, factor)(maps)[inside], expected[inside])
 
 
 @pytest.mark.parametrize("size", [(40, 56), (33, 90), (5, 7), (3, 4)])
-def test_interpolation_that_is_trained_is_torchs(size):
-    """Values and gradients."""
+def test_interpolate_bilinear_equals_torch(size):
+    """Values and gradients are equal to those of torch."""
     maps = torch.randn(2, 3, 5, 7, dtype=torch.float64, requires_grad=True)
     expected = F.interpolate(maps, size, mode="bilinear", align_corners=False)
-    found = interpolate_bilinear(maps, *size)
+    resized = interpolate_bilinear(maps, *size)
     weights = torch.randn_like(expected)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    one, other = (torch.autograd.grad((each * weights).sum(), maps)[0] for each in (found, expected))
-    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(resized, expected, rtol=1e-5, atol=1e-5)
+    gradient, expected_gradient = (
+        torch.autograd.grad((output * weights).sum(), maps)[0] for output in (resized, expected)
+    )
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-5)
     assert torch.equal(interpolate_bilinear(maps.detach(), *size), expected.detach())
 
 
-def test_a_finer_network_begins_with_the_answers_of_the_coarser_one(tmp_path):
-    """The scores that it adds are zero at first (section 4.2), and what they share is taken over."""
+def test_finer_network_starts_with_predictions_of_coarser_one(tmp_path):
+    """The additional scores start at zero (section 4.2), and the common layers are copied."""
     torch.manual_seed(0)
-    coarse, fine = small("fcn32s_vgg16").eval(), small("fcn16s_vgg16").eval()
+    coarse, fine = build_small("fcn32s_vgg16").eval(), build_small("fcn16s_vgg16").eval()
     torch.save(coarse.state_dict(), tmp_path / "coarse.pt")
     pretrained.initialize_segmenter(fine, "vgg16", str(tmp_path / "coarse.pt"))
     images = torch.rand(1, 3, 128, 160)
     assert torch.equal(coarse.head(coarse.features(images)), fine.head(fine.features(images)))
     inside = (..., slice(32, -32), slice(32, -32))
-    one, other = coarse(images)[inside], fine(images)[inside]
-    assert (one - other).abs().max() < 0.1 * (one.max() - one.min())  # interpolated in two steps
-    assert not torch.equal(one, other)
+    coarse_scores, fine_scores = coarse(images)[inside], fine(images)[inside]
+    # not equal, because fine interpolates in two steps
+    assert (coarse_scores - fine_scores).abs().max() < 0.1 * (coarse_scores.max() - coarse_scores.min())
+    assert not torch.equal(coarse_scores, fine_scores)
 
 
-def padded(network, images, padding):
-    """FCN-32s as the authors' prototxt has it: the image is padded for conv1_1; the scores are not cropped."""
+def compute_scores_with_padding(network, images, padding):
+    """Compute FCN-32s scores as the authors' prototxt: padding in conv1_1, scores not cropped."""
     maps = images
     for layer in network.features:
         if isinstance(layer, nn.Conv2d):
@@ -168,77 +171,78 @@ def padded(network, images, padding):
 
 @pytest.mark.parametrize(("height", "width"), [(180, 240), (448, 480)])
 @torch.inference_mode()
-def test_the_papers_padding_gives_other_scores(height, width):
-    """At no pixel the same: the scored places are 3 pixels apart. With 97 pixels they are not, and then the scores are
-    the same from 208 pixels of all borders on.
+def test_padding_of_paper_gives_other_scores(height, width):
+    """The paper's padding of 100 pixels shifts the grid by 3 pixels, so the scores differ at every pixel.
+
+    With a padding of 97 pixels the scores are equal at 208 or more pixels from all borders.
     """
     torch.manual_seed(0)
-    network = small("fcn32s_vgg16").eval().double()
+    network = build_small("fcn32s_vgg16").eval().double()
     images = torch.randn(1, 3, height, width, dtype=torch.float64)
     ours = network(images)
     for padding, crop in ((100, 19), (97, 16)):
-        theirs = padded(network, images, padding)[..., crop : crop + height, crop : crop + width]
-        same = ((theirs - ours).abs() < 1e-6 * ours.abs().max()).all(1)[0]
-        expected = torch.zeros_like(same)
+        theirs = compute_scores_with_padding(network, images, padding)[..., crop : crop + height, crop : crop + width]
+        equal = ((theirs - ours).abs() < 1e-6 * ours.abs().max()).all(1)[0]
+        expected = torch.zeros_like(equal)
         if padding == 97:
             expected[208 : max(208, height - 208), 208 : max(208, width - 208)] = True
-        assert torch.equal(same, expected)
+        assert torch.equal(equal, expected)
 
 
-def test_unpooling_puts_values_where_they_were():
-    """Figure 3, by hand; what is exported instead gives the same, and so do the gradients."""
+def test_unpool_restores_positions():
+    """Unpool the example of figure 3, and check the gradients."""
     maps = torch.tensor([[[[1.0, 9, 2, 2], [3, 4, 8, 5], [7, 0, 0, 1], [0, 0, 6, 0]]]])
-    pooled, places = F.max_pool2d(maps, 2, return_indices=True)
+    pooled, indices = F.max_pool2d(maps, 2, return_indices=True)
     expected = torch.tensor([[[[0.0, 9, 0, 0], [0, 0, 8, 0], [7, 0, 0, 0], [0, 0, 6, 0]]]])
-    assert torch.equal(unpool(pooled, places), expected)
+    assert torch.equal(unpool(pooled, indices), expected)
     x = torch.randn(2, 3, 4, 6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: unpool(*F.max_pool2d(x, 2, return_indices=True)), x)
 
 
-def test_unpooling_as_it_is_exported(monkeypatch):
-    pooled, places = F.max_pool2d(torch.randn(2, 3, 8, 6), 2, return_indices=True)
-    expected = unpool(pooled, places)
+def test_exported_unpool_equals_unpool(monkeypatch):
+    pooled, indices = F.max_pool2d(torch.randn(2, 3, 8, 6), 2, return_indices=True)
+    expected = unpool(pooled, indices)
     monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
-    assert torch.equal(unpool(pooled, places), expected)
+    assert torch.equal(unpool(pooled, indices), expected)
 
 
-def test_segnet_is_its_layers_one_after_another():
-    """The same function as the figure, written out."""
+def test_segnet_equals_figure():
+    """The result equals that of the figure's layers in sequence."""
     torch.manual_seed(0)
-    network = small("segnet_basic").eval()
-    randomise(network)
+    network = build_small("segnet_basic").eval()
+    randomize(network)
     images = torch.rand(2, 3, 48, 32)
-    x, places = images, []
-    for at in range(0, 16, 4):
-        x = network.features[at + 1](network.features[at](x)).relu()
+    x, pooling_indices = images, []
+    for start in range(0, 16, 4):
+        x = network.features[start + 1](network.features[start](x)).relu()
         x, indices = F.max_pool2d(x, 2, return_indices=True)
-        places.append(indices)
-    for stage, indices in zip(network.decoder, places[::-1], strict=True):
+        pooling_indices.append(indices)
+    for stage, indices in zip(network.decoder, pooling_indices[::-1], strict=True):
         x = F.max_unpool2d(x, indices, 2)
         for layer in stage:
             x = layer(x)
     torch.testing.assert_close(network(images), x)
-    assert len(network.decoder[-1]) == 3  # a convolution, its normalisation, and the classes: no ReLU
-    assert [len(stage) for stage in small("segnet_vgg16").decoder] == [9, 9, 9, 6, 4]
+    assert len(network.decoder[-1]) == 3  # convolution, batch normalisation and score layer: no ReLU
+    assert [len(stage) for stage in build_small("segnet_vgg16").decoder] == [9, 9, 9, 6, 4]
 
 
-def test_other_sizes_are_filled_up_and_cut_off():
-    seen = []
+def test_other_sizes_are_padded_and_cropped():
+    inputs = []
 
-    def scores(images):
-        seen.append(images)
+    def record_inputs(images):
+        inputs.append(images)
         return images
 
     images = torch.rand(1, 3, 33, 64)
-    assert torch.equal(apply_with_padding(scores, images, 32), images)
-    assert seen[0].shape == (1, 3, 64, 64)
-    assert not seen[0][..., 33:, :].any()
+    assert torch.equal(apply_with_padding(record_inputs, images, 32), images)
+    assert inputs[0].shape == (1, 3, 64, 64)
+    assert not inputs[0][..., 33:, :].any()
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_explained(name):
-    """Every layer with weights is there, with its place and its cost, as deep as the paper says."""
-    network = weightless(name)
+def test_layer_summary(name):
+    """The summary contains every layer with weights; output shape and depth equal the paper's."""
+    network = build_on_meta(name)
     steps = analysis.summarize_layers(network.get_traceable_module(), (3, 64, 96))
     auxiliary = sum(p.numel() for key, p in network.named_parameters() if key.startswith("aux"))
     assert sum(step.num_parameters for step in steps) == PARAMETERS[name] - auxiliary
@@ -247,8 +251,8 @@ def test_explained(name):
     assert depth == {"segnet_vgg16": 26, "segnet_basic": 9}.get(name, depth)
 
 
-def test_vgg_sees_as_far_as_the_paper_says():
-    """Figure 3 counts strides of 32, 16 and 8; 404 pixels is the field of fc7 (section 3.1)."""
+def test_receptive_field_and_strides_equal_paper():
+    """Figure 3: strides of 32, 16 and 8. Section 3.1: the receptive field of fc7 is 404 pixels."""
     with torch.device("meta"):
         network = FCNVGG(21, 8, 64, 0.5, 0.125)
     steps = {step.name: step for step in analysis.summarize_layers(network.get_traceable_module(), (3, 64, 64))}
@@ -256,27 +260,29 @@ def test_vgg_sees_as_far_as_the_paper_says():
     assert [steps[name].effective_stride[0] for name in ("head.score", "score4", "score3")] == [32, 16, 8]
 
 
-@pytest.mark.parametrize("make", [models.segnet_vgg16, partial(models.fcn8s_vgg16, hidden=8, batch_norm=True)])
+@pytest.mark.parametrize("build", [models.segnet_vgg16, partial(models.fcn8s_vgg16, hidden=8, batch_norm=True)])
 @pytest.mark.parametrize("source", ["vgg16", "vgg16_bn"])
-def test_normalised_networks_begin_with_vgg(source, make, tmp_path, caplog):
-    """Published weights of either kind are put where they belong."""
+def test_networks_with_batch_norm_load_vgg_weights(source, build, tmp_path, caplog):
+    """Published weights load into the matching convolutions, with or without batch normalisation."""
     torch.manual_seed(0)
     classifier = getattr(models, source)(3, size=32, hidden=8)
     torch.save(classifier.state_dict(), tmp_path / "vgg.pt")
-    network = make(5)
-    plain = pretrained.initialize_segmenter(network, "vgg16_bn", str(tmp_path / "vgg.pt"), ("a", "b", "c", "d", "e"))
-    assert plain == (source == "vgg16")
+    network = build(5)
+    without_batch_norm = pretrained.initialize_segmenter(
+        network, "vgg16_bn", str(tmp_path / "vgg.pt"), ("a", "b", "c", "d", "e")
+    )
+    assert without_batch_norm == (source == "vgg16")
     theirs = [layer for layer in classifier.features if isinstance(layer, nn.Conv2d)]
     ours = [layer for layer in network.features if isinstance(layer, nn.Conv2d)]
     assert len(ours) == 13
-    for one, other in zip(ours, theirs, strict=True):
-        assert torch.equal(one.weight, other.weight)
-        assert torch.equal(one.bias, other.bias)
+    for layer, reference in zip(ours, theirs, strict=True):
+        assert torch.equal(layer.weight, reference.weight)
+        assert torch.equal(layer.bias, reference.bias)
     assert caplog.text == ""
 
 
-def test_layers_that_have_learned_go_on_more_slowly(tmp_path):
-    """Those of the classifier alone, and only where there are weights to begin with."""
+def test_pretrained_layers_have_lower_learning_rate(tmp_path):
+    """The lower rate applies only to the classifier's layers, and only with pretrained weights."""
     from fukami.engine.recipe import get_recipe
 
     torch.save(models.vgg16(3, size=32, hidden=8).state_dict(), tmp_path / "vgg.pt")
@@ -284,28 +290,28 @@ def test_layers_that_have_learned_go_on_more_slowly(tmp_path):
         task = get_recipe("fcn8s-vgg16")(hidden=8, init=init, lr=0.5, backbone_lr_factor=0.1).build_task(("a", "b"))
         optimizer = task.make_optimizer(task.model.parameters())
         assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.05][:groups]
-        slow = {id(parameter) for parameter in optimizer.param_groups[-1]["params"]}
-        own = {id(parameter) for parameter in (task.model.features if init else task.model).parameters()}
-        assert slow == own
+        slow_parameters = {id(parameter) for parameter in optimizer.param_groups[-1]["params"]}
+        expected = {id(parameter) for parameter in (task.model.features if init else task.model).parameters()}
+        assert slow_parameters == expected
         assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(task.model.parameters()))
 
 
-def test_weights_that_do_not_fit_are_refused(tmp_path):
+def test_weights_that_do_not_fit_are_rejected(tmp_path):
     torch.save(models.vgg11(3, size=32, hidden=8).state_dict(), tmp_path / "vgg11.pt")
     with pytest.raises(Error, match=r"does not fit FCNVGG: features\.\d+\.(weight|bias)"):
         pretrained.initialize_segmenter(models.fcn32s_vgg16(3, hidden=8), "vgg16", str(tmp_path / "vgg11.pt"))
     with pytest.raises(Error, match="no published COCO weights of an FCN on vgg16"):
         pretrained.initialize_segmenter(models.fcn32s_vgg16(3, hidden=8), "vgg16", "coco")
     with pytest.raises(Error, match="no published weights for this network"):
-        pretrained.initialize_segmenter(small("segnet_basic"), "", "imagenet")
+        pretrained.initialize_segmenter(build_small("segnet_basic"), "", "imagenet")
 
 
-def test_scores_of_other_classes_begin_anew(tmp_path, caplog):
-    """Also where they are as many."""
+def test_score_layers_of_other_classes_are_initialized_randomly(tmp_path, caplog):
+    """The score layers are initialized even if the number of classes is equal."""
     torch.manual_seed(0)
-    other = small("fcn8s_vgg16")
+    other = build_small("fcn8s_vgg16")
     torch.save(other.state_dict(), tmp_path / "other.pt")
-    same = small("fcn8s_vgg16")
+    same = build_small("fcn8s_vgg16")
     pretrained.initialize_segmenter(same, "vgg16", str(tmp_path / "other.pt"), tuple("abcde"))
     assert all(torch.equal(value, other.state_dict()[key]) for key, value in same.state_dict().items())
     (tmp_path / "run").mkdir()
@@ -313,31 +319,31 @@ def test_scores_of_other_classes_begin_anew(tmp_path, caplog):
     save_file(
         {f"model.{key}": value for key, value in other.state_dict().items()}, tmp_path / "run" / "weights.safetensors"
     )
-    fresh = small("fcn8s_vgg16")
-    before = fresh.head.score.weight.clone()
+    fresh = build_small("fcn8s_vgg16")
+    initial_weight = fresh.head.score.weight.clone()
     pretrained.initialize_segmenter(fresh, "vgg16", str(tmp_path / "run"), tuple("abcde"))
-    assert torch.equal(fresh.head.score.weight, before)
+    assert torch.equal(fresh.head.score.weight, initial_weight)
     assert torch.equal(fresh.head.fc7.weight, other.head.fc7.weight)
-    assert "begin anew" in caplog.text
+    assert "they are initialized randomly" in caplog.text
 
 
-def test_the_trace_of_an_outline_is_the_network():
+def test_traced_module_equals_network():
     torch.manual_seed(0)
-    network = small("fcn8s_vgg16").eval()
+    network = build_small("fcn8s_vgg16").eval()
     traced = fx.GraphModule(network.get_traceable_module(), analysis._Tracer().trace(network.get_traceable_module()))
     images = torch.rand(1, 3, 64, 64)
     assert torch.equal(traced(images), network(images))
 
 
 @pytest.mark.parametrize("name", ["segnet_vgg16", "fcn8s_vgg16"])
-def test_calibrated_layers_compute_what_they_computed(name):
-    """But for a factor, whatever the sizes of the classifier's maps; with normalisation, too, which takes them out."""
+def test_rescaled_layers_keep_their_function(name):
+    """The output changes only by a factor, whatever the scale of the activations, also with batch normalisation."""
     torch.manual_seed(0)
     classifier = models.vgg16(3, hidden=16, dropout=0.0)
     for layer in classifier.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(layer.weight)
-            layer.weight.data *= 1.7  # so that maps grow, and biases are lost in them
+            layer.weight.data *= 1.7  # activations grow, and biases become negligible
             nn.init.normal_(layer.bias, std=30)
     images = torch.randn(4, 3, 96, 64)
     with torch.no_grad():
@@ -347,14 +353,14 @@ def test_calibrated_layers_compute_what_they_computed(name):
     rescale_activations(network.list_backbone_layers(), images)
     for training in (True, False):
         with torch.no_grad():
-            found = network.features.train(training)(images)
-        factor = expected.norm() / found.norm()
-        torch.testing.assert_close(factor * found, expected, rtol=1e-2, atol=1e-3 * expected.max().item())
+            output = network.features.train(training)(images)
+        factor = expected.norm() / output.norm()
+        torch.testing.assert_close(factor * output, expected, rtol=1e-2, atol=1e-3 * expected.max().item())
         assert factor > 100
-    sizes = []
+    rms_values = []
     for layer in network.features:
         images = layer(images)
         if isinstance(layer, nn.ReLU):
-            sizes.append(images.square().mean().sqrt().item())
-    assert len(sizes) == 13
-    assert all(0.3 < size <= 1.01 for size in sizes)
+            rms_values.append(images.square().mean().sqrt().item())
+    assert len(rms_values) == 13
+    assert all(0.3 < rms <= 1.01 for rms in rms_values)

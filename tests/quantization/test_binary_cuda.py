@@ -1,7 +1,7 @@
-"""The Triton kernels of the 1-bit layers against those in plain torch, bit for bit.
+"""The Triton kernels of the 1-bit layers equal the reference kernels bit for bit.
 
-Where there is no GPU, Triton's interpreter runs them, in a process of its own, since it has to be asked for before
-Triton is imported; and the compiler translates them all the same.
+Without a GPU, Triton's interpreter runs them in a separate process, because it has to be enabled before Triton is
+imported. The kernels are also compiled without a GPU.
 """
 
 import importlib.util
@@ -35,7 +35,7 @@ SHAPES = list(
 
 @pytest.fixture(scope="module")
 def interpreter():
-    """A process in which Triton interprets."""
+    """A process with Triton's interpreter."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TRITON_INTERPRET", "1")
@@ -45,7 +45,7 @@ def interpreter():
 
 @pytest.fixture(params=["interpreter", pytest.param("cuda", marks=pytest.mark.gpu)])
 def check(request):
-    """Calls one of the checks below with a device: a GPU, or the CPU in the interpreter's process."""
+    """Call a check below with a device: a GPU, or the CPU in the interpreter's process."""
     if request.param == "interpreter":
         pool = request.getfixturevalue("interpreter")
         return lambda function, *arguments: pool.submit(function, "cpu", *arguments).result()
@@ -54,74 +54,86 @@ def check(request):
     return lambda function, *arguments: function("cuda", *arguments)
 
 
-def _same(found, expected):
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+def _assert_equal(result, expected):
+    torch.testing.assert_close(result, expected, rtol=0, atol=0)
 
 
-def _bits(*shape):
+def _make_random_words(*shape):
     return binary_reference.pack_words(torch.rand(shape) < 0.5)
 
 
-def _convolves(device, images, size, channels, outputs, layer):
+def _check_convolution(device, images, size, channels, outputs, layer):
     from fukami.quantization import binary_cuda
 
     torch.manual_seed(0)
     kernel, stride, padding = layer
-    x, weight = _bits(images, *size, channels).to(device), _bits(outputs, kernel, kernel, channels).to(device)
+    x, weight = (
+        _make_random_words(images, *size, channels).to(device),
+        _make_random_words(outputs, kernel, kernel, channels).to(device),
+    )
     rows, columns = ((side + 2 * padding - kernel) // stride + 1 for side in size)
     half = channels * kernel**2 // 2
-    start = F.pad(torch.randint(-half - 3, -half + 4, (3, outputs)), (0, -outputs % 16), value=1).to(device)
-    kind = torch.randint(3, (rows, columns), device=device)
-    for valid in None, torch.randint(2 * half + 1, (3,), device=device):
+    count_offsets = F.pad(torch.randint(-half - 3, -half + 4, (3, outputs)), (0, -outputs % 16), value=1).to(device)
+    offset_index = torch.randint(3, (rows, columns), device=device)
+    for num_terms in None, torch.randint(2 * half + 1, (3,), device=device):
         expected = binary_reference.convolve(
-            x, binary_reference.prepack_weights(weight), start, kind, valid, outputs, stride, padding
+            x,
+            binary_reference.prepack_weights(weight),
+            count_offsets,
+            offset_index,
+            num_terms,
+            outputs,
+            stride,
+            padding,
         )
-        _same(
-            binary_cuda.convolve(x, binary_cuda.prepack_weights(weight), start, kind, valid, outputs, stride, padding),
+        _assert_equal(
+            binary_cuda.convolve(
+                x, binary_cuda.prepack_weights(weight), count_offsets, offset_index, num_terms, outputs, stride, padding
+            ),
             expected,
         )
 
 
-def _convolves_in_large_blocks(device):
+def _check_convolution_in_large_blocks(device):
     from fukami.quantization import binary_cuda
 
     with mock.patch.object(binary_cuda, "MIN_BUSY_BLOCKS", 0):
-        _convolves(device, 2, (7, 9), 65, 40, (3, 1, 1))
-        _convolves(device, 1, (1, 67), 200, 70, (1, 1, 0))  # as an affine layer, with as many samples
+        _check_convolution(device, 2, (7, 9), 65, 40, (3, 1, 1))
+        _check_convolution(device, 1, (1, 67), 200, 70, (1, 1, 0))  # as a linear layer with 67 samples
 
 
-def _signs(device, channels, kind, layout):
+def _check_signs(device, channels, dtype, layout):
     from fukami.quantization import binary_cuda
 
     torch.manual_seed(0)
-    x = torch.randint(-2, 3, (2, channels, 3, 25)).to(kind)
+    x = torch.randint(-2, 3, (2, channels, 3, 25)).to(dtype)
     special = torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0, 1e-7, 0.5])
-    x.view(-1)[: len(special)] = special.to(kind)
+    x.view(-1)[: len(special)] = special.to(dtype)
     x = x.to(device, memory_format=layout)
-    edge = torch.randint(-2, 3, (channels,)).float().to(device)
-    edge[channels // 2] = -torch.inf
-    edge[0] = 1e-40
+    threshold = torch.randint(-2, 3, (channels,)).float().to(device)
+    threshold[channels // 2] = -torch.inf
+    threshold[0] = 1e-40
     direction = torch.randint(2, (channels,), device=device) * 2.0 - 1
-    _same(binary_cuda.pack_signs(x, edge, direction), binary_reference.pack_signs(x, edge, direction))
+    _assert_equal(binary_cuda.pack_signs(x, threshold, direction), binary_reference.pack_signs(x, threshold, direction))
 
 
-def _tells_denormal_numbers_apart(device):
+def _check_denormal_numbers(device):
     from fukami.quantization import binary_cuda
 
     x = torch.tensor([1e-40, 2e-40, 3e-40, 0], device=device).view(4, 1, 1, 1)
-    found = binary_cuda.pack_signs(x, torch.tensor([2e-40], device=device), torch.ones(1, device=device))
-    assert found.flatten().tolist() == [0, 1, 1, 0]
+    words = binary_cuda.pack_signs(x, torch.tensor([2e-40], device=device), torch.ones(1, device=device))
+    assert words.flatten().tolist() == [0, 1, 1, 0]
 
 
-def _pools(device, size, stride, channels):
+def _check_pooling(device, size, stride, channels):
     from fukami.quantization import binary_cuda
 
     torch.manual_seed(0)
-    x, minimum = _bits(3, 7, 6, channels).to(device), _bits(channels).to(device)
-    _same(binary_cuda.max_pool(x, minimum, size, stride), binary_reference.max_pool(x, minimum, size, stride))
+    x, min_mask = _make_random_words(3, 7, 6, channels).to(device), _make_random_words(channels).to(device)
+    _assert_equal(binary_cuda.max_pool(x, min_mask, size, stride), binary_reference.max_pool(x, min_mask, size, stride))
 
 
-def _answers(device, options):
+def _check_network(device, options):
     from fukami.quantization import binary_cuda
 
     torch.manual_seed(0)
@@ -131,16 +143,16 @@ def _answers(device, options):
             tensor.uniform_(0.5, 2.0)
     x = torch.randn(3, 3, 8, 8)
     expected = network(x) if device == "cpu" else None
-    small = binary_layers.pack_model(network).to(device)
+    packed = binary_layers.pack_model(network).to(device)
     with mock.patch.object(binary_layers, "get_kernels", return_value=binary_cuda):
-        found = small(x.to(device))
+        result = packed(x.to(device))
     if expected is None:
         with mock.patch.object(binary_layers, "get_kernels", return_value=binary_reference):
             expected = binary_layers.pack_model(network).to(device)(x.to(device))
-    _same(found, expected)
+    _assert_equal(result, expected)
 
 
-def _pass_their_trial(device):
+def _check_kernel_selection(device):
     from fukami.quantization import binary_cuda
 
     with mock.patch.object(binary_layers, "importlib") as imports:
@@ -150,46 +162,46 @@ def _pass_their_trial(device):
 
 @pytest.mark.parametrize("shape", random.Random(0).sample(SHAPES, 30), ids=str)
 def test_convolve(check, shape):
-    check(_convolves, *shape)
+    check(_check_convolution, *shape)
 
 
 def test_convolve_in_large_blocks(check):
-    check(_convolves_in_large_blocks)
+    check(_check_convolution_in_large_blocks)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
 @pytest.mark.parametrize("channels", [1, 31, 65])
-def test_sign(check, channels, kind, layout):
-    check(_signs, channels, kind, layout)
+def test_sign(check, channels, dtype, layout):
+    check(_check_signs, channels, dtype, layout)
 
 
 def test_sign_of_denormal_numbers(check):
-    check(_tells_denormal_numbers_apart)
+    check(_check_denormal_numbers)
 
 
 @pytest.mark.parametrize(("size", "stride", "channels"), [(2, 2, 31), (2, 1, 65), (3, 2, 64), (3, 3, 200)])
 def test_pool(check, size, stride, channels):
-    check(_pools, size, stride, channels)
+    check(_check_pooling, size, stride, channels)
 
 
 @pytest.mark.parametrize(
     "options", [{}, {"end_layers": "binary"}, {"scaling_factors": True, "learned_thresholds": True}], ids=str
 )
-def test_whole_network(check, options):
-    check(_answers, options)
+def test_network(check, options):
+    check(_check_network, options)
 
 
-def test_kernels_pass_their_trial(check):
-    check(_pass_their_trial)
+def test_kernels_are_selected(check):
+    check(_check_kernel_selection)
 
 
 @pytest.mark.parametrize("target", [80, 90])
 @pytest.mark.parametrize(
     ("name", "types", "constants", "instruction"),
     [
-        ("_convolve_kernel", "*i64 *i64 *i64 *i64 - *i32", {"valid": None, "PIXELS": 32}, "popc.b32"),
-        ("_convolve_kernel", "*i64 *i64 *i64 *i64 - *i32", {"valid": None, "PIXELS": 8}, "redux.sync"),
+        ("_convolve_kernel", "*i64 *i64 *i64 *i64 - *i32", {"num_terms": None, "PIXELS": 32}, "popc.b32"),
+        ("_convolve_kernel", "*i64 *i64 *i64 *i64 - *i32", {"num_terms": None, "PIXELS": 8}, "redux.sync"),
         ("_convolve_kernel", "*i64 *i64 *i64 *i64 *i64 *fp32", {"PIXELS": 32}, "popc.b32"),
         ("_pack_signs_kernel", "*fp32 *fp32 *fp32 *i32", {"SIGNS": 64, "pixel_step": 1}, "setp.ge.f32"),
         ("_pack_signs_kernel", "*fp16 *fp32 *fp32 *i32", {"SIGNS": 64, "channel_step": 1}, "redux.sync"),

@@ -1,4 +1,4 @@
-"""Layers of one bit: their gradients by hand, and their packed form bit for bit as the floats they stand for."""
+"""1-bit layers: gradients, and equality of packed and simulated layers bit for bit."""
 
 import json
 import logging
@@ -28,16 +28,16 @@ def _seeded():
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=["words", "cpu"])
+@pytest.fixture(params=["reference", "cpu"])
 def kernels(request, monkeypatch):
-    """The kernels in plain torch, and those that numba compiles."""
-    module = binary_reference if request.param == "words" else pytest.importorskip("fukami.quantization.binary_cpu")
+    """The reference kernels in plain torch, and the numba kernels."""
+    module = binary_reference if request.param == "reference" else pytest.importorskip("fukami.quantization.binary_cpu")
     monkeypatch.setattr(binary_layers, "get_kernels", lambda device: module)
     return module
 
 
-def randomise(network):
-    """Statistics, scales of both signs, thresholds and latent weights such as a training leaves."""
+def randomize(network):
+    """Set random statistics, scales of both signs, thresholds and latent weights, as after training."""
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.normal_(layer.weight)
@@ -55,7 +55,7 @@ def randomise(network):
 
 
 def test_sign_and_its_gradient():
-    """1 at 0; the gradient passes between -1 and 1, both included, and nowhere else (BNN, equation 4)."""
+    """The sign of 0 is 1; the gradient passes only in [-1, 1] (Courbariaux et al. 2016, equation 4)."""
     x = torch.tensor([-2.0, -1.0, -0.3, -0.0, 0.0, 0.7, 1.0, 1.1], requires_grad=True)
     y = binary.binarize(x)
     assert y.tolist() == [-1, -1, -1, 1, 1, 1, 1, 1]
@@ -63,19 +63,19 @@ def test_sign_and_its_gradient():
     assert x.grad.tolist() == [0, 2, 3, 4, 5, 6, 7, 0]
 
 
-def test_convolution_by_hand():
-    """Four signs of inputs under four signs of weights, scaled by the mean size of the latent weights."""
+def test_convolution_values():
+    """Signs of inputs times signs of weights, scaled by the mean absolute latent weight."""
     layer = BinaryConv2d(1, 1, 2, scaling_factors=True)
     layer.weight.data = torch.tensor([[[[0.5, -0.1], [-0.2, 1.0]]]])
     x = torch.tensor([[[[1.0, 1.0, -1.0], [-1.0, 1.0, 1.0]]]])
-    # + - over 1 1 is 0, - + over -1 1 is 2; + - over 1 -1 is 2, - + over 1 1 is 0; times (0.5 + 0.1 + 0.2 + 1) / 4
+    # (+ -)·(1 1) = 0, (- +)·(-1 1) = 2; (+ -)·(1 -1) = 2, (- +)·(1 1) = 0; times (0.5 + 0.1 + 0.2 + 1) / 4
     torch.testing.assert_close(layer(x), torch.tensor([[[[0.9, 0.9]]]]))
     layer.scaling_factors = False
     assert layer(x).tolist() == [[[[2.0, 2.0]]]]
 
 
-def test_the_gradient_reaches_the_latent_weights():
-    """Without scaling it is that of the signs where a latent weight lies in its bounds (BNN, algorithm 1)."""
+def test_gradient_of_latent_weights():
+    """Without scaling factors it equals that of the signs, for latent weights in [-1, 1] (BNN, algorithm 1)."""
     layer = BinaryLinear(3, 2)
     layer.weight.data = torch.tensor([[0.2, -1.0, 0.9], [-0.4, 1.0, 0.0]])
     x = torch.tensor([[1.0, -1.0, 1.0], [1.0, 1.0, -1.0]])
@@ -83,8 +83,8 @@ def test_the_gradient_reaches_the_latent_weights():
     assert layer.weight.grad.tolist() == [[4.0, 2.0, -2.0], [7.0, 3.0, -3.0]]
 
 
-def test_thresholds_are_learned():
-    """Each channel's sign turns at its threshold, whose gradient is minus that of what passes."""
+def test_gradient_of_thresholds():
+    """Each channel has a threshold, whose gradient is the negative sum of the input gradient."""
     layer = Sign(2)
     layer.threshold.data = torch.tensor([0.5, -2.0])
     x = torch.tensor([[[[0.4, 0.6]], [[-2.5, -1.5]]]])
@@ -97,21 +97,21 @@ def test_thresholds_are_learned():
 @pytest.mark.parametrize(
     "options", [{}, {"scaling_factors": True, "learned_thresholds": True}], ids=["plain", "scaled"]
 )
-def test_training_keeps_the_latent_weights_in_their_bounds(options, tmp_path):
-    """At a rate that would drive them far away, they end between -1 and 1, some at the bound, and turn back."""
+def test_training_clips_latent_weights(options, tmp_path):
+    """A high learning rate would drive them far away, but they stay in [-1, 1]; gradients at the bound pass."""
     recipe = BinaryDeepConvNet(epochs=1, lr=0.5, batch_size=100, widths=(8,) * 6, hidden=16, **options)
     package.train(recipe, tmp_path / "run", device="cpu", precision="float32")
     latent = binary.get_latent_weights(package.load(tmp_path / "run", device="cpu").model)
-    assert len(latent) == 6  # of eight layers the first and the last have full precision
+    assert len(latent) == 6  # the first and the last of eight layers have full precision
     largest = torch.stack([weight.abs().max() for weight in latent])
     assert (largest == 1).any()
     assert (largest <= 1).all()
-    weight = torch.ones(1, 1, requires_grad=True)  # at the bound: a gradient turns it back
+    weight = torch.ones(1, 1, requires_grad=True)  # at the bound, the gradient passes
     binary.binarize(weight).sum().backward()
     assert weight.grad.item() == 1
 
 
-def test_ends_of_full_precision_or_of_one_bit():
+def test_end_layers_in_float_or_binary():
     for make in (binary_convnet, binary_deep_convnet):
         layers = [layer for layer in make() if isinstance(layer, nn.Conv2d | nn.Linear)]
         kinds = [isinstance(layer, BinaryConv2d | BinaryLinear) for layer in layers]
@@ -124,9 +124,9 @@ def test_ends_of_full_precision_or_of_one_bit():
             make(end_layers="half")
 
 
-def test_every_convolution_of_the_resnet_has_its_shortcut():
-    """A block is its input, in full precision, plus what the signs say (Bi-Real Net, figure 3 b)."""
-    network = randomise(binary_resnet18(5))
+def test_every_convolution_of_the_resnet_has_a_shortcut():
+    """A block adds the binary convolution to its real input (Bi-Real Net, Liu et al. 2018, figure 3 b)."""
+    network = randomize(binary_resnet18(5))
     blocks = [block for stage in (1, 2, 3, 4) for block in network.get_submodule(f"layer{stage}")]
     assert len(blocks) == 16
     x = torch.randn(2, 64, 8, 8)
@@ -137,19 +137,19 @@ def test_every_convolution_of_the_resnet_has_its_shortcut():
     torch.testing.assert_close(block(x), expected)
 
 
-def test_eight_digits_are_learned_by_heart():
-    """Through the signs, with scaling factors and thresholds."""
+def test_overfits_eight_digits():
+    """Training works through the signs, with scaling factors and thresholds."""
     check_task.check_overfits(
         lambda **fields: BinaryDeepConvNet(scaling_factors=True, learned_thresholds=True, **fields)
     )
 
 
-def test_the_binarized_deep_convnet_sees_what_the_other_does():
-    """Only how it is trained, how wide it is, and its bits differ."""
-    ours, theirs = vars(BinaryDeepConvNet()), vars(DeepConvNet())
-    assert theirs.keys() - ours.keys() == {"batch_norm"}  # signs need it, so nobody chooses
-    differ = {name for name, value in theirs.items() if ours.get(name, value) != value}
-    assert differ == {"epochs", "optimizer", "lr", "weight_decay", "dropout", "widths", "hidden"}
+def test_binary_deep_convnet_has_the_fields_of_deep_convnet():
+    """Only optimization settings and layer widths differ."""
+    binary_fields, fields = vars(BinaryDeepConvNet()), vars(DeepConvNet())
+    assert fields.keys() - binary_fields.keys() == {"batch_norm"}  # required by the signs
+    differing = {name for name, value in fields.items() if binary_fields.get(name, value) != value}
+    assert differing == {"epochs", "optimizer", "lr", "weight_decay", "dropout", "widths", "hidden"}
 
 
 # kernels
@@ -161,69 +161,71 @@ def test_the_binarized_deep_convnet_sees_what_the_other_does():
     ((16, 16), 3, 1, 2),
 ])  # fmt: skip
 @pytest.mark.parametrize("outputs", [1, 16, 70])
-def test_packed_convolution_is_the_convolution(kernels, channels, size, kernel, stride, padding, outputs):
-    """Whole numbers without a sign behind, and signs behind a normalisation, as float32 convolutions give them."""
+def test_packed_convolution_equals_convolution(kernels, channels, size, kernel, stride, padding, outputs):
+    """Integer sums without a following sign, and signs after batch normalization."""
     layer = BinaryConv2d(channels, outputs, kernel, stride, padding)
-    step = [nn.BatchNorm2d(outputs), Sign(outputs)]
-    randomise(nn.Sequential(layer, *step))
+    following = [nn.BatchNorm2d(outputs), Sign(outputs)]
+    randomize(nn.Sequential(layer, *following))
     signs = torch.randint(0, 2, (3, channels, *size)).float() * 2 - 1
     bits = binary_reference.pack_words(signs.permute(0, 2, 3, 1) > 0)
     with torch.no_grad():
         sums = layer(signs)
-        answer = step[1](step[0](sums))
+        expected = following[1](following[0](sums))
     assert torch.equal(PackedLayer(layer, [], channels)(bits), sums)
     assert torch.equal(
-        PackedLayer(layer, step, channels)(bits), binary_reference.pack_words(answer.permute(0, 2, 3, 1) > 0)
+        PackedLayer(layer, following, channels)(bits), binary_reference.pack_words(expected.permute(0, 2, 3, 1) > 0)
     )
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (63, 10), (200, 65)])
 @pytest.mark.parametrize("pixels", [1, 6])
-def test_packed_affine_layer_is_the_affine_layer(kernels, inputs, outputs, pixels):
-    """Also behind a flattening, where the channels of each pixel have words of their own."""
+def test_packed_linear_layer_equals_linear_layer(kernels, inputs, outputs, pixels):
+    """Also after flattening, where the channels of each pixel have their own words."""
     layer = BinaryLinear(inputs * pixels, outputs, scaling_factors=True)
-    step = [nn.BatchNorm1d(outputs), Sign()]
-    randomise(nn.Sequential(layer, *step))
+    following = [nn.BatchNorm1d(outputs), Sign()]
+    randomize(nn.Sequential(layer, *following))
     signs = torch.randint(0, 2, (5, inputs, pixels)).float() * 2 - 1
     bits = binary_reference.pack_words(signs.mT > 0).flatten(1)
     with torch.no_grad():
         scores = layer(signs.flatten(1))
-        answer = step[1](step[0](scores))
+        expected = following[1](following[0](scores))
     assert torch.equal(PackedLayer(layer, [], inputs)(bits), scores)
-    assert torch.equal(PackedLayer(layer, step, inputs)(bits), binary_reference.pack_words(answer > 0))
+    assert torch.equal(PackedLayer(layer, following, inputs)(bits), binary_reference.pack_words(expected > 0))
 
 
 @pytest.mark.parametrize("channels", [3, 64, 77])
-def test_packed_sign_is_the_sign_of_the_normalisation(kernels, channels):
-    """Bit for bit, for every kind of float: an edge lies between two neighbours of them."""
-    step = [nn.BatchNorm2d(channels), Sign(channels)]
-    randomise(nn.Sequential(*step))
-    norm = step[0]
+def test_packed_sign_equals_sign_after_batch_norm(kernels, channels):
+    """Bit for bit, also for the floats next to a threshold and for special values."""
+    layers = [nn.BatchNorm2d(channels), Sign(channels)]
+    randomize(nn.Sequential(*layers))
+    norm = layers[0]
     with torch.no_grad():
-        norm.weight[0], norm.weight[1] = 0.0, 1e-30  # the first has one answer, the second hardly turns
-        edges = norm.running_mean + (step[1].threshold - norm.bias) * (norm.running_var + norm.eps).sqrt() / norm.weight
+        norm.weight[0], norm.weight[1] = 0.0, 1e-30  # a constant channel, and one with a tiny slope
+        edges = (
+            norm.running_mean + (layers[1].threshold - norm.bias) * (norm.running_var + norm.eps).sqrt() / norm.weight
+        )
         near = torch.stack([edges, edges.nextafter(edges + 1), edges.nextafter(edges - 1), -edges]).nan_to_num(0.5)
         x = torch.cat(
             [near, torch.randn(6, channels), torch.tensor([[0.0], [-0.0], [1e-41], [1e38]]).expand(4, channels)]
         )
         x = x.view(2, 7, 1, channels).permute(0, 3, 1, 2)
-        expected = step[1](norm(x))
-    assert torch.equal(PackedSign(step, channels)(x), binary_reference.pack_words(expected.permute(0, 2, 3, 1) > 0))
+        expected = layers[1](norm(x))
+    assert torch.equal(PackedSign(layers, channels)(x), binary_reference.pack_words(expected.permute(0, 2, 3, 1) > 0))
 
 
 @pytest.mark.parametrize(("size", "window", "stride"), [((4, 4), 2, 2), ((7, 5), 2, 2), ((7, 6), 3, 2)])
-def test_packed_pooling_is_the_sign_of_the_largest_sum(kernels, size, window, stride):
-    """Where the sign falls with the sum, the largest sum has the smallest sign."""
+def test_packed_pooling_equals_sign_of_the_maximum(kernels, size, window, stride):
+    """If the sign falls with the sum, the maximum sum has the minimum sign."""
     sums, falling = torch.randn(2, 70, *size), torch.rand(70) < 0.5
     direction = (1 - 2 * falling.float()).view(-1, 1, 1)
     signs = binary_reference.pack_words((sums * direction >= 0.3).permute(0, 2, 3, 1))
     largest = F.max_pool2d(sums, window, stride) * direction >= 0.3
-    found = PackedPool(nn.MaxPool2d(window, stride), falling)(signs)
-    assert torch.equal(found, binary_reference.pack_words(largest.permute(0, 2, 3, 1)))
+    pooled = PackedPool(nn.MaxPool2d(window, stride), falling)(signs)
+    assert torch.equal(pooled, binary_reference.pack_words(largest.permute(0, 2, 3, 1)))
 
 
-def test_the_compiled_kernels_are_those_that_answer():
-    """Not plain torch, which would give the same bits."""
+def test_compiled_kernels_are_selected():
+    """The reference kernels would return the same bits."""
     module = pytest.importorskip("fukami.quantization.binary_cpu")
     binary_layers.get_kernels.cache_clear()
     assert binary_layers.get_kernels(CPU) is module
@@ -247,19 +249,19 @@ NETWORKS = {
 @pytest.mark.parametrize(
     "options", [{}, {"scaling_factors": True, "learned_thresholds": True}], ids=["plain", "scaled"]
 )
-def test_packed_network_answers_bit_for_bit(kernels, name, ends, options):
-    network = randomise(NETWORKS[name](end_layers=ends, **options))
+def test_packed_network_is_equal_bit_for_bit(kernels, name, ends, options):
+    network = randomize(NETWORKS[name](end_layers=ends, **options))
     images = torch.randn(3, 3, 16, 16)
     with torch.no_grad():
         expected = network(images)
-        found = pack_model(network)(images)
+        predictions = pack_model(network)(images)
     assert expected.unique().numel() > 3
-    assert torch.equal(found, expected)
+    assert torch.equal(predictions, expected)
 
 
 @pytest.mark.parametrize(("size", "layout"), [((64, 64), "contiguous_format"), ((65, 37), "channels_last")])
-def test_packed_resnet_answers_bit_for_bit(kernels, size, layout):
-    network = randomise(binary_resnet18(5, scaling_factors=True, learned_thresholds=True)).to(
+def test_packed_resnet_is_equal_bit_for_bit(kernels, size, layout):
+    network = randomize(binary_resnet18(5, scaling_factors=True, learned_thresholds=True)).to(
         memory_format=getattr(torch, layout)
     )
     images = torch.randn(1, 3, *size)
@@ -267,24 +269,24 @@ def test_packed_resnet_answers_bit_for_bit(kernels, size, layout):
         assert torch.equal(pack_model(network)(images), network(images))
 
 
-def test_what_cannot_be_packed_is_named():
+def test_unsupported_networks_are_rejected():
     with pytest.raises(Error, match=r"the first is 0 \(StemConv2d\), of full precision"):
         pack_model(deep_convnet())
     with pytest.raises(Error, match="1×1 is too small for a kernel of 3×3"):
         PackedLayer(BinaryConv2d(8, 8, 3), [], 8)(torch.zeros(1, 1, 1, 1, dtype=torch.long))
 
 
-def test_without_a_compiler_plain_torch_answers_and_says_so_once(monkeypatch, caplog):
-    """One clear message, and the same answers."""
+def test_fallback_without_a_compiler_warns_once(monkeypatch, caplog):
+    """The reference kernels return the same predictions, with one warning."""
     monkeypatch.setitem(sys.modules, "fukami.quantization.binary_cpu", None)
     binary_layers.get_kernels.cache_clear()
-    network = randomise(NETWORKS["convnet"]())
+    network = randomize(NETWORKS["convnet"]())
     images = torch.randn(2, 3, 16, 16)
     with caplog.at_level(logging.WARNING), torch.no_grad():
         assert torch.equal(pack_model(network)(images), network(images))
         pack_model(network)(images)
     (message,) = caplog.messages
-    assert "plain torch computes them" in message
+    assert "they run in plain torch" in message
     assert "pip install numba" in message
     binary_layers.get_kernels.cache_clear()
 
@@ -292,18 +294,23 @@ def test_without_a_compiler_plain_torch_answers_and_says_so_once(monkeypatch, ca
 # runs
 
 
-def test_exported_run_is_small_and_answers_the_same(fukami, binarized, digit_files, tmp_path):
-    """28 times smaller; the same metrics and probabilities, whichever way they are asked for."""
+def test_exported_run_is_small_and_predicts_the_same(fukami, binarized, digit_files, tmp_path):
+    """28 times smaller; all ways of evaluation give the same metrics and probabilities."""
     exported = fukami("export", binarized, "--to", "binary")
     assert exported.status == 0, exported.err
     (facts,) = exported.json
     assert facts["run"] == "runs/digits-binary"
     assert facts["bytes"] == (tmp_path / facts["file"]).stat().st_size
-    assert facts["smaller"] > 20
-    ways = [[binarized], [binarized, "--precision", "binary"], [facts["run"]], [facts["run"], "--precision", "binary"]]
-    judged = [fukami("eval", *words).json[0] for words in ways]
-    assert [each["precision"] for each in judged] == ["float32", "binary", "binary", "binary"]
-    assert len({(each["accuracy"], each["loss"], each["count"]) for each in judged}) == 1
+    assert facts["compression_ratio"] > 20
+    commands = [
+        [binarized],
+        [binarized, "--precision", "binary"],
+        [facts["run"]],
+        [facts["run"], "--precision", "binary"],
+    ]
+    evaluated = [fukami("eval", *arguments).json[0] for arguments in commands]
+    assert [metrics["precision"] for metrics in evaluated] == ["float32", "binary", "binary", "binary"]
+    assert len({(metrics["accuracy"], metrics["loss"], metrics["count"]) for metrics in evaluated}) == 1
     files = sorted(digit_files.rglob("*.png"))[:6]
     assert fukami("predict", "runs/digits-binary", *files).json == fukami("predict", binarized, *files).json
     record = json.loads((tmp_path / "runs/digits-binary/recipe.json").read_text())
@@ -314,27 +321,27 @@ def test_exported_run_is_small_and_answers_the_same(fukami, binarized, digit_fil
     ]
 
 
-def test_an_exported_run_is_only_computed_as_it_is(fukami, binarized, tmp_path):
+def test_exported_run_has_a_fixed_precision(fukami, binarized, tmp_path):
     fukami("export", binarized, "--to", "binary", "--out", "bits")
-    refused = fukami("eval", "bits", "--precision", "float16")
-    assert refused.status == 2
-    assert "exported to binary and is computed so, not in float16" in refused.err
+    other_precision = fukami("eval", "bits", "--precision", "float16")
+    assert other_precision.status == 2
+    assert "exported to binary and cannot be computed in float16" in other_precision.err
     again = fukami("export", "bits", "--to", "binary", "--out", "more")
     assert again.status == 2
     assert "exported to binary already" in again.err
-    taken = fukami("export", binarized, "--to", "binary", "--out", "bits")
-    assert taken.status == 2
-    assert taken.err.endswith("not empty; give another --out\n")
+    used_folder = fukami("export", binarized, "--to", "binary", "--out", "bits")
+    assert used_folder.status == 2
+    assert used_folder.err.endswith("not empty; give another --out\n")
 
 
-def test_a_run_of_full_precision_has_no_single_bits(fukami, trained):
+def test_run_of_full_precision_has_no_binary_export(fukami, trained):
     refused = fukami("export", trained, "--to", "binary")
     assert refused.status == 1
     assert "0 (StemConv2d), of full precision" in refused.err
     assert not refused.out
 
 
-def test_a_damaged_export_is_refused(fukami, binarized, tmp_path):
+def test_damaged_export_is_rejected(fukami, binarized, tmp_path):
     fukami("export", binarized, "--to", "binary", "--out", "bits")
     record = json.loads((tmp_path / "bits/recipe.json").read_text())
     (tmp_path / "bits/recipe.json").write_text(json.dumps(record | {"exported": {"to": "ternary"}}))

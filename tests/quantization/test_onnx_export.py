@@ -1,4 +1,4 @@
-"""ONNX files: ONNX Runtime answers as torch does, whatever the batch; what a file says; and what cannot be one."""
+"""ONNX export: equality with torch for any batch size, metadata, and errors."""
 
 import re
 
@@ -30,8 +30,8 @@ SMALL = {
 }
 
 
-def seasoned(network):
-    """The network with normalisations that change something, as after a training."""
+def randomize_norms(network):
+    """Set random statistics and parameters of the batch normalization layers, as after training."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.normal_(module.running_mean, std=0.3)
@@ -42,25 +42,25 @@ def seasoned(network):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_every_model_answers_as_in_torch(name):
+def test_every_model_equals_torch(name):
     make, shape = SMALL[name]
     torch.manual_seed(0)
-    network = seasoned(make()).train()
+    network = randomize_norms(make()).train()
     content = export_onnx(network, shape, {})
-    assert network.training, "it is exported as it answers in evaluation, and stays as it is"
+    assert network.training, "it is exported in evaluation mode, but not modified"
     network.eval()
     onnx.checker.check_model(content, full_check=True)
     exported = OnnxNetwork(content)
     for count in (1, 2, 7):
         images = torch.randn(count, *shape)
-        expected, found = network(images), exported(images)
-        assert found.dtype == torch.float32
-        assert found.shape == expected.shape
-        assert (found - expected).abs().max() < 1e-4 * expected.std()
+        expected, scores = network(images), exported(images)
+        assert scores.dtype == torch.float32
+        assert scores.shape == expected.shape
+        assert (scores - expected).abs().max() < 1e-4 * expected.std()
 
 
-class Maps(nn.Module):
-    """Five maps of strides 4 to 64, as of a pyramid."""
+class PyramidBackbone(nn.Module):
+    """Backbone with five feature maps of strides 4 to 64."""
 
     def __init__(self):
         super().__init__()
@@ -74,20 +74,23 @@ class Maps(nn.Module):
         return maps
 
 
-def pyramid():
-    """A detector like that on ResNet-50 with a pyramid, without the ResNet."""
+def make_pyramid_detector():
+    """Build a detector like Faster R-CNN with FPN, with a small backbone."""
     cells = [anchors.compute_cell_anchors([scale]) for scale in (16, 32, 64, 128, 256)]
     rpn = RegionProposalNetwork(8, cells, inside_only=False)
     heads = RoIHeads(8, 3, (4, 8, 16, 32), 16, 0.0, "align")
-    return FasterRCNN(Maps(), rpn, heads, DetectionLimits((200, 100), (200, 100)))
+    return FasterRCNN(PyramidBackbone(), rpn, heads, DetectionLimits((200, 100), (200, 100)))
 
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: models.faster_rcnn_vgg16(5, anchor_sizes=(16, 32, 64), hidden=16, width_multiplier=1 / 16), pyramid],
+    [
+        lambda: models.faster_rcnn_vgg16(5, anchor_sizes=(16, 32, 64), hidden=16, width_multiplier=1 / 16),
+        make_pyramid_detector,
+    ],
 )
-def test_detectors_answer_as_in_torch(make):
-    """Boxes, classes and scores of images of any size."""
+def test_detectors_equal_torch(make):
+    """Boxes, classes and scores agree for images of any size."""
     torch.manual_seed(0)
     network = make().eval().requires_grad_(False)
     for parameter in network.parameters():
@@ -97,14 +100,14 @@ def test_detectors_answer_as_in_torch(make):
     exported = OnnxNetwork(content)
     for height, width in ((128, 192), (320, 160)):
         images, sizes = torch.randn(2, 3, height, width), torch.tensor([[height, width], [height - 9, width - 30.0]])
-        for found, expected in zip(exported(images, sizes), network(images, sizes), strict=True):
+        for detections, expected in zip(exported(images, sizes), network(images, sizes), strict=True):
             assert len(expected.boxes) > 10
-            torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-2)
-            assert torch.equal(found.classes, expected.classes)
-            torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-5)
+            torch.testing.assert_close(detections.boxes, expected.boxes, rtol=0, atol=1e-2)
+            assert torch.equal(detections.classes, expected.classes)
+            torch.testing.assert_close(detections.scores, expected.scores, rtol=0, atol=1e-5)
 
 
-def test_every_family_is_there():
+def test_every_model_family_is_tested():
     others = {"rcnn", "fcn", "segnet", "style", "tell", "dcgan", "dqn"}
     classifiers = [name for name in models.__all__ if not others & set(re.split("[_0-9]", name))]
     assert {name.removesuffix("_bn").rstrip("0123456789") for name in classifiers} == {
@@ -113,30 +116,30 @@ def test_every_family_is_there():
 
 
 @pytest.mark.parametrize("vote", [False, True])
-def test_an_ensemble_answers_whole(vote):
+def test_ensemble_is_exported(vote):
     members = [nn.Sequential(nn.Flatten(), nn.Linear(4, 3)) for _ in range(4)]
-    snapshots = Ensemble(members[1:], num_active=2)  # its second snapshot has not been taken yet
+    snapshots = Ensemble(members[1:], num_active=2)  # its second snapshot does not exist yet
     network = Ensemble([members[0], snapshots], vote=vote).eval().requires_grad_(False)
     exported = OnnxNetwork(export_onnx(network, (1, 2, 2), {}))
     images = torch.randn(7, 1, 2, 2)
     torch.testing.assert_close(exported(images), network(images), rtol=0, atol=1e-5)
-    assert int(snapshots.joined) == 2, "the network stays as it is"
+    assert int(snapshots.joined) == 2, "the network is not modified"
 
 
-def test_channels_last_is_exported_alike():
-    network = seasoned(models.resnet20())
+def test_channels_last():
+    network = randomize_norms(models.resnet20())
     images = torch.randn(2, 3, 32, 32)
     exported = OnnxNetwork(export_onnx(network.to(memory_format=torch.channels_last), (3, 32, 32), {}))
-    found = exported(images.to(memory_format=torch.channels_last))
-    torch.testing.assert_close(found, network(images), rtol=0, atol=1e-4)
+    scores = exported(images.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(scores, network(images), rtol=0, atol=1e-4)
 
 
-def test_the_file_says_what_it_is_told_and_no_more():
-    about = {"labels": '["猫", "犬"]', "mean": "0.5"}
+def test_metadata_is_complete_and_has_no_source_paths():
+    metadata = {"labels": '["猫", "犬"]', "mean": "0.5"}
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2))
-    content = export_onnx(network, (1, 4, 4), about)
-    assert OnnxNetwork(content).metadata == about
-    assert b".py" not in content, "where torch lies on the machine that made it"
+    content = export_onnx(network, (1, 4, 4), metadata)
+    assert OnnxNetwork(content).metadata == metadata
+    assert b".py" not in content, "the file contains no paths of the exporting machine"
     (images,), (scores,) = (
         [(value.name, [d.dim_value or d.dim_param for d in value.type.tensor_type.shape.dim]) for value in values]
         for values in (onnx.load_from_string(content).graph.input, onnx.load_from_string(content).graph.output)
@@ -145,28 +148,28 @@ def test_the_file_says_what_it_is_told_and_no_more():
     assert scores == ("scores", ["N", 2])
 
 
-def test_it_is_a_module_like_any_other():
+def test_onnx_network_is_a_module():
     exported = OnnxNetwork(export_onnx(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), (1, 2, 2), {}))
-    assert [len(value) for value in exported.parameters()] == [0]  # nothing to train, and a device
+    assert [len(value) for value in exported.parameters()] == [0]  # nothing to train, but a device
     assert exported.train().training
     images = torch.randn(2, 1, 2, 2, requires_grad=True)
     assert torch.equal(exported(images), exported.eval()(images))
     assert exported.session.get_session_options().intra_op_num_threads == torch.get_num_threads()
 
 
-def test_damage_is_told():
+def test_damaged_files_are_rejected():
     content = export_onnx(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), (1, 2, 2), {})
     for damaged in (b"", b"no network", content[: len(content) // 2]):
         with pytest.raises(Error, match="export it again"):
             OnnxNetwork(damaged)
-    other = onnx.load_from_string(content)
-    other.graph.input[0].name = other.graph.node[0].input[0] = "pixels"
-    with pytest.raises(Error, match="has the inputs pixels and the outputs scores: it is none that fukami exported"):
-        OnnxNetwork(other.SerializeToString())
+    renamed = onnx.load_from_string(content)
+    renamed.graph.input[0].name = renamed.graph.node[0].input[0] = "pixels"
+    with pytest.raises(Error, match="has the inputs pixels and the outputs scores, so fukami did not export it"):
+        OnnxNetwork(renamed.SerializeToString())
 
 
-class Strange(nn.Module):
-    """A layer that does what it is told to."""
+class FunctionLayer(nn.Module):
+    """Layer that calls a function."""
 
     def __init__(self, function):
         super().__init__()
@@ -188,8 +191,8 @@ def fail(x):
         (fail, "expects images of 9 pixels, not 4"),
     ],
 )
-def test_a_layer_that_cannot_be_exported_is_named(function, reason, capfd):
-    network = nn.Sequential(nn.Sequential(nn.Flatten(), Strange(function)), nn.Linear(4, 2))
-    with pytest.raises(Error, match=rf"^0.1 \(Strange\) cannot be exported to ONNX: .*{reason}"):
+def test_unsupported_layer_is_named(function, reason, capfd):
+    network = nn.Sequential(nn.Sequential(nn.Flatten(), FunctionLayer(function)), nn.Linear(4, 2))
+    with pytest.raises(Error, match=rf"^0.1 \(FunctionLayer\) cannot be exported to ONNX: .*{reason}"):
         export_onnx(network, (1, 2, 2), {})
     assert capfd.readouterr().err == ""

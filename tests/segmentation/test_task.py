@@ -1,4 +1,4 @@
-"""Segmentation: its judgement by hand, its answers, its drawings, and the command line from data to film."""
+"""Tests of segmentation: metrics, predictions, drawings, and the command line from dataset to video."""
 
 import json
 import math
@@ -21,133 +21,137 @@ from fukami.image import io as image_io
 from fukami.image.transform import ResizeTransform
 from fukami.segmentation import data as segmentation_data
 from fukami.segmentation import plots as segmentation_plots
-from fukami.segmentation import task as pixels
+from fukami.segmentation import task as segmentation_task
 from fukami.segmentation.metrics import SegmentationResults, compute_boundary_f1, find_boundaries
 from fukami.segmentation.task import SegmentationTask, compute_class_weights, compute_tile_starts, resize_and_argmax
 
 SMALL = {"width_multiplier": 1 / 8, "hidden": 16, "dropout": 0.0}
 
 
-def ready(network, labels, **options):
-    """A task on the CPU."""
+def build_task(network, labels, **options):
+    """Build a task on the CPU."""
     task = SegmentationTask(network, labels, ResizeTransform(0, 0), **options)
     task.setup(Runtime.start("cpu", "float32"))
     return task
 
 
-# judgement
+# metrics
 
 
 def test_metrics_by_hand():
-    """Two images of three classes, one of which never occurs; what is unlabelled counts nothing."""
-    found = SegmentationResults(("road", "car", "sign"))
-    found.update(7, np.array([[1, 1, 2, 2]], np.uint8), np.array([[1, 1, 1, 2]], np.uint8))
-    found.update(3, np.array([[2, 3, 1, 1]], np.uint8), np.array([[2, 2, 0, 0]], np.uint8))
-    # road: 2 right of 3, 3 in the union; car: 2 right of 3, taken for 3, 4 in the union
-    result = found.compute_metrics()
-    assert result["accuracy"] == 4 / 6
-    assert result["class_accuracy"] == pytest.approx(2 / 3)
-    assert result["miou"] == pytest.approx((2 / 3 + 2 / 4) / 2)
-    assert result["fw_iou"] == pytest.approx(0.5 * 2 / 3 + 0.5 * 2 / 4)
-    assert (result["count"], result["pixels"]) == (2, 6)
-    assert list(result["classes"]) == ["road", "car"]
-    assert result["classes"]["car"] == {"iou": 0.5, "accuracy": pytest.approx(2 / 3), "pixels": 3}
-    assert found.image_scores[7][0] == pytest.approx((2 / 3 + 1 / 2) / 2)
-    assert found.rank_images() == [7, 3]
+    """Two images of three classes, one of which never occurs; unlabelled pixels are ignored."""
+    results = SegmentationResults(("road", "car", "sign"))
+    results.update(7, np.array([[1, 1, 2, 2]], np.uint8), np.array([[1, 1, 1, 2]], np.uint8))
+    results.update(3, np.array([[2, 3, 1, 1]], np.uint8), np.array([[2, 2, 0, 0]], np.uint8))
+    # road: 2 of 3 correct, union 3; car: 2 of 3 correct, 3 predicted, union 4
+    metrics = results.compute_metrics()
+    assert metrics["accuracy"] == 4 / 6
+    assert metrics["class_accuracy"] == pytest.approx(2 / 3)
+    assert metrics["miou"] == pytest.approx((2 / 3 + 2 / 4) / 2)
+    assert metrics["fw_iou"] == pytest.approx(0.5 * 2 / 3 + 0.5 * 2 / 4)
+    assert (metrics["count"], metrics["pixels"]) == (2, 6)
+    assert list(metrics["classes"]) == ["road", "car"]
+    assert metrics["classes"]["car"] == {"iou": 0.5, "accuracy": pytest.approx(2 / 3), "pixels": 3}
+    assert results.image_scores[7][0] == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert results.rank_images() == [7, 3]
 
 
 def test_metrics_agree_with_scikit_learn(random):
-    truth, answer = random.integers(0, 6, (20, 30)).astype(np.uint8), random.integers(1, 6, (20, 30)).astype(np.uint8)
-    found = SegmentationResults("abcde")
-    found.update(0, answer, truth)
-    there = truth > 0
-    assert np.array_equal(found.confusion_matrix, confusion_matrix(truth[there], answer[there], labels=range(1, 6)))
-    result = found.compute_metrics()
-    ious = jaccard_score(truth[there], answer[there], average=None)
-    assert [each["iou"] for each in result["classes"].values()] == pytest.approx(ious.tolist())
-    assert result["miou"] == pytest.approx(jaccard_score(truth[there], answer[there], average="macro"))
-    assert result["fw_iou"] == pytest.approx(jaccard_score(truth[there], answer[there], average="weighted"))
+    truth = random.integers(0, 6, (20, 30)).astype(np.uint8)
+    prediction = random.integers(1, 6, (20, 30)).astype(np.uint8)
+    results = SegmentationResults("abcde")
+    results.update(0, prediction, truth)
+    predicted, true = prediction[truth > 0], truth[truth > 0]
+    assert np.array_equal(results.confusion_matrix, confusion_matrix(true, predicted, labels=range(1, 6)))
+    metrics = results.compute_metrics()
+    ious = jaccard_score(true, predicted, average=None)
+    assert [each["iou"] for each in metrics["classes"].values()] == pytest.approx(ious.tolist())
+    assert metrics["miou"] == pytest.approx(jaccard_score(true, predicted, average="macro"))
+    assert metrics["fw_iou"] == pytest.approx(jaccard_score(true, predicted, average="weighted"))
 
 
-def test_nothing_to_judge():
+def test_no_labelled_pixel_to_evaluate():
     with pytest.raises(Error, match="no labelled pixel"):
         SegmentationResults("ab").compute_metrics()
 
 
-def halves(size, at):
-    """A map of two classes that meet at a column."""
-    found = np.ones((size, size), np.uint8)
-    found[:, at:] = 2
-    return found
+def split_map(size, column):
+    """Return a map of two classes that meet at a column."""
+    pixels = np.ones((size, size), np.uint8)
+    pixels[:, column:] = 2
+    return pixels
 
 
-def test_borders_lie_between_two_classes():
-    """Not at the end of the image, nor around what is unlabelled."""
-    own = halves(6, 3)
-    own[:2] = 0
-    points, classes = find_boundaries(own)
+def test_boundaries_lie_between_two_classes():
+    """The image border and unlabelled pixels are no boundary."""
+    labels = split_map(6, 3)
+    labels[:2] = 0
+    points, classes = find_boundaries(labels)
     assert points.tolist() == [[row, column] for row in range(2, 6) for column in (2, 3)]
     assert classes.tolist() == [1, 2] * 4
 
 
 @pytest.mark.parametrize(("off", "expected"), [(0, 1.0), (1, 1.0), (2, 1.0), (3, 0.0)])
-def test_borders_may_be_off_by_a_share_of_the_diagonal(off, expected):
-    """0.75 % of 200√2 is 2.1 pixels."""
-    assert compute_boundary_f1(halves(200, 100 + off), halves(200, 100)) == expected
+def test_boundary_tolerance_is_a_fraction_of_the_diagonal(off, expected):
+    """The tolerance is 0.75 % of 200√2, which is 2.1 pixels."""
+    assert compute_boundary_f1(split_map(200, 100 + off), split_map(200, 100)) == expected
 
 
-def test_the_boundary_measure_by_hand():
-    """A border of 200 pixels, of which the answer has 100 and 50 others, for both classes."""
-    truth, answer = halves(200, 100), np.ones((200, 200), np.uint8)
-    answer[:100, 100:] = 2  # its border: 100 upright, and 100 across
-    recall = (100 + 3) / 200  # 100, and three more rows whose nearest found pixel is close enough
-    found = compute_boundary_f1(answer, truth)
-    # the class on the left: found 199 or so pixels, of which 102 lie near the true border
-    (ours, seen), (theirs, true) = find_boundaries(answer), find_boundaries(truth)
-    measures = []
+def test_boundary_f1_by_hand():
+    """The predicted boundary covers 100 of the 200 pixels of the true one, for both classes."""
+    truth, prediction = split_map(200, 100), np.ones((200, 200), np.uint8)
+    prediction[:100, 100:] = 2  # its boundary: 100 pixels vertical, 100 horizontal
+    expected_recall = (100 + 3) / 200  # 100, and three more rows within the tolerance
+    boundary_f1 = compute_boundary_f1(prediction, truth)
+    # left class: about 199 predicted pixels, of which 102 lie near the true boundary
+    (predicted_points, predicted_classes), (true_points, true_classes) = (
+        find_boundaries(prediction),
+        find_boundaries(truth),
+    )
+    f_measures = []
     for label in (1, 2):
-        mine, real = ours[seen == label], theirs[true == label]
-        close = [[math.dist(a, b) <= 0.0075 * 200 * 2**0.5 for b in real.tolist()] for a in mine.tolist()]
+        predicted, true = predicted_points[predicted_classes == label], true_points[true_classes == label]
+        close = [[math.dist(a, b) <= 0.0075 * 200 * 2**0.5 for b in true.tolist()] for a in predicted.tolist()]
         precision = np.any(close, 1).mean()
-        covered = np.any(close, 0).mean()
-        measures.append(2 * precision * covered / (precision + covered))
-        assert covered == pytest.approx(recall, abs=0.011)
-    assert found == pytest.approx(np.mean(measures))
+        recall = np.any(close, 0).mean()
+        f_measures.append(2 * precision * recall / (precision + recall))
+        assert recall == pytest.approx(expected_recall, abs=0.011)
+    assert boundary_f1 == pytest.approx(np.mean(f_measures))
 
 
-def test_borders_that_are_found_in_an_unlabelled_area_count_nothing():
-    """There may be any class; where there are labels, the answer is right."""
-    truth, answer = halves(200, 100), halves(200, 100)
-    truth[:80], answer[:80, ::2] = 0, 2
-    found = SegmentationResults("ab")
-    found.update(0, answer, truth)
-    assert found.compute_metrics()["boundary_f1"] == 1.0
+def test_predicted_boundaries_in_unlabelled_areas_are_ignored():
+    """The prediction is correct at every labelled pixel, and arbitrary at the others."""
+    truth, prediction = split_map(200, 100), split_map(200, 100)
+    truth[:80], prediction[:80, ::2] = 0, 2
+    results = SegmentationResults("ab")
+    results.update(0, prediction, truth)
+    assert results.compute_metrics()["boundary_f1"] == 1.0
 
 
-def test_the_boundary_measure_of_what_was_not_found_or_has_no_border():
-    assert compute_boundary_f1(np.ones((50, 50), np.uint8), halves(50, 20)) == 0.0
-    assert math.isnan(compute_boundary_f1(halves(50, 20), np.ones((50, 50), np.uint8)))
+def test_boundary_f1_of_missing_classes_and_without_boundaries():
+    assert compute_boundary_f1(np.ones((50, 50), np.uint8), split_map(50, 20)) == 0.0
+    assert math.isnan(compute_boundary_f1(split_map(50, 20), np.ones((50, 50), np.uint8)))
 
 
-def test_counts_of_several_processes_are_joined():
+def test_results_of_several_processes_are_merged():
     one, other = SegmentationResults("ab"), SegmentationResults("ab")
-    one.update(0, halves(4, 2), halves(4, 2))
-    other.update(1, halves(4, 1), halves(4, 2))
-    whole = SegmentationResults("ab")
-    for number, at in ((0, 2), (1, 1)):
-        whole.update(number, halves(4, at), halves(4, 2))
+    one.update(0, split_map(4, 2), split_map(4, 2))
+    other.update(1, split_map(4, 1), split_map(4, 2))
+    expected = SegmentationResults("ab")
+    for index, column in ((0, 2), (1, 1)):
+        expected.update(index, split_map(4, column), split_map(4, 2))
     one.merge([one, other])
-    assert one.compute_metrics() == whole.compute_metrics()
+    assert one.compute_metrics() == expected.compute_metrics()
 
 
 def test_median_frequency_balancing_by_hand():
-    """Frequencies of 1/2, 1/4 and 1/8 of the images that have the class; a class that never occurs weighs nothing."""
+    """The frequencies are 1/2, 1/4 and 1/8 of the images with the class; a class that never occurs has weight 0."""
     counts = np.array([[50, 25, 5, 0], [100, 100, 40, 0]])
     assert compute_class_weights(counts).tolist() == [0.5, 1.0, 2.0, 0.0]
 
 
 @pytest.mark.parametrize(("balance", "power"), [("none", None), ("root", 0.5), ("median", 1)])
-def test_classes_are_weighed_by_a_power_of_median_frequency_balancing(mask_files, balance, power):
+def test_class_weights_are_a_power_of_median_frequency_balancing(mask_files, balance, power):
     recipe = package.get_recipe("segnet-basic")(data=str(mask_files), filters=4, batch_size=2, balance=balance)
     data = recipe.load_data()
     task = recipe.build_task(data.labels)
@@ -161,22 +165,22 @@ def test_classes_are_weighed_by_a_power_of_median_frequency_balancing(mask_files
         )
 
 
-# the network's answers
+# predictions
 
 
-def test_enlarged_scores_are_compared_as_if_all_were_there(monkeypatch):
+def test_resizing_in_strips_equals_resizing_at_once(monkeypatch):
     torch.manual_seed(0)
     scores = torch.randn(5, 13, 17)
     expected = F.interpolate(scores[None], (61, 90), mode="bilinear", align_corners=False)[0].argmax(0) + 1
     for strip in (2**25, 1000):
-        monkeypatch.setattr(pixels, "MAX_STRIP_SCORES", strip)
+        monkeypatch.setattr(segmentation_task, "MAX_STRIP_SCORES", strip)
         assert torch.equal(resize_and_argmax(scores, 61, 90).long(), expected)
     assert torch.equal(resize_and_argmax(scores, 13, 17).long(), scores.argmax(0) + 1)
     shrunk = F.interpolate(scores[None], (7, 9), mode="bilinear", align_corners=False)[0].argmax(0) + 1
     assert torch.equal(resize_and_argmax(scores, 7, 9).long(), shrunk)
 
 
-def test_tiles_cover_a_side_and_end_with_it():
+def test_tiles_cover_a_side():
     assert compute_tile_starts(1024) == (0,)
     assert compute_tile_starts(1056) == (0, 32)
     assert compute_tile_starts(2560) == (0, 768, 1536)
@@ -184,110 +188,111 @@ def test_tiles_cover_a_side_and_end_with_it():
 
 
 def test_tiles_have_no_seams(monkeypatch):
-    """A network that sees a few pixels answers the same in tiles as in one piece, but for the ends of the tiles."""
+    """A network with a small receptive field predicts the same with and without tiles, except at tile borders."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, 4, 5, padding=2))
-    task = ready(network, tuple("abcd"))
+    task = build_task(network, tuple("abcd"))
     image = Image.effect_noise((300, 230), 90).convert("RGB")
-    (whole,) = task.predict([image])
-    monkeypatch.setattr(pixels, "TILE_SIZE", 128)
-    monkeypatch.setattr(pixels, "TILE_OVERLAP", 64)
+    (untiled,) = task.predict([image])
+    monkeypatch.setattr(segmentation_task, "TILE_SIZE", 128)
+    monkeypatch.setattr(segmentation_task, "TILE_OVERLAP", 64)
     calls = []
-    network.register_forward_hook(lambda module, given, out: calls.append(given[0].shape))
+    network.register_forward_hook(lambda module, inputs, output: calls.append(inputs[0].shape))
     (tiled,) = task.predict([image])
     assert len(calls) > 4
     assert all(max(shape[-2:]) <= 128 for shape in calls)
-    differ = task.decode_masks(whole) != task.decode_masks(tiled)
+    differ = task.decode_masks(untiled) != task.decode_masks(tiled)
     assert differ.mean() < 0.002
-    monkeypatch.setattr(pixels, "TILE_OVERLAP", 0)
-    assert (task.decode_masks(whole) != task.decode_masks(task.predict([image])[0])).mean() > differ.mean()
+    monkeypatch.setattr(segmentation_task, "TILE_OVERLAP", 0)
+    assert (task.decode_masks(untiled) != task.decode_masks(task.predict([image])[0])).mean() > differ.mean()
 
 
 @pytest.mark.parametrize("weight", [None, [1.0, 2.0, 0.5]])
-def test_the_loss_by_hand(weight):
-    """Cross entropy over the labelled pixels, with weights or without, and a second answer that counts a half."""
+def test_loss_by_hand(weight):
+    """Cross entropy over the labelled pixels, with or without class weights, plus half the auxiliary loss."""
     torch.manual_seed(0)
 
-    class Twice(nn.Module):
+    class TwoHeads(nn.Module):
         def __init__(self):
             super().__init__()
-            self.one, self.other = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+            self.main, self.aux = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
 
         def forward(self, x):
-            return self.one(x), self.other(x)
+            return self.main(x), self.aux(x)
 
-    task = ready(Twice(), tuple("abc"))
+    task = build_task(TwoHeads(), tuple("abc"))
     task.class_weights = None if weight is None else torch.tensor(weight)
     images = torch.randint(0, 256, (2, 3, 32, 64), dtype=torch.uint8)
     masks = torch.randint(0, 4, (2, 32, 64), dtype=torch.uint8)
     sizes = torch.tensor([[32.0, 64.0], [20.0, 50.0]])
     masks[1, 20:], masks[1, :, 50:] = 0, 0
-    nothing = torch.zeros(2)
-    loss, metrics = task.compute_loss(PaddedBatch(images, sizes, sizes, *[nothing] * 5, masks))
-    inside = images / 255.0
-    inside[1, :, 20:], inside[1, :, :, 50:] = 0, 0
-    there = masks > 0
-    targets = masks[there].long() - 1
+    unused = torch.zeros(2)
+    loss, metrics = task.compute_loss(PaddedBatch(images, sizes, sizes, *[unused] * 5, masks))
+    frames = images / 255.0
+    frames[1, :, 20:], frames[1, :, :, 50:] = 0, 0
+    labelled = masks > 0
+    targets = masks[labelled].long() - 1
     expected = 0.0
-    for layer, share in ((task.model.one, 1.0), (task.model.other, 0.5)):
-        scores = layer(inside).permute(0, 2, 3, 1)[there]
-        expected += share * F.cross_entropy(scores, targets, task.class_weights)
+    for layer, loss_weight in ((task.model.main, 1.0), (task.model.aux, 0.5)):
+        scores = layer(frames).permute(0, 2, 3, 1)[labelled]
+        expected += loss_weight * F.cross_entropy(scores, targets, task.class_weights)
     torch.testing.assert_close(loss, expected)
-    right = (task.model.one(inside).permute(0, 2, 3, 1)[there].argmax(1) == targets).float().mean()
-    torch.testing.assert_close(metrics["accuracy"], right)
+    accuracy = (task.model.main(frames).permute(0, 2, 3, 1)[labelled].argmax(1) == targets).float().mean()
+    torch.testing.assert_close(metrics["accuracy"], accuracy)
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools with NumPy 2
-def test_answers_are_masks_that_other_tools_read():
-    """COCO's run lengths at the image's own size, shares that add up, and a map that comes back."""
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools with NumPy 2
+def test_predicted_masks_are_readable_by_pycocotools():
+    """Masks are COCO run lengths at the original image size, and decode to the map; the fractions add up to 1."""
     from pycocotools import mask
 
     torch.manual_seed(0)
-    task = ready(nn.Conv2d(3, 4, 3, padding=1), ("sky", "road", "car", "tree"))
+    task = build_task(nn.Conv2d(3, 4, 3, padding=1), ("sky", "road", "car", "tree"))
     image = Image.effect_noise((70, 45), 60).convert("RGB")
-    (answer,) = task.predict([image])
-    assert json.loads(json.dumps(answer)) == answer
-    assert (answer["width"], answer["height"]) == (70, 45)
-    assert sum(answer["shares"].values()) == pytest.approx(1, abs=1e-5)
-    assert list(answer["shares"].values()) == sorted(answer["shares"].values(), reverse=True)
-    assert answer["shares"].keys() == answer["masks"].keys()
-    numbers = task.decode_masks(answer)
-    for label, found in answer["masks"].items():
-        assert np.array_equal(mask.decode(found), numbers == task.labels.index(label))
-        assert (numbers == task.labels.index(label)).mean() == pytest.approx(answer["shares"][label], abs=1e-6)
+    (prediction,) = task.predict([image])
+    assert json.loads(json.dumps(prediction)) == prediction
+    assert (prediction["width"], prediction["height"]) == (70, 45)
+    fractions = prediction["fractions"]
+    assert sum(fractions.values()) == pytest.approx(1, abs=1e-5)
+    assert list(fractions.values()) == sorted(fractions.values(), reverse=True)
+    assert fractions.keys() == prediction["masks"].keys()
+    classes = task.decode_masks(prediction)
+    for label, run_lengths in prediction["masks"].items():
+        assert np.array_equal(mask.decode(run_lengths), classes == task.labels.index(label))
+        assert (classes == task.labels.index(label)).mean() == pytest.approx(fractions[label], abs=1e-6)
 
 
-def test_a_smaller_network_size_is_brought_back(mask_files):
-    """Judged at the masks' own size whatever the network sees."""
+def test_evaluation_at_the_original_mask_size(mask_files):
+    """Masks are evaluated at their own size, whatever the input size of the network."""
     recipe = package.get_recipe("segnet-basic")(data=str(mask_files), min_size=64, filters=8)
     data = recipe.load_data()
     task = recipe.build_task(data.labels)
     task.setup(Runtime.start("cpu", "float32"))
-    found = task.evaluate(data.val)
-    assert found["pixels"] == sum(sample.size[0] * sample.size[1] for sample in data.val.samples)
-    assert found["count"] == 4
+    metrics = task.evaluate(data.val)
+    assert metrics["pixels"] == sum(sample.size[0] * sample.size[1] for sample in data.val.samples)
+    assert metrics["count"] == 4
 
 
 def test_classes_are_matched_by_name(mask_files):
-    """Also where other data have them in another order; those that are unknown are named."""
+    """The order of the classes may differ; unknown classes are reported."""
     recipe = package.get_recipe("segnet-basic")(data=str(mask_files), filters=8)
     data = recipe.load_data()
     task = recipe.build_task(data.labels[::-1])
     task.setup(Runtime.start("cpu", "float32"))
     assert set(task.evaluate(data.val)["classes"]) <= {*data.labels}
-    other = ready(task.model, data.labels[1:])
-    with pytest.raises(UsageError, match="does not know: background"):
+    other = build_task(task.model, data.labels[1:])
+    with pytest.raises(UsageError, match="does not have: background"):
         other.evaluate(data.val)
 
 
 @pytest.mark.parametrize("name", ["segnet-vgg16", "fcn8s-vgg16"])
-def test_rematerialised_steps_are_the_same(name, mask_files):
-    """Less is kept, and the update is the same, bit for bit, statistics of the normalisation and dropout, too."""
+def test_activation_checkpointing_leaves_steps_unchanged(name, mask_files):
+    """Fewer activations are stored, and the step is bit-identical, including batch statistics and dropout."""
     fields = {"width_multiplier": 1 / 16} | ({"hidden": 8} if "fcn" in name else {})
     states = []
-    for rematerialise in (False, True):
+    for checkpointing in (False, True):
         recipe = package.get_recipe(name)(
-            data=str(mask_files), batch_size=2, activation_checkpointing=rematerialise, **fields
+            data=str(mask_files), batch_size=2, activation_checkpointing=checkpointing, **fields
         )
         data = recipe.load_data()
         torch.manual_seed(1)
@@ -299,73 +304,74 @@ def test_rematerialised_steps_are_the_same(name, mask_files):
         with hooks:
             task.step(next(iter(task.iterate_batches(data.train))))
         states.append((task.model.state_dict(), sum(saved)))
-    (one, plain), (other, less) = states
-    assert less < 0.7 * plain
-    assert all(torch.equal(value, other[key]) for key, value in one.items())
+    (expected_state, num_saved), (state, num_saved_checkpointed) = states
+    assert num_saved_checkpointed < 0.7 * num_saved
+    assert all(torch.equal(value, state[key]) for key, value in expected_state.items())
 
 
-def test_several_runs_answer_with_their_averaged_probabilities():
+def test_ensembles_average_probabilities():
     torch.manual_seed(0)
-    tasks = [ready(nn.Conv2d(3, 4, 3, padding=1), tuple("abcd")) for _ in range(3)]
+    tasks = [build_task(nn.Conv2d(3, 4, 3, padding=1), tuple("abcd")) for _ in range(3)]
     image = Image.effect_noise((64, 32), 60).convert("RGB")
-    pixels_of = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    images = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
     with torch.inference_mode():
-        frame = tasks[0].normalize_images(pixels_of, torch.tensor([[32.0, 64.0]]))
+        frame = tasks[0].normalize_images(images, torch.tensor([[32.0, 64.0]]))
         expected = sum(task.model(frame).softmax(1) for task in tasks).argmax(1)[0]
-    whole = tasks[0].ensemble_with(tasks[1:])
-    assert np.array_equal(whole.decode_masks(whole.predict([image])[0]), expected.numpy())
+    ensemble = tasks[0].ensemble_with(tasks[1:])
+    assert np.array_equal(ensemble.decode_masks(ensemble.predict([image])[0]), expected.numpy())
     with pytest.raises(UsageError, match="leave out --vote"):
         tasks[1].ensemble_with(tasks[2:], vote=True)
     with pytest.raises(UsageError, match="the same classes"):
-        tasks[1].ensemble_with([ready(nn.Conv2d(3, 2, 1), tuple("ab"))])
+        tasks[1].ensemble_with([build_task(nn.Conv2d(3, 2, 1), tuple("ab"))])
 
 
 # drawings
 
 
-def test_drawn_in_the_colours_of_the_classes():
-    """A known class in the colour that people know it in; the background leaves the image as it is."""
-    shades = image_io.get_class_colors(("background", "road", "otter"))
-    assert shades[:2] == [(0, 0, 0), (128, 64, 128)]
-    assert shades[2] == image_io.get_class_color(2)
-    numbers = np.zeros((8, 12), np.uint8)
-    numbers[:, 6:] = 1
-    drawn = np.asarray(image_io.overlay_mask(Image.new("L", (12, 8), 200), numbers, shades))
-    assert (drawn[:, :6] == 200).all()
+def test_overlays_have_the_colours_of_the_classes():
+    """A well-known class has its conventional colour; the background leaves the image unchanged."""
+    colours = image_io.get_class_colors(("background", "road", "otter"))
+    assert colours[:2] == [(0, 0, 0), (128, 64, 128)]
+    assert colours[2] == image_io.get_class_color(2)
+    classes = np.zeros((8, 12), np.uint8)
+    classes[:, 6:] = 1
+    overlay = np.asarray(image_io.overlay_mask(Image.new("L", (12, 8), 200), classes, colours))
+    assert (overlay[:, :6] == 200).all()
     tinted = [round(200 * (1 - image_io.OVERLAY_ALPHA) + image_io.OVERLAY_ALPHA * level) for level in (128, 64, 128)]
-    assert (drawn[:, 7:] == tinted).all()
-    assert (drawn[:, 6] > drawn[:, 7]).all()  # the line between the two
-    palette = image_io.apply_palette(numbers, shades)
-    assert np.array_equal(np.asarray(palette), numbers)
+    assert (overlay[:, 7:] == tinted).all()
+    assert (overlay[:, 6] > overlay[:, 7]).all()  # the line between the two classes
+    palette = image_io.apply_palette(classes, colours)
+    assert np.array_equal(np.asarray(palette), classes)
     assert palette.convert("RGB").getpixel((9, 3)) == (128, 64, 128)
 
 
-def test_legends_of_a_film_are_of_one_size():
-    """Whatever is in the frame; as many names as there is room for."""
+def test_legends_of_a_video_have_one_size():
+    """The size does not depend on the classes in the frame, and limits the number of entries."""
     names = [f"class {number}" for number in range(30)]
-    named = [(name, (9, 9, 9)) for name in names]
-    pages = [image_io.draw_legend(Image.new("RGB", (640, 360)), named[:count], names, 21) for count in (0, 1, 13, 30)]
-    assert len({page.size for page in pages}) == 1
-    assert pages[0].size[0] == 640
-    assert len({page.tobytes() for page in pages}) == 4
-    assert image_io.draw_legend(Image.new("RGB", (64, 36)), named[:1], names, 2).width == 64 * 8
+    entries = [(name, (9, 9, 9)) for name in names]
+    images = [
+        image_io.draw_legend(Image.new("RGB", (640, 360)), entries[:count], names, 21) for count in (0, 1, 13, 30)
+    ]
+    assert len({image.size for image in images}) == 1
+    assert images[0].size[0] == 640
+    assert len({image.tobytes() for image in images}) == 4
+    assert image_io.draw_legend(Image.new("RGB", (64, 36)), entries[:1], names, 2).width == 64 * 8
 
 
-def test_the_report_shows_the_best_the_median_and_the_worst():
-    found = SegmentationResults(("a", "b"))
-    for number in range(9):
-        found.update(number, halves(20, 10 + number), halves(20, 10))
-    assert segmentation_plots.select_images(found) == {"best": [0, 1], "median": [3, 4], "worst": [8, 7]}
+def test_report_shows_the_best_median_and_worst_images():
+    results = SegmentationResults(("a", "b"))
+    for index in range(9):
+        results.update(index, split_map(20, 10 + index), split_map(20, 10))
+    assert segmentation_plots.select_images(results) == {"best": [0, 1], "median": [3, 4], "worst": [8, 7]}
     image = Image.new("RGB", (20, 20))
-    titles = dict(
-        segmentation_plots.plot_evaluation(found, lambda number: (image, halves(20, 10), halves(20, 10 + number)))
+    figures = dict(
+        segmentation_plots.plot_evaluation(results, lambda index: (image, split_map(20, 10), split_map(20, 10 + index)))
     )
-    assert [*titles] == [
-        "Intersection over union by class", "What was taken for what", "The best images", "The median images",
-        "The worst images",
+    assert [*figures] == [
+        "Intersection over union by class", "Confusion matrix", "Best images", "Median images", "Worst images",
     ]  # fmt: skip
     few = SegmentationResults(("a", "b"))
-    few.update(0, halves(20, 10), halves(20, 10))
+    few.update(0, split_map(20, 10), split_map(20, 10))
     assert segmentation_plots.select_images(few) == {"best": [0]}
 
 
@@ -374,50 +380,50 @@ def test_the_report_shows_the_best_the_median_and_the_worst():
 
 @pytest.fixture(scope="module")
 def run(mask_files, tmp_path_factory):
-    """A short training of a small FCN on a few scenes."""
+    """Train a small FCN briefly on a few scenes."""
     out = tmp_path_factory.mktemp("runs") / "fcn"
     recipe = package.get_recipe("fcn8s-vgg16")(data=str(mask_files), epochs=2, batch_size=4, **SMALL)
     package.train(recipe, out, device="cpu", precision="float32")
     return out
 
 
-def test_train_leaves_a_report(run):
+def test_train_writes_a_report(run):
     text = (run / "report.html").read_text()
-    assert "What was taken for what" in text
-    assert "The worst images" in text
+    assert "Confusion matrix" in text
+    assert "Worst images" in text
     assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["miou"] >= 0
 
 
 def test_eval_and_predict(run, fukami, mask_files, tmp_path):
-    judged = fukami("eval", run, "--out", tmp_path / "judged")
-    (result,) = judged.json
-    assert judged.status == 0
+    result = fukami("eval", run, "--out", tmp_path / "evaluation")
+    (metrics,) = result.json
+    assert result.status == 0
     names = ["miou", "accuracy", "class_accuracy", "fw_iou", "boundary_f1", "count", "pixels", "classes"]
-    assert list(result)[: len(names)] == names
-    assert result["count"] == 4
-    assert (tmp_path / "judged" / "report.html").is_file()
+    assert list(metrics)[: len(names)] == names
+    assert metrics["count"] == 4
+    assert (tmp_path / "evaluation" / "report.html").is_file()
     files = sorted((mask_files / "val" / "images").iterdir())[:2]
     broken = tmp_path / "broken.png"
     broken.write_bytes(files[0].read_bytes()[:99])
-    answer = fukami("predict", run, *files, broken, "--out", tmp_path / "drawn")
-    assert answer.status == 1
-    assert "broken.png is damaged" in answer.err
-    assert [each["file"] for each in answer.json] == [str(path) for path in files]
-    for path, each in zip(files, answer.json, strict=True):
+    result = fukami("predict", run, *files, broken, "--out", tmp_path / "drawn")
+    assert result.status == 1
+    assert "broken.png is damaged" in result.err
+    assert [prediction["file"] for prediction in result.json] == [str(path) for path in files]
+    for path, prediction in zip(files, result.json, strict=True):
         size = image_io.read_image(path).size
-        assert (each["width"], each["height"]) == size
+        assert (prediction["width"], prediction["height"]) == size
         assert image_io.read_image(tmp_path / "drawn" / f"{path.stem}.png").width % size[0] == 0
-        with Image.open(tmp_path / "drawn" / f"{path.stem}-classes.png") as mapped:
-            assert (mapped.mode, mapped.size) == ("P", size)
-            counts = np.bincount(np.asarray(mapped).ravel(), minlength=9) / (size[0] * size[1])
-        shares = [each["shares"].get(label, 0) for label in scenes.MASK_LABELS]
-        assert counts == pytest.approx(shares, abs=1e-6)
+        with Image.open(tmp_path / "drawn" / f"{path.stem}-classes.png") as class_map:
+            assert (class_map.mode, class_map.size) == ("P", size)
+            map_fractions = np.bincount(np.asarray(class_map).ravel(), minlength=9) / (size[0] * size[1])
+        fractions = [prediction["fractions"].get(label, 0) for label in scenes.MASK_LABELS]
+        assert map_fractions == pytest.approx(fractions, abs=1e-6)
     page = (tmp_path / "drawn" / "index.html").read_text()
     assert page.count("<img") == 2
 
 
-def test_a_folder_of_frames_becomes_a_film(run, fukami, mask_files, tmp_path):
-    """The rate is told; a broken frame is named, and the others are shown."""
+def test_predict_draws_a_video_from_a_folder_of_frames(run, fukami, mask_files, tmp_path):
+    """The frame rate is printed; a broken frame is reported, and the others are drawn."""
     av = pytest.importorskip("av")
     frames = tmp_path / "drive"
     frames.mkdir()
@@ -425,14 +431,14 @@ def test_a_folder_of_frames_becomes_a_film(run, fukami, mask_files, tmp_path):
     for number in range(5):
         first.rotate(number).save(frames / f"{number}.png")
     (frames / "3.png").write_bytes(b"")
-    answer = fukami("predict", run, frames, "--fps", "12.5", "--out", tmp_path / "out")
-    assert answer.status == 1
-    assert "3.png is empty" in answer.err
-    assert "drive: 4 frames at " in answer.err
-    assert [(each["frame"], each["seconds"]) for each in answer.json] == [(0, 0.0), (1, 0.08), (2, 0.16), (4, 0.32)]
-    assert answer.json[1]["file"] == str(frames / "1.png")
-    with av.open(str(tmp_path / "out" / "drive.mp4")) as film:
-        assert sum(1 for _ in film.decode(video=0)) == 4
+    result = fukami("predict", run, frames, "--fps", "12.5", "--out", tmp_path / "out")
+    assert result.status == 1
+    assert "3.png is empty" in result.err
+    assert "drive: 4 frames at " in result.err
+    assert [(each["frame"], each["seconds"]) for each in result.json] == [(0, 0.0), (1, 0.08), (2, 0.16), (4, 0.32)]
+    assert result.json[1]["file"] == str(frames / "1.png")
+    with av.open(str(tmp_path / "out" / "drive.mp4")) as video:
+        assert sum(1 for _ in video.decode(video=0)) == 4
     again = fukami("predict", run, tmp_path / "out" / "drive.mp4", "--frame-interval", "2", "--out", tmp_path / "more")
     assert again.status == 0
     assert [each["frame"] for each in again.json] == [0, 2]
@@ -440,7 +446,7 @@ def test_a_folder_of_frames_becomes_a_film(run, fukami, mask_files, tmp_path):
     assert fukami("predict", run, frames, "--fps", "-1").status == 2
 
 
-def test_served_and_explained(run, fukami, mask_files):
+def test_serve_and_explain(run, fukami, mask_files):
     from fukami.serving import metrics, worker
     from fukami.serving.app import predict_section
 
@@ -448,10 +454,10 @@ def test_served_and_explained(run, fukami, mask_files):
     path = sorted((mask_files / "val" / "images").iterdir())[0]
     server = worker.Worker(task, metrics.Metrics())
     with path.open("rb") as file:
-        answer, section = predict_section(server, worker.Slot(), "street.png", file)
+        prediction, section = predict_section(server, worker.Slot(), "street.png", file)
     server.decoder.close()
-    assert answer["shares"] == task.predict([path])[0]["shares"]
-    assert section.count("<meter") == len(answer["shares"])
+    assert prediction["fractions"] == task.predict([path])[0]["fractions"]
+    assert section.count("<meter") == len(prediction["fractions"])
     assert "drawn prediction" in section
     explained = fukami("explain", run)
     assert explained.status == 0
@@ -460,27 +466,27 @@ def test_served_and_explained(run, fukami, mask_files):
 
 
 @pytest.mark.parametrize("name", ["fcn8s-vgg16", "segnet-vgg16", "fcn-resnet50"])
-def test_exported(name, mask_files, pageless, tmp_path, fukami):
-    """ONNX and halves answer as float32 does, on images of other shapes than it was traced with."""
+def test_export(name, mask_files, no_reports, tmp_path, fukami):
+    """ONNX and half precision predict as float32 does, for image sizes other than the traced one."""
     smaller = {} if "resnet" in name else {"width_multiplier": 1 / 8} | ({"hidden": 16} if "fcn" in name else {})
     recipe = package.get_recipe(name)(data=str(mask_files), min_size=64, epochs=1, batch_size=4, lr=1e-4, **smaller)
     package.train(recipe, tmp_path / "run", device="cpu", precision="float32")
     files = sorted((mask_files / "val" / "images").iterdir())[:2]
     task = package.load(tmp_path / "run", device="cpu")
     expected = task.predict(files)
-    for to, most in (("onnx", 0.001), ("float16", 0.06), ("bfloat16", 0.3)):
+    for to, tolerance in (("onnx", 0.001), ("float16", 0.06), ("bfloat16", 0.3)):
         exported = fukami("export", tmp_path / "run", "--to", to, "--out", tmp_path / to)
         assert exported.status == 0, exported.err
-        found = package.load(tmp_path / to, device="cpu").predict(files)
-        for one, other in zip(found, expected, strict=True):
-            assert (task.decode_masks(one) != task.decode_masks(other)).mean() <= most, to
+        predictions = package.load(tmp_path / to, device="cpu").predict(files)
+        for one, other in zip(predictions, expected, strict=True):
+            assert (task.decode_masks(one) != task.decode_masks(other)).mean() <= tolerance, to
     refused = fukami("export", tmp_path / "run", "--to", "int8")
     assert refused.status == 2
     assert "int8 is for classifiers" in refused.err
 
 
-def test_staged_training_begins_each_network_with_the_one_before(mask_files, pageless, tmp_path, fukami):
-    """32, 16, 8, each a run of its own; cut off and resumed it ends the same."""
+def test_staged_training_initializes_each_network_from_the_previous_one(mask_files, no_reports, tmp_path, fukami):
+    """FCN-32s, FCN-16s and FCN-8s are trained in turn, each in its own run; the training can be resumed."""
     words = ["train", "fcn8s-vgg16", "--data", mask_files, "--training", "staged", "--epochs", "1", "--batch-size", "4",
              "--width-multiplier", "0.0625", "--hidden", "8", "--dropout", "0", "--lr", "1e-3", "--device", "cpu",
              "--precision", "float32"]  # fmt: skip
@@ -491,51 +497,51 @@ def test_staged_training_begins_each_network_with_the_one_before(mask_files, pag
     finer = json.loads((tmp_path / "one" / "fcn16s-vgg16" / "recipe.json").read_text())
     assert finer["fields"]["init"].endswith("fcn32s-vgg16")
     assert finer["fields"]["lr"] == pytest.approx(1e-5)
-    begun = package.get_recipe("fcn8s-vgg16")(data=str(mask_files), training="staged", **SMALL)
-    assert [*begun.stages(tmp_path)] == ["fcn32s-vgg16", "fcn16s-vgg16"]
-    after = load_file(tmp_path / "one" / "fcn16s-vgg16" / "weights.safetensors")
-    moved = (after["model.features.0.weight"] - coarse["model.features.0.weight"]).abs().max()
-    assert 0 < moved < 0.02  # a few small steps from where the coarser one ended
+    recipe = package.get_recipe("fcn8s-vgg16")(data=str(mask_files), training="staged", **SMALL)
+    assert [*recipe.stages(tmp_path)] == ["fcn32s-vgg16", "fcn16s-vgg16"]
+    fine = load_file(tmp_path / "one" / "fcn16s-vgg16" / "weights.safetensors")
+    difference = (fine["model.features.0.weight"] - coarse["model.features.0.weight"]).abs().max()
+    assert 0 < difference < 0.02  # a few small steps from the coarser network's final weights
     assert fukami(*words, "--out", tmp_path / "one", "--resume").status == 0
     assert fukami("eval", tmp_path / "one").json[0]["count"] == 4
 
 
 @pytest.mark.parametrize(("factor", "rates"), [(0.01, [1e-3, 1e-5, 1e-7]), (0.5, [1e-3, 5e-4, 2.5e-4])])
 def test_each_stage_lowers_the_learning_rate(tmp_path, factor, rates):
-    """By 100: FCN-16s in section 4.2, FCN-8s in the authors' solvers. At once nothing is lowered."""
+    """The factor is 0.01 by default (section 4.2 and the authors' solvers); at-once training does not lower it."""
     kind = package.get_recipe("fcn8s-vgg16")
     recipe = kind(training="staged", stage_lr_factor=factor, lr=1e-3, init="imagenet", backbone_lr_factor=0.1, **SMALL)
-    found = []
+    learning_rates = []
     for stage in (*recipe.stages(tmp_path).values(), recipe):
         task = stage.build_task(tuple("abc"))
         task.setup(Runtime.start("cpu", "float32"))
-        found.append([group["initial_lr"] for group in task.optimizer.param_groups])
-    assert found == [[pytest.approx(rate), pytest.approx(0.1 * rate)] for rate in rates]
+        learning_rates.append([group["initial_lr"] for group in task.optimizer.param_groups])
+    assert learning_rates == [[pytest.approx(rate), pytest.approx(0.1 * rate)] for rate in rates]
     assert kind(lr=1e-3).peak_lr == 1e-3
     with pytest.raises(UsageError, match="add --training staged"):
         kind(stage_lr_factor=0.1)
 
 
-def test_published_weights_become_a_run(fukami, mask_files, tmp_path):
-    """torchvision's state dict, as it is: the same answers, under Pascal VOC's names."""
+def test_import_of_published_weights(fukami, mask_files, tmp_path):
+    """A run imported from torchvision's state dict makes the same predictions, with Pascal VOC's class names."""
     import torchvision
 
     torch.manual_seed(0)
-    theirs = torchvision.models.segmentation.fcn_resnet50(weights=None, weights_backbone=None, aux_loss=True).eval()
-    torch.save(theirs.state_dict(), tmp_path / "fcn.pth")
+    reference = torchvision.models.segmentation.fcn_resnet50(weights=None, weights_backbone=None, aux_loss=True).eval()
+    torch.save(reference.state_dict(), tmp_path / "fcn.pth")
     assert fukami("import", tmp_path / "fcn.pth", "--out", tmp_path / "run").status == 0
     task = package.load(tmp_path / "run", device="cpu")
     assert task.labels[15] == "person"
     path = sorted((mask_files / "val" / "images").iterdir())[0]
     image = task.prepare(task.prepare.read_image(path))
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in (task.prepare.mean, task.prepare.std))
-    normal = ((image / 255 - mean) / std)[None]
-    frame = F.pad(normal, (0, -normal.shape[3] % 32, 0, -normal.shape[2] % 32))
+    normalised = ((image / 255 - mean) / std)[None]
+    frame = F.pad(normalised, (0, -normalised.shape[3] % 32, 0, -normalised.shape[2] % 32))
     with torch.inference_mode():
-        scores = theirs(frame)["out"][0, :, : normal.shape[2], : normal.shape[3]]
-    (answer,) = task.predict([path])
-    expected = resize_and_argmax(scores, answer["height"], answer["width"]).numpy() - 1
-    assert (task.decode_masks(answer) == expected).mean() > 0.999
+        scores = reference(frame)["out"][0, :, : normalised.shape[2], : normalised.shape[3]]
+    (prediction,) = task.predict([path])
+    expected = resize_and_argmax(scores, prediction["height"], prediction["width"]).numpy() - 1
+    assert (task.decode_masks(prediction) == expected).mean() > 0.999
     torch.save(
         {"classifier.4.weight": torch.zeros(2, 512, 1, 1), "backbone.layer4.x": torch.zeros(1)}, tmp_path / "bad.pth"
     )
@@ -544,7 +550,7 @@ def test_published_weights_become_a_run(fukami, mask_files, tmp_path):
     assert "does not fit FCNResNet50" in refused.err
 
 
-def test_errors_of_the_command_line(fukami, mask_files, tmp_path):
+def test_command_line_errors(fukami, mask_files, tmp_path):
     for words, message in (
         (["--min-size", "20"], "min-size should be at least 32 pixels, or 0"),
         (["--min-size", "200", "--max-size", "100"], "max-size should be at least min-size"),
@@ -552,15 +558,15 @@ def test_errors_of_the_command_line(fukami, mask_files, tmp_path):
         (["--data", "camvit"], "did you mean 'camvid'"),
         (["--init", "no-such-file"], "cannot be read"),
     ):
-        given = words if "--data" in words else [*words, "--data", mask_files]
-        refused = fukami("train", "segnet-basic", "--filters", "4", *given, "--out", tmp_path / "run")
+        options = words if "--data" in words else [*words, "--data", mask_files]
+        refused = fukami("train", "segnet-basic", "--filters", "4", *options, "--out", tmp_path / "run")
         assert refused.status in (1, 2)
         assert message in refused.err, refused.err
         assert "Traceback" not in refused.err
 
 
-def test_shown(fukami, mask_files, tmp_path):
-    answer = fukami(
+def test_show(fukami, mask_files, tmp_path):
+    result = fukami(
         "show",
         mask_files,
         "--augment",
@@ -573,15 +579,15 @@ def test_shown(fukami, mask_files, tmp_path):
         "--out",
         tmp_path / "s.png",
     )
-    assert answer.status == 0
-    assert answer.json[0]["variants"] == 3
-    assert "background" in answer.json[0]["labels"][0]
+    assert result.status == 0
+    assert result.json[0]["variants"] == 3
+    assert "background" in result.json[0]["labels"][0]
     assert image_io.read_image(tmp_path / "s.png").width > 300
     assert fukami("show", mask_files, "--channels", "1").status == 2
 
 
-def test_camvid_learns_a_little(camvid, pageless, tmp_path):
-    """A few steps on real images of the road."""
+def test_short_training_on_camvid(camvid, no_reports, tmp_path):
+    """A few steps on real images of CamVid."""
     recipe = package.get_recipe("segnet-basic")(
         data="camvid", min_size=64, filters=16, epochs=1, batch_size=16, lr=0.01
     )
@@ -591,13 +597,13 @@ def test_camvid_learns_a_little(camvid, pageless, tmp_path):
     assert segmentation_data.is_segmentation_dataset("camvid")
 
 
-def test_borders_are_compared_where_denormal_numbers_are_taken_for_zero(random):
-    """As every training tells the processor: SciPy's tree does not end there with points at 0."""
-    truth, answer = random.integers(1, 9, (2, 40, 50)).astype(np.uint8)
-    expected = compute_boundary_f1(answer, truth)
+def test_boundary_f1_with_denormal_numbers_flushed_to_zero(random):
+    """Training flushes denormal numbers to zero; SciPy's tree then never terminates with points at 0."""
+    truth, prediction = random.integers(1, 9, (2, 40, 50)).astype(np.uint8)
+    expected = compute_boundary_f1(prediction, truth)
     torch.set_flush_denormal(True)
     try:
-        assert compute_boundary_f1(answer, truth) == expected
-        assert compute_boundary_f1(halves(200, 0)[:, :2] * 0 + 1, halves(200, 1)[:, :2]) == 0.0
+        assert compute_boundary_f1(prediction, truth) == expected
+        assert compute_boundary_f1(split_map(200, 0)[:, :2] * 0 + 1, split_map(200, 1)[:, :2]) == 0.0
     finally:
         torch.set_flush_denormal(False)

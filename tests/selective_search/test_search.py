@@ -1,4 +1,4 @@
-"""Selective Search against the paper worked out slowly, against scikit-image's segmentation, and by hand."""
+"""Selective Search against a slow implementation of the paper, scikit-image and cases by hand."""
 
 import io
 import itertools
@@ -18,17 +18,17 @@ from fukami.selective_search import plots as selective_search_plots
 from fukami.selective_search.search import propose_regions
 
 
-def blocks(*rectangles, size=(120, 90), ground=(40, 90, 160)):
-    """An image of flat rectangles ``(left, top, right, bottom, colour)`` on a flat ground."""
+def draw_rectangles(*rectangles, size=(120, 90), background=(40, 90, 160)):
+    """Draw an image of uniform rectangles ``(left, top, right, bottom, colour)`` on a uniform background."""
     pixels = np.empty((size[1], size[0], 3), np.uint8)
-    pixels[:] = ground
+    pixels[:] = background
     for left, top, right, bottom, colour in rectangles:
         pixels[top:bottom, left:right] = colour
     return pixels
 
 
-def mottled(random, height=40, width=52):
-    """An image of blurred noise: regions of all sizes, and no two similarities alike."""
+def generate_noise(random, height=40, width=52):
+    """Generate an image of blurred noise, with regions of all sizes and without equal similarities."""
     small = random.integers(0, 256, (height // 4, width // 4, 3), np.uint8)
     smooth = Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
     return np.clip(np.asarray(smooth).astype(int) + random.integers(-9, 10, (height, width, 3)), 0, 255).astype(
@@ -39,36 +39,37 @@ def mottled(random, height=40, width=52):
 # segmentation
 
 
-def same_partition(one, other):
-    """Whether two labellings divide the pixels alike, whatever the numbers."""
-    both = np.unique(np.stack([one.ravel(), other.ravel()]), axis=1)
-    return both.shape[1] == len(np.unique(one)) == len(np.unique(other))
+def is_same_partition(one, other):
+    """Return whether two segmentations are equal up to the numbers of the regions."""
+    pairs = np.unique(np.stack([one.ravel(), other.ravel()]), axis=1)
+    return pairs.shape[1] == len(np.unique(one)) == len(np.unique(other))
 
 
-@pytest.mark.parametrize(("scale", "smallest"), [(20, 1), (100, 1), (100, 30), (250, 60)])
-def test_segmentation_is_that_of_scikit_image(random, scale, smallest):
+@pytest.mark.parametrize(("scale", "min_size"), [(20, 1), (100, 1), (100, 30), (250, 60)])
+def test_segmentation_equals_that_of_scikit_image(random, scale, min_size):
     image = random.integers(0, 256, (61, 83, 3)).astype(np.float32)
     ours = superpixels.segment_graph(
-        superpixels.build_edges(image.transpose(2, 0, 1).copy()), (61, 83), scale, smallest
+        superpixels.build_edges(image.transpose(2, 0, 1).copy()), (61, 83), scale, min_size
     )
-    theirs = felzenszwalb(image.astype(np.float64) / 255, scale=scale, sigma=0, min_size=smallest)
+    theirs = felzenszwalb(image.astype(np.float64) / 255, scale=scale, sigma=0, min_size=min_size)
     assert ours.max() >= 5
-    assert same_partition(ours, theirs)
+    assert is_same_partition(ours, theirs)
 
 
-def test_a_gaussian_is_that_of_scipy(random):
+def test_gaussian_filters_equal_those_of_scipy(random):
     from scipy.ndimage import gaussian_filter
 
     plane = random.random((17, 23), np.float32)
-    bell, slope = superpixels.build_gaussian_kernel(0.8), superpixels.build_gaussian_kernel(1.0, derivative=True)
-    smooth = superpixels.convolve_separable(plane[None], bell, bell)[0]
+    gaussian = superpixels.build_gaussian_kernel(0.8)
+    derivative = superpixels.build_gaussian_kernel(1.0, derivative=True)
+    smooth = superpixels.convolve_separable(plane[None], gaussian, gaussian)[0]
     np.testing.assert_allclose(smooth, gaussian_filter(plane, 0.8, mode="nearest"), atol=1e-5)
-    derived = superpixels.convolve_separable(plane[None], superpixels.build_gaussian_kernel(1.0), slope)[0]
-    np.testing.assert_allclose(derived, gaussian_filter(plane, 1, order=(0, 1), mode="nearest"), atol=1e-5)
+    gradient = superpixels.convolve_separable(plane[None], superpixels.build_gaussian_kernel(1.0), derivative)[0]
+    np.testing.assert_allclose(gradient, gaussian_filter(plane, 1, order=(0, 1), mode="nearest"), atol=1e-5)
 
 
-def test_flat_regions_are_found_whole_and_counted_in_reading_order():
-    image = blocks((10, 10, 50, 60, (250, 30, 30)), (70, 20, 110, 80, (40, 220, 40)))
+def test_uniform_regions_are_numbered_in_reading_order():
+    image = draw_rectangles((10, 10, 50, 60, (250, 30, 30)), (70, 20, 110, 80, (40, 220, 40)))
     labels = search.segment_image(image, 50)
     assert labels[0, 0] == 0
     assert labels[30, 30] != labels[50, 90]
@@ -78,9 +79,9 @@ def test_flat_regions_are_found_whole_and_counted_in_reading_order():
 # colour spaces
 
 
-def test_colours_are_those_of_scikit_image(random):
+def test_colour_spaces_equal_those_of_scikit_image(random):
     image = random.integers(0, 256, (31, 29, 3), np.uint8)
-    image[:3] = image[:3, :, :1]  # grey, of no hue
+    image[:3] = image[:3, :, :1]  # gray, without hue
     hsv = color.rgb2hsv(image) * 255
     np.testing.assert_allclose(search.convert_color_space(image, "hsv"), hsv.transpose(2, 0, 1), atol=0.01)
     np.testing.assert_allclose(search.convert_color_space(image, "hue")[0], hsv[..., 0], atol=0.01)
@@ -88,7 +89,7 @@ def test_colours_are_those_of_scikit_image(random):
     np.testing.assert_allclose(search.convert_color_space(image, "lab"), lab.transpose(2, 0, 1), atol=0.1)
 
 
-def test_shares_of_red_and_green_and_the_intensity():
+def test_fractions_of_red_and_green_and_the_intensity():
     image = np.array([[[60, 30, 10], [0, 0, 0], [255, 255, 255]]], np.uint8)
     planes = search.convert_color_space(image, "rgi")
     np.testing.assert_allclose(planes[:, 0, 0], [0.6 * 255, 0.3 * 255, 100 / 3], rtol=1e-5)
@@ -97,16 +98,16 @@ def test_shares_of_red_and_green_and_the_intensity():
     np.testing.assert_allclose(search.convert_color_space(image, "intensity")[0, 0], [100 / 3, 0, 255], rtol=1e-5)
 
 
-def test_an_unknown_space_is_answered_with_the_nearest(random):
+def test_the_error_of_an_unknown_colour_space_suggests_the_nearest(random):
     with pytest.raises(UsageError, match="'hsv'"):
-        search.convert_color_space(mottled(random), "hsw")
+        search.convert_color_space(generate_noise(random), "hsw")
 
 
 # regions
 
 
 def test_regions_by_hand():
-    """Two halves, the left one dark and the right one bright, of one channel."""
+    """The image has one channel; its left part is dark and its right part bright."""
     labels = np.repeat(np.array([[0, 0, 0, 1]], np.int32), 2, axis=0)
     plane = np.where(labels, 200, 10).astype(np.float32)[None]
     regions = grouping.describe_regions(labels, grouping.compute_features(plane))
@@ -120,8 +121,8 @@ def test_regions_by_hand():
     assert regions.histograms[1, 200 * 25 // 256] == 1
 
 
-def test_derivatives_of_an_edge_fall_into_the_directions_that_see_it():
-    """Brighter to the right: of eight directions 45 degrees apart, three see it, those beside the first by 1/√2."""
+def test_texture_bins_of_an_edge_by_hand():
+    """Three of eight directions have a positive derivative, two of them lower by a factor of 1/√2."""
     plane = np.repeat(np.where(np.arange(20) < 10, 0, 255)[None], 20, axis=0).astype(np.float32)[None]
     bins = grouping.compute_features(plane)[10, 9, 1:]
     levels = sorted(bins.tolist(), reverse=True)
@@ -131,15 +132,15 @@ def test_derivatives_of_an_edge_fall_into_the_directions_that_see_it():
 
 
 def test_similarities_by_hand():
-    """The paper's four formulas on two regions whose numbers are chosen."""
+    """The four similarities of the paper for two regions."""
     one, other = np.zeros((2, 6), np.float32)
     one[[0, 1, 3]], other[[0, 2, 3, 5]] = [0.7, 0.3, 1], [0.5, 0.5, 0.4, 0.6]
     sizes, boxes = np.array([6, 10]), np.array([[0, 0, 3, 2], [1, 2, 5, 6]], np.int32)
     area = 100
 
     def similarity(first, by_size, by_fill):
-        given = (sizes, boxes, np.stack([one, other])[:, first:], area, by_size, by_fill)
-        return grouping._compute_similarity(0, 1, *given)
+        args = (sizes, boxes, np.stack([one, other])[:, first:], area, by_size, by_fill)
+        return grouping._compute_similarity(0, 1, *args)
 
     assert similarity(0, False, False) == pytest.approx(0.5 + 0.4)
     assert similarity(3, False, False) == pytest.approx(0.4)
@@ -151,90 +152,95 @@ def test_similarities_by_hand():
 # grouping
 
 
-def slowly_grouped(labels, bins, letters):
-    """Algorithm 1 of the paper as it is written: the boxes of a hierarchy, from sets of pixels and nothing kept."""
+def group_slowly(labels, bins, letters):
+    """Compute the boxes of a hierarchy by algorithm 1 of the paper, from sets of pixels and without caching."""
     channels = bins.shape[2] // 9
     regions = [np.argwhere(labels == number) for number in range(labels.max() + 1)]
 
-    def histogram(pixels, columns, count):
+    def compute_histogram(pixels, columns, count):
         values = bins[pixels[:, 0], pixels[:, 1]][:, columns]
         return np.concatenate([np.bincount(column, minlength=count) for column in values.T]) / values.size
 
-    def box(pixels):
+    def compute_box(pixels):
         return (*pixels.min(0)[::-1], *(pixels.max(0)[::-1] + 1))
 
-    def similarity(one, other):
+    def compute_similarity(one, other):
         both = np.concatenate([one, other])
-        left, top, right, bottom = box(both)
-        found = 0.0
+        left, top, right, bottom = compute_box(both)
+        total = 0.0
         for letter, columns, count in (("C", range(channels), 25), ("T", range(channels, 9 * channels), 10)):
             if letter in letters:
-                found += np.minimum(*(histogram(each, list(columns), count) for each in (one, other))).sum()
+                histograms = (compute_histogram(pixels, list(columns), count) for pixels in (one, other))
+                total += np.minimum(*histograms).sum()
         if "S" in letters:
-            found += 1 - len(both) / labels.size
+            total += 1 - len(both) / labels.size
         if "F" in letters:
-            found += 1 - ((right - left) * (bottom - top) - len(both)) / labels.size
-        return found
+            total += 1 - ((right - left) * (bottom - top) - len(both)) / labels.size
+        return total
 
-    where = {number: set(map(tuple, pixels)) for number, pixels in enumerate(regions)}
+    pixel_sets = {number: set(map(tuple, pixels)) for number, pixels in enumerate(regions)}
 
-    def touch(a, b):
-        around = {(y + j, x + i) for y, x in where[a] for j, i in itertools.product((-1, 0, 1), repeat=2)}
-        return bool(around & where[b])
+    def is_neighbour(a, b):
+        around = {(y + j, x + i) for y, x in pixel_sets[a] for j, i in itertools.product((-1, 0, 1), repeat=2)}
+        return bool(around & pixel_sets[b])
 
-    similar = {(a, b): similarity(regions[a], regions[b]) for a, b in itertools.combinations(where, 2) if touch(a, b)}
-    while similar:
-        a, b = min(similar, key=lambda pair: (-similar[pair], pair))
+    neighbours = [pair for pair in itertools.combinations(pixel_sets, 2) if is_neighbour(*pair)]
+    similarities = {(a, b): compute_similarity(regions[a], regions[b]) for a, b in neighbours}
+    while similarities:
+        a, b = min(similarities, key=lambda pair: (-similarities[pair], pair))
         new = len(regions)
         regions.append(np.concatenate([regions[a], regions[b]]))
-        where[new] = where[a] | where[b]
-        around = {number for pair in similar if a in pair or b in pair for number in pair} - {a, b}
-        similar = {pair: value for pair, value in similar.items() if not {a, b} & set(pair)}
-        similar |= {(number, new): similarity(regions[number], regions[new]) for number in sorted(around)}
-    return [list(map(int, box(pixels))) for pixels in regions]
+        pixel_sets[new] = pixel_sets[a] | pixel_sets[b]
+        adjacent = {number for pair in similarities if a in pair or b in pair for number in pair} - {a, b}
+        similarities = {pair: value for pair, value in similarities.items() if not {a, b} & set(pair)}
+        similarities |= {
+            (number, new): compute_similarity(regions[number], regions[new]) for number in sorted(adjacent)
+        }
+    return [list(map(int, compute_box(pixels))) for pixels in regions]
 
 
 @pytest.mark.parametrize("letters", ["CTSF", "TSF", "C", "F", "S"])
-def test_grouping_is_the_algorithm_of_the_paper(random, letters):
-    image = mottled(random)
+def test_grouping_equals_the_algorithm_of_the_paper(random, letters):
+    image = generate_noise(random)
     planes = search.convert_color_space(image, "hsv")
     labels = search.segment_image(image, 20)
     assert 10 < labels.max() < 80
     bins = grouping.compute_features(planes)
     boxes, _ = grouping.group_regions(grouping.describe_regions(labels, bins), letters)
-    assert boxes.tolist() == slowly_grouped(labels, bins, letters)
+    assert boxes.tolist() == group_slowly(labels, bins, letters)
 
 
-def test_a_hierarchy_holds_each_region_once(random):
-    image = mottled(random, 80, 100)
+def test_a_hierarchy_contains_each_region_once(random):
+    image = generate_noise(random, 80, 100)
     labels = search.segment_image(image, 30)
     regions = grouping.describe_regions(labels, grouping.compute_features(search.convert_color_space(image, "hsv")))
-    boxes, made = grouping.group_regions(regions, "CTSF")
+    boxes, merges = grouping.group_regions(regions, "CTSF")
     count = len(regions.sizes)
     assert boxes.shape == (2 * count - 1, 4)
     assert boxes[-1].tolist() == [0, 0, 100, 80]
-    assert sorted(made.ravel().tolist()) == list(range(2 * count - 2))
-    for left in (1, 2, 7, count):
-        assert len(np.unique(selective_search_plots.merge_regions(labels, made, left))) == left
-    halves = selective_search_plots.merge_regions(labels, made, 2)
-    assert set(np.unique(halves)) == set(made[-1])
+    assert sorted(merges.ravel().tolist()) == list(range(2 * count - 2))
+    for num_regions in (1, 2, 7, count):
+        merged = selective_search_plots.merge_regions(labels, merges, num_regions)
+        assert len(np.unique(merged)) == num_regions
+    last_two = selective_search_plots.merge_regions(labels, merges, 2)
+    assert set(np.unique(last_two)) == set(merges[-1])
 
 
 # proposals
 
 
-def test_flat_objects_are_among_the_boxes():
+def test_uniform_objects_are_among_the_boxes():
     objects = [(10, 10, 50, 60, (250, 30, 30)), (70, 20, 110, 80, (40, 220, 40)), (20, 65, 60, 85, (250, 250, 90))]
-    boxes = {tuple(box) for box in propose_regions(blocks(*objects)).astype(int)}
+    boxes = {tuple(box) for box in propose_regions(draw_rectangles(*objects)).astype(int)}
     for *box, _ in objects:
-        near = itertools.product(*(range(side - 1, side + 2) for side in box))  # the Gaussian may move an edge
-        assert boxes & set(near), f"{box} is not among the boxes"
+        candidates = itertools.product(*(range(side - 1, side + 2) for side in box))  # smoothing may move an edge
+        assert boxes & set(candidates), f"{box} is not among the boxes"
     assert (0, 0, 120, 90) in boxes
 
 
 @pytest.mark.parametrize("mode", ["fast", "quality"])
-def test_boxes_are_inside_once_and_the_same_each_time(random, mode):
-    image = mottled(random, 70, 110)
+def test_boxes_are_inside_the_image_unique_and_reproducible(random, mode):
+    image = generate_noise(random, 70, 110)
     boxes = propose_regions(image, mode)
     assert boxes.dtype == np.float32
     assert len(np.unique(boxes, axis=0)) == len(boxes) > 50
@@ -244,15 +250,15 @@ def test_boxes_are_inside_once_and_the_same_each_time(random, mode):
     np.testing.assert_array_equal(propose_regions(image.copy(), mode), boxes)
 
 
-def test_quality_has_all_that_fast_has(random):
-    image = mottled(random, 70, 110)
+def test_quality_mode_contains_the_boxes_of_fast_mode(random):
+    image = generate_noise(random, 70, 110)
     fast, quality = ({tuple(box) for box in propose_regions(image, mode)} for mode in ("fast", "quality"))
     assert fast < quality
 
 
 def test_the_order_is_position_times_a_random_number(random):
-    """Regions near the top of a hierarchy come early: the mean size falls from the first tenth to the last."""
-    boxes = propose_regions(mottled(random, 120, 160))
+    """Regions near the top of a hierarchy rank high, so the mean size decreases from the first tenth to the last."""
+    boxes = propose_regions(generate_noise(random, 120, 160))
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     tenth = len(areas) // 10
     assert areas[:tenth].mean() > 3 * areas[-tenth:].mean()
@@ -261,36 +267,36 @@ def test_the_order_is_position_times_a_random_number(random):
 @pytest.mark.parametrize(
     ("shape", "expected"), [((1, 1), 1), ((1, 40), None), ((300, 2), None), ((64, 64), 1), ((2, 1200), None)]
 )
-def test_strange_images(random, shape, expected):
-    """One pixel, one colour, and sides that are far from alike."""
+def test_unusual_images(random, shape, expected):
+    """An image of one pixel, of one colour, or with an extreme aspect ratio."""
     image = np.full((*shape, 3), 90, np.uint8) if expected else random.integers(0, 256, (*shape, 3), np.uint8)
     boxes = propose_regions(image, "quality")
     assert [0, 0, shape[1], shape[0]] in boxes.tolist()
     assert expected is None or len(boxes) == expected
 
 
-def test_a_grey_image_has_boxes(random):
-    grey = np.repeat(mottled(random)[..., :1], 3, axis=2)
-    assert len(propose_regions(grey)) > 20
+def test_a_grayscale_image_has_boxes(random):
+    grayscale = np.repeat(generate_noise(random)[..., :1], 3, axis=2)
+    assert len(propose_regions(grayscale)) > 20
 
 
-def test_a_view_of_a_larger_array_is_taken_as_it_is(random):
-    image = mottled(random, 40, 60)
+def test_a_view_of_an_array_gives_the_boxes_of_its_copy(random):
+    image = generate_noise(random, 40, 60)
     np.testing.assert_array_equal(propose_regions(image[:, ::-1]), propose_regions(image[:, ::-1].copy()))
 
 
 @pytest.mark.parametrize(
-    "given",
+    "array",
     [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8), np.zeros((4, 4, 4), np.uint8)],
 )
-def test_what_is_no_image_is_refused(given):
+def test_an_invalid_image_is_an_error(array):
     with pytest.raises(Error, match=r"fukami\.image\.io\.read"):
-        propose_regions(given)
+        propose_regions(array)
 
 
-def test_an_unknown_mode_is_answered_with_the_nearest(random):
+def test_the_error_of_an_unknown_mode_suggests_the_nearest(random):
     with pytest.raises(UsageError, match="'fast'"):
-        propose_regions(mottled(random), "fasd")
+        propose_regions(generate_noise(random), "fasd")
     with pytest.raises(UsageError, match="'quality'"):
         cache.compute_proposals([], "qualty")
 
@@ -298,206 +304,209 @@ def test_an_unknown_mode_is_answered_with_the_nearest(random):
 # the cache
 
 
-def annotated(source, name="an image"):
-    none = np.empty(0)
-    return Sample(source, (0, 0), none.reshape(0, 4), none, none, name)
+def build_sample(source, name="an image"):
+    empty = np.empty(0)
+    return Sample(source, (0, 0), empty.reshape(0, 4), empty, empty, name)
 
 
 @pytest.fixture
 def images(tmp_path, random):
-    """Two files and an array."""
+    """Samples of two files and an array."""
     for number in range(2):
-        Image.fromarray(mottled(random)).save(tmp_path / f"{number}.png")
-    files = [annotated(tmp_path / f"{number}.png", f"{number}.png") for number in range(2)]
-    return [*files, annotated(mottled(random), "the third")]
+        Image.fromarray(generate_noise(random)).save(tmp_path / f"{number}.png")
+    files = [build_sample(tmp_path / f"{number}.png", f"{number}.png") for number in range(2)]
+    return [*files, build_sample(generate_noise(random), "the third")]
 
 
 @pytest.fixture
-def searched(monkeypatch):
-    """The modes of the searches that were made."""
-    made = []
+def computed_modes(monkeypatch):
+    """The modes of the searches that were computed, not read from the cache."""
+    modes = []
     monkeypatch.setattr(
-        cache, "propose_regions", lambda pixels, mode: made.append(mode) or propose_regions(pixels, mode)
+        cache, "propose_regions", lambda pixels, mode: modes.append(mode) or propose_regions(pixels, mode)
     )
-    return made
+    return modes
 
 
-def kept():
+def list_cache_files():
     return sorted(path for path in cache.locations.get_cache_folder().rglob("*") if path.is_file())
 
 
-def test_each_process_begins_elsewhere_and_has_the_same(images, searched, monkeypatch):
+def test_each_process_starts_at_another_image_and_returns_the_same_boxes(images, computed_modes, monkeypatch):
     expected = [boxes.tolist() for boxes in cache.compute_proposals(images)]
-    for path in kept():
+    for path in list_cache_files():
         path.unlink()
     monkeypatch.setattr(cache, "count_cpus", lambda: 1)  # one thread, in order
-    begun = []
-    one = cache._load_or_compute
-    monkeypatch.setattr(cache, "_load_or_compute", lambda image, *rest: begun.append(image.name) or one(image, *rest))
+    order = []
+    load_or_compute = cache._load_or_compute
+    monkeypatch.setattr(
+        cache, "_load_or_compute", lambda image, *args: order.append(image.name) or load_or_compute(image, *args)
+    )
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert [boxes.tolist() for boxes in cache.compute_proposals(images)] == expected
-    assert begun == ["1.png", "the third", "0.png"]
+    assert order == ["1.png", "the third", "0.png"]
 
 
-def test_proposals_are_found_once(images, searched):
+def test_proposals_are_computed_once(images, computed_modes):
     first = cache.compute_proposals(images)
-    assert searched == ["fast"] * 3
-    for boxes, each in zip(first, images, strict=True):
-        pixels = np.asarray(Image.open(each.source)) if isinstance(each.source, Path) else each.source
+    assert computed_modes == ["fast"] * 3
+    for boxes, image in zip(first, images, strict=True):
+        pixels = np.asarray(Image.open(image.source)) if isinstance(image.source, Path) else image.source
         np.testing.assert_array_equal(boxes, propose_regions(pixels))
-    for boxes, again in zip(first, cache.compute_proposals(images), strict=True):
-        np.testing.assert_array_equal(boxes, again)
-        assert again.dtype == np.float32
-    assert len(searched) == 3
+    for boxes, cached in zip(first, cache.compute_proposals(images), strict=True):
+        np.testing.assert_array_equal(boxes, cached)
+        assert cached.dtype == np.float32
+    assert len(computed_modes) == 3
     cache.compute_proposals(images, "quality")
-    assert searched == ["fast"] * 3 + ["quality"] * 3
-    assert len(kept()) == 6
+    assert computed_modes == ["fast"] * 3 + ["quality"] * 3
+    assert len(list_cache_files()) == 6
 
 
-def test_a_changed_image_or_another_version_is_searched_again(images, searched, random, monkeypatch):
+def test_proposals_of_a_changed_image_or_another_version_are_recomputed(images, computed_modes, random, monkeypatch):
     cache.compute_proposals(images)
-    Image.fromarray(mottled(random, 44, 48)).save(images[1].source)
+    Image.fromarray(generate_noise(random, 44, 48)).save(images[1].source)
     assert cache.compute_proposals(images)[1][:, 2:].max(0).tolist() == [48, 44]
-    assert len(searched) == 4
+    assert len(computed_modes) == 4
     images[2].source[0, 0] += 1
     cache.compute_proposals(images)
-    assert len(searched) == 5
+    assert len(computed_modes) == 5
     monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)
     cache.compute_proposals(images)
-    assert len(searched) == 8
+    assert len(computed_modes) == 8
 
 
-def damages():
+def list_damages():
+    """Yield the name of each kind of damage, and a function that damages a cache file."""
     yield "empty", lambda path: path.write_bytes(b"")
     yield "cut off", lambda path: path.write_bytes(path.read_bytes()[:-40])
-    yield "one bit", lambda path: path.write_bytes(flipped(path.read_bytes(), 70))
+    yield "one bit", lambda path: path.write_bytes(flip_bit(path.read_bytes(), 70))
     yield "text", lambda path: path.write_text("not boxes")
-    yield "an array", lambda path: path.write_bytes(saved(np.zeros(3)))
+    yield "an array", lambda path: path.write_bytes(save_array(np.zeros(3)))
     yield "objects", lambda path: np.savez(path, boxes=np.array([{}]), key=np.array(path.stem))
     yield "floats", lambda path: np.savez(path, boxes=np.zeros((2, 4)), key=np.array(path.stem))
     yield "a list", lambda path: np.savez(path, boxes=np.zeros(4, np.int32), key=np.array(path.stem))
-    yield "of another", lambda path: np.savez(path, boxes=np.zeros((2, 4), np.int32), key=np.array("0" * 32))
+    yield "key of another image", lambda path: np.savez(path, boxes=np.zeros((2, 4), np.int32), key=np.array("0" * 32))
 
 
-def saved(array):
+def save_array(array):
     content = io.BytesIO()
     np.save(content, array)
     return content.getvalue()
 
 
-def flipped(content, at):
-    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+def flip_bit(content, index):
+    return content[:index] + bytes([content[index] ^ 1]) + content[index + 1 :]
 
 
-@pytest.mark.parametrize("damage", [damage for _, damage in damages()], ids=[name for name, _ in damages()])
-def test_a_damaged_file_is_not_trusted(images, searched, damage):
+@pytest.mark.parametrize("damage", [damage for _, damage in list_damages()], ids=[name for name, _ in list_damages()])
+def test_a_damaged_cache_file_is_computed_again(images, computed_modes, damage):
     (first,) = cache.compute_proposals(images[:1])
-    (path,) = kept()
+    (path,) = list_cache_files()
     damage(path)
     np.testing.assert_array_equal(cache.compute_proposals(images[:1])[0], first)
-    assert len(searched) == 2
+    assert len(computed_modes) == 2
     cache.compute_proposals(images[:1])
-    assert len(searched) == 2
-    assert kept() == [path]
+    assert len(computed_modes) == 2
+    assert list_cache_files() == [path]
 
 
-def test_what_was_found_before_a_broken_image_is_kept(images, searched, tmp_path, monkeypatch):
+def test_proposals_computed_before_an_error_are_cached(images, computed_modes, tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "count_cpus", lambda: 1)
     (tmp_path / "1.png").write_bytes(b"\x89PNG broken")
     with pytest.raises(Error, match=r"1\.png"):
         cache.compute_proposals(images)
-    assert len(kept()) >= 1
+    assert len(list_cache_files()) >= 1
     with pytest.raises(Error, match=r"gone\.png"):
-        cache.compute_proposals([annotated(tmp_path / "gone.png", "gone.png")])
+        cache.compute_proposals([build_sample(tmp_path / "gone.png", "gone.png")])
     with pytest.raises(Error, match="the third: an image should be"):
-        cache.compute_proposals([annotated(np.zeros((3, 3), np.uint8), "the third")])
+        cache.compute_proposals([build_sample(np.zeros((3, 3), np.uint8), "the third")])
 
 
-def test_a_folder_that_cannot_be_written_is_named(images, tmp_path, monkeypatch):
+def test_the_error_of_an_unwritable_cache_folder_names_it(images, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(Error, match=r"file/fukami/proposals cannot be written .*XDG_CACHE_HOME"):
         cache.compute_proposals(images)
 
 
-def test_upright_and_grey_files(tmp_path, random):
-    """The boxes of a turned photograph are those of the upright one; a grey file is searched as its colours are."""
-    pixels = mottled(random)
-    turned = Image.fromarray(np.rot90(pixels))
-    exif = turned.getexif()
-    exif[0x0112] = 6  # to be turned by 90 degrees, clockwise
-    turned.save(tmp_path / "turned.png", exif=exif)
-    Image.fromarray(pixels[..., 0]).save(tmp_path / "grey.png")
-    found = cache.compute_proposals([annotated(tmp_path / "turned.png"), annotated(tmp_path / "grey.png")])
-    np.testing.assert_array_equal(found[0], propose_regions(pixels))
-    np.testing.assert_array_equal(found[1], propose_regions(np.repeat(pixels[..., :1], 3, axis=2)))
+def test_rotated_and_grayscale_files(tmp_path, random):
+    """A file with an EXIF rotation is searched upright, and a grayscale file as RGB."""
+    pixels = generate_noise(random)
+    rotated = Image.fromarray(np.rot90(pixels))
+    exif = rotated.getexif()
+    exif[0x0112] = 6  # to be rotated by 90 degrees clockwise
+    rotated.save(tmp_path / "rotated.png", exif=exif)
+    Image.fromarray(pixels[..., 0]).save(tmp_path / "grayscale.png")
+    samples = [build_sample(tmp_path / "rotated.png"), build_sample(tmp_path / "grayscale.png")]
+    proposals = cache.compute_proposals(samples)
+    np.testing.assert_array_equal(proposals[0], propose_regions(pixels))
+    np.testing.assert_array_equal(proposals[1], propose_regions(np.repeat(pixels[..., :1], 3, axis=2)))
 
 
-# the command
+# the command line
 
 
 @pytest.fixture
-def drawn(tmp_path, random):
+def image_files(tmp_path, random):
+    """Two image files of the same name in two folders, and a file without suffix."""
     for name in ("a/one.png", "b/one.png"):
         (tmp_path / name).parent.mkdir()
-        Image.fromarray(mottled(random)).save(tmp_path / name)
+        Image.fromarray(generate_noise(random)).save(tmp_path / name)
     (tmp_path / "notes").write_text("")
     return tmp_path
 
 
-def test_propose_prints_and_draws(fukami, drawn):
-    answer = fukami("propose", "a/one.png", "--max-boxes", "7")
-    assert answer.status == 0, answer.err
-    (line,) = answer.json
-    expected = propose_regions(np.asarray(Image.open(drawn / "a/one.png")))
+def test_propose_prints_and_draws(fukami, image_files):
+    result = fukami("propose", "a/one.png", "--max-boxes", "7")
+    assert result.status == 0, result.err
+    (line,) = result.json
+    expected = propose_regions(np.asarray(Image.open(image_files / "a/one.png")))
     assert line == {
         "file": "a/one.png",
         "count": len(expected),
         "boxes": expected[:7].astype(int).tolist(),
         "figure": "proposals/one.png",
     }
-    with Image.open(drawn / "proposals/one.png") as image:
+    with Image.open(image_files / "proposals/one.png") as image:
         assert image.width == 900 + 2 * selective_search_plots.MARGIN
     assert len(fukami("propose", "a/one.png", "--mode", "quality").json[0]["boxes"]) == 100
 
 
-def test_propose_draws_the_stages_of_a_folder(fukami, drawn):
-    answer = fukami("propose", "a", "b", "--stages", "--out", "all")
-    assert [line["figure"] for line in answer.json] == ["all/one.png", "all/one-2.png"]
-    with Image.open(drawn / "all/one-2.png") as image:
+def test_propose_draws_the_stages_of_a_folder(fukami, image_files):
+    result = fukami("propose", "a", "b", "--stages", "--out", "all")
+    assert [line["figure"] for line in result.json] == ["all/one.png", "all/one-2.png"]
+    with Image.open(image_files / "all/one-2.png") as image:
         assert image.width == 2 * 560 + 3 * selective_search_plots.MARGIN
     assert fukami("propose", "a", "--out", "new/here.png").json[0]["figure"] == "new/here.png"
-    assert (drawn / "new/here.png").is_file()
+    assert (image_files / "new/here.png").is_file()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (28, 28)])
-def test_strange_images_are_drawn(size):
+def test_unusual_images_are_drawn(size):
     image = Image.new("L", size, 77)
-    found = propose_regions(np.asarray(image.convert("RGB")))
-    assert selective_search_plots.draw_proposals(image, found).width >= selective_search_plots.MIN_PANEL_WIDTH
-    assert (
-        selective_search_plots.draw_stages(image, found, "quality", 1).width
-        >= 2 * selective_search_plots.MIN_PANEL_WIDTH
-    )
+    proposals = propose_regions(np.asarray(image.convert("RGB")))
+    min_width = selective_search_plots.MIN_PANEL_WIDTH
+    assert selective_search_plots.draw_proposals(image, proposals).width >= min_width
+    assert selective_search_plots.draw_stages(image, proposals, "quality", 1).width >= 2 * min_width
 
 
-def test_propose_overwrites_no_image(fukami, drawn):
-    before = [(drawn / name / "one.png").read_bytes() for name in "ab"]
+def test_propose_does_not_overwrite_images(fukami, image_files):
+    before = [(image_files / name / "one.png").read_bytes() for name in "ab"]
     assert [line["figure"] for line in fukami("propose", "a", "b", "--out", "b").json] == ["b/one-2.png", "b/one-3.png"]
-    assert [(drawn / name / "one.png").read_bytes() for name in "ab"] == before
+    assert [(image_files / name / "one.png").read_bytes() for name in "ab"] == before
 
 
-def test_propose_names_what_it_cannot_read_and_goes_on(fukami, drawn):
-    (drawn / "text.png").write_text("not an image")
-    answer = fukami("propose", "text.png", "a/one.png", "gone.png")
-    assert answer.status == 1
-    assert [json.loads(line)["file"] for line in answer.out.splitlines()] == ["a/one.png"]
-    assert all(name in answer.err for name in ("text.png", "gone.png", "2 of 3"))
+def test_propose_reports_unreadable_files_and_continues(fukami, image_files):
+    (image_files / "text.png").write_text("not an image")
+    result = fukami("propose", "text.png", "a/one.png", "gone.png")
+    assert result.status == 1
+    assert [json.loads(line)["file"] for line in result.out.splitlines()] == ["a/one.png"]
+    assert all(name in result.err for name in ("text.png", "gone.png", "2 of 3"))
 
 
 @pytest.mark.parametrize(
-    ("words", "hint"),
+    ("arguments", "message"),
     [
         ([], "at least one image"),
         (["a/one.png", "--max-boxes", "0"], "--max-boxes should be at least 1"),
@@ -507,8 +516,8 @@ def test_propose_names_what_it_cannot_read_and_goes_on(fukami, drawn):
         (["a/one.png", "--out", "notes"], "notes is a file; --out should be a folder"),
     ],
 )
-def test_wrong_usage_of_propose(fukami, drawn, words, hint):
-    answer = fukami("propose", *words)
-    assert answer.status == 2
-    assert hint in answer.err
-    assert answer.out == ""
+def test_invalid_usage_of_propose(fukami, image_files, arguments, message):
+    result = fukami("propose", *arguments)
+    assert result.status == 2
+    assert message in result.err
+    assert result.out == ""

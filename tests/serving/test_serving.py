@@ -173,7 +173,7 @@ def test_invalid_request_gets_a_hint(client, request_, status, hint):
 
 @pytest.mark.parametrize("path", ["/predict", "/"])
 def test_too_large_body(client, monkeypatch, path):
-    """With and without a declared content length."""
+    """Bodies with and without a declared content length."""
     monkeypatch.setattr(request_body, "MAX_BODY_BYTES", 1000)
     form = {"content-type": "multipart/form-data; boundary=x"}
     head = b'--x\r\ncontent-disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
@@ -252,7 +252,7 @@ def test_boxes_are_drawn_and_listed(tmp_path):
     assert first["boxes"] == [{"label": "lamp", "score": 0.9, "box": [0, 0, 90, 60]}]
     assert (second["boxes"], second["width"], second["height"]) == ([], 90, 60)
     text = client.post("/", files=form_files(*names)).text
-    assert re.findall("<p class=answer>(.*?)</p>", text) == ["1 × lamp", "no objects"]
+    assert re.findall("<p class=metrics>(.*?)</p>", text) == ["1 × lamp", "no objects"]
     assert text.count('<img alt="drawn prediction"') == 2
     (row,) = re.findall("<tr><td>lamp</td>(.*?)</tr>", text)
     assert ">90.00%<" in row
@@ -262,7 +262,7 @@ def test_boxes_are_drawn_and_listed(tmp_path):
 def test_task_without_predict_gives_an_error(files):
     response = make_client(package.Task(None)).post("/predict", files=form_files(files[0]))
     assert response.status_code == 422
-    assert "gives no answers" in response.json()[0]["error"]
+    assert "cannot predict" in response.json()[0]["error"]
 
 
 def test_unexpected_error_is_json_without_details(files):
@@ -391,7 +391,7 @@ def basic(password):
 
 
 def test_token(task, files, monkeypatch):
-    """As a bearer token, or as the password of basic authentication, as browsers send it."""
+    """The token is a bearer token, or the password of basic authentication, as browsers send it."""
     compared = []
     real = access.secrets.compare_digest
     monkeypatch.setattr(access.secrets, "compare_digest", lambda *both: compared.append(both) or real(*both))
@@ -560,9 +560,9 @@ def test_too_many_files_in_a_request(client):
 
 @pytest.fixture
 def decoder():
-    found = Decoder(max_pixels=10_000, timeout=60)
-    yield found
-    found.close()
+    decoder = Decoder(max_pixels=10_000, timeout=60)
+    yield decoder
+    decoder.close()
 
 
 def test_decoder_equals_read_image(decoder, tmp_path):

@@ -304,7 +304,7 @@ def test_tv_weight_smooths_the_image(images):
 
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
-def test_training_lowers_the_loss(optimizer, images, tmp_path, pageless):
+def test_training_lowers_the_loss(optimizer, images, tmp_path, no_reports):
     recipe = NeuralStyle(content=str(images / "content.png"), optimizer=optimizer, **{**SMALL, "iterations": 40})
     task, batch = build_task(recipe)
     task.schedule(0.9)
@@ -315,7 +315,7 @@ def test_training_lowers_the_loss(optimizer, images, tmp_path, pageless):
     assert preview.size == (96, 72)
 
 
-def test_a_run_stylizes_other_images(images, tmp_path, pageless):
+def test_a_run_stylizes_other_images(images, tmp_path, no_reports):
     """The content image of the run gives the same result as in training; others keep their aspect ratio."""
     content = images / "content.png"
     recipe = NeuralStyle(content=str(content), style=(str(images / "style.png"),), **SMALL)
@@ -444,21 +444,21 @@ def test_resumed_image_equals_uninterrupted_image(images, tmp_path):
     """An interrupted command keeps its image and its run folder."""
     full = [str(word) for word in build_command(images, tmp_path / "full.png", "--iterations", 60)]
     resumed = [str(word) for word in build_command(images, tmp_path / "resumed.png", "--iterations", 60)]
-    uninterrupted = check_task.Started(["fukami", *full])
-    process = check_task.Started(["fukami", *resumed])
+    uninterrupted = check_task.CommandProcess(["fukami", *full])
+    process = check_task.CommandProcess(["fukami", *resumed])
     check_task.wait_until(lambda: (tmp_path / "resumed.run" / "preview.png").exists() or not process.is_alive())
     os.kill(process.pid, signal.SIGINT)
-    status, out, err = process.ended()
+    status, out, err = process.wait()
     assert status == 130
     assert out == ""
     assert f"{tmp_path / 'resumed.png'} contains the current image" in err
     assert image_io.read_image(tmp_path / "resumed.png").size == (96, 72)
-    status, _, err = check_task.Started(["fukami", *resumed]).ended()
+    status, _, err = check_task.CommandProcess(["fukami", *resumed]).wait()
     assert status == 2
     assert "contains an interrupted run" in err
-    status, out, _ = check_task.Started(["fukami", *resumed, "--resume"]).ended()
+    status, out, _ = check_task.CommandProcess(["fukami", *resumed, "--resume"]).wait()
     assert status == 0
-    assert uninterrupted.ended()[0] == 0
+    assert uninterrupted.wait()[0] == 0
     assert json.loads(out)["image"] == str(tmp_path / "resumed.png")
     assert np.array_equal(image_io.read_image(tmp_path / "resumed.png"), image_io.read_image(tmp_path / "full.png"))
 

@@ -1,25 +1,25 @@
 #!/bin/bash
 #SBATCH --job-name=fukami
 #SBATCH --nodes=4
-#SBATCH --ntasks-per-node=1      # one torchrun on each machine, which starts a process for each GPU
+#SBATCH --ntasks-per-node=1      # one torchrun per node, which starts one process per GPU
 #SBATCH --gpus-per-node=8
-#SBATCH --cpus-per-task=64       # they also decode the images
+#SBATCH --cpus-per-task=64       # also used to decode the images
 #SBATCH --time=24:00:00
-#SBATCH --signal=TERM@120        # two minutes before the time is up: a checkpoint, then out
-#SBATCH --requeue                # a job that lost a machine or was preempted begins again, from its last checkpoint
+#SBATCH --signal=TERM@120        # two minutes before the time limit: write a checkpoint and exit
+#SBATCH --requeue                # after a node failure or a preemption, restart from the last checkpoint
 #SBATCH --open-mode=append
 #
 #   sbatch docs/examples/scale/slurm.sh
 #
-# RUN and FUKAMI_DATA are on storage that all machines share.
+# RUN and FUKAMI_DATA are on storage that all nodes share.
 set -euo pipefail
 
 RUN=${RUN:-$HOME/runs/resnet50-$SLURM_JOB_ID}
 HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export OMP_NUM_THREADS=1
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=100    # seconds to write the checkpoint; torchrun gives 30 unless told
-export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # or a machine that comes back is never met
-# export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0    # where the machines have several networks: `ip -brief address`
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=100    # seconds to write the checkpoint; torchrun's default is 30
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # otherwise a restarted node cannot rejoin
+# export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0    # for nodes with several networks: `ip -brief address`
 
 srun --kill-on-bad-exit=1 torchrun \
   --nnodes "$SLURM_JOB_NUM_NODES" \

@@ -1,6 +1,6 @@
-"""Draw the curves of a leaderboard: four short trainings on the embedded digits, half a minute on one core.
+"""Draw the learning curves of a leaderboard: four short trainings on the embedded digits, half a minute on one core.
 
-python docs/figures/scripts/board.py    writes board.svg beside this file
+python docs/figures/scripts/board.py    writes docs/figures/board.svg
 """
 
 import subprocess
@@ -16,24 +16,24 @@ RUNS = {"deep-convnet": [], "seed-1": ["--seed", "1"], "slow": ["--lr", "0.0005"
 
 
 def main() -> None:
-    """Train, rank, draw."""
-    with tempfile.TemporaryDirectory() as place:
-        for name, fields in RUNS.items():
-            words = [
+    """Train the runs and draw their learning curves."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, flags in RUNS.items():
+            arguments = [
                 "train",
                 "deep-convnet",
                 "--epochs",
                 "8",
                 "--batch-size",
                 "50",
-                *fields,
+                *flags,
                 "--out",
-                f"{place}/{name}",
+                f"{folder}/{name}",
             ]
-            subprocess.run([sys.executable, "-m", "fukami", *words], check=True)
-        (found,), _ = leaderboard.load_leaderboards(Path(place))
+            subprocess.run([sys.executable, "-m", "fukami", *arguments], check=True)
+        (board,), _ = leaderboard.load_leaderboards(Path(folder))
     matplotlib.rcParams.update({"svg.hashsalt": "fukami", "svg.fonttype": "path", "font.family": "DejaVu Sans"})
-    leaderboard.plot_curves(found).savefig(Path(__file__).parents[1] / "board.svg", metadata={"Date": None})
+    leaderboard.plot_curves(board).savefig(Path(__file__).parents[1] / "board.svg", metadata={"Date": None})
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Make the figures of ../augmentation.md, ../optimization.md, ../ensembles.md and ../transfer.md.
+"""Draw the figures of augmentation.md, optimization.md, ensembles.md and transfer.md in docs/guides.
 
 python docs/figures/scripts/methods.py schedules
-python docs/figures/scripts/methods.py rates           a range test of DeepConvNet on the embedded digits, half a minute
+python docs/figures/scripts/methods.py find-lr         learning-rate range test on the embedded digits, half a minute
 python docs/figures/scripts/methods.py augmentation    needs CIFAR-10 in $FUKAMI_DATA
 python docs/figures/scripts/methods.py ensemble        three short trainings on the embedded digits, one minute
-python docs/figures/scripts/methods.py transfer OUT    of the runs that benchmarks/transfer.py left in the folder OUT
+python docs/figures/scripts/methods.py transfer OUT    OUT: folder with the runs of benchmarks/transfer.py
 """
 
 import subprocess
@@ -23,71 +23,82 @@ from fukami.cli import augmentation_grids
 from fukami.engine import lr_finder, schedules
 
 HERE = Path(__file__).parents[1]
-WORDS = ("flip", "pad-crop=4", "rotate=15", "brightness", "saturation", "hue=0.05", "cutmix")
-COURSES = [  # what --schedule takes, in rows
+OPERATIONS = ("flip", "pad-crop=4", "rotate=15", "brightness", "saturation", "hue=0.05", "cutmix")
+SCHEDULES = [  # values of --schedule, in rows
     ["constant", "step=2", "multistep=0.5,0.75", "exponential=0.01"],
     ["polynomial=1", "cosine", "one-cycle", "cosine, --cycles 4"],
 ]
 
 
-def save(figure: Figure, name: str, colours: int = 192) -> None:
-    """Write a figure beside this file, in few colours."""
+def save(figure: Figure, name: str) -> None:
+    """Save a figure with a palette of 192 colors."""
     path = HERE / f"{name}.png"
     figure.savefig(path, dpi=100)
-    Image.open(path).convert("RGB").quantize(colours).save(path, optimize=True)
+    Image.open(path).convert("RGB").quantize(192).save(path, optimize=True)
     sys.stdout.write(f"{path.name}: {path.stat().st_size:,} bytes\n")
 
 
-def courses() -> None:
-    """Every schedule with a warm-up of a tenth."""
+def plot_schedules() -> None:
+    """Plot every learning-rate schedule with a warm-up of 10 % of the training."""
     figure = Figure(figsize=(10.5, 3.8), layout="constrained")
-    places = np.linspace(0, 1, 1001)[:-1]
-    for row, specs in zip(figure.subplots(2, 4, sharex=True, sharey=True), COURSES, strict=True):
+    positions = np.linspace(0, 1, 1001)[:-1]
+    for row, specs in zip(figure.subplots(2, 4, sharex=True, sharey=True), SCHEDULES, strict=True):
         for axes, spec in zip(row, specs, strict=True):
-            word, _, cycles = spec.partition(", --cycles ")
-            course = schedules.parse_schedule(word, warmup=0.1)
-            course = schedules.repeat_schedule(course, int(cycles)) if cycles else course
-            axes.plot(places, [course(float(place)) for place in places], color="#3c6a9c", lw=1.6)
+            name, _, cycles = spec.partition(", --cycles ")
+            schedule = schedules.parse_schedule(name, warmup=0.1)
+            schedule = schedules.repeat_schedule(schedule, int(cycles)) if cycles else schedule
+            axes.plot(positions, [schedule(float(position)) for position in positions], color="#3c6a9c", lw=1.6)
             axes.set_title(spec, fontsize=10)
             axes.spines[["top", "right"]].set_visible(False)
             axes.tick_params(labelsize=8)
-    figure.supxlabel("share of the training", fontsize=9)
-    figure.supylabel("share of --lr", fontsize=9)
+    figure.supxlabel("fraction of the training", fontsize=9)
+    figure.supylabel("fraction of --lr", fontsize=9)
     matplotlib.rcParams.update({"svg.hashsalt": "fukami", "svg.fonttype": "path", "font.family": "DejaVu Sans"})
     figure.savefig(HERE / "schedules.svg", metadata={"Date": None})
 
 
-def rates() -> None:
-    """The range test that ``fukami find-lr deep-convnet`` makes."""
-    found = lr_finder.find_lr(fukami.get_recipe("deep-convnet")(), 1e-6, 10.0, 200, device="cpu", precision="float32")
-    save(lr_finder.plot_lr_curve(found), "find-lr")
-    sys.stdout.write(f"falls quickest at {found.steepest_lr:.2g}, least at {found.min_loss_lr:.2g}\n")
+def plot_lr_range_test() -> None:
+    """Plot the learning-rate range test of ``fukami find-lr deep-convnet``."""
+    curve = lr_finder.find_lr(fukami.get_recipe("deep-convnet")(), 1e-6, 10.0, 200, device="cpu", precision="float32")
+    save(lr_finder.plot_lr_curve(curve), "find-lr")
+    sys.stdout.write(f"steepest at {curve.steepest_lr:.2g}, minimum at {curve.min_loss_lr:.2g}\n")
 
 
-def augmentation() -> None:
-    """The image that ``fukami show cifar10`` writes."""
+def draw_augmentation() -> None:
+    """Draw the grid of augmented images of ``fukami show cifar10``."""
     path = HERE / "augmentation.png"
     augmentation_grids.save_grid(
-        augmentation_grids.sample_images("cifar10", WORDS, num_images=6, num_variants=6, seed=2), path
+        augmentation_grids.sample_images("cifar10", OPERATIONS, num_images=6, num_variants=6, seed=2), path
     )
     Image.open(path).convert("RGB").save(path, optimize=True)
     sys.stdout.write(f"{path.name}: {path.stat().st_size:,} bytes\n")
 
 
-def ensemble() -> None:
-    """The figure of the page that ``fukami train ... --num-seeds 3`` writes."""
-    with tempfile.TemporaryDirectory() as place:
-        words = ["train", "deep-convnet", "--epochs", "8", "--batch-size", "50", "--num-seeds", "3", "--device", "cpu"]
-        subprocess.run([sys.executable, "-m", "fukami", *words, "--out", place], check=True)
-        task = fukami.load(*(f"{place}/seed-{number}" for number in range(3)), device="cpu")
+def plot_ensemble() -> None:
+    """Plot the ensemble members as in the report of ``fukami train ... --num-seeds 3``."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = [
+            "train",
+            "deep-convnet",
+            "--epochs",
+            "8",
+            "--batch-size",
+            "50",
+            "--num-seeds",
+            "3",
+            "--device",
+            "cpu",
+        ]
+        subprocess.run([sys.executable, "-m", "fukami", *arguments, "--out", folder], check=True)
+        task = fukami.load(*(f"{folder}/seed-{seed}" for seed in range(3)), device="cpu")
         figures = dict(task.plot_evaluation(fukami.get_recipe("deep-convnet")().load_eval_data()))
-        save(figures["The members and what they do together"], "ensemble")
+        save(figures["Ensemble members"], "ensemble")
 
 
-def transfer(runs: str) -> None:
-    """The left curves of ``fukami board``: a network from scratch, and others that begin with published weights."""
-    (found,), _ = leaderboard.load_leaderboards(Path(runs))
-    figure = leaderboard.plot_curves(found)
+def plot_transfer(folder: str) -> None:
+    """Plot the learning curves of ``fukami board`` over epochs: from scratch and from published weights."""
+    (board,), _ = leaderboard.load_leaderboards(Path(folder))
+    figure = leaderboard.plot_curves(board)
     left, right = figure.axes
     right.remove()
     left.set_subplotspec(figure.add_gridspec(1, 1)[0])
@@ -96,9 +107,13 @@ def transfer(runs: str) -> None:
 
 
 if __name__ == "__main__":
-    makers = {
-        "schedules": courses, "rates": rates, "augmentation": augmentation, "ensemble": ensemble, "transfer": transfer,
-    }  # fmt: skip
-    if len(sys.argv) - 2 != (sys.argv[1:2] == ["transfer"]) or sys.argv[1] not in makers:
+    figures = {
+        "schedules": plot_schedules,
+        "find-lr": plot_lr_range_test,
+        "augmentation": draw_augmentation,
+        "ensemble": plot_ensemble,
+        "transfer": plot_transfer,
+    }
+    if len(sys.argv) - 2 != (sys.argv[1:2] == ["transfer"]) or sys.argv[1] not in figures:
         sys.exit(__doc__)
-    makers[sys.argv[1]](*sys.argv[2:])
+    figures[sys.argv[1]](*sys.argv[2:])

@@ -1,6 +1,6 @@
-"""Draw what limits the training of ResNet-50 on up to 1,024 GPUs, by the model of fukami.explain.data_parallel_cost.
+"""Plot the scaling of ResNet-50 to 1,024 GPUs as modelled by fukami.explain.data_parallel_cost.
 
-python docs/figures/scripts/scaling.py    writes scaling.png beside this file, and prints the tables of ../scale.md
+python docs/figures/scripts/scaling.py    writes docs/figures/scaling.png and prints its numbers
 """
 
 import sys
@@ -23,38 +23,38 @@ from fukami.explain.data_parallel_cost import (
 from fukami.explain.summary import count_multiply_adds, count_parameters, summarize_layers
 
 HERE = Path(__file__).parents[1]
-SIZE = (3, 224, 224)
-COUNTS = [2**power for power in range(11)]
-BATCH = 256
+INPUT_SHAPE = (3, 224, 224)
+NUM_DEVICES = [2**power for power in range(11)]
+BATCH_SIZE = 256  # per device
 GIGABIT = 1e9 / 8  # bytes per second
-OVERHEAD = 0.005
-# An A100 of 80 GB: NVIDIA's DeepLearningExamples tell 2,470 images/s, in mixed precision. The latencies are those by
-# which NCCL 2.19 chooses (tuning.cc: protocol LL). The overhead of a step and the bandwidth in a machine are assumed.
+OVERHEAD = 0.005  # seconds per step
+# An A100 with 80 GB: 2,470 images/s in mixed precision, from NVIDIA's DeepLearningExamples. The latencies are those of
+# NCCL 2.19's tuning model (tuning.cc, protocol LL). The overhead of a step and the intra-machine bandwidth are assumed.
 A100 = Cluster(
-    images_per_second=BATCH / (BATCH / 2470 - OVERHEAD),
+    images_per_second=BATCH_SIZE / (BATCH_SIZE / 2470 - OVERHEAD),
     step_overhead=OVERHEAD,
     all_reduce_overhead=6.8e-6,
     intra_bandwidth=230e9,
     intra_latency=0.6e-6,
     inter_latency=5e-6,
 )
-NETWORKS = {"100 Gb/s": 100 * GIGABIT, "400 Gb/s": 400 * GIGABIT, "3.2 Tb/s": 3200 * GIGABIT}
-IMAGE = 147_897_477_120 / 1_281_167  # bytes: the archive of ImageNet's training part and the images in it
-COLOURS = ["#d08a3e", "#3c6a9c", "#5b9a45"]
-INK, GREY = "#23303d", "#66727e"
+BANDWIDTHS = {"100 Gb/s": 100 * GIGABIT, "400 Gb/s": 400 * GIGABIT, "3.2 Tb/s": 3200 * GIGABIT}
+IMAGE_BYTES = 147_897_477_120 / 1_281_167  # archive of ImageNet's training split over its number of images
+COLORS = ["#d08a3e", "#3c6a9c", "#5b9a45"]
+INK, GRAY = "#23303d", "#66727e"
+LAYERS = {name: summarize_layers(getattr(models, name)(), INPUT_SHAPE) for name in ("resnet50", "resnet101", "vgg16")}
 
 
-LAYERS = {name: summarize_layers(getattr(models, name)(), SIZE) for name in ("resnet50", "resnet101", "vgg16")}
+def build_job(batch_size: float, sync_batch_norm: bool = False) -> TrainingJob:
+    """Build the training job of ResNet-50 with a batch size."""
+    return TrainingJob(
+        layers=LAYERS["resnet50"], batch_size=batch_size, image_bytes=IMAGE_BYTES, sync_batch_norm=sync_batch_norm
+    )
 
 
-def resnet50(batch: float, synchronised: bool = False) -> TrainingJob:
-    """ResNet-50 with so many images."""
-    return TrainingJob(layers=LAYERS["resnet50"], batch_size=batch, image_bytes=IMAGE, sync_batch_norm=synchronised)
-
-
-def published() -> list[tuple[str, float, float]]:
-    """What, the efficiency that was measured, and the model's with the hardware that is told."""
-    # Goyal et al. 2017: 8 P100 and 50 Gb/s in a machine, 32 images each, backward 120 ms; relative to one machine.
+def predict_published_results() -> list[tuple[str, float, float]]:
+    """Return the description, the published efficiency and the modelled efficiency of published results."""
+    # Goyal et al. 2017: machines with 8 P100 and 50 Gb/s, 32 images per GPU, backward 120 ms; relative to one machine.
     goyal = TrainingJob(layers=LAYERS["resnet50"], batch_size=32)
     p100 = Cluster(
         images_per_second=32 / 0.180,
@@ -63,8 +63,8 @@ def published() -> list[tuple[str, float, float]]:
         inter_bandwidth=50 * GIGABIT,
         inter_latency=30e-6,
     )
-    # Horovod's benchmark: 4 Pascal GPUs and 25 Gb/s in a machine, 64 images each, gradients joined to 64 MiB.
-    # Images/s: of VGG-16, TensorFlow's benchmark of a P100; of ResNet-101, Horovod's own with 16 GPUs.
+    # Horovod's benchmark: machines with 4 Pascal GPUs and 25 Gb/s, 64 images per GPU, gradients fused to 64 MiB.
+    # Images/s: VGG-16 from TensorFlow's benchmark on a P100; ResNet-101 from Horovod's with 16 GPUs.
     pascal = Cluster(
         images_per_second=154,
         devices_per_machine=4,
@@ -86,81 +86,90 @@ def published() -> list[tuple[str, float, float]]:
     ]
 
 
-def curves(axes: Axes, title: str, lowest: float, steps: dict[str, list[StepEstimate]]) -> None:
-    """Efficiency by the number of devices; dashed where batch normalisation is synchronised."""
-    for name, found in steps.items():
-        network, _, kind = name.partition(", ")
-        number = list(NETWORKS).index(network)
-        values = [100 * step.efficiency for step in found]
+def plot_efficiency(axes: Axes, title: str, min_value: float, estimates: dict[str, list[StepEstimate]]) -> None:
+    """Plot the efficiency over the number of devices; dashed lines are synchronized batch normalization."""
+    for name, steps in estimates.items():
+        bandwidth, _, suffix = name.partition(", ")
+        color = COLORS[list(BANDWIDTHS).index(bandwidth)]
+        values = [100 * step.efficiency for step in steps]
         axes.plot(
-            COUNTS, values, color=COLOURS[number], ls="--" if kind else "-", lw=1.6, label=None if kind else network
+            NUM_DEVICES, values, color=color, ls="--" if suffix else "-", lw=1.6, label=None if suffix else bandwidth
         )
     axes.plot([], [], color=INK, ls="-", lw=1.2, label="batch norm per GPU")
-    axes.plot([], [], color=INK, ls="--", lw=1.2, label="synchronised")
+    axes.plot([], [], color=INK, ls="--", lw=1.2, label="synchronized")
     axes.set_title(title, fontsize=10, color=INK)
-    axes.set_ylabel("efficiency, %", fontsize=9, color=GREY)
-    axes.set_ylim(lowest, 100 + (100 - lowest) / 40)
+    axes.set_ylabel("efficiency, %", fontsize=9, color=GRAY)
+    axes.set_ylim(min_value, 100 + (100 - min_value) / 40)
     axes.legend(fontsize=8, loc="lower left", facecolor="white", edgecolor="none", framealpha=1)
-    plain(axes)
+    style_axes(axes)
 
 
-def plain(axes: Axes) -> None:
-    """A logarithmic axis of GPUs, and no frame but where the values are."""
+def style_axes(axes: Axes) -> None:
+    """Set a logarithmic x axis of the number of GPUs, and hide the upper and right spines."""
     axes.set_xscale("log", base=2)
     axes.set_xticks([1, 8, 64, 256, 1024], ["1", "8", "64", "256", "1,024"])
-    axes.set_xlabel("GPUs, 8 in a machine", fontsize=9, color=GREY)
+    axes.set_xlabel("GPUs, 8 per machine", fontsize=9, color=GRAY)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
     axes.grid(axis="y", color="#e6e9ec", lw=0.7)
     axes.set_axisbelow(True)
 
 
-def draw(weak: dict[str, list[StepEstimate]], hard: dict[str, list[StepEstimate]]) -> Figure:
-    """The figure."""
+def plot_scaling(weak: dict[str, list[StepEstimate]], strong: dict[str, list[StepEstimate]]) -> Figure:
+    """Plot weak scaling, strong scaling and the bytes to read."""
     figure = Figure(figsize=(10.5, 3.7), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    curves(left, f"{BATCH} images on each GPU", 60, weak)
-    curves(middle, f"{BATCH * 32:,} images on all together", 0, hard)
-    need = [step.images_per_second * IMAGE / 1e9 for step in weak["400 Gb/s"]]
-    right.plot(COUNTS, need, color=INK, lw=1.6)
-    for value, words in ((3, "NVMe disk, 3 GB/s"), (12.5, "server, 100 Gb/s")):
-        right.axhline(value, color=GREY, lw=0.9, ls=":")
-        right.text(1024, value / 1.1, words, fontsize=8, color=GREY, ha="right", va="top")
+    plot_efficiency(left, f"batch size {BATCH_SIZE} per GPU", 60, weak)
+    plot_efficiency(middle, f"global batch size {BATCH_SIZE * 32:,}", 0, strong)
+    read_rates = [step.images_per_second * IMAGE_BYTES / 1e9 for step in weak["400 Gb/s"]]
+    right.plot(NUM_DEVICES, read_rates, color=INK, lw=1.6)
+    for value, label in ((3, "NVMe disk, 3 GB/s"), (12.5, "server, 100 Gb/s")):
+        right.axhline(value, color=GRAY, lw=0.9, ls=":")
+        right.text(1024, value / 1.1, label, fontsize=8, color=GRAY, ha="right", va="top")
     right.set_yscale("log")
     right.set_yticks([0.3, 1, 3, 10, 30, 100, 300], ["0.3", "1", "3", "10", "30", "100", "300"])
     right.minorticks_off()
     right.set_title("JPEG files to read, GB/s", fontsize=10, color=INK)
-    plain(right)
+    style_axes(right)
     return figure
 
 
 def main() -> None:
-    """Predict, print, draw."""
-    both = [(name, width, kind) for kind in (False, True) for name, width in NETWORKS.items()]
-    weak, hard = {}, {}
-    for name, width, synchronised in both:
-        cluster = replace(A100, inter_bandwidth=width)
-        words = name + ", synchronised" * synchronised
-        weak[words] = [predict_weak_scaling(resnet50(BATCH, synchronised), cluster, count) for count in COUNTS]
-        hard[words] = [predict_strong_scaling(resnet50(BATCH * 32, synchronised), cluster, count) for count in COUNTS]
+    """Compute the estimates, print them and draw the figure."""
+    weak, strong = {}, {}
+    for sync_batch_norm in (False, True):
+        for bandwidth, bytes_per_second in BANDWIDTHS.items():
+            cluster = replace(A100, inter_bandwidth=bytes_per_second)
+            name = bandwidth + ", synchronized" * sync_batch_norm
+            weak_job = build_job(BATCH_SIZE, sync_batch_norm)
+            weak[name] = [predict_weak_scaling(weak_job, cluster, count) for count in NUM_DEVICES]
+            strong_job = build_job(BATCH_SIZE * 32, sync_batch_norm)
+            strong[name] = [predict_strong_scaling(strong_job, cluster, count) for count in NUM_DEVICES]
     write = sys.stdout.write
-    model, sizes = models.resnet50(), (f"{size / MIB:.1f}" for size in compute_bucket_sizes(resnet50(BATCH)))
-    write(f"ResNet-50: {count_multiply_adds(model, SIZE) / 1e9:.2f} G multiply-adds forward, ")
+    model, sizes = models.resnet50(), (f"{size / MIB:.1f}" for size in compute_bucket_sizes(build_job(BATCH_SIZE)))
+    write(f"ResNet-50: {count_multiply_adds(model, INPUT_SHAPE) / 1e9:.2f} G multiply-adds forward, ")
     write(f"{4 * count_parameters(model):,} bytes of gradients in buckets of {', '.join(sizes)} MiB\n")
-    for title, found in ((f"{BATCH} on each GPU", weak), (f"{BATCH * 32:,} on all together", hard)):
-        write(f"\n{title}: efficiency in percent, the time of a step in ms, what is busy longest\n")
-        for words, steps in found.items():
-            shown = [step for step in steps if step.num_devices in (8, 64, 256, 1024)]
-            cells = [f"{s.num_devices}: {100 * s.efficiency:.1f} {1e3 * s.step_time:.1f} {s.bottleneck}" for s in shown]
-            write(f"  {words:<24} {', '.join(cells)}\n")
+    for title, estimates in (
+        (f"batch size {BATCH_SIZE} per GPU", weak),
+        (f"global batch size {BATCH_SIZE * 32:,}", strong),
+    ):
+        write(f"\n{title}: efficiency in %, step time in ms, bottleneck\n")
+        for name, steps in estimates.items():
+            cells = [
+                f"{step.num_devices}: {100 * step.efficiency:.1f} {1e3 * step.step_time:.1f} {step.bottleneck}"
+                for step in steps
+                if step.num_devices in (8, 64, 256, 1024)
+            ]
+            write(f"  {name:<24} {', '.join(cells)}\n")
     write("\nGB/s of JPEG files at 400 Gb/s: ")
     write(
-        ", ".join(f"{step.num_devices}: {step.images_per_second * IMAGE / 1e9:.2f}" for step in weak["400 Gb/s"]) + "\n"
+        ", ".join(f"{step.num_devices}: {step.images_per_second * IMAGE_BYTES / 1e9:.2f}" for step in weak["400 Gb/s"])
+        + "\n"
     )
-    write("\nmeasured by others, and what the model says\n")
-    for words, measured, model_says in published():
-        write(f"  {words:<50} {100 * measured:.0f} % {100 * model_says:.0f} %\n")
-    draw(weak, hard).savefig(HERE / "scaling.png", dpi=110)
+    write("\npublished efficiency, modelled efficiency\n")
+    for description, published, modelled in predict_published_results():
+        write(f"  {description:<50} {100 * published:.0f} % {100 * modelled:.0f} %\n")
+    plot_scaling(weak, strong).savefig(HERE / "scaling.png", dpi=110)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from fukami.data.findings import Findings, ImageItem
 from fukami.errors import Error
 
 
-def check_dataset(spec: str, report: Findings) -> Iterator[tuple[ImageItem, bytes]]:
+def check_samples(spec: str, report: Findings) -> Iterator[tuple[ImageItem, bytes]]:
     """Yield each readable image of a dataset with the digest of its pixels; problems are added to ``report``."""
     report.unit = "caption"
     path = captioning_data.locate_dataset(spec)

@@ -73,7 +73,7 @@ class CaptionDataset:
 
     @property
     def is_on_disk(self) -> bool:
-        """Whether the images are files."""
+        """True if the images are files."""
         return all(isinstance(item, Path) for item in self.items)
 
     def select(self, indices: Iterable[int]) -> "CaptionDataset":
@@ -158,7 +158,7 @@ def locate_dataset(spec: str) -> Path:
         exists(place / f"{spec}{end}") for place in locations.list_data_folders() for end in ("", ".zip")
     ):
         return locations.find_dataset(spec, "the images and their captions, in a folder or a zip archive of that name,")
-    raise build_unknown_error("data set (and no file or folder)", spec, DATASET_NAMES)
+    raise build_unknown_error("dataset (and no file or folder)", spec, DATASET_NAMES)
 
 
 def is_caption_dataset(spec: str) -> bool:

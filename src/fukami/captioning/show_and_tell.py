@@ -112,7 +112,7 @@ class ShowAndTell(SupervisedRecipe):
 
     @property
     def is_encoder_frozen(self) -> bool:
-        """Whether the encoder is frozen."""
+        """True if the encoder is frozen."""
         return bool(self.init) and not self.finetune_epochs
 
     @property

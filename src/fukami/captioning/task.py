@@ -231,7 +231,7 @@ class CaptioningTask(CachedEvaluationTask):
         score = total / lengths.float() ** config.length_penalty
         order = score.argsort(dim=1, descending=True, stable=True)
         candidates = zip(words.tolist(), total.tolist(), score.tolist(), order.tolist(), strict=True)
-        return [self.rank_captions(*own) for own in candidates]
+        return [self.rank_captions(*each) for each in candidates]
 
     def rank_captions(
         self, words: list[list[int]], total: list[float], score: list[float], order: list[int]

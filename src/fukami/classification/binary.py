@@ -1,4 +1,4 @@
-"""Networks with weights and activations of one bit (Courbariaux et al. 2016; Rastegari et al. 2016)."""
+"""Recipes of networks with 1-bit weights and activations (Courbariaux et al. 2016; Rastegari et al. 2016)."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -23,27 +23,28 @@ class BinaryConvNet(BinarizedMixin, ClassificationRecipe):
     """
 
     size: int = 32
-    """Side of the images that the network sees, in pixels."""
+    """Input size: side of the square input image, in pixels."""
     epochs: int = 100
-    """Passes over the training set."""
+    """Number of epochs."""
     batch_size: int = 100
-    """Images in an update."""
+    """Global batch size, over all processes."""
     augment: tuple[str, ...] = ("flip", "pad-crop=4")
-    """Changes of the training images, such as flip crop=0.3 trivial mixup=0.2; none: give the flag alone."""
+    """Data augmentation of the training images, such as flip crop=0.3 trivial mixup=0.2; the flag without a value
+    disables it."""
     widths: tuple[int, ...] = (128, 128, 256, 256, 512, 512)
-    """Channels of the convolutions; each pair ends with a pooling."""
+    """Number of channels of the convolutions; each pair is followed by pooling."""
     hidden: tuple[int, ...] = (1024, 1024)
-    """Units of the affine layers before the last."""
+    """Numbers of units of the hidden fully connected layers."""
     end_layers: Literal["float", "binary"] = "float"
-    """Weights of the first and the last layer: of full precision, or, as in the paper, of one bit."""
+    """Weights of the first and last layer: float (full precision) or binary (1 bit, as in the paper)."""
 
     def __post_init__(self) -> None:
-        """Refuse what no run can have."""
+        """Validate the fields."""
         super().__post_init__()
         check_range(self, 2 ** (len(self.widths) // 2), MAX_INPUT_SIZE, "size")
 
     def build_model(self, num_classes: int) -> "nn.Module":
-        """The network."""
+        """Build the network."""
         from fukami.models import binary_convnet
 
         return binary_convnet(
@@ -69,21 +70,21 @@ class BinaryDeepConvNet(BinarizedMixin, DeepConvNet):
         fukami train binary-deep-convnet --data mnist
     """
 
-    batch_norm: ClassVar[bool] = True  # type: ignore[misc]  # always: signs need it
+    batch_norm: ClassVar[bool] = True  # type: ignore[misc]  # sign activations need it
 
     epochs: int = 15
-    """Passes over the training set."""
+    """Number of epochs."""
     dropout: float = 0.0
-    """Share of the hidden units dropped in training."""
+    """Dropout probability."""
     widths: tuple[int, int, int, int, int, int] = (32, 32, 64, 64, 128, 128)
-    """Channels of the six convolutions."""
+    """Number of channels of the six convolutions."""
     hidden: int = 128
-    """Units of the first affine layer."""
+    """Number of units of the hidden fully connected layer."""
     end_layers: Literal["float", "binary"] = "float"
-    """Weights of the first and the last layer: of full precision, or, as in the paper, of one bit."""
+    """Weights of the first and last layer: float (full precision) or binary (1 bit, as in the paper)."""
 
     def build_model(self, num_classes: int) -> "nn.Module":
-        """The network."""
+        """Build the network."""
         from fukami.models import binary_deep_convnet
 
         return binary_deep_convnet(
@@ -112,13 +113,13 @@ class BinaryResNet18(BinarizedMixin, ClassificationRecipe):
     lr: float = 2e-3
     """Peak learning rate."""
     augment: tuple[str, ...] = ("crop=0.3", "flip")
-    """Changes of the training images, such as flip crop=0.3 trivial mixup=0.2; none: give the flag alone."""
+    """Data augmentation of the training images, such as flip crop=0.3 trivial mixup=0.2; the flag without a value
+    disables it."""
     stem: Literal["7x7", "3x3"] = "7x7"
-    """How the network begins: 7x7, the paper's, leaves a quarter of the side; 3x3, for images of 32 to 64 pixels, all
-    of it."""
+    """Stem: 7x7, the paper's, divides the side by 4; 3x3, for images of 32 to 64 pixels, preserves it."""
 
     def build_model(self, num_classes: int) -> "nn.Module":
-        """The network."""
+        """Build the network."""
         from fukami.models import binary_resnet18
 
         return binary_resnet18(

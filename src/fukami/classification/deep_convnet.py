@@ -1,4 +1,4 @@
-"""DeepConvNet on handwritten digits: the first landmark."""
+"""DeepConvNet recipe for handwritten digits (Saitoh 2016)."""
 
 import math
 from dataclasses import dataclass
@@ -26,41 +26,42 @@ class DeepConvNet(ClassificationRecipe):
     """
 
     size: int = 28
-    """Side of the images that the network sees, in pixels."""
+    """Input size: side of the square input image, in pixels."""
     channels: Literal[1, 3] = 1
-    """1 grey, 3 colour."""
+    """Input channels: 1 grayscale, 3 color."""
     epochs: int = 10
-    """Passes over the training set."""
+    """Number of epochs."""
     batch_size: int = 100
-    """Images in an update."""
+    """Global batch size, over all processes."""
     optimizer: OptimizerName = "adamw"
-    """How gradients become updates, as torch has it; momentum and nesterov are SGD."""
+    """Optimizer; momentum and nesterov are SGD."""
     lr: float = 2e-3
     """Peak learning rate."""
     weight_decay: float = 0.01
-    """Pull of the weights towards 0; decoupled with adamw (Loshchilov and Hutter 2019)."""
+    """Weight decay; decoupled with adamw (Loshchilov and Hutter 2019)."""
     augment: tuple[str, ...] = ("shift=2", "rotate=10", "scale=0.1", "shear=0.1")
-    """Changes of the training images, such as rotate=15 shift=2 mixup=0.2; none: give the flag alone."""
+    """Data augmentation of the training images, such as rotate=15 shift=2 mixup=0.2; the flag without a value disables
+    it."""
     dropout: float = 0.5
-    """Share of the hidden units dropped in training."""
+    """Dropout probability."""
     convention: Literal["auto", "digit", "image"] = "auto"
-    """How images are prepared: digit (one character, brought to MNIST's form), image (resized); auto takes digit
-    where every class is a digit."""
+    """Image preprocessing: digit (a single character, normalized as in MNIST) or image (resized); auto selects digit if
+    every class is a digit."""
     widths: tuple[int, int, int, int, int, int] = (16, 16, 32, 32, 64, 64)
-    """Channels of the six convolutions."""
+    """Number of channels of the six convolutions."""
     hidden: int = 50
-    """Units of the first affine layer."""
+    """Number of units of the hidden fully connected layer."""
     batch_norm: bool = False
-    """Batch normalisation after every convolution (Ioffe and Szegedy 2015)."""
+    """Batch normalization after every convolution (Ioffe and Szegedy 2015)."""
 
     def __post_init__(self) -> None:
-        """Refuse what no run can have."""
+        """Validate the fields."""
         super().__post_init__()
         check_range(self, 1, math.inf, "hidden")
         check_range(self, 0, 0.99, "dropout")
 
     def build_model(self, num_classes: int) -> "nn.Module":
-        """The network."""
+        """Build the network."""
         from fukami.models import deep_convnet
 
         return deep_convnet(
@@ -74,11 +75,11 @@ class DeepConvNet(ClassificationRecipe):
         )
 
     def build_transform(self, labels: tuple[str, ...]) -> "SquareTransform":
-        """How an image is brought to the form that the network sees."""
+        """Build the image preprocessing."""
         from fukami.image.transform import SquareTransform
 
-        digits = all(len(label) == 1 and label.isdigit() for label in labels)
-        digit = self.convention == "digit" or (
-            self.convention == "auto" and digits and (self.size, self.channels) == (28, 1)
+        labels_are_digits = all(len(label) == 1 and label.isdigit() for label in labels)
+        mnist_digit = self.convention == "digit" or (
+            self.convention == "auto" and labels_are_digits and (self.size, self.channels) == (28, 1)
         )
-        return SquareTransform(channels=self.channels, size=self.size, mnist_digit=digit)
+        return SquareTransform(channels=self.channels, size=self.size, mnist_digit=mnist_digit)

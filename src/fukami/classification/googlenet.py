@@ -1,4 +1,4 @@
-"""GoogLeNet: wide as well as deep."""
+"""GoogLeNet recipe (Szegedy et al. 2015)."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -24,18 +24,19 @@ class GoogLeNet(ClassificationRecipe):
     encoder_overrides: ClassVar[dict[str, Any]] = {"aux_loss": False}
 
     augment: tuple[str, ...] = ("crop=0.3", "flip")
-    """Changes of the training images, such as flip crop=0.3 trivial mixup=0.2; none: give the flag alone."""
+    """Data augmentation of the training images, such as flip crop=0.3 trivial mixup=0.2; the flag without a value
+    disables it."""
     aux_loss: bool = True
-    """Two classifiers halfway, whose losses count 0.3 each in training."""
+    """Auxiliary classifiers: add the losses of two intermediate classifiers, with the weight 0.3 each."""
     kernel_size: Literal[3, 5] = 3
-    """Side of the largest filters: 5 in the paper, 3 in the weights that torchvision publishes."""
+    """Kernel size of the largest convolutions: 5 in the paper, 3 in torchvision's weights."""
 
     def build_model(self, num_classes: int) -> "nn.Module":
-        """The network."""
+        """Build the network."""
         from fukami.models import googlenet
 
         return googlenet(num_classes, channels=self.channels, aux_loss=self.aux_loss, kernel_size=self.kernel_size)
 
     def build_transform(self, labels: tuple[str, ...]) -> "SquareTransform":
-        """How an image is brought to the form that the network sees: colours in [-1, 1], as its weights expect."""
+        """Build the image preprocessing; values are in [-1, 1], as torchvision's weights expect."""
         return replace(super().build_transform(labels), mean=(0.5,), std=(0.5,))

@@ -1,18 +1,18 @@
-"""The field's metrics, from counts that add up across batches and processes."""
+"""Classification metrics, computed from counts that are summed over batches and processes."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-MAX_MISTAKES = 25  # confident mistakes that are remembered
-TOP5_CLASS_THRESHOLD = 10  # classes above which the right one among the five likeliest counts as well
+MAX_MISTAKES = 25  # maximum number of stored misclassified images per batch
+TOP5_CLASS_THRESHOLD = 10  # top-5 accuracy is reported above this number of classes
 
 
 def compute_confusion_matrix(predicted: Tensor, target: Tensor, num_classes: int) -> Tensor:
-    """How often each class was taken for each: ``(classes, classes)`` int64, true class by row, predicted by column.
+    """Compute the confusion matrix ``(classes, classes)`` int64: true classes in rows, predicted classes in columns.
 
-    One ``bincount`` rather than torchmetrics, whose import costs more than the evaluation it would serve.
-    ``predicted`` and ``target`` are ``(N,)`` class numbers.
+    ``predicted`` and ``target`` are class indices ``(N,)``. One ``bincount`` replaces torchmetrics, whose import takes
+    longer than the evaluation.
     """
     return torch.bincount(target * num_classes + predicted, minlength=num_classes * num_classes).view(
         num_classes, num_classes
@@ -20,54 +20,55 @@ def compute_confusion_matrix(predicted: Tensor, target: Tensor, num_classes: int
 
 
 def compute_accuracy(matrix: Tensor) -> dict[str, float]:
-    """``accuracy`` in [0, 1], ``errors`` and ``count`` of a confusion matrix."""
-    count, right = int(matrix.sum()), int(matrix.trace())
-    return {"accuracy": right / max(count, 1), "errors": count - right, "count": count}
+    """Compute ``accuracy`` in [0, 1], ``errors`` and ``count`` from a confusion matrix."""
+    count, num_correct = int(matrix.sum()), int(matrix.trace())
+    return {"accuracy": num_correct / max(count, 1), "errors": count - num_correct, "count": count}
 
 
 class ClassificationResults:
-    """What a classifier and the members it may have got right and wrong.
+    """Counts of correct and wrong predictions of a classifier and of the members of an ensemble.
 
     Args:
-        num_classes, num_members: how many there are.
-        device: where it is counted.
+        num_classes: number of classes.
+        num_members: number of ensemble members; 1 for a single network.
+        device: device of the counts.
     """
 
     def __init__(self, num_classes: int, num_members: int, device: torch.device) -> None:
-        def counter(*shape: int) -> Tensor:
+        def build_counter(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.long, device=device)
 
-        self.confusion_matrix = counter(num_classes, num_classes)  # how often each class was taken for each
-        self.num_correct = counter(num_members)  # right answers of each member
-        self.num_disagreements = counter(num_members, num_members)  # images on which two members differ
-        self.num_top5_correct = counter()  # images whose class is among the five likeliest
-        self.total_loss = torch.zeros((), device=device)  # summed cross entropy
-        self.predictions: list[Tensor] = []  # of each batch, (N,)
-        self.mistakes: list[tuple[Tensor, ...]] = []  # confidence, image, class and answer of the worst of each batch
+        self.confusion_matrix = build_counter(num_classes, num_classes)
+        self.num_correct = build_counter(num_members)  # correct predictions of each member
+        self.num_disagreements = build_counter(num_members, num_members)  # images on which two members differ
+        self.num_top5_correct = build_counter()
+        self.total_loss = torch.zeros((), device=device)  # sum of the cross entropy
+        self.predictions: list[Tensor] = []  # predicted classes of each batch, (N,)
+        self.mistakes: list[tuple[Tensor, ...]] = []  # per batch: confidence, image, target and prediction
 
     @property
     def totals(self) -> tuple[Tensor, ...]:
-        """What adds up across processes."""
+        """The counts to sum over processes."""
         return self.confusion_matrix, self.num_correct, self.num_disagreements, self.num_top5_correct, self.total_loss
 
     def update(self, member_scores: Tensor, scores: Tensor, targets: Tensor, images: Tensor) -> None:
-        """A batch: log-probabilities of the members ``(members, N, classes)`` and together ``(N, classes)``."""
+        """Add a batch: log-probabilities of the members ``(members, N, classes)`` and combined ``(N, classes)``."""
         confidence, predicted = scores.exp().max(1)
         self.predictions.append(predicted)
         self.confusion_matrix += compute_confusion_matrix(predicted, targets, len(self.confusion_matrix))
         self.total_loss += F.nll_loss(scores, targets, reduction="sum")
         self.num_top5_correct += (scores.topk(min(5, scores.shape[1])).indices == targets.unsqueeze(1)).sum()
-        answers = member_scores.argmax(2)
-        self.num_correct += (answers == targets).sum(1)
-        self.num_disagreements += (answers.unsqueeze(0) != answers.unsqueeze(1)).sum(2)
+        member_predictions = member_scores.argmax(2)
+        self.num_correct += (member_predictions == targets).sum(1)
+        self.num_disagreements += (member_predictions.unsqueeze(0) != member_predictions.unsqueeze(1)).sum(2)
         worst = torch.where(predicted != targets, confidence, 0).topk(min(MAX_MISTAKES, len(targets)))
-        which = worst.indices
-        self.mistakes.append((worst.values, images[which.to(images.device)], targets[which], predicted[which]))
+        indices = worst.indices
+        self.mistakes.append((worst.values, images[indices.to(images.device)], targets[indices], predicted[indices]))
 
     def compute_metrics(self) -> dict[str, float]:
-        """``accuracy`` in [0, 1], ``errors``, ``count`` and ``loss``; ``top5_accuracy`` where there are many classes.
+        """Compute ``accuracy`` in [0, 1], ``errors``, ``count`` and ``loss``, and ``top5_accuracy`` for many classes.
 
-        Of several members also ``members``, ``member_accuracy``, ``best_member``, ``gain`` and ``disagreement``.
+        Ensembles also have ``members``, ``member_accuracy``, ``best_member``, ``gain`` and ``disagreement``.
         """
         result = compute_accuracy(self.confusion_matrix)
         count, members = max(int(result["count"]), 1), len(self.num_correct)
@@ -76,7 +77,7 @@ class ClassificationResults:
             result["top5_accuracy"] = int(self.num_top5_correct) / count
         if members > 1:
             mean = float(self.num_correct.float().mean()) / count
-            apart = int(self.num_disagreements.sum()) / (count * members * (members - 1))
+            disagreement = int(self.num_disagreements.sum()) / (count * members * (members - 1))
             result |= {"members": members, "member_accuracy": mean, "best_member": int(self.num_correct.max()) / count}
-            result |= {"gain": result["accuracy"] - mean, "disagreement": apart}
+            result |= {"gain": result["accuracy"] - mean, "disagreement": disagreement}
         return result

@@ -1,7 +1,7 @@
-"""The ladder of precisions: a run at each of them, measured side by side.
+"""Comparison of a run at every precision: accuracy, size, memory and speed.
 
-Each step is exported, and loaded by a process of its own, so that its memory is its own. The processes take turns in
-being timed, so that whatever else the machine does in the meantime falls on all of them.
+Each export is loaded in its own process, so that memory is measured separately. The timing alternates between the
+processes, so that other load on the machine affects all of them equally.
 """
 
 import importlib
@@ -25,109 +25,113 @@ from fukami.engine.runtime import Runtime
 from fukami.errors import Error, UsageError
 
 PRECISIONS = ("float32", "bfloat16", "float16", "int8", "binary", "onnx")
-BATCH_SIZE = 256  # images at once for the throughput; the latency is that of one
-NUM_ROUNDS = 5  # turns of each process
-MIN_SECONDS = 0.2  # of each turn, at least
+BATCH_SIZE = 256  # batch size of the throughput; the latency is that of one image
+NUM_ROUNDS = 5  # timings of each process
+MIN_SECONDS = 0.2  # minimum duration of a timing
 
-_task: ClassificationTask  # of a process that measures
+_task: ClassificationTask  # set in each measuring process
 
 
 def compare_precisions(
     run: str | Path, data: str | None = None, device: str = "auto", recipe_file: Path | None = None
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Measure a run at every precision that it can be computed at.
+    """Measure a classifier's run at every supported precision.
 
     Args:
-        run: a folder, or the name of weights that ship with the package; a classifier's.
-        data: what is judged, a name or a path; by default the test part of what the run was trained on.
+        run: folder of a run, or the name of weights included in the package.
+        data: dataset of the evaluation, a name or a path; by default the test split of the training dataset.
         device: ``auto``, ``cpu``, ``cuda`` ...
-        recipe_file: file of the private recipe that the run was trained with.
+        recipe_file: file of the run's private recipe.
 
     Returns:
-        The steps, each with its ``precision``, the metrics, ``agreement`` (share of the answers that are those of
-        float32), ``bytes`` of the file, ``memory_1`` and ``memory_256`` (bytes that loading it and answering so many
-        images at once took at most), ``latency`` (seconds for one image, the median), ``throughput`` (images per
-        second, 256 at once), and in which types it is ``computed``; and why each of the others is left out.
+        A result for each precision, and the reason why each of the others is unsupported. A result has its
+        ``precision``, the metrics, ``agreement`` (fraction of the predictions equal to those of float32), ``bytes`` of
+        the file, ``memory_1`` and ``memory_256`` (peak memory in bytes for loading and for prediction with batch size 1
+        or 256), ``latency`` (median seconds for one image), ``throughput`` (images per second with batch size 256) and
+        ``dtypes`` of the computation.
 
     Raises:
-        UsageError: the run was exported already, or is no classifier's.
+        UsageError: the run is an export, or is not a classifier's.
         Error: the run is damaged.
     """
     folder = checkpoint.locate_unconverted_run(run)
-    where = str(Runtime.start(device, "float32").device)
+    resolved_device = str(Runtime.start(device, "float32").device)
     if data is None:
         check_data(checkpoint.read_recipe(folder, recipe_file)[0])
-    steps: list[dict[str, Any]] = []
-    left_out: dict[str, str] = {}
+    results: list[dict[str, Any]] = []
+    unsupported: dict[str, str] = {}
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         processes = []
         for name in PRECISIONS:
             try:
-                precision.resolve_device_and_precision(where, name)
-                written = engine_export.export_run(run, name, root / name, recipe=recipe_file)
+                precision.resolve_device_and_precision(resolved_device, name)
+                export = engine_export.export_run(run, name, root / name, recipe=recipe_file)
             except Error as error:
-                if not steps:  # what cannot be computed in float32 is no run
+                if not results:  # every valid run supports float32
                     raise
-                left_out[name] = str(error)
+                unsupported[name] = str(error)
                 continue
             process = stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
-            found = process.submit(_load_run, root / name, device, torch.get_num_threads(), recipe_file).result()
-            steps.append({"precision": name, "bytes": written["bytes"], **found})
+            memory = process.submit(_load_run, root / name, device, torch.get_num_threads(), recipe_file).result()
+            results.append({"precision": name, "bytes": export["bytes"], **memory})
             processes.append(process)
-        answers: list[Tensor] = []
-        for step, process in zip(steps, processes, strict=True):
+        predictions: list[Tensor] = []
+        for result, process in zip(results, processes, strict=True):
             metrics, predicted = process.submit(_evaluate_run, folder, data, recipe_file).result()
-            answers.append(torch.tensor(predicted))
-            step |= metrics | {"agreement": float((answers[-1] == answers[0]).float().mean())}
+            predictions.append(torch.tensor(predicted))
+            result |= metrics | {"agreement": float((predictions[-1] == predictions[0]).float().mean())}
         for count, name in ((1, "latency"), (BATCH_SIZE, "throughput")):
-            turns = [
+            times = [
                 [process.submit(_time_prediction, count).result() for process in processes] for _ in range(NUM_ROUNDS)
             ]
-            for step, seconds in zip(steps, torch.tensor(turns).median(0).values.tolist(), strict=True):
-                step[name] = seconds if count == 1 else count / seconds
-    return steps, left_out
+            for result, seconds in zip(results, torch.tensor(times).median(0).values.tolist(), strict=True):
+                result[name] = seconds if count == 1 else count / seconds
+    return results, unsupported
 
 
 def _load_run(folder: Path, device: str, threads: int, recipe: Path | None) -> dict[str, Any]:
-    """Load a run in this process; what memory that and the first answers took."""
+    """Load a run in this process; return the peak memory of loading and first predictions, and the dtypes."""
     global _task
     torch.set_num_threads(threads)
-    own = checkpoint.read_precision(folder)
-    where = Runtime.start(*precision.resolve_device_and_precision(device, own)).device
-    computed = precision.describe_dtypes(own, where)
-    _import_libraries(folder, own, where, recipe)
+    run_precision = checkpoint.read_precision(folder)
+    resolved_device = Runtime.start(*precision.resolve_device_and_precision(device, run_precision)).device
+    dtypes = precision.describe_dtypes(run_precision, resolved_device)
+    _import_libraries(folder, run_precision, resolved_device, recipe)
     before = _measure_peak_memory()
     task = checkpoint.load(folder, device=device, recipe=recipe)
     if not isinstance(task, ClassificationTask):
-        raise UsageError(f"the precisions of classifiers are compared; this is a run of {type(task).__name__}")
+        raise UsageError(
+            f"the precisions of classifiers can be compared; this is a run of {type(task).__name__}: give a "
+            "classifier's run"
+        )
     _task = task
     memory = {}
     for count in (1, BATCH_SIZE):
         _build_predictor(count)()
         memory[f"memory_{count}"] = _measure_peak_memory() - before
-    return memory | {"computed": computed}
+    return memory | {"dtypes": dtypes}
 
 
-def _import_libraries(folder: Path, own: str, where: torch.device, source: Path | None) -> None:
-    """Have every library at hand before memory is counted, the run built once without numbers."""
+def _import_libraries(folder: Path, run_precision: str, device: torch.device, source: Path | None) -> None:
+    """Import all libraries before memory is measured, by building the task once on the meta device."""
     recipe, labels = checkpoint.read_recipe(folder, source)
     with torch.device("meta"):
         recipe.build_task(labels)
-    if own in precision.ONNX_PRECISIONS:
+    if run_precision in precision.ONNX_PRECISIONS:
         importlib.import_module("fukami.quantization.onnx_export")
-    elif own == "binary":
+    elif run_precision == "binary":
         from fukami.quantization.binary_layers import get_kernels
 
-        get_kernels(where)
+        get_kernels(device)
 
 
 def _measure_peak_memory() -> int:
-    """The most memory that this process has held so far, in bytes: on a GPU the tensors, else all of it."""
+    """Return the peak memory of this process in bytes: of the tensors on a GPU, else of the process."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
-    if status.exists():  # of this process alone, where getrusage counts the one that started it, too
+    if status.exists():  # getrusage would include the peak of the parent process
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return 1024 * int(line.split()[1])
     import resource
@@ -138,23 +142,23 @@ def _measure_peak_memory() -> int:
 
 @torch.inference_mode()
 def _evaluate_run(folder: Path, data: str | None, source: Path | None) -> tuple[dict[str, float], list[int]]:
-    """The metrics of the test data, and every answer."""
+    """Evaluate the run; return the metrics and the predicted classes."""
     recipe, _ = checkpoint.read_recipe(folder, source)
     recipe = recipe if data is None else recipe.with_data(data)
-    found = _task.collect_results(recipe.load_eval_data())
-    return found.compute_metrics(), torch.cat(found.predictions).tolist()
+    results = _task.collect_results(recipe.load_eval_data())
+    return results.compute_metrics(), torch.cat(results.predictions).tolist()
 
 
 def _build_predictor(count: int) -> Callable[[], Tensor]:
-    """What answers for so many images of noise, already on the device."""
+    """Return a function that predicts ``count`` random images, already on the device."""
     shape = _task.get_signature().input_shape
     images = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, device=_task.runtime.device)
     return torch.inference_mode()(lambda: _task.predict_scores(images))
 
 
 def _time_prediction(count: int) -> float:
-    """Seconds that an answer for so many images takes."""
-    timer = Timer("answer()", globals={"answer": _build_predictor(count)}, num_threads=torch.get_num_threads())
+    """Measure the median seconds of a prediction of ``count`` images."""
+    timer = Timer("predict()", globals={"predict": _build_predictor(count)}, num_threads=torch.get_num_threads())
     return timer.blocked_autorange(min_run_time=MIN_SECONDS).median
 
 
@@ -162,25 +166,25 @@ COLUMNS = (
     "precision", "accuracy", "as float32", "kB", "MB for 256", "ms for 1", "×", "256, /s", "×", "MB for 1",
     "weights, activations, accumulators",
 )  # fmt: skip
-NUM_TERMINAL_COLUMNS = 9  # columns that a terminal has room for
+NUM_TERMINAL_COLUMNS = 9  # columns shown in a terminal
 
 
 def format_rows(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """The cells of each step, as in :data:`COLUMNS`: times, too, as how many times faster than the first."""
+    """Format the results as rows with :data:`COLUMNS`; × is the speed relative to the first result."""
     first = results[0]
     return [
         (
-            step["precision"],
-            f"{step['accuracy']:.2%}",
-            f"{step['agreement']:.2%}",
-            f"{step['bytes'] / 1e3:,.1f}",
-            f"{step['memory_256'] / 1e6:,.1f}",
-            f"{1e3 * step['latency']:.3f}",
-            f"{first['latency'] / step['latency']:.2f}",
-            f"{step['throughput']:,.0f}",
-            f"{step['throughput'] / first['throughput']:.2f}",
-            f"{step['memory_1'] / 1e6:,.1f}",
-            ", ".join(step["computed"][part] for part in ("weights", "activations", "accumulators")),
+            result["precision"],
+            f"{result['accuracy']:.2%}",
+            f"{result['agreement']:.2%}",
+            f"{result['bytes'] / 1e3:,.1f}",
+            f"{result['memory_256'] / 1e6:,.1f}",
+            f"{1e3 * result['latency']:.3f}",
+            f"{first['latency'] / result['latency']:.2f}",
+            f"{result['throughput']:,.0f}",
+            f"{result['throughput'] / first['throughput']:.2f}",
+            f"{result['memory_1'] / 1e6:,.1f}",
+            ", ".join(result["dtypes"][name] for name in ("weights", "activations", "accumulators")),
         )
-        for step in results
+        for result in results
     ]

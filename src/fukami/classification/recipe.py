@@ -1,4 +1,4 @@
-"""Classifier: the recipe that every image classifier shares, from its data to its schedule; each adds its network."""
+"""Base class of the image classification recipes."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from fukami.engine.task import Task
     from fukami.image.transform import SquareTransform
 
-MAX_EVAL_BATCH_SIZE = 500  # images in a batch that is only judged, at most
-MAX_EVAL_BATCH_BYTES = 6e6  # numbers in such a batch: 500 images of 64×64, 40 of 224×224
+MAX_EVAL_BATCH_SIZE = 500  # maximum batch size of the evaluation
+MAX_EVAL_BATCH_BYTES = 6e6  # maximum bytes of such a batch: 500 images of 64×64, 40 of 224×224
 TTA_AUGMENTATIONS = {
     "rotate",
     "shift",
@@ -36,85 +36,85 @@ TTA_AUGMENTATIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationRecipe(SupervisedRecipe):
-    """A network that tells which class an image is of."""
+    """Image classification: data, training settings and evaluation; subclasses define the network."""
 
-    model_arguments: ClassVar[tuple[str, ...]] = ("channels",)  # fields that the function of the network takes
-    encoder_overrides: ClassVar[
-        dict[str, Any]
-    ] = {}  # in which the network that another task sees with is unlike this one
+    model_arguments: ClassVar[tuple[str, ...]] = ("channels",)  # fields passed to the network's function
+    encoder_overrides: ClassVar[dict[str, Any]] = {}  # field values when the network is the encoder of another task
 
     data: str = "digits"
-    """What to learn from: mnist, digits (embedded), cifar10, cifar100, imagenet, or a folder or archive of images by
-    class, or a CSV file of path and label, or shards in a folder or at a URL."""
+    """Dataset: mnist, digits (embedded), cifar10, cifar100, imagenet, a folder or archive of images by class, a CSV
+    file with paths and labels, or shards in a folder or at a URL."""
     holdout: float = 0.2
-    """Share of each class kept for testing, where the data have no test part of their own."""
+    """Fraction of each class held out for testing, if the dataset has no test split."""
     size: int = 224
-    """Side of the images that the network sees, in pixels."""
+    """Input size: side of the square input image, in pixels."""
     channels: Literal[1, 3] = 3
-    """1 grey, 3 colour."""
+    """Input channels: 1 grayscale, 3 color."""
     cycles: int = 1
-    """Courses of the learning rate in a row; the weights at the end of each answer together (snapshots)."""
+    """Number of learning-rate cycles; the weights at the end of each form a snapshot ensemble (Huang et al. 2017)."""
     label_smoothing: float = 0.0
-    """Share of the target spread over all classes."""
+    """Label smoothing factor, 0 to 1."""
     ema_decay: float = 0.0
-    """Decay of a moving average of the weights, such as 0.999, which then answers; 0: none."""
+    """Decay of the exponential moving average of the weights, such as 0.999; 0 disables it."""
     augment: tuple[str, ...] = ()
-    """Changes of the training images, such as flip crop=0.3 trivial mixup=0.2; none: give the flag alone."""
+    """Data augmentation of the training images, such as flip crop=0.3 trivial mixup=0.2; the flag without a value
+    disables it."""
     balance: Literal["none", "loss", "sampling"] = "none"
-    """For unequal classes: weigh the loss of each, or draw them equally often."""
+    """Class balancing for imbalanced datasets: class weights in the loss, or balanced sampling."""
     init: str = ""
-    """Weights to begin with: imagenet (torchvision's, downloaded), a file of a state dict, or a run's folder."""
+    """Initial weights: imagenet (torchvision's, downloaded), a state-dict file or a run's folder."""
     freeze: bool = False
-    """Train the head alone, on features that stay as they are."""
+    """Train only the classification head; the other layers keep the initial weights."""
     layer_lr_decay: float = 1.0
-    """What the learning rate is multiplied by from each stage of the network to the one below."""
+    """Layer-wise learning-rate decay: factor of the learning rate from each stage to the one below it, 0 to 1."""
     quantize: Literal["none", "int8"] = "none"
-    """Go on training a run (--init) with weights and activations rounded as int8 will round them."""
+    """Quantization-aware training: fine-tune a run (--init) with weights and activations rounded as in int8."""
 
     def __post_init__(self) -> None:
-        """Refuse what no run can have."""
+        """Validate the fields."""
         super().__post_init__()
         check_range(self, 1, 100, "cycles")
         check_range(self, 4, MAX_INPUT_SIZE, "size")
         check_range(self, 0, 1, "layer_lr_decay")
         check_range(self, 0, 0.9999999, "label_smoothing", "ema_decay")
         if self.cycles > 1 and self.schedule.startswith("plateau"):
-            raise UsageError("a plateau is waited for, so it cannot come in --cycles; give another --schedule")
+            raise UsageError("--schedule plateau cannot be combined with --cycles; give another --schedule")
         if self.freeze and not self.init:
-            raise UsageError("--freeze keeps the features as they are at the beginning; give weights with --init")
+            raise UsageError("--freeze keeps the initial weights of the features; give trained weights with --init")
         if self.quantize != "none" and (not self.init or self.freeze or self.layer_lr_decay != 1 or self.cycles > 1):
             raise UsageError(
-                f"--quantize {self.quantize} goes on training the whole network of a run: give it with --init, and "
+                f"--quantize {self.quantize} fine-tunes the whole network of a run: give the run with --init, and "
                 "leave out --freeze, --layer-lr-decay and --cycles"
             )
 
     @classmethod
     def as_encoder(cls, options: Iterable[str], size: int) -> Self:
-        """The classifier whose network another task sees images of ``size`` pixels with; ``options`` change its fields.
+        """Build the recipe of an encoder for images of ``size`` pixels; ``options`` override fields of its network.
 
         Raises:
-            UsageError: its network has no such fields.
+            UsageError: an option is not a field of the network.
         """
-        changed = parse_overrides(cls, options)
-        shared = {
-            field.name for field in dataclasses.fields(ClassificationRecipe)
-        }  # of every classifier: how it is trained
-        if changed.keys() & shared:
-            own = ", ".join(field.name for field in dataclasses.fields(cls) if field.name not in shared) or "none"
-            raise UsageError(
-                f"--encoder-options change the network of {get_recipe_name(cls)}, whose own fields are {own}; "
-                f"{' and '.join(sorted(changed.keys() & shared))} is no such field: how it learns and the size of what "
-                "it sees are those of this recipe"
+        overrides = parse_overrides(cls, options)
+        # training fields, which all classifiers have
+        common_fields = {field.name for field in dataclasses.fields(ClassificationRecipe)}
+        if overrides.keys() & common_fields:
+            network_fields = (
+                ", ".join(field.name for field in dataclasses.fields(cls) if field.name not in common_fields) or "none"
             )
-        return cls(**cls.encoder_overrides | changed, size=size, channels=3)
+            raise UsageError(
+                f"--encoder-options overrides fields of the network of {get_recipe_name(cls)}, which are "
+                f"{network_fields}; {' and '.join(sorted(overrides.keys() & common_fields))} is not one of them: the "
+                "training settings and the input size are those of this recipe"
+            )
+        return cls(**cls.encoder_overrides | overrides, size=size, channels=3)
 
     @property
     def architecture(self) -> str:
-        """What the network is called in :mod:`fukami.models`; by default as the recipe is."""
+        """Name of the network's function in :mod:`fukami.models`; by default the recipe's name."""
         return get_recipe_name(type(self)).replace("-", "_")
 
     def build_model(self, num_classes: int) -> "nn.Module":
-        """The network, with scores ``(N, classes)`` for images ``(N, channels, size, size)``."""
+        """Build the network, which maps images ``(N, channels, size, size)`` to logits ``(N, classes)``."""
         from fukami import models
 
         arguments = {name: getattr(self, name) for name in self.model_arguments}
@@ -122,7 +122,7 @@ class ClassificationRecipe(SupervisedRecipe):
         return network
 
     def build_transform(self, labels: tuple[str, ...]) -> "SquareTransform":
-        """How an image is brought to the form that the network sees."""
+        """Build the image preprocessing."""
         from fukami.image.transform import SquareTransform
 
         mean, std = (
@@ -133,91 +133,91 @@ class ClassificationRecipe(SupervisedRecipe):
         return SquareTransform(channels=self.channels, size=self.size, mean=mean, std=std)
 
     def load_data(self) -> Data:
-        """The data set: in memory where it fits, streamed from its files where it does not."""
+        """Load the dataset into memory, or stream it from its files if it does not fit."""
         from fukami.data import labelled_images
 
         train, test, labels = labelled_images.load_labelled_images(self.data, self.holdout)
         return Data(self.build_loader(train, labels, train=True), self.build_loader(test, labels, train=False), labels)
 
     def load_eval_data(self) -> "BatchLoader":
-        """The test part alone: what there is to train on is not decoded."""
+        """Load only the test split; training images are not decoded."""
         from fukami.data import labelled_images
 
         _, test, labels = labelled_images.load_labelled_images(self.data, self.holdout)
         return self.build_loader(test, labels, train=False)
 
     def build_loader(self, source: "LabelledImages", labels: tuple[str, ...], *, train: bool) -> "BatchLoader":
-        """Batches of a part of the data, to train on or to judge on."""
-        prepare = self.build_transform(labels)
+        """Build the loader of a split, for training or evaluation."""
+        transform = self.build_transform(labels)
         if train:
-            how: dict[str, Any] = {
+            options: dict[str, Any] = {
                 "batch_size": self.batch_size,
                 "seed": self.seed,
                 "balanced": self.balance == "sampling",
             }
-            return self.build_image_loader(source, labels, prepare, self.augment, **how)
-        batch = max(1, min(MAX_EVAL_BATCH_SIZE, int(MAX_EVAL_BATCH_BYTES / prepare.nbytes)))
-        return self.build_image_loader(source, labels, prepare, (), batch_size=batch, seed=None)
+            return self.build_image_loader(source, labels, transform, self.augment, **options)
+        batch_size = max(1, min(MAX_EVAL_BATCH_SIZE, int(MAX_EVAL_BATCH_BYTES / transform.nbytes)))
+        return self.build_image_loader(source, labels, transform, (), batch_size=batch_size, seed=None)
 
     def build_task(self, labels: tuple[str, ...]) -> "ClassificationTask":
-        """A classifier over ``labels``."""
+        """Build the classification task."""
         from fukami.classification.task import ClassificationTask
         from fukami.engine import pretrained, schedules
 
-        model, prepare = self.build_model(len(labels)), self.build_transform(labels)
+        model, transform = self.build_model(len(labels)), self.build_transform(labels)
         if self.quantize == "int8":
             from fukami.quantization import int8
 
             model = int8.prepare(model)
         if self.freeze:
             pretrained.freeze_features(model)
-        regime = self.get_training_options()
+        training_options = self.get_training_options()
         if self.layer_lr_decay != 1:
-            make = regime["optimizer"]
-            regime["optimizer"] = lambda _: make(
+            factory = training_options["optimizer"]
+            training_options["optimizer"] = lambda _: factory(
                 pretrained.build_layerwise_groups(model, self.peak_lr, self.layer_lr_decay)
             )
         if self.cycles > 1:
-            regime["lr_schedule"] = schedules.repeat_schedule(regime["lr_schedule"], self.cycles)
+            training_options["lr_schedule"] = schedules.repeat_schedule(training_options["lr_schedule"], self.cycles)
         return ClassificationTask(
             model,
             labels,
-            prepare,
+            transform,
             activation_checkpointing=self.activation_checkpointing,
             label_smoothing=self.label_smoothing,
             ema_decay=self.ema_decay,
             cycles=self.cycles,
             use_class_weights=self.balance == "loss",
             augment=build_augmentation(
-                [word for word in self.augment if word.partition("=")[0] in TTA_AUGMENTATIONS], prepare, labels
+                [word for word in self.augment if word.partition("=")[0] in TTA_AUGMENTATIONS], transform, labels
             ),
-            **regime,
+            **training_options,
         )
 
     def initialize_task(self, task: "Task") -> None:
-        """Put the weights of ``init`` into the network."""
+        """Load the weights of ``init`` into the network."""
         from fukami.engine import pretrained
 
         if self.init:
             network = self.build_model(len(getattr(task, "labels", ()))) if self.quantize != "none" else task.model
             pretrained.initialize_classifier(network, self.architecture, self.init)
-            if network is not task.model:  # which has the ranges of the activations besides, still unknown
+            if network is not task.model:  # the quantized model also has activation ranges, not yet calibrated
                 task.model.load_state_dict(network.state_dict(), strict=False)
-            averaged: nn.Module = getattr(task, "ema_model", task.model)
-            averaged.load_state_dict(task.model.state_dict())
+            ema_model: nn.Module = getattr(task, "ema_model", task.model)
+            ema_model.load_state_dict(task.model.state_dict())
 
 
 @dataclass(frozen=True, kw_only=True)
 class BinarizedMixin:
-    """The fields in which a classifier with weights and activations of one bit is unlike others; named before it."""
+    """Fields of classifiers with 1-bit weights and activations; the first base class of their recipes."""
 
     optimizer: OptimizerName = "adam"
-    """How gradients become updates, as torch has it; momentum and nesterov are SGD."""
+    """Optimizer; momentum and nesterov are SGD."""
     lr: float = 3e-3
     """Peak learning rate."""
     weight_decay: float = 0.0
-    """Pull of the weights towards 0; latent weights of one bit need none."""
+    """Weight decay; latent weights of binarized layers need none."""
     scaling_factors: bool = False
-    """Scaling factors of the weights, as in XNOR-Net."""
+    """Scaling factors of the binarized weights, as in XNOR-Net (Rastegari et al. 2016)."""
     learned_thresholds: bool = False
-    """Learned thresholds of the signs, as in ReActNet."""
+    """Learned thresholds of the sign activations, as in ReActNet."""

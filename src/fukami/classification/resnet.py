@@ -1,4 +1,4 @@
-"""ResNet (He et al. 2016): residual learning, for photographs and for images of 32×32."""
+"""ResNet recipes for photographs and for 32×32 images (He et al. 2016)."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -19,10 +19,10 @@ class ResNet18(ClassificationRecipe):
     model_arguments: ClassVar[tuple[str, ...]] = ("channels", "stem")
 
     augment: tuple[str, ...] = ("crop=0.3", "flip")
-    """Changes of the training images, such as flip crop=0.3 trivial mixup=0.2; none: give the flag alone."""
+    """Data augmentation of the training images, such as flip crop=0.3 trivial mixup=0.2; the flag without a value
+    disables it."""
     stem: Literal["7x7", "3x3"] = "7x7"
-    """How the network begins: 7x7, the paper's, leaves a quarter of the side; 3x3, for images of 32 to 64 pixels, all
-    of it."""
+    """Stem: 7x7, the paper's, divides the side by 4; 3x3, for images of 32 to 64 pixels, preserves it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class ResNet50(ResNet18):
     model_arguments: ClassVar[tuple[str, ...]] = ("channels", "stem", "stride_in")
 
     stride_in: Literal["3x3", "1x1"] = "3x3"
-    """Which convolution of a bottleneck halves the maps: 1x1 in the paper, 3x3 in torchvision and its weights."""
+    """Convolution of a bottleneck block with stride 2: 1x1 in the paper, 3x3 in torchvision's weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,17 +89,18 @@ class ResNet20(ClassificationRecipe):
     model_arguments: ClassVar[tuple[str, ...]] = ("channels", "shortcut")
 
     size: int = 32
-    """Side of the images that the network sees, in pixels."""
+    """Input size: side of the square input image, in pixels."""
     epochs: int = 30
-    """Passes over the training set."""
+    """Number of epochs."""
     batch_size: int = 128
-    """Images in an update."""
+    """Global batch size, over all processes."""
     lr: float = 0.2
     """Peak learning rate."""
     augment: tuple[str, ...] = ("flip", "pad-crop=4")
-    """Changes of the training images, such as flip crop=0.3 trivial mixup=0.2; none: give the flag alone."""
+    """Data augmentation of the training images, such as flip crop=0.3 trivial mixup=0.2; the flag without a value
+    disables it."""
     shortcut: Literal["A", "B"] = "A"
-    """Where the maps get smaller: A adds channels of zeros, as the paper does on CIFAR; B a 1×1 convolution."""
+    """Shortcut at reduced resolution: A pads with zero channels, as in the paper on CIFAR, B is a 1×1 convolution."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""VGG (Simonyan and Zisserman 2015): depth from filters of 3×3 alone."""
+"""VGG recipes (Simonyan and Zisserman 2015)."""
 
 import math
 from dataclasses import dataclass
@@ -24,16 +24,17 @@ class VGG16(ClassificationRecipe):
     lr: float = 0.01
     """Peak learning rate."""
     augment: tuple[str, ...] = ("crop=0.3", "flip")
-    """Changes of the training images, such as flip crop=0.3 trivial mixup=0.2; none: give the flag alone."""
+    """Data augmentation of the training images, such as flip crop=0.3 trivial mixup=0.2; the flag without a value
+    disables it."""
     batch_norm: bool = False
-    """Batch normalisation after every convolution (Ioffe and Szegedy 2015)."""
+    """Batch normalization after every convolution (Ioffe and Szegedy 2015)."""
     hidden: int = 4096
-    """Units of the two hidden affine layers; 0: one affine layer on the average of the last maps."""
+    """Number of units of the two hidden fully connected layers; 0 classifies the global average of the last maps."""
     dropout: float = 0.5
-    """Share of the hidden units dropped in training."""
+    """Dropout probability."""
 
     def __post_init__(self) -> None:
-        """Refuse what no run can have."""
+        """Validate the fields."""
         super().__post_init__()
         check_range(self, 32, MAX_INPUT_SIZE, "size")
         check_range(self, 0, math.inf, "hidden")
@@ -41,7 +42,7 @@ class VGG16(ClassificationRecipe):
 
     @property
     def architecture(self) -> str:
-        """What the network is called in :mod:`fukami.models`."""
+        """Name of the network's function in :mod:`fukami.models`."""
         return super().architecture + ("_bn" if self.batch_norm else "")
 
 

@@ -30,7 +30,8 @@ GROUPS = {
         weight_decay schedule drop_factor warmup clip_norm cycles label_smoothing ema_decay balance freeze
         layer_lr_decay backbone_lr_factor stage_lr_factor training finetune_epochs quantize stable
         regions_per_image svm_cost svm_iou box_ridge box_iou
-        gamma double buffer_size learning_starts train_frequency target_update_interval exploration_steps epsilon_end
+        gamma double buffer_size learning_starts train_frequency target_update_interval exploration_fraction
+        epsilon_start epsilon_end
         strength style_weights tv_weight levels
     """,
     "augmentation": "augment window_size",

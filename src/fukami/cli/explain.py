@@ -263,10 +263,11 @@ def summarize_network(
     total = analysis.count_parameters(model)
     num_inference = sum(layer.num_parameters for layer in layers)
     training_only = f", {total - num_inference:,} of them used only in training" if total > num_inference else ""
+    depth = max(layer.depth for layer in layers)
     num_weighted = sum(layer.multiply_adds > 0 for layer in layers)
     facts = {
         "input": "×".join(map(str, shape)),
-        "depth": f"{max(layer.depth for layer in layers)} layers with weights on the longest path, {num_weighted} in all",
+        "depth": f"{depth} layers with weights on the longest path, {num_weighted} in all",
         "parameters": f"{total:,}{training_only}",
         "multiply-adds": f"{sum(layer.multiply_adds for layer in layers):,} in convolutions and linear layers",
         "memory": f"{sum(layer.output_bytes for layer in layers):,} bytes of outputs for one image in float32",

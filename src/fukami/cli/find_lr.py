@@ -32,7 +32,7 @@ def command(arguments: list[str]) -> None:
             recipe: Recipe to train.
             min_lr: Learning rate of the first step.
             max_lr: Learning rate of the last step; the test stops early if the loss diverges.
-            steps: Number of training steps.
+            num_steps: Number of training steps.
             out: Image file of the loss curve.
             device: auto, cpu, cuda, cuda:1 or mps.
             precision: Training precision. auto: bfloat16 if it is faster.

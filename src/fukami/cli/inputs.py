@@ -66,9 +66,9 @@ class OutputFolder:
         """Return a path for an output of the input ``file`` that no other file has."""
         stem = Path(file).stem
         names = itertools.chain([f"{stem}.{suffix}"], (f"{stem}-{n}.{suffix}" for n in itertools.count(2)))
-        place = next(self.folder / name for name in names if (self.folder / name).resolve() not in self.used_paths)
-        self.used_paths.add(place.resolve())
-        return place
+        path = next(self.folder / name for name in names if (self.folder / name).resolve() not in self.used_paths)
+        self.used_paths.add(path.resolve())
+        return path
 
 
 def format_json_line(prediction: dict[str, Any]) -> str:

@@ -132,13 +132,13 @@ def raise_file_limit() -> int:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 4 * BACKLOG if hard == resource.RLIM_INFINITY else min(4 * BACKLOG, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
+    limit = 4 * BACKLOG if hard == resource.RLIM_INFINITY else min(4 * BACKLOG, hard)
+    if soft != resource.RLIM_INFINITY and soft < limit:
         try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
         except (OSError, ValueError):  # macOS may have a lower limit of its own
             return soft
-    return wanted
+    return limit
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -154,5 +154,5 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise Error(
-            f"cannot listen on {host}, port {port}: {error.strerror}; choose another --port, 0 for any free one, or --host"
+            f"cannot listen on {host}, port {port}: {error.strerror}; change --port (0: any free port) or --host"
         ) from None

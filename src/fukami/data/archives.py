@@ -81,9 +81,7 @@ def find_archive_root(path: Path) -> Path | None:
     """Return the folder of the unpacked archive that contains a path; None if the path is in no unpacked archive."""
     unpack_folder = Path(os.path.abspath(_get_unpack_folder()))  # noqa: PTH100
     absolute = Path(os.path.abspath(path))  # noqa: PTH100
-    return (
-        unpack_folder / absolute.relative_to(unpack_folder).parts[0] if unpack_folder in absolute.parents else None
-    )
+    return unpack_folder / absolute.relative_to(unpack_folder).parts[0] if unpack_folder in absolute.parents else None
 
 
 def is_inside(path: Path, root: Path) -> bool:

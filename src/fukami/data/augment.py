@@ -38,7 +38,7 @@ class Operation:
     num_draws: ClassVar[int] = 1
 
     def compute_matrix(self, draws: Tensor, height: Side, width: Side) -> Tensor | None:
-        """Compute the matrices ``(N, 3, 3)`` from output to input points, in [-1, 1] across the image; None: identity."""
+        """Compute matrices ``(N, 3, 3)`` from output to input points, in [-1, 1] across the image; None: identity."""
         return None
 
     def compute_color_matrix(self, matrix: Tensor, mean: Tensor, draws: Tensor) -> Tensor:
@@ -281,9 +281,9 @@ class RandomResizedCrop(Operation):
 
     def compute_matrix(self, draws: Tensor, height: Side, width: Side) -> Tensor:
         """Compute the matrices that resize the crop to the full image."""
-        wide, high, left, top = compute_crops(draws, self.min_area, width / height)
-        matrix = _build_diagonal(wide, high)
-        matrix[:, 0, 2], matrix[:, 1, 2] = 2 * left + wide - 1, 2 * top + high - 1
+        crop_width, crop_height, left, top = compute_crops(draws, self.min_area, width / height)
+        matrix = _build_diagonal(crop_width, crop_height)
+        matrix[:, 0, 2], matrix[:, 1, 2] = 2 * left + crop_width - 1, 2 * top + crop_height - 1
         return matrix
 
 
@@ -295,9 +295,9 @@ def compute_crops(draws: Tensor, min_area: float, aspect: float | Tensor) -> tup
     """
     area = min_area + (1 - min_area) * draws[:, 0]
     ratio = (math.log(MAX_ASPECT_RATIO) * (2 * draws[:, 1] - 1)).exp()
-    wide = (area * ratio / aspect).sqrt().clamp(max=1)
-    high = (area / ratio * aspect).sqrt().clamp(max=1)
-    return wide, high, (1 - wide) * draws[:, 2], (1 - high) * draws[:, 3]
+    width = (area * ratio / aspect).sqrt().clamp(max=1)
+    height = (area / ratio * aspect).sqrt().clamp(max=1)
+    return width, height, (1 - width) * draws[:, 2], (1 - height) * draws[:, 3]
 
 
 @dataclass(frozen=True)
@@ -313,7 +313,7 @@ class RandomBrightness(Operation):
 
 @dataclass(frozen=True)
 class RandomContrast(Operation):
-    """Random contrast: scales the distance to the mean luma of the image by ``1 - max_change`` to ``1 + max_change``."""
+    """Random contrast: scales the distance to the image's mean luma by ``1 - max_change`` to ``1 + max_change``."""
 
     max_change: float = 0.4
 
@@ -423,7 +423,7 @@ MAX_STRENGTHS = {
 
 @dataclass(frozen=True)
 class RandomOperation(Operation):
-    """One of fourteen random transforms per image, of fixed strength (RandAugment) or any strength (TrivialAugment).
+    """Random transform out of fourteen per image, of fixed (RandAugment) or random strength (TrivialAugment).
 
     Args:
         strength: fraction of the maximum strength, 0 to 1; None: drawn for each image, from the wide space.

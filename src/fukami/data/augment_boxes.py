@@ -20,8 +20,8 @@ MIN_VISIBLE_FRACTION = 0.3  # minimum fraction of a box's area that must stay in
 UNSUPPORTED_OPERATIONS = {
     "mixup": "mixes two images, whose boxes and masks cannot be mixed",
     "cutmix": "mixes two images, whose boxes and masks cannot be mixed",
-    "trivial": "counts the black padding among an image's colours",
-    "rand": "counts the black padding among an image's colours",
+    "trivial": "counts the black padding among an image's colors",
+    "rand": "counts the black padding among an image's colors",
 }
 
 

@@ -55,9 +55,7 @@ class ClassTable:
 def build_class_table(labels: Sequence[str], ignored_values: Iterable[int] = ()) -> ClassTable:
     """Build a table of classes whose mask values count from 0; ``IGNORED_NAMES`` become unlabelled."""
     class_labels = tuple(label for label in labels if label.lower() not in IGNORED_NAMES)
-    values = {
-        value: class_labels.index(label) if label in class_labels else -1 for value, label in enumerate(labels)
-    }
+    values = {value: class_labels.index(label) if label in class_labels else -1 for value, label in enumerate(labels)}
     return ClassTable(class_labels, {**dict.fromkeys(ignored_values, -1), **values})
 
 

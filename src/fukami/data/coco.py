@@ -76,10 +76,7 @@ def find_coco_files(root: Path) -> dict[str, Path]:
     ]
     files = files or {parse_split(folder.name): folder / ROBOFLOW_FILE for folder in split_folders}
     candidates = [
-        path
-        for folder in (root, root / "annotations")
-        for path in sorted(folder.glob("*.json"))
-        if _is_coco_file(path)
+        path for folder in (root, root / "annotations") for path in sorted(folder.glob("*.json")) if _is_coco_file(path)
     ]
     if not files and len(candidates) > 1 and all(_parse_split(path.stem) for path in candidates):
         files = {_parse_split(path.stem): path for path in candidates}

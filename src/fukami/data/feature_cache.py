@@ -40,7 +40,7 @@ class FeatureCache:
         self.remaining_bytes = limit * 1e9 - self._evict_others(limit * 1e9)
 
     def _evict_others(self, limit: float) -> float:
-        """Evict the oldest networks' features until half of the limit is free, and return the remaining size in bytes."""
+        """Evict other networks' features, oldest first, down to half of the limit; return the remaining bytes."""
         sizes, last_used = {}, {}
         for folder in self.folder.parent.glob("*"):
             with contextlib.suppress(FileNotFoundError):  # another process may evict at the same time

@@ -196,7 +196,7 @@ def check_classes(findings: Findings) -> None:
     totals = sum(counts.values(), Counter[str]())
     check_class_names(sorted(labels, key=lambda label: -totals[label]), findings)  # reports the rarer spelling
     if len(labels) == 1 and unit == "image":
-        findings.add("single class", "is the only class; classification needs at least two", label=labels[0])
+        findings.add("single class", "is the only class; add images of another one", label=labels[0])
     train_splits = [split for split in counts if split.lower() in (*image_folder.TRAIN_NAMES, "trainval", "")]
     sizes = sum((counts[split] for split in train_splits), Counter[str]())  # drops classes with a count of 0
     largest, largest_size = next(iter(sizes.most_common(1)), ("", 0))

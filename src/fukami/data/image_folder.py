@@ -1,4 +1,4 @@
-"""A folder of images by class, the user's own; an archive of one is unpacked into the cache folder first."""
+"""Image folders with one subfolder per class, archives of them, and CSV files of images and labels."""
 
 import csv
 import io
@@ -19,36 +19,36 @@ from fukami.image.transform import SquareTransform
 
 logger = logging.getLogger(__name__)
 TRAIN_NAMES, TEST_NAMES = ("train", "training"), ("test", "testing", "val", "valid", "validation")
-MAX_LISTED = 5  # broken images that a message names
-MAX_BROKEN = 100  # images of a part that may be broken
+MAX_LISTED = 5  # broken images listed in a message
+MAX_BROKEN = 100  # default number of broken images allowed per split
 
 UInt8Array = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class FolderSplit:
-    """The files of one part of a folder, in order, with the name of the class of each."""
+    """Image files of one split, in order, and the class name of each."""
 
     files: tuple[Path, ...]
     class_names: tuple[str, ...]
 
 
 def scan_folder(path: Path) -> tuple[FolderSplit, FolderSplit | None]:
-    """The training part and the test part (None where the folder has no parts of its own) of a folder or an archive.
+    """Return the training and the test split (None if the folder has no splits) of a folder or an archive.
 
-    ``PATH/train/CLASS/...`` and ``PATH/test/CLASS/...`` (or ``val``) are parts; otherwise ``PATH/CLASS/...`` is all
-    there is. Whatever lies deeper belongs to the class. Hidden files and files that are no images by name are passed
-    over.
+    ``PATH/train/CLASS/...`` and ``PATH/test/CLASS/...`` (or ``val``) are splits; otherwise ``PATH/CLASS/...`` is the
+    whole dataset. Images in subfolders of a class belong to the class. Hidden files and files without an image suffix
+    are skipped.
 
     Raises:
-        Error: there are no folders of images at the path.
+        Error: the path contains no folders of images.
     """
     root = unpack_archive(path) if path.is_file() else path
-    while len(inside := list_folders(root)) == 1 and len(list_folders(inside[0])) > 1:
-        root = inside[0]  # the one folder that an archive packs everything into
-    if not inside:
-        raise Error(f"{path} has no folders in it; expected one folder of images for each class")
-    by_name = {folder.name.lower(): folder for folder in inside}
+    while len(folders := list_folders(root)) == 1 and len(list_folders(folders[0])) > 1:
+        root = folders[0]  # an archive may contain a single top-level folder
+    if not folders:
+        raise Error(f"{path} contains no folders; expected one folder of images for each class")
+    by_name = {folder.name.lower(): folder for folder in folders}
     train = next((by_name[name] for name in TRAIN_NAMES if name in by_name), None)
     test = next((by_name[name] for name in TEST_NAMES if name in by_name), None)
     if test is None and train is None:
@@ -57,22 +57,22 @@ def scan_folder(path: Path) -> tuple[FolderSplit, FolderSplit | None]:
 
 
 def read_csv(path: Path) -> tuple[FolderSplit, FolderSplit | None]:
-    """The training part and the test part of a CSV file with the columns ``path``, ``label`` and perhaps ``split``.
+    """Read the training and the test split of a CSV file with columns ``path``, ``label`` and optionally ``split``.
 
     Paths are relative to the file's folder. A split is one of train, training, test, testing, val, valid, validation.
 
     Raises:
-        Error: a column is missing, a field is empty, or a split has another name; the line is named. Or the file is no
-            text in UTF-8.
+        Error: a column is missing, a field is empty, or a split has another name (the message names the line), or the
+            file is not UTF-8 text.
     """
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), skipinitialspace=True)
-    parts: dict[bool, list[tuple[Path, str]]] = {False: [], True: []}
+    splits: dict[bool, list[tuple[Path, str]]] = {False: [], True: []}
     try:
         columns = [name.strip().lower() for name in reader.fieldnames or ()]
         if not {"path", "label"} <= set(columns):
-            found = ", ".join(columns)[:200] or "nothing"
+            actual = ", ".join(columns)[:200] or "nothing"
             raise Error(
-                f"{path}: the first line should name the columns path and label (and perhaps split), not {found}"
+                f"{path}: the first line should name the columns path and label (and optionally split), not {actual}"
             )
         reader.fieldnames = columns
         for row in reader:
@@ -82,13 +82,13 @@ def read_csv(path: Path) -> tuple[FolderSplit, FolderSplit | None]:
                     f"{path}, line {reader.line_num}: expected a path, a label and train, val or test; got "
                     f"{str(row)[:200]}"
                 )
-            parts[split.lower() in TEST_NAMES].append((path.parent / name, label))
+            splits[split.lower() in TEST_NAMES].append((path.parent / name, label))
     except csv.Error as error:
-        raise Error(f"{path}, line {reader.line_num}: is no CSV ({error}); fix it") from None
-    if not any(parts.values()):
+        raise Error(f"{path}, line {reader.line_num}: is not valid CSV ({error}); fix it") from None
+    if not any(splits.values()):
         raise Error(f"{path} names no image; expected a line for each, as in: cats/1.jpg,cat")
     train, test = (
-        FolderSplit(*map(tuple, zip(*part, strict=True))) if part else FolderSplit((), ()) for part in parts.values()
+        FolderSplit(*map(tuple, zip(*rows, strict=True))) if rows else FolderSplit((), ()) for rows in splits.values()
     )
     return train, test if test.files else None
 
@@ -96,100 +96,101 @@ def read_csv(path: Path) -> tuple[FolderSplit, FolderSplit | None]:
 def stack_images(
     results: Iterable["UInt8Array | Error"], count: int, prepare: SquareTransform, max_broken: int = MAX_BROKEN
 ) -> tuple[list[int], UInt8Array]:
-    """Which of the images could be read, and what is in them ``(N, H, W, C)``, each as the network is to see it.
+    """Stack the readable images as ``(N, H, W, C)``; also return their indices.
 
-    Those that could not are left out and named.
+    Unreadable images are left out and listed in a warning.
 
     Args:
-        results: each image, or what is wrong with it.
-        count: how many there are.
-        prepare: what their size comes from.
-        max_broken: images that may be broken.
+        results: each image, or the error of reading it.
+        count: number of results.
+        prepare: transform that defines the size and the channels.
+        max_broken: number of broken images allowed.
 
     Raises:
-        Error: more are, or not one image can be read.
+        Error: more than ``max_broken`` images are broken, or no image can be read.
     """
     images = np.zeros((count, prepare.size, prepare.size, prepare.channels), np.uint8)
-    good: list[int] = []
-    broken: list[str] = []
-    for number, result in enumerate(results):
+    indices: list[int] = []
+    errors: list[str] = []
+    for index, result in enumerate(results):
         if isinstance(result, Error):
-            broken.append(str(result))
+            errors.append(str(result))
         else:
-            images[len(good)] = result
-            good.append(number)
-    if broken and not good:
-        raise Error(f"not one of the {count} images can be read; the first: {broken[0]}")
-    if broken:
-        logger.warning(f"{len(broken)} of {count} images are left out:\n{format_errors(broken)}")
-    check_broken(broken, max_broken)
-    return good, images[: len(good)]
+            images[len(indices)] = result
+            indices.append(index)
+    if errors and not indices:
+        raise Error(f"not one of the {count} images can be read; the first: {errors[0]}")
+    if errors:
+        logger.warning(f"{len(errors)} of {count} images are left out:\n{format_errors(errors)}")
+    check_broken(errors, max_broken)
+    return indices, images[: len(indices)]
 
 
 def check_broken(errors: Sequence[str], max_broken: int) -> None:
-    """Refuse more broken images than are allowed.
+    """Check the number of broken images against the limit.
 
     Raises:
-        Error: there are more; the first are named.
+        Error: more than ``max_broken`` images are broken; the message lists the first.
     """
     if len(errors) > max_broken:
         raise Error(
-            f"{len(errors)} images are broken, and --max-broken allows {max_broken}; mend them or allow more. "
+            f"{len(errors)} images are broken, and --max-broken allows {max_broken}; fix them or allow more. "
             f"The first:\n{format_errors(errors)}"
         )
 
 
 def format_errors(errors: Sequence[str]) -> str:
-    """The first of them, a line each, and how many more there are."""
+    """Format the first ``MAX_LISTED`` errors, one per line, and the number of the rest."""
     more = f"\n  ... and {len(errors) - MAX_LISTED} more" if len(errors) > MAX_LISTED else ""
     return "  " + "\n  ".join(errors[:MAX_LISTED]) + more
 
 
 def select_holdout(classes: npt.ArrayLike, fraction: float) -> npt.NDArray[np.bool_]:
-    """Which members are held out for testing: the same ones each time, ``fraction`` of each class, at least one of two.
+    """Return a mask ``(N,)`` of the samples held out for testing: ``fraction`` of each class (stratified).
 
-    The choice depends on the data alone, not on a run's seed, so that runs can be compared and answer together.
+    If ``fraction`` is between 0 and 1, a class of two or more samples has at least one on each side. The choice depends
+    on the data only, not on the seed, so that runs are comparable and can form an ensemble.
     """
     labels = np.asarray(classes)
-    held = np.zeros(len(labels), bool)
+    is_held_out = np.zeros(len(labels), bool)
     generator = np.random.default_rng(0)
     for name in np.unique(labels):
-        members = generator.permutation(np.flatnonzero(labels == name))
-        count = round(fraction * len(members))
-        if 0 < fraction < 1 and len(members) > 1:
-            count = min(max(count, 1), len(members) - 1)
-        held[members[:count]] = True
-    return held
+        indices = generator.permutation(np.flatnonzero(labels == name))
+        count = round(fraction * len(indices))
+        if 0 < fraction < 1 and len(indices) > 1:
+            count = min(max(count, 1), len(indices) - 1)
+        is_held_out[indices[:count]] = True
+    return is_held_out
 
 
 def _scan_split(path: Path, root: Path) -> FolderSplit:
-    found = [(file, folder.name) for folder in list_folders(root) for file in find_images(folder)]
-    if not found:
+    images = [(file, folder.name) for folder in list_folders(root) for file in find_images(folder)]
+    if not images:
         raise Error(f"{path}: no images in the folders of {root}; expected {root.name}/CLASS/image.png")
-    files, classes = zip(*found, strict=True)
+    files, classes = zip(*images, strict=True)
     return FolderSplit(files, classes)
 
 
 def list_folders(root: Path) -> list[Path]:
-    """The folders in a folder, in order, without hidden ones and what macOS adds to archives."""
+    """List the subfolders of a folder, sorted, without hidden folders and macOS metadata."""
     return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__MACOSX")))
 
 
 def descend_single_folders(path: Path) -> Iterator[Path]:
-    """A folder, and as long as it holds just one, that one: an archive may pack everything into a folder of its own."""
-    inside = [path]
-    while len(inside) == 1:
-        yield inside[0]
-        inside = list_folders(inside[0])
+    """Iterate over a folder and its only subfolder, recursively: an archive may have a single top-level folder."""
+    folders = [path]
+    while len(folders) == 1:
+        yield folders[0]
+        folders = list_folders(folders[0])
 
 
 def find_images(root: Path) -> list[Path]:
-    """The files below a folder that are images by name, in order, without hidden ones and what macOS adds."""
-    kinds = image_io.get_image_suffixes()
+    """List the image files below a folder by suffix, sorted, without hidden files and macOS metadata."""
+    suffixes = image_io.get_image_suffixes()
     return [
         file
         for file in sorted(root.rglob("*"))
-        if file.suffix.lower() in kinds
+        if file.suffix.lower() in suffixes
         and not file.name.startswith(".")
         and "__MACOSX" not in file.relative_to(root).parts
         and file.is_file()
@@ -197,13 +198,13 @@ def find_images(root: Path) -> list[Path]:
 
 
 def walk_images(root: Path) -> Iterator[Path]:
-    """The same files in no order, each as soon as it is found."""
-    kinds = image_io.get_image_suffixes()
-    for at, inside, files in os.walk(root):
-        inside[:] = [name for name in inside if not name.startswith((".", "__MACOSX"))]
-        yield from (Path(at, name) for name in files if Path(name).suffix.lower() in kinds and name[0] != ".")
+    """Iterate over the same files as :func:`find_images` in arbitrary order, without listing them first."""
+    suffixes = image_io.get_image_suffixes()
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = [name for name in subfolders if not name.startswith((".", "__MACOSX"))]
+        yield from (Path(folder, name) for name in files if Path(name).suffix.lower() in suffixes and name[0] != ".")
 
 
 def unpack_archive(archive: Path) -> Path:
-    """The folder that the archive was unpacked into, now or earlier."""
+    """Unpack an archive into the cache folder, unless done before, and return the folder."""
     return archives.unpack(archive)

@@ -1,4 +1,4 @@
-"""Classified images from any source, by name or path."""
+"""Labelled images for classification, loaded by dataset name or path."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ DATASET_NAMES = ("digits", "mnist", "cifar10", "cifar100", "imagenet")
 
 @dataclass(frozen=True)
 class DecodedImages:
-    """Images ``(N, C, H, W)`` uint8 with the number ``(N,)`` of the class of each, and their names."""
+    """Decoded images ``(N, C, H, W)`` uint8, their class indices ``(N,)`` and names."""
 
     images: Tensor
     targets: Tensor
@@ -32,11 +32,11 @@ class DecodedImages:
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Classified images that are not prepared for a network yet.
+    """Labelled images before decoding and preprocessing.
 
     Args:
         items: files, samples in shards, or an array of images ``(N, H, W)`` or ``(N, H, W, 3)`` uint8.
-        targets: ``(N,)`` class numbers.
+        targets: ``(N,)`` class indices.
     """
 
     items: tuple[Path, ...] | shards.ShardSamples | image_folder.UInt8Array
@@ -46,7 +46,7 @@ class LabelledImages:
         return len(self.items)
 
     def select(self, mask: npt.NDArray[np.bool_]) -> "LabelledImages":
-        """Those that are marked in ``mask`` ``(N,)``."""
+        """Return the images selected by ``mask`` ``(N,)``."""
         items: tuple[Path, ...] | shards.ShardSamples | image_folder.UInt8Array
         if isinstance(self.items, shards.ShardSamples):
             items = self.items.select(mask)
@@ -57,10 +57,10 @@ class LabelledImages:
         return LabelledImages(items, self.targets[mask])
 
     def decode(self, prepare: SquareTransform, max_broken: int = image_folder.MAX_BROKEN) -> DecodedImages:
-        """All images as a network sees them, in memory; broken ones are left out and named.
+        """Decode and preprocess all images in memory; broken images are left out and listed in a warning.
 
         Raises:
-            Error: more images than ``max_broken`` are, or not one can be read.
+            Error: more than ``max_broken`` images are broken, or no image can be read.
         """
         from fukami.data import streaming, webdataset
 
@@ -68,29 +68,30 @@ class LabelledImages:
             return DecodedImages(_resize(self.items, prepare), torch.from_numpy(self.targets))
         if isinstance(self.items, shards.ShardSamples):
             results = webdataset.decode_shards(self.items, prepare)
-            max_broken -= len(self.items.problems)  # which are told already
+            max_broken -= len(self.items.problems)  # already reported
         else:
             results = streaming.decode_files(self.items, prepare)
-        good, images = image_folder.stack_images(results, len(self.items), prepare, max_broken)
-        which = np.zeros(len(self.items), bool)
-        which[good] = True
-        kept = self.select(which).items
-        names = kept.names if isinstance(kept, shards.ShardSamples) else list(map(str, kept))
-        return DecodedImages(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(self.targets[good]), names)
+        indices, images = image_folder.stack_images(results, len(self.items), prepare, max_broken)
+        is_readable = np.zeros(len(self.items), bool)
+        is_readable[indices] = True
+        readable = self.select(is_readable).items
+        names = readable.names if isinstance(readable, shards.ShardSamples) else list(map(str, readable))
+        targets = torch.from_numpy(self.targets[indices])
+        return DecodedImages(torch.from_numpy(images).permute(0, 3, 1, 2), targets, names)
 
 
 def load_labelled_images(spec: str, holdout: float) -> tuple[LabelledImages, LabelledImages, tuple[str, ...]]:
-    """The training part, the test part and the class names of a data set.
+    """Load the training split, the test split and the class names of a dataset.
 
     Args:
-        spec: ``mnist``, ``digits``, ``cifar10``, ``cifar100``, ``imagenet``, or the path of a folder (or archive) of
-            images by class, or of a CSV file with the columns ``path`` and ``label`` (and perhaps ``split``), or
-            shards as :func:`fukami.data.shards.load_shards` takes them.
-        holdout: share of each class that is the test part, where the data have none of their own.
+        spec: ``mnist``, ``digits``, ``cifar10``, ``cifar100``, ``imagenet``; the path of an image folder with one
+            subfolder per class, of an archive of one, or of a CSV file with the columns ``path``, ``label`` and
+            optionally ``split``; or shards as for :func:`fukami.data.shards.load_shards`.
+        holdout: fraction of each class held out for testing, if the dataset has no test split.
 
     Raises:
-        UsageError: no such name and no such path.
-        Error: the data are damaged, or there are none.
+        UsageError: ``spec`` is neither a dataset name nor an existing path.
+        Error: the dataset is damaged or missing.
     """
     arrays: tuple[Any, Any] | None = None
     labels: tuple[str, ...] = DIGIT_LABELS
@@ -99,21 +100,22 @@ def load_labelled_images(spec: str, holdout: float) -> tuple[LabelledImages, Lab
     elif spec == "digits":
         arrays = digits.load_digits(), None
     elif spec in ("cifar10", "cifar100"):
-        found = cifar.load_cifar(spec)
-        if isinstance(found, Path):
-            return _build_splits(*image_folder.scan_folder(found), holdout)
-        arrays, labels = found
+        dataset = cifar.load_cifar(spec)
+        if isinstance(dataset, Path):
+            return _build_splits(*image_folder.scan_folder(dataset), holdout)
+        arrays, labels = dataset
     elif spec == "imagenet":
         return _build_splits(*imagenet.scan_imagenet(), holdout)
     if arrays is None and shards.is_shard_spec(spec):
-        learned, judged, labels = shards.load_shards(spec)
-        return *_hold_out(LabelledImages(*learned), LabelledImages(*judged) if judged else None, holdout), labels
+        train_shards, test_shards, labels = shards.load_shards(spec)
+        test_images = LabelledImages(*test_shards) if test_shards else None
+        return *_hold_out(LabelledImages(*train_shards), test_images, holdout), labels
     if arrays is None:
         if not exists(Path(spec)):
-            raise build_unknown_error("data set (and no file or folder)", spec, DATASET_NAMES)
+            raise build_unknown_error("dataset (and no file or folder)", spec, DATASET_NAMES)
         scan = image_folder.read_csv if spec.lower().endswith(".csv") else image_folder.scan_folder
         return _build_splits(*scan(Path(spec)), holdout)
-    train, test = (part and LabelledImages(part[0], part[1].astype(np.int64)) for part in arrays)
+    train, test = (split and LabelledImages(split[0], split[1].astype(np.int64)) for split in arrays)
     return *_hold_out(train, test, holdout), labels
 
 
@@ -121,34 +123,35 @@ def _build_splits(
     train: image_folder.FolderSplit, test: image_folder.FolderSplit | None, holdout: float
 ) -> tuple[LabelledImages, LabelledImages, tuple[str, ...]]:
     labels = tuple(sorted({*train.class_names, *(test.class_names if test else ())}))
-    number = {label: i for i, label in enumerate(labels)}
+    class_indices = {label: i for i, label in enumerate(labels)}
 
-    def source(part: image_folder.FolderSplit) -> LabelledImages:
-        return LabelledImages(part.files, np.array([number[name] for name in part.class_names], np.int64))
+    def build(split: image_folder.FolderSplit) -> LabelledImages:
+        return LabelledImages(split.files, np.array([class_indices[name] for name in split.class_names], np.int64))
 
-    return *_hold_out(source(train), source(test) if test else None, holdout), labels
+    return *_hold_out(build(train), build(test) if test else None, holdout), labels
 
 
 def _hold_out(
     train: LabelledImages, test: LabelledImages | None, holdout: float
 ) -> tuple[LabelledImages, LabelledImages]:
-    """The two parts; the second one is held out of the first where the data have none of their own."""
+    """Return the training and the test split; the test split is held out of the training split if it is None."""
     if test is not None:
         return train, test
-    held = image_folder.select_holdout(train.targets, holdout)
-    return train.select(~held), train.select(held)
+    is_held_out = image_folder.select_holdout(train.targets, holdout)
+    return train.select(~is_held_out), train.select(is_held_out)
 
 
 def _resize(images: image_folder.UInt8Array, prepare: SquareTransform) -> Tensor:
-    """Images ``(N, H, W)`` or ``(N, H, W, 3)`` as ``(N, C, size, size)``; those of that size already cost little.
+    """Resize images ``(N, H, W)`` or ``(N, H, W, 3)`` to ``(N, C, size, size)``; fast if the size is already right.
 
-    The embedded and the standard sets are in the form that a network sees: a digit needs no finding there.
+    Named datasets need no other preprocessing: their digits are already extracted and centered.
     """
     channels = 1 if images.ndim == 3 else 3
     if images.shape[1] != prepare.size or (channels, prepare.channels) == (3, 1):
-        fitted = [
-            image_io.resize_and_crop(Image.fromarray(p), channels=prepare.channels, size=prepare.size) for p in images
+        resized = [
+            image_io.resize_and_crop(Image.fromarray(image), channels=prepare.channels, size=prepare.size)
+            for image in images
         ]
-        return torch.from_numpy(np.stack(fitted))
-    found = torch.from_numpy(np.ascontiguousarray(images)).view(len(images), prepare.size, prepare.size, channels)
-    return found.permute(0, 3, 1, 2).repeat(1, prepare.channels // channels, 1, 1)
+        return torch.from_numpy(np.stack(resized))
+    tensor = torch.from_numpy(np.ascontiguousarray(images)).view(len(images), prepare.size, prepare.size, channels)
+    return tensor.permute(0, 3, 1, 2).repeat(1, prepare.channels // channels, 1, 1)

@@ -325,7 +325,7 @@ class RCNNBoxes(RCNNSolverRecipe):
     box_ridge: float = 1000.0
     """Regularization parameter λ of the ridge regression, for features of norm 20."""
     box_iou: float = 0.6
-    """Minimum IoU with an object of the training regions."""
+    """Minimum IoU between a training region and an object."""
 
     def __post_init__(self) -> None:
         """Validate the fields."""
@@ -368,7 +368,7 @@ class RCNN(RCNNFinetune):
     box_ridge: float = 1000.0
     """Regularization parameter λ of the bounding-box regression, for features of norm 20."""
     box_iou: float = 0.6
-    """Minimum IoU with an object of the training regions of the bounding-box regression."""
+    """Minimum IoU between a training region of the bounding-box regression and an object."""
 
     def __post_init__(self) -> None:
         """Validate the fields."""

@@ -31,7 +31,7 @@ class RCNNSolverTask(RCNNTask):
     """Base class of a stage with a frozen network and one step per image."""
 
     min_score = 1 / (1 + math.exp(1.5))  # a margin of -1.5
-    num_passes = 1  # over the images
+    num_epochs = 1
     num_images = 0  # of the training split; set by count_steps
 
     def setup(self, runtime: "Runtime") -> None:
@@ -52,7 +52,7 @@ class RCNNSolverTask(RCNNTask):
     def count_steps(self, train: Any) -> tuple[int, int]:
         """Return the number of steps, one per image and epoch, and the evaluation interval, which is the same."""
         self.num_images = len(train)
-        steps = self.num_passes * self.num_images
+        steps = self.num_epochs * self.num_images
         return steps, steps
 
     def schedule(self, progress: float) -> float:
@@ -125,7 +125,7 @@ class SVMTask(RCNNSolverTask):
         model, labels, prepare, region_settings: as for :class:`RCNNTask`.
     """
 
-    num_passes = 2
+    num_epochs = 2
 
     def __init__(
         self,
@@ -168,7 +168,7 @@ class SVMTask(RCNNSolverTask):
                 self.initialize_svms()
         else:
             num_hard = self.mine_hard_negatives(image, batch, proposals)
-            is_last = num_processed == self.num_passes * self.num_images
+            is_last = num_processed == self.num_epochs * self.num_images
             for number in (store["num_new"] >= (1 if is_last else RETRAIN_INTERVAL)).nonzero().flatten().tolist():
                 self.train_svm(number)
         counts = {

@@ -1,7 +1,7 @@
 """R-CNN (Girshick et al. 2014): classification of region proposals by a network, in three stages.
 
-The stages share the proposals, the warping and the non-maximum suppression. They differ in the scores and boxes: the
-softmax of the network, a linear SVM per class, and the SVMs with a box regressor per class.
+The stages use the same proposals, warping and non-maximum suppression. They differ in the scores and boxes: the softmax
+of the network, a linear SVM per class, and the SVMs with a box regressor per class.
 """
 
 from collections.abc import Iterable, Iterator

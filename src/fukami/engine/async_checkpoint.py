@@ -47,7 +47,7 @@ class CheckpointWriter:
 
     @property
     def is_due(self) -> bool:
-        """Whether the next save is due and the last one has ended."""
+        """True if the next save is due and the last one has ended."""
         return (
             self.is_writer and time.monotonic() > self.next_save_time and not (self.thread and self.thread.is_alive())
         )

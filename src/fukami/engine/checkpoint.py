@@ -142,7 +142,9 @@ def check_run_files(folder: Path, *, for_writing: bool = False) -> None:
         regular, linked = stat.S_ISREG(facts.st_mode), for_writing and facts.st_nlink > 1
         if not (stat.S_ISDIR(facts.st_mode) or (regular and not linked)):
             what = "a link" if stat.S_ISLNK(facts.st_mode) else "a hard link" if regular else "not a regular file"
-            raise Error(f"{path} is {what}, which a run may not contain; replace it by a copy of the file, or remove it")
+            raise Error(
+                f"{path} is {what}, which a run may not contain; replace it by a copy of the file, or remove it"
+            )
 
 
 def read_recipe(folder: Path, recipe: RecipeSource | None = None) -> tuple[Recipe, tuple[str, ...]]:
@@ -155,7 +157,9 @@ def read_recipe(folder: Path, recipe: RecipeSource | None = None) -> tuple[Recip
     record = _read_record(folder)
     versions = record.get("versions")
     writer = str(versions.get("fukami", "")) if isinstance(versions, dict) else ""
-    return build_recipe(_resolve_recipe_class(folder, record, recipe), record["fields"], writer), tuple(record["labels"])
+    return build_recipe(_resolve_recipe_class(folder, record, recipe), record["fields"], writer), tuple(
+        record["labels"]
+    )
 
 
 def _resolve_recipe_class(folder: Path, record: dict[str, Any], source: RecipeSource | None) -> type[Recipe]:
@@ -455,9 +459,7 @@ def check_folder_unused(folder: Path, recipe: Recipe) -> None:
     """
     stages = recipe.stages(folder)
     if any(not path.name.startswith(".") and path.name not in stages for path in folder.iterdir()):
-        raise UsageError(
-            f"{folder} exists and is not empty; give another --out, or --resume to continue the run in it"
-        )
+        raise UsageError(f"{folder} exists and is not empty; give another --out, or --resume to continue the run in it")
 
 
 def check_same_recipe(folder: Path, recipe: Recipe) -> None:

@@ -129,7 +129,7 @@ class PaddedTask(CachedEvaluationTask):
         raise NotImplementedError(f"{type(self).__name__} does not define predict_batch(images)")
 
     def resize_and_pad(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Resize images of one size ``(N, 3, h, w)`` uint8, pad them to frames, and return their sizes ``(N, 2)``, too."""
+        """Resize images of one size ``(N, 3, h, w)`` uint8 and pad them to frames; also return sizes ``(N, 2)``."""
         resized = torch.stack([self.prepare(image) for image in images.to(self.runtime.device)])
         sizes = torch.tensor([resized.shape[-2:]] * len(resized), device=resized.device, dtype=torch.float32)
         return F.pad(resized, (0, -resized.shape[-1] % SIZE_DIVISOR, 0, -resized.shape[-2] % SIZE_DIVISOR)), sizes

@@ -167,7 +167,5 @@ def resolve_device_and_precision(device: str, precision: str) -> tuple[str, str]
         UsageError: the precision is not available on this device.
     """
     if precision in ONNX_PRECISIONS and device not in ("auto", "cpu"):
-        raise UsageError(
-            f"{precision} is computed on the CPU, by ONNX Runtime, not on {device}; leave out --device"
-        )
+        raise UsageError(f"{precision} is computed on the CPU, by ONNX Runtime, not on {device}; leave out --device")
     return ("cpu" if precision in ONNX_PRECISIONS else device), (precision if precision in PRECISIONS else "float32")

@@ -1,4 +1,4 @@
-"""``report.html``: one self-contained page about a run."""
+"""HTML report of a run: ``report.html``, a self-contained page."""
 
 import base64
 import html
@@ -16,16 +16,16 @@ from PIL.Image import Image
 from fukami.engine import checkpoint
 from fukami.errors import Error
 
-CURVES_PER_ROW = 3  # curves in a row
-FRAME_MS, LAST_FRAME_MS = 250, 3000  # milliseconds that an image of an animation is shown, and the last one
-WEBP_QUALITY = 85  # of WebP
-NON_METRIC_KEYS = {"step", "phase", "seconds", "count", "objects", "pixels"}  # of a line of the log
+CURVES_PER_ROW = 3
+FRAME_MS, LAST_FRAME_MS = 250, 3000  # duration of each frame of an animation and of the last one, in milliseconds
+WEBP_QUALITY = 85  # 0 to 100
+NON_METRIC_KEYS = {"step", "phase", "seconds", "count", "objects", "pixels"}  # keys of a log line that are no metrics
 PAGE_TEMPLATE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
 <style>
 body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
 h1 {{ font-size: 1.6rem; margin-bottom: 0; }} h2 {{ font-size: 1.15rem; margin-top: 2.2rem; }}
-.answer {{ font-size: 1.25rem; margin: .3rem 0 1rem; color: #1f5c99; }}
+.metrics {{ font-size: 1.25rem; margin: .3rem 0 1rem; color: #1f5c99; }}
 pre {{ background: #f4f4f2; padding: .7rem 1rem; border-radius: 6px; white-space: pre-wrap; overflow-wrap: anywhere; }}
 table {{ border-collapse: collapse; }} td {{ padding: .15rem 1.2rem .15rem 0; vertical-align: top; }}
 th {{ text-align: left; font-weight: 500; color: #666; padding-right: 1.2rem; vertical-align: bottom; }}
@@ -39,47 +39,53 @@ td:first-child {{ color: #666; }} img {{ max-width: 100%; }}
 
 
 def write_report(folder: Path, figures: Sequence[tuple[str, Figure | Sequence[Image]]], seconds: float) -> Path:
-    """Write the page of the run in ``folder`` from its files and the task's figures; returns its path."""
+    """Write the report of the run in ``folder`` from its files and the task's figures, and return its path."""
     record = json.loads((folder / "recipe.json").read_bytes())
     lines = _read_log(folder / "metrics.jsonl")
-    trained = [line for line in lines if line["phase"] == "train"]
-    judged = [line for line in lines if line["phase"] == "eval"]
+    train_lines = [line for line in lines if line["phase"] == "train"]
+    eval_lines = [line for line in lines if line["phase"] == "eval"]
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
-    where = f"{record['device']}, {record['precision']}, {record['threads']} threads, {record['processes']} process(es)"
-    facts = {**record["fields"], "versions": versions, "computed on": where, "time": f"{seconds:,.0f} s"}
-    last = {name: value for name, value in (judged or trained)[-1].items() if name not in ("step", "phase", "seconds")}
+    device = (
+        f"{record['device']}, {record['precision']}, {record['threads']} threads, {record['processes']} process(es)"
+    )
+    facts = {**record["fields"], "versions": versions, "device": device, "time": f"{seconds:,.0f} s"}
+    last_metrics = {
+        name: value
+        for name, value in (eval_lines or train_lines)[-1].items()
+        if name not in ("step", "phase", "seconds")
+    }
     body = [
         f"<h1>{html.escape(record['recipe'])}</h1>",
-        f"<p class=answer>{html.escape(format_metrics(last))}</p>",
-        f"<h2>Repeat it</h2><pre>{html.escape(record['command'])}</pre>",
-        render_figure("Training", plot_curves(trained, judged)),
-        "<h2>Where the time went</h2>" + render_time_table(record["time"]),
+        f"<p class=metrics>{html.escape(format_metrics(last_metrics))}</p>",
+        f"<h2>Command</h2><pre>{html.escape(record['command'])}</pre>",
+        render_figure("Training curves", plot_curves(train_lines, eval_lines)),
+        "<h2>Time by phase</h2>" + render_time_table(record["time"]),
         *(render_figure(title, figure) for title, figure in figures),
-        "<h2>What made it</h2>" + render_table(facts),
+        "<h2>Configuration</h2>" + render_table(facts),
     ]
     return _write_page(folder, record["recipe"], body)
 
 
 def _read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl``, at least one.
+    """Read the lines of ``metrics.jsonl``, at least one.
 
     Raises:
-        Error: there are none, or one is of no training.
+        Error: the file is empty, or has an invalid line.
     """
     try:
         lines = [json.loads(line) for line in path.read_bytes().splitlines()]
         for line in lines:
             kinds = (int, float, dict)
             if line["phase"] not in ("train", "eval") or type(line["step"]) is not int:
-                raise ValueError("a line names no phase or no step")
+                raise ValueError("a line has no valid phase or step")
             if not all(isinstance(value, kinds) for name, value in line.items() if name != "phase"):
-                raise ValueError("a line has a value that is no number")
+                raise ValueError("a line has a value that is not a number")
         if not lines:
             raise ValueError("it is empty")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise Error(
-            f"{path} is damaged ({type(error).__name__}: {error}), so that no report can be written; the weights of "
-            "the run are complete"
+            f"{path} is damaged ({type(error).__name__}: {error}), so the report cannot be written; the weights of the "
+            "run are complete"
         ) from error
     return lines
 
@@ -91,13 +97,13 @@ def write_evaluation_report(
     figures: Sequence[tuple[str, Figure | Sequence[Image]]],
     command: str,
 ) -> Path:
-    """Write the page of a judgement (of an ensemble, above all) into ``folder``; returns its path."""
+    """Write the report of an evaluation, such as of an ensemble, into ``folder``, and return its path."""
     body = [
         f"<h1>{html.escape(', '.join(map(str, facts['runs'])))}</h1>",
-        f"<p class=answer>{html.escape(format_metrics(result))}</p>",
-        f"<h2>Repeat it</h2><pre>{html.escape(command)}</pre>",
+        f"<p class=metrics>{html.escape(format_metrics(result))}</p>",
+        f"<h2>Command</h2><pre>{html.escape(command)}</pre>",
         *(render_figure(title, figure) for title, figure in figures),
-        "<h2>What was judged</h2>" + render_table(facts),
+        "<h2>Configuration</h2>" + render_table(facts),
     ]
     return _write_page(folder, "fukami eval", body)
 
@@ -111,22 +117,22 @@ def write_precision_report(
     facts: dict[str, Any],
     command: str,
 ) -> Path:
-    """Write the page of a run at every precision into ``folder``; returns its path."""
+    """Write the report that compares a run at every precision into ``folder``, and return its path."""
     head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
     lines = [head, *("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)]
     body = [
-        f"<h1>How many bits does {html.escape(', '.join(facts['runs']))} need?</h1>",
-        f"<h2>Repeat it</h2><pre>{html.escape(command)}</pre>",
-        f"<h2>At each precision</h2><table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>",
-        render_figure("Side by side", figure),
-        "<h2>Left out</h2>" + render_table(left_out) if left_out else "",
-        "<h2>What was judged</h2>" + render_table(facts),
+        f"<h1>Precision comparison: {html.escape(', '.join(facts['runs']))}</h1>",
+        f"<h2>Command</h2><pre>{html.escape(command)}</pre>",
+        f"<h2>Results</h2><table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>",
+        render_figure("Comparison", figure),
+        "<h2>Skipped precisions</h2>" + render_table(left_out) if left_out else "",
+        "<h2>Configuration</h2>" + render_table(facts),
     ]
     return _write_page(folder, "fukami eval", body)
 
 
 def _write_page(folder: Path, title: str, body: Sequence[str]) -> Path:
-    """Write ``report.html`` into the folder, which is made where it is not there."""
+    """Write ``report.html`` into the folder, which is created if it does not exist."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.html"
     checkpoint.write_file(path, PAGE_TEMPLATE.format(title=html.escape(title), body="\n".join(body)).encode())
@@ -134,7 +140,7 @@ def _write_page(folder: Path, title: str, body: Sequence[str]) -> Path:
 
 
 def format_metrics(metrics: dict[str, Any]) -> str:
-    """What an evaluation found over all, in one line."""
+    """Format the overall metrics of an evaluation in one line."""
     return " · ".join(
         f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
         for name, value in metrics.items()
@@ -143,7 +149,7 @@ def format_metrics(metrics: dict[str, Any]) -> str:
 
 
 def render_table(facts: dict[str, Any]) -> str:
-    """A two-column table."""
+    """Render a two-column HTML table."""
     rows = (
         f"<tr><td>{html.escape(str(name))}</td><td>{html.escape(str(value))}</td></tr>" for name, value in facts.items()
     )
@@ -151,26 +157,27 @@ def render_table(facts: dict[str, Any]) -> str:
 
 
 def render_time_table(time: dict[str, Any]) -> str:
-    """Seconds and fraction of each phase with bars, and the multiply-adds per second of the training steps."""
+    """Render a table of the time by phase, and the multiply-adds per second of the training steps."""
     seconds = time["seconds"]
-    whole = sum(seconds.values())
+    total = sum(seconds.values())
     rows = "".join(
         f"<tr><td>{html.escape(phase)}</td><td class=number>{value:,.1f} s</td>"
-        f"<td class=number>{value / whole:.1%}</td>"
-        f"<td><div class=bar style='width: {20 * value / whole:.2f}rem'></div></td></tr>"
+        f"<td class=number>{value / total:.1%}</td>"
+        f"<td><div class=bar style='width: {20 * value / total:.2f}rem'></div></td></tr>"
         for phase, value in seconds.items()
     )
     rate, text = time["multiply_adds_per_second"], ""
     if rate:
         text = (
             f"<p>The training steps computed {_format_large_number(rate)} multiply-adds per second, forward and "
-            "backward; <code>fukami bench</code> measures what the device reaches in a large matrix product.</p>"
+            "backward; <code>fukami bench</code> measures the peak throughput of the device in a large matrix "
+            "product.</p>"
         )
     return f"<table>{rows}</table>{text}"
 
 
 def _format_large_number(value: float) -> str:
-    """A large number in words: 1.2 billion."""
+    """Format a large number in words, such as 1.2 billion."""
     for size, name in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
         if value >= size:
             return f"{value / size:,.3g} {name}"
@@ -178,7 +185,7 @@ def _format_large_number(value: float) -> str:
 
 
 def render_figure(title: str, figure: Figure | Sequence[Image]) -> str:
-    """A figure as a section of the page, embedded; of several images an animation, which stays at the last one."""
+    """Render a figure, or an animation of several images, as a section of the report with an embedded image."""
     buffer = io.BytesIO()
     kind = "png" if isinstance(figure, Figure) else "webp"
     if isinstance(figure, Figure):
@@ -201,11 +208,11 @@ def render_figure(title: str, figure: Figure | Sequence[Image]) -> str:
 
 
 def disable_mathtext(figure: Figure) -> None:
-    """Draw dollar signs in the texts of a figure as such: they may be names of classes, metrics and runs.
+    """Draw dollar signs in the texts of a figure literally, since names of classes, metrics and runs may contain them.
 
-    A formula is drawn only where matplotlib writes it itself, at the ticks of a logarithmic axis.
+    The tick labels of logarithmic axes, in which matplotlib uses mathtext itself, are unchanged.
     """
-    kept = {
+    tick_labels = {
         id(label)
         for axes in figure.axes
         for axis in (axes.xaxis, axes.yaxis)
@@ -213,12 +220,12 @@ def disable_mathtext(figure: Figure) -> None:
         for label in axis.get_ticklabels(which="both")
     }
     for text in figure.findobj(Text):
-        if id(text) not in kept:
+        if id(text) not in tick_labels:
             text.set_parse_math(False)
 
 
 def plot_curves(train_lines: Sequence[dict[str, Any]], eval_lines: Sequence[dict[str, Any]]) -> Figure:
-    """Every metric of the training over the steps, the evaluations of the same name with it, and the learning rate."""
+    """Plot every metric of training and evaluation over the steps, and the learning rate."""
     unplotted = NON_METRIC_KEYS | {
         "images_per_second",
         "lr",
@@ -230,7 +237,7 @@ def plot_curves(train_lines: Sequence[dict[str, Any]], eval_lines: Sequence[dict
         "disagreement",
         "map_11",
         "coco_ap50",
-    }  # these have a figure of their own, or say what another one says
+    }  # metrics that have another figure or repeat another metric
     numbers = (
         key for line in [*train_lines, *eval_lines] for key, value in line.items() if isinstance(value, int | float)
     )
@@ -238,10 +245,10 @@ def plot_curves(train_lines: Sequence[dict[str, Any]], eval_lines: Sequence[dict
     columns = min(len(names), CURVES_PER_ROW)
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(4 * columns, 3 * rows), layout="constrained")
-    every = figure.subplots(rows, columns, squeeze=False).flat
-    for axes in every[len(names) :]:
+    all_axes = figure.subplots(rows, columns, squeeze=False).flat
+    for axes in all_axes[len(names) :]:
         axes.axis("off")
-    for axes, name in zip(every, names, strict=False):
+    for axes, name in zip(all_axes, names, strict=False):
         for label, lines, style in (
             ("training", train_lines, {"lw": 1}),
             ("evaluation", eval_lines, {"marker": "o", "ms": 3}),
@@ -265,6 +272,6 @@ def plot_curves(train_lines: Sequence[dict[str, Any]], eval_lines: Sequence[dict
 
 
 def _compute_accuracy_limits(values: Sequence[float]) -> tuple[float, float]:
-    """From the median of what lies below 1 down as far again, so that the last tenths of a percent can be seen."""
-    middle = sorted(values)[len(values) // 2]
-    return max(0.0, 1 - 3 * max(1 - middle, 0.001)), 1.0
+    """Compute the limits of an accuracy axis: up to 1, from three times the distance of the median below 1."""
+    median = sorted(values)[len(values) // 2]
+    return max(0.0, 1 - 3 * max(1 - median, 0.001)), 1.0

@@ -16,7 +16,7 @@ from fukami.engine import checkpoint
 from fukami.errors import Error, UsageError
 
 logger = logging.getLogger(__name__)
-CHECKPOINT_FORMAT = 1  # format version of last.ckpt
+CHECKPOINT_FORMAT = 2  # format version of last.ckpt
 
 
 def set_random_seed(seed: int) -> None:

@@ -94,7 +94,7 @@ class Runtime:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes files and messages (rank 0)."""
+        """True if this is the process that writes files and messages (rank 0)."""
         return self.rank == 0
 
     def move_to_device(self, module: nn.Module) -> nn.Module:

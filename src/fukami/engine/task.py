@@ -177,7 +177,7 @@ class Task:
         scaler.update()
 
     def split_batch(self, batch: Any) -> Iterator[tuple[float, Any, bool]]:
-        """Split the batch into ``accumulate`` micro-batches: fraction of the batch, micro-batch, whether it is the last.
+        """Split the batch into ``accumulate`` micro-batches: fraction of the batch, micro-batch, whether it is last.
 
         Raises:
             UsageError: the batch has fewer samples.

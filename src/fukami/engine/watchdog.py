@@ -57,7 +57,8 @@ class Watchdog:
         while not self.stop_event.wait(pause):
             phase, start, number = clock.phase, clock.phase_start, number + 1
             elapsed = time.monotonic() - start
-            state = {"step": clock.step, "phase": phase, "host": socket.gethostname(), "elapsed": elapsed, "check": number}
+            host = socket.gethostname()
+            state = {"step": clock.step, "phase": phase, "host": host, "elapsed": elapsed, "check": number}
             try:
                 self.store.set(f"fukami/{self.runtime.rank}", json.dumps(state))
                 if clock.step >= 0 and elapsed > self.timeout and phase not in UNTIMED_PHASES:
@@ -78,7 +79,7 @@ class Watchdog:
         behind = [rank for rank, position in positions.items() if position == min(positions.values())]
         for rank in missing or stopped or behind:
             state = states.get(rank)
-            what = f"on {state['host']} in step {state['step'] + 1} ({state['phase']})" if state else "never connected"
+            what = f"on {state['host']} in step {state['step'] + 1} ({state['phase']})" if state else "never reported"
             logger.error(
                 f"fukami: rank {rank}, {what}, keeps the others waiting for more than {self.timeout:g} s (--timeout); "
                 f"rank {self.runtime.rank} stops here: continue with --resume"

@@ -1,4 +1,4 @@
-"""Figures of images side by side."""
+"""Figures of rows and grids of images."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 
 def plot_image_row(images: Sequence[Image.Image], captions: Sequence[str]) -> Figure:
-    """Images of one height side by side, with a caption each."""
+    """Plot a row of images with captions, at equal height."""
     widths = [image.width / image.height for image in images]
     figure = Figure(figsize=(12, 12 / sum(widths) + 0.4), layout="constrained")
-    every = figure.subplots(1, len(images), squeeze=False, width_ratios=widths).flat
-    for axes, image, caption in zip(every, images, captions, strict=True):
+    grid = figure.subplots(1, len(images), squeeze=False, width_ratios=widths).flat
+    for axes, image, caption in zip(grid, images, captions, strict=True):
         axes.imshow(image)
         axes.set_title(caption, fontsize=9)
         axes.axis("off")
@@ -22,38 +22,41 @@ def plot_image_row(images: Sequence[Image.Image], captions: Sequence[str]) -> Fi
 
 
 def plot_variants(rows: Sequence[tuple[str, Sequence[Tensor]]]) -> Figure:
-    """A row for each image: as it is, under its name, and then what became of it; ``(C, H, W)`` in 0..255 each."""
+    """Plot a row for each label: the original image and its variants, ``(C, H, W)`` in 0..255."""
     columns = max(len(images) for _, images in rows)
     heights = [images[0].shape[1] / images[0].shape[2] for _, images in rows]
     figure = Figure(figsize=(1.3 * columns, 1.3 * sum(heights) + 0.15 * len(rows)), layout="constrained")
-    every = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
-    for line, (name, images) in zip(every, rows, strict=True):
-        for axes, image in zip(line, images, strict=True):
+    grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
+    for axes_row, (name, images) in zip(grid, rows, strict=True):
+        for axes, image in zip(axes_row, images, strict=True):
             levels = image.permute(1, 2, 0).numpy().round().astype(np.uint8)
             axes.imshow(levels.squeeze(), cmap="gray", vmin=0, vmax=255)
             axes.axis("off")
         long = len(name) > 20
-        line[0].set_title(f"{name[:40]}..." if len(name) > 40 else name, fontsize=9, loc="left" if long else "center")
+        axes_row[0].set_title(
+            f"{name[:40]}..." if len(name) > 40 else name, fontsize=9, loc="left" if long else "center"
+        )
     return figure
 
 
 def plot_boxes(rows: Sequence[Sequence[tuple[Tensor, Sequence[tuple[Sequence[float], str]]]]]) -> Figure:
-    """A row for each image: as it is, and then what became of it; ``(C, H, W)`` in 0..255 each, with the corners
-    (left, top, right, bottom) and the name of each of its boxes.
+    """Plot a row for each image with boxes: the original and its variants.
+
+    Each image is ``(3, H, W)`` in 0..255, with the corners (left, top, right, bottom) and the label of each box.
     """
     columns = max(map(len, rows))
     names = sorted({name for row in rows for _, boxes in row for _, name in boxes})
     heights = [row[0][0].shape[1] / row[0][0].shape[2] for row in rows]
     figure = Figure(figsize=(1.9 * columns, 2.0 * sum(heights)), layout="constrained")
-    every = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
-    for line, row in zip(every, rows, strict=True):
-        for axes, (image, boxes) in zip(line, row, strict=True):
+    grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
+    for axes_row, row in zip(grid, rows, strict=True):
+        for axes, (image, boxes) in zip(axes_row, row, strict=True):
             axes.imshow(image.permute(1, 2, 0).numpy().round().astype(np.uint8), aspect="equal")
             axes.axis("off")
             for (left, top, right, bottom), name in boxes:
-                colour = f"C{names.index(name) % 10}"
+                color = f"C{names.index(name) % 10}"
                 axes.add_patch(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, lw=1.2,
-                                         color=colour))  # fmt: skip
+                                         color=color))  # fmt: skip
                 axes.text(left, top, name, fontsize=5, color="w", va="top", clip_on=True,
-                          bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.6})  # fmt: skip
+                          bbox={"facecolor": color, "edgecolor": "none", "pad": 0.6})  # fmt: skip
     return figure

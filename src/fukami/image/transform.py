@@ -1,4 +1,4 @@
-"""How an image of any size becomes what a network sees; it travels with the run."""
+"""Transforms from images of any size to network inputs; a run stores its transform."""
 
 import math
 import os
@@ -19,14 +19,14 @@ from fukami.image import io as image_io
 
 @dataclass(frozen=True)
 class SquareTransform:
-    """Turns an image into ``(channels, size, size)`` uint8.
+    """Transforms an image to ``(channels, size, size)`` uint8.
 
     Args:
-        channels: 1 grey, 3 colour.
+        channels: 1 grayscale, 3 color.
         size: side in pixels.
-        mnist_digit: one character on a plain ground, brought to MNIST's form (28×28 grey); otherwise resized and
-            cropped.
-        mean, std: of each channel, or one for all, in [0, 1]; a network sees ``(image / 255 - mean) / std``.
+        mnist_digit: convert one character on a plain background to MNIST's format (28×28 grayscale); otherwise resize
+            and crop.
+        mean, std: normalization of each channel, or of all, in [0, 1]; the input is ``(image / 255 - mean) / std``.
     """
 
     channels: int
@@ -37,30 +37,30 @@ class SquareTransform:
 
     @property
     def nbytes(self) -> int:
-        """What a prepared image takes."""
+        """Return the bytes of a transformed image."""
         return self.channels * self.size**2
 
     def describe(self) -> dict[str, Any]:
-        """What another program must do to an image, in words and numbers that JSON can hold."""
-        fitted = (
-            "a digit as MNIST shows it: light on 0, its longer side 20 pixels, centred by mass"
+        """Describe the transform for other programs, as JSON-compatible values."""
+        steps = (
+            "a digit in MNIST's format: light on 0, longer side 20 pixels, centered by mass"
             if self.mnist_digit
-            else "the shorter side resized to size (bicubic), the centre cropped"
+            else "shorter side resized to size (bicubic), center crop"
         )
         return {
-            "channels": "grey" if self.channels == 1 else "RGB",
+            "channels": "grayscale" if self.channels == 1 else "RGB",
             "size": self.size,
-            "image": fitted,
+            "image": steps,
             "values": "(image / 255 - mean) / std",
             "mean": self.mean,
             "std": self.std,
         }
 
     def __call__(self, image: Image.Image) -> npt.NDArray[np.uint8]:
-        """The image as the network sees it.
+        """Transform an image.
 
         Raises:
-            fukami.Error: a digit was expected, and there is no ink.
+            fukami.Error: the image contains no digit, with ``mnist_digit``.
         """
         return (
             digit_extraction.convert_to_mnist(image)
@@ -69,10 +69,10 @@ class SquareTransform:
         )
 
     def read_and_transform(self, source: Any, name: str = "") -> npt.NDArray[np.uint8]:
-        """What the network sees of a file (or what :func:`fukami.image.io.read_image` takes); errors call it ``name``.
+        """Read and transform an image from any source of :func:`fukami.image.io.read_image`; errors name it ``name``.
 
         Raises:
-            fukami.Error: it cannot be read, takes more memory than there is, or shows no digit; a file is named.
+            fukami.Error: the image cannot be read, needs more memory than there is, or contains no digit.
         """
         image = image_io.read_image(source, name=name)
         name = name or (os.fspath(source) if isinstance(source, str | os.PathLike) else "")
@@ -85,12 +85,12 @@ class SquareTransform:
 
 @dataclass(frozen=True)
 class ResizeTransform:
-    """Turns an image into RGB of about one size whose sides keep their ratio, as torchvision's detectors do.
+    """Resizes an image as RGB and keeps its aspect ratio, like torchvision's detectors.
 
     Args:
-        min_size: pixels of the shorter side that comes out; 0: as many as it has,
-        max_size: unless the longer one would then have more than these; 0: it may.
-        mean, std: of each channel, in [0, 1]; a network sees ``(image / 255 - mean) / std``.
+        min_size: length of the shorter side in pixels; 0: unchanged.
+        max_size: maximum length of the longer side, which takes precedence; 0: no maximum.
+        mean, std: normalization of each channel, in [0, 1]; the input is ``(image / 255 - mean) / std``.
     """
 
     min_size: int
@@ -99,37 +99,39 @@ class ResizeTransform:
     std: tuple[float, ...] = (1.0,)
 
     def describe(self) -> dict[str, Any]:
-        """What another program must do to an image, in words and numbers that JSON can hold."""
+        """Describe the transform for other programs, as JSON-compatible values."""
         return {
             "channels": "RGB",
             "shortest": self.min_size,
             "longest": self.max_size,
-            "image": "upright; the shorter side resized to shortest, or the longer one to longest where it would be "
-            "more (bilinear, not antialiased, sides rounded down); a 0 asks for nothing",
+            "image": "upright; shorter side resized to shortest, or longer side to longest where it would exceed it "
+            "(bilinear, no antialiasing, sides rounded down); 0 disables either",
             "values": "(image / 255 - mean) / std",
             "mean": self.mean,
             "std": self.std,
         }
 
     def compute_size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height that come out of an image of this width and height."""
+        """Compute the output width and height of an image."""
         factor = self.min_size / min(width, height) if self.min_size else 1.0
         factor = min(factor, self.max_size / max(width, height)) if self.max_size else factor
         return max(1, math.floor(width * factor)), max(1, math.floor(height * factor))
 
     def __call__(self, image: Tensor) -> Tensor:
-        """An image ``(3, h, w)`` uint8 as ``(3, H, W)`` float in 0..255.
+        """Resize an image ``(3, h, w)`` uint8 to ``(3, H, W)`` float in 0..255.
 
-        :class:`torchvision.models.detection.transform.GeneralizedRCNNTransform` resizes like this.
+        This equals :class:`torchvision.models.detection.transform.GeneralizedRCNNTransform`.
         """
         width, height = self.compute_size(image.shape[2], image.shape[1])
         return F.interpolate(image[None].float(), (height, width), mode="bilinear", align_corners=False)[0]
 
     def read_image(self, source: Any, name: str = "") -> Tensor:
-        """An image in a file, or what :func:`fukami.image.io.read_image` takes, ``(3, h, w)`` uint8, not resized yet.
+        """Read an image as ``(3, h, w)`` uint8, not resized; errors name it ``name``.
+
+        The sources are those of :func:`fukami.image.io.read_image`.
 
         Raises:
-            fukami.Error: it cannot be read, or takes more memory than there is; errors call it ``name``.
+            fukami.Error: the image cannot be read, or needs more memory than there is.
         """
         image = image_io.read_image(source, name=name)
         name = name or (os.fspath(source) if isinstance(source, str | os.PathLike) else "the image given")

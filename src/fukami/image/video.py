@@ -1,4 +1,4 @@
-"""Videos: their frames one after another, upright, and annotated ones written; by PyAV, which is an extra."""
+"""Video reading and writing with PyAV, an optional dependency."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -28,9 +28,9 @@ VIDEO_SUFFIXES = {
     ".ogv",
     ".3gp",
 }
-IMAGE_BRANDS = {b"avif", b"avis", b"heic", b"heix", b"hevc", b"mif1", b"msf1"}  # images in the container of MP4
-TICKS_PER_SECOND = 60_000  # of the clock of what is written, in a second: more than 65,535 MPEG-4 has not
-CODECS = ("libx264", "h264", "mpeg4")  # the first that is there; h264 is any encoder of it
+IMAGE_BRANDS = {b"avif", b"avis", b"heic", b"heix", b"hevc", b"mif1", b"msf1"}  # images in MP4 containers
+TICKS_PER_SECOND = 60_000  # time base of written videos; MPEG-4 allows at most 65,535
+CODECS = ("libx264", "h264", "mpeg4")  # in order of preference; h264 is any H.264 encoder
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Frame:
     """A frame of a video.
 
     Args:
-        index: from 0, counting every frame.
-        timestamp: from the beginning of the video to when it is shown.
-        frame_rate: frames of the video in a second.
-        image: upright, "RGB".
-        file: where it has one of its own.
+        index: number of the frame in the video, from 0.
+        timestamp: presentation time in seconds from the start of the video.
+        frame_rate: frames of the video per second.
+        image: upright image, "RGB".
+        file: image file of the frame, if it has one.
     """
 
     index: int
@@ -53,7 +53,7 @@ class Frame:
 
 
 def is_video(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a video, by its suffix or its first bytes; an animated GIF is an image."""
+    """Return whether a file is a video, by its suffix or first bytes; animated GIFs count as images."""
     if Path(path).suffix.lower() in VIDEO_SUFFIXES:
         return True
     try:
@@ -61,21 +61,21 @@ def is_video(path: str | os.PathLike[str]) -> bool:
             head = file.read(12)
     except OSError:
         return False
-    mp4 = head[4:8] == b"ftyp" and head[8:12] not in IMAGE_BRANDS
-    return mp4 or head[:4] == b"\x1a\x45\xdf\xa3" or (head[:4] == b"RIFF" and head[8:12] == b"AVI ")
+    is_mp4 = head[4:8] == b"ftyp" and head[8:12] not in IMAGE_BRANDS
+    return is_mp4 or head[:4] == b"\x1a\x45\xdf\xa3" or (head[:4] == b"RIFF" and head[8:12] == b"AVI ")
 
 
 def read_frames(path: str | os.PathLike[str], every: int = 1) -> Iterator[Frame]:
-    """The frames of a video, or every so many of them from the first; read as they are asked for.
+    """Read every ``every``-th frame of a video, lazily.
 
     Raises:
-        Error: PyAV is not installed, or the file is missing, no video, or damaged, perhaps only after some frames.
+        Error: PyAV is not installed, or the file is missing, not a video, or damaged, possibly after some frames.
     """
-    av, name, number, reached = _import_av(), os.fspath(path), -1, 0.0
+    av, name, number, end_seconds = _import_av(), os.fspath(path), -1, 0.0
     try:
         with av.open(name) as container:
             if not container.streams.video:
-                raise Error(f"{name} has no images in it, only sound; give a video")
+                raise Error(f"{name} has no video stream, only sound; give a video")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
@@ -83,57 +83,61 @@ def read_frames(path: str | os.PathLike[str], every: int = 1) -> Iterator[Frame]
                 seconds = float(number / rate)
                 if frame.pts is not None:
                     seconds = float((frame.pts - (stream.start_time or 0)) * frame.time_base)
-                reached = seconds + float((frame.duration or 0) * (frame.time_base or 0))
+                end_seconds = seconds + float((frame.duration or 0) * (frame.time_base or 0))
                 if number % every == 0:
                     image_io.check_size(frame.width, frame.height, f"{name}, in frame {number},")
                     image = frame.to_image().rotate(frame.rotation, expand=True)
                     yield Frame(number, seconds, rate, image)
-            whole = _get_duration(container, stream)
+            duration = _get_duration(container, stream)
     except FileNotFoundError:
         raise Error(f"{name} does not exist; give the path of a video") from None
     except (av.FFmpegError, OSError) as error:
-        what = f"damaged after {number + 1} frames" if number >= 0 else "damaged, or no video"
-        raise Error(f"{name} is {what} ({error.strerror}); get the file again") from None
+        reason = f"damaged after {number + 1} frames" if number >= 0 else "damaged, or not a video"
+        raise Error(f"{name} is {reason} ({error.strerror}); get the file again") from None
     if number < 0:
-        raise Error(f"{name} has not one frame in it; get the file again")
-    if reached < 0.9 * whole:
-        raise Error(f"{name} ends after {reached:.1f} of {whole:.1f} seconds; get the file again")
+        raise Error(f"{name} contains no frame; get the file again")
+    if end_seconds < 0.9 * duration:
+        raise Error(f"{name} ends after {end_seconds:.1f} of {duration:.1f} seconds; get the file again")
 
 
 def read_image_sequence(files: Sequence[str], frame_rate: float, errors: list[Error]) -> Iterator[Frame]:
-    """Images as the frames of a film, so many a second; read as they are asked for.
+    """Read image files as the frames of a video at ``frame_rate`` per second, lazily.
 
-    What is wrong with those that cannot be read comes into ``errors``.
+    Unreadable files are skipped, and their errors appended to ``errors``.
     """
-    exact = Fraction(frame_rate).limit_denominator(1001)
+    exact_rate = Fraction(frame_rate).limit_denominator(1001)
     for number, file in enumerate(files):
         try:
             yield Frame(
-                number, float(number / exact), exact, image_io.convert_mode(image_io.read_image(file), "RGB"), file
+                number,
+                float(number / exact_rate),
+                exact_rate,
+                image_io.convert_mode(image_io.read_image(file), "RGB"),
+                file,
             )
         except Error as error:
             errors.append(error)
 
 
 def _get_duration(container: Any, stream: Any) -> float:
-    """Seconds of the video by what its file says; 0 where it does not, or may mean the sound."""
+    """Return the duration of a video in seconds from its header; 0 if unknown or possibly that of the sound."""
     if stream.duration:
         return float(stream.duration * stream.time_base)
     return (container.duration or 0) / 1e6 if len(container.streams) == 1 else 0.0
 
 
 class VideoWriter:
-    """Writes images as a video: MP4 that a browser plays, without sound."""
+    """Writes images as an MP4 video without sound that browsers can play."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.container: Any = None  # nothing is written before the first image
+        self.container: Any = None  # opened with the first image
 
     def __enter__(self) -> Self:
         return self
 
     def add(self, image: Image.Image, timestamp: float, frame_rate: Fraction) -> None:
-        """The next image, shown from ``timestamp`` on; all get the size of the first, in even numbers of pixels."""
+        """Add an image at ``timestamp`` seconds; all get the size of the first, rounded up to even numbers."""
         av = _import_av()
         if self.container is None:
             codec = _select_codec(av)
@@ -149,14 +153,16 @@ class VideoWriter:
         frame.pts, frame.time_base = self.last_pts, Fraction(1, TICKS_PER_SECOND)
         self.container.mux(self.stream.encode(frame))
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         if self.container is not None:
             self.container.mux(self.stream.encode())
             self.container.close()
 
 
 def _select_codec(av: ModuleType) -> str:
-    """The first of the codecs that this PyAV can write with.
+    """Select the first of ``CODECS`` that PyAV can encode.
 
     Raises:
         Error: there is none.
@@ -164,13 +170,13 @@ def _select_codec(av: ModuleType) -> str:
     for name in CODECS:
         try:
             return str(av.codec.Codec(name, "w").name)
-        except ValueError:  # it can be read at most
+        except ValueError:  # no encoder
             continue
-    raise Error(f"videos are written with one of {', '.join(CODECS)}, and this PyAV has none; pip install av")
+    raise Error(f"writing videos needs one of the encoders {', '.join(CODECS)}, and this PyAV has none; pip install av")
 
 
 def batch_frames(frames: Iterator[Frame], chunk_size: int) -> Iterator[list[Frame]]:
-    """So many frames at a time; those before an error come before it."""
+    """Yield lists of ``chunk_size`` frames; an error is raised after the frames before it."""
     chunk: list[Frame] = []
     failed: Error | None = None
     try:
@@ -191,5 +197,5 @@ def _import_av() -> ModuleType:
     try:
         import av
     except ImportError:
-        raise Error("videos are read by PyAV, which is not installed; pip install 'fukami[video]'") from None
+        raise Error("videos need PyAV, which is not installed; pip install 'fukami[video]'") from None
     return av

@@ -1,1 +1,1 @@
-"""Layers and functions that two networks share."""
+"""Layers and functions used by several models."""

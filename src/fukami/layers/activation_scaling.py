@@ -1,4 +1,4 @@
-"""A chain of layers that was learned elsewhere, made ready to learn on: its maps have a size of about 1."""
+"""Rescale pretrained layers so that their activations have unit mean square."""
 
 from collections.abc import Sequence
 
@@ -8,31 +8,31 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def rescale_activations(layers: Sequence[nn.Module], images: Tensor) -> None:
-    """Give the maps after each convolution a mean square of 1; what the chain computes stays the same but for a factor.
+    """Rescale each convolution to an output mean square of 1; the output of the chain changes only by a factor.
 
-    A batch normalisation right after a convolution becomes the one that changes nothing else: its scale and offset are
-    the deviation and the mean of what it is given. Without that, normalisation that was put into a network would take
-    out what its layers had learned of one another's sizes. ReLU and the greatest of several pass factors on.
+    A batch normalisation right after a convolution is initialised as the identity: its scale and offset are the
+    standard deviation and the mean of its input. Otherwise batch normalisation that is added to a pretrained model
+    would remove the learned relative scales of the channels. ReLU and max pooling preserve the factor.
 
     Args:
         layers: convolutions with biases, batch normalisations, ReLUs, poolings and dropout.
-        images: normalised ``(N, C, H, W)``, of the kind that it will see.
+        images: normalised ``(N, C, H, W)``, representative of the model's inputs.
     """
-    x, size = images, 1.0  # what the chain would have given is x times this size
-    for layer, after in zip(layers, [*layers[1:], None], strict=True):
+    x, scale = images, 1.0  # the original activations are x * scale
+    for layer, next_layer in zip(layers, [*layers[1:], None], strict=True):
         if isinstance(layer, nn.Conv2d):
             assert layer.bias is not None
-            layer.bias /= size
+            layer.bias /= scale
             x = layer(x)
             var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
-            own = float((var + mean.square()).mean().sqrt().clamp(min=1e-12))
-            if isinstance(after, nn.BatchNorm2d):
-                after.running_mean, after.running_var = mean.clone(), var.clone()
-                after.weight.copy_((var + after.eps).sqrt() / own)
-                after.bias.copy_(mean / own)
+            rms = float((var + mean.square()).mean().sqrt().clamp(min=1e-12))
+            if isinstance(next_layer, nn.BatchNorm2d):
+                next_layer.running_mean, next_layer.running_var = mean.clone(), var.clone()
+                next_layer.weight.copy_((var + next_layer.eps).sqrt() / rms)
+                next_layer.bias.copy_(mean / rms)
             else:
-                layer.weight /= own
-                layer.bias /= own
-            x, size = x / own, size * own
+                layer.weight /= rms
+                layer.bias /= rms
+            x, scale = x / rms, scale * rms
         elif not isinstance(layer, nn.BatchNorm2d | nn.Dropout):
             x = layer(x)

@@ -1,4 +1,4 @@
-"""Anchors: boxes of a few sizes and shapes at every place of a feature map (Ren et al. 2015, section 3.1.1)."""
+"""Anchors: boxes of several sizes and aspect ratios at each feature map position (Ren et al. 2015, section 3.1.1)."""
 
 import math
 from collections.abc import Sequence
@@ -13,34 +13,39 @@ ASPECT_RATIOS = (0.5, 1.0, 2.0)  # height over width
 def compute_cell_anchors(
     sizes: Sequence[float], aspect_ratios: Sequence[float] = ASPECT_RATIOS
 ) -> list[tuple[float, float, float, float]]:
-    """The anchors about one place, of each scale in each shape, rounded to whole pixels as the reference codes do.
+    """Compute the anchors of one position: one for each size and aspect ratio, centred on 0.
+
+    The coordinates are rounded to whole pixels, as in the reference implementations.
 
     Args:
-        sizes: sides in pixels of a square of the same area.
+        sizes: anchor sizes: side in pixels of the square with the same area.
         aspect_ratios: height over width.
     """
-    halves = [
-        (scale / math.sqrt(ratio) / 2, scale * math.sqrt(ratio) / 2) for ratio in aspect_ratios for scale in sizes
+    half_sides = [
+        (size / math.sqrt(ratio) / 2, size * math.sqrt(ratio) / 2) for ratio in aspect_ratios for size in sizes
     ]
-    return [(-round(across), -round(down), round(across), round(down)) for across, down in halves]
+    return [
+        (-round(half_width), -round(half_height), round(half_width), round(half_height))
+        for half_width, half_height in half_sides
+    ]
 
 
 def compute_anchors(
     cell_anchors: Sequence[CellAnchors], feature_maps: Sequence[Tensor], image_size: tuple[int, int]
 ) -> Tensor:
-    """All anchors of the feature maps, place by place and map after map, ``(A, 4)`` in pixels of the frame.
+    """Compute the anchors of all positions of all feature maps, ``(A, 4)`` in pixels of the input image.
 
     Args:
-        cell_anchors: the anchors about one place of each map, as :func:`compute_cell_anchors` gives them.
+        cell_anchors: for each map, the anchors of one position, as returned by :func:`compute_cell_anchors`.
         feature_maps: ``(N, C, H, W)`` each.
-        image_size: height and width of the images that they are of.
+        image_size: height and width of the input images.
     """
-    every = []
-    for cell, features in zip(cell_anchors, feature_maps, strict=True):
-        about = torch.tensor(cell, dtype=torch.float32, device=features.device)
+    anchors = []
+    for cell_boxes, features in zip(cell_anchors, feature_maps, strict=True):
+        offsets = torch.tensor(cell_boxes, dtype=torch.float32, device=features.device)
         height, width = features.shape[-2:]
-        down = torch.arange(height, device=about.device) * (image_size[0] // height)
-        right = torch.arange(width, device=about.device) * (image_size[1] // width)
-        y, x = torch.meshgrid(down, right, indexing="ij")
-        every.append((torch.stack([x, y, x, y], -1).view(-1, 1, 4) + about).view(-1, 4))
-    return torch.cat(every)
+        rows = torch.arange(height, device=offsets.device) * (image_size[0] // height)
+        columns = torch.arange(width, device=offsets.device) * (image_size[1] // width)
+        y, x = torch.meshgrid(rows, columns, indexing="ij")
+        anchors.append((torch.stack([x, y, x, y], -1).view(-1, 1, 4) + offsets).view(-1, 4))
+    return torch.cat(anchors)

@@ -1,4 +1,4 @@
-"""What a detector is told and what it tells, in tensors of fixed shapes."""
+"""Inputs and outputs of detectors, as tensors of fixed shapes."""
 
 from typing import NamedTuple
 
@@ -6,8 +6,13 @@ from torch import Tensor
 
 
 class GroundTruth(NamedTuple):
-    """What is in the images: boxes ``(N, M, 4)``, classes ``(N, M)`` (-1: none), which of them are ignored
-    ``(N, M)``, and numbers ``(N,)`` that decide which boxes are learned from.
+    """Ground truth of a batch of images, padded to M objects per image.
+
+    Attributes:
+        boxes: ``(N, M, 4)``.
+        classes: ``(N, M)``, -1 for padding.
+        ignored: ``(N, M)``, objects to exclude from the loss.
+        seeds: ``(N,)``, seeds of the sampling of anchors and regions.
     """
 
     boxes: Tensor
@@ -17,13 +22,13 @@ class GroundTruth(NamedTuple):
 
 
 class SampledBoxes(NamedTuple):
-    """What a stage said of the boxes that it learns from, and what it should have said.
+    """Predictions and targets of the boxes that one stage samples for its loss.
 
     Attributes:
-        scores: ``(N, K)``, or ``(N, K, classes + 1)`` of the second stage, whose background is 0.
-        targets: ``(N, K)``, 0 for background.
-        deltas, target_deltas: ``(N, K, 4)``; those of background mean nothing.
-        valid: ``(N, K)``, whether the place is filled.
+        scores: logits ``(N, K)``, or ``(N, K, classes + 1)`` in the second stage, background first.
+        targets: labels ``(N, K)``, 0 for background.
+        deltas, target_deltas: box deltas ``(N, K, 4)``, meaningless for background.
+        valid: ``(N, K)``, False for padding.
     """
 
     scores: Tensor
@@ -34,7 +39,7 @@ class SampledBoxes(NamedTuple):
 
 
 class Detections(NamedTuple):
-    """What was found in one image, best first: boxes ``(k, 4)``, classes ``(k,)`` from 0 and scores ``(k,)``."""
+    """Detections in one image by descending score: boxes ``(k, 4)``, classes ``(k,)`` from 0, scores ``(k,)``."""
 
     boxes: Tensor
     classes: Tensor

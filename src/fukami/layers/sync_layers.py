@@ -1,4 +1,4 @@
-"""Layers that treat the batches of several processes as the one batch that they are."""
+"""Batch normalisation and dropout over the global batch of several processes."""
 
 from typing import Any
 
@@ -9,43 +9,43 @@ from torch.nn import functional as F
 
 
 def convert_sync_layers(module: nn.Module) -> nn.Module:
-    """The module, in place: batch normalisation over the batch of all processes, dropout drawn for all of it.
+    """Convert batch normalisation and dropout of a module to the global batch of all processes, in place.
 
-    With it, a step of several processes is that of one process with the whole batch, but for rounding. Process ``r`` of
-    ``w`` has the rows ``r::w`` of the batch, and every process draws the same random numbers.
+    A training step of several processes then equals that of one process with the global batch, up to rounding. Process
+    ``r`` of ``w`` must hold the rows ``r::w`` of the batch, and all processes must have the same random state.
     """
     if next(module.parameters()).device.type != "cpu":
-        # fused kernels, which torch has for GPUs alone
+        # fused kernels, which torch has only for GPUs
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
-    kinds = {nn.BatchNorm1d: CPUSyncBatchNorm, nn.BatchNorm2d: CPUSyncBatchNorm, nn.Dropout: SyncDropout}
+    replacements = {nn.BatchNorm1d: CPUSyncBatchNorm, nn.BatchNorm2d: CPUSyncBatchNorm, nn.Dropout: SyncDropout}
     for child in module.modules():
-        kind = kinds.get(type(child))
-        if kind is not None:
-            child.__class__ = kind  # parameters, statistics, mode and place in the network all stay
+        replacement = replacements.get(type(child))
+        if replacement is not None:
+            child.__class__ = replacement  # keeps parameters, statistics, mode and position
     return module
 
 
 class SyncDropout(nn.Dropout):
-    """Dropout whose mask is this process's rows of the mask that one process would draw for the whole batch."""
+    """Dropout that draws the mask of the global batch and applies this process's rows of it."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """``(N, ...)`` to ``(N, ...)``."""
+        """Drop values of ``(N, ...)`` in training mode."""
         if not self.training or self.p == 0:
             return input
         rank, world = dist.get_rank(), dist.get_world_size()
-        whole = input.new_ones((world * len(input), *input.shape[1:]))
-        return input * F.dropout(whole, self.p)[rank::world]
+        ones = input.new_ones((world * len(input), *input.shape[1:]))
+        return input * F.dropout(ones, self.p)[rank::world]
 
 
 class CPUSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch normalisation with the mean and the variance over all processes (``nn.SyncBatchNorm`` is for GPUs)."""
+    """Synchronised batch normalisation for the CPU (``nn.SyncBatchNorm`` supports only GPUs)."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:
-            raise ValueError(f"expected (N, C, ...), not {tuple(input.shape)}")
+            raise ValueError(f"CPUSyncBatchNorm expects an input (N, C, ...), not {tuple(input.shape)}")
 
     def forward(self, input: Tensor) -> Tensor:
-        """``(N, C, ...)`` to ``(N, C, ...)``."""
+        """Normalise ``(N, C, ...)``."""
         if not self.training:
             return super().forward(input)
         self._check_input_dim(input)
@@ -63,9 +63,9 @@ class CPUSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 class _SyncBatchNormFunction(torch.autograd.Function):
-    """Ioffe and Szegedy 2015, algorithm 1, over the batches of all processes.
+    """Batch normalisation over the global batch (Ioffe and Szegedy 2015, algorithm 1).
 
-    Means and variances of the processes are put together as in Chan et al. 1979, equation 2.1.
+    Means and variances of the processes are combined as in Chan et al. 1979, equation 2.1.
     """
 
     @staticmethod
@@ -73,10 +73,10 @@ class _SyncBatchNormFunction(torch.autograd.Function):
         ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         var, mean = torch.var_mean(_promote_to_float32(input), _get_reduction_dims(input), correction=0)
-        own = torch.stack([mean, var, torch.full_like(mean, input.numel() // input.shape[1])])
-        every = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-        dist.all_gather(every, own)
-        means, variances, counts = torch.stack(every).unbind(1)
+        local_stats = torch.stack([mean, var, torch.full_like(mean, input.numel() // input.shape[1])])
+        all_stats = [torch.empty_like(local_stats) for _ in range(dist.get_world_size())]
+        dist.all_gather(all_stats, local_stats)
+        means, variances, counts = torch.stack(all_stats).unbind(1)
         count = counts.sum(0)
         mean = (counts * means).sum(0) / count
         var = (counts * (variances + (means - mean) ** 2)).sum(0) / count
@@ -90,25 +90,27 @@ class _SyncBatchNormFunction(torch.autograd.Function):
         input, weight, mean, var, count = ctx.saved_tensors
         shape = (1, -1, *[1] * (input.ndim - 2))
         scale = (var + ctx.eps).rsqrt()
-        normal = (_promote_to_float32(input) - mean.view(shape)) * scale.view(shape)
+        normalized = (_promote_to_float32(input) - mean.view(shape)) * scale.view(shape)
         gradient = _promote_to_float32(gradients[0])
         sums = torch.stack(
-            [gradient.sum(_get_reduction_dims(input)), (gradient * normal).sum(_get_reduction_dims(input))]
+            [gradient.sum(_get_reduction_dims(input)), (gradient * normalized).sum(_get_reduction_dims(input))]
         )
-        own = sums.clone()  # those of the parameters are averaged with all others later
+        local_sums = sums.clone()  # DDP averages the gradients of the parameters later
         dist.all_reduce(sums)
-        by_bias, by_weight = (sums / count).unbind(0)
+        mean_gradient, mean_product = (sums / count).unbind(0)
         scale = scale if weight is None else scale * weight
-        by_input = scale.view(shape) * (gradient - by_bias.view(shape) - normal * by_weight.view(shape))
-        parameters = (None, None) if weight is None else (own[1], own[0])
-        return by_input.to(input.dtype), *parameters, None
+        input_gradient = scale.view(shape) * (
+            gradient - mean_gradient.view(shape) - normalized * mean_product.view(shape)
+        )
+        parameter_gradients = (None, None) if weight is None else (local_sums[1], local_sums[0])
+        return input_gradient.to(input.dtype), *parameter_gradients, None
 
 
 def _get_reduction_dims(input: Tensor) -> list[int]:
-    """Every dimension but that of the channels."""
+    """Return all dimensions except the channel dimension."""
     return [dimension for dimension in range(input.ndim) if dimension != 1]
 
 
 def _promote_to_float32(tensor: Tensor) -> Tensor:
-    """At least float32: halves are too coarse for sums."""
+    """Convert to float32 unless it is float64: half precision is too coarse for sums."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -1,4 +1,4 @@
-"""Maps of scores brought back to the size of the image."""
+"""Upsampling of score maps to the input size."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -11,9 +11,9 @@ Scores = Tensor | tuple[Tensor, ...]
 
 
 class BilinearConvTranspose2d(nn.ConvTranspose2d):
-    """A transposed convolution that begins as bilinear interpolation and may learn another (Long et al. 2015, 3.3).
+    """Transposed convolution initialised as bilinear interpolation (Long et al. 2015, section 3.3).
 
-    Each channel has a filter of its own: ``(N, channels, H, W)`` to ``(N, channels, factor H, factor W)``.
+    It is depthwise: each channel has its own filter.
     """
 
     def __init__(self, channels: int, scale_factor: int) -> None:
@@ -27,51 +27,54 @@ class BilinearConvTranspose2d(nn.ConvTranspose2d):
             bias=False,
         )
         self.scale_factor = scale_factor
-        rise = (torch.arange(2 * scale_factor) + 0.5) / scale_factor
-        line = 1 - (rise - 1).abs()
-        self.weight = nn.Parameter(line.outer(line).expand_as(self.weight).clone())
+        positions = (torch.arange(2 * scale_factor) + 0.5) / scale_factor
+        profile = 1 - (positions - 1).abs()
+        self.weight = nn.Parameter(profile.outer(profile).expand_as(self.weight).clone())
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """``(N, channels, H, W)`` to ``(N, channels, factor H, factor W)``.
+        """Upsample ``(N, channels, H, W)`` to ``(N, channels, factor H, factor W)``.
 
-        Computed in float32: for filters of one channel each, torch is many times slower with halves on a CPU.
+        Computed in float32: depthwise half-precision convolutions of torch are many times slower on the CPU.
         """
-        exact = nullcontext() if input.is_meta else torch.autocast(input.device.type, enabled=False)
-        with exact:
-            wide = F.conv_transpose2d(
+        no_autocast = nullcontext() if input.is_meta else torch.autocast(input.device.type, enabled=False)
+        with no_autocast:
+            output = F.conv_transpose2d(
                 input.float(), self.weight.float(), None, self.scale_factor, self.scale_factor // 2, groups=self.groups
             )
-        return wide.to(input.dtype)
+        return output.to(input.dtype)
 
 
 def interpolate_bilinear(maps: Tensor, height: int, width: int) -> Tensor:
-    """Maps ``(N, C, h, w)`` at another size, bilinear, as ``F.interpolate`` gives them without aligned corners.
+    """Resize maps ``(N, C, h, w)`` bilinearly, as ``F.interpolate`` with ``align_corners=False``.
 
-    Where they are trained, by products with two matrices: the gradient of torch's own is summed in any order on a GPU.
+    Maps that require a gradient are multiplied by two matrices: the gradient of ``F.interpolate`` is not deterministic
+    on a GPU.
     """
     if not maps.requires_grad:
         return F.interpolate(maps, (height, width), mode="bilinear", align_corners=False)
-    down, across = (
-        _compute_interpolation_matrix(inner, outer, maps)
-        for inner, outer in zip(maps.shape[-2:], (height, width), strict=True)
+    row_matrix, column_matrix = (
+        _compute_interpolation_matrix(input_size, output_size, maps)
+        for input_size, output_size in zip(maps.shape[-2:], (height, width), strict=True)
     )
-    return down @ maps @ across.T
+    return row_matrix @ maps @ column_matrix.T
 
 
-def _compute_interpolation_matrix(inner: int, outer: int, like: Tensor) -> Tensor:
-    """What each of ``outer`` places takes of each of ``inner``, ``(outer, inner)``."""
-    place = ((torch.arange(outer, device=like.device) + 0.5) * (inner / outer) - 0.5).clamp(0, inner - 1)
-    distance = (place.unsqueeze(1) - torch.arange(inner, device=like.device)).abs()
+def _compute_interpolation_matrix(input_size: int, output_size: int, like: Tensor) -> Tensor:
+    """Compute the bilinear weights of the inputs for each output, ``(output_size, input_size)``."""
+    positions = ((torch.arange(output_size, device=like.device) + 0.5) * (input_size / output_size) - 0.5).clamp(
+        0, input_size - 1
+    )
+    distance = (positions.unsqueeze(1) - torch.arange(input_size, device=like.device)).abs()
     return (1 - distance).clamp(min=0).to(like.dtype)
 
 
 def apply_with_padding(compute_scores: Callable[[Tensor], Scores], images: Tensor, multiple: int) -> Scores:
-    """The scores of images ``(N, C, H, W)`` of any size, by a network that takes multiples of so many pixels.
+    """Compute the scores of images ``(N, C, H, W)`` of any size, by a network that needs multiples of ``multiple``.
 
-    Zeros, the mean colour of normalised images, are added to the right and below, and what is said of them cut off.
+    The images are padded with 0, the mean colour of normalised images, at the right and bottom; the scores are cropped.
     """
     height, width = images.shape[-2:]
-    found = compute_scores(F.pad(images, (0, -width % multiple, 0, -height % multiple)))
-    if isinstance(found, tuple):
-        return tuple(each[..., :height, :width] for each in found)
-    return found[..., :height, :width]
+    scores = compute_scores(F.pad(images, (0, -width % multiple, 0, -height % multiple)))
+    if isinstance(scores, tuple):
+        return tuple(output[..., :height, :width] for output in scores)
+    return scores[..., :height, :width]

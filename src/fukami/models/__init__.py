@@ -1,4 +1,4 @@
-"""Networks: one file per paper, each a plain function that returns an ``nn.Module``."""
+"""Models: one file per paper, one function per model that returns an ``nn.Module``."""
 
 from fukami.models.alexnet import alexnet
 from fukami.models.binary_convnet import binary_convnet, binary_deep_convnet

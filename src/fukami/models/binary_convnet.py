@@ -1,15 +1,15 @@
-"""Binarized convolution networks: weights and activations of one bit.
+"""Binarized convolutional networks: binary weights and activations.
 
 Courbariaux et al., "Binarized Neural Networks: Training Deep Neural Networks with Weights and Activations Constrained
-to +1 or -1" (2016), section 2.1. For an image of 32×32, each layer followed by batch normalisation and the sign:
+to +1 or -1" (2016), section 2.1. For a 32×32 image, each layer followed by batch normalisation and sign:
 
     conv3-128  conv3-128  pool    128 × 16 × 16
     conv3-256  conv3-256  pool    256 ×  8 ×  8
     conv3-512  conv3-512  pool    512 ×  4 ×  4
-    affine 1024  affine 1024  affine 10
+    fc 1024    fc 1024    fc 10
 
-The paper's weights have one bit from the first layer to the last; here the first and the last are of full precision
-unless ``ends`` says otherwise, as in all later work: they are 0.1 % of the weights.
+In the paper all layers are binary. Here the first and the last layer have full precision by default, as in later work;
+they hold 0.1 % of the weights.
 """
 
 from typing import Literal
@@ -34,19 +34,19 @@ def binary_convnet(
     scaling_factors: bool = False,
     learned_thresholds: bool = False,
 ) -> nn.Sequential:
-    """The network of the BNN paper for CIFAR-10: 3×3 convolutions in three pairs, then three affine layers.
+    """Build the BNN paper's CIFAR-10 network: three pairs of 3×3 convolutions and three fully connected layers.
 
     Args:
-        num_classes: number of scores, ``(N, classes)``.
+        num_classes: number of classes; the scores are ``(N, classes)``.
         channels, size: the input is ``(N, channels, size, size)``.
-        widths: channels of the convolutions, in pairs; each pair ends with a pooling.
-        hidden: units of the affine layers before the last.
-        end_layers: the weights of the first and the last layer: ``"float"`` or, as in the paper, ``"binary"``.
-        scaling_factors: scaling factors of the weights, as in XNOR-Net.
-        learned_thresholds: learned thresholds of the signs, as in ReActNet.
+        widths: output channels of the convolutions, in pairs; a pooling follows each pair.
+        hidden: number of units of each hidden fully connected layer.
+        end_layers: weights of the first and the last layer: ``"float"`` or, as in the paper, ``"binary"``.
+        scaling_factors: scale the binary weights, as in XNOR-Net.
+        learned_thresholds: learn the thresholds of the signs, as in ReActNet.
 
     Raises:
-        ValueError: the image is too small for the poolings, or ``end_layers`` is neither.
+        ValueError: ``size`` is too small for the poolings, or ``end_layers`` has another value.
     """
     paddings = (1,) * len(widths)
     return _build_binary_convnet(
@@ -66,9 +66,9 @@ def binary_deep_convnet(
     scaling_factors: bool = False,
     learned_thresholds: bool = False,
 ) -> nn.Sequential:
-    """DeepConvNet (Saitoh 2016, figure 8-1) with signs for its rectifiers, twice as wide: a bit says less.
+    """Build binarized DeepConvNet (Saitoh 2016, figure 8-1): sign instead of ReLU, and twice the channels.
 
-    The arguments are :func:`binary_convnet`'s, and ``dropout``, the share of the hidden units that training drops.
+    The arguments are those of :func:`binary_convnet`; ``dropout`` is the dropout probability of the hidden units.
     """
     return _build_binary_convnet(
         num_classes,
@@ -96,9 +96,9 @@ def _build_binary_convnet(
     learned_thresholds: bool,
     dropout: float = 0.0,
 ) -> nn.Sequential:
-    """Convolutions in pairs and affine layers, each followed by batch normalisation; signs between them."""
+    """Build pairs of convolutions and fully connected layers, each followed by batch normalisation and sign."""
     if end_layers not in ("float", "binary"):
-        raise ValueError(f"ends is 'float' or 'binary', not {end_layers!r}")
+        raise ValueError(f"end_layers must be 'float' or 'binary', not {end_layers!r}")
     layers: list[nn.Module] = []
     inputs, side = channels, size
     for number, (width, padding) in enumerate(zip(widths, paddings, strict=True), start=1):
@@ -108,12 +108,12 @@ def _build_binary_convnet(
             layers.append(StemConv2d(inputs, width, 3, padding=padding, bias=False))
         side += 2 * padding - 2
         if number % 2 == 0:
-            layers.append(nn.MaxPool2d(2))  # before the sign, which would leave mostly +1
+            layers.append(nn.MaxPool2d(2))  # before the sign: max pooling of signs gives mostly +1
             side //= 2
         layers += [nn.BatchNorm2d(width), Sign(width if learned_thresholds else 0)]
         inputs = width
     if side < 1:
-        raise ValueError(f"{len(widths) // 2} poolings leave nothing of {size}×{size}; give larger images")
+        raise ValueError(f"{size}×{size} images are too small for {len(widths) // 2} poolings; use larger images")
     layers.append(nn.Flatten())
     inputs *= side * side
     for width in hidden:

@@ -1,8 +1,8 @@
-"""ResNet-18 with convolutions of one bit and shortcuts of full precision.
+"""Binarized ResNet-18: binary 3×3 convolutions and full-precision shortcuts.
 
-Liu et al., "Bi-Real Net" (ECCV 2018), section 3.2: an own shortcut for each 3×3 convolution carries the real numbers
-past the signs; where the maps get smaller it averages 2×2 and widens by a 1×1 convolution of full precision. He et
-al.'s table 1 for the rest. With ``thresholds`` the signs are ReActNet's (Liu et al. 2020).
+Liu et al., "Bi-Real Net" (ECCV 2018), section 3.2: each 3×3 convolution has its own shortcut, which carries the real
+values past the sign. Downsampling shortcuts are 2×2 average pooling and a full-precision 1×1 convolution. The rest is
+table 1 of He et al. (2016). With ``learned_thresholds`` the signs are ReActNet's (Liu et al. 2020).
 """
 
 from collections import OrderedDict
@@ -22,20 +22,20 @@ def binary_resnet18(
     scaling_factors: bool = False,
     learned_thresholds: bool = False,
 ) -> nn.Sequential:
-    """Binarized ResNet-18: ``(N, channels, H, W)`` to scores ``(N, classes)``. H and W: any; 224 in the paper.
+    """Build binarized ResNet-18: ``(N, channels, H, W)`` to scores ``(N, classes)``. H and W: any; 224 in the paper.
 
     Args:
-        num_classes: number of scores.
-        channels: of the images.
-        stem: how the network begins: ``"7x7"`` is the paper's; ``"3x3"``, for small images, leaves all of them.
-        scaling_factors: scaling factors of the weights, as in XNOR-Net.
-        learned_thresholds: learned thresholds of the signs, as in ReActNet.
+        num_classes: number of classes.
+        channels: number of input channels.
+        stem: first layers: ``"7x7"``, as in the paper, or ``"3x3"``, without downsampling, for small images.
+        scaling_factors: scale the binary weights, as in XNOR-Net.
+        learned_thresholds: learn the thresholds of the signs, as in ReActNet.
 
     Raises:
-        ValueError: ``stem`` is neither.
+        ValueError: ``stem`` has another value.
     """
     if stem not in ("7x7", "3x3"):
-        raise ValueError(f"stem is '7x7' (the paper's, with a pooling) or '3x3' (for small images), not {stem!r}")
+        raise ValueError(f"stem must be '7x7' (the paper's, with a pooling) or '3x3' (for small images), not {stem!r}")
     kernel, stride, padding = (7, 2, 3) if stem == "7x7" else (3, 1, 1)
     layers: dict[str, nn.Module] = {
         "conv1": StemConv2d(channels, 64, kernel, stride=stride, padding=padding, bias=False),  # N × 64 × 112 × 112
@@ -47,8 +47,8 @@ def binary_resnet18(
     for number, width in enumerate((64, 128, 256, 512), start=1):  # the last is N × 512 × 7 × 7
         strides = (1 if width == inputs else 2, 1, 1, 1)  # two blocks of two convolutions
         stage = []
-        for step in strides:
-            stage.append(BinaryBasicBlock(inputs, width, step, scaling_factors, learned_thresholds))
+        for stride_of_block in strides:
+            stage.append(BinaryBasicBlock(inputs, width, stride_of_block, scaling_factors, learned_thresholds))
             inputs = width
         layers[f"layer{number}"] = nn.Sequential(*stage)
     layers |= {"avgpool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "fc": nn.Linear(512, num_classes)}
@@ -60,7 +60,7 @@ def binary_resnet18(
 
 
 class BinaryBasicBlock(nn.Module):
-    """Figure 3 (b): sign, 3×3 convolution of one bit, batch normalisation, and the input added."""
+    """Residual block of figure 3 (b): sign, binary 3×3 convolution, batch normalisation, plus the shortcut."""
 
     def __init__(self, inputs: int, width: int, stride: int, scaling_factors: bool, learned_thresholds: bool) -> None:
         super().__init__()
@@ -76,5 +76,5 @@ class BinaryBasicBlock(nn.Module):
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, inputs, H, W)`` to ``(N, width, H / stride, W / stride)``."""
+        """Map ``(N, inputs, H, W)`` to ``(N, width, H / stride, W / stride)``."""
         return self.residual(x) + self.shortcut(x)  # type: ignore[no-any-return]

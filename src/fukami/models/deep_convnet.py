@@ -1,11 +1,11 @@
-"""DeepConvNet: eight layers that read handwritten digits.
+"""DeepConvNet: an eight-layer classifier of handwritten digits.
 
 Saitoh, "Deep Learning from Scratch" (O'Reilly Japan, 2016), section 8.1.1, figure 8-1. For a 28×28 image:
 
     conv3-16   conv3-16        pool      16 × 14 × 14
     conv3-32   conv3-32 pad 2  pool      32 ×  8 ×  8
     conv3-64   conv3-64        pool      64 ×  4 ×  4
-    affine 50  dropout 0.5  affine 10
+    fc 50      dropout 0.5     fc 10
 """
 
 from torch import nn
@@ -25,18 +25,18 @@ def deep_convnet(
     dropout: float = 0.5,
     batch_norm: bool = False,
 ) -> nn.Sequential:
-    """DeepConvNet (Saitoh 2016, figure 8-1): 3×3 convolutions in three pairs, then two affine layers.
+    """Build DeepConvNet (Saitoh 2016, figure 8-1): three pairs of 3×3 convolutions, two fully connected layers.
 
     Args:
-        num_classes: number of scores, ``(N, classes)``.
+        num_classes: number of classes; the scores are ``(N, classes)``.
         channels, size: the input is ``(N, channels, size, size)``, in [0, 1].
-        widths: channels of the six convolutions.
-        hidden: width of the first affine layer.
-        dropout: share of the hidden units that training drops. The book also drops out the scores; we do not.
-        batch_norm: after every convolution, which the book's network has not.
+        widths: output channels of the six convolutions.
+        hidden: number of units of the hidden fully connected layer.
+        dropout: dropout probability of the hidden units. The book also applies dropout to the scores; this does not.
+        batch_norm: batch normalisation after every convolution; the book has none.
 
     Raises:
-        ValueError: the image is too small for three poolings.
+        ValueError: ``size`` is too small for three poolings.
     """
     side = ((size // 2) + 2) // 2 // 2
     if side < 1:
@@ -49,7 +49,7 @@ def deep_convnet(
         if batch_norm:
             layers.append(nn.BatchNorm2d(width))
         if number % 2 == 0:
-            layers.append(nn.MaxPool2d(2))  # before the ReLU: the maximum is the same, on a quarter of the values
+            layers.append(nn.MaxPool2d(2))  # before the ReLU: same result, a quarter of the values
         layers.append(nn.ReLU(inplace=True))
         inputs = width
     layers += [nn.Flatten(), nn.Linear(inputs * side * side, hidden), nn.ReLU(inplace=True)]

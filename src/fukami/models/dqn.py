@@ -1,4 +1,4 @@
-"""Deep Q-Network: what each action is worth, from the last four frames of a game.
+"""Deep Q-Network: action values from the last four frames of a game.
 
 Mnih et al., "Human-level control through deep reinforcement learning", Nature 518, 2015, extended data table 1 and
 methods, "Model architecture". For images of 84×84:
@@ -6,37 +6,37 @@ methods, "Model architecture". For images of 84×84:
     conv8-32 stride 4     32 × 20 × 20
     conv4-64 stride 2     64 × 9 × 9
     conv3-64              64 × 7 × 7
-    affine 512  affine, a value for each action
+    fc 512                fc, one value per action
 
-Every layer but the last is followed by ReLU. Observations that are vectors pass two affine layers instead.
+ReLU follows every layer except the last. For vector observations two fully connected layers replace the convolutions.
 
-The paper gives images in 0..1; here they are standardised by what was seen, as images are for classifiers, and
-weights begin as in He et al. 2015: in an image of Pong all but a hundredth of the variance is what never changes.
+The paper scales images to 0..1. Here they are standardised with the statistics of collected frames, and weights are
+initialised as in He et al. 2015: 99 % of the variance of a Pong frame is the constant background.
 """
 
 import torch
 from torch import Tensor, nn
 
-MIN_SIDE = 36  # pixels that the three convolutions need
-OUTPUT_INIT_GAIN = 0.01  # of the last layer's weights at the beginning, as an orthogonal matrix: it knows no values yet
+MIN_SIDE = 36  # minimum image side for the three convolutions
+OUTPUT_INIT_GAIN = 0.01  # gain of the last layer's orthogonal initialisation: initial values are close to 0
 
 
 def dqn(num_actions: int = 18, *, state_shape: tuple[int, ...] = (4, 84, 84), hidden: int = 512) -> "DQN":
-    """The network of the Nature paper: states ``(N, *shape)`` to the value of each action ``(N, actions)``.
+    """Build the network of the Nature paper: states ``(N, *shape)`` to action values ``(N, actions)``.
 
     Args:
-        num_actions: that can be taken; 18 are those of the Atari 2600.
-        state_shape: of a state: frames, height and width in 0..255, at least 36×36, or the length of a vector.
-        hidden: width of the affine layer, of both where states are vectors.
+        num_actions: number of actions; the Atari 2600 has 18.
+        state_shape: shape of a state: frames, height and width (values in 0..255, at least 36×36), or vector length.
+        hidden: number of units of the hidden fully connected layer; for vectors, of both.
 
     Raises:
-        ValueError: the images are too small, or the shape is of something else.
+        ValueError: the images are too small, or ``state_shape`` is neither an image nor a vector shape.
     """
     return DQN(num_actions, state_shape, hidden)
 
 
 class DQN(nn.Module):
-    """Convolutions over frames, or affine layers over numbers, and an affine layer for the values."""
+    """Deep Q-network: convolutions over frames, or fully connected layers over vectors, and an output layer."""
 
     mean: Tensor
     deviation: Tensor
@@ -56,8 +56,8 @@ class DQN(nn.Module):
         elif len(state_shape) == 1:
             convolutions, inputs = [], state_shape[0]
         else:
-            raise ValueError(f"a state is images (frames, height, width) or a vector (length,), not {state_shape}")
-        layers: list[nn.Module] = [part for layer in convolutions for part in (layer, nn.ReLU(inplace=True))]
+            raise ValueError(f"state_shape must be (frames, height, width) or (length,), not {state_shape}")
+        layers: list[nn.Module] = [module for layer in convolutions for module in (layer, nn.ReLU(inplace=True))]
         layers.append(nn.Flatten())
         for _ in range(1 if self.takes_images else 2):
             layers += [nn.Linear(inputs, hidden), nn.ReLU(inplace=True)]
@@ -71,22 +71,22 @@ class DQN(nn.Module):
         nn.init.zeros_(self.values.bias)
 
     def fit_input_statistics(self, frames: Tensor) -> None:
-        """Take from frames ``(M, H, W)`` that were seen what is subtracted from each pixel, and divided by."""
-        seen = frames.to(self.mean.device).float()
-        self.mean.copy_(seen.mean(0))
-        self.deviation.copy_((seen - self.mean).square().mean().sqrt().clamp(min=1))
+        """Compute the mean of each pixel and the standard deviation of all pixels from frames ``(M, H, W)``."""
+        frames = frames.to(self.mean.device).float()
+        self.mean.copy_(frames.mean(0))
+        self.deviation.copy_((frames - self.mean).square().mean().sqrt().clamp(min=1))
 
     def forward(self, states: Tensor) -> Tensor:
-        """``(N, *shape)``, images in 0..255, to ``(N, actions)``."""
+        """Compute action values ``(N, actions)`` of states ``(N, *shape)``, images in 0..255."""
         device = states.device.type
         if self.takes_images:
-            mixed = torch.is_autocast_enabled(device)
-            kind = torch.get_autocast_dtype(device) if mixed else next(self.parameters()).dtype
-            mean = self.mean.to(kind).expand_as(states[:1]).contiguous(memory_format=torch.channels_last)
-            states = states.contiguous(memory_format=torch.channels_last).to(kind)
-            states = states.sub_(mean).div_(self.deviation)  # each as it lies in memory: sixfold as fast on processors
-        seen = self.layers(states).to(self.values.weight.dtype)
-        # what actions are worth differs by less than half precision can tell, where they are worth much
+            autocast = torch.is_autocast_enabled(device)
+            dtype = torch.get_autocast_dtype(device) if autocast else next(self.parameters()).dtype
+            mean = self.mean.to(dtype).expand_as(states[:1]).contiguous(memory_format=torch.channels_last)
+            states = states.contiguous(memory_format=torch.channels_last).to(dtype)
+            states = states.sub_(mean).div_(self.deviation)  # same memory layout: six times as fast on CPUs
+        features = self.layers(states).to(self.values.weight.dtype)
+        # differences between large action values are below half precision
         with torch.autocast(device, enabled=False):
-            found: Tensor = self.values(seen)
-        return found
+            values: Tensor = self.values(features)
+        return values

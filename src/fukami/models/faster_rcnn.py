@@ -1,15 +1,14 @@
-"""Faster R-CNN: a network that proposes regions and then says what is in them, from the same feature maps.
+"""Faster R-CNN: two-stage detection by a region proposal network and RoI heads on common feature maps.
 
 Ren et al., "Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks", NIPS 2015; with a feature
 pyramid: Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017.
 
     image → backbone → maps ─┬→ 3×3, 512 → 1×1: objectness, 1×1: box, for each anchor → proposals ─┐
                                └──────────────── RoIAlign 7×7 of each proposal ←──────────────────────┘
-                                                 → affine, affine → affine: class, affine: box for each class
+                                                 → fc, fc → fc: class, fc: box for each class
 
-All shapes are fixed but those of the non-maximum suppression and, with the pyramid, of each level's share of the
-regions: places that no box fills are marked. The names of the parameters are torchvision's, so that its published
-weights for COCO load.
+All shapes are fixed and padding is masked, except in non-maximum suppression and, with a pyramid, the number of regions
+per level. The parameter names are torchvision's, so its published COCO weights load directly.
 """
 
 from collections import OrderedDict
@@ -31,12 +30,17 @@ from fukami.models.vgg import build_vgg_features
 
 RoIPooling = Literal["align", "pool"]
 TrainingPart = Literal["both", "rpn", "regions"]
-POOLED_SIZE = 7  # places across and down that a region is pooled to
+POOLED_SIZE = 7  # side of a pooled region
 
 
 class RPNOutput(NamedTuple):
-    """Of all anchors, map after map: objectness ``(N, A)``, deltas ``(N, A, 4)``, where they are ``(A, 4)``, and how
-    many each map has.
+    """Outputs of the region proposal network for the anchors of all levels.
+
+    Attributes:
+        logits: objectness ``(N, A)``.
+        deltas: box deltas ``(N, A, 4)``.
+        anchors: anchor boxes ``(A, 4)``.
+        anchors_per_level: number of anchors of each level.
     """
 
     logits: Tensor
@@ -47,12 +51,12 @@ class RPNOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class DetectionLimits:
-    """How many boxes pass each point.
+    """Maximum number of boxes in each step of the detector.
 
     Attributes:
-        pre_nms_top_n, post_nms_top_n: the suppression of proposals, in training and otherwise.
-        anchors_per_image, regions_per_image: that an image is learned from in each stage.
-        detections_per_image: in an image, at most.
+        pre_nms_top_n, post_nms_top_n: proposals before and after non-maximum suppression, in training and evaluation.
+        anchors_per_image, regions_per_image: boxes sampled for the loss of each stage.
+        detections_per_image: detections in an image.
     """
 
     pre_nms_top_n: tuple[int, int]
@@ -73,17 +77,17 @@ def faster_rcnn_vgg16(
     width_multiplier: float = 1.0,
     stride: Literal[8, 16] = 16,
 ) -> "FasterRCNN":
-    """Faster R-CNN on VGG-16 without its last pooling, stride 16 (section 3.3 and 3.1.1).
+    """Build Faster R-CNN on VGG-16 without its last pooling, stride 16 (sections 3.3 and 3.1.1).
 
     Args:
-        num_classes: without the background.
-        anchor_sizes: sides of the square anchors in pixels; each comes in the shapes 2:1, 1:1 and 1:2.
-        hidden: units of the two affine layers.
-        dropout: share of them dropped in training.
+        num_classes: number of classes without the background.
+        anchor_sizes: sides of the square anchors in pixels; each has the aspect ratios 2:1, 1:1 and 1:2.
+        hidden: number of units of the two hidden fully connected layers.
+        dropout: dropout probability of these units.
         roi_pooling: ``"align"``, RoIAlign (He et al. 2017), or ``"pool"``, the paper's RoIPool.
-        batch_norm: after every convolution of the backbone.
-        width_multiplier: share of the paper's channels in the backbone.
-        stride: pixels from one place of the map to the next.
+        batch_norm: batch normalisation after every convolution of the backbone.
+        width_multiplier: number of channels of the backbone, as a fraction of the paper's.
+        stride: stride of the feature map in pixels.
     """
     backbone = VGGBackbone(batch_norm, width_multiplier, stride)
     rpn = RegionProposalNetwork(backbone.channels, [anchors.compute_cell_anchors(anchor_sizes)], inside_only=True)
@@ -98,25 +102,22 @@ def faster_rcnn_resnet50_fpn(
     frozen_batch_norm: bool = True,
     anchor_sizes: Sequence[float] = (32, 64, 128, 256, 512),
 ) -> "FasterRCNN":
-    """Faster R-CNN on a feature pyramid of ResNet-50, as torchvision's ``fasterrcnn_resnet50_fpn``.
+    """Build Faster R-CNN on ResNet-50 with a feature pyramid, as torchvision's ``fasterrcnn_resnet50_fpn``.
 
     Args:
-        num_classes: without the background.
+        num_classes: number of classes without the background.
         roi_pooling: as for :func:`faster_rcnn_vgg16`.
-        frozen_batch_norm: whether batch normalisation stays as it is, as published weights need it; they have to be
-            loaded then.
+        frozen_batch_norm: freeze batch normalisation, as published weights require; needs pretrained weights.
         anchor_sizes: side in pixels of the square anchor of each level of the pyramid.
     """
     backbone = ResNetFPNBackbone(frozen_batch_norm)
-    rpn = RegionProposalNetwork(
-        256, [anchors.compute_cell_anchors([scale]) for scale in anchor_sizes], inside_only=False
-    )
+    rpn = RegionProposalNetwork(256, [anchors.compute_cell_anchors([size]) for size in anchor_sizes], inside_only=False)
     heads = RoIHeads(256, num_classes, (4, 8, 16, 32), 1024, 0.0, roi_pooling)
     return FasterRCNN(backbone, rpn, heads, DetectionLimits((2000, 1000), (2000, 1000)))
 
 
 class FasterRCNN(nn.Module):
-    """Proposals from the maps of a backbone, and what is in them."""
+    """Two-stage detector: backbone, region proposal network and RoI heads."""
 
     def __init__(
         self, backbone: nn.Module, rpn: "RegionProposalNetwork", roi_heads: "RoIHeads", limits: DetectionLimits
@@ -132,41 +133,44 @@ class FasterRCNN(nn.Module):
         proposals: tuple[Tensor, Tensor] | None = None,
         part: TrainingPart = "both",
     ) -> Any:
-        """What is in normalised images ``(N, 3, H, W)``, whose heights and widths in the frame are ``(N, 2)``.
+        """Detect objects or, with ground truth, sample boxes for the losses.
 
         Args:
-            images, sizes: H and W are multiples of 32.
-            ground_truth: what there is; then the samples of the stages are returned, ``(SampledBoxes, SampledBoxes)``,
-                and without it what was found, a list of :class:`Detections`.
-            proposals: boxes ``(N, P, 4)`` to look into and which of them are there ``(N, P)``, instead of our own.
-            part: the stages whose samples are wanted; None stands for those of the other.
+            images: normalised ``(N, 3, H, W)``, padded to multiples of 32.
+            sizes: heights and widths without the padding, ``(N, 2)``.
+            ground_truth: None: detect.
+            proposals: external proposals ``(N, P, 4)`` and their validity mask ``(N, P)``, instead of the RPN's.
+            part: stages to sample boxes for; the result of the other stage is None.
+
+        Returns:
+            Without ``ground_truth`` a list of :class:`Detections`; with it the :class:`SampledBoxes` of the two stages.
         """
         maps = self.backbone(images)
-        first = None
+        anchor_samples = None
         if proposals is None or (ground_truth is not None and part != "regions"):
-            said = self.rpn(maps, (images.shape[-2], images.shape[-1]))
+            output = self.rpn(maps, (images.shape[-2], images.shape[-1]))
             if ground_truth is not None and part != "regions":
-                first = self.rpn.sample_anchors(said, sizes, ground_truth, self.limits)
+                anchor_samples = self.rpn.sample_anchors(output, sizes, ground_truth, self.limits)
             if proposals is None and part != "rpn":
-                proposals = self.rpn.select_proposals(said, sizes, self.limits)
+                proposals = self.rpn.select_proposals(output, sizes, self.limits)
         if proposals is None:
-            return first, None
+            return anchor_samples, None
         if ground_truth is None:
             return self.roi_heads.detect(maps, *proposals, sizes, self.limits)
-        return first, self.roi_heads.sample_regions(maps, *proposals, ground_truth, self.limits)
+        return anchor_samples, self.roi_heads.sample_regions(maps, *proposals, ground_truth, self.limits)
 
     def get_traceable_module(self) -> nn.Module:
-        """The layers alone, of one region that is the whole image: what is of fixed shape and can be traced."""
+        """Return the layers with fixed shapes, which can be traced, on one region: the entire image."""
         return TraceableFasterRCNN(self)
 
     def propose(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-        """The proposals alone: boxes ``(N, P, 4)`` best first, and which of them are there ``(N, P)``."""
-        said = self.rpn(self.backbone(images), (images.shape[-2], images.shape[-1]))
-        return self.rpn.select_proposals(said, sizes, self.limits)
+        """Return the proposals by descending objectness, ``(N, P, 4)``, and their validity mask ``(N, P)``."""
+        output = self.rpn(self.backbone(images), (images.shape[-2], images.shape[-1]))
+        return self.rpn.select_proposals(output, sizes, self.limits)
 
 
 class TraceableFasterRCNN(nn.Module):
-    """The layers of a detector as a chain that depends on no value; every region costs the affine layers once."""
+    """Traceable layers of a detector, without data-dependent control flow; the RoI heads process one region."""
 
     def __init__(self, detector: FasterRCNN) -> None:
         super().__init__()
@@ -175,13 +179,13 @@ class TraceableFasterRCNN(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(POOLED_SIZE)
 
     def forward(self, images: Tensor) -> tuple[list[tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]:
-        """``(N, 3, H, W)`` to what the heads say of each map and of the region."""
+        """Return the outputs of the RPN head for each map and of the RoI heads for images ``(N, 3, H, W)``."""
         maps = self.backbone(images)
-        return [self.rpn_head(each) for each in maps], self.box_predictor(self.box_head(self.pool(maps[-1])))
+        return [self.rpn_head(features) for features in maps], self.box_predictor(self.box_head(self.pool(maps[-1])))
 
 
 class RegionProposalNetwork(nn.Module):
-    """For each anchor, whether an object is there, and how far its box is from the anchor (section 3.1)."""
+    """Region proposal network: objectness and box deltas of each anchor (section 3.1)."""
 
     def __init__(self, channels: int, cell_anchors: Sequence[anchors.CellAnchors], *, inside_only: bool) -> None:
         super().__init__()
@@ -189,68 +193,78 @@ class RegionProposalNetwork(nn.Module):
         self.head = RPNHead(channels, len(cell_anchors[0]))
 
     def forward(self, maps: Sequence[Tensor], image_size: tuple[int, int]) -> RPNOutput:
-        """What all anchors of the maps are, and what the head says of them; ``image_size`` is the images' size."""
-        each = [self.head(features) for features in maps]
-        logits, deltas = (torch.cat(parts, 1).float() for parts in zip(*each, strict=True))
+        """Compute objectness and deltas of all anchors; ``image_size`` is the height and width of the images."""
+        outputs = [self.head(features) for features in maps]
+        logits, deltas = (torch.cat(levels, 1).float() for levels in zip(*outputs, strict=True))
         return RPNOutput(
             logits,
             deltas,
             anchors.compute_anchors(self.cell_anchors, maps, image_size),
-            [part.shape[1] for part, _ in each],
+            [level_logits.shape[1] for level_logits, _ in outputs],
         )
 
     def sample_anchors(
         self, output: RPNOutput, sizes: Tensor, ground_truth: GroundTruth, limits: DetectionLimits
     ) -> SampledBoxes:
-        """The anchors that are learned from: half of them objects at most (section 3.1.3)."""
-        places, inside = output.anchors, None
+        """Sample the anchors of the RPN loss, at most half of them objects (section 3.1.3)."""
+        anchor_boxes, inside = output.anchors, None
         with torch.no_grad():
-            if self.inside_only:  # anchors across the border give errors that nothing can mend
-                inside = (places[:, :2] >= 0).all(1) & (places[:, 2:] <= sizes.flip(1).unsqueeze(1)).all(2)
+            if self.inside_only:  # cross-boundary anchors cause large errors that are hard to correct
+                inside = (anchor_boxes[:, :2] >= 0).all(1) & (anchor_boxes[:, 2:] <= sizes.flip(1).unsqueeze(1)).all(2)
             objects = ground_truth.boxes, ground_truth.classes, ground_truth.ignored
-            which, targets = box_sampling.match_boxes(
-                places, *objects, 0.3, 0.7, allow_low_quality_matches=True, usable=inside
+            matches, targets = box_sampling.match_boxes(
+                anchor_boxes, *objects, 0.3, 0.7, allow_low_quality_matches=True, usable=inside
             )
-            order = box_sampling.compute_priorities(ground_truth.seeds, len(places))
-            chosen, there = box_sampling.sample_balanced(targets, order, limits.anchors_per_image, 0.5)
-            targets = (targets.gather(1, chosen) > 0).long()
-            goals = boxes.encode_boxes(
-                box_sampling.gather_by_index(ground_truth.boxes, which.gather(1, chosen)), places[chosen]
+            priorities = box_sampling.compute_priorities(ground_truth.seeds, len(anchor_boxes))
+            indices, valid = box_sampling.sample_balanced(targets, priorities, limits.anchors_per_image, 0.5)
+            targets = (targets.gather(1, indices) > 0).long()
+            target_deltas = boxes.encode_boxes(
+                box_sampling.gather_by_index(ground_truth.boxes, matches.gather(1, indices)), anchor_boxes[indices]
             )
-            goals = goals.where((targets > 0).unsqueeze(2), 0.0)  # background may be beside no object at all
+            target_deltas = target_deltas.where((targets > 0).unsqueeze(2), 0.0)  # background may have no match
         return SampledBoxes(
-            output.logits.gather(1, chosen), targets, box_sampling.gather_by_index(output.deltas, chosen), goals, there
+            output.logits.gather(1, indices),
+            targets,
+            box_sampling.gather_by_index(output.deltas, indices),
+            target_deltas,
+            valid,
         )
 
     @torch.no_grad()
     def select_proposals(self, output: RPNOutput, sizes: Tensor, limits: DetectionLimits) -> tuple[Tensor, Tensor]:
-        """The best boxes of each image that do not overlap by more than 0.7, and which of the places are filled."""
-        before, after = limits.pre_nms_top_n[not self.training], limits.post_nms_top_n[not self.training]
-        parts = output.logits.split_with_sizes(output.anchors_per_level, 1)
-        starts = [sum(output.anchors_per_level[:level]) for level in range(len(parts))]
-        tops = [
-            part.topk(min(before, part.shape[1])).indices + start for part, start in zip(parts, starts, strict=True)
-        ]
-        chosen = torch.cat(tops, 1)
-        levels = torch.cat([torch.full_like(top[0], number) for number, top in enumerate(tops)])
-        found = boxes.clip_boxes(
-            boxes.decode_boxes(box_sampling.gather_by_index(output.deltas, chosen), output.anchors[chosen]), sizes
+        """Select the best boxes of each image by NMS (IoU 0.7) as proposals, and return their validity mask."""
+        pre_nms_top_n, post_nms_top_n = (
+            limits.pre_nms_top_n[not self.training],
+            limits.post_nms_top_n[not self.training],
         )
-        there = (found[..., 2:] - found[..., :2] >= 1e-3).all(2)
-        found = found.where(there.unsqueeze(2), 0.0)  # those of a network that is not finite any more are no places
-        scores = output.logits.gather(1, chosen).masked_fill(~there, -torch.inf)
-        kept, filled = [], []
-        for own, score, valid in zip(found, scores, there, strict=True):
-            keep = boxes.apply_nms(own, score, levels, 0.7)
-            places = torch.arange(after, device=keep.device) < keep.shape[0]
-            keep = F.pad(keep, (0, after))[:after]
-            kept.append(own[keep])
-            filled.append(valid[keep] & places)
-        return torch.stack(kept), torch.stack(filled)
+        level_logits = output.logits.split_with_sizes(output.anchors_per_level, 1)
+        starts = [sum(output.anchors_per_level[:level]) for level in range(len(level_logits))]
+        top_indices = [
+            logits.topk(min(pre_nms_top_n, logits.shape[1])).indices + start
+            for logits, start in zip(level_logits, starts, strict=True)
+        ]
+        indices = torch.cat(top_indices, 1)
+        levels = torch.cat(
+            [torch.full_like(level_indices[0], number) for number, level_indices in enumerate(top_indices)]
+        )
+        proposals = boxes.clip_boxes(
+            boxes.decode_boxes(box_sampling.gather_by_index(output.deltas, indices), output.anchors[indices]), sizes
+        )
+        nonempty = (proposals[..., 2:] - proposals[..., :2] >= 1e-3).all(2)
+        proposals = proposals.where(nonempty.unsqueeze(2), 0.0)  # boxes of a diverged network may not be finite
+        scores = output.logits.gather(1, indices).masked_fill(~nonempty, -torch.inf)
+        selected, masks = [], []
+        for candidates, candidate_scores, valid in zip(proposals, scores, nonempty, strict=True):
+            keep = boxes.apply_nms(candidates, candidate_scores, levels, 0.7)
+            in_range = torch.arange(post_nms_top_n, device=keep.device) < keep.shape[0]
+            keep = F.pad(keep, (0, post_nms_top_n))[:post_nms_top_n]
+            selected.append(candidates[keep])
+            masks.append(valid[keep] & in_range)
+        return torch.stack(selected), torch.stack(masks)
 
 
 class RPNHead(nn.Module):
-    """A 3×3 convolution, and from it objectness and box of each anchor at a place."""
+    """RPN head: a 3×3 convolution, and 1×1 convolutions for objectness and box deltas of each anchor."""
 
     def __init__(self, channels: int, num_anchors: int) -> None:
         super().__init__()
@@ -263,14 +277,14 @@ class RPNHead(nn.Module):
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """``(N, channels, H, W)`` to ``(N, A)`` and ``(N, A, 4)``."""
+        """Compute objectness ``(N, A)`` and deltas ``(N, A, 4)`` of maps ``(N, channels, H, W)``."""
         features = self.conv(features)
         logits, deltas = (layer(features).permute(0, 2, 3, 1) for layer in (self.cls_logits, self.bbox_pred))
         return logits.flatten(1), deltas.reshape(deltas.shape[0], -1, 4)
 
 
 class RoIHeads(nn.Module):
-    """What is in each proposal (Girshick 2015, "Fast R-CNN"): its class, and a box for each class."""
+    """RoI heads: class scores and a box per class of each proposal (Girshick 2015, "Fast R-CNN")."""
 
     def __init__(
         self,
@@ -294,51 +308,58 @@ class RoIHeads(nn.Module):
         ground_truth: GroundTruth,
         limits: DetectionLimits,
     ) -> SampledBoxes:
-        """The proposals that are learned from, and the objects themselves: a quarter of them objects at most."""
+        """Sample the regions of the loss from proposals and ground-truth boxes, at most a quarter of them objects."""
         with torch.no_grad():
             objects = (ground_truth.classes >= 0) & ~ground_truth.ignored
             proposals, valid = torch.cat([proposals, ground_truth.boxes], 1), torch.cat([valid, objects], 1)
-            which, targets = box_sampling.match_boxes(
+            matches, targets = box_sampling.match_boxes(
                 proposals, ground_truth.boxes, ground_truth.classes, ground_truth.ignored, 0.5, 0.5
             )
             targets = torch.where(valid, targets, box_sampling.IGNORE_LABEL)
-            order = box_sampling.compute_priorities(ground_truth.seeds + 1, proposals.shape[1])
-            chosen, filled = box_sampling.sample_balanced(targets, order, limits.regions_per_image, 0.25)
-            proposals, targets = box_sampling.gather_by_index(proposals, chosen), targets.gather(1, chosen).clamp(min=0)
-            goals = boxes.encode_boxes(
-                box_sampling.gather_by_index(ground_truth.boxes, which.gather(1, chosen)), proposals, boxes.ROI_WEIGHTS
+            priorities = box_sampling.compute_priorities(ground_truth.seeds + 1, proposals.shape[1])
+            indices, sampled_valid = box_sampling.sample_balanced(targets, priorities, limits.regions_per_image, 0.25)
+            proposals, targets = (
+                box_sampling.gather_by_index(proposals, indices),
+                targets.gather(1, indices).clamp(min=0),
             )
-            goals = goals.where((targets > 0).unsqueeze(2), 0.0)
+            target_deltas = boxes.encode_boxes(
+                box_sampling.gather_by_index(ground_truth.boxes, matches.gather(1, indices)),
+                proposals,
+                boxes.ROI_WEIGHTS,
+            )
+            target_deltas = target_deltas.where((targets > 0).unsqueeze(2), 0.0)
         scores, deltas = self(maps, proposals)
-        own = box_sampling.gather_by_index(deltas.flatten(0, 1), targets.view(-1, 1)).view_as(goals)
-        return SampledBoxes(scores, targets, own, goals, filled)
+        target_class_deltas = box_sampling.gather_by_index(deltas.flatten(0, 1), targets.view(-1, 1)).view_as(
+            target_deltas
+        )
+        return SampledBoxes(scores, targets, target_class_deltas, target_deltas, sampled_valid)
 
     def detect(
         self, maps: Sequence[Tensor], proposals: Tensor, valid: Tensor, sizes: Tensor, limits: DetectionLimits
     ) -> list[Detections]:
-        """What the proposals hold: the best of each class that do not overlap by more than 0.5, from a score of 5 %."""
+        """Return the detections: boxes with a score above 5 % after NMS per class (IoU 0.5)."""
         scores, deltas = self(maps, proposals)
         scores = scores.softmax(2)[..., 1:] * valid.unsqueeze(2)
-        every = boxes.decode_boxes(deltas[:, :, 1:], proposals.unsqueeze(2), boxes.ROI_WEIGHTS)
-        every = boxes.clip_boxes(every, sizes)
-        likely = (scores > 0.05) & ((every[..., 2:] - every[..., :2]) >= 1e-2).all(3)
-        answers = []
-        for own, score, which in zip(every, scores, likely, strict=True):
-            _, classes = which.nonzero(as_tuple=True)
-            own, score = own[which], score[which]
-            keep = boxes.apply_nms(own, score, classes, 0.5)[: limits.detections_per_image]
-            answers.append(Detections(own[keep], classes[keep], score[keep]))
-        return answers
+        class_boxes = boxes.decode_boxes(deltas[:, :, 1:], proposals.unsqueeze(2), boxes.ROI_WEIGHTS)
+        class_boxes = boxes.clip_boxes(class_boxes, sizes)
+        candidates = (scores > 0.05) & ((class_boxes[..., 2:] - class_boxes[..., :2]) >= 1e-2).all(3)
+        detections = []
+        for image_boxes, image_scores, mask in zip(class_boxes, scores, candidates, strict=True):
+            _, classes = mask.nonzero(as_tuple=True)
+            image_boxes, image_scores = image_boxes[mask], image_scores[mask]
+            keep = boxes.apply_nms(image_boxes, image_scores, classes, 0.5)[: limits.detections_per_image]
+            detections.append(Detections(image_boxes[keep], classes[keep], image_scores[keep]))
+        return detections
 
     def forward(self, maps: Sequence[Tensor], regions: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores ``(N, P, classes + 1)`` and deltas ``(N, P, classes + 1, 4)`` of regions ``(N, P, 4)``, float32."""
+        """Compute scores ``(N, P, classes + 1)`` and deltas ``(N, P, classes + 1, 4)`` of ``(N, P, 4)``, float32."""
         pooled = self.pool_regions(maps, regions)
         scores, deltas = self.box_predictor(self.box_head(pooled.to(maps[0].dtype)))
         shape = regions.shape[:2]
         return scores.float().view(*shape, -1), deltas.float().view(*shape, -1, 4)
 
     def pool_regions(self, maps: Sequence[Tensor], regions: Tensor) -> Tensor:
-        """The regions ``(N, P, 4)`` of the maps as ``(N P, C, 7, 7)``, each from the level of its size."""
+        """Pool regions ``(N, P, 4)`` to ``(N P, C, 7, 7)``, each from the pyramid level that matches its size."""
         number = torch.arange(len(regions), device=regions.device, dtype=regions.dtype)
         flat = torch.cat([number.repeat_interleave(regions.shape[1]).unsqueeze(1), regions.flatten(0, 1)], 1)
         if len(self.strides) == 1:
@@ -346,12 +367,14 @@ class RoIHeads(nn.Module):
         side = boxes.compute_area(flat[:, 1:]).clamp(min=0).sqrt()
         level = (4 + (side / 224).log2() + 1e-6).floor().clamp(2, 5).long() - 2  # Lin et al. 2017, equation 1
         rows = [(level == number).nonzero().squeeze(1) for number in range(len(self.strides))]
-        parts = [flat[row] for row in rows]
-        pooled = torch.cat([self._pool_level(*each) for each in zip(maps, parts, self.strides, strict=False)])
+        regions_by_level = [flat[row] for row in rows]
+        pooled = torch.cat(
+            [self._pool_level(*arguments) for arguments in zip(maps, regions_by_level, self.strides, strict=False)]
+        )
         return pooled[torch.cat(rows).argsort()]
 
     def _pool_level(self, features: Tensor, regions: Tensor, stride: int) -> Tensor:
-        """In float32, whatever the maps are in."""
+        """Pool regions of one level, in float32."""
         features = features.float()
         if self.roi_pooling == "pool":
             return roi_pool(features, regions, POOLED_SIZE, 1 / stride)  # type: ignore[no-any-return]
@@ -359,7 +382,7 @@ class RoIHeads(nn.Module):
 
 
 class TwoMLPHead(nn.Module):
-    """Two affine layers on a pooled region."""
+    """Two fully connected layers with ReLU on a pooled region."""
 
     def __init__(self, inputs: int, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -367,25 +390,25 @@ class TwoMLPHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, regions: Tensor) -> Tensor:
-        """``(K, C, 7, 7)`` to ``(K, hidden)``."""
+        """Compute features ``(K, hidden)`` of pooled regions ``(K, C, 7, 7)``."""
         hidden = self.dropout(F.relu(self.fc6(regions.flatten(1))))
         return self.dropout(F.relu(self.fc7(hidden)))  # type: ignore[no-any-return]
 
 
 class FastRCNNPredictor(nn.Module):
-    """Class scores, background first, and the deltas of a box for each."""
+    """Class scores, background first, and box deltas per class."""
 
     def __init__(self, inputs: int, num_classes: int) -> None:
         super().__init__()
         self.cls_score, self.bbox_pred = nn.Linear(inputs, num_classes + 1), nn.Linear(inputs, 4 * (num_classes + 1))
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """``(K, inputs)`` to ``(K, classes + 1)`` and ``(K, 4 (classes + 1))``."""
+        """Compute scores ``(K, classes + 1)`` and deltas ``(K, 4 (classes + 1))`` of features ``(K, inputs)``."""
         return self.cls_score(hidden), self.bbox_pred(hidden)
 
 
 class VGGBackbone(nn.Module):
-    """The convolutions of VGG-16: one map of stride 16; of 8, if the fourth pooling takes every place."""
+    """Convolutions of VGG-16 with one map of stride 16, or 8 if the fourth pooling has stride 1."""
 
     def __init__(self, batch_norm: bool, width_multiplier: float, stride: Literal[8, 16]) -> None:
         super().__init__()
@@ -397,12 +420,12 @@ class VGGBackbone(nn.Module):
         self.channels = round(512 * width_multiplier)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """``(N, 3, H, W)`` to ``(N, C, H / stride, W / stride)``."""
+        """Compute one map ``(N, C, H / stride, W / stride)`` of images ``(N, 3, H, W)``."""
         return [self.features(images)]
 
 
 class ResNetFPNBackbone(nn.Module):
-    """ResNet-50 and a feature pyramid on its stages: five maps of 256 channels, of strides 4, 8, 16, 32 and 64."""
+    """ResNet-50 with a feature pyramid: five maps of 256 channels, with strides 4, 8, 16, 32 and 64."""
 
     def __init__(self, frozen_batch_norm: bool) -> None:
         super().__init__()
@@ -413,7 +436,7 @@ class ResNetFPNBackbone(nn.Module):
         self.fpn = FeaturePyramidNetwork((256, 512, 1024, 2048), 256)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """``(N, 3, H, W)`` to the maps, finest first."""
+        """Compute the maps of images ``(N, 3, H, W)``, finest first."""
         x, maps = images, []
         for name, stage in self.body.named_children():
             x = stage(x)
@@ -423,11 +446,11 @@ class ResNetFPNBackbone(nn.Module):
 
 
 class FeaturePyramidNetwork(nn.Module):
-    """Each level: its own stage, brought to the same channels, and the coarser levels above it (figure 3)."""
+    """Feature pyramid: each level adds a 1×1 convolution of its stage and the upsampled coarser level (figure 3)."""
 
     def __init__(self, inputs: Sequence[int], channels: int) -> None:
         super().__init__()
-        self.inner_blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(each, channels, 1)) for each in inputs)
+        self.inner_blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(width, channels, 1)) for width in inputs)
         self.layer_blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1)) for _ in inputs)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
@@ -435,10 +458,10 @@ class FeaturePyramidNetwork(nn.Module):
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """The maps of the stages, finest first, to those of the levels and one more of half the side."""
+        """Compute the levels from the stages' maps, finest first, and one more level of half the resolution."""
         top, levels = None, list[Tensor]()
         for features, inner, outer in reversed(list(zip(maps, self.inner_blocks, self.layer_blocks, strict=True))):
-            own = inner(features)
-            top = own if top is None else own + F.interpolate(top, own.shape[-2:], mode="nearest")
+            lateral = inner(features)
+            top = lateral if top is None else lateral + F.interpolate(top, lateral.shape[-2:], mode="nearest")
             levels.insert(0, outer(top))
         return [*levels, F.max_pool2d(levels[-1], 1, 2)]

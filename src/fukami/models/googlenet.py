@@ -1,10 +1,12 @@
-"""GoogLeNet: nine Inception modules, each a layer of several filter sizes side by side.
+"""GoogLeNet: nine Inception modules, each with parallel branches of several filter sizes.
 
-Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, table 1 and figure 3. The network is torchvision's, so that
-its published weights load as they are. It differs from the paper's in four things: batch normalisation follows every
-convolution, in place of the two local response normalisations; the branch of 5×5 filters has 3×3 (``kernel=5`` gives
-the paper's, for weights of your own); the fourth pooling is 2×2, not 3×3; and the auxiliary heads average to 4×4 by
-adaptive pooling, which takes other images than those of 224×224 too.
+Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, table 1 and figure 3. The network is torchvision's, so its
+published weights load directly. It has four differences from the paper:
+
+- Batch normalisation follows every convolution and replaces the two local response normalisations.
+- The 5×5 branch has 3×3 filters; ``kernel_size=5`` gives the paper's.
+- The fourth pooling is 2×2, not 3×3.
+- The auxiliary heads use adaptive average pooling to 4×4, which also supports images other than 224×224.
 """
 
 from typing import Literal
@@ -24,25 +26,26 @@ def googlenet(
     dropout: float = 0.2,
     dropout_aux: float = 0.7,
 ) -> nn.Module:
-    """GoogLeNet (Szegedy et al. 2015, table 1): 22 layers with parameters on the way from image to scores.
+    """Build GoogLeNet (Szegedy et al. 2015, table 1): 22 layers with parameters.
 
-    In training it answers ``(scores, scores of aux1, scores of aux2)``, each ``(N, classes)``, which the paper's loss
-    weighs 1, 0.3 and 0.3; in evaluation, and without the auxiliary heads, the scores alone. torchvision's published
-    weights expect images normalised with mean 0.5 and standard deviation 0.5; their auxiliary heads are untrained.
+    In training mode with auxiliary heads the output is ``(scores, scores of aux1, scores of aux2)``, each
+    ``(N, classes)``; the paper weights their losses 1, 0.3 and 0.3. Otherwise the output is the scores only.
+    torchvision's published weights expect images normalised with mean 0.5 and standard deviation 0.5; their auxiliary
+    heads are untrained.
 
     Args:
-        num_classes: number of scores.
+        num_classes: number of classes.
         channels: the input is ``(N, channels, H, W)``, at least 15×15.
-        aux_loss: with the two classifiers after modules 4a and 4d.
-        kernel_size: of the branch that the paper calls 5×5.
-        dropout: share of the 1024 averaged features that training drops. The paper drops 0.4.
-        dropout_aux: the same for the 1024 hidden units of each auxiliary head.
+        aux_loss: add the auxiliary classifiers after modules 4a and 4d.
+        kernel_size: kernel size of the branch that is 5×5 in the paper.
+        dropout: dropout probability of the 1024 averaged features; 0.4 in the paper.
+        dropout_aux: dropout probability of the 1024 hidden units of each auxiliary head.
 
     Raises:
-        ValueError: the kernel is neither 3 nor 5.
+        ValueError: ``kernel_size`` is neither 3 nor 5.
     """
     if kernel_size not in (3, 5):
-        raise ValueError(f"kernel is 3 (torchvision's weights) or 5 (the paper), not {kernel_size}")
+        raise ValueError(f"kernel_size must be 3 (torchvision's weights) or 5 (the paper), not {kernel_size}")
     network = GoogLeNet(num_classes, channels, kernel_size, dropout)
     if aux_loss:
         network.aux1 = InceptionAux(512, num_classes, dropout_aux)
@@ -54,7 +57,7 @@ def googlenet(
 
 
 class GoogLeNet(nn.Module):
-    """Table 1, from top to bottom, without the auxiliary heads."""
+    """GoogLeNet of table 1, without the auxiliary heads."""
 
     def __init__(self, num_classes: int, channels: int, kernel_size: int, dropout: float) -> None:
         super().__init__()
@@ -83,22 +86,22 @@ class GoogLeNet(nn.Module):
         self.aux2: InceptionAux | None = None
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-        """Scores of ``(N, C, H, W)``; in training, where there are auxiliary heads, theirs as well."""
+        """Compute the scores of ``(N, C, H, W)``; in training mode also those of the auxiliary heads, if any."""
         x = self.maxpool1(self.conv1(x))
         x = self.maxpool2(self.conv3(self.conv2(x)))
         x = self.maxpool3(self.inception3b(self.inception3a(x)))
-        first = x = self.inception4a(x)  # N × 512 × 14 × 14
-        second = x = self.inception4d(self.inception4c(self.inception4b(x)))  # N × 528 × 14 × 14
+        maps_4a = x = self.inception4a(x)  # N × 512 × 14 × 14
+        maps_4d = x = self.inception4d(self.inception4c(self.inception4b(x)))  # N × 528 × 14 × 14
         x = self.maxpool4(self.inception4e(x))
         x = self.inception5b(self.inception5a(x))
         scores: Tensor = self.fc(self.dropout(self.flatten(self.avgpool(x))))
         if self.training and self.aux1 is not None and self.aux2 is not None:
-            return scores, self.aux1(first), self.aux2(second)
+            return scores, self.aux1(maps_4a), self.aux2(maps_4d)
         return scores
 
 
 class Inception(nn.Module):
-    """Figure 2b: 1×1, 3×3 and 5×5 filters and a pooling of the same input, their channels side by side."""
+    """Inception module (figure 2b): parallel 1×1, 3×3, 5×5 and pooling branches, concatenated."""
 
     def __init__(
         self, inputs: int, ones: int, threes: tuple[int, int], fives: tuple[int, int], pooled: int, kernel_size: int
@@ -110,12 +113,12 @@ class Inception(nn.Module):
         self.branch4 = nn.Sequential(nn.MaxPool2d(3, stride=1, padding=1), BasicConv2d(inputs, pooled, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, inputs, H, W)`` to ``(N, ones + threes[1] + fives[1] + pooled, H, W)``."""
+        """Map ``(N, inputs, H, W)`` to ``(N, ones + threes[1] + fives[1] + pooled, H, W)``."""
         return torch.cat((self.branch1(x), self.branch2(x), self.branch3(x), self.branch4(x)), 1)
 
 
 class InceptionAux(nn.Module):
-    """Section 5: a small classifier on a module in the middle, whose loss keeps the early layers learning."""
+    """Auxiliary classifier on an intermediate module, which strengthens the early layers' gradient (section 5)."""
 
     def __init__(self, inputs: int, num_classes: int, dropout: float) -> None:
         super().__init__()
@@ -128,14 +131,14 @@ class InceptionAux(nn.Module):
         self.fc2 = nn.Linear(1024, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scores ``(N, classes)`` of ``(N, inputs, H, W)``."""
+        """Compute scores ``(N, classes)`` of ``(N, inputs, H, W)``."""
         x = self.flatten(self.conv(self.avgpool(x)))  # N × 2048
         scores: Tensor = self.fc2(self.dropout(self.relu(self.fc1(x))))
         return scores
 
 
 class BasicConv2d(nn.Module):
-    """A convolution that keeps the image's size (up to its stride), batch normalisation and ReLU."""
+    """Padded convolution, batch normalisation and ReLU."""
 
     def __init__(self, inputs: int, outputs: int, kernel_size: int, stride: int = 1, stem: bool = False) -> None:
         super().__init__()
@@ -145,6 +148,6 @@ class BasicConv2d(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, inputs, H, W)`` to ``(N, outputs, H / stride, W / stride)``."""
+        """Map ``(N, inputs, H, W)`` to ``(N, outputs, H / stride, W / stride)``."""
         x = self.relu(self.bn(self.conv(x)))
         return x

@@ -1,15 +1,15 @@
-"""R-CNN: a classifier's network on regions warped to its size, with a linear machine and a box of each class on top.
+"""R-CNN: a classifier on warped regions, with a linear SVM and a bounding box regressor per class.
 
 Girshick, Donahue, Darrell and Malik, "Rich feature hierarchies for accurate object detection and semantic
 segmentation", CVPR 2014.
 
-    warped region → convolutions → pool5 ─┬→ affine → affine = fc7 ─┬→ affine: classes and background (fine-tuning)
-                                          │                         └→ affine: a linear SVM of each class
-                                          └→ affine: a box of each class
+    warped region → convolutions → pool5 ─┬→ fc6 → fc7 ─┬→ fc: classes and background (fine-tuning)
+                                          │             └→ fc: a linear SVM per class
+                                          └→ fc: a box regressor per class
 
-The classifier keeps its own names, so that whatever loads into it loads here; its last layer is the one of the
-fine-tuning, "a randomly initialized (N + 1)-way classification layer" (section 2.3). The machines and the boxes are not
-learned by gradients: they are solved, and put here.
+The classifier keeps its parameter names, so that its weights load here. Its last layer is the fine-tuning layer, "a
+randomly initialized (N + 1)-way classification layer" (section 2.3). SVMs and box regressors are fitted in closed form
+or by a solver, without gradients.
 """
 
 from collections import OrderedDict
@@ -29,15 +29,15 @@ def rcnn_alexnet(
     width_multiplier: float = 1.0,
     batch_norm: bool = False,
 ) -> "RCNN":
-    """R-CNN on AlexNet, the paper's T-Net in the form of one column.
+    """Build R-CNN on single-GPU AlexNet, the paper's T-Net.
 
     Args:
-        num_classes: without the background.
+        num_classes: number of classes without the background.
         size: side of a warped region in pixels, at least 63.
-        hidden: units of the two affine layers.
-        dropout: share of them dropped in training.
-        width_multiplier: share of the convolutions' channels.
-        batch_norm: after every convolution.
+        hidden: number of units of the two hidden fully connected layers.
+        dropout: dropout probability.
+        width_multiplier: number of channels of the convolutions, as a fraction of the original.
+        batch_norm: batch normalisation after every convolution.
     """
     side, channels = compute_feature_size(size), round(256 * width_multiplier)
     network = OrderedDict(
@@ -58,7 +58,7 @@ def rcnn_vgg16(
     width_multiplier: float = 1.0,
     batch_norm: bool = False,
 ) -> "RCNN":
-    """R-CNN on VGG-16, O-Net in the paper's later version. The arguments are ``rcnn_alexnet``'s; ``size`` from 32."""
+    """Build R-CNN on VGG-16, the paper's O-Net. The arguments are those of ``rcnn_alexnet``; ``size`` at least 32."""
     if size < 32:
         raise ValueError(f"VGG pools five times and needs regions of at least 32×32, not {size}×{size}: enlarge them")
     side, channels = min(7, size // 32), round(512 * width_multiplier)
@@ -72,12 +72,12 @@ def rcnn_vgg16(
 
 
 class RCNN(nn.Module):
-    """The network, the machines and the boxes.
+    """Fine-tuned network, SVMs and bounding box regressors.
 
     Args:
-        network: parts ``features``, ``avgpool``, ``flatten`` and ``classifier``, for ``classes + 1`` scores, the
-            background's first.
-        num_classes: without the background.
+        network: classifier with the modules ``features``, ``avgpool``, ``flatten`` and ``classifier`` for
+            ``classes + 1`` scores, background first.
+        num_classes: number of classes without the background.
     """
 
     def __init__(self, network: nn.Sequential, num_classes: int) -> None:
@@ -95,25 +95,25 @@ class RCNN(nn.Module):
         self.bbox = _build_frozen_linear(layers[0].in_features, 4 * num_classes)
 
     def forward(self, regions: Tensor) -> Tensor:
-        """Scores ``(K, classes + 1)`` of warped regions ``(K, 3, size, size)``, the background's first."""
+        """Compute scores ``(K, classes + 1)`` of warped regions ``(K, 3, size, size)``, background first."""
         return self.network(regions)  # type: ignore[no-any-return]
 
     def pool5(self, regions: Tensor) -> Tensor:
-        """What the last pooling leaves of warped regions, ``(K, channels × positions)``."""
+        """Compute pool5 features of warped regions, ``(K, channels × positions)``."""
         x = self.network.features(regions)  # type: ignore[operator]
         return self.network.flatten(self.network.avgpool(x))  # type: ignore[no-any-return, operator]
 
     def fc7(self, regions: Tensor) -> Tensor:
-        """The features of warped regions, ``(K, hidden)``."""
+        """Compute fc7 features of warped regions, ``(K, hidden)``."""
         return self.network.classifier[:-1](self.pool5(regions))  # type: ignore[no-any-return, operator, index]
 
     def compute_scores(self, fc7: Tensor) -> Tensor:
-        """The fine-tuned scores of features, ``(K, classes + 1)``."""
+        """Compute the fine-tuned scores of fc7 features, ``(K, classes + 1)``."""
         return self.network.classifier[-1](fc7)  # type: ignore[no-any-return, operator, index]
 
 
 def _build_frozen_linear(inputs: int, outputs: int) -> nn.Linear:
-    """An affine layer of zeros that no gradient changes."""
+    """Build a fully connected layer of zeros that requires no gradient."""
     layer = nn.Linear(inputs, outputs)
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)

@@ -1,7 +1,7 @@
-"""ResNet: layers that learn what to add to their input.
+"""ResNet: residual networks.
 
 He et al., "Deep Residual Learning for Image Recognition", CVPR 2016. Table 1, for ImageNet; the first block of
-conv3, conv4 and conv5 halves the image:
+conv3, conv4 and conv5 halves the resolution:
 
     224×224             18          34            50            101            152
     112×112 conv1     7×7, 64, stride 2
@@ -13,16 +13,16 @@ conv3, conv4 and conv5 halves the image:
      28×28  conv3   128   × 2   128   × 4    128-512  × 4  128-512  × 4   128-512  × 8
      14×14  conv4   256   × 2   256   × 6    256-1024 × 6  256-1024 × 23  256-1024 × 36
       7×7   conv5   512   × 2   512   × 3    512-2048 × 3  512-2048 × 3   512-2048 × 3
-                      average pooling, affine 1000
+                      average pooling, fc 1000
 
 Section 4.2, for CIFAR, with n = 3, 5, 7, 9, 18 blocks a stage:
 
     32×32  3×3, 16;  n × (3×3, 16; 3×3, 16)
     16×16            n × (3×3, 32; 3×3, 32)
      8×8             n × (3×3, 64; 3×3, 64)
-           average pooling, affine 10
+           average pooling, fc 10
 
-The names of the parameters are torchvision's: its published weights load as they are.
+The parameter names are torchvision's, so its published weights load directly.
 """
 
 from collections import OrderedDict
@@ -40,37 +40,37 @@ StrideIn = Literal["3x3", "1x1"]
 
 
 def resnet18(num_classes: int = 1000, *, channels: int = 3, stem: Stem = "7x7") -> nn.Sequential:
-    """ResNet-18 of table 1: ``(N, channels, H, W)`` to scores ``(N, classes)``. H and W: any; 224 in the paper.
+    """Build ResNet-18 of table 1: ``(N, channels, H, W)`` to scores ``(N, classes)``. H and W: any; 224 in the paper.
 
     Args:
-        num_classes: number of scores.
-        channels: of the images.
-        stem: how the network begins: ``"7x7"``, the paper's convolution and pooling, which leave a quarter of the side;
-            ``"3x3"``, a convolution alone that leaves all of it, for images of 32 to 64 pixels, as is usual on CIFAR.
+        num_classes: number of classes.
+        channels: number of input channels.
+        stem: first layers: ``"7x7"``, the paper's convolution and pooling with stride 4 in total, or ``"3x3"``, one
+            convolution with stride 1 for images of 32 to 64 pixels, as is usual on CIFAR.
 
     Raises:
-        ValueError: ``stem`` is neither.
+        ValueError: ``stem`` has another value.
     """
     return _build_imagenet_resnet(BasicBlock, (2, 2, 2, 2), num_classes, channels, stem)
 
 
 def resnet34(num_classes: int = 1000, *, channels: int = 3, stem: Stem = "7x7") -> nn.Sequential:
-    """ResNet-34 of table 1. The arguments are ``resnet18``'s."""
+    """Build ResNet-34 of table 1. The arguments are those of ``resnet18``."""
     return _build_imagenet_resnet(BasicBlock, (3, 4, 6, 3), num_classes, channels, stem)
 
 
 def resnet50(
     num_classes: int = 1000, *, channels: int = 3, stem: Stem = "7x7", stride_in: StrideIn = "3x3"
 ) -> nn.Sequential:
-    """ResNet-50 of table 1: ``(N, channels, H, W)`` to scores ``(N, classes)``. H and W: any; 224 in the paper.
+    """Build ResNet-50 of table 1: ``(N, channels, H, W)`` to scores ``(N, classes)``. H and W: any; 224 in the paper.
 
     Args:
         num_classes, channels, stem: as for :func:`resnet18`.
-        stride_in: the convolution of a stage's first block that halves the image: the paper's is the first ``"1x1"``,
-            torchvision's (and that of its weights) the ``"3x3"``, which throws no value away unseen.
+        stride_in: convolution with stride 2 in a stage's first block: the first ``"1x1"``, as in the paper, or the
+            ``"3x3"``, as in torchvision and its weights, which uses all input values.
 
     Raises:
-        ValueError: ``stem`` or ``stride_in`` is neither.
+        ValueError: ``stem`` or ``stride_in`` has another value.
     """
     return _build_imagenet_resnet(_make_bottleneck(stride_in), (3, 4, 6, 3), num_classes, channels, stem)
 
@@ -78,49 +78,49 @@ def resnet50(
 def resnet101(
     num_classes: int = 1000, *, channels: int = 3, stem: Stem = "7x7", stride_in: StrideIn = "3x3"
 ) -> nn.Sequential:
-    """ResNet-101 of table 1. The arguments are ``resnet50``'s."""
+    """Build ResNet-101 of table 1. The arguments are those of ``resnet50``."""
     return _build_imagenet_resnet(_make_bottleneck(stride_in), (3, 4, 23, 3), num_classes, channels, stem)
 
 
 def resnet152(
     num_classes: int = 1000, *, channels: int = 3, stem: Stem = "7x7", stride_in: StrideIn = "3x3"
 ) -> nn.Sequential:
-    """ResNet-152 of table 1. The arguments are ``resnet50``'s."""
+    """Build ResNet-152 of table 1. The arguments are those of ``resnet50``."""
     return _build_imagenet_resnet(_make_bottleneck(stride_in), (3, 8, 36, 3), num_classes, channels, stem)
 
 
 def resnet20(num_classes: int = 10, *, channels: int = 3, shortcut: Literal["A", "B"] = "A") -> nn.Sequential:
-    """ResNet-20 of section 4.2: ``(N, channels, H, W)`` to scores ``(N, classes)``. H and W: any; 32 in the paper.
+    """Build ResNet-20 of section 4.2: ``(N, channels, H, W)`` to scores ``(N, classes)``. H and W: any; paper: 32.
 
     Args:
-        num_classes: number of scores.
-        channels: of the images.
-        shortcut: how the input of a block that halves the image reaches its output: ``"A"``, every other pixel and
-            zeros for the new channels, no parameters (the paper's); ``"B"``, a 1×1 convolution.
+        num_classes: number of classes.
+        channels: number of input channels.
+        shortcut: shortcut of blocks that halve the resolution: ``"A"``, as in the paper, subsampling and zero padding
+            of the channels, without parameters; ``"B"``, a 1×1 convolution.
 
     Raises:
-        ValueError: ``shortcut`` is neither.
+        ValueError: ``shortcut`` has another value.
     """
     return _build_cifar_resnet(3, num_classes, channels, shortcut)
 
 
 def resnet32(num_classes: int = 10, *, channels: int = 3, shortcut: Literal["A", "B"] = "A") -> nn.Sequential:
-    """ResNet-32 of section 4.2. The arguments are ``resnet20``'s."""
+    """Build ResNet-32 of section 4.2. The arguments are those of ``resnet20``."""
     return _build_cifar_resnet(5, num_classes, channels, shortcut)
 
 
 def resnet44(num_classes: int = 10, *, channels: int = 3, shortcut: Literal["A", "B"] = "A") -> nn.Sequential:
-    """ResNet-44 of section 4.2. The arguments are ``resnet20``'s."""
+    """Build ResNet-44 of section 4.2. The arguments are those of ``resnet20``."""
     return _build_cifar_resnet(7, num_classes, channels, shortcut)
 
 
 def resnet56(num_classes: int = 10, *, channels: int = 3, shortcut: Literal["A", "B"] = "A") -> nn.Sequential:
-    """ResNet-56 of section 4.2. The arguments are ``resnet20``'s."""
+    """Build ResNet-56 of section 4.2. The arguments are those of ``resnet20``."""
     return _build_cifar_resnet(9, num_classes, channels, shortcut)
 
 
 def resnet110(num_classes: int = 10, *, channels: int = 3, shortcut: Literal["A", "B"] = "A") -> nn.Sequential:
-    """ResNet-110 of section 4.2, which the paper warms up at a learning rate of 0.01. Arguments: ``resnet20``'s."""
+    """Build ResNet-110 of section 4.2; the paper warms up at learning rate 0.01. Arguments as for ``resnet20``."""
     return _build_cifar_resnet(18, num_classes, channels, shortcut)
 
 
@@ -128,7 +128,7 @@ BlockFactory = Callable[[int, int, int], nn.Module]  # inputs, width, stride
 
 
 class BasicBlock(nn.Module):
-    """Figure 5, left: two 3×3 convolutions, and the input added to what they give."""
+    """Residual block of two 3×3 convolutions (figure 5, left)."""
 
     def __init__(self, inputs: int, width: int, stride: int, shortcut: str = "B") -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class BasicBlock(nn.Module):
         self.downsample = _build_shortcut(inputs, width, stride, shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, inputs, H, W)`` to ``(N, width, H / stride, W / stride)``."""
+        """Map ``(N, inputs, H, W)`` to ``(N, width, H / stride, W / stride)``."""
         residual = self.relu(self.bn1(self.conv1(x)))
         residual = self.bn2(self.conv2(residual))
         if self.downsample is not None:
@@ -150,7 +150,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Figure 5, right: 1×1 to fewer channels, 3×3, 1×1 to four times as many, and the input added."""
+    """Bottleneck block (figure 5, right): 1×1 to fewer channels, 3×3, and 1×1 to four times as many."""
 
     def __init__(self, inputs: int, width: int, stride: int, stride_in: str) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ class Bottleneck(nn.Module):
         self.downsample = _build_shortcut(inputs, 4 * width, stride, "B")
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, inputs, H, W)`` to ``(N, 4 * width, H / stride, W / stride)``."""
+        """Map ``(N, inputs, H, W)`` to ``(N, 4 * width, H / stride, W / stride)``."""
         residual = self.relu(self.bn1(self.conv1(x)))
         residual = self.relu(self.bn2(self.conv2(residual)))
         residual = self.bn3(self.conv3(residual))
@@ -176,21 +176,21 @@ class Bottleneck(nn.Module):
 
 
 class Subsample(nn.Module):
-    """Option A of section 3.3: every other pixel, and zeros for the channels that the input lacks."""
+    """Shortcut option A (section 3.3): subsampling, and zero padding of the channels."""
 
     def __init__(self, missing: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
-        # half of them before the input's, half after: where the public implementations have them
+        # half before the input channels, half after, as in public implementations
         self.padding = (0, 0, 0, 0, missing // 2, missing - missing // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, C, H, W)`` to ``(N, C + missing, H / stride, W / stride)``."""
+        """Map ``(N, C, H, W)`` to ``(N, C + missing, H / stride, W / stride)``."""
         return F.pad(x[:, :, :: self.stride, :: self.stride], self.padding)
 
 
 def _build_shortcut(inputs: int, outputs: int, stride: int, option: str) -> nn.Module | None:
-    """What the input passes on its way around a block: nothing where the shapes agree."""
+    """Build the shortcut of a block; None if the shapes agree."""
     if stride == 1 and inputs == outputs:
         return None
     if option == "A":
@@ -200,22 +200,24 @@ def _build_shortcut(inputs: int, outputs: int, stride: int, option: str) -> nn.M
 
 def _make_bottleneck(stride_in: str) -> BlockFactory:
     if stride_in not in ("3x3", "1x1"):
-        raise ValueError(f"stride_in is '3x3' (torchvision's weights) or '1x1' (the paper), not {stride_in!r}")
+        raise ValueError(f"stride_in must be '3x3' (torchvision's weights) or '1x1' (the paper), not {stride_in!r}")
     return partial(Bottleneck, stride_in=stride_in)
 
 
-def _make_layer(block: BlockFactory, number: int, inputs: int, width: int, outputs: int, stride: int) -> nn.Sequential:
-    """So many blocks of one width, of which the first strides."""
-    return nn.Sequential(block(inputs, width, stride), *(block(outputs, width, 1) for _ in range(number - 1)))
+def _make_layer(
+    block: BlockFactory, num_blocks: int, inputs: int, width: int, outputs: int, stride: int
+) -> nn.Sequential:
+    """Build a stage of ``num_blocks`` blocks, the first of which has the stride."""
+    return nn.Sequential(block(inputs, width, stride), *(block(outputs, width, 1) for _ in range(num_blocks - 1)))
 
 
 def _build_imagenet_resnet(
-    block: BlockFactory, numbers: tuple[int, int, int, int], classes: int, channels: int, stem: Stem
+    block: BlockFactory, num_blocks: tuple[int, int, int, int], classes: int, channels: int, stem: Stem
 ) -> nn.Sequential:
-    """A column of table 1."""
+    """Build the ResNet of one column of table 1."""
     if stem not in ("7x7", "3x3"):
-        raise ValueError(f"stem is '7x7' (the paper's, with a pooling) or '3x3' (for small images), not {stem!r}")
-    e = 1 if block is BasicBlock else 4  # a bottleneck gives out four times its width
+        raise ValueError(f"stem must be '7x7' (the paper's, with a pooling) or '3x3' (for small images), not {stem!r}")
+    expansion = 1 if block is BasicBlock else 4  # a bottleneck block outputs four times its width
     kernel, stride, padding = (7, 2, 3) if stem == "7x7" else (3, 1, 1)
     pooling = OrderedDict(maxpool=nn.MaxPool2d(3, stride=2, padding=1)) if stem == "7x7" else {}
     network = nn.Sequential(
@@ -224,22 +226,22 @@ def _build_imagenet_resnet(
             bn1=nn.BatchNorm2d(64),
             relu=nn.ReLU(inplace=True),
             **pooling,  # N × 64 × 56 × 56
-            layer1=_make_layer(block, numbers[0], 64, 64, 64 * e, 1),  # N × 64 e × 56 × 56
-            layer2=_make_layer(block, numbers[1], 64 * e, 128, 128 * e, 2),  # N × 128 e × 28 × 28
-            layer3=_make_layer(block, numbers[2], 128 * e, 256, 256 * e, 2),  # N × 256 e × 14 × 14
-            layer4=_make_layer(block, numbers[3], 256 * e, 512, 512 * e, 2),  # N × 512 e × 7 × 7
+            layer1=_make_layer(block, num_blocks[0], 64, 64, 64 * expansion, 1),  # N × 64 e × 56 × 56
+            layer2=_make_layer(block, num_blocks[1], 64 * expansion, 128, 128 * expansion, 2),  # N × 128 e × 28 × 28
+            layer3=_make_layer(block, num_blocks[2], 128 * expansion, 256, 256 * expansion, 2),  # N × 256 e × 14 × 14
+            layer4=_make_layer(block, num_blocks[3], 256 * expansion, 512, 512 * expansion, 2),  # N × 512 e × 7 × 7
             avgpool=nn.AdaptiveAvgPool2d(1),
             flatten=nn.Flatten(),
-            fc=nn.Linear(512 * e, classes),  # N × classes
+            fc=nn.Linear(512 * expansion, classes),  # N × classes
         )
     )
     return _init_weights(network)
 
 
 def _build_cifar_resnet(n: int, classes: int, channels: int, shortcut: str) -> nn.Sequential:
-    """The network of 6n + 2 layers of section 4.2."""
+    """Build the ResNet with 6n + 2 layers of section 4.2."""
     if shortcut not in ("A", "B"):
-        raise ValueError(f"shortcut is 'A' (zeros for new channels) or 'B' (a 1×1 convolution), not {shortcut!r}")
+        raise ValueError(f"shortcut must be 'A' (zeros for new channels) or 'B' (a 1×1 convolution), not {shortcut!r}")
     block = partial(BasicBlock, shortcut=shortcut)
     network = nn.Sequential(
         OrderedDict(

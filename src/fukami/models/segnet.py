@@ -1,19 +1,19 @@
-"""SegNet: a decoder that puts each value back where the encoder's pooling found it.
+"""SegNet: semantic segmentation by an encoder and a decoder that unpools with the encoder's max-pooling indices.
 
 Badrinarayanan, Kendall and Cipolla, "SegNet: A Deep Convolutional Encoder-Decoder Architecture for Image Segmentation",
 PAMI 2017, figure 2. The encoder is VGG-16's 13 convolutions, each with batch normalisation and ReLU; every pooling
-remembers where in its 2×2 pixels the greatest value lay. The decoder mirrors it:
+stores the index of the maximum of each 2×2 window. The decoder mirrors it:
 
     encoder                                decoder
-    64   64           pool ─── places ───→ unpool   64   classes
-    128  128          pool ─── places ───→ unpool   128  64
-    256  256  256     pool ─── places ───→ unpool   256  256  128
-    512  512  512     pool ─── places ───→ unpool   512  512  256
-    512  512  512     pool ─── places ───→ unpool   512  512  512
+    64   64           pool ── indices ───→ unpool   64   classes
+    128  128          pool ── indices ───→ unpool   128  64
+    256  256  256     pool ── indices ───→ unpool   256  256  128
+    512  512  512     pool ── indices ───→ unpool   512  512  256
+    512  512  512     pool ── indices ───→ unpool   512  512  512
 
-SegNet-Basic (section 3.1) has four poolings, a convolution of 7×7 and 64 filters before each and after each unpooling,
-no ReLU in the decoder, and a 1×1 convolution for the classes. The names of the encoder's parameters are those of
-torchvision's ``vgg16_bn``.
+SegNet-Basic (section 3.1) has four poolings, a 7×7 convolution with 64 filters before each and after each unpooling,
+no ReLU in the decoder, and a 1×1 convolution for the classes. The encoder's parameter names are those of torchvision's
+``vgg16_bn``.
 """
 
 from collections import OrderedDict
@@ -31,11 +31,11 @@ from fukami.models.vgg import CONFIGS, build_vgg_features, renumber_conv_weights
 
 
 def segnet_vgg16(num_classes: int = 11, *, width_multiplier: float = 1.0) -> "SegNet":
-    """SegNet: ``(N, 3, H, W)`` to scores ``(N, classes, H, W)``. H and W: any; 360 and 480 in the paper.
+    """Build SegNet: ``(N, 3, H, W)`` to scores ``(N, classes, H, W)``. H and W: any; 360 and 480 in the paper.
 
     Args:
-        num_classes: number of scores at a pixel; 11 are those of CamVid.
-        width_multiplier: share of the paper's channels.
+        num_classes: number of classes; CamVid has 11.
+        width_multiplier: number of channels, as a fraction of the paper's.
     """
     widths = [[round(width_multiplier * channels) for channels in group] for group in CONFIGS["D"]]
     decoder = []
@@ -48,12 +48,12 @@ def segnet_vgg16(num_classes: int = 11, *, width_multiplier: float = 1.0) -> "Se
 
 
 def segnet_basic(num_classes: int = 11, *, channels: int = 3, num_filters: int = 64) -> "SegNet":
-    """SegNet-Basic: ``(N, channels, H, W)`` to scores ``(N, classes, H, W)``. H and W: any.
+    """Build SegNet-Basic: ``(N, channels, H, W)`` to scores ``(N, classes, H, W)``. H and W: any.
 
     Args:
-        num_classes: number of scores at a pixel.
-        channels: of the images.
-        num_filters: of every convolution.
+        num_classes: number of classes.
+        channels: number of input channels.
+        num_filters: number of filters of every convolution.
     """
     encoder: list[nn.Module] = []
     for number in range(4):
@@ -67,7 +67,7 @@ def segnet_basic(num_classes: int = 11, *, channels: int = 3, num_filters: int =
 
 
 class SegNet(nn.Module):
-    """An encoder whose poolings remember their places, and the stages of a decoder that begin with them."""
+    """Encoder and decoder; each decoder stage unpools with the indices of the matching max pooling."""
 
     backbone_prefix = "features"
 
@@ -75,61 +75,63 @@ class SegNet(nn.Module):
         super().__init__()
         self.features = features
         self.decoder = nn.ModuleList(decoder)
-        ends = [number for number, layer in enumerate(features) if isinstance(layer, nn.MaxPool2d)]
-        between = pairwise([-1, *ends])
-        # in a list, since their layers are the network's already
+        pool_indices = [number for number, layer in enumerate(features) if isinstance(layer, nn.MaxPool2d)]
+        stage_bounds = pairwise([-1, *pool_indices])
         self.class_prefixes = (f"decoder.{len(self.decoder) - 1}.{len(self.decoder[-1]) - 1}.",)  # type: ignore[arg-type]
-        self.stages = [*(features[before + 1 : end] for before, end in between), *self.decoder]
+        # a list, so that the layers are not registered twice
+        self.stages = [*(features[previous + 1 : pool] for previous, pool in stage_bounds), *self.decoder]
 
     def forward(self, images: Tensor) -> Any:
-        """Normalised ``(N, C, H, W)`` to scores ``(N, classes, H, W)``."""
+        """Compute scores ``(N, classes, H, W)`` of normalised images ``(N, C, H, W)``."""
         return apply_with_padding(self.compute_scores, images, 2 ** len(self.decoder))
 
     def compute_scores(self, images: Tensor) -> Tensor:
-        """The same where H and W are multiples of 2 to the number of poolings."""
-        x, places = images, []
+        """Compute scores of images whose sides are multiples of 2 to the power of the number of poolings."""
+        x, pooling_indices = images, []
         depth = len(self.decoder)
         for stage in self.stages[:depth]:
             x, indices = F.max_pool2d(stage(x), 2, return_indices=True)
-            places.append(indices)
+            pooling_indices.append(indices)
         for stage in self.stages[depth:]:
-            x = stage(unpool(x, places.pop()))
+            x = stage(unpool(x, pooling_indices.pop()))
         return x
 
     def get_traceable_module(self) -> nn.Module:
-        """The layers as a chain, in which plain enlarging stands for the unpooling."""
+        """Return the layers as a sequential model, with nearest-neighbour upsampling instead of unpooling."""
         layers: dict[str, nn.Module] = {"features": self.features}
         for number, stage in enumerate(self.decoder):
             layers |= {f"unpool{number}": nn.Upsample(scale_factor=2), f"decoder{number}": stage}
         return nn.Sequential(OrderedDict(layers))
 
     def list_backbone_layers(self) -> list[nn.Module]:
-        """The layers of the classifier, one after another."""
+        """Return the layers of the classifier in order."""
         return [*self.features]
 
     def convert_classifier_weights(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Of the tensors of VGG-16, with batch normalisation or without it, those that fit here."""
+        """Convert the weights of VGG-16, with or without batch normalisation."""
         return renumber_conv_weights(tensors, self.features)
 
 
 def unpool(x: Tensor, indices: Tensor) -> Tensor:
-    """Maps ``(N, C, H, W)`` as ``(N, C, 2 H, 2 W)``: each value at its place, 0 elsewhere (figure 3)."""
+    """Unpool maps ``(N, C, H, W)`` to ``(N, C, 2 H, 2 W)``: each value at its index, 0 elsewhere (figure 3)."""
     size = (2 * x.shape[2], 2 * x.shape[3])
-    if torch.compiler.is_exporting():  # to a format that has no unpooling
+    if torch.compiler.is_exporting():  # the export format has no unpooling
         flat = x.new_zeros(1).expand(*x.shape[:2], size[0] * size[1])
         return flat.scatter(2, indices.flatten(2), x.flatten(2)).view(*x.shape[:2], *size)
     return F.max_unpool2d(x, indices, (2, 2), output_size=list(size))
 
 
 def _build_decoder_stage(pairs: list[tuple[int, int]], outputs_scores: bool) -> list[nn.Module]:
-    """3×3 convolutions, each with batch normalisation and ReLU; with ``outputs_scores`` the last gives the scores."""
+    """Build 3×3 convolutions, each with batch normalisation and ReLU, except the last one with ``outputs_scores``."""
     layers: list[nn.Module] = []
     for number, (inputs, outputs) in enumerate(pairs, 1):
         layers.append(nn.Conv2d(inputs, outputs, 3, padding=1))
         if not (outputs_scores and number == len(pairs)):
             layers += [nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
     for layer in layers:
-        if not (outputs_scores and layer is layers[-1]):  # else scores begin as alike as torch has them
+        if not (
+            outputs_scores and layer is layers[-1]
+        ):  # the score layer keeps torch's initialisation, with smaller scores
             _init_weights(layer)
     return layers
 

@@ -1,9 +1,9 @@
-"""Show and Tell, also called NIC: a network that sees is followed by one that speaks.
+"""Show and Tell (NIC): image captioning by a convolutional encoder and an LSTM decoder.
 
 Vinyals, Toshev, Bengio and Erhan, "Show and Tell: A Neural Image Caption Generator", CVPR 2015, section 3.1 and
 figure 3:
 
-    image ─ encoder ─ affine ──┐              normalised over the batch, which the paper's is not
+    image ─ encoder ─ fc ──────┐              with batch normalisation, unlike the paper
                                  v
                                LSTM ─ LSTM ─ LSTM ─ ... ─ LSTM
                                        ^      ^             ^
@@ -11,9 +11,9 @@ figure 3:
                                        v      v             v
                                     word 1   word 2        <end>
 
-The image is shown once, before the first word (equations 10 to 12). The vectors of the words serve twice: they are
-what the LSTM is given, and what its answer is compared with to find the next word. The encoder is any classifier of the
-library without its last layer.
+The image is the input once, before the first word (equations 10 to 12). The word embeddings are tied: they are the
+inputs of the LSTM and the weights of the output layer. The encoder is any classifier of the library without its last
+layer.
 """
 
 from typing import Any
@@ -24,48 +24,46 @@ from torch.nn import functional as F
 
 from fukami.models.googlenet import googlenet
 
-EMBEDDING_INIT_STD = (
-    0.3  # of the vectors of the words at the beginning: with far less, the LSTM learns to see them late
-)
+EMBEDDING_INIT_STD = 0.3  # of the word embeddings; with far less, the LSTM uses them late in training
 
 
 def show_and_tell(
     classifier: nn.Module | None = None, vocab_size: int = 8791, *, hidden: int = 512, dropout: float = 0.5
 ) -> "ShowAndTell":
-    """NIC: ``(N, 3, H, W)`` and the words ``(N, T)`` before to scores of the next words ``(N, T, words)``.
+    """Build NIC: images ``(N, 3, H, W)`` and previous words ``(N, T)`` to next-word scores ``(N, T, vocab_size)``.
 
     Args:
-        classifier: what becomes the encoder by losing its last affine layer; by default, as in the paper, GoogLeNet.
-        vocab_size: of the vocabulary; 8,791 are those of COCO that occur five times.
-        hidden: width of the LSTM, and of the vectors of the words.
-        dropout: share of what the LSTM is given and gives that training drops.
+        classifier: becomes the encoder without its last fully connected layer; None: GoogLeNet, as in the paper.
+        vocab_size: vocabulary size; 8,791 words occur at least five times in COCO.
+        hidden: number of units of the LSTM, and the embedding dimension.
+        dropout: dropout probability of the inputs and outputs of the LSTM.
     """
     return ShowAndTell(classifier or googlenet(1, aux_loss=False), vocab_size, hidden, dropout)
 
 
 class TraceableShowAndTell(nn.Module):
-    """What there is between an image and the scores of the first word, the LSTM as the affine maps that it is."""
+    """Traceable layers from an image to the scores of the first word, with the LSTM step as linear layers."""
 
     def __init__(self, network: "ShowAndTell") -> None:
         super().__init__()
-        hidden, words = network.lstm.hidden_size, network.words.num_embeddings
+        hidden, vocab_size = network.lstm.hidden_size, network.words.num_embeddings
         self.encoder, self.image = network.encoder, network.image
         self.input_gates, self.hidden_gates = nn.Linear(hidden, 4 * hidden), nn.Linear(hidden, 4 * hidden)
-        self.scores = nn.Linear(hidden, words)
+        self.scores = nn.Linear(hidden, vocab_size)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Scores ``(N, words)`` of images ``(N, 3, H, W)``."""
-        seen = self.image(self.encoder(images).flatten(1))
-        enter, _, change, leave = (self.input_gates(seen) + self.hidden_gates(seen)).chunk(4, 1)
-        return self.scores(leave.sigmoid() * (enter.sigmoid() * change.tanh()).tanh())  # type: ignore[no-any-return]
+        """Compute scores ``(N, vocab_size)`` of images ``(N, 3, H, W)``."""
+        embedding = self.image(self.encoder(images).flatten(1))
+        input_gate, _, candidate, output_gate = (self.input_gates(embedding) + self.hidden_gates(embedding)).chunk(4, 1)
+        return self.scores(output_gate.sigmoid() * (input_gate.sigmoid() * candidate.tanh()).tanh())  # type: ignore[no-any-return]
 
 
 class ShowAndTell(nn.Module):
-    """An encoder, an LSTM, and the vectors of the words."""
+    """Encoder, LSTM and word embeddings."""
 
     def __init__(self, classifier: nn.Module, vocab_size: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        name, head = [each for each in classifier.named_modules() if isinstance(each[1], nn.Linear)][-1]
+        name, head = [item for item in classifier.named_modules() if isinstance(item[1], nn.Linear)][-1]
         classifier.set_submodule(name, nn.Identity())
         self.encoder = classifier
         self.image = nn.Sequential(nn.Linear(head.in_features, hidden, bias=False), nn.BatchNorm1d(hidden))
@@ -76,34 +74,34 @@ class ShowAndTell(nn.Module):
         nn.init.normal_(self.words.weight, std=EMBEDDING_INIT_STD)
 
     def get_traceable_module(self) -> nn.Module:
-        """The layers, in the order in which an image passes them before the first word."""
+        """Return the layers from an image to the scores of the first word."""
         return TraceableShowAndTell(self)
 
     def forward(self, images: Tensor, words: Tensor) -> Tensor:
-        """Scores ``(N, T, words)`` of the word after each of the words ``(N, T)``; the first of these is ``<begin>``.
+        """Compute next-word scores ``(N, T, vocab_size)`` of words ``(N, T)``, the first of which is ``<begin>``.
 
-        ``images`` are normalised, ``(N, 3, H, W)``, or what :meth:`encode_images` gave for them, ``(N, features)``.
+        ``images`` are normalised, ``(N, 3, H, W)``, or their features ``(N, features)`` from :meth:`encode_images`.
         """
-        seen = self.image(images if images.ndim == 2 else self.encode_images(images))
-        given = torch.cat([seen.unsqueeze(1), self.words(words).to(seen.dtype)], 1)
-        found, _ = self.lstm(self.dropout(given))
-        return self.compute_scores(found[:, 1:])
+        embeddings = self.image(images if images.ndim == 2 else self.encode_images(images))
+        inputs = torch.cat([embeddings.unsqueeze(1), self.words(words).to(embeddings.dtype)], 1)
+        outputs, _ = self.lstm(self.dropout(inputs))
+        return self.compute_scores(outputs[:, 1:])
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """What the encoder makes of normalised images ``(N, 3, H, W)``: ``(N, features)``."""
+        """Compute the encoder's features ``(N, features)`` of normalised images ``(N, 3, H, W)``."""
         return self.encoder(images).flatten(1)  # type: ignore[no-any-return]
 
     def init_state(self, features: Tensor) -> Any:
-        """The state of the LSTM once it was shown the image: two tensors ``(N, hidden)``."""
+        """Compute the state of the LSTM after the image: two tensors ``(N, hidden)``."""
         _, state = self.lstm(self.dropout(self.image(features)).unsqueeze(1))
         return tuple(value[0] for value in state)
 
     def step(self, state: Any, words: Tensor) -> tuple[Any, Tensor]:
-        """The state after the words ``(N,)``, and the log-probabilities ``(N, words)`` of the next ones, float32."""
-        given = self.dropout(self.words(words)).unsqueeze(1)
-        found, state = self.lstm(given, tuple(value.unsqueeze(0).contiguous() for value in state))
-        return tuple(value[0] for value in state), self.compute_scores(found[:, 0]).float().log_softmax(1)
+        """Return the state after words ``(N,)`` and next-word log-probabilities ``(N, vocab_size)``, float32."""
+        inputs = self.dropout(self.words(words)).unsqueeze(1)
+        outputs, state = self.lstm(inputs, tuple(value.unsqueeze(0).contiguous() for value in state))
+        return tuple(value[0] for value in state), self.compute_scores(outputs[:, 0]).float().log_softmax(1)
 
     def compute_scores(self, hidden: Tensor) -> Tensor:
-        """Scores ``(..., words)`` by what the LSTM gives, ``(..., hidden)``."""
+        """Compute scores ``(..., vocab_size)`` of LSTM outputs ``(..., hidden)``."""
         return F.linear(self.dropout(hidden), self.words.weight, self.bias)

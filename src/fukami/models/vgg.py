@@ -1,7 +1,7 @@
-"""VGG: small filters only, and many of them.
+"""VGG: deep networks of 3×3 convolutions.
 
 Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015, section 2.1 and
-table 1. Each group of 3×3 convolutions ends in a pooling that halves the image; for one of 224×224:
+table 1. Each group of 3×3 convolutions ends in a pooling that halves the resolution. For a 224×224 image:
 
           A = VGG-11  B = VGG-13  D = VGG-16  E = VGG-19
     64        1           2           2           2        112 × 112
@@ -9,10 +9,10 @@ table 1. Each group of 3×3 convolutions ends in a pooling that halves the image
     256       2           2           3           4         28 ×  28
     512       2           2           3           4         14 ×  14
     512       2           2           3           4          7 ×   7
-    affine 4096   dropout 0.5   affine 4096   dropout 0.5   affine 1000
+    fc 4096   dropout 0.5   fc 4096   dropout 0.5   fc 1000
 
-Column C, with 1×1 convolutions, and A-LRN, which normalises once and gains nothing, are left out. The names of the
-parameters are torchvision's: its published weights load as they are.
+Column C, with 1×1 convolutions, and A-LRN, whose local response normalisation does not help, are omitted. The parameter
+names are torchvision's, so its published weights load directly.
 """
 
 from collections import OrderedDict
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fukami.layers.stem import StemConv2d
 
-CONFIGS = {  # widths of the 3×3 convolutions, a group per pooling
+CONFIGS = {  # output channels of the 3×3 convolutions, one group per pooling
     "A": ((64,), (128,), (256, 256), (512, 512), (512, 512)),
     "B": ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512)),
     "D": ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)),
@@ -32,18 +32,18 @@ CONFIGS = {  # widths of the 3×3 convolutions, a group per pooling
 def vgg11(
     num_classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
 ) -> nn.Sequential:
-    """VGG-11, column A of table 1: 8 convolutions and 3 affine layers.
+    """Build VGG-11, column A of table 1: 8 convolutions and 3 fully connected layers.
 
     Args:
-        num_classes: number of scores, ``(N, classes)``.
-        channels, size: the input is ``(N, channels, size, size)``. The classifier sees ``size // 32`` positions a side,
-            at most 7; images of another size than this one are averaged to as many.
-        hidden: width of the two affine layers before the last. 0 leaves one affine layer on the 512 features' average
-            over the image: a linear probe.
-        dropout: share of the hidden units that training drops.
+        num_classes: number of classes; the scores are ``(N, classes)``.
+        channels, size: the input is ``(N, channels, size, size)``. The classifier's input has ``size // 32`` positions
+            a side, at most 7; inputs of another size are average-pooled to that.
+        hidden: number of units of the two hidden fully connected layers. 0: only one fully connected layer, on the
+            globally averaged 512 features (linear probe).
+        dropout: dropout probability of the hidden units.
 
     Raises:
-        ValueError: the image is too small for five poolings.
+        ValueError: ``size`` is too small for five poolings.
     """
     return _vgg("A", False, num_classes, channels, size, hidden, dropout)
 
@@ -51,70 +51,70 @@ def vgg11(
 def vgg13(
     num_classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
 ) -> nn.Sequential:
-    """VGG-13, column B of table 1: 10 convolutions and 3 affine layers. The arguments are ``vgg11``'s."""
+    """Build VGG-13, column B of table 1: 10 convolutions, 3 fully connected layers. Arguments as for ``vgg11``."""
     return _vgg("B", False, num_classes, channels, size, hidden, dropout)
 
 
 def vgg16(
     num_classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
 ) -> nn.Sequential:
-    """VGG-16, column D of table 1: 13 convolutions and 3 affine layers. The arguments are ``vgg11``'s."""
+    """Build VGG-16, column D of table 1: 13 convolutions, 3 fully connected layers. Arguments as for ``vgg11``."""
     return _vgg("D", False, num_classes, channels, size, hidden, dropout)
 
 
 def vgg19(
     num_classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
 ) -> nn.Sequential:
-    """VGG-19, column E of table 1: 16 convolutions and 3 affine layers. The arguments are ``vgg11``'s."""
+    """Build VGG-19, column E of table 1: 16 convolutions, 3 fully connected layers. Arguments as for ``vgg11``."""
     return _vgg("E", False, num_classes, channels, size, hidden, dropout)
 
 
 def vgg11_bn(
     num_classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
 ) -> nn.Sequential:
-    """VGG-11 with batch normalisation after every convolution, which the paper had not yet. Arguments: ``vgg11``'s."""
+    """Build VGG-11 with batch normalisation after every convolution (not in the paper). Arguments as for ``vgg11``."""
     return _vgg("A", True, num_classes, channels, size, hidden, dropout)
 
 
 def vgg13_bn(
     num_classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
 ) -> nn.Sequential:
-    """VGG-13 with batch normalisation after every convolution, which the paper had not yet. Arguments: ``vgg11``'s."""
+    """Build VGG-13 with batch normalisation after every convolution (not in the paper). Arguments as for ``vgg11``."""
     return _vgg("B", True, num_classes, channels, size, hidden, dropout)
 
 
 def vgg16_bn(
     num_classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
 ) -> nn.Sequential:
-    """VGG-16 with batch normalisation after every convolution, which the paper had not yet. Arguments: ``vgg11``'s."""
+    """Build VGG-16 with batch normalisation after every convolution (not in the paper). Arguments as for ``vgg11``."""
     return _vgg("D", True, num_classes, channels, size, hidden, dropout)
 
 
 def vgg19_bn(
     num_classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
 ) -> nn.Sequential:
-    """VGG-19 with batch normalisation after every convolution, which the paper had not yet. Arguments: ``vgg11``'s."""
+    """Build VGG-19 with batch normalisation after every convolution (not in the paper). Arguments as for ``vgg11``."""
     return _vgg("E", True, num_classes, channels, size, hidden, dropout)
 
 
 def _vgg(
     column: str, batch_norm: bool, num_classes: int, channels: int, size: int, hidden: int, dropout: float
 ) -> nn.Sequential:
-    """The network of a column of table 1."""
+    """Build the network of one column of table 1."""
     if size < 32:
         raise ValueError(f"VGG pools five times and needs images of at least 32×32, not {size}×{size}: enlarge them")
     side = min(7, size // 32) if hidden else 1
     network = nn.Sequential(
         OrderedDict(
             features=build_vgg_features(column, channels, batch_norm),  # N × 512 × size/32 × size/32
-            avgpool=nn.AdaptiveAvgPool2d(side),  # changes nothing at 32, 64 ... 224
+            avgpool=nn.AdaptiveAvgPool2d(side),  # identity at 32, 64 ... 224
             flatten=nn.Flatten(),
             classifier=build_vgg_classifier(512 * side * side, hidden, num_classes, dropout),  # N × classes
         )
     )
     for layer in network.modules():
         if isinstance(layer, nn.Linear):
-            nn.init.normal_(layer.weight, std=0.01)  # torchvision's; section 3.1 says variance 0.01
+            nn.init.normal_(layer.weight, std=0.01)  # as torchvision; section 3.1: variance 0.01
             nn.init.zeros_(layer.bias)
     return network
 
@@ -122,14 +122,14 @@ def _vgg(
 def build_vgg_features(
     column: str, channels: int = 3, batch_norm: bool = False, width_multiplier: float = 1.0
 ) -> nn.Sequential:
-    """The 3×3 convolutions of a column, which keep the image's size, and the five poolings, which halve it.
+    """Build the padded 3×3 convolutions of a column and the five poolings, which halve the resolution.
 
-    ``width_multiplier`` is the share of the table's channels that there are.
+    ``width_multiplier`` scales the number of channels.
     """
     layers: list[nn.Module] = []
     inputs = channels
     for group in CONFIGS[column]:
-        for outputs in (round(width_multiplier * each) for each in group):
+        for outputs in (round(width_multiplier * width) for width in group):
             convolution = nn.Conv2d if layers else StemConv2d
             layer = convolution(inputs, outputs, kernel_size=3, padding=1)
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -144,22 +144,24 @@ def build_vgg_features(
 
 
 def renumber_conv_weights(tensors: dict[str, Tensor], features: nn.Sequential) -> dict[str, Tensor]:
-    """A classifier's tensors of its convolutions, under the names of those of ``features``.
+    """Rename the weights of a classifier's convolutions to the names in ``features``.
 
-    These have other numbers where one of the two has batch normalisation between them and the other has not.
+    The layer numbers differ if only one of the two networks has batch normalisation.
     """
-    own = {key: value for key, value in tensors.items() if key.startswith("features.")}
-    ours = [name for name, layer in features.named_children() if isinstance(layer, nn.Conv2d)]
-    theirs = sorted({int(key.split(".")[1]) for key, value in own.items() if value.ndim == 4})
-    if len(ours) != len(theirs) or list(map(str, theirs)) == ours:
-        return own
-    number = dict(zip(map(str, theirs), ours, strict=True))
-    split = {key: key.split(".") for key in own}
-    return {f"features.{number[n]}.{kind}": own[key] for key, (_, n, kind) in split.items() if n in number}
+    conv_weights = {key: value for key, value in tensors.items() if key.startswith("features.")}
+    target_numbers = [name for name, layer in features.named_children() if isinstance(layer, nn.Conv2d)]
+    source_numbers = sorted({int(key.split(".")[1]) for key, value in conv_weights.items() if value.ndim == 4})
+    if len(target_numbers) != len(source_numbers) or list(map(str, source_numbers)) == target_numbers:
+        return conv_weights
+    renumbered = dict(zip(map(str, source_numbers), target_numbers, strict=True))
+    split = {key: key.split(".") for key in conv_weights}
+    return {
+        f"features.{renumbered[n]}.{kind}": conv_weights[key] for key, (_, n, kind) in split.items() if n in renumbered
+    }
 
 
 def build_vgg_classifier(inputs: int, hidden: int, num_classes: int, dropout: float) -> nn.Sequential:
-    """Three affine layers; one alone where ``hidden`` is 0."""
+    """Build the three fully connected layers, or only one if ``hidden`` is 0."""
     if not hidden:
         return nn.Sequential(nn.Linear(inputs, num_classes))
     return nn.Sequential(

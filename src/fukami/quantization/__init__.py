@@ -1,1 +1,1 @@
-"""Quantization: float16, int8, one bit, and ONNX."""
+"""Quantization: float16, int8, 1-bit, and ONNX export."""

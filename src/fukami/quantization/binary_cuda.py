@@ -1,12 +1,12 @@
-"""The kernels of the 1-bit layers for NVIDIA GPUs: Triton compiles them when they are first called.
+"""Kernels of the 1-bit layers for NVIDIA GPUs, compiled by Triton on their first call.
 
-A word holds the bits of 64 channels, 1 for +1. The 32 lanes of a warp take the weights of 32 outputs, which lie side by
-side, and each lane the same few pixels, so that a word that is read serves many counts, and half a word of the result
+A word contains the bits of 64 channels, 1 for +1. The 32 lanes of a warp load the weights of 32 outputs, which are
+contiguous, and share the same few pixels. Each loaded word is thus used in many counts, and half a word of the result
 is one reduction over the warp. Borders are masked, not copied.
 
-A multiprocessor counts 16 words of 32 bits in a cycle, and a quarter of what it can do besides. So the two halves of a
-word are first added, bit by bit, to what is left over: one count for each word then counts the pairs (Harley and Seal's
-way; Warren, Hacker's Delight, section 5-1). The tensor cores, which Triton cannot ask for exclusive or, stay idle.
+A multiprocessor counts the bits of 16 words of 32 bits per cycle, a quarter of its rate for other operations. A
+carry-save adder therefore combines the two halves of a word with the previous remainder, and one population count per
+word counts the carries (Harley-Seal; Warren, Hacker's Delight, section 5-1). Triton has no tensor-core exclusive or.
 """
 
 import torch
@@ -17,23 +17,23 @@ from triton import language as tl
 
 from fukami.quantization import kernel_compilation
 
-BLOCK_OUTPUTS = tl.constexpr(32)  # outputs, or channels, that a warp takes: half a word
-BLOCK_PIXELS = 32  # of the result that a block of four warps takes
-SMALL_BLOCK_PIXELS = 8  # the same where blocks of PIXELS would leave multiprocessors idle
-MIN_BUSY_BLOCKS = 512  # blocks from which on they are busy: four for each of an H100's 132
-SIGN_BLOCK_PIXELS = 64  # pixels of which a block of four warps takes the signs
-POOL_BLOCK_WORDS = 256  # of the result of a pooling that a block of four warps takes
-LAUNCH_OPTIONS = {"enable_fp_fusion": False}  # there is nothing to fuse; Triton 3.9 warns where it is not told
+BLOCK_OUTPUTS = tl.constexpr(32)  # outputs or channels per warp: half a word
+BLOCK_PIXELS = 32  # output pixels per block of four warps
+SMALL_BLOCK_PIXELS = 8  # the same if larger blocks would leave multiprocessors idle
+MIN_BUSY_BLOCKS = 512  # enough blocks to fill a GPU: about four for each of the 132 multiprocessors of an H100
+SIGN_BLOCK_PIXELS = 64  # pixels per block of four warps in sign packing
+POOL_BLOCK_WORDS = 256  # output words per block of four warps in pooling
+LAUNCH_OPTIONS = {"enable_fp_fusion": False}  # nothing to fuse; without the option Triton 3.9 warns
 
 
 def prepack_weights(weight: Tensor) -> Tensor:
-    """Weights ``(outputs, kh, kw, words)`` as :func:`convolve` reads them: ``(kh, kw, words, outputs)``, filled up."""
+    """Reorder weights ``(outputs, kh, kw, words)`` for :func:`convolve`: ``(kh, kw, words, outputs)``, padded."""
     padded = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, -len(weight) % BLOCK_OUTPUTS.value))
     return padded.permute(1, 2, 3, 0).contiguous()
 
 
 def pack_signs(x: Tensor, threshold: Tensor, direction: Tensor) -> Tensor:
-    """Words ``(N, H, W, words)`` of ``x`` ``(N, C, H, W)``: 1 where ``x * direction >= edge``, both ``(C,)``."""
+    """Pack signs of ``x`` ``(N, C, H, W)`` to words ``(N, H, W, words)``: 1 where ``x * direction >= threshold``."""
     count, channels, height, width = x.shape
     words = torch.empty(count, height, width, -(-channels // 64), dtype=torch.int64, device=x.device)
     pixels = x.flatten(2)
@@ -56,30 +56,30 @@ def convolve(
     stride: int,
     padding: int,
 ) -> Tensor:
-    """Count, for each output and pixel, the bits that differ, as ``convolve`` of ``binary_reference`` does."""
+    """Binary convolution; see :func:`fukami.quantization.binary_reference.convolve`."""
     kh, kw, words, filled = prepacked.shape
     blocks = filled // BLOCK_OUTPUTS.value
     pixels = len(x) * offset_index.numel()
-    share = BLOCK_PIXELS if triton.cdiv(pixels, BLOCK_PIXELS) * blocks >= MIN_BUSY_BLOCKS else SMALL_BLOCK_PIXELS
+    block_pixels = BLOCK_PIXELS if triton.cdiv(pixels, BLOCK_PIXELS) * blocks >= MIN_BUSY_BLOCKS else SMALL_BLOCK_PIXELS
     if num_terms is None:
-        make = torch.zeros if blocks % 2 else torch.empty  # half of the last word may be nobody's
-        result = make(len(x), *offset_index.shape, -(-outputs // 64), dtype=torch.int64, device=x.device)
+        create = torch.zeros if blocks % 2 else torch.empty  # half of the last word may be unused
+        result = create(len(x), *offset_index.shape, -(-outputs // 64), dtype=torch.int64, device=x.device)
     else:
         result = torch.empty(len(x), *offset_index.shape, outputs, dtype=torch.float32, device=x.device)
     with (
         torch.cuda.device_of(x),
-        kernel_compilation.log_compile_time((_convolve_kernel, share, num_terms is None), "GPU"),
+        kernel_compilation.log_compile_time((_convolve_kernel, block_pixels, num_terms is None), "GPU"),
     ):
-        _convolve_kernel[(triton.cdiv(pixels, share) * blocks,)](
+        _convolve_kernel[(triton.cdiv(pixels, block_pixels) * blocks,)](
             x.contiguous(), prepacked, count_offsets, offset_index, num_terms,
             result.view(torch.int32) if num_terms is None else result, *x.shape[1:3], words, *offset_index.shape,
-            pixels, kh, kw, outputs, blocks, count_offsets.shape[1], stride, padding, share, **LAUNCH_OPTIONS,
+            pixels, kh, kw, outputs, blocks, count_offsets.shape[1], stride, padding, block_pixels, **LAUNCH_OPTIONS,
         )  # fmt: skip
     return result if num_terms is None else result.permute(0, 3, 1, 2)
 
 
 def max_pool(x: Tensor, min_mask: Tensor, size: int, stride: int) -> Tensor:
-    """Max pooling of words ``(N, H, W, words)``; of the bits set in ``min_mask`` ``(words,)`` the smallest is taken."""
+    """Max-pool words ``(N, H, W, words)``; the bits set in ``min_mask`` ``(words,)`` are min-pooled."""
     count, height, width, words = x.shape
     rows, columns = (height - size) // stride + 1, (width - size) // stride + 1
     result = torch.empty(count, rows, columns, words, dtype=torch.int64, device=x.device)
@@ -93,7 +93,7 @@ def max_pool(x: Tensor, min_mask: Tensor, size: int, stride: int) -> Tensor:
 
 @triton.jit
 def _popcount(x):  # pragma: no cover
-    """How many bits of each int32 are 1: the formula of ``words.popcount``, which the compiler knows for ``popc``."""
+    """Count the 1 bits of each int32, by the formula of ``binary_reference.popcount``, which compiles to ``popc``."""
     x = x.to(tl.uint32, bitcast=True)
     x = x - ((x >> 1) & 0x55555555)
     x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
@@ -103,7 +103,7 @@ def _popcount(x):  # pragma: no cover
 
 @triton.jit
 def _pack_half_word(bits):  # pragma: no cover
-    """Half a word for each pixel of ``bits`` ``(pixels, BLOCK)``."""
+    """Pack ``bits`` ``(pixels, BLOCK_OUTPUTS)`` to half a word for each pixel."""
     return tl.sum(bits.to(tl.int32) << tl.arange(0, BLOCK_OUTPUTS)[None, :], axis=1)
 
 
@@ -115,59 +115,61 @@ def _pack_signs_kernel(
     image = (tl.program_id(0) // blocks).to(tl.int64)
     pixel = tl.program_id(0) % blocks * SIGNS + tl.arange(0, SIGNS)
     channel = tl.program_id(1) * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
-    here, known = pixel < pixels, channel < channels
-    both = here[:, None] & known[None, :]
+    pixel_mask, channel_mask = pixel < pixels, channel < channels
+    mask = pixel_mask[:, None] & channel_mask[None, :]
     source = x + image * image_step + pixel[:, None] * pixel_step + channel[None, :] * channel_step
-    value = tl.load(source, mask=both, other=0).to(tl.float32)
-    turned = value * tl.load(direction + channel, mask=known, other=0)[None, :]
-    reached = turned >= tl.load(edge + channel, mask=known, other=0)[None, :]
+    value = tl.load(source, mask=mask, other=0).to(tl.float32)
+    signed_value = value * tl.load(direction + channel, mask=channel_mask, other=0)[None, :]
+    reached = signed_value >= tl.load(edge + channel, mask=channel_mask, other=0)[None, :]
     target = words + (image * pixels + pixel) * tl.num_programs(1) + tl.program_id(1)
-    tl.store(target, _pack_half_word(reached & both), mask=here)
+    tl.store(target, _pack_half_word(reached & mask), mask=pixel_mask)
 
 
 @triton.jit(
     do_not_specialize=[
-        "height", "width", "words", "rows", "columns", "pixels", "kh", "kw", "outputs", "blocks", "starts", "stride",
-        "padding",
+        "height", "width", "words", "rows", "columns", "pixels", "kh", "kw", "outputs", "blocks", "offset_stride",
+        "stride", "padding",
     ]
 )  # fmt: skip
 def _convolve_kernel(
-    x, weight, start, kind, valid, out, height, width, words, rows, columns, pixels, kh, kw, outputs, blocks, starts,
-    stride, padding, PIXELS: tl.constexpr,
+    x, weight, count_offsets, offset_index, num_terms, out, height, width, words, rows, columns, pixels, kh, kw,
+    outputs, blocks, offset_stride, stride, padding, PIXELS: tl.constexpr,
 ):  # pragma: no cover  # fmt: skip
     pixel = tl.program_id(0) // blocks * PIXELS + tl.arange(0, PIXELS)
     block = tl.program_id(0) % blocks
     output = block * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
-    here, known = pixel < pixels, output < outputs
+    pixel_mask, output_mask = pixel < pixels, output < outputs
     place = pixel % (rows * columns)
     image = (pixel // (rows * columns)).to(tl.int64)
     top, left = place // columns * stride - padding, place % columns * stride - padding
-    # of the bits that differ at each of 32 places: whether their number is odd; and of all: how many pairs there are
+    # differing bits: parity of the count at each of the 32 bit positions, and number of pairs over all positions
     odd, pairs = tl.zeros((PIXELS, BLOCK_OUTPUTS), tl.int32), tl.zeros((PIXELS, BLOCK_OUTPUTS), tl.int32)
     weights = weight + output
     corner = x + ((image * height + top) * width + left) * words
     for i in range(kh):
-        above = here & (top + i >= 0) & (top + i < height)
+        row_mask = pixel_mask & (top + i >= 0) & (top + i < height)
         for j in range(kw):
-            inside = above & (left + j >= 0) & (left + j < width)
+            position_mask = row_mask & (left + j >= 0) & (left + j < width)
             source = corner + (i * width + j) * words
             for k in tl.range(words, loop_unroll_factor=2):
-                under = tl.load(source + k, mask=inside, other=0)
-                differ = under[:, None] ^ tl.load(weights)[None, :]
-                low, high = differ.to(tl.int32), (differ >> 32).to(tl.int32)
+                bits = tl.load(source + k, mask=position_mask, other=0)
+                differing = bits[:, None] ^ tl.load(weights)[None, :]
+                low, high = differing.to(tl.int32), (differing >> 32).to(tl.int32)
                 pairs += _popcount((odd & low) | (odd & high) | (low & high))
                 odd ^= low ^ high
                 weights += blocks * BLOCK_OUTPUTS
-    kinds = tl.load(kind + place)
-    both = here[:, None] & known[None, :]
-    begin = tl.load(start + kinds[:, None] * starts + output[None, :], mask=known[None, :], other=1)
-    total = begin + 2 * pairs + _popcount(odd)
-    if valid is None:
+    indices = tl.load(offset_index + place)
+    mask = pixel_mask[:, None] & output_mask[None, :]
+    offset = tl.load(
+        count_offsets + indices[:, None] * offset_stride + output[None, :], mask=output_mask[None, :], other=1
+    )
+    total = offset + 2 * pairs + _popcount(odd)
+    if num_terms is None:
         halves = (outputs + 63) // 64 * 2
-        tl.store(out + pixel.to(tl.int64) * halves + block, _pack_half_word((total <= 0) & both), mask=here)
+        tl.store(out + pixel.to(tl.int64) * halves + block, _pack_half_word((total <= 0) & mask), mask=pixel_mask)
     else:
-        sums = (tl.load(valid + kinds)[:, None] - 2 * total).to(tl.float32)
-        tl.store(out + pixel.to(tl.int64)[:, None] * outputs + output[None, :], sums, mask=both)
+        sums = (tl.load(num_terms + indices)[:, None] - 2 * total).to(tl.float32)
+        tl.store(out + pixel.to(tl.int64)[:, None] * outputs + output[None, :], sums, mask=mask)
 
 
 @triton.jit(do_not_specialize=["height", "width", "words", "rows", "columns", "count", "size", "stride"])
@@ -175,14 +177,14 @@ def _max_pool_kernel(
     x, minimum, out, height, width, words, rows, columns, count, size, stride, WORDS: tl.constexpr
 ):  # pragma: no cover  # fmt: skip
     index = tl.program_id(0).to(tl.int64) * WORDS + tl.arange(0, WORDS)
-    here = index < count
-    word, place = index % words, index // words
-    column, line = place % columns, place // columns
+    mask = index < count
+    word, position = index % words, index // words
+    column, line = position % columns, position // columns
     row, image = line % rows, line // rows
     corner = x + ((image * height + row * stride) * width + column * stride) * words + word
-    least = tl.load(minimum + word)
-    found = tl.zeros((WORDS,), tl.int64)
+    inverted = tl.load(minimum + word)
+    bits = tl.zeros((WORDS,), tl.int64)
     for i in range(size):
         for j in range(size):
-            found |= tl.load(corner + (i * width + j) * words, mask=here, other=0) ^ least
-    tl.store(out + index, found ^ least, mask=here)
+            bits |= tl.load(corner + (i * width + j) * words, mask=mask, other=0) ^ inverted
+    tl.store(out + index, bits ^ inverted, mask=mask)

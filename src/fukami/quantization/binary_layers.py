@@ -1,9 +1,9 @@
-"""Networks of one bit as they are computed: bits in words, exclusive or, and the population count.
+"""Inference of binarized networks with packed bits, exclusive or and population count.
 
-The product of two signs is +1 where their bits agree: a sum of K products is ``K - 2 * popcount(a ^ b)``. What follows
-a binarized layer up to the next sign (scale, batch normalisation, threshold) is a monotone function of that whole
-number, so it becomes one whole number for each output: the smallest that turns the sign to +1. It is found by asking
-the layers themselves, so that the packed network answers as the simulated one does, bit for bit.
+The product of two signs is +1 where their bits agree: a sum of K products is ``K - 2 * popcount(a ^ b)``. The
+operations between a binarized layer and the next sign (scale, batch normalization, threshold) are a monotone function
+of this integer. They are therefore replaced by one integer threshold for each output: the smallest sum with sign +1. A
+binary search evaluates the layers themselves, so that the packed network equals the simulated one bit for bit.
 """
 
 import copy
@@ -22,12 +22,12 @@ from fukami.layers.binary import BinaryConv2d, BinaryLinear, Sign, compute_scali
 from fukami.quantization import binary_reference
 
 BinaryLayer = BinaryConv2d | BinaryLinear
-FLOAT_INFINITY_BITS = 0x7F800000  # the whole number that has the bits of the float
-OUTPUT_ALIGNMENT = 16  # outputs to which the tables of the kernels are filled up
+FLOAT_INFINITY_BITS = 0x7F800000  # bit pattern of float32 infinity as an integer
+OUTPUT_ALIGNMENT = 16  # the tables of the kernels are padded to a multiple of it
 
 
 def pack_model(network: nn.Module) -> nn.Module:
-    """A copy of the network that answers as it does, with weights of one bit and thresholds for what follows them.
+    """Return an equivalent copy of the network with 1-bit weights and integer thresholds.
 
     Raises:
         Error: the network has no binarized layer.
@@ -35,14 +35,14 @@ def pack_model(network: nn.Module) -> nn.Module:
     if not any(isinstance(module, BinaryLayer) for module in network.modules()):
         layers = [f"{n} ({type(m).__name__})" for n, m in network.named_modules() if not any(m.children()) and n]
         raise Error(
-            f"no layer was trained to have one bit: the first is {layers[0]}, of full precision, and so are the "
-            f"others; train binary-convnet, binary-deep-convnet or binary-resnet18, or take int8"
+            f"the network has no binarized layer: the first is {layers[0]}, of full precision, and so are the others; "
+            f"train binary-convnet, binary-deep-convnet or binary-resnet18, or use int8"
         )
     device = next(network.parameters()).device
     network = copy.deepcopy(network).eval()
     return _pack_module(network.cpu() if device.type == "cuda" else network).to(
         device
-    )  # thresholds are found on the CPU
+    )  # thresholds are searched on the CPU
 
 
 def _pack_module(module: nn.Module) -> nn.Module:
@@ -56,9 +56,9 @@ def _pack_module(module: nn.Module) -> nn.Module:
 
 
 def _pack_sequence(layers: list[nn.Module]) -> Iterator[nn.Module]:
-    """The layers, packed: between a sign and the binarized layer that reads it there are words."""
+    """Yield the packed layers; between a sign and the next binarized layer, activations are words."""
     layers = [layer for layer in layers if not isinstance(layer, nn.Dropout | nn.Identity)]
-    channels = 0  # of the words at this point; 0: there are real numbers
+    channels = 0  # channels of the words at this point; 0: real numbers
     while layers:
         signs = _find_leading_sign(layers)
         layer = layers[0]
@@ -89,30 +89,30 @@ def _pack_sequence(layers: list[nn.Module]) -> Iterator[nn.Module]:
 
 
 def _find_leading_sign(layers: list[nn.Module]) -> list[nn.Module]:
-    """The layers up to a sign at the beginning of ``layers``: a batch normalisation, or none, and the sign itself."""
+    """Return the leading sign of ``layers`` with the batch normalization before it, if any; otherwise no layers."""
     norm = 1 if layers and isinstance(layers[0], nn.BatchNorm1d | nn.BatchNorm2d) else 0
     return layers[: norm + 1] if len(layers) > norm and isinstance(layers[norm], Sign) else []
 
 
 def _count_packed_channels(signs: list[nn.Module], following: list[nn.Module]) -> int:
-    """The channels of the signs, where a binarized layer reads them; otherwise 0."""
-    flat = bool(following) and isinstance(following[0], nn.Flatten)
-    reader = following[flat] if len(following) > flat else None
+    """Return the number of channels of the signs if a binarized layer reads them, else 0."""
+    is_flattened = bool(following) and isinstance(following[0], nn.Flatten)
+    reader = following[is_flattened] if len(following) > is_flattened else None
     if not isinstance(reader, BinaryLayer):
         return 0
-    own = [len(tensor) for layer in signs for tensor in layer.state_dict().values() if tensor.ndim]
+    sizes = [len(tensor) for layer in signs for tensor in layer.state_dict().values() if tensor.ndim]
     inputs = reader.in_channels if isinstance(reader, BinaryConv2d) else reader.in_features
-    return own[0] if own else 0 if flat else inputs
+    return sizes[0] if sizes else 0 if is_flattened else inputs
 
 
 def _is_supported_pool(pool: nn.MaxPool2d) -> bool:
-    """Whether the pooling has square windows, and none that reaches beyond the image."""
-    sizes = isinstance(pool.kernel_size, int) and isinstance(pool.stride, int)
-    return sizes and (pool.padding, pool.dilation, pool.ceil_mode) == (0, 1, False)
+    """Return whether the pooling has square windows within the image."""
+    is_square = isinstance(pool.kernel_size, int) and isinstance(pool.stride, int)
+    return is_square and (pool.padding, pool.dilation, pool.ceil_mode) == (0, 1, False)
 
 
 class PackedSign(nn.Module):
-    """The words of the signs that ``layers``, a normalisation and a sign, gives to real numbers ``(N, C, ...)``."""
+    """Sign function, optionally after batch normalization, from real numbers ``(N, C, ...)`` to words."""
 
     edge: Tensor
     falling: Tensor
@@ -125,22 +125,22 @@ class PackedSign(nn.Module):
         self.device_constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        """Words ``(N, H, W, words)`` of ``(N, C, H, W)``, or ``(N, words)`` of ``(N, C)``."""
+        """Map ``(N, C, H, W)`` to words ``(N, H, W, words)``, or ``(N, C)`` to ``(N, words)``."""
         if x.device not in self.device_constants:
             self.device_constants[x.device] = _decode_float_key(self.edge), 1 - 2 * self.falling.float()
-        found = get_kernels(x.device).pack_signs(
+        words = get_kernels(x.device).pack_signs(
             x[..., None, None] if x.ndim == 2 else x, *self.device_constants[x.device]
         )
-        return found.flatten(1) if x.ndim == 2 else found  # type: ignore[no-any-return]
+        return words.flatten(1) if x.ndim == 2 else words  # type: ignore[no-any-return]
 
 
 class PackedLayer(nn.Module):
-    """A binarized convolution or affine layer between words and words, or real numbers where no sign follows.
+    """Binarized convolution or fully connected layer from words to words, or to real numbers if no sign follows.
 
     Args:
-        layer: with its latent weights.
-        following: the normalisation and the sign that follow it; may be empty.
-        channels: of the words that it reads.
+        layer: binarized layer with its latent weights.
+        following: batch normalization and sign after it, or an empty list.
+        channels: number of channels of its input.
     """
 
     bits: Tensor
@@ -150,92 +150,93 @@ class PackedLayer(nn.Module):
     def __init__(self, layer: BinaryLayer, following: list[nn.Module], channels: int) -> None:
         super().__init__()
         weight = layer.weight.detach()
-        # sums lie in memory as the convolution's do, and a run's do channels last: a normalisation rounds accordingly
-        last = weight.is_meta or not weight.is_contiguous()
-        self.memory_format = torch.channels_last if last else torch.contiguous_format
+        # The memory format of the convolution is kept, since it affects the rounding of batch normalization.
+        is_channels_last = weight.is_meta or not weight.is_contiguous()
+        self.memory_format = torch.channels_last if is_channels_last else torch.contiguous_format
         if isinstance(layer, BinaryConv2d):
             self.stride, self.padding = layer.stride[0], int(layer.padding[0])
             weight = weight.permute(0, 2, 3, 1).unsqueeze(3)
-        else:  # an affine layer is a convolution over the samples, whose words are those of all pixels it reads
+        else:  # a 1×1 convolution over the samples, with the words of all input pixels
             self.stride, self.padding = 1, 0
             weight = weight.view(len(weight), channels, -1).mT[:, None, None]
         self.is_linear = isinstance(layer, BinaryLinear)
-        self.weight_shape = (
-            weight.shape
-        )  # outputs, kernel height and width, pixels at each place of the kernel, channels
+        self.weight_shape = weight.shape  # outputs, kernel height and width, pixels per kernel position, channels
         self.outputs = len(weight)
-        bits, edge, factor = (
+        bits, edge, scale = (
             weight >= 0,
             None,
             compute_scaling_factors(layer).detach() if layer.scaling_factors else None,
         )
         if following:
-            most = weight[0].numel()
+            max_sum = weight[0].numel()
             edge, self.falling = find_thresholds(
-                following, self.outputs, -most, most, lambda sums: sums.float() * (1 if factor is None else factor)
+                following, self.outputs, -max_sum, max_sum, lambda sums: sums.float() * (1 if scale is None else scale)
             )
-            edge, factor = edge.int(), None
-            bits ^= self.falling.view(-1, 1, 1, 1, 1)  # turned round, so that every sign rises with its sum
+            edge, scale = edge.int(), None
+            bits ^= self.falling.view(-1, 1, 1, 1, 1)  # inverted, so that every sign rises with its sum
         self.register_buffer("bits", binary_reference.pack_bytes(bits.flatten(1)))
         self.register_buffer("edge", edge)
-        self.register_buffer("scale", factor)
+        self.register_buffer("scale", scale)
         self.prepacked: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self.plans: dict[tuple[Any, ...], tuple[Tensor, Tensor, Tensor | None]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        """Words ``(N, H, W, words)`` or ``(N, words)`` to words, or to ``(N, outputs, H', W')`` or ``(N, outputs)``.
+        """Map words ``(N, H, W, words)`` or ``(N, words)`` to words, ``(N, outputs, H', W')`` or ``(N, outputs)``.
 
         Raises:
-            Error: the image is smaller than the kernel.
+            Error: the input is smaller than the kernel.
         """
-        kernel = get_kernels(x.device)
+        kernels = get_kernels(x.device)
         x = x.flatten(1)[None, None] if self.is_linear else x
         size = (x.device, *x.shape[1:3])
         if x.device not in self.prepacked:
-            bools = binary_reference.unpack_bytes(self.bits, self.weight_shape[1:].numel()).view(self.weight_shape)
+            bits = binary_reference.unpack_bytes(self.bits, self.weight_shape[1:].numel()).view(self.weight_shape)
             self.prepacked[x.device] = (
-                kernel.prepack_weights(binary_reference.pack_words(bools).flatten(3)),
-                bools.sum((3, 4)).flatten(1),
+                kernels.prepack_weights(binary_reference.pack_words(bits).flatten(3)),
+                bits.sum((3, 4)).flatten(1),
             )
-        laid, ones = self.prepacked[x.device]
+        weights, ones = self.prepacked[x.device]
         if size not in self.plans:
             self.plans[size] = self.compute_plan(ones, *x.shape[1:3])
-        found = kernel.convolve(x, laid, *self.plans[size], self.outputs, self.stride, self.padding)
+        output = kernels.convolve(x, weights, *self.plans[size], self.outputs, self.stride, self.padding)
         if self.is_linear:
-            found = found[0, 0] if self.edge is not None else found[0, :, 0].T.contiguous()
+            output = output[0, 0] if self.edge is not None else output[0, :, 0].T.contiguous()
         elif self.edge is None:
-            found = found.contiguous(memory_format=self.memory_format)
+            output = output.contiguous(memory_format=self.memory_format)
         if self.scale is not None:
-            found = found * (self.scale if self.is_linear else self.scale.view(-1, 1, 1))
-        return found  # type: ignore[no-any-return]
+            output = output * (self.scale if self.is_linear else self.scale.view(-1, 1, 1))
+        return output  # type: ignore[no-any-return]
 
     def compute_plan(self, ones: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """``start``, ``kind`` and ``valid``, as the kernels take them, for inputs of this size.
+        """Compute ``count_offsets``, ``offset_index`` and ``num_terms`` of the kernels for an input size.
 
-        Pixels differ in which parts of the kernel lie beyond the border. These count nothing in the sum, but the zeros
-        that are read there are taken for -1: what they add to the count is subtracted beforehand, and the threshold is
-        that of the shorter sum. ``ones`` are the weights of +1 of each output at each place of the kernel.
+        Padding contributes nothing to the sum, but its zero bits are read as -1. The offsets subtract their count, and
+        the threshold applies to the shorter sum. Pixels with the same padded kernel positions share a row of offsets.
+        ``ones`` contains the number of +1 weights of each output at each kernel position.
         """
-        insides = []
+        patterns = []
         for size, reach in zip((height, width), self.weight_shape[1:3], strict=True):
             if size + 2 * self.padding < reach:
-                raise Error(f"{height}×{width} is too small for a kernel of {reach}×{reach}; give larger images")
+                raise Error(
+                    f"an input of {height}×{width} is too small for a kernel of {reach}×{reach}; use larger images"
+                )
             first = torch.arange(0, size + 2 * self.padding - reach + 1, self.stride) - self.padding
-            at = first[:, None] + torch.arange(reach)
-            insides.append(torch.unique((at >= 0) & (at < size), dim=0, return_inverse=True))
-        (rows, row), (columns, column) = insides
+            positions = first[:, None] + torch.arange(reach)
+            patterns.append(torch.unique((positions >= 0) & (positions < size), dim=0, return_inverse=True))
+        (rows, row), (columns, column) = patterns
         inside = (rows[:, None, :, None] & columns[None, :, None, :]).flatten(0, 1).flatten(1)
-        kind = (row[:, None] * len(columns) + column).to(ones.device)
-        terms = (inside.sum(1) * self.weight_shape[3:].numel()).to(ones.device)
-        start = -torch.einsum("kt,ot->ko", (~inside).long().to(ones.device), ones)
+        offset_index = (row[:, None] * len(columns) + column).to(ones.device)
+        num_terms = (inside.sum(1) * self.weight_shape[3:].numel()).to(ones.device)
+        count_offsets = -torch.einsum("kt,ot->ko", (~inside).long().to(ones.device), ones)
         if self.edge is not None:
-            start -= (terms[:, None] - self.edge.long()).div(2, rounding_mode="floor")
-        start = F.pad(start, (0, -self.outputs % OUTPUT_ALIGNMENT), value=1)  # a count of 1 leaves the bits beyond at 0
-        return start, kind, terms if self.edge is None else None
+            count_offsets -= (num_terms[:, None] - self.edge.long()).div(2, rounding_mode="floor")
+        # A count of 1 leaves the padding bits at 0.
+        count_offsets = F.pad(count_offsets, (0, -self.outputs % OUTPUT_ALIGNMENT), value=1)
+        return count_offsets, offset_index, num_terms if self.edge is None else None
 
 
 class PackedPool(nn.Module):
-    """Max pooling of words, of the sums that they are the signs of: where the sign falls with the sum, the smallest."""
+    """Max pooling of sums on their sign words; where the sign falls with the sum, the minimum of the signs."""
 
     minimum: Tensor
 
@@ -245,25 +246,25 @@ class PackedPool(nn.Module):
         self.register_buffer("minimum", binary_reference.pack_words(decreasing))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, H, W, words)`` to ``(N, H', W', words)``."""
+        """Map ``(N, H, W, words)`` to ``(N, H', W', words)``."""
         return get_kernels(x.device).max_pool(x, self.minimum, self.size, self.stride)  # type: ignore[no-any-return]
 
 
 class Unpack(nn.Module):
-    """Words as real numbers -1 and +1."""
+    """Conversion of words to real numbers -1 and +1."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.channels = channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, H, W, words)`` to ``(N, channels, H, W)``, ``(N, words)`` to ``(N, channels)``."""
+        """Map ``(N, H, W, words)`` to ``(N, channels, H, W)``, or ``(N, words)`` to ``(N, channels)``."""
         real = binary_reference.unpack_words(x, self.channels).float() * 2 - 1
         return real if real.ndim == 2 else real.permute(0, 3, 1, 2)
 
 
 class BinaryWeightLayer(nn.Module):
-    """A binarized layer that reads real numbers, such as images: one bit for each weight, computed in full."""
+    """Layer with 1-bit weights for real inputs such as images, computed in full precision."""
 
     bits: Tensor
     scale: Tensor | None
@@ -276,7 +277,7 @@ class BinaryWeightLayer(nn.Module):
         self.register_buffer("scale", compute_scaling_factors(layer).detach() if layer.scaling_factors else None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, inputs, H, W)`` to ``(N, outputs, H', W')``, ``(N, inputs)`` to ``(N, outputs)``."""
+        """Map ``(N, inputs, H, W)`` to ``(N, outputs, H', W')``, or ``(N, inputs)`` to ``(N, outputs)``."""
         weight = (
             binary_reference.unpack_bytes(self.bits, self.weight_shape[1:].numel()).view(self.weight_shape).to(x.dtype)
             * 2
@@ -289,59 +290,59 @@ class BinaryWeightLayer(nn.Module):
 def find_thresholds(
     layers: list[nn.Module], channels: int, low: int, high: int, decode: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Where the signs that monotone layers give turn, found by halving.
+    """Find the integer thresholds at which the signs of monotone layers change, by binary search.
 
     Args:
-        layers: layers of which the last gives signs.
-        channels: how many there are.
-        low, high: the whole numbers between which each channel turns; one is minus the other.
-        decode: what the layers are given for whole numbers ``(channels,)``.
+        layers: layers that end with a sign.
+        channels: number of channels.
+        low, high: search interval; ``low`` is ``-high``.
+        decode: function from integers ``(channels,)`` to the input of the layers.
 
     Returns:
-        The smallest number at which each channel gives +1 (one above ``high`` where none does), and whether its sign
-        falls as the number rises: then it is minus the number that is meant.
+        For each channel the smallest integer with sign +1 (``high + 1`` if there is none), and whether the sign falls
+        with the integer; such a threshold is negated.
     """
-    spread = (1, -1, 1, 1) if any(isinstance(layer, nn.BatchNorm2d) for layer in layers) else (1, -1)
+    shape = (1, -1, 1, 1) if any(isinstance(layer, nn.BatchNorm2d) for layer in layers) else (1, -1)
 
     @torch.no_grad()
-    def positive(key: Tensor) -> Tensor:
-        x = decode(key.clamp(low, high)).view(spread)
+    def is_positive(key: Tensor) -> Tensor:
+        x = decode(key.clamp(low, high)).view(shape)
         for layer in layers:
             x = layer(x)
         return x.flatten() > 0
 
     first, last = torch.full((channels,), low), torch.full((channels,), high)
-    if first.is_meta:  # a network without numbers is packed to be given them
+    if first.is_meta:  # packed on the meta device, to load the values later
         return first, first > 0
-    falling = positive(first) & ~positive(last)
+    falling = is_positive(first) & ~is_positive(last)
     direction = 1 - 2 * falling.long()
     last = last + 1
     while bool((first < last).any()):
         middle = (first + last).div(2, rounding_mode="floor")
-        above = positive(middle * direction) | (first >= last)
-        first, last = torch.where(above, first, middle + 1), torch.where(above, torch.minimum(middle, last), last)
+        reached = is_positive(middle * direction) | (first >= last)
+        first, last = torch.where(reached, first, middle + 1), torch.where(reached, torch.minimum(middle, last), last)
     return last, falling
 
 
 def _decode_float_key(key: Tensor) -> Tensor:
-    """The floats that whole numbers stand for, in the same order; minus a number stands for minus the float."""
+    """Map integers to floats in the same order; a negated integer maps to the negated float."""
     bits = key.abs().to(torch.int32).view(torch.float32)
     return torch.where(key < 0, -bits, bits)
 
 
 @functools.cache
 def get_kernels(device: torch.device) -> Any:
-    """The module of the kernels for a device: compiled ones where they can be, those in plain torch elsewhere."""
+    """Return the kernel module of a device: compiled if possible, otherwise plain torch."""
     if device.type not in ("cpu", "cuda"):
         return binary_reference
     try:
         module = importlib.import_module(f"fukami.quantization.binary_{device.type}")
         one = torch.ones(1, 1, 1, 1, dtype=torch.long, device=device)
         module.convolve(one, module.prepack_weights(one), one[0, 0], one[0, 0], None, 1, 1, 0)
-    except Exception as error:  # no compiler, no numba, a processor that LLVM does not know
+    except Exception as error:  # no compiler, no numba, a processor unknown to LLVM
         logging.getLogger("fukami").warning(
-            "the 1-bit kernels cannot be compiled here (%s: %s), so plain torch computes them, slowly; on the CPU they "
-            "need numba (pip install numba), on a GPU triton", type(error).__name__, error,
+            "the 1-bit kernels cannot be compiled here (%s: %s), so they run in plain torch, which is slow; CPUs need "
+            "numba (pip install numba), GPUs need triton", type(error).__name__, error,
         )  # fmt: skip
         return binary_reference
     return module

@@ -1,6 +1,6 @@
-"""Halves where a processor has no arithmetic for them: products and sums in float32, rounded once a layer.
+"""Half precision on processors without native arithmetic: layers in float32, rounded once per layer.
 
-torch computes them by a loop of its own there, many times slower than float32; like this they take about as long.
+torch's own fallback is a scalar loop, many times slower than float32. This one takes about as long as float32.
 """
 
 import contextlib
@@ -14,15 +14,15 @@ from torch.overrides import TorchFunctionMode
 
 
 def has_native_arithmetic(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the device multiplies numbers of the type as they are; of GPUs it is taken for granted."""
+    """Return whether the device has native arithmetic for the dtype; assumed for GPUs."""
     kind = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype)
     if kind is None or device.type != "cpu":
         return True
-    return any(kind in name and able is True for name, able in torch.cpu.get_capabilities().items())
+    return any(kind in name and is_available is True for name, is_available in torch.cpu.get_capabilities().items())
 
 
 def enable_float32_fallback(network: torch.nn.Module) -> contextlib.AbstractContextManager[Any]:
-    """In which to call the network: it computes in float32 what the processor cannot in the type of its weights."""
+    """Return a context in which layers run in float32 if the processor lacks the dtype of the weights."""
     first = next(network.parameters(), None)
     if first is None or has_native_arithmetic(first.dtype, first.device):
         return contextlib.nullcontext()
@@ -30,13 +30,13 @@ def enable_float32_fallback(network: torch.nn.Module) -> contextlib.AbstractCont
 
 
 class Float32FallbackMode(TorchFunctionMode):
-    """Convolutions and affine layers of halves take them as float32, and round what they give out."""
+    """Runs half-precision convolutions and fully connected layers in float32, and rounds their outputs."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # fmt: skip
-        """Call a function of torch."""
+        """Call a torch function, in float32 if needed."""
         kwargs = kwargs or {}
         if func not in (F.conv2d, F.linear) or args[0].dtype not in (torch.float16, torch.bfloat16):
             return func(*args, **kwargs)

@@ -1,19 +1,18 @@
-"""Networks of eight bits: quantised after training, or aware of it while they train, and run by ONNX Runtime.
+"""8-bit quantization: post-training quantization and quantization-aware training, for ONNX Runtime.
 
 Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference" (CVPR
-2018); Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference" (2018). A weight is a whole
-number from -127 to 127 times the step of its output channel; an activation is a byte, less the byte that means 0,
-times the step of its tensor. Convolutions, affine layers, sums and concatenations are computed on bytes.
+2018); Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference" (2018). A weight is an integer
+from -127 to 127 times the scale of its output channel. An activation is a byte minus the zero point, times the scale of
+its tensor. Convolutions, fully connected layers, sums and concatenations are computed on bytes.
 
-There is one way for both: :func:`prepare` puts roundings into the network's graph, calibration or training finds the
-ranges of the activations, and :func:`export_int8` writes the same numbers down. Quantising after training is that
-without the training. The papers fold the batch normalisation into the weights before they round them; a channel's step
-is set by its own largest weight, so that its factor changes the step and not the whole numbers, and here it is folded
-last.
+Both methods share three steps: :func:`prepare` inserts fake quantization into the network's graph, calibration or
+training determines the activation ranges, and :func:`export_int8` exports the same numbers. Unlike the papers, batch
+normalization is folded into the weights after rounding. The result is equal, because a channel's scale is set by its
+largest weight: the factor of the normalization changes the scale, not the integers.
 
-torchao's flow (PT2E with the quantizer for x86) was tried first. It cannot prepare the ResNets, whose blocks call one
-rectifier twice; it fails under bfloat16's autocast; GoogLeNet would answer with its auxiliary classifiers for ever; and
-what it makes has to be compiled on each machine.
+torchao (PT2E with the x86 quantizer) has several limits. It cannot prepare the ResNets, whose blocks call one ReLU
+twice; it fails under bfloat16 autocast; GoogLeNet would keep its auxiliary classifiers in inference; and its result has
+to be compiled on each machine.
 """
 
 import copy
@@ -35,16 +34,16 @@ from fukami.layers.binary import BinaryConv2d, BinaryLinear, Sign
 from fukami.layers.ensemble import Ensemble
 from fukami.quantization import onnx_export
 
-MAX_WEIGHT = 127  # the largest; -128 is left out, so that plus and minus have the same steps
+MAX_WEIGHT = 127  # -128 is not used, for a symmetric range
 MAX_ACTIVATION = 255
-MAX_BIAS = 2.0**30  # the largest in steps of the sums, which have 32 bits
-RANGE_MOMENTUM = 0.01  # how far a batch moves the ranges in training
-MIN_SCALE = 1e-12  # the smallest step
-CONV_ARGS = ("stride", "padding", "dilation", "groups")  # of a convolution, as torch calls them
+MAX_BIAS = 2.0**30  # in units of the 32-bit accumulator
+RANGE_MOMENTUM = 0.01  # weight of a batch in the moving average of the ranges
+MIN_SCALE = 1e-12  # minimum scale
+CONV_ARGS = ("stride", "padding", "dilation", "groups")  # arguments of nn.Conv2d
 
 QuantizableLayer = nn.Conv2d | nn.Linear
 JOIN_OPS = {operator.add, operator.iadd, torch.add, torch.cat}
-# What these give out is what they take in, or 0, which every range has; so it needs no other range.
+# Their outputs are input values or 0, which every range contains, and need no range of their own.
 RANGE_PRESERVING_LAYERS = (nn.ReLU, nn.MaxPool2d, nn.Flatten, nn.Dropout, nn.Identity)
 RANGE_PRESERVING_OPS = {
     F.relu,
@@ -62,18 +61,19 @@ RANGE_PRESERVING_OPS = {
 def quantize(
     network: nn.Module, shape: tuple[int, int, int], images: Iterable[Tensor], metadata: dict[str, str]
 ) -> bytes:
-    """The network in int8, quantised after its training, as ONNX for
-    :class:`fukami.quantization.onnx_export.OnnxNetwork`.
+    """Quantize a trained network to int8 (post-training quantization) and export it as ONNX.
+
+    The result is the file content for :class:`fukami.quantization.onnx_export.OnnxNetwork`.
 
     Args:
-        network: stays as it is.
-        shape: ``(C, H, W)`` of an image.
-        images: normalised batches ``(N, C, H, W)``, some hundreds of images such as those it was trained on; the
-            ranges of the activations are taken from them.
-        metadata: what the file says of itself.
+        network: trained network; it is not modified.
+        shape: input shape ``(C, H, W)``.
+        images: calibration data, normalized batches ``(N, C, H, W)`` of some hundreds of training images, which
+            determine the activation ranges.
+        metadata: metadata of the file.
 
     Raises:
-        Error: there are no images, or a layer cannot be quantised or exported; the message names it and says why.
+        Error: there are no images, or a layer cannot be quantized or exported; the message names the layer and reason.
     """
     prepared = prepare(network)
     calibrate(prepared, images)
@@ -81,14 +81,14 @@ def quantize(
 
 
 def prepare(network: nn.Module) -> nn.Module:
-    """A copy that rounds weights and activations as int8 will, to train or to calibrate.
+    """Return a copy with fake quantization of weights and activations, for training or calibration.
 
-    Gradients pass the rounding unchanged (straight through), except beyond the range of an activation. In training the
-    ranges follow the least and the greatest value of each batch. The parameters have the names that the network's have;
-    buffers ``ranges.*`` are added. It answers with scores alone: auxiliary classifiers are left out.
+    Gradients pass the rounding unchanged (straight-through estimator), except outside the range of an activation. In
+    training the ranges are moving averages of the minimum and maximum of each batch. Parameter names are unchanged;
+    buffers ``ranges.*`` are added. The copy predicts only scores: auxiliary classifiers are removed.
 
     Raises:
-        Error: a layer cannot be quantised; the message names it and says why.
+        Error: a layer cannot be quantized; the message names the layer and reason.
     """
     network = copy.deepcopy(network)
     if isinstance(network, Ensemble):
@@ -97,8 +97,8 @@ def prepare(network: nn.Module) -> nn.Module:
     for name, module in network.named_modules():
         if isinstance(module, BinaryConv2d | BinaryLinear | Sign):
             raise Error(
-                f"{name} ({type(module).__name__}) has one bit and would gain nothing from int8: export the run as "
-                "binary, or as onnx"
+                f"{name} ({type(module).__name__}) is a 1-bit layer, which int8 cannot improve; export the run as "
+                "binary or onnx"
             )
     prepared = _trace_model(network)
     _swap_pool_and_relu(prepared.graph)
@@ -114,29 +114,29 @@ def prepare(network: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def calibrate(prepared: nn.Module, images: Iterable[Tensor]) -> None:
-    """Set the ranges of the activations to those that normalised batches ``(N, C, H, W)`` have without rounding.
+    """Set the activation ranges from normalized batches ``(N, C, H, W)``, computed without rounding.
 
     Raises:
         Error: there are no images.
     """
-    roundings = [module for module in prepared.modules() if isinstance(module, FakeQuantActivation)]
-    mode = prepared.training
+    activations = [module for module in prepared.modules() if isinstance(module, FakeQuantActivation)]
+    was_training = prepared.training
     prepared.eval()
-    for rounding in roundings:
-        rounding.calibrating = True
+    for activation in activations:
+        activation.calibrating = True
     count = sum(len(prepared(batch)) for batch in images)
-    for rounding in roundings:
-        rounding.calibrating = False
-    prepared.train(mode)
+    for activation in activations:
+        activation.calibrating = False
+    prepared.train(was_training)
     if not count:
-        raise Error("there is no image to calibrate int8 with; give a few hundred such as the run was trained on")
+        raise Error("there are no images to calibrate int8; give a few hundred images like the training data")
 
 
 def export_int8(network: nn.Module, shape: tuple[int, int, int], metadata: dict[str, str]) -> bytes:
-    """What :func:`prepare` made, trained or calibrated, as an int8 ONNX file that answers as it does in evaluation.
+    """Export a trained or calibrated network from :func:`prepare` as an int8 ONNX file.
 
     Raises:
-        Error: it has seen no image, so that no range is known, or a layer cannot be exported.
+        Error: the activation ranges are not set, or a layer cannot be exported.
     """
     network = onnx_export.copy_for_export(network)
     for module in list(network.modules()):
@@ -148,7 +148,7 @@ def export_int8(network: nn.Module, shape: tuple[int, int, int], metadata: dict[
 
 
 def _add_zero_points(graph: GraphProto) -> None:
-    """Say that 0 means 0 in each tensor of weights: where ONNX Runtime rewrites them (no VNNI), it needs it said."""
+    """Add explicit zero points of 0 to the weights, which ONNX Runtime needs to rewrite them without VNNI."""
     constants = {constant.name: constant for constant in graph.initializer}
     for node in graph.node:
         weight = constants.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
@@ -159,71 +159,73 @@ def _add_zero_points(graph: GraphProto) -> None:
 
 
 class FakeQuantConv2d(nn.Conv2d):
-    """A convolution whose weights are rounded as int8 will have them."""
+    """Convolution with fake-quantized weights."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """As ``nn.Conv2d``."""
+        """Apply the convolution, as ``nn.Conv2d``."""
         return self._conv_forward(input.to(self.weight.dtype), fake_quantize_weight(self.weight), self.bias)  # type: ignore[no-any-return]
 
 
 class FakeQuantLinear(nn.Linear):
-    """An affine layer whose weights are rounded as int8 will have them."""
+    """Fully connected layer with fake-quantized weights."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """As ``nn.Linear``."""
+        """Apply the layer, as ``nn.Linear``."""
         return F.linear(input.to(self.weight.dtype), fake_quantize_weight(self.weight), self.bias)
 
 
 class FakeQuantActivation(nn.Module):
-    """An activation rounded to one of 256 evenly spaced values of which 0 is one; what lies beyond is clipped."""
+    """Fake quantization of activations to 256 evenly spaced values, including 0; other values are clipped."""
 
     range: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("range", torch.zeros(2))  # the least and the greatest value; both 0: not yet known
+        self.register_buffer("range", torch.zeros(2))  # minimum and maximum; both 0: not set
         self.calibrating = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Float32 of the shape of ``x``."""
+        """Return the rounded ``x`` in float32."""
         x = x.float()
         if self.training or self.calibrating:
             self._update_range(x.detach())
         if self.calibrating or not (self.training or self.range.any()):
             return x
-        step, zero = self.compute_qparams()
-        result: Tensor = torch.fake_quantize_per_tensor_affine(x, step, zero, 0, MAX_ACTIVATION)
+        scale, zero_point = self.compute_qparams()
+        result: Tensor = torch.fake_quantize_per_tensor_affine(x, scale, zero_point, 0, MAX_ACTIVATION)
         return result
 
     def compute_qparams(self) -> tuple[Tensor, Tensor]:
-        """The step between two values, and the byte that means 0."""
+        """Return scale and zero point."""
         low, high = self.range
-        step = ((high - low) / MAX_ACTIVATION).clamp(min=MIN_SCALE)
-        return step, (-low / step).round().int()
+        scale = ((high - low) / MAX_ACTIVATION).clamp(min=MIN_SCALE)
+        return scale, (-low / scale).round().int()
 
     def _update_range(self, x: Tensor) -> None:
         low, high = torch.aminmax(x)
-        seen = torch.stack((low.clamp(max=0), high.clamp(min=0)))
+        new_range = torch.stack((low.clamp(max=0), high.clamp(min=0)))
         if self.calibrating:
-            seen = torch.stack((torch.minimum(self.range[0], seen[0]), torch.maximum(self.range[1], seen[1])))
+            new_range = torch.stack(
+                (torch.minimum(self.range[0], new_range[0]), torch.maximum(self.range[1], new_range[1]))
+            )
         else:
-            seen = torch.where(self.range.any(), self.range.lerp(seen, RANGE_MOMENTUM), seen)
-        self.range.copy_(seen)
+            new_range = torch.where(self.range.any(), self.range.lerp(new_range, RANGE_MOMENTUM), new_range)
+        self.range.copy_(new_range)
 
 
 def fake_quantize_weight(weight: Tensor) -> Tensor:
-    """The weight ``(outputs, ...)`` as int8 will have it; the gradient passes unchanged."""
-    step = compute_weight_scales(weight)
-    return weight + ((weight / step).round() * step - weight).detach()
+    """Round a weight ``(outputs, ...)`` to int8 values; the gradient passes unchanged."""
+    scale = compute_weight_scales(weight)
+    return weight + ((weight / scale).round() * scale - weight).detach()
 
 
 def compute_weight_scales(weight: Tensor) -> Tensor:
-    """The step of each output's weights ``(outputs, ...)``, of the shape ``(outputs, 1, ...)``."""
+    """Compute the scale of each output of a weight ``(outputs, ...)``, with the shape ``(outputs, 1, ...)``."""
     return (weight.detach().abs().amax(list(range(1, weight.ndim)), keepdim=True) / MAX_WEIGHT).clamp(min=MIN_SCALE)
 
 
 class QuantizedActivation(nn.Module):
-    """Rounds to bytes and back, in ONNX's words; exists to be exported."""
+    """ONNX operators QuantizeLinear and DequantizeLinear, for export only."""
 
     step: Tensor
     zero: Tensor
@@ -234,17 +236,17 @@ class QuantizedActivation(nn.Module):
         self.register_buffer("zero", zero_point.to(torch.uint8))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Float32 of the shape of ``x``."""
-        parts = symbolic("QuantizeLinear", (x, self.step, self.zero), dtype=torch.uint8, shape=x.shape)
-        return symbolic("DequantizeLinear", (parts, self.step, self.zero), dtype=torch.float32, shape=x.shape)
+        """Return the rounded ``x`` in float32."""
+        quantized = symbolic("QuantizeLinear", (x, self.step, self.zero), dtype=torch.uint8, shape=x.shape)
+        return symbolic("DequantizeLinear", (quantized, self.step, self.zero), dtype=torch.float32, shape=x.shape)
 
 
 class QuantizedLayer(nn.Module):
-    """A convolution or an affine layer of whole numbers, in ONNX's words; exists to be exported.
+    """Convolution or fully connected layer with integer weights and DequantizeLinear, for export only.
 
     Args:
-        layer: the layer, with the batch normalisation folded in.
-        input_scale: of its input.
+        layer: layer with the batch normalization folded in.
+        input_scale: scale of the input.
     """
 
     weight: Tensor
@@ -256,58 +258,60 @@ class QuantizedLayer(nn.Module):
         super().__init__()
         weight = layer.weight.detach()
         bias = torch.zeros(len(weight)) if layer.bias is None else layer.bias.detach()
-        own = compute_weight_scales(weight).flatten()
-        own = torch.maximum(own, bias.abs() / (MAX_BIAS * input_scale))  # a channel of hardly more than a bias
+        scale = compute_weight_scales(weight).flatten()
+        scale = torch.maximum(
+            scale, bias.abs() / (MAX_BIAS * input_scale)
+        )  # for a channel with tiny weights and a large bias
         shape = (-1, *[1] * (weight.ndim - 1))
-        self.register_buffer("weight", (weight / own.view(shape)).round().to(torch.int8).contiguous())
-        self.register_buffer("weight_step", own)
-        self.register_buffer("bias", (bias / (own * input_scale)).round().to(torch.int32))
-        self.register_buffer("bias_step", own * input_scale)
+        self.register_buffer("weight", (weight / scale.view(shape)).round().to(torch.int8).contiguous())
+        self.register_buffer("weight_step", scale)
+        self.register_buffer("bias", (bias / (scale * input_scale)).round().to(torch.int32))
+        self.register_buffer("bias_step", scale * input_scale)
         self.place = {name: getattr(layer, name) for name in CONV_ARGS} if isinstance(layer, nn.Conv2d) else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the layer."""
+        """Apply the layer."""
         weight, bias = _dequantize(self.weight, self.weight_step), _dequantize(self.bias, self.bias_step)
         return F.linear(x, weight, bias) if self.place is None else F.conv2d(x, weight, bias, **self.place)
 
 
-def _dequantize(whole: Tensor, step: Tensor) -> Tensor:
-    """Whole numbers ``(outputs, ...)`` times the steps ``(outputs,)``, which the file keeps apart."""
-    return symbolic("DequantizeLinear", (whole, step), {"axis": 0}, dtype=torch.float32, shape=whole.shape)
+def _dequantize(values: Tensor, scale: Tensor) -> Tensor:
+    """Multiply integers ``(outputs, ...)`` by their scales ``(outputs,)``, stored separately in the file."""
+    return symbolic("DequantizeLinear", (values, scale), {"axis": 0}, dtype=torch.float32, shape=values.shape)
 
 
 class _Tracer(fx.Tracer):
-    """Follows a network down to torch's own layers, and knows where it is."""
+    """Tracer down to torch's own layers that records the current module."""
 
     module_path: tuple[str, ...] = ()
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        before = self.module_path
-        self.module_path = (*before, self.path_of_module(m))
+        parent_path = self.module_path
+        self.module_path = (*parent_path, self.path_of_module(m))
         result = super().call_module(m, forward, args, kwargs)
-        self.module_path = before
+        self.module_path = parent_path
         return result
 
 
 def _trace_model(network: nn.Module) -> fx.GraphModule:
-    """The operations of the network, as it answers in evaluation."""
+    """Trace the operations of a network in evaluation mode."""
     tracer = _Tracer()
     try:
         return fx.GraphModule(network, tracer.trace(network.eval()))
-    except Exception as error:  # whatever a layer raises of a tensor that has no values
+    except Exception as error:  # layers may raise anything for tensors without values
         name = tracer.module_path[-1] if tracer.module_path else ""
         layer = type(network.get_submodule(name)).__name__
-        raise Error(f"{name or 'the network'} ({layer}) cannot be quantised: {error}") from error
+        raise Error(f"{name or 'the network'} ({layer}) cannot be quantized: {error}") from error
 
 
 def _get_module(node: fx.Node) -> nn.Module | None:
-    """The layer that a node calls, if it calls one."""
+    """Return the module that a node calls, if any."""
     owner = node.graph.owning_module
     return owner.get_submodule(str(node.target)) if owner is not None and node.op == "call_module" else None
 
 
 def _get_quantizable_layer(node: fx.Node) -> QuantizableLayer | None:
-    """The convolution or affine layer that a node calls, if it calls one; ONNX pads with nothing but zeros."""
+    """Return the convolution or fully connected layer that a node calls, if any; ONNX supports only zero padding."""
     module = _get_module(node)
     padded = isinstance(module, nn.Conv2d) and module.padding_mode != "zeros"
     return module if isinstance(module, QuantizableLayer) and not padded else None
@@ -318,24 +322,24 @@ def _is_relu(node: fx.Node) -> bool:
 
 
 def _preserves_range(node: fx.Node) -> bool:
-    """Whether what the node gives out has the range of its first input (which an element of a tuple has not)."""
+    """Return whether the output has the range of the first input, which elements of a tuple do not have."""
     if node.target is operator.getitem and not isinstance(node.args[1], tuple):
         return False
     return isinstance(_get_module(node), RANGE_PRESERVING_LAYERS) or node.target in RANGE_PRESERVING_OPS
 
 
 def _runs_in_int8(node: fx.Node) -> bool:
-    """Whether the node is computed on bytes."""
+    """Return whether the node is computed on bytes."""
     return _get_quantizable_layer(node) is not None or node.target in JOIN_OPS
 
 
 def _get_only_user(node: fx.Node) -> fx.Node:
-    """The one node that uses this one; where there are several, the node itself."""
+    """Return the only user of a node, or the node itself if it has several."""
     return next(iter(node.users)) if len(node.users) == 1 else node
 
 
 def _find_readers(node: fx.Node) -> Iterator[fx.Node]:
-    """The nodes that use this one's values, directly or carried."""
+    """Yield the nodes that read the values of a node, directly or through range-preserving nodes."""
     for user in node.users:
         if not _preserves_range(user):
             yield user
@@ -344,7 +348,7 @@ def _find_readers(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def _is_quantized(node: fx.Node) -> bool:
-    """Whether bytes are made of the node's values: those that are computed of bytes or read as such; not of scores."""
+    """Return whether the output of a node is quantized, because it or a reader runs in int8; scores are not."""
     if _preserves_range(node) or _get_foldable_norm(_get_input_node(node)) is node:
         return False
     readers = [reader for reader in _find_readers(_get_fused_end(node)) if reader.op != "output"]
@@ -357,7 +361,7 @@ def _get_input_node(node: fx.Node) -> fx.Node:
 
 
 def _get_foldable_norm(node: fx.Node) -> fx.Node | None:
-    """The batch normalisation that can be folded into the layer of this node, if there is one."""
+    """Return the batch normalization that can be folded into the layer of a node, if any."""
     user = _get_only_user(node)
     return (
         user
@@ -367,24 +371,24 @@ def _get_foldable_norm(node: fx.Node) -> fx.Node | None:
 
 
 def _get_fused_end(node: fx.Node) -> fx.Node:
-    """The last of what is computed along with the node: its batch normalisation, its rectifier."""
+    """Return the last node of the fused group: layer, batch normalization and ReLU."""
     node = _get_foldable_norm(node) or node
     return user if _is_relu(user := _get_only_user(node)) else node
 
 
 def _swap_pool_and_relu(graph: fx.Graph) -> None:
-    """Exchange a maximum pooling and the rectifier after it: the result is the same, and the pooling is of bytes."""
+    """Swap max pooling and the ReLU after it; the result is equal, and the pooling runs on bytes."""
     for pool in list(graph.nodes):
-        before, relu = _get_input_node(pool), _get_only_user(pool)
-        if isinstance(_get_module(pool), nn.MaxPool2d) and _is_relu(relu) and _get_only_user(before) is pool:
+        source, relu = _get_input_node(pool), _get_only_user(pool)
+        if isinstance(_get_module(pool), nn.MaxPool2d) and _is_relu(relu) and _get_only_user(source) is pool:
             relu.replace_all_uses_with(pool)
-            relu.replace_input_with(pool, before)
-            pool.replace_input_with(before, relu)
+            relu.replace_input_with(pool, source)
+            pool.replace_input_with(source, relu)
             pool.prepend(relu)
 
 
 def _insert_after(node: fx.Node, name: str, module: nn.Module) -> None:
-    """Pass what the node gives out through the module."""
+    """Insert a module after a node."""
     assert node.graph.owning_module is not None
     node.graph.owning_module.add_submodule(name, module)
     with node.graph.inserting_after(node):
@@ -393,25 +397,25 @@ def _insert_after(node: fx.Node, name: str, module: nn.Module) -> None:
 
 
 def _create_fake_quant_layer(layer: QuantizableLayer) -> FakeQuantConv2d | FakeQuantLinear:
-    """The layer with rounded weights; the parameters are the same."""
-    made: FakeQuantConv2d | FakeQuantLinear
+    """Create the layer with fake-quantized weights; it shares the parameters."""
+    converted: FakeQuantConv2d | FakeQuantLinear
     if isinstance(layer, nn.Conv2d):
-        place: dict[str, Any] = {name: getattr(layer, name) for name in CONV_ARGS}
-        made = FakeQuantConv2d(layer.in_channels, layer.out_channels, layer.kernel_size, device="meta", **place)  # type: ignore[arg-type]
+        options: dict[str, Any] = {name: getattr(layer, name) for name in CONV_ARGS}
+        converted = FakeQuantConv2d(layer.in_channels, layer.out_channels, layer.kernel_size, device="meta", **options)  # type: ignore[arg-type]
     else:
-        made = FakeQuantLinear(layer.in_features, layer.out_features, device="meta")
-    made.weight, made.bias = layer.weight, layer.bias
-    return made
+        converted = FakeQuantLinear(layer.in_features, layer.out_features, device="meta")
+    converted.weight, converted.bias = layer.weight, layer.bias
+    return converted
 
 
 def _lower_to_onnx(prepared: fx.GraphModule) -> None:
-    """Put ONNX's words in the place of the roundings."""
+    """Replace fake quantization with ONNX operators."""
     graph = prepared.graph
     for node in list(graph.nodes):
         module, layer, norm = _get_module(node), _get_quantizable_layer(node), _get_foldable_norm(node)
         if isinstance(module, FakeQuantActivation):
             if not module.range.any():
-                raise Error("the network has seen no image, so its ranges are not known: train or calibrate it first")
+                raise Error("the activation ranges of the network are not set; train or calibrate it first")
             prepared.set_submodule(str(node.target), QuantizedActivation(*module.compute_qparams()))
         elif layer is not None:
             if norm is not None:
@@ -425,12 +429,12 @@ def _lower_to_onnx(prepared: fx.GraphModule) -> None:
 
 
 def _fold_batch_norm(layer: QuantizableLayer, norm: Any) -> QuantizableLayer:
-    """The layer and the batch normalisation after it as one layer."""
+    """Fold the batch normalization into the layer before it."""
     return fuse_conv_bn_eval(layer, norm) if isinstance(layer, nn.Conv2d) else fuse_linear_bn_eval(layer, norm)
 
 
 def _find_source_activation(node: fx.Node) -> QuantizedActivation:
-    """The rounding that a node's values have gone through."""
+    """Return the quantized activation whose range the values of a node have."""
     while not isinstance(module := _get_module(node), QuantizedActivation):
         node = _get_input_node(node)
     return module

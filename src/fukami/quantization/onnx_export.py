@@ -1,4 +1,4 @@
-"""ONNX files: networks that ONNX Runtime and many other programs can run without torch or fukami."""
+"""ONNX export and inference with ONNX Runtime."""
 
 import contextlib
 import copy
@@ -23,12 +23,12 @@ from fukami.layers.ensemble import Ensemble
 
 @dataclass(frozen=True)
 class Signature:
-    """What the network of a file is given and what it answers, by name.
+    """Inputs and outputs of an exported network.
 
     Attributes:
-        input_names, output_names: their names.
-        trace_batch_size: of images that it is traced with.
-        dynamic_axes: the dimensions of each input that are free, and what they are called.
+        input_names, output_names: names in the file.
+        trace_batch_size: batch size of the traced example.
+        dynamic_axes: names of the dynamic dimensions of each input.
     """
 
     input_names: tuple[str, ...]
@@ -38,10 +38,10 @@ class Signature:
 
 
 CLASSIFIER = Signature(("images",), ("scores",), 2, ({0: "N"},))
-ALLOWED_DOMAINS = ("", "ai.onnx", "com.microsoft")  # of operations that exports have; others are of other libraries
+ALLOWED_DOMAINS = ("", "ai.onnx", "com.microsoft")  # domains of the exported operators
 LOOP_OPS = {"Loop", "Scan", "SequenceMap"}
-MAX_TENSOR_ELEMENTS = 1 << 26  # numbers; 64 maps of 1,024×1,024
-MAX_SHAPE_BYTES = 1 << 12  # bytes of a tensor that may be a shape; larger ones are weights
+MAX_TENSOR_ELEMENTS = 1 << 26  # 64 maps of 1,024×1,024
+MAX_SHAPE_BYTES = 1 << 12  # larger tensors are weights, not shapes
 DETECTOR = Signature(("images", "sizes"), ("boxes", "classes", "scores"), 1, ({2: "height", 3: "width"}, {}))
 SEGMENTER = Signature(("images",), ("scores",), 2, ({0: "N", 2: "height", 3: "width"},))
 SIGNATURES = {"classifier": CLASSIFIER, "detector": DETECTOR, "segmenter": SEGMENTER}
@@ -50,19 +50,19 @@ SIGNATURES = {"classifier": CLASSIFIER, "detector": DETECTOR, "segmenter": SEGME
 def export_onnx(
     network: nn.Module, shape: tuple[int, int, int], metadata: dict[str, str], signature: Signature = CLASSIFIER
 ) -> bytes:
-    """The network as an ONNX file, float32.
+    """Export a network as an ONNX file in float32.
 
     Args:
-        network: it is exported as it answers in evaluation, and stays as it is.
-        shape: ``(C, H, W)`` of an image.
-        metadata: what the file says of itself, such as how images are prepared (ONNX calls it the metadata).
-        signature: ``CLASSIFIER``: normalised ``images`` ``(N, C, H, W)`` to ``scores`` ``(N, classes)``, N is free.
-            ``DETECTOR``: one of the ``images`` ``(1, C, H, W)`` and its ``sizes`` ``(1, 2)``, height and width in the
-            frame, to ``boxes`` ``(k, 4)``, ``classes`` ``(k,)`` and ``scores`` ``(k,)``, H and W are free.
-            ``SEGMENTER``: ``images`` ``(N, C, H, W)`` to ``scores`` ``(N, classes, H, W)``, N, H and W are free.
+        network: network, exported in evaluation mode; it is not modified.
+        shape: input shape ``(C, H, W)``.
+        metadata: metadata of the file, such as the image transform.
+        signature: ``CLASSIFIER``: normalized ``images`` ``(N, C, H, W)`` to ``scores`` ``(N, classes)``; N is dynamic.
+            ``DETECTOR``: one of the ``images`` ``(1, C, H, W)`` and its ``sizes`` ``(1, 2)``, height and width without
+            padding, to ``boxes`` ``(k, 4)``, ``classes`` ``(k,)`` and ``scores`` ``(k,)``; H and W are dynamic.
+            ``SEGMENTER``: ``images`` ``(N, C, H, W)`` to ``scores`` ``(N, classes, H, W)``; N, H and W are dynamic.
 
     Raises:
-        Error: a layer cannot be exported; the message names it and says why.
+        Error: a layer cannot be exported; the message names the layer and reason.
     """
     return serialize_model(export_model_proto(copy_for_export(network), shape, signature), metadata)
 
@@ -70,7 +70,7 @@ def export_onnx(
 def export_model_proto(
     network: nn.Module, shape: tuple[int, int, int], signature: Signature = CLASSIFIER
 ) -> onnx.ModelProto:
-    """A network from :func:`copy_for_export` in ONNX's words; otherwise as :func:`export_onnx`."""
+    """Export a network from :func:`copy_for_export` as an ONNX model; see :func:`export_onnx`."""
     with _suppress_export_logs():
         program = _export_program(network, shape, signature)
         try:
@@ -89,7 +89,7 @@ def export_model_proto(
 
 
 def copy_for_export(network: nn.Module) -> nn.Module:
-    """A copy on the CPU, in evaluation; the number of members that answer is fixed: an export cannot follow it."""
+    """Return a copy on the CPU in evaluation mode; the number of ensemble members is fixed for the export."""
     network = copy.deepcopy(network).eval().cpu()
     for module in network.modules():
         if isinstance(module, Ensemble):
@@ -100,27 +100,27 @@ def copy_for_export(network: nn.Module) -> nn.Module:
 
 
 def serialize_model(model: onnx.ModelProto, metadata: dict[str, str]) -> bytes:
-    """The file of a model, which says ``metadata`` of itself, and nothing of the sources it was translated from."""
-    for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
-        part.ClearField("metadata_props")
-        part.ClearField("doc_string")
+    """Serialize a model with ``metadata``, without the references to source files that the exporter adds."""
+    for proto in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
+        proto.ClearField("metadata_props")
+        proto.ClearField("doc_string")
     onnx.helper.set_model_props(model, metadata)
     content: bytes = model.SerializeToString()
     return content
 
 
 class OnnxNetwork(nn.Module):
-    """The network of an ONNX file, computed by ONNX Runtime on the CPU; it cannot be trained.
+    """Network of an ONNX file, computed by ONNX Runtime on the CPU; it cannot be trained.
 
     Args:
-        content: of a file that :func:`export_onnx` or :mod:`fukami.quantization.int8` made.
+        content: content of a file from :func:`export_onnx` or :mod:`fukami.quantization.int8`.
 
     Attributes:
-        content: the same.
-        metadata: what the file says of itself.
+        content: content of the file.
+        metadata: metadata of the file.
 
     Raises:
-        Error: the content is damaged, or no such network; or it reads other files.
+        Error: the content is damaged, not a network of fukami, or refers to other files.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -128,7 +128,7 @@ class OnnxNetwork(nn.Module):
         check_model(content)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 4  # nothing: what goes wrong is an error of ours
+        options.log_severity_level = 4  # fatal only; errors are raised as fukami.Error
         if _has_int16_overflow():
             options.add_session_config_entry("session.x64quantprecision", "1")
         try:
@@ -136,23 +136,23 @@ class OnnxNetwork(nn.Module):
                 content,
                 options,
                 providers=["CPUExecutionProvider"],
-                enable_fallback=0,  # which prints to stdout
+                enable_fallback=0,  # the fallback prints to stdout
             )
             self.input_names = tuple(value.name for value in self.session.get_inputs())
             self.output_names = tuple(value.name for value in self.session.get_outputs())
             self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
-        except Exception as error:  # ONNX Runtime raises a class of its own for each kind of damage
-            raise Error(f"ONNX Runtime cannot read the network, so export it again: {error}") from error
+        except Exception as error:  # ONNX Runtime has many error classes
+            raise Error(f"ONNX Runtime cannot read the network; export it again: {error}") from error
         if (self.input_names, self.output_names) not in [
             (form.input_names, form.output_names) for form in SIGNATURES.values()
         ]:
-            given = f"the inputs {', '.join(self.input_names)} and the outputs {', '.join(self.output_names)}"
-            raise Error(f"the ONNX file has {given}: it is none that fukami exported")
-        self.empty = nn.Parameter(torch.empty(0))  # by which its device and type are asked for
+            names = f"the inputs {', '.join(self.input_names)} and the outputs {', '.join(self.output_names)}"
+            raise Error(f"the ONNX file has {names}, so fukami did not export it; export a run with fukami export")
+        self.empty = nn.Parameter(torch.empty(0))  # gives the module a device and dtype
         self.content = content
 
     def forward(self, *inputs: Tensor) -> Any:
-        """Scores of normalised images, or of a detector what it found in each; on the CPU."""
+        """Return the scores of normalized images, or a detector's detections for each image, on the CPU."""
         if self.input_names == DETECTOR.input_names:
             return [
                 Detections(*self._run_session(each))
@@ -161,50 +161,48 @@ class OnnxNetwork(nn.Module):
         (scores,) = self._run_session(inputs)
         return scores
 
-    def _run_session(self, given: Sequence[Tensor]) -> list[Tensor]:
-        arrays = [value.detach().to("cpu", torch.float32).contiguous().numpy() for value in given]
+    def _run_session(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        arrays = [value.detach().to("cpu", torch.float32).contiguous().numpy() for value in inputs]
         try:
-            answers = self.session.run(self.output_names, dict(zip(self.input_names, arrays, strict=True)))
-        except Exception as error:  # likewise
+            outputs = self.session.run(self.output_names, dict(zip(self.input_names, arrays, strict=True)))
+        except Exception as error:  # many error classes, as above
             first = str(error).partition("\n")[0]
             raise Error(f"ONNX Runtime cannot compute the network ({first[:300]}); export it again") from error
-        return [torch.from_numpy(answer) for answer in answers]
+        return [torch.from_numpy(output) for output in outputs]
 
 
 def check_model(content: bytes) -> None:
-    """Refuse an ONNX file that is more than a network of its own numbers.
+    """Check that an ONNX file is self-contained and limited in operators and memory.
 
     Raises:
-        Error: it is damaged; its weights lie in other files (external data); it has operations of other libraries or
-            ones that repeat others; or it computes more than 67 million numbers at once, whatever it is given.
+        Error: the file is damaged, has weights in other files (external data), operators of other libraries, loops, or
+            a tensor of more than 67 million numbers that does not depend on the input.
     """
     try:
         model = onnx.ModelProto.FromString(content)
-    except Exception as error:  # of protobuf's own class
-        raise Error(f"the ONNX file is damaged ({error}): export it again") from None
-    known = {*ALLOWED_DOMAINS, *(function.domain for function in model.functions)}
+    except Exception as error:  # an error class of protobuf
+        raise Error(f"the ONNX file is damaged ({error}); export it again") from None
+    allowed_domains = {*ALLOWED_DOMAINS, *(function.domain for function in model.functions)}
     for graph in (model.graph, *model.functions):
         for node, tensors in _walk_nodes(graph):
             for tensor in tensors:
                 if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
                     raise Error(
                         f"the ONNX file has the weights {tensor.name[:100]!r} in another file (external data), which "
-                        "is not read; export the network again, into one file"
+                        "is not supported; export the network again, to one file"
                     )
-            if node is not None and (node.domain not in known or node.op_type in LOOP_OPS):
+            if node is not None and (node.domain not in allowed_domains or node.op_type in LOOP_OPS):
                 raise Error(
-                    f"the ONNX file has the operation {node.domain[:50]}.{node.op_type[:50]}, which no export of "
-                    "fukami has; export the network again"
+                    f"the ONNX file has the operator {node.domain[:50]}.{node.op_type[:50]}, which exports of fukami "
+                    "never contain; export the network again"
                 )
     largest = _count_largest_tensor(model)
-    if largest > max(MAX_TENSOR_ELEMENTS, len(content)):  # the weights of a large layer, turned round
-        raise Error(
-            f"the ONNX file computes {largest:,} numbers at once, whatever it is given; export the network again"
-        )
+    if largest > max(MAX_TENSOR_ELEMENTS, len(content)):  # transposed weights of a large layer may exceed the limit
+        raise Error(f"the ONNX file computes a tensor of {largest:,} numbers for any input; export the network again")
 
 
 def _walk_nodes(graph: Any) -> Iterator[tuple[Any, list[Any]]]:
-    """Every operation of a graph or a function and of those inside it, each with the tensors that belong to it."""
+    """Yield every operator of a graph or function, including subgraphs, with its tensors."""
     sparse = [part for each in getattr(graph, "sparse_initializer", ()) for part in (each.values, each.indices)]
     yield None, [*getattr(graph, "initializer", ()), *sparse]
     for node in graph.node:
@@ -220,9 +218,9 @@ def _walk_nodes(graph: Any) -> Iterator[tuple[Any, list[Any]]]:
 
 
 def _count_largest_tensor(model: Any) -> int:
-    """Numbers in the largest value of a model, as far as its shape does not depend on what the model is given.
+    """Count the elements of the largest tensor of a model whose shape does not depend on the input.
 
-    The weights are left out of ``model`` for that, which are as large as the file has them.
+    Weights are removed from ``model`` first; their size is limited by that of the file.
     """
     shapes = []
     for tensor in model.graph.initializer:
@@ -234,45 +232,49 @@ def _count_largest_tensor(model: Any) -> int:
     model.graph.initializer.extend(shapes)
     try:
         graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    except Exception:  # which ONNX Runtime tells in its own words
+    except Exception:  # ONNX Runtime reports the same error
         return 0
     values = (value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.output))
     return max((math.prod(max(side.dim_value, 1) for side in sides) for sides in values), default=0)
 
 
 def _has_int16_overflow() -> bool:
-    """Whether ONNX Runtime's sums of bytes would overflow 16 bits here, as on x86 without VNNI, unless asked not to."""
-    able = torch.cpu.get_capabilities()
-    return able.get("architecture") == "x86_64" and not (able.get("avx512_vnni") or able.get("avx_vnni"))
+    """Return whether ONNX Runtime's int8 sums may overflow 16 bits by default, as on x86 without VNNI."""
+    capabilities = torch.cpu.get_capabilities()
+    return capabilities.get("architecture") == "x86_64" and not (
+        capabilities.get("avx512_vnni") or capabilities.get("avx_vnni")
+    )
 
 
-def _export_program(network: nn.Module, shape: tuple[int, int, int], form: Signature) -> torch.export.ExportedProgram:
-    """The operations of the network; where they cannot be followed, the error names the layer."""
-    inside: list[str] = []
+def _export_program(
+    network: nn.Module, shape: tuple[int, int, int], signature: Signature
+) -> torch.export.ExportedProgram:
+    """Trace the operations of the network; if tracing fails, the error names the layer."""
+    module_stack: list[str] = []
     hooks = []
     for name, module in network.named_modules():
-        hooks.append(module.register_forward_pre_hook(lambda *_, name=name: inside.append(name)))
-        hooks.append(module.register_forward_hook(lambda *_: inside.__delitem__(-1)))
+        hooks.append(module.register_forward_pre_hook(lambda *_, name=name: module_stack.append(name)))
+        hooks.append(module.register_forward_hook(lambda *_: module_stack.__delitem__(-1)))
     try:
         images, sizes = (
-            torch.zeros(form.trace_batch_size, *shape),
-            torch.tensor([shape[1:]] * form.trace_batch_size).float(),
+            torch.zeros(signature.trace_batch_size, *shape),
+            torch.tensor([shape[1:]] * signature.trace_batch_size).float(),
         )
-        examples = (images, sizes)[: len(form.input_names)]
-        free = tuple(dict.fromkeys(axes, torch.export.Dim.AUTO) for axes in form.dynamic_axes)
-        return torch.export.export(network, examples, dynamic_shapes=free)
-    except Exception as error:  # whatever the layer itself or the tracing raises
-        raise _create_export_error(network, inside[-1] if inside else "", str(error)) from error
+        examples = (images, sizes)[: len(signature.input_names)]
+        dynamic_shapes = tuple(dict.fromkeys(axes, torch.export.Dim.AUTO) for axes in signature.dynamic_axes)
+        return torch.export.export(network, examples, dynamic_shapes=dynamic_shapes)
+    except Exception as error:  # the layer or the tracer may raise anything
+        raise _create_export_error(network, module_stack[-1] if module_stack else "", str(error)) from error
     finally:
         for hook in hooks:
             hook.remove()
 
 
 def _find_failing_layer(program: torch.export.ExportedProgram, message: str) -> str:
-    """The name of the layer that an exporter's message about the operation ``%name`` speaks of."""
-    found = re.search(r"node %(\w+) ", message)
+    """Return the name of the layer whose operation ``%name`` the exporter's message names."""
+    match = re.search(r"node %(\w+) ", message)
     for node in program.run_decompositions().graph.nodes:
-        if found and found[1] in node.name and node.meta.get("nn_module_stack"):
+        if match and match[1] in node.name and node.meta.get("nn_module_stack"):
             name, _ = list(node.meta["nn_module_stack"].values())[-1]
             return str(name)
     return ""
@@ -292,7 +294,7 @@ def _iterate_causes(error: BaseException) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _suppress_export_logs() -> Iterator[None]:
-    """Nothing of what the exporters say of themselves on the way."""
+    """Suppress log messages, warnings and stderr output of the exporters."""
     loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):

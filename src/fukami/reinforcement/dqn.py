@@ -1,4 +1,4 @@
-"""Deep Q-Network: an agent that learns to play from what it sees (Mnih et al. 2015)."""
+"""Deep Q-Network (Mnih et al. 2015)."""
 
 import contextlib
 import math
@@ -27,53 +27,57 @@ class DQN(Recipe):
     """
 
     env: str = "catch"
-    """catch (embedded), an Atari game such as pong, or what gymnasium calls so, such as CartPole-v1."""
+    """Environment: catch (embedded), an Atari game such as pong, or a gymnasium environment such as CartPole-v1."""
     steps: int = 24_000
-    """Actions in the whole training, over all games; of an Atari game each is four frames."""
+    """Total number of environment steps, over all environments; an Atari step is four frames."""
     num_envs: int = 4
-    """That are played side by side."""
+    """Number of parallel environments."""
     buffer_size: int = 1_000_000
-    """Steps that are remembered."""
+    """Capacity of the replay buffer in environment steps."""
     frame_stack: int = 4
-    """Frames of a state."""
+    """Number of stacked frames per state."""
     learning_starts: int = 1_000
-    """Steps that are played by chance before anything is learned; the paper has 50,000."""
+    """Environment steps with random actions before training starts; 50,000 in the paper."""
     train_frequency: int = 4
-    """Steps between two updates."""
-    exploration_steps: int = 10_000
-    """Steps in which the share of actions by chance falls from 1 to the least; the paper has a million."""
+    """Environment steps per optimizer step."""
+    exploration_fraction: float = 0.41667
+    """Fraction of the steps in which the exploration rate epsilon decreases linearly, after learning-starts; 0.02 in
+    the paper (1,000,000 of 50,000,000)."""
+    epsilon_start: float = 1.0
+    """Initial exploration rate epsilon, 0 to 1."""
     epsilon_end: float = 0.05
-    """That share at least; the paper has 0.1."""
+    """Final exploration rate epsilon, 0 to 1; 0.1 in the paper."""
     gamma: float = 0.99
-    """Of what comes a step later."""
+    """Discount factor gamma, 0 to 1."""
     target_update_interval: int = 250
-    """Updates between two copies of the network into the one that the targets come from; the paper has 10,000."""
+    """Update interval of the target network in optimizer steps; 10,000 in the paper."""
     double: bool = False
-    """Double Q-learning: the network chooses the action whose value the other one tells (van Hasselt et al. 2016)."""
+    """Double Q-learning: the online network selects the action that the target network evaluates (van Hasselt et al.
+    2016)."""
     clip_rewards: bool = True
-    """To -1..1, so that one learning rate suits all games."""
+    """Clip rewards to -1..1, so that one learning rate suits all games."""
     batch_size: int = 32
-    """Moments in an update."""
+    """Number of transitions per optimizer step."""
     hidden: int = 512
-    """Width of the affine layer."""
+    """Number of units of the hidden fully connected layer."""
     optimizer: Literal["adam", "rmsprop"] = "adam"
-    """How gradients become updates: adam, of the mean error of a batch, or rmsprop, the paper's, of its sum."""
+    """Optimizer: adam, with the mean loss of a batch, or rmsprop, the paper's, with the sum."""
     lr: float = 2.5e-4
-    """Learning rate."""
+    """Peak learning rate."""
     schedule: str = "constant"
-    """Course of the learning rate: constant, as in the paper, step=DROPS, multistep=SHARE,SHARE, exponential=END,
-    polynomial=POWER, cosine, one-cycle, plateau=PATIENCE."""
+    """Learning-rate schedule: constant (as in the paper), step=DROPS, multistep=FRACTION,FRACTION, exponential=END,
+    polynomial=POWER, cosine, one-cycle or plateau=PATIENCE."""
     clip_norm: float = 0.0
-    """Greatest norm of the gradient, to which a greater one is scaled down; 0, as in the paper: any."""
+    """Maximum gradient norm (gradient clipping); 0, as in the paper, disables it."""
     eval_every: int = 8_000
-    """Steps between two evaluations; there is one at the end in any case."""
+    """Evaluation interval in environment steps; the last step is always evaluated."""
     eval_episodes: int = 30
-    """Of an evaluation, side by side, each from a random beginning."""
+    """Number of parallel evaluation episodes, each with its own seed."""
     eval_epsilon: float = 0.05
-    """Share of actions by chance while it is judged."""
+    """Exploration rate epsilon during evaluation, 0 to 1."""
 
     def __post_init__(self) -> None:
-        """Refuse what no run can have."""
+        """Validate the fields."""
         check_range(
             self,
             1,
@@ -87,8 +91,8 @@ class DQN(Recipe):
             "eval_every",
             "eval_episodes",
         )
-        check_range(self, 0, math.inf, "lr", "clip_norm", "exploration_steps")
-        check_range(self, 0, 1, "epsilon_end", "gamma", "eval_epsilon")
+        check_range(self, 0, math.inf, "lr", "clip_norm")
+        check_range(self, 0, 1, "exploration_fraction", "epsilon_start", "epsilon_end", "gamma", "eval_epsilon")
         check_range(
             self, max(self.frame_stack + 1, self.batch_size) * self.num_envs, math.inf, "learning_starts", "buffer_size"
         )
@@ -96,26 +100,27 @@ class DQN(Recipe):
         schedules.parse_schedule(self.schedule)
 
     def load_data(self) -> Data:
-        """The games; the labels are what the actions are called."""
+        """Create the environments; the labels are the names of the actions."""
         from fukami.reinforcement import env_registry
         from fukami.reinforcement.replay import ExperienceCollector
 
-        played = env_registry.make_envs(self.env, self.num_envs)
-        experience = ExperienceCollector(
-            played,
+        envs = env_registry.make_envs(self.env, self.num_envs)
+        collector = ExperienceCollector(
+            envs,
             batch_size=self.batch_size,
             frame_stack=self.frame_stack,
             buffer_size=min(self.buffer_size, self.steps),
             learning_starts=self.learning_starts,
             train_frequency=self.train_frequency,
-            exploration_steps=self.exploration_steps,
+            exploration_steps=round(self.exploration_fraction * self.steps),
+            epsilon_start=self.epsilon_start,
             epsilon_end=self.epsilon_end,
             seed=self.seed,
         )
-        return Data(experience, self.load_eval_data(), played.action_names)
+        return Data(collector, self.load_eval_data(), envs.action_names)
 
     def load_eval_data(self, *, render: bool = False) -> "EvaluationEpisodes":
-        """The episodes that it is judged by, with ``render`` to be shown, too."""
+        """Build the evaluation episodes; ``render`` enables color frames."""
         from fukami.reinforcement import env_registry
         from fukami.reinforcement.evaluation import EvaluationEpisodes
 
@@ -125,15 +130,15 @@ class DQN(Recipe):
         )
 
     def build_task(self, labels: tuple[str, ...]) -> "QLearningTask":
-        """An agent that can take these actions."""
+        """Build the task of an agent with these actions."""
         from fukami import models
         from fukami.reinforcement import env_registry
         from fukami.reinforcement.task import QLearningTask
 
-        with contextlib.closing(env_registry.make_envs(self.env, 1)) as game:
-            shape = game.frame_shape
+        with contextlib.closing(env_registry.make_envs(self.env, 1)) as env:
+            shape = env.frame_shape
         shape = (self.frame_stack, *shape) if len(shape) == 2 else (self.frame_stack * shape[0],)
-        updates = (self.steps - self.learning_starts) // self.train_frequency
+        num_updates = (self.steps - self.learning_starts) // self.train_frequency
         return QLearningTask(
             models.dqn(len(labels), state_shape=shape, hidden=self.hidden),
             labels,
@@ -143,14 +148,14 @@ class DQN(Recipe):
             double=self.double,
             clip_rewards=self.clip_rewards,
             reduction="sum" if self.optimizer == "rmsprop" else "mean",
-            step_counts=(updates, max(1, self.eval_every // self.train_frequency)),
+            step_counts=(num_updates, max(1, self.eval_every // self.train_frequency)),
             optimizer=self.get_optimizer_factory(),
             lr_schedule=schedules.parse_schedule(self.schedule),
             clip_norm=self.clip_norm,
         )
 
     def get_optimizer_factory(self) -> "OptimizerFactory":
-        """Adam with the epsilon of Hessel et al. 2018 (table 1), or the paper's RMSprop."""
+        """Return the factory of Adam with the epsilon of Hessel et al. 2018 (table 1), or of the paper's RMSprop."""
         import torch
 
         from fukami.reinforcement.rmsprop import CenteredRMSprop

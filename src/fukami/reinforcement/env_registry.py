@@ -1,4 +1,4 @@
-"""Games by their name: our own, those of gymnasium, and those of the Atari 2600."""
+"""Creation of environments by name: Catch, Atari 2600 games and gymnasium's environments."""
 
 import importlib.util
 
@@ -7,19 +7,21 @@ from fukami.reinforcement.vector_env import VectorEnv
 
 
 def make_envs(name: str, num_envs: int, *, render: bool = False) -> VectorEnv:
-    """So many games of a name: ``catch`` (embedded), an Atari game such as ``pong``, or what gymnasium calls so.
+    """Create ``num_envs`` parallel environments: ``catch`` (embedded), an Atari game such as ``pong``, or gymnasium's.
 
-    With ``render`` its images are shown as people see them, which takes longer.
+    ``render`` enables color frames for videos, which takes longer.
 
     Raises:
-        UsageError: there is no such game, or it takes more than one number as an action, or the extra is not installed.
+        UsageError: there is no environment of this name, its actions are not discrete, or the extra is not installed.
     """
     if name == "catch":
         from fukami.reinforcement.catch import Catch
 
         return Catch(num_envs)
     if importlib.util.find_spec("gymnasium") is None or importlib.util.find_spec("ale_py") is None:
-        raise UsageError(f"the game {name!r} needs gymnasium and ale-py: pip install 'fukami[atari]', or play catch")
+        raise UsageError(
+            f"the environment {name!r} needs gymnasium and ale-py: pip install 'fukami[atari]', or use --env catch"
+        )
     from fukami.reinforcement import gymnasium_env
 
     return gymnasium_env.make_gymnasium_envs(name, num_envs, render)

@@ -1,4 +1,4 @@
-"""Trials: episodes that an agent is judged by."""
+"""Evaluation of an agent over whole episodes."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ StepCallback = Callable[[VectorEnv, npt.NDArray[np.float32], npt.NDArray[np.int6
 
 @dataclass(frozen=True)
 class EvaluationEpisodes:
-    """Episodes side by side, one in each game, each from its own random beginning (Mnih et al. 2015, "Evaluation").
+    """Parallel evaluation episodes, each in its own environment and with its own seed (Mnih et al. 2015, "Evaluation").
 
     Attributes:
-        make_envs: so many games.
-        seeds: of the episodes.
-        frame_stack: frames of a state.
-        epsilon: the share of actions that are taken by chance.
+        make_envs: function that creates a number of parallel environments.
+        seeds: seed of each episode.
+        frame_stack: number of frames per state.
+        epsilon: exploration rate epsilon, the probability of a random action.
     """
 
     make_envs: Callable[[int], VectorEnv]
@@ -34,42 +34,41 @@ class EvaluationEpisodes:
         return len(self.seeds)
 
     def __iter__(self) -> Iterator[int]:
-        """The seed of each episode."""
+        """Iterate over the seeds."""
         return iter(self.seeds)
 
     def run(
         self, predict_values: Callable[[Tensor], Tensor], callback: StepCallback | None = None
     ) -> tuple[list[float], list[int], float]:
-        """The return and the length of each episode, and what the best action was worth on average.
+        """Run the episodes; return their returns and lengths, and the mean of the maximum action values.
 
-        ``predict_values`` tells what each action is worth in states ``(G, H, ...)``, ``(G, A)``. ``callback`` is called
-        before each step with the games, what each action is worth, the actions ``(G,)``, and the returns so far
-        ``(G,)``.
+        ``predict_values`` maps states ``(E, H, ...)`` to action values ``(E, A)``. ``callback`` is called before each
+        step with the environments, the action values, the actions ``(E,)`` and the returns so far ``(E,)``.
         """
-        games = self.make_envs(len(self))
-        count = games.num_envs
-        memory = ReplayBuffer(count, games.frame_shape, self.frame_stack)
-        memory.allocate(torch.device("cpu"))
-        chance = np.random.default_rng([4, *self.seeds])
-        returns, lengths, going = np.zeros(count), np.zeros(count, np.int64), np.ones(count, bool)
-        seen, first = games.reset(going, np.array(self.seeds)), np.ones(count, bool)
-        worth = looked = 0.0
-        while going.any():
-            memory.add(torch.from_numpy(np.ascontiguousarray(seen.frames)), torch.from_numpy(first))
-            state = memory.stack_frames(
-                torch.full((count,), memory.current_step), torch.arange(count), self.frame_stack
+        envs = self.make_envs(len(self))
+        count = envs.num_envs
+        buffer = ReplayBuffer(count, envs.frame_shape, self.frame_stack)
+        buffer.allocate(torch.device("cpu"))
+        rng = np.random.default_rng([4, *self.seeds])
+        returns, lengths, running = np.zeros(count), np.zeros(count, np.int64), np.ones(count, bool)
+        result, episode_starts = envs.reset(running, np.array(self.seeds)), np.ones(count, bool)
+        value_sum = num_states = 0.0
+        while running.any():
+            buffer.add(torch.from_numpy(np.ascontiguousarray(result.frames)), torch.from_numpy(episode_starts))
+            states = buffer.stack_frames(
+                torch.full((count,), buffer.current_step), torch.arange(count), self.frame_stack
             )
-            found = predict_values(state).cpu().numpy()
-            worth, looked = worth + float(found.max(1)[going].sum()), looked + float(going.sum())
-            by_chance = chance.random(count) < self.epsilon
-            other = chance.integers(found.shape[1], size=count)
-            actions = np.where(by_chance, other, found.argmax(1))
+            values = predict_values(states).cpu().numpy()
+            value_sum, num_states = value_sum + float(values.max(1)[running].sum()), num_states + float(running.sum())
+            explore = rng.random(count) < self.epsilon
+            random_actions = rng.integers(values.shape[1], size=count)
+            actions = np.where(explore, random_actions, values.argmax(1))
             if callback:
-                callback(games, found, actions, returns)
-            games.send(actions)
-            seen, first = games.receive(), np.zeros(count, bool)
-            returns += np.where(going, seen.rewards, 0)
-            lengths += going
-            going = going & ~(seen.terminated | seen.truncated)
-        games.close()
-        return returns.tolist(), lengths.tolist(), worth / looked
+                callback(envs, values, actions, returns)
+            envs.send(actions)
+            result, episode_starts = envs.receive(), np.zeros(count, bool)
+            returns += np.where(running, result.rewards, 0)
+            lengths += running
+            running = running & ~(result.terminated | result.truncated)
+        envs.close()
+        return returns.tolist(), lengths.tolist(), value_sum / num_states

@@ -1,4 +1,4 @@
-"""Centered RMSprop with the constant inside the root, the optimizer of the Deep Q-Network."""
+"""Centered RMSprop with the constant inside the square root, the optimizer of the Deep Q-Network."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -6,22 +6,22 @@ from typing import Any
 import torch
 from torch import nn
 
-DECAY = 0.95  # of both averages: "gradient momentum" and "squared gradient momentum" (extended data table 1)
+DECAY = 0.95  # decay of both averages: "gradient momentum", "squared gradient momentum" (extended data table 1)
 MIN_SQUARED_GRADIENT = 0.01  # "min squared gradient"
 
 
 class CenteredRMSprop(torch.optim.Optimizer):
-    """Step by the gradient over the root of its variance, as DeepMind's ``NeuralQLearner.lua`` does.
+    """Centered RMSprop of DeepMind's ``NeuralQLearner.lua`` (Mnih et al. 2015, extended data table 1).
 
-    Mnih et al. 2015, extended data table 1. With the gradient ``d`` of a weight::
+    With the gradient ``d`` of a weight::
 
         g  = 0.95 g  + 0.05 d
         g2 = 0.95 g2 + 0.05 d²
         weight -= lr · d / sqrt(g2 - g² + 0.01)
 
-    :class:`torch.optim.RMSprop` adds its ``eps`` after the root, so that with ``eps=0.01`` its steps are up to ten
-    times as large where gradients are small: the root of 0.01 is 0.1. All computation is on the device of the weights,
-    so a CUDA graph can capture a step.
+    :class:`torch.optim.RMSprop` adds its ``eps`` after the square root. With ``eps=0.01``, its steps are up to ten
+    times as large for small gradients, since the square root of 0.01 is 0.1. All computation is on the device of the
+    weights, so a CUDA graph can capture a step.
     """
 
     def __init__(

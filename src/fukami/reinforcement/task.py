@@ -1,4 +1,4 @@
-"""Q-learning: an agent plays, remembers, and learns what each action is worth."""
+"""Deep Q-learning: training, evaluation and prediction."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -25,23 +25,24 @@ if TYPE_CHECKING:
     from fukami.engine.runtime import Runtime
     from fukami.reinforcement.evaluation import EvaluationEpisodes, StepCallback
 
-NUM_STANDARDIZATION_FRAMES = 1_000  # frames that were played by chance, by which images are standardised
+NUM_STANDARDIZATION_FRAMES = 1_000  # frames of the random policy used to compute input statistics
 
 
 class QLearningTask(CachedEvaluationTask):
-    """Deep Q-learning with a memory and a target network (Mnih et al. 2015, algorithm 1).
+    """Deep Q-learning with a replay buffer and a target network (Mnih et al. 2015, algorithm 1).
 
     Args:
-        model: states ``(N, H, ...)`` to the value of each action ``(N, A)``; it can ``standardise`` images.
-        labels: what the actions are called.
-        state_shape: of a state.
-        gamma: of what comes a step later.
-        target_update_interval: updates between two copies of the network into the one that the targets come from.
-        double: the network itself chooses the action whose value the other one tells (van Hasselt et al. 2016).
-        clip_rewards: to -1..1, so that one learning rate suits all games.
-        reduction: ``"mean"`` or ``"sum"`` of the errors of a batch, as DeepMind's code has it.
-        step_counts: updates in the whole training, and between two evaluations.
-        regime: optimizer, decay and clip, as for :class:`fukami.Task`.
+        model: maps states ``(N, H, ...)`` to action values ``(N, A)``; has ``fit_input_statistics`` for images.
+        labels: names of the actions.
+        state_shape: shape of a state.
+        gamma: discount factor.
+        target_update_interval: update interval of the target network in optimizer steps.
+        double: select actions with the online network and evaluate them with the target network (van Hasselt et al.
+            2016).
+        clip_rewards: clip rewards to -1..1, so that one learning rate suits all games.
+        reduction: reduction of the loss of a batch, ``"mean"``, or ``"sum"`` as in DeepMind's code.
+        step_counts: number of optimizer steps of the training, and the evaluation interval in these.
+        options: optimizer, lr_schedule and clip_norm, as for :class:`fukami.Task`.
     """
 
     supports_cuda_graph = True
@@ -58,9 +59,9 @@ class QLearningTask(CachedEvaluationTask):
         clip_rewards: bool,
         reduction: Literal["mean", "sum"] = "mean",
         step_counts: tuple[int, int],
-        **regime: Unpack[TrainingOptions],
+        **options: Unpack[TrainingOptions],
     ) -> None:
-        super().__init__(model, **regime)
+        super().__init__(model, **options)
         self.labels, self.state_shape, self.gamma, self.target_update_interval = (
             labels,
             state_shape,
@@ -71,24 +72,27 @@ class QLearningTask(CachedEvaluationTask):
         self.target_network = copy.deepcopy(model)
 
     def setup(self, runtime: "Runtime") -> None:
-        """Move to the device and make ready to train."""
+        """Move the networks to the device and create the optimizer."""
         super().setup(runtime)
         self.target_network = runtime.move_to_device(self.target_network).requires_grad_(False)
 
     def get_stateful_objects(self) -> dict[str, Any]:
-        """Also the network that the targets come from."""
-        return super().get_stateful_objects() | {"target": self.target_network}
+        """Return the objects of :class:`fukami.Task` and the target network."""
+        return super().get_stateful_objects() | {"target network": self.target_network}
 
     def replace_modules(self, modules: dict[str, nn.Module]) -> None:
-        """Answer with another network."""
+        """Replace the network for inference."""
         self.model = self.target_network = modules["model"]
 
     def count_steps(self, train: Any) -> tuple[int, int]:
-        """Updates in the whole training, and between two evaluations."""
+        """Return the number of optimizer steps and the evaluation interval."""
         return self.step_counts
 
     def iterate_batches(self, train: ExperienceCollector) -> Iterator[TransitionBatch]:
-        """Rounds of play and moments to learn from; while these are learned from, the games go on."""
+        """Yield a batch of transitions for each optimizer step, after collecting experience.
+
+        The environments step in the background during the optimizer step.
+        """
         while True:
             for _ in range(train.steps_until_update):
                 train.collect(self.select_actions)
@@ -101,88 +105,88 @@ class QLearningTask(CachedEvaluationTask):
 
     @torch.inference_mode()
     def select_actions(self, states: Tensor) -> Tensor:
-        """The action that is worth most in each of ``(N, H, ...)``."""
+        """Select the greedy action ``(N,)`` for states ``(N, H, ...)``."""
         return self.predict_values(states).argmax(1)
 
     def predict_values(self, states: Tensor) -> Tensor:
-        """What each action is worth in each of ``(N, H, ...)``, ``(N, A)``."""
+        """Predict the action values ``(N, A)`` of states ``(N, H, ...)``."""
         with half_precision.enable_float32_fallback(self.model), self.runtime.autocast():
             return self.model(states.to(self.runtime.device)).float()  # type: ignore[no-any-return]
 
     def compute_loss(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The error of what the actions taken were said to be worth, squared near 0 and absolute beyond 1.
+        """Compute the temporal-difference loss, Huber's loss with threshold 1.
 
         Mnih et al. 2015, equation 3 of the methods, and "Training details": the error term is clipped to -1..1.
         """
-        own = self.training_model(batch.frames[:, :-1])
-        said = own.gather(1, batch.actions.unsqueeze(1)).squeeze(1)
+        action_values = self.training_model(batch.frames[:, :-1])
+        values = action_values.gather(1, batch.actions.unsqueeze(1)).squeeze(1)
         with torch.no_grad():
-            following = batch.frames[:, 1:]
-            later = self.target_network(following)
+            next_states = batch.frames[:, 1:]
+            next_action_values = self.target_network(next_states)
             if self.double:
-                best = self.training_model(following).argmax(1, keepdim=True)
-                worth = later.gather(1, best).squeeze(1)
+                next_actions = self.training_model(next_states).argmax(1, keepdim=True)
+                next_values = next_action_values.gather(1, next_actions).squeeze(1)
             else:
-                worth = later.amax(1)
+                next_values = next_action_values.amax(1)
             rewards = batch.rewards.clamp(-1, 1) if self.clip_rewards else batch.rewards
-            goal = rewards + self.gamma * batch.not_terminated * worth
-        errors = F.smooth_l1_loss(said, goal, reduction="none") * batch.not_truncated
+            targets = rewards + self.gamma * batch.not_terminated * next_values
+        errors = F.smooth_l1_loss(values, targets, reduction="none") * batch.not_truncated
         loss = errors.sum() if self.reduction == "sum" else errors.mean()
-        return loss, {"value": said.detach().mean(), "epsilon": batch.epsilon, "return": batch.mean_return}
+        return loss, {"value": values.detach().mean(), "epsilon": batch.epsilon, "return": batch.mean_return}
 
     @torch.inference_mode()
     def collect_results(
         self, batches: "EvaluationEpisodes", callback: "StepCallback | None" = None
     ) -> "EpisodeResults":
-        """Episodes from random beginnings, with a few actions by chance; ``callback`` sees them before each step."""
+        """Run the evaluation episodes with an epsilon-greedy policy; ``callback`` is called before each step."""
         with self.inference_mode():
             return EpisodeResults(*batches.run(self.predict_values, callback))
 
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
-        """The best ``action`` where a frame of the game has been seen all along, and what each is worth in ``values``.
+        """Predict the best ``action`` and the action ``values`` for states that repeat one game frame.
 
-        ``inputs`` are paths, PIL images or arrays as :func:`fukami.image.io.read_image` takes them. An image that
-        cannot be read yields ``{"file", "error"}``.
+        ``inputs`` are paths, PIL images or arrays as :func:`fukami.image.io.read_image` accepts them. An unreadable
+        image yields ``{"file", "error"}``.
         """
         if len(self.state_shape) != 3:
-            raise UsageError("this agent does not see images: let it play, with fukami play")
-        answers: list[dict[str, Any]] = []
+            raise UsageError("the states of this agent are vectors, not images; run it with fukami play")
+        predictions: list[dict[str, Any]] = []
         for source in inputs:
-            named = {"file": str(source)} if isinstance(source, str | Path) else {}
+            file = {"file": str(source)} if isinstance(source, str | Path) else {}
             try:
-                with convert_memory_errors(named.get("file", "the image given")):
+                with convert_memory_errors(file.get("file", "the image given")):
                     image = image_io.convert_mode(image_io.read_image(source), "L").resize(
                         self.state_shape[:0:-1], Image.Resampling.BOX
                     )
             except Error as error:
-                answers.append({**named, "error": str(error)})
+                predictions.append({**file, "error": str(error)})
                 continue
             frame = torch.from_numpy(np.array(image))
             with torch.inference_mode(), self.inference_mode():
                 (values,) = self.predict_values(frame.expand(1, *self.state_shape)).tolist()
-            each = dict(zip(self.labels, values, strict=True))
-            answers.append({**named, "action": max(each, key=each.__getitem__), "values": each})
-        return answers
+            by_action = dict(zip(self.labels, values, strict=True))
+            predictions.append({**file, "action": max(by_action, key=by_action.__getitem__), "values": by_action})
+        return predictions
 
     def draw_prediction(self, source: Any, prediction: dict[str, Any]) -> Image.Image:
-        """The image, and what each action is worth."""
+        """Draw the image and the action values."""
         image = np.array(image_io.convert_mode(image_io.read_image(source), "RGB"))
         values = list(prediction["values"].values())
         return reinforcement_plots.draw_step(image, self.labels, values, int(np.argmax(values)), 0.0)
 
     def plot_evaluation(self, batches: Any) -> "Iterator[tuple[str, Figure]]":
-        """The returns of the episodes, and the values of the states on the way."""
-        found: EpisodeResults = self.get_results(batches)
-        yield "Returns of the episodes", reinforcement_plots.plot_returns(found.returns, found.lengths)
+        """Yield a figure of the episode returns and lengths."""
+        results: EpisodeResults = self.get_results(batches)
+        yield "Episode returns", reinforcement_plots.plot_returns(results.returns, results.lengths)
 
 
 class EpisodeResults(NamedTuple):
-    """Episodes.
+    """Results of evaluation episodes.
 
     Attributes:
-        returns: of each, not clipped.
-        lengths: their steps.
-        mean_value: what the best action was worth on the way, on average.
+        returns: return of each episode, not clipped.
+        lengths: length of each episode in steps.
+        mean_value: mean of the maximum action values over all states.
     """
 
     returns: list[float]
@@ -190,10 +194,10 @@ class EpisodeResults(NamedTuple):
     mean_value: float
 
     def compute_metrics(self) -> dict[str, Any]:
-        """The mean return first."""
+        """Compute the mean and standard deviation of the return, the mean length and the mean value."""
         count = len(self.returns)
         mean = sum(self.returns) / count
-        deviation = (sum((each - mean) ** 2 for each in self.returns) / count) ** 0.5
+        deviation = (sum((episode_return - mean) ** 2 for episode_return in self.returns) / count) ** 0.5
         return {
             "return": mean, "return_deviation": deviation, "length": sum(self.lengths) / count,
             "value": self.mean_value, "count": count,

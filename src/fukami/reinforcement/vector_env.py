@@ -1,25 +1,25 @@
-"""Games that an agent plays, many side by side: our own, those of gymnasium, and those of the Atari 2600."""
+"""Interface of parallel environments."""
 
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-FRAME_SIZE = 84  # pixels of the frames that the network sees (Mnih et al. 2015, methods)
-FRAME_SKIP = 4  # frames that an action is repeated for
-MAX_NOOPS = 30  # frames at most in which nothing is done at the beginning, so that no two games are alike
-MAX_EPISODE_FRAMES = 108_000  # frames of an episode at most: half an hour
+FRAME_SIZE = 84  # side of the network's input frames in pixels (Mnih et al. 2015, methods)
+FRAME_SKIP = 4  # frames for which an action is repeated
+MAX_NOOPS = 30  # maximum number of initial no-op frames, a random number of which diversifies the episodes
+MAX_EPISODE_FRAMES = 108_000  # maximum episode length in frames: half an hour
 
 
 class StepResult(NamedTuple):
-    """What there is to see of each game after an action.
+    """Result of a step in each environment.
 
     Attributes:
-        frames: ``(G, H, W)`` uint8, or vectors ``(G, n)`` float32.
-        rewards: ``(G,)``, as the game gives them.
-        terminated: ``(G,)``: the game is over.
-        truncated: ``(G,)``: it is not, but took too long.
-        life_lost: ``(G,)``: a life was lost, after which it goes on.
+        frames: images ``(E, H, W)`` uint8, or vectors ``(E, n)`` float32.
+        rewards: ``(E,)``, not clipped.
+        terminated: ``(E,)``, whether the episode ended.
+        truncated: ``(E,)``, whether the episode was cut off by the time limit.
+        life_lost: ``(E,)``, whether a life was lost while the episode continues.
     """
 
     frames: npt.NDArray[Any]
@@ -30,12 +30,12 @@ class StepResult(NamedTuple):
 
 
 class VectorEnv(Protocol):
-    """Games side by side; a game that has ended does nothing until it is reset.
+    """Parallel environments; after the end of its episode, an environment does nothing until it is reset.
 
     Attributes:
-        num_envs: of the games.
-        action_names: what they are called.
-        frame_shape: of a frame.
+        num_envs: number of environments.
+        action_names: names of the actions.
+        frame_shape: shape of a frame.
     """
 
     num_envs: int
@@ -43,21 +43,21 @@ class VectorEnv(Protocol):
     frame_shape: tuple[int, ...]
 
     def reset(self, mask: npt.NDArray[np.bool_], seeds: npt.NDArray[np.int64]) -> StepResult:
-        """Begin anew where ``mask`` ``(G,)`` says so, each game with its seed; what there is to see of all."""
+        """Reset the environments selected by ``mask`` ``(E,)``, each with its seed; return the frames of all."""
         ...
 
     def send(self, actions: npt.NDArray[np.int64]) -> None:
-        """Take an action in each game, perhaps while something else is computed."""
+        """Start a step with an action for each environment, possibly in the background."""
         ...
 
     def receive(self) -> StepResult:
-        """What has become of them."""
+        """Wait for the step and return its result."""
         ...
 
     def render(self, index: int) -> npt.NDArray[np.uint8]:
-        """A game in colour, ``(H, W, 3)``."""
+        """Render an environment in color, ``(H, W, 3)``."""
         ...
 
     def close(self) -> None:
-        """End them all."""
+        """Close all environments."""
         ...

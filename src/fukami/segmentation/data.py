@@ -180,7 +180,7 @@ def find_dataset(spec: str) -> Path:
     if spec in LOCAL_DATASETS:
         return locations.find_dataset(spec, LOCAL_DATASETS[spec])
     if not exists(Path(spec)):
-        raise build_unknown_error("data set (and no file or folder)", spec, DATASETS)
+        raise build_unknown_error("dataset (and no file or folder)", spec, DATASETS)
     return Path(spec)
 
 

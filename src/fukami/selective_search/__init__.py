@@ -1,1 +1,1 @@
-"""Selective Search (Uijlings et al. 2013): region proposals."""
+"""Region proposals by Selective Search (Uijlings et al. 2013)."""

@@ -1,4 +1,4 @@
-"""The proposals of a data set: computed once, in parallel, and kept under a checksum of what made them."""
+"""Region proposals of a dataset, computed in parallel and cached on disk under a checksum of their inputs."""
 
 import contextlib
 import hashlib
@@ -27,52 +27,54 @@ if TYPE_CHECKING:
 def compute_proposals(
     images: "Sequence[Sample]", mode: Mode = "fast", prepare: "ResizeTransform | None" = None
 ) -> list[Boxes]:
-    """The boxes that :func:`propose` finds in each image, ``(n, 4)`` float32 in pixels of the upright image.
+    """Compute the proposals of :func:`propose_regions` for each image, in threads.
 
-    Each image's are kept in a file of its own in the cache folder, so that work that was interrupted goes on, and an
-    image that is in two data sets is searched once. A changed image or a damaged file is searched again. Threads
-    share the work: the kernels let each other run.
+    Each image has a file in the cache folder. An interrupted computation continues where it stopped, and an image in
+    two datasets is computed once. A changed image is computed again, and so is one with a damaged cache file.
 
     Args:
-        images: of which only ``source`` and ``name`` matter.
+        images: samples; only ``source`` and ``name`` are used.
         mode: ``fast`` or ``quality``.
-        prepare: brings an image to the size in which it is searched, and in whose pixels the boxes then are. An image
-            that cannot be read has no boxes then: who learns from it will find out.
+        prepare: resizes each image before the search. An unreadable image then has no boxes instead of raising an
+            error, since the loader reports it.
+
+    Returns:
+        Boxes ``(n, 4)`` of each image, float32, in pixels of the upright (and resized) image.
 
     Raises:
         Error: an image cannot be read, or the cache folder cannot be written.
-        UsageError: an unknown mode.
+        UsageError: the mode is unknown.
     """
     if mode not in SETTINGS:
         raise build_unknown_error("mode", mode, SETTINGS)
     console = Console(stderr=True)
     columns = (
-        TextColumn("proposing boxes"),
+        TextColumn("region proposals"),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TimeRemainingColumn(compact=True),
     )
     rank, world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    first, every = len(images) * rank // world, range(len(images))
-    order = (*every[first:], *every[:first])  # processes begin apart, and find what the others have kept
+    first, numbers = len(images) * rank // world, range(len(images))
+    order = (*numbers[first:], *numbers[:first])  # processes start apart, and reuse the files of the others
     threads = ThreadPoolExecutor(max(1, count_cpus() // world))
     try:
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-            found = {number: threads.submit(_load_or_compute, images[number], mode, prepare) for number in order}
-            for each in progress.track(as_completed(found.values()), total=len(found)):
-                each.result()  # the first that fails ends it
-        return [found[number].result() for number in every]
+            futures = {number: threads.submit(_load_or_compute, images[number], mode, prepare) for number in order}
+            for future in progress.track(as_completed(futures.values()), total=len(futures)):
+                future.result()  # raises the first error
+        return [futures[number].result() for number in numbers]
     finally:
         threads.shutdown(cancel_futures=True)
 
 
 def _load_or_compute(image: "Sample", mode: Mode, prepare: "ResizeTransform | None") -> Boxes:
-    """The boxes of an image: those that were kept, or else found now."""
+    """Read the boxes of an image from the cache, or compute and cache them."""
     try:
         content, pixels = _read_content(image)
         size = f"{prepare.min_size} {prepare.max_size}" if prepare else ""
-        made_by = f"{mode} {VERSION}".encode()
-        key = hashlib.blake2b(content, digest_size=16, person=made_by, salt=size.encode()).hexdigest()
+        method = f"{mode} {VERSION}".encode()
+        key = hashlib.blake2b(content, digest_size=16, person=method, salt=size.encode()).hexdigest()
         path = locations.get_cache_folder() / "proposals" / key[:2] / f"{key}.npz"
         boxes = _read_cached(path, key)
         if boxes is not None:
@@ -95,7 +97,7 @@ def _load_or_compute(image: "Sample", mode: Mode, prepare: "ResizeTransform | No
 
 
 def _read_content(image: "Sample") -> tuple[bytes, image_io.UInt8Array | None]:
-    """What the checksum is of, the image's file or its pixels, and the pixels where there is no file to decode."""
+    """Return the bytes for the checksum, of the file or the pixels, and the pixels of an image without a file."""
     if isinstance(image.source, Path):
         try:
             return image.source.read_bytes(), None
@@ -105,19 +107,19 @@ def _read_content(image: "Sample") -> tuple[bytes, image_io.UInt8Array | None]:
 
 
 def _read_cached(path: Path, key: str) -> Boxes | None:
-    """The boxes in a file, or None where it is not there or damaged; the archive has a checksum of what is in it."""
+    """Read the boxes of a cache file; None if it is missing or damaged, which the archive's checksum detects."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            boxes, made_of = arrays["boxes"], arrays["key"]
-    except Exception:  # a reader may fail in any way on a damaged file
+            boxes, stored_key = arrays["boxes"], arrays["key"]
+    except Exception:  # a damaged file can raise any exception
         return None
-    right = boxes.ndim == 2 and boxes.shape[1:] == (4,) and boxes.dtype == np.int32
-    return boxes.astype(np.float32) if right and made_of.shape == () and str(made_of) == key else None
+    is_valid = boxes.ndim == 2 and boxes.shape[1:] == (4,) and boxes.dtype == np.int32
+    return boxes.astype(np.float32) if is_valid and stored_key.shape == () and str(stored_key) == key else None
 
 
 def _write_cached(path: Path, key: str, boxes: Boxes) -> None:
-    """Write the file in one step: whoever reads it, and a crash, find all of it or nothing."""
-    temporary = path.with_name(f".{key}.{os.getpid()}-{threading.get_ident()}")  # of this process and thread alone
+    """Write the boxes to a file atomically, so that no reader and no crash sees an incomplete file."""
+    temporary = path.with_name(f".{key}.{os.getpid()}-{threading.get_ident()}")  # unique to this process and thread
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
@@ -126,7 +128,7 @@ def _write_cached(path: Path, key: str, boxes: Boxes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        where = path.parent.parent
+        folder = path.parent.parent
         raise Error(
-            f"{where} cannot be written ({error.strerror}); make room there, or set XDG_CACHE_HOME to another folder"
+            f"{folder} cannot be written ({error.strerror}); make room there, or set XDG_CACHE_HOME to another folder"
         ) from error

@@ -1,7 +1,7 @@
-"""Hierarchical grouping: Uijlings et al., "Selective Search for Object Recognition", IJCV 104(2), 2013, section 3.
+"""Hierarchical grouping of Selective Search (Uijlings et al. 2013, section 3).
 
-Of all neighbouring regions the two most similar become one, until one is left; each region on the way is a proposal.
-numba compiles the kernels on their first call, and keeps them on the disk.
+The two most similar neighbouring regions are merged until one is left; each region of the hierarchy is a proposal.
+numba compiles the kernels on their first call, and caches them on disk.
 """
 
 from typing import NamedTuple
@@ -12,23 +12,21 @@ from numba import njit
 
 from fukami.selective_search.superpixels import Labels, Planes, build_gaussian_kernel, convolve_separable, find_root
 
-COLOR_BINS, TEXTURE_BINS, NUM_DIRECTIONS = (
-    25,
-    10,
-    8,
-)  # bins of a channel; bins of a channel's derivative in one of eight directions
+COLOR_BINS = 25  # histogram bins of a channel
+TEXTURE_BINS = 10  # histogram bins of a channel's derivative in one direction
+NUM_DIRECTIONS = 8  # directions of the derivative
 
 
 class Regions(NamedTuple):
-    """What grouping knows of the ``n`` regions of a segmentation.
+    """Regions of a segmentation with the features that the grouping compares.
 
     Attributes:
-        sizes: ``(n,)`` int64 pixels.
-        boxes: ``(n, 4)`` int32: left, top, right, bottom; the right and bottom are outside.
-        histograms: ``(n, D)`` float32, the one of colours and then the one of textures, each of sum 1.
-        num_color_bins: how many columns of the histograms are of colours.
-        neighbors: ``(m, 2)`` int32, the neighbours, the smaller number first, in order.
-        image_area: of the image, in pixels.
+        sizes: areas in pixels, ``(n,)`` int64.
+        boxes: left, top, right, bottom, ``(n, 4)`` int32; right and bottom are exclusive.
+        histograms: colour histogram followed by texture histogram, each of sum 1, ``(n, D)`` float32.
+        num_color_bins: number of columns of the colour histogram.
+        neighbors: sorted pairs of neighbouring regions, the smaller index first, ``(m, 2)`` int32.
+        image_area: area of the image in pixels.
     """
 
     sizes: npt.NDArray[np.int64]
@@ -40,19 +38,19 @@ class Regions(NamedTuple):
 
 
 def compute_features(planes: Planes) -> npt.NDArray[np.uint8]:
-    """The bins that each pixel of planes ``(C, H, W)`` in 0..255 counts in: ``(H, W, C + 8C)``.
+    """Compute the histogram bins ``(H, W, C + 8C)`` of each pixel of planes ``(C, H, W)`` in 0..255.
 
-    First the colour of each channel, then its Gaussian derivative (sigma 1) in each of eight directions, where what
-    points the other way is 0, and the last bin ends with the derivative at a step from 0 to 255.
+    The first C are colour bins. The others are bins of the Gaussian derivative (sigma 1) of each channel in eight
+    directions; a negative derivative is set to 0. The last bin ends at the derivative of a step from 0 to 255.
     """
     bell, slope = build_gaussian_kernel(1.0), build_gaussian_kernel(1.0, derivative=True)
     across, down = convolve_separable(planes, bell, slope), convolve_separable(planes, slope, bell)
-    found: npt.NDArray[np.uint8] = _compute_features(planes, across, down, 255 * float(slope[slope > 0].sum()))
-    return found
+    features: npt.NDArray[np.uint8] = _compute_features(planes, across, down, 255 * float(slope[slope > 0].sum()))
+    return features
 
 
 def describe_regions(labels: Labels, features: npt.NDArray[np.uint8]) -> Regions:
-    """The regions of a segmentation ``(H, W)``, with the features of its pixels."""
+    """Build the regions of a segmentation ``(H, W)`` from the features of its pixels."""
     channels = features.shape[2] // (1 + NUM_DIRECTIONS)
     sizes, boxes, histograms, codes = _describe_regions(labels, int(labels.max()) + 1, features, channels)
     pairs = np.stack(np.divmod(np.unique(codes), len(sizes)), axis=1).astype(np.int32)
@@ -60,44 +58,45 @@ def describe_regions(labels: Labels, features: npt.NDArray[np.uint8]) -> Regions
 
 
 def group_regions(regions: Regions, similarity: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """The hierarchy of ``n`` regions, those given and then those that two of them were grouped to, in that order.
-
-    Returns:
-        The boxes of all ``(2n - 1, 4)``, and of each that was grouped the two it is made of ``(n - 1, 2)``, by number.
+    """Group ``n`` regions hierarchically by similarity.
 
     Args:
-        regions: what :func:`describe` found.
-        similarity: which of the paper's four are added up: C (colour), T (texture), S (size), F (fill).
+        regions: the regions that :func:`describe_regions` returns.
+        similarity: letters of the similarities that are added: C (colour), T (texture), S (size), F (fill).
+
+    Returns:
+        Boxes ``(2n - 1, 4)`` of the given and the merged regions, in that order, and the two regions that each merged
+        region consists of, by index ``(n - 1, 2)``.
     """
     used = slice(
         0 if "C" in similarity else regions.num_color_bins, None if "T" in similarity else regions.num_color_bins
     )
-    room = ((0, len(regions.sizes) - 1), (0, 0))  # for the regions that grouping makes
-    sizes = np.pad(regions.sizes, room[0])
-    boxes, histograms = np.pad(regions.boxes, room), np.pad(regions.histograms[:, used], room)
+    padding = ((0, len(regions.sizes) - 1), (0, 0))  # for the merged regions
+    sizes = np.pad(regions.sizes, padding[0])
+    boxes, histograms = np.pad(regions.boxes, padding), np.pad(regions.histograms[:, used], padding)
     settings = (regions.image_area, "S" in similarity, "F" in similarity)
-    made: npt.NDArray[np.int32] = _group_regions(
+    merges: npt.NDArray[np.int32] = _group_regions(
         len(regions.sizes), sizes, boxes, histograms, regions.neighbors, *settings
     )
-    return boxes, made
+    return boxes, merges
 
 
 @njit(cache=True, nogil=True)
-def _compute_features(planes, across, down, most):  # pragma: no cover
+def _compute_features(planes, across, down, max_derivative):  # pragma: no cover
     channels, height, width = planes.shape
-    found = np.empty((height, width, channels * (1 + NUM_DIRECTIONS)), np.uint8)
-    half, step = np.float32(np.sqrt(0.5)), np.float32(TEXTURE_BINS / most)
+    features = np.empty((height, width, channels * (1 + NUM_DIRECTIONS)), np.uint8)
+    half, step = np.float32(np.sqrt(0.5)), np.float32(TEXTURE_BINS / max_derivative)
     for y in range(height):
         for x in range(width):
             for c in range(channels):
                 a, b = across[c, y, x], down[c, y, x]
-                found[y, x, c] = min(np.int64(planes[c, y, x] * np.float32(COLOR_BINS / 256)), COLOR_BINS - 1)
+                features[y, x, c] = min(np.int64(planes[c, y, x] * np.float32(COLOR_BINS / 256)), COLOR_BINS - 1)
                 axes = (a, (a + b) * half, b, (b - a) * half)
-                for way in range(NUM_DIRECTIONS):
-                    value = axes[way] if way < 4 else -axes[way - 4]
+                for direction in range(NUM_DIRECTIONS):
+                    value = axes[direction] if direction < 4 else -axes[direction - 4]
                     level = np.int64(max(value, np.float32(0)) * step)
-                    found[y, x, channels + c * NUM_DIRECTIONS + way] = min(level, TEXTURE_BINS - 1)
-    return found
+                    features[y, x, channels + c * NUM_DIRECTIONS + direction] = min(level, TEXTURE_BINS - 1)
+    return features
 
 
 @njit(cache=True, nogil=True)
@@ -106,25 +105,25 @@ def _describe_regions(labels, count, features, channels):  # pragma: no cover
     sizes = np.zeros(count, np.int64)
     boxes = np.empty((count, 4), np.int32)
     boxes[:, 0], boxes[:, 1], boxes[:, 2:] = width, height, 0
-    columns = channels * COLOR_BINS
-    total = columns + channels * NUM_DIRECTIONS * TEXTURE_BINS
-    places = np.empty(channels * (1 + NUM_DIRECTIONS), np.int64)
-    for f in range(len(places)):
-        places[f] = f * COLOR_BINS if f < channels else columns + (f - channels) * TEXTURE_BINS
+    num_color_bins = channels * COLOR_BINS
+    total = num_color_bins + channels * NUM_DIRECTIONS * TEXTURE_BINS
+    offsets = np.empty(channels * (1 + NUM_DIRECTIONS), np.int64)
+    for f in range(len(offsets)):
+        offsets[f] = f * COLOR_BINS if f < channels else num_color_bins + (f - channels) * TEXTURE_BINS
     histograms = np.zeros((count, total), np.float32)
     codes = [np.int64(0)]
     codes.clear()
-    latest = np.full(count, -1, np.int32)  # a neighbour that was found last is mostly found again
+    latest = np.full(count, -1, np.int32)  # adjacent pixels usually repeat the last pair, which is skipped
     for y in range(height):
         for x in range(width):
             a = labels[y, x]
             sizes[a] += 1
             box = boxes[a]
             box[0], box[1], box[2], box[3] = min(box[0], x), min(box[1], y), max(box[2], x + 1), max(box[3], y + 1)
-            for f in range(len(places)):
-                histograms[a, places[f] + features[y, x, f]] += 1
-            for way in range(4):
-                v, u = (y, y + 1, y + 1, y - 1)[way], (x + 1, x, x + 1, x + 1)[way]
+            for f in range(len(offsets)):
+                histograms[a, offsets[f] + features[y, x, f]] += 1
+            for direction in range(4):
+                v, u = (y, y + 1, y + 1, y - 1)[direction], (x + 1, x, x + 1, x + 1)[direction]
                 if 0 <= v < height and u < width:
                     b = labels[v, u]
                     low, high = min(a, b), max(a, b)
@@ -133,8 +132,8 @@ def _describe_regions(labels, count, features, channels):  # pragma: no cover
                         codes.append(np.int64(low) * count + high)
     for a in range(count):
         for f in range(total):
-            of = channels if f < columns else channels * NUM_DIRECTIONS
-            histograms[a, f] /= np.float32(sizes[a] * of)
+            num_values = channels if f < num_color_bins else channels * NUM_DIRECTIONS
+            histograms[a, f] /= np.float32(sizes[a] * num_values)
     return sizes, boxes, histograms, np.array(codes)
 
 
@@ -153,40 +152,40 @@ def _compute_similarity(a, b, sizes, boxes, histograms, area, by_size, by_fill):
     if by_size:
         total += 1 - both / area
     if by_fill:
-        wide = max(boxes[a, 2], boxes[b, 2]) - min(boxes[a, 0], boxes[b, 0])
-        high = max(boxes[a, 3], boxes[b, 3]) - min(boxes[a, 1], boxes[b, 1])
-        total += 1 - (np.int64(wide) * np.int64(high) - both) / area
+        width = max(boxes[a, 2], boxes[b, 2]) - min(boxes[a, 0], boxes[b, 0])
+        height = max(boxes[a, 3], boxes[b, 3]) - min(boxes[a, 1], boxes[b, 1])
+        total += 1 - (np.int64(width) * np.int64(height) - both) / area
     return total
 
 
 @njit(cache=True, nogil=True)
 def _push_pair(queue, value, a, b):  # pragma: no cover
-    """Into a heap of the most similar pairs; of pairs alike, the one with the smaller numbers is first."""
+    """Push a pair onto the heap of the most similar pairs; smaller indices break ties."""
     queue.append((value, a, b))
-    at = len(queue) - 1
-    while at:
-        above = (at - 1) >> 1
-        if not _is_before(queue[at], queue[above]):
+    index = len(queue) - 1
+    while index:
+        parent = (index - 1) >> 1
+        if not _is_before(queue[index], queue[parent]):
             break
-        queue[at], queue[above] = queue[above], queue[at]
-        at = above
+        queue[index], queue[parent] = queue[parent], queue[index]
+        index = parent
 
 
 @njit(cache=True, nogil=True)
 def _pop_pair(queue):  # pragma: no cover
     first = queue[0]
-    moved = queue.pop()
+    last = queue.pop()
     size = len(queue)
     if size:
-        at, below = 0, 1
-        while below < size:
-            if below + 1 < size and _is_before(queue[below + 1], queue[below]):
-                below += 1
-            if not _is_before(queue[below], moved):
+        index, child = 0, 1
+        while child < size:
+            if child + 1 < size and _is_before(queue[child + 1], queue[child]):
+                child += 1
+            if not _is_before(queue[child], last):
                 break
-            queue[at] = queue[below]
-            at, below = below, 2 * below + 1
-        queue[at] = moved
+            queue[index] = queue[child]
+            index, child = child, 2 * child + 1
+        queue[index] = last
     return first
 
 
@@ -199,55 +198,56 @@ def _is_before(one, other):  # pragma: no cover
 
 @njit(cache=True, nogil=True)
 def _group_regions(count, sizes, boxes, histograms, pairs, area, by_size, by_fill):  # pragma: no cover
-    total, chains = len(sizes), 2 * len(pairs)
-    made = np.empty((count - 1, 2), np.int32)
-    # the neighbours of a region, a chain of places: those of two regions are joined as they are, and tidied when read
-    neighbour, following = np.empty(chains, np.int32), np.full(chains, -1, np.int32)
-    begin, end = np.full(total, -1, np.int32), np.full(total, -1, np.int32)
-    into = np.arange(total).astype(np.int32)
-    seen = np.full(total, -1, np.int32)
+    total, num_nodes = len(sizes), 2 * len(pairs)
+    merges = np.empty((count - 1, 2), np.int32)
+    # The neighbours of a region are a linked list of nodes. Lists are concatenated when regions are merged, and
+    # duplicates are removed when a list is read.
+    neighbour, next_node = np.empty(num_nodes, np.int32), np.full(num_nodes, -1, np.int32)
+    head, tail = np.full(total, -1, np.int32), np.full(total, -1, np.int32)
+    parent = np.arange(total).astype(np.int32)
+    visited_by = np.full(total, -1, np.int32)
     queue = [(0.0, 0, 0)]
     queue.pop()
-    for p in range(chains):
+    for p in range(num_nodes):
         a, b = np.int64(pairs[p >> 1, p & 1]), np.int64(pairs[p >> 1, 1 - (p & 1)])
         neighbour[p] = b
-        if begin[a] < 0:
-            begin[a] = p
+        if head[a] < 0:
+            head[a] = p
         else:
-            following[end[a]] = p
-        end[a] = p
+            next_node[tail[a]] = p
+        tail[a] = p
         if a < b:
             _push_pair(queue, _compute_similarity(a, b, sizes, boxes, histograms, area, by_size, by_fill), a, b)
     for new in range(count, total):
         _, a, b = _pop_pair(queue)
-        while into[a] != a or into[b] != b:  # one of them has been grouped since
+        while parent[a] != a or parent[b] != b:  # one of them was merged after the pair was pushed
             _, a, b = _pop_pair(queue)
-        into[a] = into[b] = new
-        made[new - count, 0], made[new - count, 1] = a, b
+        parent[a] = parent[b] = new
+        merges[new - count, 0], merges[new - count, 1] = a, b
         sizes[new] = sizes[a] + sizes[b]
         for side in range(2):
             boxes[new, side] = min(boxes[a, side], boxes[b, side])
             boxes[new, 2 + side] = max(boxes[a, 2 + side], boxes[b, 2 + side])
-        share = np.float32(sizes[a] / sizes[new])
+        fraction = np.float32(sizes[a] / sizes[new])
         for f in range(histograms.shape[1]):
-            histograms[new, f] = share * histograms[a, f] + (1 - share) * histograms[b, f]
-        following[end[a]] = begin[b]
-        at, last = begin[a], np.int32(-1)
-        while at >= 0:
-            after = following[at]
-            other = np.int64(find_root(into, neighbour[at]))
-            if other != new and seen[other] != new:
-                seen[other] = new
-                neighbour[at] = other
+            histograms[new, f] = fraction * histograms[a, f] + (1 - fraction) * histograms[b, f]
+        next_node[tail[a]] = head[b]
+        node, last = head[a], np.int32(-1)
+        while node >= 0:
+            following_node = next_node[node]
+            other = np.int64(find_root(parent, neighbour[node]))
+            if other != new and visited_by[other] != new:
+                visited_by[other] = new
+                neighbour[node] = other
                 if last < 0:
-                    begin[new] = at
+                    head[new] = node
                 else:
-                    following[last] = at
-                last = at
+                    next_node[last] = node
+                last = node
                 value = _compute_similarity(other, new, sizes, boxes, histograms, area, by_size, by_fill)
                 _push_pair(queue, value, other, new)
-            at = after
-        end[new] = last
+            node = following_node
+        tail[new] = last
         if last >= 0:
-            following[last] = -1
-    return made
+            next_node[last] = -1
+    return merges

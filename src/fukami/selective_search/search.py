@@ -1,7 +1,7 @@
-"""Selective Search: Uijlings, van de Sande, Gevers and Smeulders, IJCV 104(2), 2013.
+"""Selective Search (Uijlings et al., "Selective Search for Object Recognition", IJCV 104(2), 2013).
 
-An image is segmented in several colour spaces and at several scales; the regions of each segmentation are grouped by
-several similarities; the boxes of all regions on the way are the proposals.
+An image is segmented in several colour spaces and at several scales. The regions of each segmentation are grouped by
+several similarities. The boxes of all regions of these hierarchies are the proposals.
 """
 
 from collections.abc import Iterator
@@ -13,15 +13,15 @@ import numpy.typing as npt
 from fukami.errors import Error, build_unknown_error
 from fukami.selective_search import grouping, superpixels
 
-VERSION = 1  # of what is computed; proposals that another one made are made anew
-SMOOTHING_SIGMA = 0.8  # of the Gaussian before the segmentation
+VERSION = 1  # of the algorithm; cached proposals of another version are computed again
+SMOOTHING_SIGMA = 0.8  # of the Gaussian filter before the segmentation, in pixels
 Mode = Literal["fast", "quality"]
 UInt8Array = npt.NDArray[np.uint8]
 Boxes = npt.NDArray[np.float32]
 
 
 class SearchSettings(NamedTuple):
-    """What is varied (section 5.3, table 5); every combination is a grouping of its own."""
+    """Diversification strategies (section 5.3, table 5); each combination is one grouping."""
 
     color_spaces: tuple[str, ...]
     scales: tuple[int, ...]
@@ -37,19 +37,21 @@ SETTINGS: dict[str, SearchSettings] = {
 
 
 def propose_regions(image: UInt8Array, mode: Mode = "fast") -> Boxes:
-    """Boxes that may hold an object, ``(n, 4)`` float32, the likeliest first, each once.
+    """Compute region proposals, boxes that may contain an object, without duplicates and best first.
 
-    A box is left, top, right and bottom in pixels; 0 is the outer edge of the first pixel, and right and bottom are the
-    outer edges of the last ones inside. The order is the paper's (section 3.3): the position of a region in its
-    hierarchy, 1 for the whole image, times a random number; the numbers are the same in every call.
+    They are ranked as in the paper (section 3.3): by the position of a region in its hierarchy, 1 for the whole image,
+    times a random number. The random numbers are the same in every call.
 
     Args:
-        image: ``(H, W, 3)`` uint8, RGB.
-        mode: ``fast`` has 8 groupings, ``quality`` 80.
+        image: RGB, ``(H, W, 3)`` uint8.
+        mode: ``fast`` (8 groupings) or ``quality`` (80 groupings).
+
+    Returns:
+        Boxes ``(n, 4)`` float32: left, top, right, bottom in pixels, measured at the outer edges of the pixels.
 
     Raises:
-        Error: the image is not of this shape and type.
-        UsageError: an unknown mode.
+        Error: the image has another shape or type.
+        UsageError: the mode is unknown.
     """
     if mode not in SETTINGS:
         raise build_unknown_error("mode", mode, SETTINGS)
@@ -57,21 +59,22 @@ def propose_regions(image: UInt8Array, mode: Mode = "fast") -> Boxes:
 
 
 def rank_boxes(hierarchies: list[npt.NDArray[np.int32]], generator: np.random.Generator) -> Boxes:
-    """The boxes of hierarchies, each ending with its whole image, in the order of :func:`propose`, each once.
+    """Rank the boxes of hierarchies, each of which ends with the whole image, and remove duplicates.
 
-    A box of several hierarchies keeps the best of its places.
+    A box of several hierarchies keeps its best rank.
     """
     boxes = np.concatenate(hierarchies)
-    position = np.concatenate([np.arange(len(each), 0, -1) for each in hierarchies])
+    position = np.concatenate([np.arange(len(hierarchy), 0, -1) for hierarchy in hierarchies])
     ranked = boxes[np.argsort(position * generator.random(len(boxes)), kind="stable")]
     width, height = boxes.max(0)[2:] + 1
-    codes = np.ravel_multi_index(tuple(ranked.T), (width, height, width, height))  # far faster than rows to tell apart
+    # one number per box, since the rows are far slower to compare
+    codes = np.ravel_multi_index(tuple(ranked.T), (width, height, width, height))
     first = np.unique(codes, return_index=True)[1]
     return ranked[np.sort(first)].astype(np.float32)
 
 
 def build_hierarchies(image: UInt8Array, settings: SearchSettings) -> Iterator[npt.NDArray[np.int32]]:
-    """The boxes of each grouping, from the regions of its segmentation to the whole image."""
+    """Yield the boxes of each grouping, from the regions of its segmentation to the whole image."""
     for name in settings.color_spaces:
         planes = convert_color_space(image, name)
         edges = _compute_edges(planes)
@@ -84,12 +87,12 @@ def build_hierarchies(image: UInt8Array, settings: SearchSettings) -> Iterator[n
 
 
 def segment_image(image: UInt8Array, scale: int = 100, color_space: str = "hsv") -> superpixels.Labels:
-    """The segmentation that grouping begins with: ``(H, W)`` int32, a number for each region.
+    """Compute the initial segmentation of the grouping: region indices ``(H, W)`` int32.
 
     Args:
-        image: ``(H, W, 3)`` uint8, RGB.
-        scale: k of Felzenszwalb and Huttenlocher, and the smallest region in pixels.
-        color_space: one of the colour spaces of :func:`colours`.
+        image: RGB, ``(H, W, 3)`` uint8.
+        scale: k of Felzenszwalb and Huttenlocher (2004), and the minimum size of a region in pixels.
+        color_space: one of the colour spaces of :func:`convert_color_space`.
     """
     planes = convert_color_space(image, color_space)
     return superpixels.segment_graph(_compute_edges(planes), planes.shape[1:], scale, scale)
@@ -101,16 +104,20 @@ def _compute_edges(planes: superpixels.Planes) -> superpixels.Edges:
 
 
 def convert_color_space(image: UInt8Array, color_space: str) -> superpixels.Planes:
-    """The channels of a colour space, each in 0..255: ``(3 or 1, H, W)`` float32.
+    """Convert an image to a colour space, with channels in 0..255: ``(3 or 1, H, W)`` float32.
 
     Args:
-        image: ``(H, W, 3)`` uint8, RGB (sRGB where it matters).
-        color_space: ``hsv``; ``lab``; ``rgi``, the shares of red and green, and the intensity; ``hue``, that of hsv;
-            ``intensity``, the mean of the three.
+        image: RGB (sRGB for ``lab``), ``(H, W, 3)`` uint8.
+        color_space: ``hsv``; ``lab``; ``rgi``, the fractions of red and green, and the intensity; ``hue``, that of
+            hsv; or ``intensity``, the mean of the three channels.
+
+    Raises:
+        Error: the image has another shape or type.
+        UsageError: the colour space is unknown.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-        given = f"{image.dtype} of shape {image.shape}"
-        raise Error(f"an image should be uint8 of shape (H, W, 3), not {given}; fukami.image.io.read_image reads any")
+        actual = f"{image.dtype} of shape {image.shape}"
+        raise Error(f"an image should be uint8 of shape (H, W, 3), not {actual}; use fukami.image.io.read_image")
     pixels = np.ascontiguousarray(image.transpose(2, 0, 1))
     if color_space == "lab":
         return _convert_to_lab(pixels)
@@ -124,16 +131,16 @@ def convert_color_space(image: UInt8Array, color_space: str) -> superpixels.Plan
     if color_space not in ("hsv", "hue"):
         raise build_unknown_error("colour space", color_space, ("hsv", "lab", "rgi", "hue", "intensity"))
     red, green, blue = planes
-    most = planes.max(0)
-    spread = most - planes.min(0)
-    by = 1 / np.maximum(spread, 1)
-    sixth = np.where(most == red, (green - blue) * by, 2 + (blue - red) * by)
-    sixth = np.where((most == blue) & (most != red) & (most != green), 4 + (red - green) * by, sixth)
-    hue = np.where(sixth < 0, sixth + 6, sixth) * np.float32(255 / 6)
-    return np.stack([hue] if color_space == "hue" else [hue, spread * (255 / np.maximum(most, 1)), most])
+    value = planes.max(0)
+    chroma = value - planes.min(0)
+    scale = 1 / np.maximum(chroma, 1)
+    sextant = np.where(value == red, (green - blue) * scale, 2 + (blue - red) * scale)
+    sextant = np.where((value == blue) & (value != red) & (value != green), 4 + (red - green) * scale, sextant)
+    hue = np.where(sextant < 0, sextant + 6, sextant) * np.float32(255 / 6)
+    return np.stack([hue] if color_space == "hue" else [hue, chroma * (255 / np.maximum(value, 1)), value])
 
 
-# CIE 1976 L*a*b* of sRGB under D65: linear light, the three responses as shares of the white's, their cube roots
+# CIE 1976 L*a*b* of sRGB under D65: linear RGB, XYZ relative to the white point, and cube roots
 _SRGB_LEVELS = np.arange(256) / 255
 _SRGB_TO_LINEAR = np.where(
     _SRGB_LEVELS <= 0.04045, _SRGB_LEVELS / 12.92, ((_SRGB_LEVELS + 0.055) / 1.055) ** 2.4
@@ -145,10 +152,12 @@ _RGB_TO_RELATIVE_XYZ = (_RGB_TO_XYZ / _RGB_TO_XYZ.sum(1, keepdims=True)).astype(
 
 
 def _convert_to_lab(pixels: UInt8Array) -> superpixels.Planes:
-    """L* of 0..100 as 0..255, a* and b* plus 128."""
+    """Convert sRGB to L*a*b*: L* scaled from 0..100 to 0..255, and a* and b* plus 128."""
     linear = _SRGB_TO_LINEAR[pixels].reshape(3, -1)
-    shares = _RGB_TO_RELATIVE_XYZ @ linear
+    relative_xyz = _RGB_TO_RELATIVE_XYZ @ linear
     x, y, z = np.where(
-        shares > (6 / 29) ** 3, np.cbrt(shares), shares * np.float32((29 / 6) ** 2 / 3) + np.float32(4 / 29)
+        relative_xyz > (6 / 29) ** 3,
+        np.cbrt(relative_xyz),
+        relative_xyz * np.float32((29 / 6) ** 2 / 3) + np.float32(4 / 29),
     )
     return np.stack([(116 * y - 16) * np.float32(2.55), 500 * (x - y) + 128, 200 * (y - z) + 128]).reshape(pixels.shape)

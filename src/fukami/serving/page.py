@@ -76,7 +76,7 @@ def render_prediction(prediction: dict[str, Any], drawing: Image.Image | None) -
     }
     box_counts = summarize_boxes(prediction["boxes"]) if "boxes" in prediction else ""
     text = " · ".join(filter(None, (box_counts, report.format_metrics(summary))))
-    sections.append(f"<p class=answer>{html.escape(text)}</p>")
+    sections.append(f"<p class=metrics>{html.escape(text)}</p>")
     sections += [render_bars(prediction[name], value) for name, value in BAR_VALUES.items() if prediction.get(name)]
     if "captions" in prediction:
         entries = [{"label": each["caption"], "probability": each["probability"]} for each in prediction["captions"]]

@@ -1,8 +1,8 @@
-"""Dataset validation: broken files, doubtful labels, leaks between splits, class imbalance.
+"""Checks of a classification dataset: broken files, missing classes, leaks between splits.
 
 The dataset is a folder of images by class, an archive of one, a CSV file with path and label, shards, or a built-in
-dataset. Boxes and masks are checked by :mod:`fukami.detection.checks` and :mod:`fukami.segmentation.checks`. The checks
-are stricter than the readers: files that training silently ignores are reported, and one error does not stop the rest.
+dataset. The checks are stricter than the readers: files that training silently ignores are reported, and one error does
+not stop the rest.
 """
 
 import csv
@@ -16,67 +16,25 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fukami.captioning import checks as captioning_checks
-from fukami.captioning import data as captioning_data
 from fukami.data import findings, image_folder, labelled_images, remote, shards, tar
 from fukami.data.findings import Findings, ImageItem
 from fukami.data.parsing import exists, is_file, read_text
-from fukami.detection import checks as detection_checks
-from fukami.detection import data as detection_data
-from fukami.errors import Error, build_unknown_error
+from fukami.errors import Error
 from fukami.image import io as image_io
-from fukami.segmentation import checks as segmentation_checks
-from fukami.segmentation import data as segmentation_data
 
 HOLDOUT = 0.2  # test fraction of a built-in dataset without a test split, as in the recipes
 
 
-def validate_dataset(spec: str) -> Findings:
-    """Validate the dataset at a path, or the built-in dataset of that name.
-
-    Files are decoded once, in threads; only a digest of 16 bytes is kept of each.
-
-    Raises:
-        UsageError: there is no such path or name.
-    """
-    report = Findings()
+def check_samples(spec: str, report: Findings) -> Iterator[tuple[ImageItem, bytes]]:
+    """Yield the readable images of a classification dataset with their digests, and report problems."""
     path = Path(spec)
-    if not shards.is_shard_spec(spec):
-        has_boxes, has_masks = (
-            detection_data.is_detection_dataset(spec),
-            segmentation_data.is_segmentation_dataset(spec),
-        )
-        if has_boxes or has_masks:
-            findings.check_duplicates(
-                (detection_checks if has_boxes else segmentation_checks).check_samples(spec, report), report
-            )
-            findings.check_classes(report)
-        if has_boxes and has_masks:
-            masks = Findings()
-            segmentation_checks.check_masks(spec, masks)
-            known_problems = set(report.problems)
-            report.problems += [problem for problem in masks.problems if problem not in known_problems]
-        if has_boxes or has_masks:
-            return report
-        if captioning_data.is_caption_dataset(spec):
-            findings.check_duplicates(captioning_checks.check_dataset(spec, report), report)
-            return report
     if spec in labelled_images.DATASET_NAMES:
-        hashed_images = _check_known_dataset(spec, report)
+        yield from _check_known_dataset(spec, report)
     elif shards.is_shard_spec(spec):
-        hashed_images = findings.hash_images(_check_shards(spec, report), report)
-    elif not exists(path):
-        raise build_unknown_error(
-            "dataset (and no file or folder)",
-            spec,
-            (*labelled_images.DATASET_NAMES, *detection_data.DATASETS, *segmentation_data.DATASETS),
-        )
+        yield from findings.hash_images(_check_shards(spec, report), report)
     else:
         items = _check_csv(path, report) if path.suffix.lower() == ".csv" else _check_folder(path, report)
-        hashed_images = findings.hash_images(items, report)
-    findings.check_duplicates(hashed_images, report)
-    findings.check_classes(report)
-    return report
+        yield from findings.hash_images(items, report)
 
 
 def _check_known_dataset(spec: str, report: Findings) -> Iterator[tuple[ImageItem, bytes]]:

@@ -1,0 +1,98 @@
+"""A custom task: anomaly detection by the reconstruction error of an autoencoder."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fukami import Data, Error, Recipe, Task
+from fukami.data import labelled_images
+from fukami.data.loader import InMemoryLoader
+from fukami.image import io as image_io
+from fukami.image.transform import SquareTransform
+
+
+class ReconstructionTask(Task):
+    """Reconstruction of images through a bottleneck; anomalous images have a large error."""
+
+    def __init__(self, model: nn.Module, transform: SquareTransform, *, lr: float, epochs: int) -> None:
+        super().__init__(model, optimizer=partial(torch.optim.AdamW, lr=lr), epochs=epochs)
+        self.transform = transform
+
+    def compute_loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the mean squared error of the reconstruction."""
+        images = batch[0].float() / 255
+        return F.mse_loss(self.training_model(images), images), {}
+
+    def compute_errors(self, images: Tensor) -> Tensor:
+        """Compute the mean squared error of each image, ``(N,)``, in the precision of the weights."""
+        parameter = next(self.model.parameters())
+        images = images.to(parameter.device, parameter.dtype) / 255
+        return (self.model(images) - images).float().square().mean((1, 2, 3))
+
+    @torch.inference_mode()
+    def evaluate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
+        """Compute the mean error and the number of images."""
+        sums = torch.zeros(2, device=next(self.model.parameters()).device)
+        for images, _ in batches:
+            sums += torch.stack([self.compute_errors(images).sum(), sums.new_tensor(len(images))])
+        error, count = self.runtime.all_reduce_sum(sums).tolist()
+        return {"mse": error / count, "count": int(count)}
+
+    @torch.inference_mode()
+    def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        """Compute the error of each image, or report why it cannot be read."""
+        predictions: list[dict[str, Any]] = []
+        for source in inputs:
+            prediction: dict[str, Any] = {"file": str(source)} if isinstance(source, str | Path) else {}
+            try:
+                image = torch.from_numpy(self.transform(image_io.read_image(source)))
+                predictions.append({**prediction, "mse": self.compute_errors(image[None]).item()})
+            except Error as error:
+                predictions.append({**prediction, "error": str(error)})
+        return predictions
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnomalyDetection(Recipe):
+    """Anomaly detection with a two-layer autoencoder."""
+
+    data: str = "digits"
+    """Dataset: mnist, digits (embedded), or a folder or archive of images by class."""
+    holdout: float = 0.2
+    """Fraction of each class held out for testing, if the dataset has no test split."""
+    epochs: int = 5
+    """Number of epochs."""
+    lr: float = 3e-3
+    """Learning rate of AdamW."""
+    bottleneck: int = 24
+    """Number of units of the bottleneck."""
+
+    def load_data(self) -> Data:
+        """Load the dataset; the task ignores the classes."""
+        *splits, labels = labelled_images.load_labelled_images(self.data, self.holdout)
+        train, test = (split.decode(self.build_transform(labels)) for split in splits)
+        train_loader = InMemoryLoader(
+            train.images, train.targets, labels, batch_size=64, names=train.names, seed=self.seed
+        )
+        return Data(train_loader, InMemoryLoader(test.images, test.targets, labels, batch_size=500), labels)
+
+    def build_task(self, labels: tuple[str, ...]) -> ReconstructionTask:
+        """Build the autoencoder and its task."""
+        model = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(784, self.bottleneck),
+            nn.ReLU(),
+            nn.Linear(self.bottleneck, 784),
+            nn.Unflatten(1, (1, 28, 28)),
+        )
+        return ReconstructionTask(model, self.build_transform(labels), lr=self.lr, epochs=self.epochs)
+
+    def build_transform(self, labels: tuple[str, ...]) -> SquareTransform:
+        """Build the preprocessing to grayscale images of 28×28 pixels."""
+        return SquareTransform(channels=1, size=28, mnist_digit=labels == tuple("0123456789"))
