@@ -5,11 +5,11 @@
     python benchmarks/dcgan.py rate [--size 64]
     python benchmarks/dcgan.py svm RUN
 
-``faces`` and ``cifar10`` train our DCGAN, and the networks and the loop of PyTorch's example (64 channels, 4×4 filters,
-normal noise, batch size 64, float32), for the same number of epochs, and evaluate both with the same features.
-``mnist`` counts the digits that the shipped classifier recognizes. ``rate`` times steps of both in turn on the same
-batches, each in its own process. ``svm`` trains a linear SVM on the discriminator features of a run on CIFAR-10
-(section 5.1 of the paper); its row also contains the command of the run. Results go to results.csv.
+``faces`` and ``cifar10`` train our DCGAN, and PyTorch's example for the same number of epochs, and evaluate both with
+the same features. The example has 64 channels, 4×4 filters, normal noise, batch size 64 and float32. ``mnist`` counts
+the digits that the shipped classifier recognizes. ``rate`` times steps of both in turn on the same batches, each in its
+own process. ``svm`` trains a linear SVM on the discriminator features of a run on CIFAR-10 (section 5.1 of the paper);
+its row also contains the command of the run. Results go to results.csv.
 """
 
 import argparse

@@ -4,8 +4,9 @@
     python benchmarks/detection.py loop [--data bccd] [--height 800] [--width 1066] [--batch 8]
     python benchmarks/detection.py scenes | bccd | animals [--seeds 0 1 2] [--out FOLDER] ...
 
-``rates`` times training steps and inference of Faster R-CNN on ResNet-50 with a feature pyramid, ours and torchvision's
-in turn on the same images, and records the ratios. The default sizes are for a GPU; use smaller ones on a CPU. ``loop``
+``rates`` times training steps and inference of Faster R-CNN on ResNet-50 with a feature pyramid. Ours and torchvision's
+run in turn on the same images; their ratio is recorded. The default sizes are for a GPU; use smaller ones on a CPU.
+``loop``
 trains for 20 epochs from the command line, including decoding and augmentation. ``animals`` trains both on the same
 images, from the same backbone, for the same number of steps, and evaluates both with the same code; ``--weights`` is a
 file of VGG-16's convolutions. Results go to results.csv.

@@ -40,9 +40,9 @@ NUM_ENVS = 4
 COMMANDS = {
     "catch": "fukami train dqn",
     "pong": "fukami train dqn --env pong --steps 1200000 --buffer-size 400000 --learning-starts 10000 "
-    "--exploration-steps 200000 --target-update-interval 1000 --num-envs 8 --schedule polynomial "
+    "--exploration-fraction 0.166667 --target-update-interval 1000 --num-envs 8 --schedule polynomial "
     "--eval-every 200000 --double",
-    "breakout": "fukami train dqn --env breakout --steps 10000000 --learning-starts 80000 --exploration-steps 1000000 "
+    "breakout": "fukami train dqn --env breakout --steps 10000000 --learning-starts 80000 --exploration-fraction 0.1 "
     "--target-update-interval 1000 --epsilon-end 0.01 --lr 1e-4 --eval-every 500000",
 }
 

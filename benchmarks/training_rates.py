@@ -37,7 +37,7 @@ def measure_rate(name: str, seconds: float) -> tuple[float, str]:
     for _ in range(2):
         task.step(batch)
     start = time.monotonic()
-    for count in itertools.count(1):
+    for count in itertools.count(1):  # noqa: B007 -- count is used after the loop
         task.step(batch)
         if runtime.device.type == "cuda":
             torch.cuda.synchronize()

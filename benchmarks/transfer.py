@@ -3,7 +3,7 @@
     python benchmarks/transfer.py OUT --weights vgg16_features_imagenet.safetensors [--seeds 0] [--size 96]
 
 Dataset and runs are written to OUT. The dataset contains crops of the annotated animals and people in
-$FUKAMI_DATA/voc-animals.zip, at most 60 per class, from the training images for training and the others for testing.
+$FUKAMI_DATA/voc-animals.zip, at most 60 per class. The training images are for training, the others for testing.
 WEIGHTS contains the 13 convolutions with torchvision's names. Results go to results.csv.
 """
 

@@ -107,7 +107,7 @@ def test_values_that_are_not_finite_are_last(fukami, tmp_path):
 
 
 def test_each_dataset_and_metric_has_a_leaderboard(fukami, tmp_path, monkeypatch):
-    """One folder under two names is one dataset."""
+    """Two names of the same folder are one dataset."""
     (tmp_path / "photos").mkdir()
     create_run(tmp_path / "runs" / "a", 0.5, data="photos")
     create_run(tmp_path / "runs" / "b", 0.6, data=str(tmp_path / "photos"))

@@ -70,10 +70,10 @@ def pack_data(folder: Path) -> None:
                 compression = zipfile.ZIP_STORED if path.endswith(".jpg") else zipfile.ZIP_DEFLATED
                 archive.writestr(zipfile.ZipInfo(path), content, compression)
     root = unpack_archive(find_dataset("style", "content and style images of neural style transfer"))
-    for split in ("content", "style"):
-        first = min(path for path in root.rglob("*.jpg") if path.parent.name == split)
-        (folder / "style" / split).mkdir(parents=True)
-        shutil.copyfile(first, folder / "style" / split / first.name)
+    for kind in ("content", "style"):
+        first = min(path for path in root.rglob("*.jpg") if path.parent.name == kind)
+        (folder / "style" / kind).mkdir(parents=True)
+        shutil.copyfile(first, folder / "style" / kind / first.name)
 
 
 def select_cifar(root: Path, count: int) -> list[tuple[str, bytes]]:

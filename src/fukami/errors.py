@@ -4,6 +4,7 @@ import difflib
 import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class Error(Exception):
@@ -40,6 +41,12 @@ def build_unknown_error(kind: str, name: str, choices: Iterable[str]) -> UsageEr
     matches = difflib.get_close_matches(name[:100], names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, matches))}?" if matches else f"the valid ones are {', '.join(names)}"
     return UsageError(f"unknown {kind} {name[:200]!r}; {hint}")
+
+
+def get_install_command(extra: str) -> str:
+    """Return the command that installs an optional dependency: from the checkout if the package is in one."""
+    checkout = Path(__file__).parents[2]
+    return f"pip install '{'.' if (checkout / 'pyproject.toml').is_file() else 'fukami'}[{extra}]'"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -173,7 +173,7 @@ def test_predictions_agree_with_published_measurements():
     spec = importlib.util.spec_from_file_location("scaling_figure", path)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    results = script.published()
+    results = script.predict_published_results()
     assert len(results) == 4
     for name, measured, predicted in results:
         assert math.isclose(measured, predicted, abs_tol=0.09), name

@@ -261,7 +261,7 @@ def test_grad_cam_of_a_network_that_ends_in_average_pooling_is_its_class_activat
 
 
 def test_grad_cam_by_hand():
-    """With one 2×2 map and the score 3·sum + 4, the gradient is 3 everywhere and the heatmap 3 times the map."""
+    """For one 2×2 map and the score 3·sum + 4, the gradient is 3 everywhere and the heatmap 3 times the map."""
     model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(4, 1))
     with torch.no_grad():
         model[0].weight.fill_(2)

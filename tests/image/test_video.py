@@ -114,7 +114,7 @@ def test_damaged_videos_are_named(tmp_path):
 
 def test_missing_pyav(monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(Error, match=r"pip install 'fukami\[video\]'"):
+    with pytest.raises(Error, match=r"pip install '\.\[video\]'"):
         next(video.read_frames("a.mp4"))
 
 

@@ -501,9 +501,7 @@ def test_predict_image_files(build_task, tmp_path):
     assert task.draw_prediction(tmp_path / "a.png", good).size[1] == 420
 
 
-ATARI = pytest.mark.skipif(
-    importlib.util.find_spec("ale_py") is None, reason="needs the extra: pip install 'fukami[atari]'"
-)
+ATARI = pytest.mark.skipif(importlib.util.find_spec("ale_py") is None, reason="needs the extra: pip install '.[atari]'")
 
 
 @ATARI

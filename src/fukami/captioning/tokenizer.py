@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
-from fukami.errors import Error
+from fukami.errors import Error, get_install_command
 
 TokenizerName = Literal["words", "characters", "japanese"]
 END, BEGIN, UNKNOWN = 0, 1, 2
@@ -38,7 +38,7 @@ def tokenize(sentence: str, tokenizer: TokenizerName) -> list[str]:
     if UNSPACED_PATTERN.search(text):
         raise Error(
             f"there are no spaces between the words of {sentence!r}; give --tokenizer japanese (which needs "
-            "pip install 'fukami[japanese]') or --tokenizer characters"
+            f"{get_install_command('japanese')}) or --tokenizer characters"
         )
     return words
 
@@ -58,7 +58,7 @@ def _load_japanese_tokenizer() -> Callable[[str], Iterable[str]]:
     try:
         from janome.tokenizer import Tokenizer
     except ImportError:
-        raise Error("--tokenizer japanese needs Janome: pip install 'fukami[japanese]'") from None
+        raise Error(f"--tokenizer japanese needs Janome: {get_install_command('japanese')}") from None
     tokenizer = Tokenizer()
     return lambda text: map(str, tokenizer.tokenize(text, wakati=True))
 

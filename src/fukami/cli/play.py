@@ -39,7 +39,7 @@ def command(arguments: list[str]) -> None:
 
         Args:
             folder: Folder of the run.
-            out: Video file: .mp4 (needs the extra fukami[video]), .gif or .webp.
+            out: Video file: .mp4 (needs the extra video), .gif or .webp.
             seed: Random seed of the first episode.
             episodes: Number of episodes.
             epsilon: Exploration rate: fraction of random actions, 0 to 1.

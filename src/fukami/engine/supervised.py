@@ -136,7 +136,8 @@ class SupervisedRecipe(Recipe):
             return ShardStreamingLoader(source.items, targets, labels, prepare, **options)
         decoded = source.decode(resized, self.max_broken)
         options |= {"augment": build_augmentation(augmentations, prepare, labels), "image_size": prepare.size}
-        return InMemoryLoader(decoded.images, decoded.targets, labels, names=decoded.names, balanced=balanced, **options)
+        options |= {"names": decoded.names, "balanced": balanced}
+        return InMemoryLoader(decoded.images, decoded.targets, labels, **options)
 
     def build_schedule(self) -> "Schedule":
         """Build the learning-rate schedule, as a factor of the peak learning rate."""

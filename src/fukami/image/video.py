@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from PIL import Image
 
-from fukami.errors import Error
+from fukami.errors import Error, get_install_command
 from fukami.image import io as image_io
 
 VIDEO_SUFFIXES = {
@@ -197,5 +197,5 @@ def _import_av() -> ModuleType:
     try:
         import av
     except ImportError:
-        raise Error("videos need PyAV, which is not installed; pip install 'fukami[video]'") from None
+        raise Error(f"videos need PyAV, which is not installed: {get_install_command('video')}") from None
     return av

@@ -2,7 +2,7 @@
 
 import importlib.util
 
-from fukami.errors import UsageError
+from fukami.errors import UsageError, get_install_command
 from fukami.reinforcement.vector_env import VectorEnv
 
 
@@ -20,7 +20,7 @@ def make_envs(name: str, num_envs: int, *, render: bool = False) -> VectorEnv:
         return Catch(num_envs)
     if importlib.util.find_spec("gymnasium") is None or importlib.util.find_spec("ale_py") is None:
         raise UsageError(
-            f"the environment {name!r} needs gymnasium and ale-py: pip install 'fukami[atari]', or use --env catch"
+            f"the environment {name!r} needs gymnasium and ale-py: {get_install_command('atari')}; or use --env catch"
         )
     from fukami.reinforcement import gymnasium_env
 
