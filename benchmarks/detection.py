@@ -6,10 +6,9 @@
 
 ``rates`` times training steps and inference of Faster R-CNN on ResNet-50 with a feature pyramid. Ours and torchvision's
 run in turn on the same images; their ratio is recorded. The default sizes are for a GPU; use smaller ones on a CPU.
-``loop``
-trains for 20 epochs from the command line, including decoding and augmentation. ``animals`` trains both on the same
-images, from the same backbone, for the same number of steps, and evaluates both with the same code; ``--weights`` is a
-file of VGG-16's convolutions. Results go to results.csv.
+``loop`` trains for 20 epochs from the command line, including decoding and augmentation. ``animals`` trains both on the
+same images, from the same backbone, for the same number of steps, and evaluates both with the same code; ``--weights``
+is a file of VGG-16's convolutions. Results go to results.csv.
 """
 
 import argparse

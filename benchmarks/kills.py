@@ -11,8 +11,8 @@ times.
 The datasets are few embedded scenes. Trainings write a checkpoint at each log interval and compute with one thread in
 float32. They are forked from a process that has imported torch, except with ``--device cuda``, since forks cannot use
 CUDA. Half of the kills come at a random time after training has continued. The others come at a random time after the
-start of the process, so that reading the checkpoint is interrupted, too. For each recipe a JSON line contains the number of
-kills and the differences; the exit status is 1 if there are any. ``--record`` appends to results.csv.
+start of the process, so that reading the checkpoint is interrupted, too. For each recipe a JSON line contains the
+number of kills and the differences; the exit status is 1 if there are any. ``--record`` appends to results.csv.
 """
 
 import argparse

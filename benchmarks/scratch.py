@@ -2,9 +2,9 @@
 
     python benchmarks/scratch.py [--images 10000] [--batches 30]
 
-Appends the ratios to results.csv and prints one JSON object. It contains the seconds to evaluate the images and to train
-on mini-batches of 100 for ours, for the book's layers, and for these with float32 instead of float64 column buffers. It
-also contains the speedups of ours, and the peak memory of ours, which runs first.
+Appends the ratios to results.csv and prints one JSON object. It contains the seconds to evaluate the images and to
+train on mini-batches of 100 for ours, for the book's layers, and for these with float32 instead of float64 column
+buffers. It also contains the speedups of ours, and the peak memory of ours, which runs first.
 """
 # ruff: noqa: D102 -- forward and backward are those of fukami.scratch
 

@@ -12,8 +12,8 @@ stores the index of the maximum of each 2×2 window. The decoder mirrors it:
     512  512  512     pool ── indices ───→ unpool   512  512  512
 
 SegNet-Basic (section 3.1) has four poolings, and a 7×7 convolution with 64 filters before each pooling and after each
-unpooling. The decoder has no ReLU, and a 1×1 convolution for the classes. The encoder's parameter names are those of torchvision's
-``vgg16_bn``.
+unpooling. The decoder has no ReLU, and a 1×1 convolution for the classes. The encoder's parameter names are those of
+torchvision's ``vgg16_bn``.
 """
 
 from collections import OrderedDict
