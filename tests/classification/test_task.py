@@ -298,7 +298,7 @@ def test_snapshot_ensemble_has_the_weights_at_the_ends_of_the_cycles(tmp_path, f
     result = package.train(recipe, tmp_path / "run", **CPU)
     assert len(recipe.history) == 24
     saved = load_weights(tmp_path / "run")
-    assert saved["joined"] == 3
+    assert saved["num_active"] == 3
     snapshots = [{key.removeprefix(f"models.{n}."): v for key, v in saved.items() if key.startswith(f"models.{n}.")}
                  for n in range(3)]  # fmt: skip
     if not options:

@@ -108,7 +108,7 @@ def test_fully_connected_layers_become_convolutions():
     missing = network.load_state_dict(
         network.convert_classifier_weights(classifier.state_dict()), strict=False
     ).missing_keys
-    assert sorted(missing) == ["enlarge.weight", "head.score.bias", "head.score.weight"]
+    assert sorted(missing) == ["head.score.bias", "head.score.weight", "upsample.weight"]
     last = classifier.classifier[-1]
     network.head.score.load_state_dict({"weight": last.weight.view(4, 32, 1, 1), "bias": last.bias})
     images = torch.rand(2, 3, 224, 224)
@@ -166,7 +166,7 @@ def compute_scores_with_padding(network, images, padding):
             maps = F.max_pool2d(maps, 2, ceil_mode=True) if isinstance(layer, nn.MaxPool2d) else layer(maps)
     fc6, fc7, score = network.head.fc6, network.head.fc7, network.head.score
     maps = score(F.conv2d(F.conv2d(maps, fc6.weight, fc6.bias).relu(), fc7.weight, fc7.bias).relu())
-    return F.conv_transpose2d(maps, network.enlarge.weight, stride=32, groups=maps.shape[1])
+    return F.conv_transpose2d(maps, network.upsample.weight, stride=32, groups=maps.shape[1])
 
 
 @pytest.mark.parametrize(("height", "width"), [(180, 240), (448, 480)])

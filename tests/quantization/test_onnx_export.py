@@ -123,7 +123,7 @@ def test_ensemble_is_exported(vote):
     exported = OnnxNetwork(export_onnx(network, (1, 2, 2), {}))
     images = torch.randn(7, 1, 2, 2)
     torch.testing.assert_close(exported(images), network(images), rtol=0, atol=1e-5)
-    assert int(snapshots.joined) == 2, "the network is not modified"
+    assert int(snapshots.num_active) == 2, "the network is not modified"
 
 
 def test_channels_last():

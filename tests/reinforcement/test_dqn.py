@@ -93,14 +93,14 @@ def test_input_frames_are_standardized():
 
 def test_input_statistics_come_from_the_random_policy(build_task):
     task, data = build_task()
-    assert task.model.deviation == 255
+    assert task.model.std == 255
     next(task.iterate_batches(data.train))
     buffer = data.train.buffer
     frames = buffer.tensors["frames"][: buffer.current_step + 1].flatten(0, 1).float()
     torch.testing.assert_close(task.model.mean, frames.mean(0))
     assert torch.equal(task.target_network.mean, task.model.mean)
-    assert torch.equal(task.target_network.deviation, task.model.deviation)
-    assert task.model.deviation < 100
+    assert torch.equal(task.target_network.std, task.model.std)
+    assert task.model.std < 100
 
 
 def test_optimal_policy_catches_every_ball():

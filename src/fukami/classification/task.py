@@ -143,7 +143,7 @@ class ClassificationTask(Task):
         cycle = int(progress * self.cycles)
         if isinstance(self.inference_model, Ensemble) and cycle != self.cycle:
             self.cycle = cycle
-            if cycle >= int(self.inference_model.joined):
+            if cycle >= int(self.inference_model.num_active):
                 self.inference_model.add_member(self.ema_model)
         return super().schedule(progress)
 
@@ -232,7 +232,7 @@ class ClassificationTask(Task):
         """Count correct and wrong predictions in all ``batches``, over all processes."""
         class_indices = self._get_class_indices(getattr(batches, "labels", self.labels))
         device = next(self.inference_model.parameters()).device
-        members = int(self.inference_model.joined) if isinstance(self.inference_model, Ensemble) else 1
+        members = int(self.inference_model.num_active) if isinstance(self.inference_model, Ensemble) else 1
         results = metrics.ClassificationResults(len(self.labels), members, device)
         modes = [(module, module.training) for module in self.inference_model.modules()]
         self.inference_model.eval()

@@ -444,7 +444,7 @@ def _standardize_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     From a run with snapshots, the last one is selected.
     """
     numbers = [int(match[1]) for key in tensors if (match := re.match(r"model\.models\.(\d{1,6})\.", key))]
-    snapshot = max(numbers, default=0) if any(key.endswith(".joined") for key in tensors) else 0
+    snapshot = max(numbers, default=0) if any(key.endswith(".num_active") for key in tensors) else 0
     tensors = {key: value for key, value in tensors.items() if key.startswith(f"model.models.{snapshot}.")} or tensors
     for prefix in (f"model.models.{snapshot}.", "model.", "module."):
         if all(key.startswith(prefix) for key in tensors):

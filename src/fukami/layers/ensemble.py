@@ -19,13 +19,13 @@ class Ensemble(nn.Module):
         num_active: number of active members; the last model is always one of them. None: all.
     """
 
-    joined: Tensor
+    num_active: Tensor
 
     def __init__(self, models: Sequence[nn.Module], *, vote: bool = False, num_active: int | None = None) -> None:
         super().__init__()
         self.models = nn.ModuleList(models)
         self.vote = vote
-        self.register_buffer("joined", torch.tensor(len(models) if num_active is None else num_active))
+        self.register_buffer("num_active", torch.tensor(len(models) if num_active is None else num_active))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return log-probabilities ``(N, classes)``, float32."""
@@ -33,8 +33,8 @@ class Ensemble(nn.Module):
 
     def add_member(self, model: nn.Module) -> None:
         """Add a copy of the model's current weights as a member."""
-        self.models[int(self.joined) - 1].load_state_dict(model.state_dict())
-        self.joined += 1
+        self.models[int(self.num_active) - 1].load_state_dict(model.state_dict())
+        self.num_active += 1
 
 
 def compute_member_log_probs(model: nn.Module, images: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def compute_member_log_probs(model: nn.Module, images: Tensor) -> Tensor:
     if not isinstance(model, Ensemble):
         dtype = next(model.parameters(), images).dtype
         return model(images.to(dtype)).float().log_softmax(1).unsqueeze(0)  # type: ignore[no-any-return]
-    members = [*model.models[: int(model.joined) - 1], model.models[-1]]
+    members = [*model.models[: int(model.num_active) - 1], model.models[-1]]
     return torch.stack([average_log_probs(compute_member_log_probs(member, images)) for member in members])
 
 

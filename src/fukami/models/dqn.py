@@ -39,7 +39,7 @@ class DQN(nn.Module):
     """Deep Q-network: convolutions over frames, or fully connected layers over vectors, and an output layer."""
 
     mean: Tensor
-    deviation: Tensor
+    std: Tensor
 
     def __init__(self, num_actions: int, state_shape: tuple[int, ...], hidden: int) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class DQN(nn.Module):
             height, width = (((side - 4) // 4 - 2) // 2 - 2 for side in sides)
             inputs = 64 * height * width
             self.register_buffer("mean", torch.zeros(sides))
-            self.register_buffer("deviation", torch.tensor(255.0))
+            self.register_buffer("std", torch.tensor(255.0))
         elif len(state_shape) == 1:
             convolutions, inputs = [], state_shape[0]
         else:
@@ -74,7 +74,7 @@ class DQN(nn.Module):
         """Compute the mean of each pixel and the standard deviation of all pixels from frames ``(M, H, W)``."""
         frames = frames.to(self.mean.device).float()
         self.mean.copy_(frames.mean(0))
-        self.deviation.copy_((frames - self.mean).square().mean().sqrt().clamp(min=1))
+        self.std.copy_((frames - self.mean).square().mean().sqrt().clamp(min=1))
 
     def forward(self, states: Tensor) -> Tensor:
         """Compute action values ``(N, actions)`` of states ``(N, *shape)``, images in 0..255."""
@@ -84,7 +84,7 @@ class DQN(nn.Module):
             dtype = torch.get_autocast_dtype(device) if autocast else next(self.parameters()).dtype
             mean = self.mean.to(dtype).expand_as(states[:1]).contiguous(memory_format=torch.channels_last)
             states = states.contiguous(memory_format=torch.channels_last).to(dtype)
-            states = states.sub_(mean).div_(self.deviation)  # same memory layout: six times as fast on CPUs
+            states = states.sub_(mean).div_(self.std)  # same memory layout: six times as fast on CPUs
         features = self.layers(states).to(self.values.weight.dtype)
         # differences between large action values are below half precision
         with torch.autocast(device, enabled=False):

@@ -93,7 +93,14 @@ class FCNVGG(nn.Module):
     """FCN on VGG-16, whose scores are upsampled by ``stride`` to the image (section 4)."""
 
     backbone_prefix = "features"  # layers of the classifier
-    class_prefixes = ("head.score.", "score4.", "score3.", "twice4.", "twice3.", "enlarge.")  # class-specific layers
+    class_prefixes = (
+        "head.score.",
+        "score4.",
+        "score3.",
+        "upsample4.",
+        "upsample3.",
+        "upsample.",
+    )  # class-specific layers
 
     def __init__(
         self,
@@ -120,10 +127,10 @@ class FCNVGG(nn.Module):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # type: ignore[arg-type]
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         self.score4 = _build_zero_conv(c4, num_classes) if stride < 32 else None
-        self.twice4 = BilinearConvTranspose2d(num_classes, 2) if stride < 32 else None
+        self.upsample4 = BilinearConvTranspose2d(num_classes, 2) if stride < 32 else None
         self.score3 = _build_zero_conv(c3, num_classes) if stride < 16 else None
-        self.twice3 = BilinearConvTranspose2d(num_classes, 2) if stride < 16 else None
-        self.enlarge = BilinearConvTranspose2d(num_classes, stride)
+        self.upsample3 = BilinearConvTranspose2d(num_classes, 2) if stride < 16 else None
+        self.upsample = BilinearConvTranspose2d(num_classes, stride)
         pool3, pool4 = [n for n, layer in enumerate(self.features, 1) if isinstance(layer, nn.MaxPool2d)][2:4]
         # a list, so that the layers are not registered twice
         self.stages = [self.features[:pool3], self.features[pool3:pool4], self.features[pool4:], self.head]
@@ -138,11 +145,11 @@ class FCNVGG(nn.Module):
         pool3 = stage3(images)  # N × 256 × H/8 × W/8
         pool4 = stage4(pool3)  # N × 512 × H/16 × W/16
         scores = head(stage5(pool4))  # N × classes × H/32 × W/32
-        if self.score4 is not None and self.twice4 is not None:
-            scores = self.twice4(scores) + self.score4(pool4)
-        if self.score3 is not None and self.twice3 is not None:
-            scores = self.twice3(scores) + self.score3(pool3)
-        return self.enlarge(scores)  # type: ignore[no-any-return]
+        if self.score4 is not None and self.upsample4 is not None:
+            scores = self.upsample4(scores) + self.score4(pool4)
+        if self.score3 is not None and self.upsample3 is not None:
+            scores = self.upsample3(scores) + self.score3(pool3)
+        return self.upsample(scores)  # type: ignore[no-any-return]
 
     def get_traceable_module(self) -> nn.Module:
         """Return the layers without the padding and resizing to the input size."""

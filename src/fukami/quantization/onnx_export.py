@@ -93,9 +93,9 @@ def copy_for_export(network: nn.Module) -> nn.Module:
     network = copy.deepcopy(network).eval().cpu()
     for module in network.modules():
         if isinstance(module, Ensemble):
-            module.models = nn.ModuleList([*module.models[: int(module.joined) - 1], module.models[-1]])
-            del module.joined
-            module.__dict__["joined"] = len(module.models)
+            module.models = nn.ModuleList([*module.models[: int(module.num_active) - 1], module.models[-1]])
+            del module.num_active
+            module.__dict__["num_active"] = len(module.models)
     return network
 
 
