@@ -24,7 +24,8 @@ BASE = "fukami train resnet20 --data cifar10-1000.csv --batch-size 50 --lr 0.1 -
 IMAGES_PER_CLASS = 100  # training images per class
 AUGMENTATIONS = [
     "", "rotate=15", "shift=4", "scale=0.2", "shear=0.2", "crop=0.4", "pad-crop=4", "flip", "brightness=0.4",
-    "contrast=0.4", "saturation=0.4", "hue=0.1", "grey=0.2", "erase=0.5", "mixup=0.4", "cutmix=1", "trivial", "rand=9",
+    "contrast=0.4", "saturation=0.4", "hue=0.1", "grayscale=0.2", "erase=0.5", "mixup=0.4", "cutmix=1", "trivial",
+    "rand=9",
     "flip pad-crop=4", "flip pad-crop=4 trivial", "flip pad-crop=4 cutmix=1",
 ]  # fmt: skip
 VARIANTS = ["", "--ema-decay 0.99", "--cycles 4", "--label-smoothing 0.1"]  # of training

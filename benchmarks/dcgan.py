@@ -195,10 +195,10 @@ def time_steps(step, options: argparse.Namespace, pipe) -> None:
 def svm(options: argparse.Namespace) -> None:
     """Train a linear SVM on the discriminator's maps, each max-pooled to 4×4 (section 5.1)."""
     import fukami
-    from fukami.data import labelled_images
+    from fukami.data import labeled_images
 
     task = fukami.load(options.archive)
-    train, test, labels = labelled_images.load_labelled_images("cifar10", 0.2)
+    train, test, labels = labeled_images.load_labeled_images("cifar10", 0.2)
     splits = [split.decode(task.transform) for split in (train, test)]
     features = [extract_features(task, split.images) for split in splits]
     deviation, mean = torch.std_mean(features[0], 0)

@@ -143,7 +143,7 @@ def network(options):
     for precision, name in names.items():
         record("binary-convnet, whole", f"times faster than {name}", times[precision] / times["binary"],
                command="python benchmarks/quantization.py network",
-               note="one thread, one image; batch normalisation of the full-precision network is folded")  # fmt: skip
+               note="one thread, one image; batch normalization of the full-precision network is folded")  # fmt: skip
 
 
 @torch.inference_mode()
@@ -182,7 +182,7 @@ def compare_with_dense(benchmark, metric_prefix, packed, packed_input, dense, x)
 
 
 def build_float_network(binary):
-    """Build the full-precision counterpart with ReLU, with batch normalisation folded where possible."""
+    """Build the full-precision counterpart with ReLU, with batch normalization folded where possible."""
     layers = []
     for layer in copy.deepcopy(binary):
         if isinstance(layer, BinaryConv2d):
@@ -313,9 +313,9 @@ def draw_panels(top, bottom, title, points):
     for number, (label, size, error) in enumerate(zip([label for label, _ in points], sizes, errors, strict=True)):
         top.annotate(label, (size, error), (0, 8 + 11 * (number % 3)), textcoords="offset points", ha="center",
                        fontsize=8)  # fmt: skip
-    for offset, count, colour in ((-0.2, "one image", "#1f5c99"), (0.2, "256 images", "#9cc3e6")):
+    for offset, count, color in ((-0.2, "one image", "#1f5c99"), (0.2, "256 images", "#9cc3e6")):
         positions = [position + offset for position in range(len(points))]
-        bars = bottom.bar(positions, [metrics[count] for _, metrics in points], 0.38, label=count, color=colour)
+        bars = bottom.bar(positions, [metrics[count] for _, metrics in points], 0.38, label=count, color=color)
         bottom.bar_label(bars, fmt="%.1f", fontsize=7)
     bottom.axhline(1, color="#888", lw=0.8)
     bottom.set_xticks(range(len(points)), [label.replace(", ", ",\n") for label, _ in points], fontsize=8)

@@ -60,7 +60,7 @@ def camvid(options: argparse.Namespace) -> None:
     """Train a network on CamVid."""
     kind = "full" if options.full else "half"
     size = "360×480" if options.full else "180×240"
-    note = f"trained at {size} on 367 images, evaluated at 360×480 on 233, 11 classes, unlabelled ignored"
+    note = f"trained at {size} on 367 images, evaluated at 360×480 on 233, 11 classes, unlabeled ignored"
     trainings(f"{options.names[0]} camvid {kind}", CAMVID[options.names[0]][options.full], options, note)
 
 
@@ -96,7 +96,7 @@ FIELDS = {"fcn8s-vgg16": {"hidden": 512}}  # without pretrained fully connected 
 
 
 def create_random_data(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
-    """Create random images ``(N, 3, H, W)`` uint8 and masks ``(N, H, W)`` with some unlabelled pixels (0)."""
+    """Create random images ``(N, 3, H, W)`` uint8 and masks ``(N, H, W)`` with some unlabeled pixels (0)."""
     generator = torch.Generator().manual_seed(0)
     shape = (options.batch, 3, options.height, options.width)
     images = torch.randint(0, 256, shape, generator=generator).to(torch.uint8)

@@ -52,7 +52,7 @@ def describe_data(options: argparse.Namespace) -> str:
 
 
 def baselines(options: argparse.Namespace) -> None:
-    """Evaluate the most common training caption and the nearest neighbour's caption (cosine similarity)."""
+    """Evaluate the most common training caption and the nearest neighbor's caption (cosine similarity)."""
     from fukami.captioning import data as captioning_data
     from fukami.captioning import metrics as captioning_metrics
     from fukami.captioning import tokenizer
@@ -79,7 +79,7 @@ def baselines(options: argparse.Namespace) -> None:
     command = f"python benchmarks/show_and_tell.py {strip_folders(sys.argv[1:])}"
     for name, predictions in (
         ("commonest sentence", [most_common] * len(test_features)),
-        ("nearest neighbour", [sentences[index][0] for index in nearest]),
+        ("nearest neighbor", [sentences[index][0] for index in nearest]),
     ):
         scores = captioning_metrics.evaluate_captions(predictions, data.val.references, data.val.training_captions)
         for metric in METRICS:

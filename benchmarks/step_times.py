@@ -46,7 +46,7 @@ import numpy as np
 import torch
 
 from common.record import record
-from fukami.data import labelled_images
+from fukami.data import labeled_images
 from fukami.engine.train import MAX_LOG_INTERVAL
 from fukami.image.transform import SquareTransform
 
@@ -88,7 +88,7 @@ def compute_median(speeds):
 def save_images(options, folder):
     """Save the images and targets of a workload for the others, and return the number of images."""
     color = not options.workload.startswith("deep-convnet")
-    (train, *_) = labelled_images.load_labelled_images(options.data, 0.2)
+    (train, *_) = labeled_images.load_labeled_images(options.data, 0.2)
     decoded = train.decode(SquareTransform(channels=3 if color else 1, size=32 if color else 28))
     images = decoded.images.permute(0, 2, 3, 1) if color else decoded.images[:, 0]
     np.save(folder / "images.npy", np.ascontiguousarray(images))
@@ -98,7 +98,7 @@ def save_images(options, folder):
 
 def write_repeated(options, folder):
     """Write a CSV file with each training image ``--repeat`` times, so that epochs of a small dataset are longer."""
-    train, _, labels = labelled_images.load_labelled_images(options.data, 0.2)
+    train, _, labels = labeled_images.load_labeled_images(options.data, 0.2)
     rows = [(path, labels[target]) for path, target in zip(train.items, train.targets, strict=True)]
     with (folder / "repeated.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("path", "label"), *rows * options.repeat])

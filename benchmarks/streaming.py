@@ -4,7 +4,7 @@
 
 The reference is that of torchvision's references/classification: ImageFolder, RandomResizedCrop(224),
 RandomHorizontalFlip, PILToTensor, ConvertImageDtype, Normalize, and a DataLoader. Both produce batches of 64,
-normalised and on the device; no network is trained. They run in turn on the same machine over the same files, and their
+normalized and on the device; no network is trained. They run in turn on the same machine over the same files, and their
 ratio is recorded. The folder contains crops of the photographs of $FUKAMI_DATA/flickr8k-1000.zip and voc-animals.zip,
 encoded again. Results go to results.csv.
 """

@@ -44,7 +44,7 @@ from PIL import Image
 from fukami import leaderboard
 from fukami.captioning import data as captioning_data
 from fukami.cli import doctor, import_weights
-from fukami.data import class_tables, image_folder, labelled_images, remote, shards
+from fukami.data import class_tables, image_folder, labeled_images, remote, shards
 from fukami.detection import data as detection_data
 from fukami.engine import checkpoint, pretrained
 from fukami.errors import Error
@@ -354,7 +354,7 @@ def write_shards(random: Random, folder: Path) -> None:
 def read_shards(folder: Path) -> None:
     """Read all samples of the shards."""
     doctor.validate_dataset(str(folder / "shards"))
-    train, _, _ = labelled_images.load_labelled_images(str(folder / "shards"), 0.0)
+    train, _, _ = labeled_images.load_labeled_images(str(folder / "shards"), 0.0)
     items = train.items
     assert isinstance(items, shards.ShardSamples)
     for number in range(min(len(items), 20)):
@@ -452,7 +452,7 @@ def read_archive(folder: Path) -> None:
     cache = Path(os.environ["XDG_CACHE_HOME"]) / "fukami" / "unpacked"
     (archive,) = folder.glob("images.*")
     try:
-        labelled_images.load_labelled_images(str(archive), 0.2)
+        labeled_images.load_labeled_images(str(archive), 0.2)
     finally:
         escaped = [path for root in (folder, cache.parent, Path("/tmp")) for path in root.glob("escaped*")]
         rest = [path for path in cache.iterdir() if not path.name.startswith("images")] if cache.exists() else []
@@ -473,7 +473,7 @@ def read_name(folder: Path) -> None:
     """Load a name as a dataset of every task."""
     name = (folder / "name").read_text()
     readers = [
-        labelled_images.load_labelled_images,
+        labeled_images.load_labeled_images,
         detection_data.load_dataset,
         segmentation_data.load_dataset,
         captioning_data.load_dataset,

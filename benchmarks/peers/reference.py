@@ -1,4 +1,4 @@
-"""Training step of torchvision's reference script, reimplemented from its description and behaviour.
+"""Training step of torchvision's reference script, reimplemented from its description and behavior.
 
 https://github.com/pytorch/vision/tree/main/references/classification (``train_one_epoch`` of train.py, MetricLogger of
 utils.py, ClassificationPresetTrain of presets.py), with its defaults: Pillow images and version 1 transforms in at most

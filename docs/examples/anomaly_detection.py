@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fukami import Data, Error, Recipe, Task
-from fukami.data import labelled_images
+from fukami.data import labeled_images
 from fukami.data.loader import InMemoryLoader
 from fukami.image import io as image_io
 from fukami.image.transform import SquareTransform
@@ -75,7 +75,7 @@ class AnomalyDetection(Recipe):
 
     def load_data(self) -> Data:
         """Load the dataset; the task ignores the classes."""
-        *splits, labels = labelled_images.load_labelled_images(self.data, self.holdout)
+        *splits, labels = labeled_images.load_labeled_images(self.data, self.holdout)
         train, test = (split.decode(self.build_transform(labels)) for split in splits)
         train_loader = InMemoryLoader(
             train.images, train.targets, labels, batch_size=64, names=train.names, seed=self.seed

@@ -20,7 +20,7 @@ from rich.table import Table
 from safetensors import safe_open
 
 from fukami.catalogue import RECIPES
-from fukami.data.labelled_images import DATASET_NAMES
+from fukami.data.labeled_images import DATASET_NAMES
 from fukami.data.parsing import exists
 from fukami.engine import checkpoint, report
 from fukami.errors import Error, UsageError
@@ -43,7 +43,7 @@ LOWER_IS_BETTER = {
 SECONDARY_METRICS = ("loss", "errors", "content_loss", "style_loss", "variation")  # main only without other metrics
 PERCENT_METRICS = ("accuracy", "map", "miou")  # metrics shown in percent
 BUFFER_NAMES = ("running_mean", "running_var", "num_batches_tracked")  # saved tensors that are not parameters
-NUM_COLORS = 10  # runs with their own colour and legend entry in the figures; the others are grey
+NUM_COLORS = 10  # runs with their own color and legend entry in the figures; the others are gray
 MISSING = "–"
 MAX_CELL_LENGTH = 20_000  # characters of a cell, such as a command with many flags
 MAX_METRICS_BYTES = 256 << 20  # maximum size of metrics.jsonl, whose lines have about 200 bytes
@@ -545,7 +545,7 @@ def _set_axes(axes: Axes, board: Leaderboard, values: Iterable[float], show_all:
 
 
 def _choose_style(number: int) -> dict[str, Any]:
-    """Choose the plot style of a run: the best runs have their own colour."""
+    """Choose the plot style of a run: the best runs have their own color."""
     return {"color": f"C{number}"} if number < NUM_COLORS else {"color": "#cccccc", "zorder": 1}
 
 

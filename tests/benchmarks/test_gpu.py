@@ -148,7 +148,7 @@ def test_merge_appends_the_last_row_of_each_measurement(benchmarks, tmp_path):
 def test_packed_datasets_are_small_and_can_be_loaded(benchmarks, mnist_folder, tmp_path, monkeypatch):
     """MNIST is equal; the others have the expected number of images with annotations."""
     from common import packing
-    from fukami.data import labelled_images, mnist
+    from fukami.data import labeled_images, mnist
     from fukami.detection import data as detection_data
     from fukami.segmentation import data as segmentation_data
 
@@ -163,7 +163,7 @@ def test_packed_datasets_are_small_and_can_be_loaded(benchmarks, mnist_folder, t
     monkeypatch.setenv("FUKAMI_DATA", str(tmp_path / "data"))
     for split, original_split in zip(mnist.load_mnist(), original, strict=True):
         assert all((a == b).all() for a, b in zip(split, original_split, strict=True))
-    train, test, labels = labelled_images.load_labelled_images("cifar10", 0.2)
+    train, test, labels = labeled_images.load_labeled_images("cifar10", 0.2)
     assert (len(train), len(test), len(labels)) == (1600, 400, 10)
     splits = detection_data.load_dataset("bccd", 0.2)[:2]
     assert sum(map(len, splits)) in (32, 40)

@@ -29,15 +29,15 @@ from fukami.image.transform import SquareTransform
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "captions.json"
 CAPTIONS = {
-    "a.png": ("A red square, on grey.", "Something red!"),
-    "b.png": ("A green square on grey", "Something green"),
-    "c.png": ("A blue square on grey", "something Blue"),
+    "a.png": ("A red square, on gray.", "Something red!"),
+    "b.png": ("A green square on grayscale", "Something green"),
+    "c.png": ("A blue square on grayscale", "something Blue"),
 }
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Thirty images of three colours, in Flickr8k's format."""
+    """Thirty images of three colors, in Flickr8k's format."""
     root = tmp_path / "squares"
     (root / "Images").mkdir(parents=True)
     lines = ["image,caption"]
@@ -137,7 +137,7 @@ def test_pad_sequences():
 
 
 def test_number_of_parameters():
-    """GoogLeNet without its heads, a fully connected layer, batch normalisation, 8,791 word embeddings, an LSTM, and a
+    """GoogLeNet without its heads, a fully connected layer, batch normalization, 8,791 word embeddings, an LSTM, and a
     bias for each word."""
     with torch.device("meta"):
         network = models.show_and_tell()
@@ -305,7 +305,7 @@ def test_flickr8k(folder):
     train, val, test = captioning_data.load_dataset(str(folder), 0.1)
     assert [len(split) for split in (train, val, test)] == [24, 3, 3]
     assert [path.name for path in test.items] == ["27.png", "28.png", "29.png"]
-    assert test.captions[0] == ("A red square, on grey.", "Something red!")  # an unquoted comma
+    assert test.captions[0] == ("A red square, on gray.", "Something red!")  # an unquoted comma
 
 
 def build_formats(folder):
@@ -422,8 +422,8 @@ def test_captions_of_scenes_name_the_objects():
 # training
 
 
-def test_training_learns_the_colours(folder, tmp_path, no_reports):
-    """The captions of held-out images name the right colours."""
+def test_training_learns_the_colors(folder, tmp_path, no_reports):
+    """The captions of held-out images name the right colors."""
     metrics = train(build_recipe(folder, epochs=40, lr=5e-3), tmp_path / "run", device="cpu", precision="float32")
     assert metrics["count"] == 3
     assert metrics["exact"] == 1.0

@@ -165,9 +165,9 @@ def test_same_image_twice(fukami, data, splits):
 
 
 def test_same_image_in_grayscale_and_color(fukami, data):
-    grey = Image.open(data / "cat" / "0.png").convert("L")
-    grey.save(data / "cat" / "grey.png")
-    grey.convert("RGB").save(data / "cat" / "rgb.png")
+    gray = Image.open(data / "cat" / "0.png").convert("L")
+    gray.save(data / "cat" / "gray.png")
+    gray.convert("RGB").save(data / "cat" / "rgb.png")
     assert get_only_problem(fukami("doctor", data))["problem"] == "duplicate"
 
 

@@ -40,7 +40,7 @@ def image():
 
 
 @pytest.fixture
-def colours():
+def colors():
     torch.manual_seed(0)
     return torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
 
@@ -76,8 +76,8 @@ def test_shear_slants_and_keeps_the_sum_of_the_pixels():
     column = torch.zeros(1, 1, 21, 21)
     column[..., 5:16, 10] = 1
     sheared = apply(RandomAffine(shear=0.4), column, affine_draws(slant=FULL))[0, 0]
-    centre = (sheared * torch.arange(21)).sum(1)[5:16] / sheared.sum(1)[5:16]
-    slope = (centre[-1] - centre[0]) / 10
+    center = (sheared * torch.arange(21)).sum(1)[5:16] / sheared.sum(1)[5:16]
+    slope = (center[-1] - center[0]) / 10
     assert abs(slope.item()) == pytest.approx(0.4, abs=0.02)
     assert sheared.sum().item() == pytest.approx(11, rel=0.02)
 
@@ -100,20 +100,20 @@ def test_uint8_images_become_floats_in_the_same_range():
     assert math.isclose(warped.mean(), images.float().mean(), rel_tol=0.2)
 
 
-def test_flips_are_exact(colours):
+def test_flips_are_exact(colors):
     for name, dimension in (("flip", 3), ("flip-vertical", 2)):
-        flipped = apply(f"{name}=0.5", colours, [0.4])
-        assert torch.equal(flipped, colours.flip(dimension))
-        assert torch.equal(apply(name, colours, [0.6]), colours)
-        resampled = apply(f"{name}=0.5 shift=0", colours, [*[0.5] * 6, 0.4])  # a flip among other transforms
+        flipped = apply(f"{name}=0.5", colors, [0.4])
+        assert torch.equal(flipped, colors.flip(dimension))
+        assert torch.equal(apply(name, colors, [0.6]), colors)
+        resampled = apply(f"{name}=0.5 shift=0", colors, [*[0.5] * 6, 0.4])  # a flip among other transforms
         torch.testing.assert_close(resampled, flipped.float(), atol=0.01, rtol=0)
 
 
-def test_padded_crop_equals_a_slice_of_the_padded_image(colours):
-    padded = torch.nn.functional.pad(colours.float(), (3, 3, 3, 3))
+def test_padded_crop_equals_a_slice_of_the_padded_image(colors):
+    padded = torch.nn.functional.pad(colors.float(), (3, 3, 3, 3))
     for right in range(7):
         for down in (0, 5):
-            cropped = apply("pad-crop=3", colours, [(right + 0.5) / 7, (down + 0.5) / 7])
+            cropped = apply("pad-crop=3", colors, [(right + 0.5) / 7, (down + 0.5) / 7])
             expected = padded[..., down : down + 16, right : right + 16]
             torch.testing.assert_close(cropped, expected, atol=0.01, rtol=0)
 
@@ -166,7 +166,7 @@ def test_masks_and_boxes_are_transformed_with_the_image():
     assert ((warped >= 0) & (warped <= 40)).all()
 
 
-# ---- colour transforms ----------------------------------------------------------------------------------------------
+# ---- color transforms ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -174,25 +174,25 @@ def test_masks_and_boxes_are_transformed_with_the_image():
     [("brightness", v2.adjust_brightness), ("contrast", v2.adjust_contrast), ("saturation", v2.adjust_saturation)],
 )
 @pytest.mark.parametrize("factor", [0.3, 0.8, 1.0, 1.6])
-def test_colour_transforms_equal_torchvisions(colours, name, adjust, factor):
-    adjusted = apply(f"{name}=1", colours, [factor / 2])
-    expected = adjust(colours.float() / 255, factor) * 255
+def test_color_transforms_equal_torchvisions(colors, name, adjust, factor):
+    adjusted = apply(f"{name}=1", colors, [factor / 2])
+    expected = adjust(colors.float() / 255, factor) * 255
     torch.testing.assert_close(adjusted, expected, atol=1.0, rtol=0)
 
 
-def test_composed_colour_transforms_equal_torchvisions():
-    """Medium colours, so that nothing is clamped between the two."""
+def test_composed_color_transforms_equal_torchvisions():
+    """Medium colors, so that nothing is clamped between the two."""
     torch.manual_seed(0)
-    colours = torch.rand(2, 3, 8, 8) * 0.4 + 0.3
-    adjusted = apply("brightness=1 contrast=1", colours * 255, [0.55, 0.4]) / 255
-    expected = v2.adjust_contrast(v2.adjust_brightness(colours, 1.1), 0.8)
+    colors = torch.rand(2, 3, 8, 8) * 0.4 + 0.3
+    adjusted = apply("brightness=1 contrast=1", colors * 255, [0.55, 0.4]) / 255
+    expected = v2.adjust_contrast(v2.adjust_brightness(colors, 1.1), 0.8)
     torch.testing.assert_close(adjusted, expected, atol=2e-3, rtol=0)
 
 
-def test_grayscale_equals_torchvisions(colours):
-    grayscale = apply("grey=0.5", colours, [0.4])
-    torch.testing.assert_close(grayscale, v2.rgb_to_grayscale(colours.float(), 3), atol=1.0, rtol=0)
-    torch.testing.assert_close(apply("grey=0.5", colours, [0.6]), colours.float())
+def test_grayscale_equals_torchvisions(colors):
+    grayscale = apply("grayscale=0.5", colors, [0.4])
+    torch.testing.assert_close(grayscale, v2.rgb_to_grayscale(colors.float(), 3), atol=1.0, rtol=0)
+    torch.testing.assert_close(apply("grayscale=0.5", colors, [0.6]), colors.float())
 
 
 def test_hue_rotates_red_to_green_and_keeps_gray():
@@ -208,7 +208,9 @@ def test_hue_rotates_red_to_green_and_keeps_gray():
 
 def test_grayscale_images_only_change_in_brightness():
     images = torch.full((2, 1, 4, 4), 100.0)
-    assert apply("brightness=0.5 saturation hue grey=1", images, [[FULL, 0.1, 0.9, 0.0]]).mean() == pytest.approx(150)
+    assert apply("brightness=0.5 saturation hue grayscale=1", images, [[FULL, 0.1, 0.9, 0.0]]).mean() == pytest.approx(
+        150
+    )
 
 
 # ---- pixel transforms -----------------------------------------------------------------------------------------------
@@ -252,11 +254,11 @@ def apply_trivial(name, images, strength, sign=0.9):
         ("translate x", lambda x, s: v2.affine(x, 0, [-32 * s, 0], 1, [0, 0], InterpolationMode.BILINEAR)),
     ],
 )
-def test_trivial_augment_equals_torchvisions(colours, name, transform, strength):
-    transformed, expected = apply_trivial(name, colours, strength), transform(colours, strength).float()
+def test_trivial_augment_equals_torchvisions(colors, name, transform, strength):
+    transformed, expected = apply_trivial(name, colors, strength), transform(colors, strength).float()
     if name == "translate x":  # torchvision translates by whole pixels only
         strength = round(32 * strength) / 32
-        transformed, expected = apply_trivial(name, colours, strength), transform(colours, strength).float()
+        transformed, expected = apply_trivial(name, colors, strength), transform(colors, strength).float()
     close = ((transformed - expected).abs() <= 1.5).float().mean()
     assert close > 0.97, close
 
@@ -333,16 +335,16 @@ def test_invalid_specs_are_refused(specs, hint):
         augment.parse_augmentation(specs, size=8)
 
 
-def test_every_operation_changes_images_and_is_deterministic(colours):
-    colours = torch.cat([colours, colours.flip(2)])
+def test_every_operation_changes_images_and_is_deterministic(colors):
+    colors = torch.cat([colors, colors.flip(2)])
     targets = torch.arange(6) % 3
     for name in augment.OPERATIONS:
         pipeline = augment.parse_augmentation([name], size=16, num_classes=3)
         generator = torch.Generator().manual_seed(1)
         draws = torch.rand(6, pipeline.num_draws, generator=generator)
         draws[0, 0] = 0.1  # operations with a probability apply to at least one image
-        first, second = pipeline(colours, targets, draws), pipeline(colours, targets, draws)
+        first, second = pipeline(colors, targets, draws), pipeline(colors, targets, draws)
         assert torch.equal(first[0], second[0]), name
         assert first[0].shape == (6, 3, 16, 16)
-        assert (first[0] - colours).abs().max() > 1, name
+        assert (first[0] - colors).abs().max() > 1, name
         assert 0 <= first[0].min() <= first[0].max() <= 255.01

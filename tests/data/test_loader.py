@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from fukami import Error, UsageError
-from fukami.data import digits, image_folder, labelled_images, mnist
+from fukami.data import digits, image_folder, labeled_images, mnist
 from fukami.data.loader import InMemoryLoader
 from fukami.image.transform import SquareTransform
 from fukami.timing import PhaseTimer
@@ -102,7 +102,7 @@ def write_image(path, value, size=(30, 20)):
 
 def load_decoded(spec, build_transform, holdout):
     """Load both splits of a dataset, decoded in memory, and its class names."""
-    train, test, labels = labelled_images.load_labelled_images(spec, holdout)
+    train, test, labels = labeled_images.load_labeled_images(spec, holdout)
     transform = build_transform(labels)
     return train.decode(transform), test.decode(transform), labels
 

@@ -29,10 +29,10 @@ def save(path, pixels, palette=None):
     return path
 
 
-def save_pair(root, image, mask, pixels, colour=(9, 9, 9)):
-    """Save an image of one colour, and its mask."""
+def save_pair(root, image, mask, pixels, color=(9, 9, 9)):
+    """Save an image of one color, and its mask."""
     height, width = np.asarray(pixels).shape[:2]
-    save(root / image, np.full((height, width, 3), colour))
+    save(root / image, np.full((height, width, 3), color))
     return save(root / mask, pixels)
 
 
@@ -45,7 +45,7 @@ def read_maps(samples):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "labels", "values", "colours"),
+    ("name", "text", "labels", "values", "colors"),
     [
         ("classes.txt", "road\ncar\n", ("road", "car"), {0: 0, 1: 1}, {}),
         ("classes.txt", "# value name\n3 road\n7 traffic light\n", ("road", "traffic light"), {3: 0, 7: 1}, {}),
@@ -59,10 +59,10 @@ def read_maps(samples):
         ("codes.txt", "sky\nunlabeled\ntree\n", ("sky", "tree"), {0: 0, 1: -1, 2: 1}, {}),
     ],
 )  # fmt: skip
-def test_class_tables(name, text, labels, values, colours, tmp_path):
+def test_class_tables(name, text, labels, values, colors, tmp_path):
     """Formats written by users and by other programs."""
     (tmp_path / name).write_text(text)
-    assert class_tables.find_class_table(tmp_path) == class_tables.ClassTable(labels, values, colours)
+    assert class_tables.find_class_table(tmp_path) == class_tables.ClassTable(labels, values, colors)
 
 
 @pytest.mark.parametrize(
@@ -72,9 +72,9 @@ def test_class_tables(name, text, labels, values, colours, tmp_path):
         ("road 1 2\n", "line 1: 'road 1 2' is not a class"),
         ("road 1 2 300\n", "is not a class"),
         ("1 2 3\n", "is not a class"),
-        ("road 0\ncar\n", "some classes a colour or a value and others none"),
+        ("road 0\ncar\n", "some classes a color or a value and others none"),
         ("road 3\ncar 3\n", "two classes with 3"),
-        ("void 3\n", "no class except unlabelled ones"),
+        ("void 3\n", "no class except unlabeled ones"),
     ],
 )
 def test_invalid_class_tables_are_refused(text, message, tmp_path):
@@ -84,7 +84,7 @@ def test_invalid_class_tables_are_refused(text, message, tmp_path):
 
 
 def test_voc_palette():
-    """The first colours are those of the development kit."""
+    """The first colors are those of the development kit."""
     expected = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128), (0, 128, 128)]
     assert [class_tables.compute_voc_color(number) for number in range(7)] == expected
     assert class_tables.compute_voc_color(15) == (192, 128, 128)  # a person
@@ -94,21 +94,21 @@ def test_voc_palette():
 # masks in files
 
 
-def test_masks_by_value_and_by_colour(tmp_path):
+def test_masks_by_value_and_by_color(tmp_path):
     """All image modes that masks have."""
     pixels = np.array([[0, 1, 2], [2, 255, 1]], np.uint8)
     class_table = class_tables.build_class_table(("a", "b", "c"), ignored_values=(255,))
     expected = [[1, 2, 3], [3, 0, 2]]
     palette = [level for number in range(256) for level in (number, 7, 255 - number)]
-    assert MaskFile(save(tmp_path / "grey.png", pixels), class_table).read().tolist() == expected
+    assert MaskFile(save(tmp_path / "gray.png", pixels), class_table).read().tolist() == expected
     assert MaskFile(save(tmp_path / "palette.png", pixels, palette), class_table).read().tolist() == expected
     assert MaskFile(save(tmp_path / "rgb.png", np.stack([pixels] * 3, 2)), class_table).read().tolist() == expected
     Image.fromarray(pixels.astype(np.uint16)).save(tmp_path / "deep.png")
     assert MaskFile(tmp_path / "deep.png", class_table).read().tolist() == expected
-    by_colour = class_tables.ClassTable(
+    by_color = class_tables.ClassTable(
         ("a", "b", "c"), color_to_class={(n, 7, 255 - n): n for n in range(3)} | {(255, 7, 0): -1}
     )
-    assert MaskFile(tmp_path / "palette.png", by_colour).read().tolist() == expected
+    assert MaskFile(tmp_path / "palette.png", by_color).read().tolist() == expected
     Image.fromarray(pixels < 1).save(tmp_path / "bits.png")
     assert MaskFile(tmp_path / "bits.png", class_table).read().tolist() == [[2, 1, 1], [1, 1, 1]]
 
@@ -117,11 +117,11 @@ def test_pixels_without_a_class_are_named(tmp_path):
     class_table = class_tables.build_class_table(("a", "b"))
     with pytest.raises(Error, match=r"m\.png has the value 7 at column 1 of row 0, which is none of the 2 values"):
         MaskFile(save(tmp_path / "m.png", [[0, 7], [1, 9]]), class_table).read()
-    coloured = save(tmp_path / "c.png", [[[1, 2, 3], [4, 5, 6]]])
-    with pytest.raises(Error, match=r"c\.png is in colour, and no class table"):
-        MaskFile(coloured, class_table).read()
-    with pytest.raises(Error, match=r"the colour \(4, 5, 6\) at column 1 of row 0"):
-        MaskFile(coloured, class_tables.ClassTable(("a",), color_to_class={(1, 2, 3): 0})).read()
+    colored = save(tmp_path / "c.png", [[[1, 2, 3], [4, 5, 6]]])
+    with pytest.raises(Error, match=r"c\.png is in color, and no class table"):
+        MaskFile(colored, class_table).read()
+    with pytest.raises(Error, match=r"the color \(4, 5, 6\) at column 1 of row 0"):
+        MaskFile(colored, class_tables.ClassTable(("a",), color_to_class={(1, 2, 3): 0})).read()
     with pytest.raises(Error, match="does not exist"):
         MaskFile(tmp_path / "none.png", class_table).read()
     Image.fromarray(np.zeros((2, 2), np.float32)).save(tmp_path / "f.tif")
@@ -167,9 +167,9 @@ def test_binary_masks(tmp_path):
     assert read_maps(train) == {"a": [[1, 2]]}
 
 
-def test_colours_need_a_class_table(tmp_path):
+def test_colors_need_a_class_table(tmp_path):
     save_pair(tmp_path, "images/a.png", "masks/a.png", [[[128, 64, 128], [0, 0, 0]]])
-    with pytest.raises(Error, match="in colour, and no class table"):
+    with pytest.raises(Error, match="in color, and no class table"):
         segmentation_data.load_dataset(str(tmp_path), 0)
     (tmp_path / "class_dict.csv").write_text("name,r,g,b\nroad,128,64,128\nvoid,0,0,0\n")
     train, _, labels = segmentation_data.load_dataset(str(tmp_path), 0)
@@ -366,7 +366,7 @@ def test_batches_contain_the_masks_of_their_images():
 
 
 def test_masks_are_transformed_with_their_images():
-    """An image equal to its mask stays equal under geometric transforms; colour changes affect only the image."""
+    """An image equal to its mask stays equal under geometric transforms; color changes affect only the image."""
     grown = np.kron(np.random.default_rng(0).integers(1, 6, (12, 16)), np.ones((8, 8))).astype(np.uint8)
     sample = Sample.from_mask(np.stack([40 * grown] * 3, 2), (128, 96), "own", ArrayMask(grown))
     words = ("flip", "flip-vertical", "rotate=20", "scale=0.2", "shift=9", "shear=0.2", "crop=0.4")

@@ -328,7 +328,7 @@ def test_flips_keep_every_pixel(batch):
 
 def test_padding_does_not_change_the_augmentation(batch):
     """A padded image is augmented like an image without padding."""
-    words = ["rotate=30", "shift=5", "flip", "contrast=0.9", "brightness", "hue", "saturation", "grey", "erase=1"]
+    words = ["rotate=30", "shift=5", "flip", "contrast=0.9", "brightness", "hue", "saturation", "grayscale", "erase=1"]
     augmentation = augment_boxes.parse_box_augmentation(words)
     draws = torch.rand(len(batch.indices), augmentation.num_draws, generator=torch.Generator().manual_seed(2))
     after = augment_boxes.augment_batch(augmentation, batch, draws)

@@ -23,7 +23,7 @@ import fukami as package
 from check_task import build_thread_environment, count_equal_batches, read_log_lines, wait_until
 from fukami import Error, UsageError
 from fukami.classification.deep_convnet import DeepConvNet
-from fukami.data import augment, labelled_images, streaming
+from fukami.data import augment, labeled_images, streaming
 from fukami.data.loader import InMemoryLoader
 from fukami.data.streaming import FileStreamingLoader, ImageDecoder
 from fukami.engine.state_file import load_state
@@ -52,7 +52,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture
 def source(root):
-    return labelled_images.load_labelled_images(str(root), 0.0)[0]
+    return labeled_images.load_labeled_images(str(root), 0.0)[0]
 
 
 def stream(source, prepare=PREPARE, **options):
@@ -211,7 +211,7 @@ def damaged(root, tmp_path):
 def test_broken_files_are_left_out_and_named_once(root, damaged, caplog, options):
     """The remaining images have the same random numbers and targets as in the complete dataset."""
     damaged_source, complete_source = (
-        labelled_images.load_labelled_images(str(path), 0.0)[0] for path in (damaged, root)
+        labeled_images.load_labeled_images(str(path), 0.0)[0] for path in (damaged, root)
     )
     augmentation = augment.parse_augmentation(["flip"], size=16) if options["seed"] is not None else None
     loader, complete_loader = (
@@ -238,7 +238,7 @@ def test_a_batch_of_broken_files_only_is_an_error(tmp_path):
         (tmp_path / label).mkdir()
         for number in range(4):
             (tmp_path / label / f"{number}.png").write_text("no image")
-    source = labelled_images.load_labelled_images(str(tmp_path), 0.0)[0]
+    source = labeled_images.load_labeled_images(str(tmp_path), 0.0)[0]
     with pytest.raises(Error, match=r"no image of a batch can be read; .*\.png is not an image"):
         list(stream(source, batch_size=4, seed=0))
 
@@ -319,7 +319,7 @@ def test_a_jpeg_is_decoded_no_larger_than_its_crop_needs(tmp_path, monkeypatch, 
 
 
 def test_worker_processes_decode_the_same_images(damaged, monkeypatch):
-    source = labelled_images.load_labelled_images(str(damaged), 0.0)[0]
+    source = labeled_images.load_labeled_images(str(damaged), 0.0)[0]
     calls = []
     monkeypatch.setattr(streaming, "count_workers", lambda: calls.append(True) or 2)
     sequential = list(streaming.decode_files(source.items, PREPARE))
@@ -428,7 +428,7 @@ def list_labels(source, labels):
 def test_a_table_without_splits_is_split(tmp_path):
     lines = [f"deep/{number}.png, {'even' if number % 2 == 0 else 'odd'}" for number in range(20)]
     spec = write_table(tmp_path, "\ufeffPath, Label", *lines)
-    train, test, labels = labelled_images.load_labelled_images(spec, 0.3)
+    train, test, labels = labeled_images.load_labeled_images(spec, 0.3)
     assert labels == ("even", "odd")
     assert (len(train), len(test)) == (14, 6)
     assert test.targets.tolist().count(0) == 3
@@ -439,7 +439,7 @@ def test_a_table_without_splits_is_split(tmp_path):
 
 def test_a_table_with_splits(tmp_path):
     lines = ["x,train,a.png,1", "y,val,b.png,2", "x,,c.png,3", '"y, z",Testing,d.png,4', f"x,train,{tmp_path}/e.png,5"]
-    train, test, labels = labelled_images.load_labelled_images(
+    train, test, labels = labeled_images.load_labeled_images(
         write_table(tmp_path, "label,split,path,note", *lines), 0.3
     )
     assert labels == ("x", "y", "y, z")
@@ -461,15 +461,15 @@ def test_a_table_with_splits(tmp_path):
 )
 def test_an_invalid_table_is_refused_with_its_line(tmp_path, lines, hint):
     with pytest.raises(Error, match=hint) as caught:
-        labelled_images.load_labelled_images(write_table(tmp_path, *lines), 0.2)
+        labeled_images.load_labeled_images(write_table(tmp_path, *lines), 0.2)
     assert "table.csv" in str(caught.value)
 
 
 def test_a_table_in_another_encoding_is_refused(tmp_path):
     spec = write_table(tmp_path, "path,label", "é.png,x", encoding="latin-1")
     with pytest.raises(Error, match=r"table\.csv is not in UTF-8"):
-        labelled_images.load_labelled_images(spec, 0.2)
-    train, _, _ = labelled_images.load_labelled_images(write_table(tmp_path, "path,label", "é.png,x"), 0.2)
+        labeled_images.load_labeled_images(spec, 0.2)
+    train, _, _ = labeled_images.load_labeled_images(write_table(tmp_path, "path,label", "é.png,x"), 0.2)
     assert train.items[0].name == "é.png"
 
 
@@ -522,9 +522,9 @@ def test_cifar_in_its_original_format(name, tmp_path, monkeypatch):
     (folder / ("batches.meta" if name == "cifar10" else "meta")).write_bytes(pickle.dumps({meta: names}))
     monkeypatch.setenv("FUKAMI_DATA", str(tmp_path))
     with pytest.raises(Error, match=f"{name} was not found in .*damaged"):
-        labelled_images.load_labelled_images(name, 0.2)  # torchvision verifies the checksums of the original files
+        labeled_images.load_labeled_images(name, 0.2)  # torchvision verifies the checksums of the original files
     monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *arguments: True)
-    train, test, label_names = labelled_images.load_labelled_images(name, 0.2)
+    train, test, label_names = labeled_images.load_labeled_images(name, 0.2)
     assert label_names == tuple(names)
     assert (train.targets.tolist(), test.targets.tolist()) == (labels[:50], labels[50:])
     assert np.array_equal(train.items, images[:50])
@@ -543,7 +543,7 @@ def test_cifar_as_files(packed, tmp_path, monkeypatch):
         shutil.make_archive(str(tmp_path / "data" / "cifar10"), "zip", tmp_path / "data", "cifar10")
         shutil.rmtree(tmp_path / "data" / "cifar10")
     monkeypatch.setenv("FUKAMI_DATA", str(tmp_path / "data"))
-    train, test, labels = labelled_images.load_labelled_images("cifar10", 0.2)
+    train, test, labels = labeled_images.load_labeled_images("cifar10", 0.2)
     assert labels == ("cat", "dog")
     assert train.targets.tolist() == [0, 0, 1, 1]
     decoded = test.decode(SquareTransform(channels=3, size=32))
@@ -567,24 +567,24 @@ def test_imagenet_as_folders(root, tmp_path, monkeypatch):
     for split in ("train", "val"):
         shutil.copytree(root, tmp_path / "imagenet" / split)
     monkeypatch.setenv("FUKAMI_DATA", str(tmp_path))
-    train, test, labels = labelled_images.load_labelled_images("imagenet", 0.2)
+    train, test, labels = labeled_images.load_labeled_images("imagenet", 0.2)
     assert labels == LABELS
     assert (len(train), len(test)) == (21, 21)
     assert {path.parts[-3] for path in test.items} == {"val"}
     shutil.rmtree(tmp_path / "imagenet" / "val")
     assert (
-        len(labelled_images.load_labelled_images("imagenet", 0.2)[1]) == 0
+        len(labeled_images.load_labeled_images("imagenet", 0.2)[1]) == 0
     )  # no images are held out from the train split
 
 
 def test_imagenet_is_not_downloaded(tmp_path, monkeypatch):
     monkeypatch.setenv("FUKAMI_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(Error, match=r"nowhere/imagenet.*ILSVRC2012_img_train\.tar.*image-net\.org.*FUKAMI_DATA"):
-        labelled_images.load_labelled_images("imagenet", 0.2)
+        labeled_images.load_labeled_images("imagenet", 0.2)
     (tmp_path / "nowhere" / "imagenet").mkdir(parents=True)
     (tmp_path / "nowhere" / "imagenet" / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(b"cut")
     with pytest.raises(Error, match="imagenet does not contain the complete ImageNet"):
-        labelled_images.load_labelled_images("imagenet", 0.2)
+        labeled_images.load_labeled_images("imagenet", 0.2)
 
 
 @pytest.mark.parametrize("aspect", [0.4, 1.0, 2.5])

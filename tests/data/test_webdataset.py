@@ -26,7 +26,7 @@ from PIL import Image
 from check_task import count_equal_batches
 from fukami import Error, UsageError
 from fukami.classification.deep_convnet import DeepConvNet
-from fukami.data import augment, labelled_images, remote, shards, tar, webdataset, webdataset_writer
+from fukami.data import augment, labeled_images, remote, shards, tar, webdataset, webdataset_writer
 from fukami.data.loader import InMemoryLoader
 from fukami.data.streaming import FileStreamingLoader, ImageDecoder
 from fukami.data.webdataset import ShardStreamingLoader
@@ -88,7 +88,7 @@ def _collect_garbage():
 
 
 def build_loader(spec, *, rank=0, world=1, **options):
-    source, _, labels = labelled_images.load_labelled_images(str(spec), 0.0)
+    source, _, labels = labeled_images.load_labeled_images(str(spec), 0.0)
     loader = ShardStreamingLoader(source.items, torch.from_numpy(source.targets), labels, PREPARE, **options)
     loader.setup(Process(rank, world))
     return loader
@@ -150,12 +150,12 @@ def test_splits_shard_sizes_and_arrays(root, tmp_path):
     """The splits equal those of training; by default a split has eight shards; arrays become PNG files."""
     counts = webdataset_writer.write_shards("digits", tmp_path / "digits")
     assert (counts["train"], counts["test"], counts["shards"]) == (1438, 359, 16)
-    train, test, labels = labelled_images.load_labelled_images(str(tmp_path / "digits"), 0.2)
-    for split, expected in zip((train, test), labelled_images.load_labelled_images("digits", 0.2)[:2], strict=True):
+    train, test, labels = labeled_images.load_labeled_images(str(tmp_path / "digits"), 0.2)
+    for split, expected in zip((train, test), labeled_images.load_labeled_images("digits", 0.2)[:2], strict=True):
         assert np.array_equal(np.bincount(split.targets), np.bincount(expected.targets))
         images = {np.asarray(Image.open(io.BytesIO(split.items[i]))).tobytes() for i in range(len(split))}
         assert images == {image.tobytes() for image in expected.items}
-    assert labels == labelled_images.DIGIT_LABELS
+    assert labels == labeled_images.DIGIT_LABELS
     small_counts = webdataset_writer.write_shards("digits", tmp_path / "small", shard_megabytes=0.01)
     assert small_counts["shards"] > 16
     new_counts = webdataset_writer.write_shards(
@@ -521,7 +521,7 @@ def test_loading_into_memory_leaves_out_broken_images(copied, caplog):
     index = json.loads((copied / "index.json").read_text())
     cut = copied / index["train"][0]["name"]
     cut.write_bytes(cut.read_bytes()[: index["train"][0]["starts"][5]])
-    source = labelled_images.load_labelled_images(str(copied), 0.0)[0]
+    source = labeled_images.load_labeled_images(str(copied), 0.0)[0]
     decoded = source.decode(PREPARE)
     assert len(decoded.images) == len(decoded.targets) == len(decoded.names) == COUNT - 3
     assert "3 of 63 images are left out" in caplog.text
@@ -535,7 +535,7 @@ def test_file_streaming_respects_max_broken(root, tmp_path):
         for number in range(6):
             content = b"" if number < 2 else (root / "dark" / "d.0.png").read_bytes()
             (tmp_path / label / f"{number}.png").write_bytes(content)
-    source = labelled_images.load_labelled_images(str(tmp_path), 0.0)[0]
+    source = labeled_images.load_labeled_images(str(tmp_path), 0.0)[0]
 
     def stream(max_broken):
         return FileStreamingLoader(
@@ -670,10 +670,10 @@ def test_a_test_split_is_held_out_of_shards(folder, tmp_path):
     counts = webdataset_writer.write_index(f"{folder}/train-{{000000..000007}}.tar", tmp_path / "index")
     assert (counts["train"], counts["shards"]) == (COUNT, 8)
     with pytest.raises(Error, match=r"index/train-000000\.tar is missing"):
-        labelled_images.load_labelled_images(str(tmp_path / "index"), 0.3)
+        labeled_images.load_labeled_images(str(tmp_path / "index"), 0.3)
     for file in folder.glob("*.tar"):
         (tmp_path / "index" / file.name).write_bytes(file.read_bytes())
-    train, test, labels = labelled_images.load_labelled_images(str(tmp_path / "index"), 0.3)
+    train, test, labels = labeled_images.load_labeled_images(str(tmp_path / "index"), 0.3)
     assert labels == LABELS
     assert (len(train), len(test)) == (45, 18)
     assert np.bincount(test.targets).tolist() == [6, 6, 6]
@@ -751,11 +751,11 @@ def test_a_folder_is_read_as_shards_if_it_has_more_tar_files_than_images(root, f
     shutil.copytree(root, photographs, dirs_exist_ok=True)
     (photographs / "backup.tar").write_bytes((folder / "train-000000.tar").read_bytes())
     assert not shards.is_shard_spec(str(photographs))
-    assert len(labelled_images.load_labelled_images(str(photographs), 0.0)[0]) == COUNT
+    assert len(labeled_images.load_labeled_images(str(photographs), 0.0)[0]) == COUNT
     (copied / "figures").mkdir()
     Image.new("RGB", (9, 9)).save(copied / "figures" / "preview.png")
     assert shards.is_shard_spec(str(copied))
-    assert len(labelled_images.load_labelled_images(str(copied), 0.0)[0]) == COUNT
+    assert len(labeled_images.load_labeled_images(str(copied), 0.0)[0]) == COUNT
     for number in range(8):
         Image.new("RGB", (9, 9)).save(copied / f"{number}.png")
     assert not shards.is_shard_spec(str(copied))
@@ -857,7 +857,7 @@ def test_shards_that_fit_are_loaded_into_memory(folder, monkeypatch):
     assert isinstance(data.train, InMemoryLoader)
     assert isinstance(data.val, InMemoryLoader)
     assert len(data.train.targets) + len(data.val.targets) == COUNT
-    source = labelled_images.load_labelled_images(str(folder), 0.0)[0]
+    source = labeled_images.load_labeled_images(str(folder), 0.0)[0]
     decoded = source.decode(PREPARE)
     assert torch.equal(decoded.images, torch.cat([images for images, _ in build_loader(folder, batch_size=10)]))
     assert decoded.names[8] == "train-000001.tar, sample 1"

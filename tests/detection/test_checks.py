@@ -101,8 +101,8 @@ def test_class_names(fukami, data):
     assert (name["file"], name["class"]) == (str(file), "Dog")
     assert "<xmin>3</xmin>" in lines[name["line"] - 1]
     assert "differs from 'dog' only in case or whitespace" in name["detail"]
-    unlabelled = get_problem(result, "no class")
-    assert lines[unlabelled["line"] - 1 : unlabelled["line"] + 1] == ["<object>", "<name></name>"]
+    unlabeled = get_problem(result, "no class")
+    assert lines[unlabeled["line"] - 1 : unlabeled["line"] + 1] == ["<object>", "<name></name>"]
 
 
 def test_sizes_rotation_and_files(fukami, data):

@@ -226,7 +226,7 @@ def test_frozen_stages():
     assert frozen == {0, 2, 5, 7}  # conv1_1 to conv2_2 (Girshick 2015, section 4.5)
 
 
-def test_frozen_batch_normalisation_equals_torchvisions():
+def test_frozen_batch_normalization_equals_torchvisions():
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, stride=2, bias=False), nn.BatchNorm2d(8), nn.ReLU())
     for parameter in (plain[1].weight, plain[1].bias, plain[1].running_mean):

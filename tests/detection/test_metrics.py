@@ -249,7 +249,7 @@ def test_kinds_of_errors():
     results = build_results((detections, objects))
     errors = results.find_false_positives(9)
     assert [(error.kind, error.score, error.confused_label) for error in errors] == [
-        ("background", 0.9, ""), ("localisation", 0.8, ""), ("other class", 0.7, "dog"), ("duplicate", 0.5, ""),
+        ("background", 0.9, ""), ("localization", 0.8, ""), ("other class", 0.7, "dog"), ("duplicate", 0.5, ""),
     ]  # fmt: skip
     assert [None if error.related_box is None else tuple(error.related_box) for error in errors] == [None, A, B, A]
     assert [error.score for error in results.find_false_positives(2)] == [0.9, 0.8]

@@ -63,7 +63,7 @@ def test_plots_without_detections(tmp_path):
         (("missed", "cat", 0), "cat, not detected"),
         (("missed", "cat", 0.124), "cat, score only 0.12"),
         (("missed", "cat", 0, "dog"), "cat → dog"),
-        (("localisation", "cat", 0.971), "cat 0.97 → poor localisation"),
+        (("localization", "cat", 0.971), "cat 0.97 → poor localization"),
         (("duplicate", "cat", 0.5), "cat 0.50 → duplicate"),
         (("other class", "a very long name indeed", 0.5, "dog"), "a very long name i... 0.50 → dog"),
     ],
@@ -76,7 +76,7 @@ def test_captions(error, caption):
 @pytest.mark.parametrize("box", [(0, 0, 3, 3), (90, 40, 100, 50), (0, 0, 100, 50), (40, 0, 44, 50)])
 @pytest.mark.parametrize("related_box", [None, (20, 20, 60, 40)])
 def test_a_crop_contains_the_boxes_and_is_inside_the_image(box, related_box):
-    error = ErrorCase(0, "localisation", "cat", 0.5, np.array(box), related_box=related_box and np.array(related_box))
+    error = ErrorCase(0, "localization", "cat", 0.5, np.array(box), related_box=related_box and np.array(related_box))
     left, top, right, bottom = detection_plots.compute_crop(error, (100, 50))
     for corners in (box, related_box) if related_box else (box,):
         assert 0 <= left <= corners[0] < corners[2] <= right <= 100

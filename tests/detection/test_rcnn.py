@@ -70,13 +70,13 @@ def test_warped_regions_equal_those_of_a_slow_implementation(random):
 
 
 def test_a_warped_region_has_context_on_each_side():
-    """The values of the image are the centres of its columns, so the warped region shows its position."""
+    """The values of the image are the centers of its columns, so the warped region shows its position."""
     image = (torch.arange(100) + 0.5).expand(3, 80, 100)
     (region,) = warp_regions(image, torch.tensor([[40.0, 20, 88, 68]]), 80, 16)
     torch.testing.assert_close(region[0, 40, 16:64], torch.arange(40, 88) + 0.5)
     torch.testing.assert_close(region[0, 40, :16], torch.arange(24, 40) + 0.5)
     torch.testing.assert_close(region[0, 40, 64:76], torch.arange(88, 100) + 0.5)
-    assert not region[:, :, 76:].any()  # beyond the image: the mean colour
+    assert not region[:, :, 76:].any()  # beyond the image: the mean color
 
 
 def test_networks_have_one_more_output_for_the_background():
@@ -247,7 +247,7 @@ def run_stage(task, loader):
 
 
 def iterate_images(task, loader):
-    """Iterate over the batch, the normalised image and the proposals of each image."""
+    """Iterate over the batch, the normalized image and the proposals of each image."""
     for batch in loader.iterate_in_order():
         image = task.normalize_images(batch.images, batch.sizes)[0]
         proposals = next(task.iterate_proposals(batch))
@@ -452,9 +452,9 @@ def test_an_image_without_detections_has_no_boxes(few_scenes, no_reports, fukami
     flags = [word for name, value in QUICK.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     trained = fukami("train", "rcnn", *flags, "--out", "run", "--no-compile")
     assert trained.status == 0, trained.err
-    Image.new("RGB", (90, 70), "grey").save("grey.png")
-    Image.new("RGB", (1000, 20), "grey").save("strip.png")
-    result = fukami("predict", "run", "grey.png", "strip.png")
+    Image.new("RGB", (90, 70), "grayscale").save("gray.png")
+    Image.new("RGB", (1000, 20), "grayscale").save("strip.png")
+    result = fukami("predict", "run", "gray.png", "strip.png")
     assert result.status == 0, result.err
     assert [prediction["width"] for prediction in result.json] == [90, 1000]
     assert result.json[1]["boxes"] == []

@@ -99,8 +99,8 @@ def test_learning_rates_decay_from_the_head_down(name, stages):
     assert {lrs[id(p)] for key, p in network.named_parameters() if key.partition(".")[0] in head} == {0.4}
 
 
-def test_stages_of_a_network_with_normalisation_first_and_own_parameters():
-    """A normalisation belongs to the convolution before it, and forms a stage if it is the first layer."""
+def test_stages_of_a_network_with_normalization_first_and_own_parameters():
+    """A normalization belongs to the convolution before it, and forms a stage if it is the first layer."""
     network = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
     network.register_parameter("token", nn.Parameter(torch.zeros(1)))
     groups = pretrained.build_layerwise_groups(network, 1.0, 0.5)
@@ -234,7 +234,7 @@ def test_weights_are_loaded_from_a_run_with_a_random_head_for_other_classes(colo
 
 
 def test_training_starts_from_the_given_weights(color_images, start, tmp_path, no_reports):
-    """A training with a learning rate of 0 keeps them, except for the statistics of batch normalisation."""
+    """A training with a learning rate of 0 keeps them, except for the statistics of batch normalization."""
     save_file(start[1], tmp_path / "start.safetensors")
     recipe = build_small_recipe(color_images, epochs=1, lr=0.0, init=str(tmp_path / "start.safetensors"))
     package.train(recipe, tmp_path / "run", **CPU)
@@ -382,7 +382,7 @@ def test_a_failed_download_names_the_url(monkeypatch, fukami, color_images):
         pretrained.initialize_classifier(build_meta_model("resnet20", 3), "resnet20", "imagenet")
 
 
-def test_images_are_normalised_as_the_published_weights_expect(color_images):
+def test_images_are_normalized_as_the_published_weights_expect(color_images):
     """Mean and deviation are those of torchvision's transforms; GoogLeNet was trained with 0.5 and 0.5."""
     weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.transforms()
     for name in ("resnet18", "vgg16"):

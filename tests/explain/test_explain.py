@@ -304,8 +304,8 @@ def test_top_patches_contain_the_pattern_of_the_filter(random):
     for patch in bright:
         torch.testing.assert_close(patch.pixels[0].float() / patch.pixels.max(), pattern)
         assert patch.activation == pytest.approx(5 * int(patch.pixels.max()) / 255, rel=1e-5)
-    grey = feature_visualization.PADDING_VALUE
-    assert dark[0].pixels[0].tolist() == [[grey, grey, grey], [grey, 0, 0], [grey, 0, 0]]
+    gray = feature_visualization.PADDING_VALUE
+    assert dark[0].pixels[0].tolist() == [[gray, gray, gray], [gray, 0, 0], [gray, 0, 0]]
     assert dark[0].activation == pytest.approx(9)
     assert len(dark) == 2
 

@@ -50,8 +50,8 @@ def test_output_has_the_format_of_mnist(plain):
     assert plain.max() == 255
     assert max(np.ptp(rows), np.ptp(columns)) + 1 == 20
     for axis in (0, 1):
-        centre = np.average(np.arange(28), weights=plain.sum(axis=1 - axis))
-        assert abs(centre - 14) <= 0.5  # MNIST: 13.5 to 14.5
+        center = np.average(np.arange(28), weights=plain.sum(axis=1 - axis))
+        assert abs(center - 14) <= 0.5  # MNIST: 13.5 to 14.5
     aspect = np.ptp(columns) / np.ptp(rows)
     assert abs(aspect - (0.87 * 0.65 * 180 + 14) / (180 + 14)) < 0.08
 

@@ -78,9 +78,9 @@ def test_transparency_is_blended_with_white(tmp_path):
         127,
         0,
     ]
-    grey = save(Image.fromarray(pixels).convert("LA"), tmp_path / "la.png")
-    assert image_io.read_image(grey).mode == "L"
-    assert np.asarray(image_io.read_image(grey))[0].tolist() == [255, 127, 0]
+    gray = save(Image.fromarray(pixels).convert("LA"), tmp_path / "la.png")
+    assert image_io.read_image(gray).mode == "L"
+    assert np.asarray(image_io.read_image(gray))[0].tolist() == [255, 127, 0]
     palette = Image.new("P", (2, 1))
     palette.putpalette([0, 0, 0, 200, 10, 10])
     palette.putdata([0, 1])

@@ -80,7 +80,7 @@ def test_is_video(tmp_path):
     clip = write_moving_square(tmp_path / "a.mkv", count=1)
     clip.rename(tmp_path / "unnamed")
     write_moving_square(tmp_path / "b.mp4", count=1).rename(tmp_path / "other")
-    images = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    images = [Image.new("RGB", (16, 16), color) for color in ("red", "blue")]
     for suffix in ("gif", "avif", "png"):
         images[0].save(tmp_path / f"c.{suffix}", save_all=True, append_images=images[1:])
     videos = {path.name for path in tmp_path.iterdir() if video.is_video(path)}

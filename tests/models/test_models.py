@@ -20,7 +20,7 @@ from fukami.models import deep_convnet, googlenet, resnet18, resnet20, resnet50,
 # Computed from the paper's figure or table where the sum is shown, otherwise published by torchvision.
 PARAMETERS = {
     "alexnet": 61_100_840,
-    # 3×3 convolutions with batch normalisation, then fully connected layers with batch normalisation
+    # 3×3 convolutions with batch normalization, then fully connected layers with batch normalization
     "binary_convnet": 9 * (3 * 128 + 128 * 128 + 128 * 256 + 256 * 256 + 256 * 512 + 512 * 512)
     + 4 * (128 + 256 + 512)
     + 16 * 512 * 1024
@@ -126,14 +126,14 @@ def test_number_of_parameters_equals_papers():
     for name, millions in CIFAR.items():
         assert PARAMETERS[name] / 1e6 == pytest.approx(millions, abs=0.05 if name == "resnet110" else 0.005)
     assert count_parameters(build_on_meta("googlenet", aux_loss=False)) == 6_624_904
-    # option B adds 1×1 convolutions with batch normalisation, 16 × 32 + 2 × 32 and 32 × 64 + 2 × 64
+    # option B adds 1×1 convolutions with batch normalization, 16 × 32 + 2 × 32 and 32 × 64 + 2 × 64
     assert count_parameters(build_on_meta("resnet20", shortcut="B")) == PARAMETERS["resnet20"] + 576 + 2176
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_shapes_and_gradients(name):
     torch.manual_seed(0)
-    # in training mode, batch normalisation cancels the biases before it: those of VGG have no gradient
+    # in training mode, batch normalization cancels the biases before it: those of VGG have no gradient
     network = build_small(name).train(not name.endswith("_bn"))
     side = 63 if name == "alexnet" else 32
     outputs = as_list(network(torch.rand(3, 3, side, side)))

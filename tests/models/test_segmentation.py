@@ -20,9 +20,9 @@ from fukami.models.segnet import unpool
 from models.test_models import build_on_meta, count_parameters, randomize
 
 VGG = 14_714_688  # 13 convolutions
-BN = 2 * (2 * 64 + 2 * 128 + 3 * 256 + 6 * 512)  # batch normalisation after each convolution
+BN = 2 * (2 * 64 + 2 * 128 + 3 * 256 + 6 * 512)  # batch normalization after each convolution
 HEAD = (25_088 + 1) * 4096 + 4097 * 4096  # fully connected layers
-DECODER = (  # 3×3 filters; bias and batch normalisation of each channel except the scores
+DECODER = (  # 3×3 filters; bias and batch normalization of each channel except the scores
     9 * (5 * 512 * 512 + 512 * 256 + 2 * 256 * 256 + 256 * 128 + 128 * 128 + 128 * 64 + 64 * 64 + 64 * 11)
     + 3 * (5 * 512 + 3 * 256 + 2 * 128 + 2 * 64)
     + 11
@@ -34,7 +34,7 @@ PARAMETERS = {
     "fcn_resnet50": 35_322_218,  # torchvision's with the auxiliary classifier
     "fcn_resnet101": 54_314_346,
     "segnet_vgg16": VGG + BN + DECODER,
-    # 7×7 filters of 3 and of 64 channels, biases, batch normalisation, and the score layer
+    # 7×7 filters of 3 and of 64 channels, biases, batch normalization, and the score layer
     "segnet_basic": 49 * 64 * (3 + 7 * 64) + 3 * 8 * 64 + 65 * 11,
 }
 
@@ -70,7 +70,7 @@ def test_shapes_and_gradients(name):
     assert [scores.shape for scores in outputs] == [(2, 5, 64, 96)] * (2 if "resnet" in name else 1)
     sum(F.cross_entropy(scores, torch.randint(0, 5, (2, 64, 96))) for scores in outputs).backward()
     for key, parameter in network.named_parameters():
-        after_norm = "segnet" in name and key.endswith("bias")  # batch normalisation cancels it
+        after_norm = "segnet" in name and key.endswith("bias")  # batch normalization cancels it
         assert parameter.grad is not None, key
         assert after_norm or parameter.grad.abs().sum() > 0, key
 
@@ -98,7 +98,7 @@ def test_outputs_equal_torchvision(name):
 
 
 def test_fully_connected_layers_become_convolutions():
-    """Figure 2: at the centre of an image, the convolutions equal the fully connected layers."""
+    """Figure 2: at the center of an image, the convolutions equal the fully connected layers."""
     torch.manual_seed(0)
     classifier = models.vgg16(4, hidden=32, dropout=0.0).eval()
     for layer in classifier.classifier:
@@ -222,7 +222,7 @@ def test_segnet_equals_figure():
         for layer in stage:
             x = layer(x)
     torch.testing.assert_close(network(images), x)
-    assert len(network.decoder[-1]) == 3  # convolution, batch normalisation and score layer: no ReLU
+    assert len(network.decoder[-1]) == 3  # convolution, batch normalization and score layer: no ReLU
     assert [len(stage) for stage in build_small("segnet_vgg16").decoder] == [9, 9, 9, 6, 4]
 
 
@@ -263,7 +263,7 @@ def test_receptive_field_and_strides_equal_paper():
 @pytest.mark.parametrize("build", [models.segnet_vgg16, partial(models.fcn8s_vgg16, hidden=8, batch_norm=True)])
 @pytest.mark.parametrize("source", ["vgg16", "vgg16_bn"])
 def test_networks_with_batch_norm_load_vgg_weights(source, build, tmp_path, caplog):
-    """Published weights load into the matching convolutions, with or without batch normalisation."""
+    """Published weights load into the matching convolutions, with or without batch normalization."""
     torch.manual_seed(0)
     classifier = getattr(models, source)(3, size=32, hidden=8)
     torch.save(classifier.state_dict(), tmp_path / "vgg.pt")
@@ -337,7 +337,7 @@ def test_traced_module_equals_network():
 
 @pytest.mark.parametrize("name", ["segnet_vgg16", "fcn8s_vgg16"])
 def test_rescaled_layers_keep_their_function(name):
-    """The output changes only by a factor, whatever the scale of the activations, also with batch normalisation."""
+    """The output changes only by a factor, whatever the scale of the activations, also with batch normalization."""
     torch.manual_seed(0)
     classifier = models.vgg16(3, hidden=16, dropout=0.0)
     for layer in classifier.modules():

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fukami import models
-from fukami.data import labelled_images
+from fukami.data import labeled_images
 from fukami.errors import Error
 from fukami.layers.ensemble import Ensemble
 from fukami.models.googlenet import Inception
@@ -242,7 +242,7 @@ def test_accuracy_on_digits_is_kept():
     import fukami
 
     task = fukami.load("deep-convnet", device="cpu")
-    _, digits, _ = labelled_images.load_labelled_images("digits", 0.2)
+    _, digits, _ = labeled_images.load_labeled_images("digits", 0.2)
     digits = digits.decode(task.transform)
     images, targets = task.normalize_images(digits.images), digits.targets
     shape = tuple(images.shape[1:])
@@ -271,7 +271,7 @@ def test_mnist_accuracy_drops_by_at_most_a_tenth_of_a_percent(mnist_folder):
     import fukami
 
     task = fukami.load("deep-convnet", device="cpu")
-    train, test, _ = labelled_images.load_labelled_images("mnist", 0.2)
+    train, test, _ = labeled_images.load_labeled_images("mnist", 0.2)
     test = test.decode(task.transform)
     images, targets = task.normalize_images(test.images[:2000]), test.targets[:2000]
     calibration = task.normalize_images(train.decode(task.transform).images[:200]).split(100)

@@ -58,13 +58,13 @@ def test_mask_saved_as_jpeg(street):
     assert "was it saved as JPEG, or resized?" in problems[-1][2]
 
 
-def test_unknown_colours(street):
+def test_unknown_colors(street):
     (street / "classes.txt").write_text("road 0 0 0\ncar 1 1 1\nsign 2 2 2\n")
     pixels = np.zeros((20, 30, 3))
     pixels[5, 6] = (200, 10, 0)
     file = save(street / "masks" / "3.png", pixels)
     assert find_problems(street) == [
-        ("unknown colour", str(file), "has the colour (200, 10, 0) in 1 pixel, the first at column 6 of row 5, which "
+        ("unknown color", str(file), "has the color (200, 10, 0) in 1 pixel, the first at column 6 of row 5, which "
          "the class table does not have")
     ]  # fmt: skip
 
@@ -78,7 +78,7 @@ def test_missing_and_broken_files_and_wrong_sizes(street):
     stray = save(street / "masks" / "stray.png", np.zeros((20, 30)))
     problems = {(kind, file.rpartition("/")[2]): detail for kind, file, detail in find_problems(street)}
     assert problems.keys() == {
-        ("no mask", "0.png"), ("wrong size", "1.png"), ("broken", "2.png"), ("unlabelled", "3.png"),
+        ("no mask", "0.png"), ("wrong size", "1.png"), ("broken", "2.png"), ("unlabeled", "3.png"),
         ("broken", "4.png"), ("no image", "stray.png"),
     }  # fmt: skip
     assert "has 30×20 pixels, and its mask" in problems["wrong size", "1.png"]

@@ -39,7 +39,7 @@ def build_task(network, labels, **options):
 
 
 def test_metrics_by_hand():
-    """Two images of three classes, one of which never occurs; unlabelled pixels are ignored."""
+    """Two images of three classes, one of which never occurs; unlabeled pixels are ignored."""
     results = SegmentationResults(("road", "car", "sign"))
     results.update(7, np.array([[1, 1, 2, 2]], np.uint8), np.array([[1, 1, 1, 2]], np.uint8))
     results.update(3, np.array([[2, 3, 1, 1]], np.uint8), np.array([[2, 2, 0, 0]], np.uint8))
@@ -70,8 +70,8 @@ def test_metrics_agree_with_scikit_learn(random):
     assert metrics["fw_iou"] == pytest.approx(jaccard_score(true, predicted, average="weighted"))
 
 
-def test_no_labelled_pixel_to_evaluate():
-    with pytest.raises(Error, match="no labelled pixel"):
+def test_no_labeled_pixel_to_evaluate():
+    with pytest.raises(Error, match="no labeled pixel"):
         SegmentationResults("ab").compute_metrics()
 
 
@@ -83,7 +83,7 @@ def split_map(size, column):
 
 
 def test_boundaries_lie_between_two_classes():
-    """The image border and unlabelled pixels are no boundary."""
+    """The image border and unlabeled pixels are no boundary."""
     labels = split_map(6, 3)
     labels[:2] = 0
     points, classes = find_boundaries(labels)
@@ -119,8 +119,8 @@ def test_boundary_f1_by_hand():
     assert boundary_f1 == pytest.approx(np.mean(f_measures))
 
 
-def test_predicted_boundaries_in_unlabelled_areas_are_ignored():
-    """The prediction is correct at every labelled pixel, and arbitrary at the others."""
+def test_predicted_boundaries_in_unlabeled_areas_are_ignored():
+    """The prediction is correct at every labeled pixel, and arbitrary at the others."""
     truth, prediction = split_map(200, 100), split_map(200, 100)
     truth[:80], prediction[:80, ::2] = 0, 2
     results = SegmentationResults("ab")
@@ -209,7 +209,7 @@ def test_tiles_have_no_seams(monkeypatch):
 
 @pytest.mark.parametrize("weight", [None, [1.0, 2.0, 0.5]])
 def test_loss_by_hand(weight):
-    """Cross entropy over the labelled pixels, with or without class weights, plus half the auxiliary loss."""
+    """Cross entropy over the labeled pixels, with or without class weights, plus half the auxiliary loss."""
     torch.manual_seed(0)
 
     class TwoHeads(nn.Module):
@@ -230,14 +230,14 @@ def test_loss_by_hand(weight):
     loss, metrics = task.compute_loss(PaddedBatch(images, sizes, sizes, *[unused] * 5, masks))
     frames = images / 255.0
     frames[1, :, 20:], frames[1, :, :, 50:] = 0, 0
-    labelled = masks > 0
-    targets = masks[labelled].long() - 1
+    labeled = masks > 0
+    targets = masks[labeled].long() - 1
     expected = 0.0
     for layer, loss_weight in ((task.model.main, 1.0), (task.model.aux, 0.5)):
-        scores = layer(frames).permute(0, 2, 3, 1)[labelled]
+        scores = layer(frames).permute(0, 2, 3, 1)[labeled]
         expected += loss_weight * F.cross_entropy(scores, targets, task.class_weights)
     torch.testing.assert_close(loss, expected)
-    accuracy = (task.model.main(frames).permute(0, 2, 3, 1)[labelled].argmax(1) == targets).float().mean()
+    accuracy = (task.model.main(frames).permute(0, 2, 3, 1)[labeled].argmax(1) == targets).float().mean()
     torch.testing.assert_close(metrics["accuracy"], accuracy)
 
 
@@ -328,19 +328,19 @@ def test_ensembles_average_probabilities():
 # drawings
 
 
-def test_overlays_have_the_colours_of_the_classes():
-    """A well-known class has its conventional colour; the background leaves the image unchanged."""
-    colours = image_io.get_class_colors(("background", "road", "otter"))
-    assert colours[:2] == [(0, 0, 0), (128, 64, 128)]
-    assert colours[2] == image_io.get_class_color(2)
+def test_overlays_have_the_colors_of_the_classes():
+    """A well-known class has its conventional color; the background leaves the image unchanged."""
+    colors = image_io.get_class_colors(("background", "road", "otter"))
+    assert colors[:2] == [(0, 0, 0), (128, 64, 128)]
+    assert colors[2] == image_io.get_class_color(2)
     classes = np.zeros((8, 12), np.uint8)
     classes[:, 6:] = 1
-    overlay = np.asarray(image_io.overlay_mask(Image.new("L", (12, 8), 200), classes, colours))
+    overlay = np.asarray(image_io.overlay_mask(Image.new("L", (12, 8), 200), classes, colors))
     assert (overlay[:, :6] == 200).all()
     tinted = [round(200 * (1 - image_io.OVERLAY_ALPHA) + image_io.OVERLAY_ALPHA * level) for level in (128, 64, 128)]
     assert (overlay[:, 7:] == tinted).all()
     assert (overlay[:, 6] > overlay[:, 7]).all()  # the line between the two classes
-    palette = image_io.apply_palette(classes, colours)
+    palette = image_io.apply_palette(classes, colors)
     assert np.array_equal(np.asarray(palette), classes)
     assert palette.convert("RGB").getpixel((9, 3)) == (128, 64, 128)
 
@@ -535,10 +535,10 @@ def test_import_of_published_weights(fukami, mask_files, tmp_path):
     path = sorted((mask_files / "val" / "images").iterdir())[0]
     image = task.prepare(task.prepare.read_image(path))
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in (task.prepare.mean, task.prepare.std))
-    normalised = ((image / 255 - mean) / std)[None]
-    frame = F.pad(normalised, (0, -normalised.shape[3] % 32, 0, -normalised.shape[2] % 32))
+    normalized = ((image / 255 - mean) / std)[None]
+    frame = F.pad(normalized, (0, -normalized.shape[3] % 32, 0, -normalized.shape[2] % 32))
     with torch.inference_mode():
-        scores = reference(frame)["out"][0, :, : normalised.shape[2], : normalised.shape[3]]
+        scores = reference(frame)["out"][0, :, : normalized.shape[2], : normalized.shape[3]]
     (prediction,) = task.predict([path])
     expected = resize_and_argmax(scores, prediction["height"], prediction["width"]).numpy() - 1
     assert (task.decode_masks(prediction) == expected).mean() > 0.999

@@ -19,11 +19,11 @@ from fukami.selective_search.search import propose_regions
 
 
 def draw_rectangles(*rectangles, size=(120, 90), background=(40, 90, 160)):
-    """Draw an image of uniform rectangles ``(left, top, right, bottom, colour)`` on a uniform background."""
+    """Draw an image of uniform rectangles ``(left, top, right, bottom, color)`` on a uniform background."""
     pixels = np.empty((size[1], size[0], 3), np.uint8)
     pixels[:] = background
-    for left, top, right, bottom, colour in rectangles:
-        pixels[top:bottom, left:right] = colour
+    for left, top, right, bottom, fill in rectangles:
+        pixels[top:bottom, left:right] = fill
     return pixels
 
 
@@ -76,10 +76,10 @@ def test_uniform_regions_are_numbered_in_reading_order():
     assert list(dict.fromkeys(labels.ravel())) == list(range(labels.max() + 1))
 
 
-# colour spaces
+# color spaces
 
 
-def test_colour_spaces_equal_those_of_scikit_image(random):
+def test_color_spaces_equal_those_of_scikit_image(random):
     image = random.integers(0, 256, (31, 29, 3), np.uint8)
     image[:3] = image[:3, :, :1]  # gray, without hue
     hsv = color.rgb2hsv(image) * 255
@@ -98,7 +98,7 @@ def test_fractions_of_red_and_green_and_the_intensity():
     np.testing.assert_allclose(search.convert_color_space(image, "intensity")[0, 0], [100 / 3, 0, 255], rtol=1e-5)
 
 
-def test_the_error_of_an_unknown_colour_space_suggests_the_nearest(random):
+def test_the_error_of_an_unknown_color_space_suggests_the_nearest(random):
     with pytest.raises(UsageError, match="'hsv'"):
         search.convert_color_space(generate_noise(random), "hsw")
 
@@ -180,12 +180,12 @@ def group_slowly(labels, bins, letters):
 
     pixel_sets = {number: set(map(tuple, pixels)) for number, pixels in enumerate(regions)}
 
-    def is_neighbour(a, b):
+    def is_neighbor(a, b):
         around = {(y + j, x + i) for y, x in pixel_sets[a] for j, i in itertools.product((-1, 0, 1), repeat=2)}
         return bool(around & pixel_sets[b])
 
-    neighbours = [pair for pair in itertools.combinations(pixel_sets, 2) if is_neighbour(*pair)]
-    similarities = {(a, b): compute_similarity(regions[a], regions[b]) for a, b in neighbours}
+    neighbors = [pair for pair in itertools.combinations(pixel_sets, 2) if is_neighbor(*pair)]
+    similarities = {(a, b): compute_similarity(regions[a], regions[b]) for a, b in neighbors}
     while similarities:
         a, b = min(similarities, key=lambda pair: (-similarities[pair], pair))
         new = len(regions)
@@ -268,7 +268,7 @@ def test_the_order_is_position_times_a_random_number(random):
     ("shape", "expected"), [((1, 1), 1), ((1, 40), None), ((300, 2), None), ((64, 64), 1), ((2, 1200), None)]
 )
 def test_unusual_images(random, shape, expected):
-    """An image of one pixel, of one colour, or with an extreme aspect ratio."""
+    """An image of one pixel, of one color, or with an extreme aspect ratio."""
     image = np.full((*shape, 3), 90, np.uint8) if expected else random.integers(0, 256, (*shape, 3), np.uint8)
     boxes = propose_regions(image, "quality")
     assert [0, 0, shape[1], shape[0]] in boxes.tolist()

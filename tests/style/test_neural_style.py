@@ -355,7 +355,7 @@ def test_local_vgg_weights_are_located(tmp_path, monkeypatch, caplog):
     torch.save(networks["vgg16_bn"].state_dict(prefix="features."), tmp_path / "bn.pth")
     save_file(vgg11.features.state_dict(prefix="features."), tmp_path / "vgg11.safetensors")
     for file in ("bn.pth", "vgg11.safetensors"):
-        with pytest.raises(Error, match=r"not of VGG-16 or VGG-19 without batch normalisation"):
+        with pytest.raises(Error, match=r"not of VGG-16 or VGG-19 without batch normalization"):
             pretrained.load_vgg(str(tmp_path / file))
     with pytest.raises(Error, match="cannot be read"):
         pretrained.load_vgg(str(tmp_path / "none.pth"))

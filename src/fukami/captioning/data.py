@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from fukami.data import coco, image_folder, labelled_images, locations, scenes, streaming
+from fukami.data import coco, image_folder, labeled_images, locations, scenes, streaming
 from fukami.data.annotations import SPLIT_NAMES, AnnotationProblem
 from fukami.data.parsing import exists, parse_json, read_bytes, read_text, to_key, to_text
 from fukami.errors import Error, build_unknown_error
@@ -83,7 +83,7 @@ class CaptionDataset:
 
     def load_images(
         self, transform: SquareTransform, max_broken: int = image_folder.MAX_BROKEN
-    ) -> "tuple[CaptionDataset, labelled_images.DecodedImages]":
+    ) -> "tuple[CaptionDataset, labeled_images.DecodedImages]":
         """Load and transform all images into memory; broken ones are left out with their captions, and logged.
 
         Raises:
@@ -96,7 +96,7 @@ class CaptionDataset:
         readable, images = image_folder.stack_images(results, len(self), transform, max_broken)
         kept = self if len(readable) == len(self) else self.select(readable)
         names = [item if isinstance(item, Path) else f"scene {number}" for number, item in enumerate(kept.items)]
-        return kept, labelled_images.DecodedImages(
+        return kept, labeled_images.DecodedImages(
             torch.from_numpy(images).permute(0, 3, 1, 2), torch.arange(len(readable)), list(map(str, names))
         )
 
@@ -166,7 +166,7 @@ def is_caption_dataset(spec: str) -> bool:
     if spec in ("flickr8k", "flickr30k"):
         return True
     try:
-        if spec in (*DATASET_NAMES, *labelled_images.DATASET_NAMES):
+        if spec in (*DATASET_NAMES, *labeled_images.DATASET_NAMES):
             return False
         path = locate_dataset(spec)
         return bool(_find_caption_files(path, _list_files(_find_root(path))))

@@ -12,7 +12,7 @@ from torch import Tensor
 from fukami.data import streaming
 from fukami.data.augment import Augmentation
 from fukami.data.image_folder import MAX_BROKEN
-from fukami.data.labelled_images import DecodedImages
+from fukami.data.labeled_images import DecodedImages
 from fukami.data.loader import SEQUENTIAL_BATCH_SIZE, Batch, BatchLoader, InMemoryLoader
 from fukami.data.streaming import FileStreamingLoader
 from fukami.errors import Error

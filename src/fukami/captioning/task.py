@@ -158,7 +158,7 @@ class CaptioningTask(CachedEvaluationTask):
         return loss / count, {"accuracy": num_correct / count}
 
     def normalize_images(self, images: Tensor) -> Tensor:
-        """Normalise images ``(N, C, H, W)`` in 0..255; features are returned unchanged."""
+        """Normalize images ``(N, C, H, W)`` in 0..255; features are returned unchanged."""
         dtype = next(self.model.parameters()).dtype
         if images.ndim == 2:
             return images.to(dtype)

@@ -22,7 +22,7 @@ def tokenize(sentence: str, tokenizer: TokenizerName) -> list[str]:
     """Split a sentence into words, in lower case and without punctuation, as in coco-caption.
 
     Args:
-        sentence: any text, normalised to Unicode NFKC (full-width letters and digits become ASCII).
+        sentence: any text, normalized to Unicode NFKC (full-width letters and digits become ASCII).
         tokenizer: ``words`` splits at spaces; ``characters`` splits scripts without spaces into characters, and Latin
             text into words; ``japanese`` uses Janome's words.
 

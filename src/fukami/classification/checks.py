@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fukami.data import findings, image_folder, labelled_images, remote, shards, tar
+from fukami.data import findings, image_folder, labeled_images, remote, shards, tar
 from fukami.data.findings import Findings, ImageItem
 from fukami.data.parsing import exists, is_file, read_text
 from fukami.errors import Error
@@ -28,7 +28,7 @@ HOLDOUT = 0.2  # test fraction of a built-in dataset without a test split, as in
 def check_samples(spec: str, report: Findings) -> Iterator[tuple[ImageItem, bytes]]:
     """Yield the readable images of a classification dataset with their digests, and report problems."""
     path = Path(spec)
-    if spec in labelled_images.DATASET_NAMES:
+    if spec in labeled_images.DATASET_NAMES:
         yield from _check_known_dataset(spec, report)
     elif shards.is_shard_spec(spec):
         yield from findings.hash_images(_check_shards(spec, report), report)
@@ -39,7 +39,7 @@ def check_samples(spec: str, report: Findings) -> Iterator[tuple[ImageItem, byte
 
 def _check_known_dataset(spec: str, report: Findings) -> Iterator[tuple[ImageItem, bytes]]:
     """Yield the images of a built-in dataset and the digests of their pixels."""
-    train, test, labels = labelled_images.load_labelled_images(spec, HOLDOUT)
+    train, test, labels = labeled_images.load_labeled_images(spec, HOLDOUT)
     files: list[ImageItem] = []
     for split, source in (("train", train), ("test", test)):
         for number, target in enumerate(source.targets.tolist()):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fukami.classification.task import ClassificationTask
-    from fukami.data.labelled_images import LabelledImages
+    from fukami.data.labeled_images import LabeledImages
     from fukami.data.loader import BatchLoader
     from fukami.engine.task import Task
     from fukami.image.transform import SquareTransform
@@ -134,19 +134,19 @@ class ClassificationRecipe(SupervisedRecipe):
 
     def load_data(self) -> Data:
         """Load the dataset into memory, or stream it from its files if it does not fit."""
-        from fukami.data import labelled_images
+        from fukami.data import labeled_images
 
-        train, test, labels = labelled_images.load_labelled_images(self.data, self.holdout)
+        train, test, labels = labeled_images.load_labeled_images(self.data, self.holdout)
         return Data(self.build_loader(train, labels, train=True), self.build_loader(test, labels, train=False), labels)
 
     def load_eval_data(self) -> "BatchLoader":
         """Load only the test split; training images are not decoded."""
-        from fukami.data import labelled_images
+        from fukami.data import labeled_images
 
-        _, test, labels = labelled_images.load_labelled_images(self.data, self.holdout)
+        _, test, labels = labeled_images.load_labeled_images(self.data, self.holdout)
         return self.build_loader(test, labels, train=False)
 
-    def build_loader(self, source: "LabelledImages", labels: tuple[str, ...], *, train: bool) -> "BatchLoader":
+    def build_loader(self, source: "LabeledImages", labels: tuple[str, ...], *, train: bool) -> "BatchLoader":
         """Build the loader of a split, for training or evaluation."""
         transform = self.build_transform(labels)
         if train:

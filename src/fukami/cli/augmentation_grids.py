@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from fukami.captioning import data as captioning_data
-from fukami.data import augment, augment_boxes, labelled_images, padded_loader
+from fukami.data import augment, augment_boxes, labeled_images, padded_loader
 from fukami.data.annotations import find_rarest_classes
 from fukami.data.samples import PaddedBatch, Sample
 from fukami.detection import data as detection_data
@@ -41,7 +41,7 @@ def sample_images(
     """Sample training images, balanced over the classes, and augment each of them.
 
     Args:
-        data: as :func:`fukami.data.labelled_images.load_labelled_images` takes it.
+        data: as :func:`fukami.data.labeled_images.load_labeled_images` takes it.
         operations: as :func:`fukami.data.augment.parse_augmentation` takes them; none: only the original images.
         size: side in pixels; 0: that of the first image, at most 224.
         num_images, num_variants: number of rows, and of augmented variants in a row; mixup and cutmix mix these rows.
@@ -53,7 +53,7 @@ def sample_images(
         UsageError: an option is invalid.
         Error: the dataset has no training image, or none can be read.
     """
-    source, _, labels = labelled_images.load_labelled_images(data, holdout=0.0)
+    source, _, labels = labeled_images.load_labeled_images(data, holdout=0.0)
     return _build_rows(data, source, labels, operations, size, channels, num_images, num_variants, seed)
 
 
@@ -67,14 +67,14 @@ def sample_captioned_images(
         operations, size, num_images, num_variants, seed: as for :func:`sample_images`.
     """
     train, _, _ = captioning_data.load_dataset(data, holdout=0.0)
-    source = labelled_images.LabelledImages(train.items, np.arange(len(train)))
+    source = labeled_images.LabeledImages(train.items, np.arange(len(train)))
     labels = tuple(captions[0] for captions in train.captions)
     return _build_rows(data, source, labels, operations, size, 3, num_images, num_variants, seed)
 
 
 def _build_rows(
     data: str,
-    source: labelled_images.LabelledImages,
+    source: labeled_images.LabeledImages,
     labels: Sequence[str],
     operations: Sequence[str],
     size: int,
@@ -207,8 +207,8 @@ def _unpad_images(batch: PaddedBatch, labels: Sequence[str]) -> list[BoxedImage]
     """Return each image without its padding, with its boxes."""
     images = []
     for row, (height, width) in enumerate(batch.sizes.int().tolist()):
-        labelled = zip(batch.boxes[row].tolist(), batch.classes[row].tolist(), strict=True)
-        boxes = [(corners, labels[number]) for corners, number in labelled if number >= 0]
+        labeled = zip(batch.boxes[row].tolist(), batch.classes[row].tolist(), strict=True)
+        boxes = [(corners, labels[number]) for corners, number in labeled if number >= 0]
         images.append((batch.images[row, :, :height, :width].float(), boxes))
     return images
 

@@ -45,14 +45,14 @@ def validate_dataset(spec: str) -> "Findings":
     from fukami.captioning import checks as captioning_checks
     from fukami.captioning import data as captioning_data
     from fukami.classification import checks as classification_checks
-    from fukami.data import findings, labelled_images, shards
+    from fukami.data import findings, labeled_images, shards
     from fukami.data.parsing import exists
     from fukami.detection import checks as detection_checks
     from fukami.detection import data as detection_data
     from fukami.segmentation import checks as segmentation_checks
     from fukami.segmentation import data as segmentation_data
 
-    names = (*labelled_images.DATASET_NAMES, *detection_data.DATASETS, *segmentation_data.DATASETS)
+    names = (*labeled_images.DATASET_NAMES, *detection_data.DATASETS, *segmentation_data.DATASETS)
     is_sharded = shards.is_shard_spec(spec)
     if not (is_sharded or spec in (*names, *captioning_data.DATASET_NAMES) or exists(Path(spec))):
         raise build_unknown_error("dataset (and no file or folder)", spec, names)

@@ -360,7 +360,7 @@ def build_image_sections(
     model = get_network(task)
     weight = next(model.parameters())
 
-    def normalise(images: "Tensor") -> "Tensor":
+    def normalize(images: "Tensor") -> "Tensor":
         return task.normalize_images(images.to(weight.device)).to(weight.dtype)
 
     layers = analysis.summarize_layers(model, shape)
@@ -368,7 +368,7 @@ def build_image_sections(
     inputs = [torch.from_numpy(task.transform.read_and_transform(prediction["file"])) for prediction in predictions]
     max_activations: dict[str, Tensor] = {}
     for prediction, pixels in zip(predictions, inputs, strict=True):
-        image = normalise(pixels[None])[0]
+        image = normalize(pixels[None])[0]
         heatmap = feature_visualization.compute_grad_cam(model, image, task.labels.index(prediction["label"]))
         maps = feature_visualization.compute_feature_maps(model, image, [layer.name for layer in stages])
         for name, values in maps.items():
@@ -389,7 +389,7 @@ def build_image_sections(
             (layer, feature_visualization.select_strongest_maps(max_activations[layer.name], UNITS_PER_LAYER))
             for layer in stages
         ]
-        patches = feature_visualization.find_top_patches(model, train, units, normalize=normalise)
+        patches = feature_visualization.find_top_patches(model, train, units, normalize=normalize)
         rows = [
             (
                 f"layer {layer.name}: field {format_field_size(layer)}, units {', '.join(map(str, unit_indices))}",
@@ -401,7 +401,7 @@ def build_image_sections(
             "Training patches with the strongest activations", feature_visualization.plot_top_patches(rows)
         )
         yield f"<p>{PATCHES_NOTE} {note}</p>"
-    samples = normalise(torch.cat(train)[:: -(-sum(map(len, train)) // 8)]) if train else None
+    samples = normalize(torch.cat(train)[:: -(-sum(map(len, train)) // 8)]) if train else None
     text, _, field = summarize_network(model, shape, "the run's weights", samples)
     if field:
         theory = f"layer {field.layer.name}:\ntheoretical {format_field_size(field.layer)}"

@@ -521,9 +521,9 @@ def _build_diagonal(x: Tensor, y: Tensor) -> Tensor:
     return torch.stack([x, y, torch.ones_like(x)], 1).diag_embed()
 
 
-def _transform_colors(matrix: Tensor, colours: Tensor) -> Tensor:
+def _transform_colors(matrix: Tensor, colors: Tensor) -> Tensor:
     """Transform colors ``(N, 3)`` by matrices ``(N, 3, 4)``."""
-    return (matrix[:, :, :3] @ colours.unsqueeze(2) + matrix[:, :, 3:]).squeeze(2)
+    return (matrix[:, :, :3] @ colors.unsqueeze(2) + matrix[:, :, 3:]).squeeze(2)
 
 
 def _compute_factors(draws: Tensor, max_change: float) -> Tensor:
@@ -599,7 +599,7 @@ OPERATIONS: dict[str, tuple[float, float, float, str]] = {
     "contrast": (0.4, 0, 1, "maximum relative change of contrast"),
     "saturation": (0.4, 0, 1, "maximum relative change of saturation"),
     "hue": (0.1, 0, 0.5, "maximum rotation of hue, as a fraction of a full turn"),
-    "grey": (0.2, 0, 1, "fraction of the images converted to grayscale"),
+    "grayscale": (0.2, 0, 1, "fraction of the images converted to grayscale"),
     "erase": (0.25, 0, 1, "fraction of the images with a rectangle erased"),
     "mixup": (0.2, 0, math.inf, "alpha of mixup"),
     "cutmix": (1.0, 0, math.inf, "alpha of CutMix"),
@@ -609,7 +609,7 @@ OPERATIONS: dict[str, tuple[float, float, float, str]] = {
 OPERATION_CLASSES = {
     "flip": RandomHorizontalFlip, "flip-vertical": RandomVerticalFlip, "pad-crop": PaddedRandomCrop,
     "crop": RandomResizedCrop, "brightness": RandomBrightness, "contrast": RandomContrast,
-    "saturation": RandomSaturation, "hue": RandomHue, "grey": RandomGrayscale, "erase": RandomErasing,
+    "saturation": RandomSaturation, "hue": RandomHue, "grayscale": RandomGrayscale, "erase": RandomErasing,
 }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ ClassCounts = npt.NDArray[np.int64]
 def count_class_pixels(samples: Sequence[Sample], num_classes: int) -> ClassCounts:
     """Count the pixels of each class in the masks of the samples, ``(2, num_classes)``.
 
-    The second row counts the labelled pixels of all images that contain the class. Counts of the same files are read
+    The second row counts the labeled pixels of all images that contain the class. Counts of the same files are read
     from the cache folder. Unreadable masks are skipped.
     """
     cache = (

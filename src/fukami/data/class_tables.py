@@ -15,9 +15,9 @@ import numpy.typing as npt
 from fukami.data.parsing import MAX_SMALL_FILE_BYTES, read_text
 from fukami.errors import Error
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 IGNORED_NAMES = {"void", "unlabelled", "unlabeled", "ignore", "ignored"}  # names of unlabelled pixels
-IGNORE_INDEX = 255  # mask value of unlabelled pixels in most datasets
+IGNORE_INDEX = 255  # mask value of unlabeled pixels in most datasets
 TABLE_FILES = (
     "classes.txt", "classes.csv", "class_dict.csv", "_classes.csv", "labels.txt", "codes.txt", "label_colors.txt",
     "labelmap.txt", "class_names.txt",
@@ -30,13 +30,13 @@ class ClassTable:
 
     Attributes:
         labels: class names.
-        value_to_class: class index by value, -1 for unlabelled; for grayscale and palette masks.
-        color_to_class: class index by color, -1 for unlabelled; for color masks, otherwise empty.
+        value_to_class: class index by value, -1 for unlabeled; for grayscale and palette masks.
+        color_to_class: class index by color, -1 for unlabeled; for color masks, otherwise empty.
     """
 
     labels: tuple[str, ...]
     value_to_class: dict[int, int] = field(default_factory=dict)
-    color_to_class: dict[Colour, int] = field(default_factory=dict)
+    color_to_class: dict[Color, int] = field(default_factory=dict)
 
     @cached_property
     def digest(self) -> bytes:
@@ -46,14 +46,14 @@ class ClassTable:
         ).digest()
 
     def with_ignore_index(self, value: int) -> "ClassTable":
-        """Return a copy that maps a value to unlabelled, unless the value has a class."""
+        """Return a copy that maps a value to unlabeled, unless the value has a class."""
         return ClassTable(
             self.labels, {value: -1, **self.value_to_class} if self.value_to_class else {}, self.color_to_class
         )
 
 
 def build_class_table(labels: Sequence[str], ignored_values: Iterable[int] = ()) -> ClassTable:
-    """Build a table of classes whose mask values count from 0; ``IGNORED_NAMES`` become unlabelled."""
+    """Build a table of classes whose mask values count from 0; ``IGNORED_NAMES`` become unlabeled."""
     class_labels = tuple(label for label in labels if label.lower() not in IGNORED_NAMES)
     values = {value: class_labels.index(label) if label in class_labels else -1 for value, label in enumerate(labels)}
     return ClassTable(class_labels, {**dict.fromkeys(ignored_values, -1), **values})
@@ -73,7 +73,7 @@ CITYSCAPES_LABELS = (
 CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 
 
-def compute_voc_color(number: int) -> Colour:
+def compute_voc_color(number: int) -> Color:
     """Compute a color of the VOC palette; the bits of ``number`` alternate between red, green and blue."""
     levels = [0, 0, 0]
     for bit in range(8):
@@ -83,7 +83,7 @@ def compute_voc_color(number: int) -> Colour:
 
 
 VOC = build_class_table(VOC_LABELS, (IGNORE_INDEX,))
-VOC_COLOURED = ClassTable(
+VOC_COLORED = ClassTable(
     VOC_LABELS,
     color_to_class={compute_voc_color(number): number for number in range(21)} | {compute_voc_color(IGNORE_INDEX): -1},
 )
@@ -106,7 +106,7 @@ def read_class_table(path: Path) -> ClassTable:
     """Read a class table: one line per class, with its name only, or with its value or its red, green and blue.
 
     Values of names without numbers count from 0. Supported formats are CSV, ``name: r, g, b`` (CVAT) and ``r g b
-    name``. The names void, unlabelled and ignore denote unlabelled pixels.
+    name``. The names void, unlabeled and ignore denote unlabeled pixels.
 
     Raises:
         Error: a line is invalid, two classes share a value, or there is no class.
@@ -121,16 +121,14 @@ def read_class_table(path: Path) -> ClassTable:
         raise Error(f"{path} names no class; write a line for each, such as road 128 64 128, or its name only")
     num_values = {len(numbers) for _, numbers in rows}
     if len(num_values) > 1:
-        raise Error(f"{path} gives some classes a colour or a value and others none; give each of them the same")
+        raise Error(f"{path} gives some classes a color or a value and others none; give each of them the same")
     names = [name for name, _ in rows]
     labels = tuple(name for name in dict.fromkeys(names) if name.lower() not in IGNORED_NAMES)
     class_indices = {**dict.fromkeys(names, -1), **{name: index for index, name in enumerate(labels)}}
     keys = [numbers or (index,) for index, (_, numbers) in enumerate(rows)]
     duplicate = next((key for key, count in Counter(keys).items() if count > 1), None)
     if duplicate is not None or not labels:
-        problem = (
-            f"two classes with {' '.join(map(str, duplicate))}" if duplicate else "no class except unlabelled ones"
-        )
+        problem = f"two classes with {' '.join(map(str, duplicate))}" if duplicate else "no class except unlabeled ones"
         raise Error(f"{path} has {problem}; give each class a value of its own")
     classes = [class_indices[name] for name in names]
     if num_values == {3}:
@@ -158,7 +156,7 @@ def _parse_row(path: Path, number: int, line: str) -> tuple[str, tuple[int, ...]
     return " ".join(name_parts), numbers
 
 
-def encode_colors(colours: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
+def encode_colors(colors: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
     """Encode colors ``(..., 3)`` as integers, ``0xRRGGBB``."""
-    rgb = colours.astype(np.int32)
+    rgb = colors.astype(np.int32)
     return np.asarray(rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2])

@@ -19,7 +19,7 @@ SEQUENTIAL_BATCH_SIZE = 256  # batch size of an iteration in order, without trai
 
 
 class BatchLoader:
-    """Base class of the loaders: the order of a labelled dataset in each epoch, and its augmentation draws.
+    """Base class of the loaders: the order of a labeled dataset in each epoch, and its augmentation draws.
 
     Both are functions of the seed and the epoch only. A run can therefore resume within an epoch from its position, and
     several processes share a batch without communication.
@@ -165,7 +165,7 @@ class BatchLoader:
 
 
 class InMemoryLoader(BatchLoader):
-    """Loader of a labelled dataset in device memory, which shuffles and augments whole batches on the device.
+    """Loader of a labeled dataset in device memory, which shuffles and augments whole batches on the device.
 
     Args:
         images: ``(N, C, H, W)`` uint8 images.

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fukami.data.class_tables import ClassTable, Colour, encode_colors
+from fukami.data.class_tables import ClassTable, Color, encode_colors
 from fukami.data.manifest import file_size
 from fukami.data.samples import UInt8Array
 from fukami.errors import Error, convert_memory_errors
@@ -37,7 +37,7 @@ class ArrayMask:
 
 @dataclass(frozen=True)
 class MaskFile:
-    """Mask in an image file, by value (grayscale or palette) or by colour, as the class table defines.
+    """Mask in an image file, by value (grayscale or palette) or by color, as the class table defines.
 
     :meth:`read` raises the errors of :class:`fukami.data.samples.Mask`; they name the first pixel without a class.
     """
@@ -58,7 +58,7 @@ class MaskFile:
             row, column = np.argwhere(unknown)[0].tolist()
             raise Error(
                 f"{self.path} has {self.describe_code(int(codes[row, column]))} at column {column} of row {row}, which "
-                f"is none of the {len(known[0])} {'colours' if self.class_table.color_to_class else 'values'} of the "
+                f"is none of the {len(known[0])} {'colors' if self.class_table.color_to_class else 'values'} of the "
                 "class table; add it there, or fix the mask"
             )
         return np.asarray(known[1][positions])
@@ -68,7 +68,7 @@ class MaskFile:
         return f"{self.path.name} {file_size(self.path)} ".encode() + self.class_table.digest
 
     def read_codes(self) -> npt.NDArray[np.int32]:
-        """Return the value of each pixel ``(H, W)``, or its colour encoded as one number."""
+        """Return the value of each pixel ``(H, W)``, or its color encoded as one number."""
         return read_codes(self.path, bool(self.class_table.color_to_class))
 
     def list_known_codes(self) -> tuple[npt.NDArray[np.int32], UInt8Array]:
@@ -86,7 +86,7 @@ class MaskFile:
 
     def describe_code(self, code: int) -> str:
         """Describe a code for a message."""
-        return f"the colour {decode_color(code)}" if self.class_table.color_to_class else f"the value {code}"
+        return f"the color {decode_color(code)}" if self.class_table.color_to_class else f"the value {code}"
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,10 @@ class MissingMask:
 
 
 def read_codes(path: Path, by_color: bool) -> npt.NDArray[np.int32]:
-    """Read the value of each pixel of a mask file, ``(H, W)``, or its colour encoded as one number.
+    """Read the value of each pixel of a mask file, ``(H, W)``, or its color encoded as one number.
 
     Raises:
-        Error: the file cannot be read, or is in colour although ``by_color`` is false.
+        Error: the file cannot be read, or is in color although ``by_color`` is false.
     """
     with image_io.open_image(path) as image:
         if by_color:
@@ -117,22 +117,22 @@ def read_codes(path: Path, by_color: bool) -> npt.NDArray[np.int32]:
             levels = np.asarray(image)[..., :3]
             if (levels != levels[..., :1]).any():
                 raise Error(
-                    f"{path} is in colour, and no class table gives the classes colours; put one next to the folders, "
+                    f"{path} is in color, and no class table gives the classes colors; put one next to the folders, "
                     "classes.txt with a line such as road 128 64 128 for each class"
                 )
             return levels[..., 0].astype(np.int32)
         if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
-            raise Error(f"{path} has pixels of mode {image.mode}; a mask has one integer or colour per pixel")
+            raise Error(f"{path} has pixels of mode {image.mode}; a mask has one integer or color per pixel")
         return np.asarray(image).astype(np.int32)
 
 
-def decode_color(code: int) -> Colour:
-    """Decode the colour of a code."""
+def decode_color(code: int) -> Color:
+    """Decode the color of a code."""
     return code >> 16, code >> 8 & 255, code & 255
 
 
-def is_coloured(path: Path) -> bool:
-    """Return whether a mask file has colours other than shades of gray."""
+def is_colored(path: Path) -> bool:
+    """Return whether a mask file has colors other than shades of gray."""
     with image_io.open_image(path) as image:
         if image.mode not in ("RGB", "RGBA"):
             return False

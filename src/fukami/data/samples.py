@@ -11,14 +11,14 @@ from torch import Tensor
 UInt8Array = npt.NDArray[np.uint8]
 REGULAR, DIFFICULT, CROWD = 0, 1, 2  # kinds of boxes; detections of the last two do not count
 PROPOSAL = 3  # region proposal, after all other boxes; its class is -1
-UNLABELLED = 0  # value of a label map; the others are the class index plus 1
+UNLABELED = 0  # value of a label map; the others are the class index plus 1
 
 
 class Mask(Protocol):
     """Interface of the segmentation mask of an image."""
 
     def read(self) -> UInt8Array:
-        """Read the label map ``(H, W)`` of the upright image: 0 unlabelled, otherwise the class index plus 1.
+        """Read the label map ``(H, W)`` of the upright image: 0 unlabeled, otherwise the class index plus 1.
 
         Raises:
             fukami.Error: the mask is missing, or has a value without a class.

@@ -1,6 +1,6 @@
 """Scenes: synthetic images of textured, overlapping shapes and handwritten digits, generated from a seed.
 
-A scene is annotated with the classes, boxes and instance masks of its objects, and a caption. Colour and texture do
+A scene is annotated with the classes, boxes and instance masks of its objects, and a caption. Color and texture do
 not depend on the class, bars without a class are distractors, and objects occlude one another by up to 20 %.
 
 All numbers are computed with sums, products, quotients and square roots, which IEEE 754 rounds identically: a seed
@@ -27,8 +27,8 @@ COUNT_WORDS = ("no", "a", "two", "three", "four", "five", "six")
 NUM_TRAIN, NUM_TEST = 2000, 200  # images of the dataset, numbered consecutively
 NUM_CAPTIONED = 8000  # images with few objects for captioning
 MAX_SMALL_SIZE, MIN_LARGE_SIZE = 48.0, 68.0  # bounds of the size that a caption calls small or large
-MIN_RELATION_DISTANCE = 12.0  # minimum distance of two centres in pixels for a spatial relation
-COLOURS = {
+MIN_RELATION_DISTANCE = 12.0  # minimum distance of two centers in pixels for a spatial relation
+COLORS = {
     "red": (215, 45, 40),
     "green": (45, 165, 60),
     "blue": (45, 75, 220),
@@ -37,7 +37,7 @@ COLOURS = {
     "white": (245, 245, 240),
 }
 MIN_COLOR_CONTRAST = 90  # minimum difference from the background in one of red, green and blue, of 255
-MAX_SHADE_OFFSET = 20  # largest deviation from a named colour, of 255
+MAX_SHADE_OFFSET = 20  # largest deviation from a named color, of 255
 MAX_PLACEMENTS = 12  # positions that are tried for an object
 
 
@@ -52,8 +52,8 @@ class SceneConfig:
         size_range: minimum and maximum size of an object in pixels.
         min_digit_size: minimum size of a digit in pixels.
         min_visible_fraction: minimum visible fraction of an object.
-        min_distance: minimum horizontal distance between object centres in pixels.
-        untextured: each object has one colour of ``COLOURS`` and no texture, and the caption names all objects.
+        min_distance: minimum horizontal distance between object centers in pixels.
+        untextured: each object has one color of ``COLORS`` and no texture, and the caption names all objects.
     """
 
     max_objects: int = 6
@@ -105,7 +105,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class SceneObject:
-    """Object of a scene: class, name of texture or colour, size and centre in pixels."""
+    """Object of a scene: class, name of texture or color, size and center in pixels."""
 
     label: str
     appearance: str
@@ -253,17 +253,17 @@ def _draw_object(
 def _sample_texture(
     random: np.random.Generator, u: FloatArray, v: FloatArray, background: FloatArray
 ) -> tuple[str, FloatArray]:
-    """Sample a texture; return its name and its colours ``(h, w, 3)``."""
+    """Sample a texture; return its name and its colors ``(h, w, 3)``."""
     texture = TEXTURES[random.integers(len(TEXTURES))]
     return texture, shapes.fill_texture(random, texture, u, v, background)
 
 
 def _sample_color(random: np.random.Generator, background: FloatArray) -> tuple[str, FloatArray]:
-    """Sample a colour in contrast to the background; return its name and one of its shades ``(3,)``."""
-    centre = background[background.shape[0] // 2, background.shape[1] // 2]
-    candidates = [name for name, colour in COLOURS.items() if np.abs(colour - centre).max() > MIN_COLOR_CONTRAST]
+    """Sample a color in contrast to the background; return its name and one of its shades ``(3,)``."""
+    center = background[background.shape[0] // 2, background.shape[1] // 2]
+    candidates = [name for name, color in COLORS.items() if np.abs(color - center).max() > MIN_COLOR_CONTRAST]
     name = candidates[random.integers(len(candidates))]
-    shade = np.array(COLOURS[name]) + sample_uniform(random, -MAX_SHADE_OFFSET, MAX_SHADE_OFFSET, 3)
+    shade = np.array(COLORS[name]) + sample_uniform(random, -MAX_SHADE_OFFSET, MAX_SHADE_OFFSET, 3)
     return name, shade.astype(np.float32)
 
 
@@ -335,7 +335,7 @@ def _describe_scene(random: np.random.Generator, objects: Sequence[SceneObject])
 
 
 def _describe_objects(objects: Sequence[SceneObject]) -> str:
-    """Describe all objects from left to right, each with its colour."""
+    """Describe all objects from left to right, each with its color."""
     return " and ".join(f"a {item.appearance} {item.label}" for item in sorted(objects, key=lambda item: item.x))
 
 

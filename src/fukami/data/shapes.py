@@ -87,16 +87,16 @@ def load_digit_templates() -> dict[int, FloatArray]:
 def fill_texture(
     random: np.random.Generator, texture: str, u: FloatArray, v: FloatArray, background: FloatArray
 ) -> FloatArray:
-    """Render a texture of two colours ``(h, w, 3)``; the first contrasts with the background."""
+    """Render a texture of two colors ``(h, w, 3)``; the first contrasts with the background."""
     candidates = sample_uniform(random, 0, 255, (4, 3)).astype(np.float32)
-    centre = background[background.shape[0] // 2, background.shape[1] // 2]
-    first = candidates[np.argmax(np.abs(candidates - centre).max(1))]
+    center = background[background.shape[0] // 2, background.shape[1] // 2]
+    first = candidates[np.argmax(np.abs(candidates - center).max(1))]
     second = sample_uniform(random, 0, 255, 3).astype(np.float32)
     return np.asarray(first + compute_pattern(random, texture, u, v)[..., None] * (second - first))
 
 
 def compute_pattern(random: np.random.Generator, texture: str, u: FloatArray, v: FloatArray) -> FloatArray:
-    """Compute the weight of the second colour of a texture, 0 to 1."""
+    """Compute the weight of the second color of a texture, 0 to 1."""
     cell = sample_uniform(random, 6, 13)
     a, b = u / cell + random.random(), v / cell + random.random()
     if texture == "striped":

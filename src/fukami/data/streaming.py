@@ -202,7 +202,7 @@ class StreamingLoader(BatchLoader):
 
 
 class FileStreamingLoader(StreamingLoader):
-    """Loader of a labelled dataset in files: decoded and cropped by workers, augmented on the device in batches.
+    """Loader of a labeled dataset in files: decoded and cropped by workers, augmented on the device in batches.
 
     Order, crops and augmentation depend only on the seed and the epoch, as in
     :class:`fukami.data.loader.InMemoryLoader`. An image that cannot be read is left out of its batch and named.

@@ -45,7 +45,7 @@ class ShardDecoder(ImageDecoder):
 
 
 class ShardStreamingLoader(FileStreamingLoader):
-    """Loader of a labelled dataset in shards: read as streams, decoded by workers, augmented on the device in batches.
+    """Loader of a labeled dataset in shards: read as streams, decoded by workers, augmented on the device in batches.
 
     In each epoch, the shards are put in a random order and their concatenation is cut into lanes of equal length. Row
     ``i`` of a batch comes from lane ``i % num_readers``. A lane is read sequentially through a shuffle buffer. The

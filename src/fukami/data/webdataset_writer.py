@@ -1,4 +1,4 @@
-"""Writing of shards: labelled images as tar files in the WebDataset layout, with an index."""
+"""Writing of shards: labeled images as tar files in the WebDataset layout, with an index."""
 
 import io
 import logging
@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fukami.data import labelled_images, shards, tar
+from fukami.data import labeled_images, shards, tar
 from fukami.data import remote as data_remote
-from fukami.data.labelled_images import LabelledImages
+from fukami.data.labeled_images import LabeledImages
 from fukami.errors import Error, UsageError
 from fukami.image import io as image_io
 
@@ -35,7 +35,7 @@ def write_shards(
     """Write a dataset as shards into the folder ``out``, shuffled once, with an index.
 
     Args:
-        spec: dataset, as for :func:`fukami.data.labelled_images.load_labelled_images`.
+        spec: dataset, as for :func:`fukami.data.labeled_images.load_labeled_images`.
         out: new or empty folder.
         holdout: fraction of each class held out for testing, if the dataset has no test split.
         samples_per_shard: number of images per shard; by default, as many as ``shard_megabytes`` allows.
@@ -55,7 +55,7 @@ def write_shards(
             f"a shard holds at least one sample and more than 0 MB, and the holdout is 0 to 1; not "
             f"{samples_per_shard} samples, {shard_megabytes:g} MB and {holdout:g}"
         )
-    train, test, labels = labelled_images.load_labelled_images(spec, holdout)
+    train, test, labels = labeled_images.load_labeled_images(spec, holdout)
     index: shards.ShardIndex = {"labels": labels, "train": [], "test": []}
     order = np.random.default_rng(seed)
     # Incomplete files have no final name. The index is renamed first, so it lists shards that are still missing.
@@ -91,7 +91,7 @@ def write_index(spec: str, out: Path | None = None) -> dict[str, int | str]:
 
     Raises:
         UsageError: the spec names no shards, or the index exists.
-        Error: a shard is missing, or no shard has a labelled image.
+        Error: a shard is missing, or no shard has a labeled image.
     """
     if not shards.is_shard_spec(spec):
         raise UsageError(f"{spec} is neither a folder nor a pattern of tar files; --index is for shards")
@@ -131,7 +131,7 @@ class KeyedSamples:
         order: ``(N,)`` image indices.
     """
 
-    def __init__(self, source: LabelledImages, labels: tuple[str, ...], order: shards.IntArray) -> None:
+    def __init__(self, source: LabeledImages, labels: tuple[str, ...], order: shards.IntArray) -> None:
         self.source, self.labels, self.order = source, labels, order
         self.key_counts: dict[str, int] = {}
 
@@ -177,7 +177,7 @@ def _count_samples(index: shards.ShardIndex) -> dict[str, int]:
     return {**counts, "shards": len(index["train"]) + len(index["test"])}
 
 
-def _compute_shard_length(source: LabelledImages, megabytes: float) -> int:
+def _compute_shard_length(source: LabeledImages, megabytes: float) -> int:
     """Compute the number of images per shard of a size, fewer if there would be too few shards."""
     items = source.items
     if isinstance(items, np.ndarray):

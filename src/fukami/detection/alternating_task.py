@@ -130,9 +130,9 @@ class AlternatingDetectionTask(DetectionTask):
         """Detect objects in images; in the first two steps the separate network proposes the regions."""
         if self.current_step not in (TRAIN_RPN, TRAIN_DETECTOR):
             return super().detect(images, sizes)
-        normalised = self.normalize_images(images, sizes)
-        proposals = self.proposal_network.propose(normalised, sizes)  # type: ignore[operator]
-        detections: list[Detections] = self.model(normalised, sizes, proposals=proposals)
+        normalized = self.normalize_images(images, sizes)
+        proposals = self.proposal_network.propose(normalized, sizes)  # type: ignore[operator]
+        detections: list[Detections] = self.model(normalized, sizes, proposals=proposals)
         return detections
 
 

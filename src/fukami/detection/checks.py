@@ -88,7 +88,7 @@ def _check_entry(entry: ImageAnnotation, header: ImageHeader, file: str, split: 
         findings.add("EXIF rotation", detail, file=file, line=entry.line)
     first_boxes: dict[tuple[str, Corners], Box] = {}
     for box, corners in zip(entry.boxes, annotations.compute_pixel_corners(entry, header), strict=True):
-        name = f"{box.identifier} ({box.label})" if box.identifier else f"the {box.label or 'unlabelled'} box"
+        name = f"{box.identifier} ({box.label})" if box.identifier else f"the {box.label or 'unlabeled'} box"
         problem = annotations.find_box_problem(corners, header.upright_size)
         numbers = ", ".join(f"{value:g}" for value in corners)
         if problem:

@@ -35,7 +35,7 @@ class FasterRCNNResNet50FPN(FasterRCNNRecipe):
     """Side of the square anchor of each pyramid level, in pixels; the aspect ratios are 2:1, 1:1 and 1:2."""
 
     def build_model(self, num_classes: int) -> "Network":
-        """Build the network; batch normalisation is frozen if ``init`` is set, and trained otherwise."""
+        """Build the network; batch normalization is frozen if ``init`` is set, and trained otherwise."""
         from fukami.models import faster_rcnn_resnet50_fpn
 
         return faster_rcnn_resnet50_fpn(
@@ -64,7 +64,7 @@ class FasterRCNNVGG16(FasterRCNNRecipe):
     dropout: float = 0.5
     """Dropout probability of these units."""
     batch_norm: bool = False
-    """Batch normalisation after each convolution of the backbone."""
+    """Batch normalization after each convolution of the backbone."""
     width_multiplier: float = 1.0
     """Multiplier of the number of channels of the backbone."""
     stride: Literal[8, 16] = 16

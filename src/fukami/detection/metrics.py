@@ -100,7 +100,7 @@ RELATED_IOU = 0.1  # minimum IoU of a false positive with a related object (Hoie
 
 CORRECT, LOCALIZATION, DUPLICATE, OTHER_CLASS, BACKGROUND, IGNORED = range(6)  # outcomes of a detection
 
-OUTCOMES = ("correct", "localisation", "duplicate", "other class", "background")
+OUTCOMES = ("correct", "localization", "duplicate", "other class", "background")
 
 MISSED = "missed"
 

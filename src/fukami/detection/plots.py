@@ -17,7 +17,7 @@ MAX_ERRORS_SHOWN = 15  # maximum number of false negatives, and of false positiv
 NUM_COLUMNS = 5  # axes per row
 BLUE, PALE, RED = "#4878a8", "#c3d3e6", "#c0392b"
 OUTCOME_COLORS = ("#6aa67c", "#e3b34c", "#b58fc4", "#d6723c", "#9a9a9a")  # of OUTCOMES
-ERROR_CAPTIONS = {"localisation": "poor localisation", "duplicate": "duplicate", "background": "background"}
+ERROR_CAPTIONS = {"localization": "poor localization", "duplicate": "duplicate", "background": "background"}
 
 
 def plot_evaluation(results: DetectionResults, get_image: Callable[[int], Image.Image]) -> Iterator[tuple[str, Figure]]:
@@ -45,8 +45,8 @@ def plot_class_ap(classes: dict[str, dict[str, Any]]) -> Figure:
     ranked = sorted(classes.items(), key=lambda item: -item[1]["ap"])
     figure = Figure(figsize=(8, 1.1 + 0.27 * len(ranked)), layout="constrained")
     axes = figure.add_subplot()
-    for name, colour, label in (("ap", PALE, "at IoU 0.5 (VOC)"), ("coco_ap", BLUE, "at IoU 0.5 to 0.95 (COCO)")):
-        axes.barh(range(len(ranked)), [100 * metrics[name] for _, metrics in ranked], color=colour, label=label)
+    for name, color, label in (("ap", PALE, "at IoU 0.5 (VOC)"), ("coco_ap", BLUE, "at IoU 0.5 to 0.95 (COCO)")):
+        axes.barh(range(len(ranked)), [100 * metrics[name] for _, metrics in ranked], color=color, label=label)
     for row, (_, metrics) in enumerate(ranked):
         axes.text(100 * metrics["ap"] + 0.8, row, f"{100 * metrics['ap']:.1f}", va="center", fontsize=8)
     names = [f"{_shorten_label(label)}  ({metrics['objects']:,})" for label, metrics in ranked]
@@ -156,9 +156,9 @@ def plot_errors(errors: Sequence[ErrorCase], get_image: Callable[[int], Image.Im
         crop = image.crop((left, top, right, bottom))
         crop.thumbnail((400, 400))
         axes.imshow(np.asarray(crop), extent=(left, right, bottom, top))
-        colour = image_io.get_class_color(labels.index(error.label))
-        _draw_outline(axes, error.box, image_io.choose_text_color(colour), 3.2)
-        _draw_outline(axes, error.box, colour, 1.8)
+        color = image_io.get_class_color(labels.index(error.label))
+        _draw_outline(axes, error.box, image_io.choose_text_color(color), 3.2)
+        _draw_outline(axes, error.box, color, 1.8)
         if error.related_box is not None:
             _draw_outline(axes, error.related_box, image_io.BLACK, 1.2)
             _draw_outline(axes, error.related_box, image_io.WHITE, 1.2, (0, (3, 2)))
@@ -196,9 +196,9 @@ def format_caption(error: ErrorCase) -> str:
     return f"{label} → {confused_label}" if confused_label else f"{label}, not detected"
 
 
-def _draw_outline(axes: Axes, box: Any, colour: tuple[int, int, int], width: float, style: Any = "-") -> None:
+def _draw_outline(axes: Axes, box: Any, color: tuple[int, int, int], width: float, style: Any = "-") -> None:
     left, top, right, bottom = box
-    shade = tuple(level / 255 for level in colour)
+    shade = tuple(level / 255 for level in color)
     axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec=shade, lw=width, ls=style))
 
 

@@ -56,7 +56,7 @@ class RCNNRecipe(DetectionRecipe):
     width_multiplier: float = 1.0
     """Multiplier of the number of channels of the convolutions."""
     batch_norm: bool = False
-    """Batch normalisation after each convolution."""
+    """Batch normalization after each convolution."""
     regions_per_image: int = 16
     """Number of regions per image and step; at most a quarter of them are objects."""
     cache_limit: float = 10.0

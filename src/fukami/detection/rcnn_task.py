@@ -97,7 +97,7 @@ class RCNNTask(DetectionTask):
         return regions
 
     def extract_features(self, image: Tensor, regions: Tensor, layer: str = "fc7") -> Tensor:
-        """Compute the features ``(K, inputs)`` of regions ``(K, 4)`` of a normalised image ``(3, H, W)``.
+        """Compute the features ``(K, inputs)`` of regions ``(K, 4)`` of a normalized image ``(3, H, W)``.
 
         They are rounded to float16 even if they are not cached, so that the cache makes no difference.
         """
@@ -126,10 +126,10 @@ class RCNNTask(DetectionTask):
         return features.to(image.device)
 
     def detect_in_proposals(self, image: Tensor, size: Tensor, proposals: Tensor, fc7: Tensor) -> Detections:
-        """Detect objects in a normalised image ``(3, H, W)`` from its proposals ``(P, 4)`` and their features.
+        """Detect objects in a normalized image ``(3, H, W)`` from its proposals ``(P, 4)`` and their features.
 
         Args:
-            image: normalised, in a frame.
+            image: normalized, in a frame.
             size: height and width of the image in the frame, ``(2,)``.
             proposals: in pixels of the frame.
             fc7: features of the proposals, ``(P, hidden)``.
@@ -167,13 +167,13 @@ class RCNNTask(DetectionTask):
         The pixels are rounded, as those of a dataset are, so that the proposals are the same.
         """
         detections, images = [], images.round()
-        for normalised, image, size in zip(self.normalize_images(images, sizes), images, sizes, strict=True):
+        for normalized, image, size in zip(self.normalize_images(images, sizes), images, sizes, strict=True):
             height, width = size.int().tolist()
             pixels = image[:, :height, :width].byte().permute(1, 2, 0).contiguous().cpu().numpy()
             proposals = torch.from_numpy(filter_proposals(search.propose_regions(pixels, self.region_settings.mode)))
-            proposals = proposals.to(normalised.device)
-            features = self.extract_features(normalised, proposals)
-            detections.append(self.detect_in_proposals(normalised, size, proposals, features))
+            proposals = proposals.to(normalized.device)
+            features = self.extract_features(normalized, proposals)
+            detections.append(self.detect_in_proposals(normalized, size, proposals, features))
         return detections
 
 

@@ -32,7 +32,7 @@ class DetectionTask(PaddedTask):
     """Object detection with a two-stage network.
 
     Args:
-        model: called as :class:`fukami.models.faster_rcnn.FasterRCNN`: with normalised images, their sizes and the
+        model: called as :class:`fukami.models.faster_rcnn.FasterRCNN`: with normalized images, their sizes and the
             ground truth it returns the samples of both stages; without ground truth it returns the detections.
         labels: class names.
         prepare: preprocessing, resizing and normalization of an image; saved with the task.
@@ -83,7 +83,7 @@ class DetectionTask(PaddedTask):
         return torch.stack(list(losses.values())).sum(), {name: loss.detach() for name, loss in losses.items()}
 
     def prepare_training_inputs(self, batch: "PaddedBatch") -> tuple[Tensor, Tensor, GroundTruth]:
-        """Return the normalised images, their sizes and the ground truth, on the device."""
+        """Return the normalized images, their sizes and the ground truth, on the device."""
         batch = self.move_to_device(batch)
         truth = GroundTruth(batch.boxes, batch.classes, batch.kinds > 0, batch.seeds)
         return self.normalize_images(batch.images, batch.sizes), batch.sizes, truth
@@ -152,11 +152,11 @@ class DetectionTask(PaddedTask):
         for detections in self.detect(frames, sizes):
             boxes = (detections.boxes.float().cpu() * ratio).tolist()
             rows = zip(boxes, detections.classes.tolist(), detections.scores.tolist(), strict=True)
-            labelled_boxes = [
+            labeled_boxes = [
                 {"label": self.labels[number], "score": round(score, 4), "box": [round(side, 2) for side in box]}
                 for box, number, score in rows
             ]
-            predictions.append({"boxes": labelled_boxes})
+            predictions.append({"boxes": labeled_boxes})
         return predictions
 
     def draw_prediction(self, source: Any, prediction: dict[str, Any]) -> Image.Image:

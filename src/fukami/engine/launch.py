@@ -23,7 +23,7 @@ from fukami.system import count_cpus
 
 logger = logging.getLogger(__name__)
 MAX_RESTARTS = 3  # in a row
-SHUTDOWN_TIMEOUT = 60  # seconds in which a process has to save after it is signalled to stop
+SHUTDOWN_TIMEOUT = 60  # seconds in which a process has to save after it is signaled to stop
 
 
 def launch_processes(args: Sequence[str], num_processes: int, device: str, runs: Sequence[Path]) -> None:

@@ -28,9 +28,9 @@ class PaddedTask(CachedEvaluationTask):
     """Task whose network takes images padded to frames, whose sides are multiples of 32.
 
     Args:
-        model: network of normalised frames.
+        model: network of normalized frames.
         labels: names of the classes.
-        prepare: resizes and normalises the images.
+        prepare: resizes and normalizes the images.
         options: optimizer, lr_schedule, epochs, eval_every, accumulate and clip_norm, as for :class:`fukami.Task`.
     """
 
@@ -61,7 +61,7 @@ class PaddedTask(CachedEvaluationTask):
         return type(batch)(*(value.to(self.runtime.device, non_blocking=True) for value in batch))
 
     def normalize_images(self, images: Tensor, sizes: Tensor) -> Tensor:
-        """Normalise images ``(N, 3, H, W)`` in 0..255, and set the padding beyond their sizes ``(N, 2)`` to 0."""
+        """Normalize images ``(N, 3, H, W)`` in 0..255, and set the padding beyond their sizes ``(N, 2)`` to 0."""
         across = torch.arange(images.shape[3], device=images.device)
         down = torch.arange(images.shape[2], device=images.device).unsqueeze(1)
         height, width = sizes.view(-1, 2, 1, 1, 1).unbind(1)

@@ -137,7 +137,7 @@ def compare_image_statistics(images: Tensor, reference: Tensor) -> Iterator[str]
 def _compute_image_statistics(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Compute brightness, contrast and detail of each image, ``(N,)``.
 
-    These are the mean, the standard deviation, and the mean absolute difference of horizontal neighbours.
+    These are the mean, the standard deviation, and the mean absolute difference of horizontal neighbors.
     """
     images = images.float()
     detail = (images[..., 1:] - images[..., :-1]).abs().flatten(1).mean(1)

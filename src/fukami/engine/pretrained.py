@@ -44,7 +44,7 @@ def build_layerwise_groups(model: nn.Module, lr: float, decay: float) -> list[di
     """Build parameter groups with layer-wise learning-rate decay: ``lr`` for the head, times ``decay`` per stage below.
 
     Discriminative fine-tuning (Howard and Ruder 2018, section 3.2). A stage is a child of the network, or in a chain of
-    layers those up to a pooling layer. Batch normalisation belongs to the convolution before it.
+    layers those up to a pooling layer. Batch normalization belongs to the convolution before it.
     """
     head, previous_child, is_pooled = find_head(model), "", False
     stages: list[list[nn.Parameter]] = []
@@ -174,7 +174,7 @@ def initialize_segmenter(model: Any, name: str, init: str, labels: tuple[str, ..
     """Initialize a segmentation network with the weights ``init``, or its backbone with those of a classifier.
 
     Weights of other classes are initialized randomly, and a warning names them; all of the backbone must fit. Returns
-    whether the weights are of a classifier without batch normalisation, whose activations may have any scale.
+    whether the weights are of a classifier without batch normalization, whose activations may have any scale.
 
     Args:
         model: a network of :mod:`fukami.models`: ``backbone_prefix`` is the name of its backbone, ``class_prefixes``
@@ -204,7 +204,7 @@ def initialize_segmenter(model: Any, name: str, init: str, labels: tuple[str, ..
         mismatches |= {key: "is of other classes" for key in expected if key.startswith(model.class_prefixes)}
     required = [key for key in expected if key.startswith(f"{model.backbone_prefix}.")]
     is_plain = not any(key.endswith("running_mean") for key in tensors)
-    if is_plain:  # a classifier without batch normalisation, which the model may have
+    if is_plain:  # a classifier without batch normalization, which the model may have
         norms = {key.rpartition(".")[0] for key in required if key.endswith("running_mean")}
         required = [key for key in required if key.rpartition(".")[0] not in norms]
     errors = [f"{key} {mismatches[key]}" for key in required if key in mismatches]
@@ -242,7 +242,7 @@ def find_weights_file(*names: str) -> Path | None:
     """Find a weights file whose name starts with one of ``names``, in this order; None if there is none.
 
     It searches the dataset folders, ``weights`` next to each of them, and torch's cache. Files of networks with batch
-    normalisation are skipped.
+    normalization are skipped.
     """
     folders = [folder for data in list_data_folders() for folder in (data, data.parent / "weights")]
     folders.append(Path(torch.hub.get_dir()) / "checkpoints")
@@ -260,7 +260,7 @@ def _select_vgg_convolutions(tensors: dict[str, Tensor], source: str) -> dict[st
     count = sum(value.ndim == 4 for value in convolutions.values())
     if count not in VGG_GROUPS or len(convolutions) != 2 * count:
         raise Error(
-            f"{source} is not of VGG-16 or VGG-19 without batch normalisation: it should have 13 or 16 convolutions "
+            f"{source} is not of VGG-16 or VGG-19 without batch normalization: it should have 13 or 16 convolutions "
             f"with biases, named features.0.weight and so on, and has {count}"
         )
     errors = [f"{key} {what}" for key, what in find_mismatches(convolutions, _build_vgg_tensors(VGG_GROUPS[count]))]
@@ -335,7 +335,7 @@ def _read_labels(init: str) -> tuple[str, ...]:
 def load_detector_weights(init: str) -> dict[str, Tensor]:
     """Load the weights of a detector, ``coco`` or a file, under torchvision's current names.
 
-    Weights of the published file's age were trained with a batch normalisation without epsilon, so they are rescaled.
+    Weights of the published file's age were trained with a batch normalization without epsilon, so they are rescaled.
     """
     tensors = _standardize_tensors(
         _fetch_torchvision_weights("fasterrcnn_resnet50_fpn") if init == "coco" else _read_weights_file(Path(init))

@@ -102,10 +102,10 @@ class Runtime:
         return module.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def replicate(self, module: nn.Module) -> nn.Module:
-        """Wrap the module for training over all processes: DistributedDataParallel, with synchronised layers."""
+        """Wrap the module for training over all processes: DistributedDataParallel, with synchronized layers."""
         if self.world_size > 1 and any(p.requires_grad for p in module.parameters()):
             convert_sync_layers(module)
-            # the synchronised layers keep their statistics equal; only other buffers need a broadcast
+            # the synchronized layers keep their statistics equal; only other buffers need a broadcast
             synced = {id(buffer) for m in module.modules() if hasattr(m, "running_mean") for buffer in m.buffers(False)}
             broadcast = any(id(buffer) not in synced for buffer in module.buffers())
             parameters = inspect.signature(nn.parallel.DistributedDataParallel).parameters
@@ -116,7 +116,7 @@ class Runtime:
         return module
 
     def no_sync(self, module: nn.Module, enabled: bool) -> contextlib.AbstractContextManager[Any]:
-        """Return a context that accumulates gradients without synchronisation between processes, if ``enabled``."""
+        """Return a context that accumulates gradients without synchronization between processes, if ``enabled``."""
         is_ddp = isinstance(module, nn.parallel.DistributedDataParallel)
         return cast(Any, module).no_sync() if enabled and is_ddp else contextlib.nullcontext()
 

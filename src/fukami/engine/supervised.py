@@ -1,4 +1,4 @@
-"""The base class of recipes that train on labelled images for a number of epochs."""
+"""The base class of recipes that train on labeled images for a number of epochs."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fukami.data.augment import AugmentationPipeline
-    from fukami.data.labelled_images import LabelledImages
+    from fukami.data.labeled_images import LabeledImages
     from fukami.data.loader import BatchLoader
     from fukami.engine.schedules import Schedule
     from fukami.engine.task import OptimizerFactory, TrainingOptions
@@ -94,7 +94,7 @@ class SupervisedRecipe(Recipe):
 
     def build_image_loader(
         self,
-        source: "LabelledImages",
+        source: "LabeledImages",
         labels: tuple[str, ...],
         prepare: "SquareTransform",
         augmentations: "Sequence[str]",

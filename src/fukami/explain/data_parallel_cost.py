@@ -71,7 +71,7 @@ class TrainingJob:
         layers: layers of the network, from :func:`fukami.explain.summary.summarize_layers`.
         batch_size: images per device and step (of all devices together for :func:`predict_strong_scaling`).
         image_bytes: bytes to read for one image.
-        sync_batch_norm: synchronized batch normalisation: one all-reduce per layer forward, one backward.
+        sync_batch_norm: synchronized batch normalization: one all-reduce per layer forward, one backward.
         first_bucket_bytes: size of the first bucket; it is small, so that the all-reduces start early.
         bucket_bytes: size of the other buckets.
     """
@@ -211,7 +211,7 @@ def _simulate_step(job: TrainingJob, cluster: Cluster, devices: int, single_devi
 
 
 def _compute_sync_time(layer: "LayerInfo", cluster: Cluster, devices: int) -> float:
-    """Compute the seconds to all-reduce the statistics of a batch normalisation layer; 0 for other layers."""
+    """Compute the seconds to all-reduce the statistics of a batch normalization layer; 0 for other layers."""
     if not layer.op_type.startswith("BatchNorm"):
         return 0.0
     return compute_all_reduce_time(2 * FLOAT_BYTES * layer.output_shape[0], cluster, devices)

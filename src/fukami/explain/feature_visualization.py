@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 NUM_PATCHES = 9  # patches per unit
 MAX_MAPS = 8  # feature maps per layer in a figure
 MAX_FILTERS = 96  # filters in a figure
-GAP_COLOR = (0.35, 0.55, 0.75)  # not a colour of the patches, which may be black, white or grey
+GAP_COLOR = (0.35, 0.55, 0.75)  # not a color of the patches, which may be black, white or gray
 MIN_TILE_WIDTH = 48  # minimum width of an image in a figure, in pixels
-PADDING_VALUE = 128  # grey value outside the image
+PADDING_VALUE = 128  # gray value outside the image
 
 
 @dataclass
@@ -64,7 +64,7 @@ def find_top_patches(
     """Find the patches with the strongest activations for each unit, strongest first.
 
     A patch is the theoretical receptive field of the position where the unit's map has its maximum, at most one per
-    image, with grey outside the image. If the field is no smaller than the image, the patch is the whole image.
+    image, with gray outside the image. If the field is no smaller than the image, the patch is the whole image.
 
     Args:
         model: the network.
@@ -95,7 +95,7 @@ def find_top_patches(
 
 
 def crop_region(image: Tensor, region: tuple[int, int, int, int] | None) -> Tensor:
-    """Crop a region of an image, with grey outside the image; return the whole image if the region covers it."""
+    """Crop a region of an image, with gray outside the image; return the whole image if the region covers it."""
     height, width = image.shape[1:]
     if region is None or (region[2] - region[0] >= height and region[3] - region[1] >= width):
         return image.clone()
@@ -134,7 +134,7 @@ def _get_shape(image: Tensor) -> Shape:
 
 
 def plot_filters(weights: Tensor) -> "Figure":
-    """Plot the filters, each scaled around grey: in colour with three input channels, else only the first channel."""
+    """Plot the filters, each scaled around gray: in color with three input channels, else only the first channel."""
     filters = weights[:MAX_FILTERS]
     filters = filters if filters.shape[1] == 3 else filters[:, :1]
     scale = filters.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)

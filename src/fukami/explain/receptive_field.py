@@ -2,9 +2,9 @@
 
 Luo, Li, Urtasun and Zemel, "Understanding the effective receptive field in deep convolutional neural networks", NeurIPS
 2016: the gradient of the central unit of a layer's map, averaged over images, is approximately Gaussian and covers a
-fraction of the theoretical receptive field. Its size here is the side of the smallest centred square that contains
+fraction of the theoretical receptive field. Its size here is the side of the smallest centered square that contains
 95.45 % of the absolute gradient (Ding et al., "RepLKNet", CVPR 2022, also use a fraction). For a Gaussian of standard
-deviation s that is 4.55 s. Luo's measure, the root of the number of pixels above 4.55 % of the centre's value, is
+deviation s that is 4.55 s. Luo's measure, the root of the number of pixels above 4.55 % of the center's value, is
 4.41 s, but it depends on that single pixel, whose value is arbitrary in networks with strides.
 """
 
@@ -31,9 +31,9 @@ class EffectiveReceptiveField:
 
     Args:
         layer: the layer.
-        gradient_map: mean absolute gradient of each pixel, ``(height, width)``, normalised to sum 1.
+        gradient_map: mean absolute gradient of each pixel, ``(height, width)``, normalized to sum 1.
         region: first row, first column, last row + 1, last column + 1 of the unit's theoretical receptive field.
-        size: side of the smallest square, centred in ``region``, that contains 95.45 % of ``gradient_map``, in pixels.
+        size: side of the smallest square, centered in ``region``, that contains 95.45 % of ``gradient_map``, in pixels.
         num_samples: number of images averaged.
     """
 
@@ -45,7 +45,7 @@ class EffectiveReceptiveField:
 
     @property
     def center(self) -> tuple[float, float]:
-        """Row and column of the centre of the theoretical receptive field, as pixel indices."""
+        """Row and column of the center of the theoretical receptive field, as pixel indices."""
         top, left, bottom, right = self.region
         return (top + bottom - 1) / 2, (left + right - 1) / 2
 
@@ -109,7 +109,7 @@ def _find_layer(layers: list[LayerInfo], name: str | None) -> LayerInfo:
 
 
 def _compute_size(gradient_map: Tensor, region: tuple[int, int, int, int]) -> int:
-    """Compute the side of the smallest centred square that contains ``GRADIENT_FRACTION`` of the gradient."""
+    """Compute the side of the smallest centered square that contains ``GRADIENT_FRACTION`` of the gradient."""
     top, left, bottom, right = region
     rows, columns = (torch.arange(side, dtype=torch.float64) for side in gradient_map.shape)
     dy, dx = (rows - (top + bottom - 1) / 2).abs(), (columns - (left + right - 1) / 2).abs()
@@ -137,19 +137,19 @@ def plot_receptive_fields(*fields: tuple[str, EffectiveReceptiveField]) -> "Figu
 
 
 def _plot_receptive_field(axes: "Axes", field: EffectiveReceptiveField) -> None:
-    """Plot the square root of the gradient map; without the root, only the centre would be visible."""
+    """Plot the square root of the gradient map; without the root, only the center would be visible."""
     height, width = field.gradient_map.shape
     peak = float(field.gradient_map.flatten().quantile(0.999))
     axes.imshow((field.gradient_map / max(peak, 1e-30)).clamp(max=1).sqrt().numpy(), cmap="magma", vmin=0, vmax=1)
     top, left, bottom, right = field.region
     row, column = field.center
     half = field.size / 2
-    for square, colour, style, name in (
+    for square, color, style, name in (
         ((top - 0.5, left - 0.5, bottom - 0.5, right - 0.5), "#7fb2e5", "--", "theoretical receptive field"),
         ((row - half, column - half, row + half, column + half), "#5fd38d", "-", "95.45 % of the gradient"),
     ):
         y1, x1, y2, x2 = square
-        axes.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color=colour, ls=style, lw=1.3, label=name)
+        axes.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color=color, ls=style, lw=1.3, label=name)
     axes.set_xlim(min(left - 1.5, -0.5), max(right + 0.5, width - 0.5))
     axes.set_ylim(max(bottom + 0.5, height - 0.5), min(top - 1.5, -0.5))
     axes.set_xticks([])

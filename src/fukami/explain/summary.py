@@ -44,7 +44,7 @@ class LayerInfo:
         output_bytes: bytes of the output in float32; 0 if it uses the input's memory (in place, reshaped, dropout).
         receptive_field: height and width in pixels, including padding. None: the whole image, as for all layers after
             global pooling or flattening.
-        effective_stride: distance in pixels between the fields of neighbouring units, vertical and horizontal; None
+        effective_stride: distance in pixels between the fields of neighboring units, vertical and horizontal; None
             without spatial positions.
         start: first row and column of the first unit's field, negative in the padding; None as for
             ``receptive_field``. In upsampled maps, several units have the same field, and this is the first unit's.
@@ -404,7 +404,7 @@ def _compute_receptive_field(
         elif offsets:
             first, step = offsets[number]
             result.append(axis.apply_window(1, step, -first, 1))
-        elif extent > size:  # upsampling: nearest, or linear between two neighbours
+        elif extent > size:  # upsampling: nearest, or linear between two neighbors
             finer = replace(axis, effective_stride=axis.effective_stride * size / extent)
             is_linear = "linear" in str(getattr(module, "mode", node.kwargs.get("mode", "")))
             result.append(replace(finer, first=axis.first - axis.effective_stride) if is_linear else finer)

@@ -1,12 +1,12 @@
-"""Unlabelled images from any source."""
+"""Unlabeled images from any source."""
 
 import contextlib
 from pathlib import Path
 
 import numpy as np
 
-from fukami.data import image_folder, labelled_images, scenes, shards
-from fukami.data.labelled_images import LabelledImages
+from fukami.data import image_folder, labeled_images, scenes, shards
+from fukami.data.labeled_images import LabeledImages
 from fukami.data.parsing import exists
 from fukami.errors import Error, build_unknown_error
 from fukami.image import io as image_io
@@ -16,11 +16,11 @@ THUMBNAIL_SIZES = (28, 32)
 NUM_INSPECTED_IMAGES = 100  # images images to infer size and channels
 
 
-def load_dataset(spec: str, holdout: float) -> tuple[LabelledImages, LabelledImages]:
+def load_dataset(spec: str, holdout: float) -> tuple[LabeledImages, LabeledImages]:
     """Load the training images and the reference images for evaluation.
 
     Args:
-        spec: a spec of :func:`fukami.data.labelled_images.load_labelled_images`, ``scenes``, or the path of a folder
+        spec: a spec of :func:`fukami.data.labeled_images.load_labeled_images`, ``scenes``, or the path of a folder
             or an archive with images at any depth.
         holdout: fraction of the images held out as reference images; with 0 all images serve as both.
 
@@ -37,7 +37,7 @@ def load_dataset(spec: str, holdout: float) -> tuple[LabelledImages, LabelledIma
     return source.select(~is_held_out), source.select(is_held_out)
 
 
-def infer_image_shape(source: LabelledImages) -> tuple[int, int]:
+def infer_image_shape(source: LabeledImages) -> tuple[int, int]:
     """Infer the image side in pixels and the number of channels from a subset of the images."""
     if isinstance(source.items, shards.ShardSamples):
         return DEFAULT_SIZE, 3
@@ -50,29 +50,29 @@ def infer_image_shape(source: LabelledImages) -> tuple[int, int]:
     return size, 1 if images and all(image.mode == "L" for image in images) else 3
 
 
-def select_subset(source: LabelledImages, count: int) -> LabelledImages:
+def select_subset(source: LabeledImages, count: int) -> LabeledImages:
     """Select a fixed random subset of at most ``count`` images."""
     mask = np.zeros(len(source), bool)
     mask[np.random.default_rng(0).permutation(len(source))[:count]] = True
     return source.select(mask)
 
 
-def _load_source(spec: str) -> LabelledImages:
+def _load_source(spec: str) -> LabeledImages:
     """Load all images of a source, as one class."""
     if spec == "scenes":
         images, _ = scenes.generate_captioned_images(0, scenes.NUM_CAPTIONED)
-        return LabelledImages(np.stack([*images]), np.zeros(len(images), np.int64))
+        return LabeledImages(np.stack([*images]), np.zeros(len(images), np.int64))
     path = Path(spec)
     if (
-        spec not in labelled_images.DATASET_NAMES
+        spec not in labeled_images.DATASET_NAMES
         and not shards.is_shard_spec(spec)
         and not spec.lower().endswith(".csv")
     ):
         if not exists(path):
             raise build_unknown_error(
-                "dataset (and no file or folder)", spec, (*labelled_images.DATASET_NAMES, "scenes")
+                "dataset (and no file or folder)", spec, (*labeled_images.DATASET_NAMES, "scenes")
             )
         files = image_folder.find_images(image_folder.unpack_archive(path) if path.is_file() else path)
-        return LabelledImages(tuple(files), np.zeros(len(files), np.int64))
-    source, _, _ = labelled_images.load_labelled_images(spec, 0.0)
-    return LabelledImages(source.items, np.zeros(len(source), np.int64))
+        return LabeledImages(tuple(files), np.zeros(len(files), np.int64))
+    source, _, _ = labeled_images.load_labeled_images(spec, 0.0)
+    return LabeledImages(source.items, np.zeros(len(source), np.int64))

@@ -10,7 +10,7 @@ from fukami.engine.supervised import OptimizerName, SupervisedRecipe
 from fukami.errors import UsageError
 
 if TYPE_CHECKING:
-    from fukami.data.labelled_images import LabelledImages
+    from fukami.data.labeled_images import LabeledImages
     from fukami.data.loader import InMemoryLoader
     from fukami.engine.task import OptimizerFactory
     from fukami.generation.task import GANTask
@@ -108,7 +108,7 @@ class DCGAN(SupervisedRecipe):
         )
         return Data(train, self.build_eval_loader(reference_images, transform), (str(size), str(channels)))
 
-    def build_eval_loader(self, source: "LabelledImages", transform: "SquareTransform") -> "InMemoryLoader":
+    def build_eval_loader(self, source: "LabeledImages", transform: "SquareTransform") -> "InMemoryLoader":
         """Build the loader of the reference images."""
         from fukami.data.loader import InMemoryLoader
         from fukami.generation import data as generation_data

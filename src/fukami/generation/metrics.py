@@ -6,16 +6,14 @@ The distances depend on the feature extractor and on the number of images; compa
 import torch
 from torch import Tensor
 
-REPETITION_QUANTILE = (
-    0.01  # quantile of the nearest-neighbour distances of real images below which a sample is repeated
-)
+REPETITION_QUANTILE = 0.01  # quantile of the nearest-neighbor distances of real images below which a sample is repeated
 KERNEL_DEGREE = 3  # degree of the polynomial kernel
 
 
 def compute_repetition(generated: Tensor, real: Tensor) -> float:
     """Compute the fraction of generated images that are near-duplicates of other generated images.
 
-    A duplicate's nearest-neighbour distance is below the 1 % quantile of those of real images. ``generated`` and
+    A duplicate's nearest-neighbor distance is below the 1 % quantile of those of real images. ``generated`` and
     ``real`` are features ``(N, F)`` of the same number of images. The fraction is near 0.01 if the generated images
     vary as much as the real ones, and near 1 after mode collapse.
     """
@@ -27,18 +25,18 @@ def compute_frechet_distance(one: Tensor, other: Tensor) -> float:
     """Compute the Fréchet distance of normal distributions fitted to features ``(N, F)`` and ``(M, F)``.
 
     It is called FID for features of the published Inception v3 (Heusel et al., "GANs Trained by a Two Time-Scale Update
-    Rule Converge to a Local Nash Equilibrium", NeurIPS 2017, equation 6). With centred features X and Y, the trace of
+    Rule Converge to a Local Nash Equilibrium", NeurIPS 2017, equation 6). With centered features X and Y, the trace of
     the square root of the covariances' product is the sum of the singular values of X Yᵀ, which needs no matrix square
     root.
     """
-    means, centred, roots = [], [], []
+    means, centered, roots = [], [], []
     for features in (one, other):
         features = features.double()
         means.append(features.mean(0))
-        centred.append((features - means[-1]) / (len(features) - 1) ** 0.5)
-        roots.append(torch.linalg.qr(centred[-1], mode="r").R)
+        centered.append((features - means[-1]) / (len(features) - 1) ** 0.5)
+        roots.append(torch.linalg.qr(centered[-1], mode="r").R)
     trace_of_root = torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
-    traces = sum(features.square().sum() for features in centred)
+    traces = sum(features.square().sum() for features in centered)
     return float((means[0] - means[1]).square().sum() + traces - 2 * trace_of_root)
 
 
@@ -61,6 +59,6 @@ def compute_kernel_distance(one: Tensor, other: Tensor) -> float:
 
 
 def compute_nearest_distances(features: Tensor) -> Tensor:
-    """Compute the distance ``(N,)`` of each of the features ``(N, F)`` to its nearest neighbour."""
+    """Compute the distance ``(N,)`` of each of the features ``(N, F)`` to its nearest neighbor."""
     distances = torch.cdist(features.double(), features.double())
     return distances.fill_diagonal_(torch.inf).amin(1)

@@ -175,7 +175,7 @@ def segment_ink(levels: UInt8Array, hint: Mask) -> Mask:
 
     coarse = np.asarray(Image.fromarray(levels).reduce(4), np.float32)
     window = int(0.35 * max(coarse.shape)) | 1
-    paper = ndimage.grey_closing(coarse, (window, window, 1), mode="nearest")
+    paper = ndimage.gray_closing(coarse, (window, window, 1), mode="nearest")
     paper = np.dstack([upsample_map(channel, levels) for channel in paper.transpose(2, 0, 1)])
     dark = np.clip(1 - levels / np.maximum(paper, 32), 0, 1)
     left, top, right, bottom = np.maximum(enlarge_box(compute_bounding_box(hint), 0.1), 0).astype(int)

@@ -60,7 +60,7 @@ def _create_contexts(segment: nn.Module) -> tuple[AbstractContextManager[None], 
 
 @contextmanager
 def _freeze_running_stats(segment: nn.Module) -> Iterator[None]:
-    """Keep the running statistics of batch normalisation, which the forward pass has already updated."""
+    """Keep the running statistics of batch normalization, which the forward pass has already updated."""
     norms: list[Any] = [module for module in segment.modules() if isinstance(module, _BatchNorm) and module.training]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 def rescale_activations(layers: Sequence[nn.Module], images: Tensor) -> None:
     """Rescale each convolution to an output mean square of 1; the output of the chain changes only by a factor.
 
-    A batch normalisation right after a convolution is initialised as the identity: its scale and offset are the
-    standard deviation and the mean of its input. Otherwise batch normalisation that is added to a pretrained model
+    A batch normalization right after a convolution is initialized as the identity: its scale and offset are the
+    standard deviation and the mean of its input. Otherwise batch normalization that is added to a pretrained model
     would remove the learned relative scales of the channels. ReLU and max pooling preserve the factor.
 
     Args:
-        layers: convolutions with biases, batch normalisations, ReLUs, poolings and dropout.
-        images: normalised ``(N, C, H, W)``, representative of the model's inputs.
+        layers: convolutions with biases, batch normalizations, ReLUs, poolings and dropout.
+        images: normalized ``(N, C, H, W)``, representative of the model's inputs.
     """
     x, scale = images, 1.0  # the original activations are x * scale
     for layer, next_layer in zip(layers, [*layers[1:], None], strict=True):

@@ -13,7 +13,7 @@ ASPECT_RATIOS = (0.5, 1.0, 2.0)  # height over width
 def compute_cell_anchors(
     sizes: Sequence[float], aspect_ratios: Sequence[float] = ASPECT_RATIOS
 ) -> list[tuple[float, float, float, float]]:
-    """Compute the anchors of one position: one for each size and aspect ratio, centred on 0.
+    """Compute the anchors of one position: one for each size and aspect ratio, centered on 0.
 
     The coordinates are rounded to whole pixels, as in the reference implementations.
 

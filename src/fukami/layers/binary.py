@@ -57,7 +57,7 @@ class BinaryConv2d(nn.Conv2d):
     Args:
         in_channels, out_channels, kernel_size, stride, padding: as for ``nn.Conv2d``.
         scaling_factors: multiply each output channel by the mean absolute value of its latent weights (XNOR-Net,
-            equation 6). Input scaling, which matters much less (XNOR-Net), is left to batch normalisation.
+            equation 6). Input scaling, which matters much less (XNOR-Net), is left to batch normalization.
     """
 
     def __init__(

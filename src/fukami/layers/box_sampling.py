@@ -1,4 +1,4 @@
-"""Label assignment and sampling of anchors and proposals, with fixed shapes and without host synchronisation."""
+"""Label assignment and sampling of anchors and proposals, with fixed shapes and without host synchronization."""
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ def compute_priorities(seeds: Tensor, count: int) -> Tensor:
     """Compute random numbers in [0, 1) from the seeds ``(N,)``, ``(N, count)``.
 
     The numbers are a hash of seed and index. Unlike a generator, they do not depend on the process that holds an
-    image, and need no host synchronisation.
+    image, and need no host synchronization.
     """
     indices = torch.arange(count, device=seeds.device)
     return (_hash_uint32(_hash_uint32(indices) ^ _hash_uint32(seeds).unsqueeze(1)) >> 8).float() / 2**24

@@ -13,7 +13,7 @@ ROI_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # weights of the deltas in the second stag
 def encode_boxes(boxes: Tensor, references: Tensor, weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
     """Encode boxes relative to references, both ``(..., 4)`` (Girshick et al. 2014, appendix C).
 
-    The deltas are the offset of the centre, divided by the reference's sides, and the logarithm of the size ratio
+    The deltas are the offset of the center, divided by the reference's sides, and the logarithm of the size ratio
     (Ren et al. 2015, equation 2).
     """
     x, y, width, height = convert_to_cxcywh(references)
@@ -33,7 +33,7 @@ def decode_boxes(deltas: Tensor, references: Tensor, weights: tuple[float, ...] 
 
 
 def convert_to_cxcywh(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Convert boxes ``(..., 4)`` to centre x, centre y, width and height, ``(...)`` each."""
+    """Convert boxes ``(..., 4)`` to center x, center y, width and height, ``(...)`` each."""
     left, top, right, bottom = boxes.unbind(-1)
     width, height = right - left, bottom - top
     return left + 0.5 * width, top + 0.5 * height, width, height

@@ -1,4 +1,4 @@
-"""Frozen batch normalisation, for detectors, whose batches are too small for batch statistics."""
+"""Frozen batch normalization, for detectors, whose batches are too small for batch statistics."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ EPSILON = 1e-5  # added to the variance, as in torch
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """Batch normalisation with constant statistics and parameters ``(channels,)``, named as in ``nn.BatchNorm2d``.
+    """Batch normalization with constant statistics and parameters ``(channels,)``, named as in ``nn.BatchNorm2d``.
 
     It is the identity if it is folded into a :class:`FoldedConv2d` before it.
     """
@@ -29,7 +29,7 @@ class FrozenBatchNorm2d(nn.Module):
         return scale, bias - mean * scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise maps ``(N, channels, H, W)``."""
+        """Normalize maps ``(N, channels, H, W)``."""
         if self.folded:
             return x
         scale, offset = (value.to(x.dtype).view(1, -1, 1, 1) for value in self.compute_scale_and_offset())
@@ -41,7 +41,7 @@ class FrozenBatchNorm2d(nn.Module):
 
 
 class FoldedConv2d(nn.Conv2d):
-    """Convolution without bias with the frozen batch normalisation after it folded in, which saves one memory pass."""
+    """Convolution without bias with the frozen batch normalization after it folded in, which saves one memory pass."""
 
     def __init__(self, convolution: nn.Conv2d, norm: FrozenBatchNorm2d) -> None:
         super().__init__(
@@ -59,7 +59,7 @@ class FoldedConv2d(nn.Conv2d):
         norm.folded = True
 
     def forward(self, input: Tensor) -> Tensor:
-        """Convolve and normalise ``(N, C, H, W)``."""
+        """Convolve and normalize ``(N, C, H, W)``."""
         scale, offset = self.norms[0].compute_scale_and_offset()
         dtype = self.weight.dtype
         weight = (self.weight * scale.view(-1, 1, 1, 1)).to(dtype)
@@ -67,7 +67,7 @@ class FoldedConv2d(nn.Conv2d):
 
 
 def freeze_batch_norm(network: nn.Module) -> nn.Module:
-    """Freeze all batch normalisations of a network in place and fold them into the convolutions right before them."""
+    """Freeze all batch normalizations of a network in place and fold them into the convolutions right before them."""
     for module in list(network.modules()):
         previous: tuple[str, nn.Module] | None = None
         for name, child in list(module.named_children()):

@@ -9,10 +9,10 @@ def warp_regions(image: Tensor, boxes: Tensor, size: int, context_padding: int) 
     """Warp regions of an image to ``size`` by ``size`` pixels, with image context around each box.
 
     As in the paper's code, the warp is bilinear, without antialiasing, and ignores the aspect ratio. Pixels outside
-    the image are 0, the mean colour (appendix A).
+    the image are 0, the mean color (appendix A).
 
     Args:
-        image: ``(3, H, W)``, float32, normalised.
+        image: ``(3, H, W)``, float32, normalized.
         boxes: ``(K, 4)`` in pixels of the image, where 0 is the outer edge of the first pixel.
         size: side of the output in pixels.
         context_padding: width in output pixels of the context around the box.

@@ -1,4 +1,4 @@
-"""Batch normalisation and dropout over the global batch of several processes."""
+"""Batch normalization and dropout over the global batch of several processes."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 def convert_sync_layers(module: nn.Module) -> nn.Module:
-    """Convert batch normalisation and dropout of a module to the global batch of all processes, in place.
+    """Convert batch normalization and dropout of a module to the global batch of all processes, in place.
 
     A training step of several processes then equals that of one process with the global batch, up to rounding. Process
     ``r`` of ``w`` must hold the rows ``r::w`` of the batch, and all processes must have the same random state.
@@ -38,14 +38,14 @@ class SyncDropout(nn.Dropout):
 
 
 class CPUSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Synchronised batch normalisation for the CPU (``nn.SyncBatchNorm`` supports only GPUs)."""
+    """Synchronized batch normalization for the CPU (``nn.SyncBatchNorm`` supports only GPUs)."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:
             raise ValueError(f"CPUSyncBatchNorm expects an input (N, C, ...), not {tuple(input.shape)}")
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise ``(N, C, ...)``."""
+        """Normalize ``(N, C, ...)``."""
         if not self.training:
             return super().forward(input)
         self._check_input_dim(input)
@@ -63,7 +63,7 @@ class CPUSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 class _SyncBatchNormFunction(torch.autograd.Function):
-    """Batch normalisation over the global batch (Ioffe and Szegedy 2015, algorithm 1).
+    """Batch normalization over the global batch (Ioffe and Szegedy 2015, algorithm 1).
 
     Means and variances of the processes are combined as in Chan et al. 1979, equation 2.1.
     """

@@ -11,7 +11,7 @@ Scores = Tensor | tuple[Tensor, ...]
 
 
 class BilinearConvTranspose2d(nn.ConvTranspose2d):
-    """Transposed convolution initialised as bilinear interpolation (Long et al. 2015, section 3.3).
+    """Transposed convolution initialized as bilinear interpolation (Long et al. 2015, section 3.3).
 
     It is depthwise: each channel has its own filter.
     """
@@ -71,7 +71,7 @@ def _compute_interpolation_matrix(input_size: int, output_size: int, like: Tenso
 def apply_with_padding(compute_scores: Callable[[Tensor], Scores], images: Tensor, multiple: int) -> Scores:
     """Compute the scores of images ``(N, C, H, W)`` of any size, by a network that needs multiples of ``multiple``.
 
-    The images are padded with 0, the mean colour of normalised images, at the right and bottom; the scores are cropped.
+    The images are padded with 0, the mean color of normalized images, at the right and bottom; the scores are cropped.
     """
     height, width = images.shape[-2:]
     scores = compute_scores(F.pad(images, (0, -width % multiple, 0, -height % multiple)))

@@ -2,7 +2,7 @@
 
 Krizhevsky, Sutskever and Hinton, "ImageNet Classification with Deep Convolutional Neural Networks", NIPS 2012. The
 paper's network is split over two GPUs. This is the single-GPU version (Krizhevsky, "One weird trick for parallelizing
-convolutional neural networks", 2014) as in torchvision, without local response normalisation. For a 224×224 image:
+convolutional neural networks", 2014) as in torchvision, without local response normalization. For a 224×224 image:
 
     convolution 11×11, stride 4    64    55 × 55    max pooling 3×3, stride 2    27 × 27
     convolution  5×5              192    27 × 27    max pooling 3×3, stride 2    13 × 13

@@ -1,7 +1,7 @@
 """Binarized convolutional networks: binary weights and activations.
 
 Courbariaux et al., "Binarized Neural Networks: Training Deep Neural Networks with Weights and Activations Constrained
-to +1 or -1" (2016), section 2.1. For a 32×32 image, each layer followed by batch normalisation and sign:
+to +1 or -1" (2016), section 2.1. For a 32×32 image, each layer followed by batch normalization and sign:
 
     conv3-128  conv3-128  pool    128 × 16 × 16
     conv3-256  conv3-256  pool    256 ×  8 ×  8
@@ -96,7 +96,7 @@ def _build_binary_convnet(
     learned_thresholds: bool,
     dropout: float = 0.0,
 ) -> nn.Sequential:
-    """Build pairs of convolutions and fully connected layers, each followed by batch normalisation and sign."""
+    """Build pairs of convolutions and fully connected layers, each followed by batch normalization and sign."""
     if end_layers not in ("float", "binary"):
         raise ValueError(f"end_layers must be 'float' or 'binary', not {end_layers!r}")
     layers: list[nn.Module] = []

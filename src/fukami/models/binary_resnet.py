@@ -60,7 +60,7 @@ def binary_resnet18(
 
 
 class BinaryBasicBlock(nn.Module):
-    """Residual block of figure 3 (b): sign, binary 3×3 convolution, batch normalisation, plus the shortcut."""
+    """Residual block of figure 3 (b): sign, binary 3×3 convolution, batch normalization, plus the shortcut."""
 
     def __init__(self, inputs: int, width: int, stride: int, scaling_factors: bool, learned_thresholds: bool) -> None:
         super().__init__()

@@ -7,8 +7,8 @@ discriminator's last layer are fully connected. At 64×64, with ``base_channels=
     generator       noise 100 ─ 1024×4×4 ─ 512×8×8 ─ 256×16×16 ─ 128×32×32 ─ C×64×64
     discriminator   C×64×64 ─ 128×32×32 ─ 256×16×16 ─ 512×8×8 ─ 1024×4×4 ─ 1
 
-Each stage of the generator is a transposed convolution, batch normalisation and ReLU; the last stage ends in tanh only.
-Each stage of the discriminator is a convolution, batch normalisation (except in the first) and LeakyReLU. For 28×28
+Each stage of the generator is a transposed convolution, batch normalization and ReLU; the last stage ends in tanh only.
+Each stage of the discriminator is a convolution, batch normalization (except in the first) and LeakyReLU. For 28×28
 images the maps are 4×4, 7×7, 14×14 and 28×28.
 """
 
@@ -52,7 +52,7 @@ def dcgan_discriminator(
 
     Args:
         size, channels, base_channels, kernel_size: as for :func:`dcgan_generator`.
-        use_spectral_norm: spectral normalisation (Miyato et al. 2018) instead of batch normalisation.
+        use_spectral_norm: spectral normalization (Miyato et al. 2018) instead of batch normalization.
     """
     return Discriminator(size, channels, base_channels, kernel_size, use_spectral_norm)
 

@@ -33,7 +33,7 @@ def deep_convnet(
         widths: output channels of the six convolutions.
         hidden: number of units of the hidden fully connected layer.
         dropout: dropout probability of the hidden units. The book also applies dropout to the scores; this does not.
-        batch_norm: batch normalisation after every convolution; the book has none.
+        batch_norm: batch normalization after every convolution; the book has none.
 
     Raises:
         ValueError: ``size`` is too small for three poolings.

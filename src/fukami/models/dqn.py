@@ -10,15 +10,15 @@ methods, "Model architecture". For images of 84×84:
 
 ReLU follows every layer except the last. For vector observations two fully connected layers replace the convolutions.
 
-The paper scales images to 0..1. Here they are standardised with the statistics of collected frames, and weights are
-initialised as in He et al. 2015: 99 % of the variance of a Pong frame is the constant background.
+The paper scales images to 0..1. Here they are standardized with the statistics of collected frames, and weights are
+initialized as in He et al. 2015: 99 % of the variance of a Pong frame is the constant background.
 """
 
 import torch
 from torch import Tensor, nn
 
 MIN_SIDE = 36  # minimum image side for the three convolutions
-OUTPUT_INIT_GAIN = 0.01  # gain of the last layer's orthogonal initialisation: initial values are close to 0
+OUTPUT_INIT_GAIN = 0.01  # gain of the last layer's orthogonal initialization: initial values are close to 0
 
 
 def dqn(num_actions: int = 18, *, state_shape: tuple[int, ...] = (4, 84, 84), hidden: int = 512) -> "DQN":

@@ -85,7 +85,7 @@ def faster_rcnn_vgg16(
         hidden: number of units of the two hidden fully connected layers.
         dropout: dropout probability of these units.
         roi_pooling: ``"align"``, RoIAlign (He et al. 2017), or ``"pool"``, the paper's RoIPool.
-        batch_norm: batch normalisation after every convolution of the backbone.
+        batch_norm: batch normalization after every convolution of the backbone.
         width_multiplier: number of channels of the backbone, as a fraction of the paper's.
         stride: stride of the feature map in pixels.
     """
@@ -107,7 +107,7 @@ def faster_rcnn_resnet50_fpn(
     Args:
         num_classes: number of classes without the background.
         roi_pooling: as for :func:`faster_rcnn_vgg16`.
-        frozen_batch_norm: freeze batch normalisation, as published weights require; needs pretrained weights.
+        frozen_batch_norm: freeze batch normalization, as published weights require; needs pretrained weights.
         anchor_sizes: side in pixels of the square anchor of each level of the pyramid.
     """
     backbone = ResNetFPNBackbone(frozen_batch_norm)
@@ -136,7 +136,7 @@ class FasterRCNN(nn.Module):
         """Detect objects or, with ground truth, sample boxes for the losses.
 
         Args:
-            images: normalised ``(N, 3, H, W)``, padded to multiples of 32.
+            images: normalized ``(N, 3, H, W)``, padded to multiples of 32.
             sizes: heights and widths without the padding, ``(N, 2)``.
             ground_truth: None: detect.
             proposals: external proposals ``(N, P, 4)`` and their validity mask ``(N, P)``, instead of the RPN's.

@@ -10,8 +10,8 @@ Long, Shelhamer and Darrell, "Fully Convolutional Networks for Semantic Segmenta
                                       └─────────→ 1×1, classes ────────→ + ← ×2 ──────────┘
                                                                          └→ ×8:                          FCN-8s
 
-Upsampling is a transposed convolution initialised as bilinear interpolation. The score layers of pool4 and pool3 are
-initialised with zeros, so that a finer network starts with the predictions of the coarser one (section 4.2). The
+Upsampling is a transposed convolution initialized as bilinear interpolation. The score layers of pool4 and pool3 are
+initialized with zeros, so that a finer network starts with the predictions of the coarser one (section 4.2). The
 convolutions have torchvision's names. On ResNet, as torchvision's ``fcn_resnet50``: dilated convolutions replace the
 strides of layer3 and layer4 (Chen et al. 2017), and scores at stride 8 are interpolated.
 """
@@ -43,7 +43,7 @@ def fcn32s_vgg16(
         hidden: channels of the two convolutions that replace fully connected layers.
         dropout: dropout probability of these channels.
         width_multiplier: number of channels of the other convolutions, as a fraction of the paper's.
-        batch_norm: batch normalisation after every convolution except the last; the paper has none.
+        batch_norm: batch normalization after every convolution except the last; the paper has none.
     """
     return FCNVGG(num_classes, 32, hidden, dropout, width_multiplier, batch_norm)
 
@@ -136,7 +136,7 @@ class FCNVGG(nn.Module):
         self.stages = [self.features[:pool3], self.features[pool3:pool4], self.features[pool4:], self.head]
 
     def forward(self, images: Tensor) -> Any:
-        """Compute scores ``(N, classes, H, W)`` of normalised images ``(N, 3, H, W)``."""
+        """Compute scores ``(N, classes, H, W)`` of normalized images ``(N, 3, H, W)``."""
         return apply_with_padding(self.compute_scores, images, SIZE_DIVISOR)
 
     def compute_scores(self, images: Tensor) -> Tensor:
@@ -186,7 +186,7 @@ class FCNResNet(nn.Module):
         self.aux_classifier = _build_fcn_head(1024, num_classes) if aux_loss else None
 
     def forward(self, images: Tensor) -> Any:
-        """Compute scores ``(N, classes, H, W)`` of normalised images ``(N, 3, H, W)``.
+        """Compute scores ``(N, classes, H, W)`` of normalized images ``(N, 3, H, W)``.
 
         Returns:
             The scores; in training mode with an auxiliary classifier ``(scores, auxiliary scores)``.

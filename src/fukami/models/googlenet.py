@@ -3,7 +3,7 @@
 Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, table 1 and figure 3. The network is torchvision's, so its
 published weights load directly. It has four differences from the paper:
 
-- Batch normalisation follows every convolution and replaces the two local response normalisations.
+- Batch normalization follows every convolution and replaces the two local response normalizations.
 - The 5×5 branch has 3×3 filters; ``kernel_size=5`` gives the paper's.
 - The fourth pooling is 2×2, not 3×3.
 - The auxiliary heads use adaptive average pooling to 4×4, which also supports images other than 224×224.
@@ -30,7 +30,7 @@ def googlenet(
 
     In training mode with auxiliary heads the output is ``(scores, scores of aux1, scores of aux2)``, each
     ``(N, classes)``; the paper weights their losses 1, 0.3 and 0.3. Otherwise the output is the scores only.
-    torchvision's published weights expect images normalised with mean 0.5 and standard deviation 0.5; their auxiliary
+    torchvision's published weights expect images normalized with mean 0.5 and standard deviation 0.5; their auxiliary
     heads are untrained.
 
     Args:
@@ -138,7 +138,7 @@ class InceptionAux(nn.Module):
 
 
 class BasicConv2d(nn.Module):
-    """Padded convolution, batch normalisation and ReLU."""
+    """Padded convolution, batch normalization and ReLU."""
 
     def __init__(self, inputs: int, outputs: int, kernel_size: int, stride: int = 1, stem: bool = False) -> None:
         super().__init__()

@@ -57,7 +57,7 @@ class StyleFeatures(nn.Module):
         return nn.Sequential(OrderedDict(features=self.features))
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Compute the five style maps and the content map of normalised images ``(N, 3, H, W)``.
+        """Compute the five style maps and the content map of normalized images ``(N, 3, H, W)``.
 
         The style maps are ``(N, 64, H, W)`` to ``(N, 512, H/16, W/16)``, the content map ``(N, 512, H/8, W/8)``.
         """

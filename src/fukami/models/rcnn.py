@@ -37,7 +37,7 @@ def rcnn_alexnet(
         hidden: number of units of the two hidden fully connected layers.
         dropout: dropout probability.
         width_multiplier: number of channels of the convolutions, as a fraction of the original.
-        batch_norm: batch normalisation after every convolution.
+        batch_norm: batch normalization after every convolution.
     """
     side, channels = compute_feature_size(size), round(256 * width_multiplier)
     network = OrderedDict(

@@ -1,7 +1,7 @@
 """SegNet: semantic segmentation by an encoder and a decoder that unpools with the encoder's max-pooling indices.
 
 Badrinarayanan, Kendall and Cipolla, "SegNet: A Deep Convolutional Encoder-Decoder Architecture for Image Segmentation",
-PAMI 2017, figure 2. The encoder is VGG-16's 13 convolutions, each with batch normalisation and ReLU; every pooling
+PAMI 2017, figure 2. The encoder is VGG-16's 13 convolutions, each with batch normalization and ReLU; every pooling
 stores the index of the maximum of each 2×2 window. The decoder mirrors it:
 
     encoder                                decoder
@@ -82,7 +82,7 @@ class SegNet(nn.Module):
         self.stages = [*(features[previous + 1 : pool] for previous, pool in stage_bounds), *self.decoder]
 
     def forward(self, images: Tensor) -> Any:
-        """Compute scores ``(N, classes, H, W)`` of normalised images ``(N, C, H, W)``."""
+        """Compute scores ``(N, classes, H, W)`` of normalized images ``(N, C, H, W)``."""
         return apply_with_padding(self.compute_scores, images, 2 ** len(self.decoder))
 
     def compute_scores(self, images: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class SegNet(nn.Module):
         return x
 
     def get_traceable_module(self) -> nn.Module:
-        """Return the layers as a sequential model, with nearest-neighbour upsampling instead of unpooling."""
+        """Return the layers as a sequential model, with nearest-neighbor upsampling instead of unpooling."""
         layers: dict[str, nn.Module] = {"features": self.features}
         for number, stage in enumerate(self.decoder):
             layers |= {f"unpool{number}": nn.Upsample(scale_factor=2), f"decoder{number}": stage}
@@ -108,7 +108,7 @@ class SegNet(nn.Module):
         return [*self.features]
 
     def convert_classifier_weights(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Convert the weights of VGG-16, with or without batch normalisation."""
+        """Convert the weights of VGG-16, with or without batch normalization."""
         return renumber_conv_weights(tensors, self.features)
 
 
@@ -122,7 +122,7 @@ def unpool(x: Tensor, indices: Tensor) -> Tensor:
 
 
 def _build_decoder_stage(pairs: list[tuple[int, int]], outputs_scores: bool) -> list[nn.Module]:
-    """Build 3×3 convolutions, each with batch normalisation and ReLU, except the last one with ``outputs_scores``."""
+    """Build 3×3 convolutions, each with batch normalization and ReLU, except the last one with ``outputs_scores``."""
     layers: list[nn.Module] = []
     for number, (inputs, outputs) in enumerate(pairs, 1):
         layers.append(nn.Conv2d(inputs, outputs, 3, padding=1))
@@ -131,7 +131,7 @@ def _build_decoder_stage(pairs: list[tuple[int, int]], outputs_scores: bool) -> 
     for layer in layers:
         if not (
             outputs_scores and layer is layers[-1]
-        ):  # the score layer keeps torch's initialisation, with smaller scores
+        ):  # the score layer keeps torch's initialization, with smaller scores
             _init_weights(layer)
     return layers
 

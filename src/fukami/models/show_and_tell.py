@@ -3,7 +3,7 @@
 Vinyals, Toshev, Bengio and Erhan, "Show and Tell: A Neural Image Caption Generator", CVPR 2015, section 3.1 and
 figure 3:
 
-    image ─ encoder ─ fc ──────┐              with batch normalisation, unlike the paper
+    image ─ encoder ─ fc ──────┐              with batch normalization, unlike the paper
                                  v
                                LSTM ─ LSTM ─ LSTM ─ ... ─ LSTM
                                        ^      ^             ^
@@ -80,7 +80,7 @@ class ShowAndTell(nn.Module):
     def forward(self, images: Tensor, words: Tensor) -> Tensor:
         """Compute next-word scores ``(N, T, vocab_size)`` of words ``(N, T)``, the first of which is ``<begin>``.
 
-        ``images`` are normalised, ``(N, 3, H, W)``, or their features ``(N, features)`` from :meth:`encode_images`.
+        ``images`` are normalized, ``(N, 3, H, W)``, or their features ``(N, features)`` from :meth:`encode_images`.
         """
         embeddings = self.image(images if images.ndim == 2 else self.encode_images(images))
         inputs = torch.cat([embeddings.unsqueeze(1), self.words(words).to(embeddings.dtype)], 1)
@@ -88,7 +88,7 @@ class ShowAndTell(nn.Module):
         return self.compute_scores(outputs[:, 1:])
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Compute the encoder's features ``(N, features)`` of normalised images ``(N, 3, H, W)``."""
+        """Compute the encoder's features ``(N, features)`` of normalized images ``(N, 3, H, W)``."""
         return self.encoder(images).flatten(1)  # type: ignore[no-any-return]
 
     def init_state(self, features: Tensor) -> Any:

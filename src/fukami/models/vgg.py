@@ -11,7 +11,7 @@ table 1. Each group of 3×3 convolutions ends in a pooling that halves the resol
     512       2           2           3           4          7 ×   7
     fc 4096   dropout 0.5   fc 4096   dropout 0.5   fc 1000
 
-Column C, with 1×1 convolutions, and A-LRN, whose local response normalisation does not help, are omitted. The parameter
+Column C, with 1×1 convolutions, and A-LRN, whose local response normalization does not help, are omitted. The parameter
 names are torchvision's, so its published weights load directly.
 """
 
@@ -72,28 +72,28 @@ def vgg19(
 def vgg11_bn(
     num_classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
 ) -> nn.Sequential:
-    """Build VGG-11 with batch normalisation after every convolution (not in the paper). Arguments as for ``vgg11``."""
+    """Build VGG-11 with batch normalization after every convolution (not in the paper). Arguments as for ``vgg11``."""
     return _vgg("A", True, num_classes, channels, size, hidden, dropout)
 
 
 def vgg13_bn(
     num_classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
 ) -> nn.Sequential:
-    """Build VGG-13 with batch normalisation after every convolution (not in the paper). Arguments as for ``vgg11``."""
+    """Build VGG-13 with batch normalization after every convolution (not in the paper). Arguments as for ``vgg11``."""
     return _vgg("B", True, num_classes, channels, size, hidden, dropout)
 
 
 def vgg16_bn(
     num_classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
 ) -> nn.Sequential:
-    """Build VGG-16 with batch normalisation after every convolution (not in the paper). Arguments as for ``vgg11``."""
+    """Build VGG-16 with batch normalization after every convolution (not in the paper). Arguments as for ``vgg11``."""
     return _vgg("D", True, num_classes, channels, size, hidden, dropout)
 
 
 def vgg19_bn(
     num_classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
 ) -> nn.Sequential:
-    """Build VGG-19 with batch normalisation after every convolution (not in the paper). Arguments as for ``vgg11``."""
+    """Build VGG-19 with batch normalization after every convolution (not in the paper). Arguments as for ``vgg11``."""
     return _vgg("E", True, num_classes, channels, size, hidden, dropout)
 
 
@@ -146,7 +146,7 @@ def build_vgg_features(
 def renumber_conv_weights(tensors: dict[str, Tensor], features: nn.Sequential) -> dict[str, Tensor]:
     """Rename the weights of a classifier's convolutions to the names in ``features``.
 
-    The layer numbers differ if only one of the two networks has batch normalisation.
+    The layer numbers differ if only one of the two networks has batch normalization.
     """
     conv_weights = {key: value for key, value in tensors.items() if key.startswith("features.")}
     target_numbers = [name for name, layer in features.named_children() if isinstance(layer, nn.Conv2d)]

@@ -16,7 +16,7 @@ from fukami.data.samples import Mask
 from fukami.errors import Error
 from fukami.segmentation import data as segmentation_data
 
-MAX_VALUES_LISTED = 5  # unknown values or colours reported per mask
+MAX_VALUES_LISTED = 5  # unknown values or colors reported per mask
 ImageMaskPair = tuple[Path, Mask]
 MaskReport = tuple[Counter[str], list[tuple[str, str, str]]]  # pixels per class; kind, file and detail of each problem
 
@@ -86,12 +86,12 @@ def _check_mask(labels: Sequence[str], pair: ImageMaskPair) -> MaskReport:
         return Counter(), problems or read_problem
     counts = np.bincount(pixels.ravel(), minlength=len(labels) + 1)
     if counts[1:].sum() == 0:
-        problems.append(("unlabelled", file, "has no labelled pixel, so training ignores it"))
+        problems.append(("unlabeled", file, "has no labeled pixel, so training ignores it"))
     return Counter(dict(zip(labels, counts[1:].tolist(), strict=False))), problems
 
 
 def _find_unknown_values(mask: MaskFile) -> Iterator[tuple[str, str]]:
-    """Yield the kind and the detail of each value or colour that is missing from the class table."""
+    """Yield the kind and the detail of each value or color that is missing from the class table."""
     codes, known = mask.read_codes(), mask.list_known_codes()[0]
     values, first, counts = np.unique(codes, return_index=True, return_counts=True)
     unknown = np.flatnonzero(~np.isin(values, known))
@@ -99,7 +99,7 @@ def _find_unknown_values(mask: MaskFile) -> Iterator[tuple[str, str]]:
         row, column = divmod(int(first[index]), codes.shape[1])
         where = f"in {findings.format_count(int(counts[index]), 'pixel')}, the first at column {column} of row {row}"
         detail = f"has {mask.describe_code(int(values[index]))} {where}, which the class table does not have"
-        yield "unknown colour" if mask.class_table.color_to_class else "unknown value", detail
+        yield "unknown color" if mask.class_table.color_to_class else "unknown value", detail
     if len(unknown) > MAX_VALUES_LISTED:
         yield "unknown value", f"has {len(unknown)} unknown values in total; was it saved as JPEG, or resized?"
 

@@ -15,7 +15,7 @@ from fukami.data import coco
 from fukami.data.annotations import DatasetAnnotations, read_header
 from fukami.data.class_tables import ClassTable
 from fukami.data.parsing import to_key, to_number, to_text
-from fukami.data.samples import UNLABELLED, UInt8Array
+from fukami.data.samples import UNLABELED, UInt8Array
 from fukami.errors import Error
 from fukami.image import io as image_io
 
@@ -145,7 +145,7 @@ def _build_masks(path: Path, records: coco.Records, labels: Sequence[str]) -> It
     for _, fields in records["annotations"]:
         outline, category = fields.get("segmentation"), to_key(fields.get("category_id"))
         if category in category_to_value and outline:
-            value = UNLABELLED if fields.get("iscrowd") in (1, "1") else category_to_value[category]
+            value = UNLABELED if fields.get("iscrowd") in (1, "1") else category_to_value[category]
             area = to_number(fields.get("area") or _compute_box_area(fields.get("bbox")))
             area = 0.0 if math.isnan(area) else area  # the objects are sorted by area
             shape = ObjectOutline(value, _compact_outline(outline), area, f"annotation {to_text(fields.get('id'))}")

@@ -64,7 +64,7 @@ def index_folder(root: Path) -> FolderIndex:
     """Index a folder of images and masks.
 
     Raises:
-        Error: the layout is unknown, or the class table is invalid or lacks the colours of the masks.
+        Error: the layout is unknown, or the class table is invalid or lacks the colors of the masks.
     """
     index = index_voc(root) or index_camvid(root) or index_paired_folders(root)
     if index is None:
@@ -85,7 +85,7 @@ def index_voc(root: Path) -> FolderIndex | None:
     matches = _match_masks(_find_folder(root, IMAGE_FOLDERS), _find_folder(root, ("segmentationclass",)))
     table = class_tables.find_class_table(root)
     first = next((pair.mask_path for pair in matches.pairs if pair.mask_path), None)
-    class_table = table or (class_tables.VOC_COLOURED if first and masks.is_coloured(first) else class_tables.VOC)
+    class_table = table or (class_tables.VOC_COLORED if first and masks.is_colored(first) else class_tables.VOC)
     index = FolderIndex(class_table, problems=matches.problems)
     stem_to_pair = {pair.image_path.stem: pair for pair in matches.pairs}
     for path in sorted((root / "ImageSets" / "Segmentation").glob("*.txt")):
@@ -151,7 +151,7 @@ def _infer_class_table(paths: Iterable[Path | None]) -> ClassTable:
     """Build a class for each mask value except 255; for masks of only 0 and 255, background and foreground.
 
     Raises:
-        Error: a mask is in colour, which needs a class table.
+        Error: a mask is in color, which needs a class table.
     """
     mask_paths = [path for path in paths if path]
 
@@ -159,7 +159,7 @@ def _infer_class_table(paths: Iterable[Path | None]) -> ClassTable:
         try:
             return {*np.unique(masks.read_codes(path, by_color=False)).tolist()}
         except Error as error:
-            if "is in colour" in str(error):
+            if "is in color" in str(error):
                 raise
             return set()  # reading the mask reports the error
 

@@ -33,7 +33,7 @@ class SegmentationResults:
         self.image_scores: dict[int, tuple[float, float]] = {}
 
     def update(self, index: int, prediction: UInt8Array, truth: UInt8Array) -> None:
-        """Add an image: maps ``(H, W)`` of class index + 1, 0 unlabelled; unlabelled true pixels are ignored."""
+        """Add an image: maps ``(H, W)`` of class index + 1, 0 unlabeled; unlabeled true pixels are ignored."""
         prediction = np.where(truth > 0, prediction, 0).astype(np.uint8)
         predictions, targets = (torch.from_numpy(pixels[truth > 0]).long() - 1 for pixels in (prediction, truth))
         classes = len(self.labels)
@@ -59,16 +59,16 @@ class SegmentationResults:
 
         ``miou``: mean IoU over the classes that occur; ``accuracy``: pixel accuracy; ``class_accuracy``: mean of the
         accuracies of the classes; ``fw_iou``: IoU weighted by the pixels of each class (frequency weighted);
-        ``boundary_f1``; ``count`` of images and their labelled ``pixels``; for each of the ``classes`` its ``iou``,
+        ``boundary_f1``; ``count`` of images and their labeled ``pixels``; for each of the ``classes`` its ``iou``,
         ``accuracy`` and ``pixels``.
 
         Raises:
-            Error: there is no labelled pixel.
+            Error: there is no labeled pixel.
         """
         class_pixels = self.confusion_matrix.sum(1)
         pixels = int(class_pixels.sum())
         if pixels == 0:
-            raise Error("there is no labelled pixel to evaluate; give data with a test split, or a larger --holdout")
+            raise Error("there is no labeled pixel to evaluate; give data with a test split, or a larger --holdout")
         occurs = class_pixels > 0
         ious = compute_iou(self.confusion_matrix)
         accuracies = np.diag(self.confusion_matrix) / np.maximum(class_pixels, 1)
@@ -110,7 +110,7 @@ def compute_boundary_f1(prediction: UInt8Array, truth: UInt8Array) -> float:
     """Compute the boundary F-measure of an image, averaged over its true classes (Csurka et al. 2013, section 3.1).
 
     Precision is the fraction of a class's predicted boundary within 0.75 % of the diagonal of the true one; recall is
-    the reverse. A boundary separates two classes; the image border and unlabelled pixels are no boundary. NaN if no
+    the reverse. A boundary separates two classes; the image border and unlabeled pixels are no boundary. NaN if no
     class has a boundary.
     """
     max_distance = BOUNDARY_TOLERANCE * float(np.hypot(*truth.shape)) + 1e-9
@@ -133,7 +133,7 @@ def compute_boundary_f1(prediction: UInt8Array, truth: UInt8Array) -> float:
 
 
 def find_boundaries(labels: UInt8Array) -> tuple[npt.NDArray[np.int64], UInt8Array]:
-    """Find the pixels ``(n, 2)`` adjacent to another class, ignoring unlabelled ones, and their classes ``(n,)``."""
+    """Find the pixels ``(n, 2)`` adjacent to another class, ignoring unlabeled ones, and their classes ``(n,)``."""
     edge = np.zeros(labels.shape, bool)
     for one, other in (
         ((slice(1, None),), (slice(None, -1),)),

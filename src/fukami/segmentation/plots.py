@@ -58,8 +58,8 @@ def plot_class_iou(results: SegmentationResults) -> Figure:
     total_pixels = sum(each["pixels"] for each in classes.values())
     figure = Figure(figsize=(8, 1.1 + 0.3 * len(ranked)), layout="constrained")
     axes = figure.add_subplot()
-    for name, colour, label in (("accuracy", PALE, "accuracy"), ("iou", BLUE, "IoU")):
-        axes.barh(range(len(ranked)), [100 * each[name] for _, each in ranked], color=colour, label=label)
+    for name, color, label in (("accuracy", PALE, "accuracy"), ("iou", BLUE, "IoU")):
+        axes.barh(range(len(ranked)), [100 * each[name] for _, each in ranked], color=color, label=label)
     for row, (_, each) in enumerate(ranked):
         axes.text(100 * max(each["iou"], each["accuracy"]) + 0.8, row, f"{100 * each['iou']:.1f}", va="center",
                   fontsize=8)  # fmt: skip
@@ -67,7 +67,7 @@ def plot_class_iou(results: SegmentationResults) -> Figure:
     axes.set_yticks(range(len(ranked)), names, fontsize=9)
     axes.set_xlim(0, 106)
     axes.set_ylim(len(ranked) - 0.4, -0.6)
-    axes.set_xlabel("%; in brackets the fraction of all labelled pixels; numbers: IoU")
+    axes.set_xlabel("%; in brackets the fraction of all labeled pixels; numbers: IoU")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=8)
     return figure
@@ -94,21 +94,21 @@ def plot_confusion_matrix(results: SegmentationResults) -> Figure:
 
 def plot_examples(rows: Sequence[tuple[str, Image.Image, UInt8Array, UInt8Array]], labels: Sequence[str]) -> Figure:
     """Plot images next to their true and their predicted masks, with a legend of the classes that occur."""
-    colours = [image_io.WHITE, *image_io.get_class_colors(labels)]
+    colors = [image_io.WHITE, *image_io.get_class_colors(labels)]
     heights = [image.height / image.width for _, image, _, _ in rows]
     occurring = sorted({int(number) for _, _, *maps in rows for pixels in maps for number in np.unique(pixels)} - {0})
     legend_rows = -(-len(occurring) // 6)
     figure = Figure(figsize=(10.5, 3.4 * sum(heights) + 0.3 * len(rows) + 0.25 * legend_rows), layout="constrained")
     axes_rows = figure.subplots(len(rows), 3, squeeze=False, height_ratios=heights)
     for axes_row, (name, image, truth, prediction) in zip(axes_rows, rows, strict=True):
-        overlay = image_io.overlay_mask(image, prediction, colours)
-        columns = ((name, image), ("truth", image_io.overlay_mask(image, truth, colours)), ("prediction", overlay))
+        overlay = image_io.overlay_mask(image, prediction, colors)
+        columns = ((name, image), ("truth", image_io.overlay_mask(image, truth, colors)), ("prediction", overlay))
         for axes, (title, panel) in zip(axes_row, columns, strict=True):
             axes.imshow(np.asarray(panel.convert("RGB")))
             axes.set_title(title, fontsize=9)
             axes.axis("off")
     patches = [
-        Patch(fc=[level / 255 for level in colours[number]], ec="#888888", label=labels[number - 1])
+        Patch(fc=[level / 255 for level in colors[number]], ec="#888888", label=labels[number - 1])
         for number in occurring
     ]
     figure.legend(handles=patches, loc="outside lower center", ncols=6, frameon=False, fontsize=8)

@@ -36,10 +36,10 @@ MAX_STRIP_SCORES = 2**25  # scores that are resized at a time
 
 
 class SegmentationTask(PaddedTask):
-    """Semantic segmentation: softmax cross entropy over the labelled pixels.
+    """Semantic segmentation: softmax cross entropy over the labeled pixels.
 
     Args:
-        model: returns scores ``(N, classes, H, W)`` of normalised images ``(N, 3, H, W)``; in training, a tuple of
+        model: returns scores ``(N, classes, H, W)`` of normalized images ``(N, 3, H, W)``; in training, a tuple of
             main and auxiliary scores if it has an auxiliary loss, whose weight is 0.5.
         labels, prepare: as for :class:`fukami.engine.padded_task.PaddedTask`.
         balance_power: exponent of the class weights of median-frequency balancing: 0 for equal weights, 1 as in the
@@ -87,18 +87,16 @@ class SegmentationTask(PaddedTask):
         return super().iterate_batches(train)
 
     def compute_loss(self, batch: "PaddedBatch") -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the cross entropy and the accuracy over the labelled pixels of all processes."""
+        """Compute the cross entropy and the accuracy over the labeled pixels of all processes."""
         batch = self.move_to_device(batch)
         targets = batch.masks.long() - 1
         scores = self.training_model(self.normalize_images(batch.images, batch.sizes))
         scores, *aux_scores = scores if isinstance(scores, tuple) else (scores,)
-        labelled = targets >= 0
-        weights = (
-            labelled.float() if self.class_weights is None else self.class_weights[targets.clamp(min=0)] * labelled
-        )
-        correct = (scores.detach().argmax(1) == targets) & labelled
+        labeled = targets >= 0
+        weights = labeled.float() if self.class_weights is None else self.class_weights[targets.clamp(min=0)] * labeled
+        correct = (scores.detach().argmax(1) == targets) & labeled
         counts = (
-            self.runtime.all_reduce_sum(torch.stack([weights.sum(), labelled.sum().float()])).clamp(min=1e-6)
+            self.runtime.all_reduce_sum(torch.stack([weights.sum(), labeled.sum().float()])).clamp(min=1e-6)
             / self.runtime.world_size
         )
         loss = self.compute_cross_entropy(scores, targets) + AUX_LOSS_WEIGHT * sum(
@@ -143,7 +141,7 @@ class SegmentationTask(PaddedTask):
             yield resize_and_argmax(scores[:, :height, :width], *original_size).cpu().numpy()
 
     def build_value_table(self, batches: Any) -> "np.typing.NDArray[np.uint8]":
-        """Build the table from mask values of ``batches`` to this task's: 0 unlabelled, else class index + 1."""
+        """Build the table from mask values of ``batches`` to this task's: 0 unlabeled, else class index + 1."""
         return np.concatenate([[0], self.get_class_indices(getattr(batches, "labels", self.labels)) + 1]).astype(
             np.uint8
         )
@@ -192,13 +190,13 @@ class SegmentationTask(PaddedTask):
 
     def draw_prediction(self, source: Any, prediction: dict[str, Any]) -> Image.Image:
         """Draw the predicted classes over the image, with a legend below."""
-        colours = dict(zip(self.labels, image_io.get_class_colors(self.labels), strict=True))
-        entries = [(f"{label} {fraction:.0%}", colours[label]) for label, fraction in prediction["fractions"].items()]
+        colors = dict(zip(self.labels, image_io.get_class_colors(self.labels), strict=True))
+        entries = [(f"{label} {fraction:.0%}", colors[label]) for label, fraction in prediction["fractions"].items()]
         overlay = image_io.overlay_mask(
-            image_io.read_image(source), self.decode_masks(prediction), list(colours.values())
+            image_io.read_image(source), self.decode_masks(prediction), list(colors.values())
         )
         return image_io.draw_legend(
-            overlay, entries, [f"{label} 100%" for label in self.labels], min(MAX_LEGEND_CLASSES, len(colours))
+            overlay, entries, [f"{label} 100%" for label in self.labels], min(MAX_LEGEND_CLASSES, len(colors))
         )
 
     def render_maps(self, prediction: dict[str, Any]) -> dict[str, Image.Image]:

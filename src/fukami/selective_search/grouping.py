@@ -1,6 +1,6 @@
 """Hierarchical grouping of Selective Search (Uijlings et al. 2013, section 3).
 
-The two most similar neighbouring regions are merged until one is left; each region of the hierarchy is a proposal.
+The two most similar neighboring regions are merged until one is left; each region of the hierarchy is a proposal.
 numba compiles the kernels on their first call, and caches them on disk.
 """
 
@@ -23,9 +23,9 @@ class Regions(NamedTuple):
     Attributes:
         sizes: areas in pixels, ``(n,)`` int64.
         boxes: left, top, right, bottom, ``(n, 4)`` int32; right and bottom are exclusive.
-        histograms: colour histogram followed by texture histogram, each of sum 1, ``(n, D)`` float32.
-        num_color_bins: number of columns of the colour histogram.
-        neighbors: sorted pairs of neighbouring regions, the smaller index first, ``(m, 2)`` int32.
+        histograms: color histogram followed by texture histogram, each of sum 1, ``(n, D)`` float32.
+        num_color_bins: number of columns of the color histogram.
+        neighbors: sorted pairs of neighboring regions, the smaller index first, ``(m, 2)`` int32.
         image_area: area of the image in pixels.
     """
 
@@ -40,7 +40,7 @@ class Regions(NamedTuple):
 def compute_features(planes: Planes) -> npt.NDArray[np.uint8]:
     """Compute the histogram bins ``(H, W, C + 8C)`` of each pixel of planes ``(C, H, W)`` in 0..255.
 
-    The first C are colour bins. The others are bins of the Gaussian derivative (sigma 1) of each channel in eight
+    The first C are color bins. The others are bins of the Gaussian derivative (sigma 1) of each channel in eight
     directions; a negative derivative is set to 0. The last bin ends at the derivative of a step from 0 to 255.
     """
     bell, slope = build_gaussian_kernel(1.0), build_gaussian_kernel(1.0, derivative=True)
@@ -62,7 +62,7 @@ def group_regions(regions: Regions, similarity: str) -> tuple[npt.NDArray[np.int
 
     Args:
         regions: the regions that :func:`describe_regions` returns.
-        similarity: letters of the similarities that are added: C (colour), T (texture), S (size), F (fill).
+        similarity: letters of the similarities that are added: C (color), T (texture), S (size), F (fill).
 
     Returns:
         Boxes ``(2n - 1, 4)`` of the given and the merged regions, in that order, and the two regions that each merged
@@ -200,9 +200,9 @@ def _is_before(one, other):  # pragma: no cover
 def _group_regions(count, sizes, boxes, histograms, pairs, area, by_size, by_fill):  # pragma: no cover
     total, num_nodes = len(sizes), 2 * len(pairs)
     merges = np.empty((count - 1, 2), np.int32)
-    # The neighbours of a region are a linked list of nodes. Lists are concatenated when regions are merged, and
+    # The neighbors of a region are a linked list of nodes. Lists are concatenated when regions are merged, and
     # duplicates are removed when a list is read.
-    neighbour, next_node = np.empty(num_nodes, np.int32), np.full(num_nodes, -1, np.int32)
+    neighbor, next_node = np.empty(num_nodes, np.int32), np.full(num_nodes, -1, np.int32)
     head, tail = np.full(total, -1, np.int32), np.full(total, -1, np.int32)
     parent = np.arange(total).astype(np.int32)
     visited_by = np.full(total, -1, np.int32)
@@ -210,7 +210,7 @@ def _group_regions(count, sizes, boxes, histograms, pairs, area, by_size, by_fil
     queue.pop()
     for p in range(num_nodes):
         a, b = np.int64(pairs[p >> 1, p & 1]), np.int64(pairs[p >> 1, 1 - (p & 1)])
-        neighbour[p] = b
+        neighbor[p] = b
         if head[a] < 0:
             head[a] = p
         else:
@@ -235,10 +235,10 @@ def _group_regions(count, sizes, boxes, histograms, pairs, area, by_size, by_fil
         node, last = head[a], np.int32(-1)
         while node >= 0:
             following_node = next_node[node]
-            other = np.int64(find_root(parent, neighbour[node]))
+            other = np.int64(find_root(parent, neighbor[node]))
             if other != new and visited_by[other] != new:
                 visited_by[other] = new
-                neighbour[node] = other
+                neighbor[node] = other
                 if last < 0:
                     head[new] = node
                 else:

@@ -70,7 +70,7 @@ def draw_ranked_boxes(
 
 
 def draw_regions(image: Image.Image, labels: superpixels.Labels, max_size: int = SMALL_PANEL_SIZE) -> Image.Image:
-    """Draw each region in its mean colour, with an outline."""
+    """Draw each region in its mean color, with an outline."""
     size = _compute_panel_size(image, max_size)
     pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
     counts = np.bincount(labels.ravel())

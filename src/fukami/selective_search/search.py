@@ -1,6 +1,6 @@
 """Selective Search (Uijlings et al., "Selective Search for Object Recognition", IJCV 104(2), 2013).
 
-An image is segmented in several colour spaces and at several scales. The regions of each segmentation are grouped by
+An image is segmented in several color spaces and at several scales. The regions of each segmentation are grouped by
 several similarities. The boxes of all regions of these hierarchies are the proposals.
 """
 
@@ -92,7 +92,7 @@ def segment_image(image: UInt8Array, scale: int = 100, color_space: str = "hsv")
     Args:
         image: RGB, ``(H, W, 3)`` uint8.
         scale: k of Felzenszwalb and Huttenlocher (2004), and the minimum size of a region in pixels.
-        color_space: one of the colour spaces of :func:`convert_color_space`.
+        color_space: one of the color spaces of :func:`convert_color_space`.
     """
     planes = convert_color_space(image, color_space)
     return superpixels.segment_graph(_compute_edges(planes), planes.shape[1:], scale, scale)
@@ -104,7 +104,7 @@ def _compute_edges(planes: superpixels.Planes) -> superpixels.Edges:
 
 
 def convert_color_space(image: UInt8Array, color_space: str) -> superpixels.Planes:
-    """Convert an image to a colour space, with channels in 0..255: ``(3 or 1, H, W)`` float32.
+    """Convert an image to a color space, with channels in 0..255: ``(3 or 1, H, W)`` float32.
 
     Args:
         image: RGB (sRGB for ``lab``), ``(H, W, 3)`` uint8.
@@ -113,7 +113,7 @@ def convert_color_space(image: UInt8Array, color_space: str) -> superpixels.Plan
 
     Raises:
         Error: the image has another shape or type.
-        UsageError: the colour space is unknown.
+        UsageError: the color space is unknown.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         actual = f"{image.dtype} of shape {image.shape}"
@@ -129,7 +129,7 @@ def convert_color_space(image: UInt8Array, color_space: str) -> superpixels.Plan
             return intensity
         return np.concatenate([planes[:2] * (255 / np.maximum(total, 1)), intensity])
     if color_space not in ("hsv", "hue"):
-        raise build_unknown_error("colour space", color_space, ("hsv", "lab", "rgi", "hue", "intensity"))
+        raise build_unknown_error("color space", color_space, ("hsv", "lab", "rgi", "hue", "intensity"))
     red, green, blue = planes
     value = planes.max(0)
     chroma = value - planes.min(0)

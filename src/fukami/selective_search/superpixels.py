@@ -1,6 +1,6 @@
 """Graph-based segmentation (Felzenszwalb and Huttenlocher, "Efficient Graph-Based Image Segmentation", IJCV 2004).
 
-Pixels are nodes, and edges connect each pixel with its eight neighbours; the weight is the distance of their colours.
+Pixels are nodes, and edges connect each pixel with its eight neighbors; the weight is the distance of their colors.
 The edges are processed from the lightest on. An edge merges two components if it is no heavier than the heaviest edge
 inside each, plus ``scale / size`` of that component. numba compiles the kernels on their first call, and caches them on
 disk.
@@ -38,7 +38,7 @@ def build_edges(planes: Planes) -> Edges:
     """Build the edges of the graph of planes ``(C, H, W)`` in 0..255, with C <= 3, sorted by weight.
 
     The upper 32 bits of an edge are its weight times ``WEIGHT_LEVELS``. The lower 32 bits are four times the index of
-    its first pixel, plus 0 to 3 for the neighbour to the right, below, below right or above right.
+    its first pixel, plus 0 to 3 for the neighbor to the right, below, below right or above right.
     """
     edges: Edges = _radix_sort(_build_edges(planes))
     return edges
@@ -51,7 +51,7 @@ def segment_graph(edges: Edges, shape: tuple[int, int], scale: float, min_size: 
         edges: the sorted edges of :func:`build_edges`.
         shape: height and width of the image.
         scale: k of the paper; larger values give larger components.
-        min_size: minimum size in pixels; smaller components are merged with a neighbour, lightest edge first.
+        min_size: minimum size in pixels; smaller components are merged with a neighbor, lightest edge first.
     """
     labels: Labels = _segment_graph(edges, *shape, np.float32(scale), min_size)
     return labels

@@ -44,7 +44,7 @@ class Worker:
     Admission: at most ``MAX_REQUESTS`` requests have a slot; another one is rejected at once (429). This bounds the
     length of the queue.
 
-    Deadline: an image without a prediction by then fails (503). If its work has not started, it is cancelled. Running
+    Deadline: an image without a prediction by then fails (503). If its work has not started, it is canceled. Running
     work cannot be interrupted; its request keeps the slot until it ends, so that accepted work cannot pile up. It does
     end: decoding is killed after ``MAX_DECODE_SECONDS``, and a prediction has at most ``MAX_PIXELS`` pixels.
 

@@ -59,7 +59,7 @@ def compute_content_loss(maps: Tensor, target: Tensor) -> Tensor:
 
 
 def compute_total_variation(image: Tensor) -> Tensor:
-    """Compute the total variation of an image ``(C, H, W)``: the sum of squared differences of neighbouring pixels.
+    """Compute the total variation of an image ``(C, H, W)``: the sum of squared differences of neighboring pixels.
 
     Mahendran and Vedaldi, "Understanding Deep Image Representations by Inverting Them", CVPR 2015, section 2.1, with
     the exponent 2.

@@ -1,4 +1,4 @@
-"""Labelled images for classification, loaded by dataset name or path."""
+"""Labeled images for classification, loaded by dataset name or path."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,8 +31,8 @@ class DecodedImages:
 
 
 @dataclass(frozen=True)
-class LabelledImages:
-    """Labelled images before decoding and preprocessing.
+class LabeledImages:
+    """Labeled images before decoding and preprocessing.
 
     Args:
         items: files, samples in shards, or an array of images ``(N, H, W)`` or ``(N, H, W, 3)`` uint8.
@@ -45,7 +45,7 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.items)
 
-    def select(self, mask: npt.NDArray[np.bool_]) -> "LabelledImages":
+    def select(self, mask: npt.NDArray[np.bool_]) -> "LabeledImages":
         """Return the images selected by ``mask`` ``(N,)``."""
         items: tuple[Path, ...] | shards.ShardSamples | image_folder.UInt8Array
         if isinstance(self.items, shards.ShardSamples):
@@ -54,7 +54,7 @@ class LabelledImages:
             items = self.items[mask]
         else:
             items = tuple(self.items[i] for i in np.flatnonzero(mask))
-        return LabelledImages(items, self.targets[mask])
+        return LabeledImages(items, self.targets[mask])
 
     def decode(self, prepare: SquareTransform, max_broken: int = image_folder.MAX_BROKEN) -> DecodedImages:
         """Decode and preprocess all images in memory; broken images are left out and listed in a warning.
@@ -80,7 +80,7 @@ class LabelledImages:
         return DecodedImages(torch.from_numpy(images).permute(0, 3, 1, 2), targets, names)
 
 
-def load_labelled_images(spec: str, holdout: float) -> tuple[LabelledImages, LabelledImages, tuple[str, ...]]:
+def load_labeled_images(spec: str, holdout: float) -> tuple[LabeledImages, LabeledImages, tuple[str, ...]]:
     """Load the training split, the test split and the class names of a dataset.
 
     Args:
@@ -108,32 +108,30 @@ def load_labelled_images(spec: str, holdout: float) -> tuple[LabelledImages, Lab
         return _build_splits(*imagenet.scan_imagenet(), holdout)
     if arrays is None and shards.is_shard_spec(spec):
         train_shards, test_shards, labels = shards.load_shards(spec)
-        test_images = LabelledImages(*test_shards) if test_shards else None
-        return *_hold_out(LabelledImages(*train_shards), test_images, holdout), labels
+        test_images = LabeledImages(*test_shards) if test_shards else None
+        return *_hold_out(LabeledImages(*train_shards), test_images, holdout), labels
     if arrays is None:
         if not exists(Path(spec)):
             raise build_unknown_error("dataset (and no file or folder)", spec, DATASET_NAMES)
         scan = image_folder.read_csv if spec.lower().endswith(".csv") else image_folder.scan_folder
         return _build_splits(*scan(Path(spec)), holdout)
-    train, test = (split and LabelledImages(split[0], split[1].astype(np.int64)) for split in arrays)
+    train, test = (split and LabeledImages(split[0], split[1].astype(np.int64)) for split in arrays)
     return *_hold_out(train, test, holdout), labels
 
 
 def _build_splits(
     train: image_folder.FolderSplit, test: image_folder.FolderSplit | None, holdout: float
-) -> tuple[LabelledImages, LabelledImages, tuple[str, ...]]:
+) -> tuple[LabeledImages, LabeledImages, tuple[str, ...]]:
     labels = tuple(sorted({*train.class_names, *(test.class_names if test else ())}))
     class_indices = {label: i for i, label in enumerate(labels)}
 
-    def build(split: image_folder.FolderSplit) -> LabelledImages:
-        return LabelledImages(split.files, np.array([class_indices[name] for name in split.class_names], np.int64))
+    def build(split: image_folder.FolderSplit) -> LabeledImages:
+        return LabeledImages(split.files, np.array([class_indices[name] for name in split.class_names], np.int64))
 
     return *_hold_out(build(train), build(test) if test else None, holdout), labels
 
 
-def _hold_out(
-    train: LabelledImages, test: LabelledImages | None, holdout: float
-) -> tuple[LabelledImages, LabelledImages]:
+def _hold_out(train: LabeledImages, test: LabeledImages | None, holdout: float) -> tuple[LabeledImages, LabeledImages]:
     """Return the training and the test split; the test split is held out of the training split if it is None."""
     if test is not None:
         return train, test
