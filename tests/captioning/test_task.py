@@ -30,7 +30,7 @@ from fukami.image.transform import SquareTransform
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "captions.json"
 CAPTIONS = {
     "a.png": ("A red square, on gray.", "Something red!"),
-    "b.png": ("A green square on grayscale", "Something green"),
+    "b.png": ("A green square on gray", "Something green"),
     "c.png": ("A blue square on grayscale", "something Blue"),
 }
 

@@ -452,8 +452,8 @@ def test_an_image_without_detections_has_no_boxes(few_scenes, no_reports, fukami
     flags = [word for name, value in QUICK.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     trained = fukami("train", "rcnn", *flags, "--out", "run", "--no-compile")
     assert trained.status == 0, trained.err
-    Image.new("RGB", (90, 70), "grayscale").save("gray.png")
-    Image.new("RGB", (1000, 20), "grayscale").save("strip.png")
+    Image.new("RGB", (90, 70), "gray").save("gray.png")
+    Image.new("RGB", (1000, 20), "gray").save("strip.png")
     result = fukami("predict", "run", "gray.png", "strip.png")
     assert result.status == 0, result.err
     assert [prediction["width"] for prediction in result.json] == [90, 1000]

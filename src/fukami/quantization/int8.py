@@ -2,12 +2,13 @@
 
 Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference" (CVPR
 2018); Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference" (2018). A weight is an integer
-from -127 to 127 times the scale of its output channel. An activation is a byte minus the zero point, times the scale of
-its tensor. Convolutions, fully connected layers, sums and concatenations are computed on bytes.
+from -127 to 127 times the scale of its output channel. An activation is an unsigned 8-bit integer minus the zero
+point, times the scale of its tensor. Convolutions, fully connected layers, sums and concatenations are computed in
+int8.
 
-Both methods share three steps: :func:`prepare` inserts fake quantization into the network's graph, calibration or
-training determines the activation ranges, and :func:`export_int8` exports the same numbers. Unlike the papers, batch
-normalization is folded into the weights after rounding. The result is equal, because a channel's scale is set by its
+Both methods share three steps: :func:`prepare_fake_quantization` inserts fake quantization into the network's graph,
+calibration or training determines the activation ranges, and :func:`export_int8` exports the same numbers. Unlike in
+the papers, batch normalization is folded into the weights after rounding. The result is equal, because a channel's scale is set by its
 largest weight: the factor of the normalization changes the scale, not the integers.
 
 torchao (PT2E with the x86 quantizer) has several limits. It cannot prepare the ResNets, whose blocks call one ReLU
@@ -42,8 +43,8 @@ MIN_SCALE = 1e-12  # minimum scale
 CONV_ARGS = ("stride", "padding", "dilation", "groups")  # arguments of nn.Conv2d
 
 QuantizableLayer = nn.Conv2d | nn.Linear
-JOIN_OPS = {operator.add, operator.iadd, torch.add, torch.cat}
-# Their outputs are input values or 0, which every range contains, and need no range of their own.
+ADD_AND_CONCAT_OPS = {operator.add, operator.iadd, torch.add, torch.cat}
+# Their outputs are input values or 0, which every range contains, so they need no separate range.
 RANGE_PRESERVING_LAYERS = (nn.ReLU, nn.MaxPool2d, nn.Flatten, nn.Dropout, nn.Identity)
 RANGE_PRESERVING_OPS = {
     F.relu,
@@ -75,12 +76,12 @@ def quantize(
     Raises:
         Error: there are no images, or a layer cannot be quantized or exported; the message names the layer and reason.
     """
-    prepared = prepare(network)
+    prepared = prepare_fake_quantization(network)
     calibrate(prepared, images)
     return export_int8(prepared, shape, metadata)
 
 
-def prepare(network: nn.Module) -> nn.Module:
+def prepare_fake_quantization(network: nn.Module) -> nn.Module:
     """Return a copy with fake quantization of weights and activations, for training or calibration.
 
     Gradients pass the rounding unchanged (straight-through estimator), except outside the range of an activation. In
@@ -92,12 +93,12 @@ def prepare(network: nn.Module) -> nn.Module:
     """
     network = copy.deepcopy(network)
     if isinstance(network, Ensemble):
-        network.models = nn.ModuleList(prepare(member) for member in network.models)
+        network.models = nn.ModuleList(prepare_fake_quantization(member) for member in network.models)
         return network
     for name, module in network.named_modules():
         if isinstance(module, BinaryConv2d | BinaryLinear | Sign):
             raise Error(
-                f"{name} ({type(module).__name__}) is a 1-bit layer, which int8 cannot improve; export the run as "
+                f"{name} ({type(module).__name__}) is a 1-bit layer and cannot be quantized to int8; export the run as "
                 "binary or onnx"
             )
     prepared = _trace_model(network)
@@ -129,11 +130,11 @@ def calibrate(prepared: nn.Module, images: Iterable[Tensor]) -> None:
         activation.calibrating = False
     prepared.train(was_training)
     if not count:
-        raise Error("there are no images to calibrate int8; give a few hundred images like the training data")
+        raise Error("there are no images to calibrate int8; use a few hundred images like the training data")
 
 
 def export_int8(network: nn.Module, shape: tuple[int, int, int], metadata: dict[str, str]) -> bytes:
-    """Export a trained or calibrated network from :func:`prepare` as an int8 ONNX file.
+    """Export a trained or calibrated network from :func:`prepare_fake_quantization` as an int8 ONNX file.
 
     Raises:
         Error: the activation ranges are not set, or a layer cannot be exported.
@@ -177,11 +178,11 @@ class FakeQuantLinear(nn.Linear):
 class FakeQuantActivation(nn.Module):
     """Fake quantization of activations to 256 evenly spaced values, including 0; other values are clipped."""
 
-    range: Tensor
+    activation_range: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("range", torch.zeros(2))  # minimum and maximum; both 0: not set
+        self.register_buffer("activation_range", torch.zeros(2))  # minimum and maximum; both 0: not set
         self.calibrating = False
 
     def forward(self, x: Tensor) -> Tensor:
@@ -189,7 +190,7 @@ class FakeQuantActivation(nn.Module):
         x = x.float()
         if self.training or self.calibrating:
             self._update_range(x.detach())
-        if self.calibrating or not (self.training or self.range.any()):
+        if self.calibrating or not (self.training or self.activation_range.any()):
             return x
         scale, zero_point = self.compute_qparams()
         result: Tensor = torch.fake_quantize_per_tensor_affine(x, scale, zero_point, 0, MAX_ACTIVATION)
@@ -197,7 +198,7 @@ class FakeQuantActivation(nn.Module):
 
     def compute_qparams(self) -> tuple[Tensor, Tensor]:
         """Return scale and zero point."""
-        low, high = self.range
+        low, high = self.activation_range
         scale = ((high - low) / MAX_ACTIVATION).clamp(min=MIN_SCALE)
         return scale, (-low / scale).round().int()
 
@@ -206,11 +207,11 @@ class FakeQuantActivation(nn.Module):
         new_range = torch.stack((low.clamp(max=0), high.clamp(min=0)))
         if self.calibrating:
             new_range = torch.stack(
-                (torch.minimum(self.range[0], new_range[0]), torch.maximum(self.range[1], new_range[1]))
+                (torch.minimum(self.activation_range[0], new_range[0]), torch.maximum(self.activation_range[1], new_range[1]))
             )
         else:
-            new_range = torch.where(self.range.any(), self.range.lerp(new_range, RANGE_MOMENTUM), new_range)
-        self.range.copy_(new_range)
+            new_range = torch.where(self.activation_range.any(), self.activation_range.lerp(new_range, RANGE_MOMENTUM), new_range)
+        self.activation_range.copy_(new_range)
 
 
 def fake_quantize_weight(weight: Tensor) -> Tensor:
@@ -227,18 +228,18 @@ def compute_weight_scales(weight: Tensor) -> Tensor:
 class QuantizedActivation(nn.Module):
     """ONNX operators QuantizeLinear and DequantizeLinear, for export only."""
 
-    step: Tensor
-    zero: Tensor
+    scale: Tensor
+    zero_point: Tensor
 
     def __init__(self, scale: Tensor, zero_point: Tensor) -> None:
         super().__init__()
-        self.register_buffer("step", scale)
-        self.register_buffer("zero", zero_point.to(torch.uint8))
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", zero_point.to(torch.uint8))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the rounded ``x`` in float32."""
-        quantized = symbolic("QuantizeLinear", (x, self.step, self.zero), dtype=torch.uint8, shape=x.shape)
-        return symbolic("DequantizeLinear", (quantized, self.step, self.zero), dtype=torch.float32, shape=x.shape)
+        quantized = symbolic("QuantizeLinear", (x, self.scale, self.zero_point), dtype=torch.uint8, shape=x.shape)
+        return symbolic("DequantizeLinear", (quantized, self.scale, self.zero_point), dtype=torch.float32, shape=x.shape)
 
 
 class QuantizedLayer(nn.Module):
@@ -250,9 +251,9 @@ class QuantizedLayer(nn.Module):
     """
 
     weight: Tensor
-    weight_step: Tensor
+    weight_scale: Tensor
     bias: Tensor
-    bias_step: Tensor
+    bias_scale: Tensor
 
     def __init__(self, layer: QuantizableLayer, input_scale: Tensor) -> None:
         super().__init__()
@@ -264,15 +265,15 @@ class QuantizedLayer(nn.Module):
         )  # for a channel with tiny weights and a large bias
         shape = (-1, *[1] * (weight.ndim - 1))
         self.register_buffer("weight", (weight / scale.view(shape)).round().to(torch.int8).contiguous())
-        self.register_buffer("weight_step", scale)
+        self.register_buffer("weight_scale", scale)
         self.register_buffer("bias", (bias / (scale * input_scale)).round().to(torch.int32))
-        self.register_buffer("bias_step", scale * input_scale)
-        self.place = {name: getattr(layer, name) for name in CONV_ARGS} if isinstance(layer, nn.Conv2d) else None
+        self.register_buffer("bias_scale", scale * input_scale)
+        self.conv_kwargs = {name: getattr(layer, name) for name in CONV_ARGS} if isinstance(layer, nn.Conv2d) else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer."""
-        weight, bias = _dequantize(self.weight, self.weight_step), _dequantize(self.bias, self.bias_step)
-        return F.linear(x, weight, bias) if self.place is None else F.conv2d(x, weight, bias, **self.place)
+        weight, bias = _dequantize(self.weight, self.weight_scale), _dequantize(self.bias, self.bias_scale)
+        return F.linear(x, weight, bias) if self.conv_kwargs is None else F.conv2d(x, weight, bias, **self.conv_kwargs)
 
 
 def _dequantize(values: Tensor, scale: Tensor) -> Tensor:
@@ -329,8 +330,8 @@ def _preserves_range(node: fx.Node) -> bool:
 
 
 def _runs_in_int8(node: fx.Node) -> bool:
-    """Return whether the node is computed on bytes."""
-    return _get_quantizable_layer(node) is not None or node.target in JOIN_OPS
+    """Return whether the node is computed in int8."""
+    return _get_quantizable_layer(node) is not None or node.target in ADD_AND_CONCAT_OPS
 
 
 def _get_only_user(node: fx.Node) -> fx.Node:
@@ -338,21 +339,21 @@ def _get_only_user(node: fx.Node) -> fx.Node:
     return next(iter(node.users)) if len(node.users) == 1 else node
 
 
-def _find_readers(node: fx.Node) -> Iterator[fx.Node]:
-    """Yield the nodes that read the values of a node, directly or through range-preserving nodes."""
+def _find_consumers(node: fx.Node) -> Iterator[fx.Node]:
+    """Yield the nodes that use the output of a node, directly or through range-preserving nodes."""
     for user in node.users:
         if not _preserves_range(user):
             yield user
         elif user.args[0] is node:
-            yield from _find_readers(user)
+            yield from _find_consumers(user)
 
 
 def _is_quantized(node: fx.Node) -> bool:
-    """Return whether the output of a node is quantized, because it or a reader runs in int8; scores are not."""
+    """Return whether the output of a node is quantized: the node or a consumer runs in int8; scores are not."""
     if _preserves_range(node) or _get_foldable_norm(_get_input_node(node)) is node:
         return False
-    readers = [reader for reader in _find_readers(_get_fused_end(node)) if reader.op != "output"]
-    return any(map(_runs_in_int8, readers)) or (_runs_in_int8(node) and bool(readers))
+    consumers = [consumer for consumer in _find_consumers(_get_fused_end(node)) if consumer.op != "output"]
+    return any(map(_runs_in_int8, consumers)) or (_runs_in_int8(node) and bool(consumers))
 
 
 def _get_input_node(node: fx.Node) -> fx.Node:
@@ -377,7 +378,7 @@ def _get_fused_end(node: fx.Node) -> fx.Node:
 
 
 def _swap_pool_and_relu(graph: fx.Graph) -> None:
-    """Swap max pooling and the ReLU after it; the result is equal, and the pooling runs on bytes."""
+    """Swap max pooling and the ReLU after it; the result is equal, and the pooling runs in int8."""
     for pool in list(graph.nodes):
         source, relu = _get_input_node(pool), _get_only_user(pool)
         if isinstance(_get_module(pool), nn.MaxPool2d) and _is_relu(relu) and _get_only_user(source) is pool:
@@ -414,7 +415,7 @@ def _lower_to_onnx(prepared: fx.GraphModule) -> None:
     for node in list(graph.nodes):
         module, layer, norm = _get_module(node), _get_quantizable_layer(node), _get_foldable_norm(node)
         if isinstance(module, FakeQuantActivation):
-            if not module.range.any():
+            if not module.activation_range.any():
                 raise Error("the activation ranges of the network are not set; train or calibrate it first")
             prepared.set_submodule(str(node.target), QuantizedActivation(*module.compute_qparams()))
         elif layer is not None:
@@ -423,7 +424,7 @@ def _lower_to_onnx(prepared: fx.GraphModule) -> None:
                 norm.replace_all_uses_with(node)
                 graph.erase_node(norm)
             name = f"layers.{node.name}"
-            prepared.add_submodule(name, QuantizedLayer(layer, _find_source_activation(_get_input_node(node)).step))
+            prepared.add_submodule(name, QuantizedLayer(layer, _find_source_activation(_get_input_node(node)).scale))
             node.target = name
     prepared.recompile()
 

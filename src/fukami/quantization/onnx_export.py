@@ -120,7 +120,7 @@ class OnnxNetwork(nn.Module):
         metadata: metadata of the file.
 
     Raises:
-        Error: the content is damaged, not a network of fukami, or refers to other files.
+        Error: the content is corrupted, not a network of fukami, or refers to other files.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -155,8 +155,8 @@ class OnnxNetwork(nn.Module):
         """Return the scores of normalized images, or a detector's detections for each image, on the CPU."""
         if self.input_names == DETECTOR.input_names:
             return [
-                Detections(*self._run_session(each))
-                for each in zip(*(torch.split(value, 1) for value in inputs), strict=True)
+                Detections(*self._run_session(image_inputs))
+                for image_inputs in zip(*(torch.split(value, 1) for value in inputs), strict=True)
             ]
         (scores,) = self._run_session(inputs)
         return scores
@@ -175,13 +175,13 @@ def check_model(content: bytes) -> None:
     """Check that an ONNX file is self-contained and limited in operators and memory.
 
     Raises:
-        Error: the file is damaged, has weights in other files (external data), operators of other libraries, loops, or
+        Error: the file is corrupted, has weights in other files (external data), operators of other libraries, loops, or
             a tensor of more than 67 million numbers that does not depend on the input.
     """
     try:
         model = onnx.ModelProto.FromString(content)
     except Exception as error:  # an error class of protobuf
-        raise Error(f"the ONNX file is damaged ({error}); export it again") from None
+        raise Error(f"the ONNX file is corrupted ({error}); export it again") from None
     allowed_domains = {*ALLOWED_DOMAINS, *(function.domain for function in model.functions)}
     for graph in (model.graph, *model.functions):
         for node, tensors in _walk_nodes(graph):
@@ -203,14 +203,14 @@ def check_model(content: bytes) -> None:
 
 def _walk_nodes(graph: Any) -> Iterator[tuple[Any, list[Any]]]:
     """Yield every operator of a graph or function, including subgraphs, with its tensors."""
-    sparse = [part for each in getattr(graph, "sparse_initializer", ()) for part in (each.values, each.indices)]
+    sparse = [part for tensor in getattr(graph, "sparse_initializer", ()) for part in (tensor.values, tensor.indices)]
     yield None, [*getattr(graph, "initializer", ()), *sparse]
     for node in graph.node:
         tensors: list[Any] = []
         for attribute in node.attribute:
             tensors += [attribute.t, *attribute.tensors]
-            for each in (attribute.sparse_tensor, *attribute.sparse_tensors):
-                tensors += [each.values, each.indices]
+            for tensor in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                tensors += [tensor.values, tensor.indices]
             for inner in (attribute.g, *attribute.graphs):
                 if inner.ByteSize():
                     yield from _walk_nodes(inner)
