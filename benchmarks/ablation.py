@@ -3,9 +3,9 @@
     python benchmarks/ablation.py augmentation [--seeds 0 1 2] [--augmentations flip trivial ...]
     python benchmarks/ablation.py averaging [--seeds 0 1 2]
 
-Trainings differ by one flag and are evaluated on the 10,000 test images. Results go to results.csv, as the mean over
-the seeds. For such small trainings, one single-threaded process per processor is faster than one multi-threaded
-process. Needs CIFAR-10 in $FUKAMI_DATA as JPEG files by class.
+Training runs differ by one flag and are evaluated on the 10,000 test images. Results go to results.csv, as the mean
+over the seeds. For such small training runs, one single-threaded process per processor is faster than one
+multi-threaded process. Needs CIFAR-10 in $FUKAMI_DATA as JPEG files by class.
 """
 
 import argparse
@@ -77,7 +77,9 @@ def main():
         write_subset(root / "cifar10-1000.csv")
         submit = partial(pool.submit, run_command, cwd=root, threads=1)
         if options.action == "augmentation":
-            train_variants(submit, {words or "none": f"--augment {words}" for words in options.augmentations}, seeds)
+            train_variants(
+                submit, {operations or "none": f"--augment {operations}" for operations in options.augmentations}, seeds
+            )
             return
         train_variants(submit, {flags or "plain": flags for flags in VARIANTS}, seeds)
         for flags in ("--views 2", "--views 8"):

@@ -37,7 +37,7 @@ SPRINT = (
 )
 
 
-def run(benchmark, command, seed, views=()):
+def train_and_record(benchmark, command, seed, views=()):
     """Train, and record the accuracy and the seconds, including the start of the process.
 
     Then evaluate the run with test-time augmentation, once for each number of views.
@@ -53,8 +53,8 @@ def run(benchmark, command, seed, views=()):
                    command=f"fukami eval RUN --views {num_views}", note=note)  # fmt: skip
 
 
-def precision(rounds=2):
-    """Record the training rate in bfloat16 relative to float32, measured in turn."""
+def compare_precisions(rounds=2):
+    """Record the training throughput in bfloat16 relative to float32, measured in turn."""
     speeds = {"float32": [], "bfloat16": []}
     for name in [*speeds] * rounds:
         with tempfile.TemporaryDirectory() as out:
@@ -75,17 +75,17 @@ def main():
     options = options.parse_args()
     for seed in options.seeds:
         if options.action == "cpu":
-            run("resnet20 cifar10 cpu", CPU, seed, views=(2, 8))
+            train_and_record("resnet20 cifar10 cpu", CPU, seed, views=(2, 8))
         elif options.action == "photographs":
             for name in ("googlenet", "resnet18"):
-                run(f"{name} cifar10 cpu", PHOTOGRAPHS.format(name), seed)
+                train_and_record(f"{name} cifar10 cpu", PHOTOGRAPHS.format(name), seed)
         elif options.action == "precision":
-            precision()
+            compare_precisions()
         elif options.action == "sprint":
-            run("resnet18 cifar10 sprint", SPRINT, seed)
+            train_and_record("resnet18 cifar10 sprint", SPRINT, seed)
         else:
             for name, command in GPU.items():
-                run(f"{name} cifar10 gpu", command, seed)
+                train_and_record(f"{name} cifar10 gpu", command, seed)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""DCGAN: Fréchet distance and training rate compared with a plain loop; legible digits; discriminator features.
+"""DCGAN: Fréchet distance and training throughput compared with a plain loop; legible digits; discriminator features.
 
     python benchmarks/dcgan.py faces ARCHIVE | cifar10 [--seeds 0 1 2] [--epochs 25] [--features vgg] [--out FOLDER] ...
     python benchmarks/dcgan.py mnist [--seeds 0]
@@ -7,7 +7,7 @@
 
 ``faces`` and ``cifar10`` train our DCGAN, and PyTorch's example for the same number of epochs, and evaluate both with
 the same features. The example has 64 channels, 4×4 filters, normal noise, batch size 64 and float32. ``mnist`` counts
-the digits that the shipped classifier recognizes. ``rate`` times steps of both in turn on the same batches, each in its
+the digits that the bundled classifier recognizes. ``rate`` times steps of both in turn on the same batches, each in its
 own process. ``svm`` trains a linear SVM on the discriminator features of a run on CIFAR-10 (section 5.1 of the paper);
 its row also contains the command of the run. Results go to results.csv.
 """
@@ -30,7 +30,7 @@ from common.record import record, strip_folders, train_seeds
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 WARMUP_ROUNDS = 2
-BATCH = 64  # batch size of the plain loop, and of both when timed
+BATCH_SIZE = 64  # batch size of the plain loop, and of both when timed
 TF32_NOTE = "; the plain loop's convolutions in TF32, torch's default" if CUDA else ""
 LATENT_DIM = 100
 POOLED_SIZE = 4  # maps are pooled to 4×4 (section 5.1)
@@ -40,7 +40,7 @@ MAX_ITERATIONS = 60  # of L-BFGS
 
 def build_generator(size: int, channels: int, width: int = 64) -> nn.Sequential:
     """Build the generator of PyTorch's example, with one layer less for 32×32."""
-    widths = [width * 2**number for number in range(3 if size == 64 else 2, -1, -1)]
+    widths = [width * 2**level for level in range(3 if size == 64 else 2, -1, -1)]
     layers = [nn.ConvTranspose2d(LATENT_DIM, widths[0], 4, 1, 0, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(True)]
     for inputs, outputs in pairwise(widths):
         layers += [nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(True)]
@@ -51,7 +51,7 @@ def build_generator(size: int, channels: int, width: int = 64) -> nn.Sequential:
 
 def build_discriminator(size: int, channels: int, width: int = 64) -> nn.Sequential:
     """Build the discriminator of PyTorch's example."""
-    widths = [width * 2**number for number in range(4 if size == 64 else 3)]
+    widths = [width * 2**level for level in range(4 if size == 64 else 3)]
     layers = [nn.Conv2d(channels, widths[0], 4, 2, 1, bias=False), nn.LeakyReLU(0.2, True)]
     for inputs, outputs in pairwise(widths):
         layers += [nn.Conv2d(inputs, outputs, 4, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.LeakyReLU(0.2, True)]
@@ -109,11 +109,13 @@ def compare_with_plain_loop(options: argparse.Namespace) -> None:
     command = f"python benchmarks/dcgan.py {strip_folders(sys.argv[1:])}"
     line = f"fukami train dcgan --data {dataset} --epochs {options.epochs} --eval-every {options.epochs}"
     line += f" --eval-features {options.features}"
-    for seed, result, seconds, own_command in train_seeds(line, options):
-        for metric in (key for key in result if key.startswith(("fid", "kid", "frechet", "kernel", "repeated"))):
-            record(f"dcgan {name}", metric, result[metric], seed=seed, seconds=seconds, command=own_command,
+    for seed, result, seconds, recipe_command in train_seeds(line, options):
+        for metric in (
+            key for key in result if key.startswith(("fid", "kid", "frechet", "kernel", "duplicate_fraction"))
+        ):
+            record(f"dcgan {name}", metric, result[metric], seed=seed, seconds=seconds, command=recipe_command,
                    note=f"{result['count']} images generated, {options.epochs} epochs")  # fmt: skip
-    recipe = DCGAN(data=dataset, batch_size=BATCH)
+    recipe = DCGAN(data=dataset, batch_size=BATCH_SIZE)
     data = recipe.load_data()
     size, channels = map(int, data.labels)
     features = generation_features.load_feature_extractor(options.features, size, channels)
@@ -136,26 +138,27 @@ def compare_with_plain_loop(options: argparse.Namespace) -> None:
                    note=f"PyTorch's example; {metrics['count']} images generated, {options.epochs} epochs")  # fmt: skip
 
 
-def mnist(options: argparse.Namespace) -> None:
-    """Train on MNIST, and count the digits that the shipped classifier recognizes."""
+def count_legible_digits(options: argparse.Namespace) -> None:
+    """Train on MNIST, and count the digits that the bundled classifier recognizes."""
     line = f"fukami train dcgan --data mnist --epochs {options.epochs} --eval-every {options.epochs}"
     for seed, result, seconds, command in train_seeds(line, options):
-        for metric in ("legible", "classes", "frechet_digits", "repeated"):
+        for metric in ("legible_fraction", "num_predicted_classes", "frechet_digits", "duplicate_fraction"):
             record("dcgan mnist", metric, result[metric], seed=seed, seconds=seconds, command=command,
                    note=f"{result['count']} digits generated")  # fmt: skip
 
 
-def rate(options: argparse.Namespace) -> None:
+def measure_throughput(options: argparse.Namespace) -> None:
     """Measure the images per second of both in turn."""
     for precision in options.precisions:
         workers = Worker(run_ours, options, precision), Worker(run_plain, options)
         speeds = measure_in_turn(workers, options.steps, options.rounds, WARMUP_ROUNDS)
         memory = [worker.request(0) for worker in workers]
-        note = f"{options.size} pixels, batch {BATCH}; {speeds[0]:.4g} and {speeds[1]:.4g} images a second{TF32_NOTE}"
+        note = f"{options.size} pixels, batch {BATCH_SIZE}; "
+        note += f"{speeds[0]:.4g} and {speeds[1]:.4g} images per second{TF32_NOTE}"
         command = f"python benchmarks/dcgan.py {shlex.join(sys.argv[1:])}"
-        record(f"dcgan rate {precision}", "training rate over that of a plain loop in float32", speeds[0] / speeds[1],
+        record(f"dcgan rate {precision}", "relative throughput vs. a plain loop in float32", speeds[0] / speeds[1],
                command=command, note=note)  # fmt: skip
-        record(f"dcgan rate {precision}", "memory over that of a plain loop in float32", memory[0] / memory[1],
+        record(f"dcgan rate {precision}", "relative memory vs. a plain loop in float32", memory[0] / memory[1],
                command=command, note=note)  # fmt: skip
 
 
@@ -166,7 +169,7 @@ def run_ours(options: argparse.Namespace, precision: str, pipe) -> None:
 
     runtime = Runtime.start(DEVICE, precision)
     torch.manual_seed(0)
-    task = DCGAN(batch_size=BATCH).build_task((str(options.size), "3"))
+    task = DCGAN(batch_size=BATCH_SIZE).build_task((str(options.size), "3"))
     task.setup(runtime)
     step = runtime.capture(task.step, task.supports_cuda_graph)
     time_steps(lambda images: step((images, images[:, 0, 0, 0])), options, pipe)
@@ -181,7 +184,7 @@ def run_plain(options: argparse.Namespace, pipe) -> None:
 def time_steps(step, options: argparse.Namespace, pipe) -> None:
     """Run the requested number of steps on random images; send the images per second, and finally the peak memory."""
     before = read_memory("VmRSS")
-    images = torch.randint(0, 256, (BATCH, 3, options.size, options.size), dtype=torch.uint8, device=DEVICE)
+    images = torch.randint(0, 256, (BATCH_SIZE, 3, options.size, options.size), dtype=torch.uint8, device=DEVICE)
     while count := pipe.recv():
         start = time.monotonic()
         for _ in range(count):
@@ -192,7 +195,7 @@ def time_steps(step, options: argparse.Namespace, pipe) -> None:
     pipe.send(torch.cuda.max_memory_allocated() if CUDA else read_memory("VmHWM") - before)
 
 
-def svm(options: argparse.Namespace) -> None:
+def evaluate_features(options: argparse.Namespace) -> None:
     """Train a linear SVM on the discriminator's maps, each max-pooled to 4×4 (section 5.1)."""
     import fukami
     from fukami.data import labeled_images
@@ -273,7 +276,8 @@ def main() -> None:
     if options.benchmark in ("faces", "svm") and not options.archive:
         parser.error("specify the image archive of faces, or the run of svm")
     benchmarks = {
-        "faces": compare_with_plain_loop, "cifar10": compare_with_plain_loop, "mnist": mnist, "rate": rate, "svm": svm
+        "faces": compare_with_plain_loop, "cifar10": compare_with_plain_loop, "mnist": count_legible_digits,
+        "rate": measure_throughput, "svm": evaluate_features,
     }  # fmt: skip
     benchmarks[options.benchmark](options)
 

@@ -25,31 +25,31 @@ from common.record import FILE, record
 
 DEFAULT = "deep-convnet mnist default"
 GOAL = 0.9935  # 65 errors of 10,000: the note's result
-LIGHT = ("shift=1", "rotate=5", "scale=0.05", "shear=0.05")  # augmentation of the short trainings
-# our fastest training to the goal: high learning rate, small batches, little augmentation
+LIGHT = ("shift=1", "rotate=5", "scale=0.05", "shear=0.05")  # augmentation of the short training runs
+# our fastest training run to the goal: high learning rate, small batches, little augmentation
 SPRINT = f"fukami train deep-convnet --data mnist --epochs 3 --batch-size 50 --lr 0.003 --augment {' '.join(LIGHT)}"
 PLAIN = "python benchmarks/common/plain_loop.py"
 
 
-def run(command):
+def run_script(command):
     """Run a fukami command or a script; return the JSON objects that it printed, and its seconds."""
-    program, *words = shlex.split(command)
+    program, *arguments = shlex.split(command)
     start = time.monotonic()
     interpreter = [sys.executable, "-m", "fukami"] if program == "fukami" else [sys.executable]
-    process = subprocess.run([*interpreter, *words], stdout=subprocess.PIPE, text=True, check=True)
+    process = subprocess.run([*interpreter, *arguments], stdout=subprocess.PIPE, text=True, check=True)
     return [json.loads(line) for line in process.stdout.splitlines()], time.monotonic() - start
 
 
-def default(options):
+def train_default(options):
     """Train the default recipe with each seed."""
     for seed in options.seeds:
         command = f"fukami train deep-convnet --data mnist --seed {seed} --device {options.device}"
         with tempfile.TemporaryDirectory() as out:
-            (result,), seconds = run(f"{command} --out {out}/run")
+            (result,), seconds = run_script(f"{command} --out {out}/run")
         record(DEFAULT, "test accuracy", result["accuracy"], command=command, seed=seed, seconds=seconds)
 
 
-def summary(options):
+def summarize_default(options):
     """Record mean, standard deviation and worst accuracy of the recorded seeds of the default recipe."""
     with FILE.open() as file:
         rows = [row for row in csv.DictReader(file) if (row["benchmark"], row["metric"]) == (DEFAULT, "test accuracy")]
@@ -66,7 +66,7 @@ def summary(options):
         )
 
 
-def sprint(seed):
+def train_sprint(seed):
     """Train; return the command, the seconds to the first evaluation at the goal, and the final accuracy."""
     command = f"{SPRINT} --seed {seed}"
     with tempfile.TemporaryDirectory() as folder:
@@ -85,11 +85,11 @@ def sprint(seed):
         return command, reached, json.loads(process.stdout.read())["accuracy"]
 
 
-def race(options):
+def race_plain_loop(options):
     """Train ours and the plain loop in turn with each seed."""
     ratios = []
     for seed in options.seeds:
-        command, our_seconds, accuracy = sprint(seed)
+        command, our_seconds, accuracy = train_sprint(seed)
         record(
             "deep-convnet mnist sprint",
             "test accuracy",
@@ -99,7 +99,7 @@ def race(options):
             seconds=our_seconds or "not reached",
         )
         plain_command = f"{PLAIN} --epochs {options.plain_epochs} --until {GOAL} --seed {seed}"
-        lines, seconds = run(plain_command)
+        lines, seconds = run_script(plain_command)
         best = max(line["accuracy"] for line in lines)
         note = f"{len(lines)} epochs" + ("" if best >= GOAL else f"; stopped, {GOAL:.2%} not reached")
         record(
@@ -124,18 +124,18 @@ def race(options):
             )
 
 
-def dropout(options):
+def compare_dropout(options):
     """Train the race's run with and without the note's dropout of the scores."""
     for seed in options.seeds:
         for recipe in ("deep-convnet", "benchmarks/common/dropped_scores.py"):
             command = f"{SPRINT.replace('deep-convnet', recipe)} --seed {seed} --device {options.device}"
             with tempfile.TemporaryDirectory() as out:
-                (result,), seconds = run(f"{command} --out {out}/run")
+                (result,), seconds = run_script(f"{command} --out {out}/run")
             record("deep-convnet mnist dropped scores", "test accuracy", result["accuracy"], command=command, seed=seed,
                    seconds=seconds)  # fmt: skip
 
 
-def goal(options):
+def measure_time_to_goal(options):
     """Measure the seconds to 99.35 % in a new process (cold), once more in it (warm), and of the plain loop."""
     command = f"python benchmarks/deep_convnet.py {shlex.join(sys.argv[1:])}"
     for seed in options.seeds:
@@ -145,7 +145,7 @@ def goal(options):
         for kind, (seconds, accuracy, total_seconds) in ours.items():
             note = f"{shlex.join(build_goal_command(options, seed))}; {accuracy:.2%} at the end; "
             note += (
-                f"{total_seconds:.2f} s from the start of {'the process' if kind == 'cold' else 'the second training'}"
+                f"{total_seconds:.2f} s from the start of the {'process' if kind == 'cold' else 'second training run'}"
             )
             metric = f"seconds in the loop to {options.goal:.2%}, {kind}"
             if seconds is None:
@@ -153,7 +153,7 @@ def goal(options):
             record("deep-convnet mnist goal", metric, seconds, command=command, seed=seed, note=note)
         if options.plain_epochs:
             plain = [*PLAIN.split(), "--epochs", str(options.plain_epochs), "--until", str(options.goal)]
-            lines, _ = run(shlex.join([*plain, "--data", options.data, "--seed", str(seed)]))
+            lines, _ = run_script(shlex.join([*plain, "--data", options.data, "--seed", str(seed)]))
             record_plain_ratio(options, ours, lines, command, seed)
 
 
@@ -166,13 +166,15 @@ def record_plain_ratio(options, ours, lines, command, seed):
             note = (
                 f"{plain_seconds:.2f} and {seconds:.2f} s in the loop, {len(lines)} and {options.epochs} epochs{bound}"
             )
-            record("deep-convnet mnist goal", f"plain loop's seconds over ours, {kind}", plain_seconds / seconds,
+            record("deep-convnet mnist goal", f"relative time of the plain loop, {kind}", plain_seconds / seconds,
                    command=command, seed=seed, note=note)  # fmt: skip
 
 
 def build_goal_command(options, seed):
-    """Build the command line of our fastest training on a GPU."""
-    command = f"fukami train deep-convnet --data {options.data} --epochs {options.epochs} --batch-size {options.batch}"
+    """Build the command line of our fastest training run on a GPU."""
+    command = (
+        f"fukami train deep-convnet --data {options.data} --epochs {options.epochs} --batch-size {options.batch_size}"
+    )
     return [*f"{command} --lr {options.lr} --augment".split(), *LIGHT, "--seed", str(seed)]
 
 
@@ -184,7 +186,7 @@ def train_to_goal(options, seed, pipe):
     import fukami
 
     recipe = fukami.get_recipe("deep-convnet")(
-        data=options.data, epochs=options.epochs, batch_size=options.batch, lr=options.lr, augment=LIGHT, seed=seed
+        data=options.data, epochs=options.epochs, batch_size=options.batch_size, lr=options.lr, augment=LIGHT, seed=seed
     )
     while start := pipe.recv():
         with tempfile.TemporaryDirectory() as out:
@@ -210,10 +212,16 @@ def main():
         "--data", default="mnist", choices=["mnist", "digits"], help="Dataset of goal; digits for a test."
     )
     options.add_argument("--epochs", type=int, default=4, help="Epochs of ours in goal.")
-    options.add_argument("--batch", type=int, default=250, help="Batch size of goal.")
+    options.add_argument("--batch-size", type=int, default=250, help="Batch size of goal.")
     options.add_argument("--lr", type=float, default=0.008, help="Learning rate of goal.")
     options = options.parse_args()
-    benchmarks = {"default": default, "summary": summary, "race": race, "dropout": dropout, "goal": goal}
+    benchmarks = {
+        "default": train_default,
+        "summary": summarize_default,
+        "race": race_plain_loop,
+        "dropout": compare_dropout,
+        "goal": measure_time_to_goal,
+    }
     benchmarks[options.benchmark](options)
 
 

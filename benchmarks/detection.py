@@ -1,7 +1,7 @@
 """Object detection: speed and mean average precision compared with torchvision.
 
-    python benchmarks/detection.py rates [--height 800] [--width 1066] [--batch 8]
-    python benchmarks/detection.py loop [--data bccd] [--height 800] [--width 1066] [--batch 8]
+    python benchmarks/detection.py rates [--height 800] [--width 1066] [--batch-size 8]
+    python benchmarks/detection.py loop [--data bccd] [--height 800] [--width 1066] [--batch-size 8]
     python benchmarks/detection.py scenes | bccd | animals [--seeds 0 1 2] [--out FOLDER] ...
 
 ``rates`` times training steps and inference of Faster R-CNN on ResNet-50 with a feature pyramid. Ours and torchvision's
@@ -45,34 +45,38 @@ NUM_OBJECTS = 8  # in each image of rates
 WARMUP_ROUNDS = 3
 
 
-def rates(options: argparse.Namespace) -> None:
+def measure_throughput(options: argparse.Namespace) -> None:
     """Measure images per second in training and inference, in float32 and mixed precision."""
     command = f"python benchmarks/detection.py {shlex.join(sys.argv[1:])}"
-    size = f"{options.height}×{options.width}, batch {options.batch}"
+    size = f"{options.height}×{options.width}, batch {options.batch_size}"
     for precision in options.precisions:
-        candidates = {"ours": Ours(options, precision), "torchvision": Theirs(options, precision == "bfloat16")}
+        candidates = {
+            "ours": FukamiCandidate(options, precision),
+            "torchvision": TorchvisionCandidate(options, precision == "bfloat16"),
+        }
         for mode in ("train", "infer"):
             rates: dict[str, list[float]] = {name: [] for name in candidates}
-            for number in range(WARMUP_ROUNDS + options.rounds):
+            for round_index in range(WARMUP_ROUNDS + options.rounds):
                 for name, candidate in candidates.items():
                     seconds = time_call(getattr(candidate, mode))
-                    if number >= WARMUP_ROUNDS:
-                        rates[name].append(options.batch / seconds)
+                    if round_index >= WARMUP_ROUNDS:
+                        rates[name].append(options.batch_size / seconds)
             ours, theirs = (statistics.median(rates[name]) for name in candidates)
             benchmark = f"faster-rcnn-resnet50-fpn {mode} {precision}"
-            note = f"{size}; {ours:.3g} and {theirs:.3g} images a second, in turn, medians of {options.rounds}"
-            record(benchmark, "rate over torchvision's", ours / theirs, command=command, note=note)
+            note = f"{size}; {ours:.3g} and {theirs:.3g} images per second, in turn, medians of {options.rounds}"
+            record(benchmark, "relative throughput vs. torchvision", ours / theirs, command=command, note=note)
 
 
-def loop(options: argparse.Namespace) -> None:
-    """Measure images per second of a training from the command line, and the fraction of its time spent on data."""
+def measure_training_loop(options: argparse.Namespace) -> None:
+    """Measure images per second of a training run from the command line, and the fraction of its time spent on data."""
     size = f"--min-size {min(options.height, options.width)} --max-size {max(options.height, options.width)}"
-    line = (
-        f"fukami train faster-rcnn-resnet50-fpn --data {options.data} {size} --batch-size {options.batch} --epochs 20"
-    )
+    line = f"fukami train faster-rcnn-resnet50-fpn --data {options.data} {size} --epochs 20"
+    line += f" --batch-size {options.batch_size}"
     with tempfile.TemporaryDirectory() as folder:
-        words = [*line.split()[1:], "--eval-every", "20", "--out", f"{folder}/run"]
-        subprocess.run([sys.executable, "-m", "fukami", *words, *options.more], check=True, stdout=subprocess.DEVNULL)
+        arguments = [*line.split()[1:], "--eval-every", "20", "--out", f"{folder}/run"]
+        subprocess.run(
+            [sys.executable, "-m", "fukami", *arguments, *options.more], check=True, stdout=subprocess.DEVNULL
+        )
         lines = map(json.loads, Path(folder, "run", "metrics.jsonl").read_text().splitlines())
         seconds = json.loads(Path(folder, "run", "recipe.json").read_text())["time"]["seconds"]
     rates = [entry["images_per_second"] for entry in lines if entry["phase"] == "train"]
@@ -94,15 +98,15 @@ def time_call(function) -> float:
 def create_random_data(options: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor]:
     """Create random images, boxes and classes."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (options.batch, 3, options.height, options.width), generator=generator)
-    corners = torch.rand(options.batch, NUM_OBJECTS, 2, generator=generator) * 0.6
-    sides = 0.05 + 0.3 * torch.rand(options.batch, NUM_OBJECTS, 2, generator=generator)
+    images = torch.randint(0, 256, (options.batch_size, 3, options.height, options.width), generator=generator)
+    corners = torch.rand(options.batch_size, NUM_OBJECTS, 2, generator=generator) * 0.6
+    sides = 0.05 + 0.3 * torch.rand(options.batch_size, NUM_OBJECTS, 2, generator=generator)
     boxes = torch.cat([corners, corners + sides], 2) * torch.tensor([options.width, options.height] * 2)
-    return images.to(torch.uint8), boxes, torch.randint(0, 90, (options.batch, NUM_OBJECTS), generator=generator)
+    return images.to(torch.uint8), boxes, torch.randint(0, 90, (options.batch_size, NUM_OBJECTS), generator=generator)
 
 
-class Ours:
-    """Our task, as in a training."""
+class FukamiCandidate:
+    """Our task, as in a training run."""
 
     def __init__(self, options: argparse.Namespace, precision: str) -> None:
         size = options.height, options.width
@@ -112,10 +116,10 @@ class Ours:
         self.task.setup(Runtime.start(DEVICE, precision))
         images, boxes, classes = (value.to(DEVICE) for value in create_random_data(options))
         height, width = (-(-side // 32) * 32 for side in (options.height, options.width))
-        padded = torch.zeros(options.batch, 3, height, width, dtype=torch.uint8, device=DEVICE)
+        padded = torch.zeros(options.batch_size, 3, height, width, dtype=torch.uint8, device=DEVICE)
         padded[:, :, : options.height, : options.width] = images
-        sizes = torch.tensor([[options.height, options.width]] * options.batch, device=DEVICE).float()
-        indices = torch.arange(options.batch, device=DEVICE)
+        sizes = torch.tensor([[options.height, options.width]] * options.batch_size, device=DEVICE).float()
+        indices = torch.arange(options.batch_size, device=DEVICE)
         kinds = torch.zeros(classes.shape, dtype=torch.uint8, device=DEVICE)
         self.batch = PaddedBatch(
             padded, sizes, sizes, boxes, classes, kinds, indices, indices, padded.new_zeros(len(padded), 0, 0)
@@ -134,7 +138,7 @@ class Ours:
             self.task.detect(self.batch.images, self.batch.sizes)
 
 
-class Theirs:
+class TorchvisionCandidate:
     """torchvision's network in a plain loop."""
 
     def __init__(self, options: argparse.Namespace, mixed: bool) -> None:
@@ -176,7 +180,7 @@ class Theirs:
             self.model(self.images)
 
 
-def trainings(name: str, line: str, options: argparse.Namespace) -> None:
+def train_and_record(name: str, line: str, options: argparse.Namespace) -> None:
     """Train with each seed from the command line, and record the metrics."""
     for seed, result, seconds, command in train_seeds(line, options):
         note = "AP of each class: "
@@ -186,7 +190,7 @@ def trainings(name: str, line: str, options: argparse.Namespace) -> None:
                    note=note)  # fmt: skip
 
 
-def animals(options: argparse.Namespace) -> None:
+def compare_on_animals(options: argparse.Namespace) -> None:
     """Train ours and torchvision's on a sample of VOC's images, from the same backbone and for the same steps."""
     note = "500 photographs of VOC 2012 to train on, 250 to evaluate on: a sample, not the benchmark"
     for seed in options.seeds:
@@ -284,7 +288,7 @@ def main() -> None:
     parser.add_argument("benchmark", choices=["rates", "loop", "scenes", "bccd", "animals"])
     parser.add_argument("--height", type=int, default=800)
     parser.add_argument("--width", type=int, default=1066)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, help="Default: 8 in rates and loop, the recipe's otherwise.")
     parser.add_argument("--data", default="bccd", help="Dataset of loop.")
     parser.add_argument("--precisions", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=7, help="Number of timed rounds in rates.")
@@ -295,18 +299,22 @@ def main() -> None:
     parser.add_argument("--weights", default="imagenet", help="File of VGG-16's convolutions.")
     parser.add_argument("--out", help="Folder for the runs of scenes and bccd; temporary by default.")
     options, options.more = parser.parse_known_args()
+    if options.benchmark in ("rates", "loop"):
+        options.batch_size = options.batch_size or 8
+    elif options.batch_size:
+        options.more += ["--batch-size", str(options.batch_size)]
     if options.more and options.benchmark in ("rates", "animals"):
         parser.error(f"{options.benchmark} has no option {' '.join(options.more)}")
     if options.benchmark == "rates":
-        rates(options)
+        measure_throughput(options)
     elif options.benchmark == "loop":
-        loop(options)
+        measure_training_loop(options)
     elif options.benchmark == "animals":
-        animals(options)
+        compare_on_animals(options)
     elif options.benchmark == "bccd":
-        trainings("bccd", BCCD, options)
+        train_and_record("bccd", BCCD, options)
     else:
-        trainings("scenes", SCENES, options)
+        train_and_record("scenes", SCENES, options)
 
 
 SCENES = (

@@ -13,7 +13,7 @@ epsilon 0.05 and without sticky actions. ``catch`` is also evaluated over 1,000 
 ``rate`` trains our DQN and that of Stable-Baselines3 in turn, each in its own process, with the same settings: frames
 of 84×84, a stack of four, an optimizer step with batch size 32 per four steps of four environments, Adam, no gradient
 scaling. Stable-Baselines3 computes in float32. So does ours by default; with ``--precision auto`` it uses the default
-precision of a training. ``memory`` fills the replay buffer with a million steps of 84×84 pixels. Results go to
+precision of a training run. ``memory`` fills the replay buffer with a million steps of 84×84 pixels. Results go to
 results.csv.
 """
 
@@ -47,7 +47,7 @@ COMMANDS = {
 }
 
 
-def trainings(options: argparse.Namespace) -> None:
+def train_and_record(options: argparse.Namespace) -> None:
     """Train with each seed, and record the mean return."""
     if options.minutes:
         train_for_minutes(options)
@@ -57,7 +57,7 @@ def trainings(options: argparse.Namespace) -> None:
         record(f"dqn {options.benchmark}", "return", result["return"], seed=seed, seconds=seconds, command=command,
                note=note)  # fmt: skip
         if options.benchmark == "catch":
-            evaluate(result["run"], seed)
+            evaluate_catch(result["run"], seed)
 
 
 def train_for_minutes(options: argparse.Namespace) -> None:
@@ -89,7 +89,7 @@ def train_for_minutes(options: argparse.Namespace) -> None:
            command=strip_folders(command), note=note)  # fmt: skip
 
 
-def evaluate(run: str, seed: int) -> None:
+def evaluate_catch(run: str, seed: int) -> None:
     """Evaluate the run over a thousand episodes, with and without random actions."""
     for epsilon in (0, 0.05):
         command = f"fukami eval {run} --set eval_epsilon={epsilon} eval_episodes=1000"
@@ -98,7 +98,7 @@ def evaluate(run: str, seed: int) -> None:
                command=command.replace(run, "runs/dqn"), note=f"{result['count']} episodes")  # fmt: skip
 
 
-def rate(options: argparse.Namespace) -> None:
+def measure_throughput(options: argparse.Namespace) -> None:
     """Measure the steps per second of both in turn; ours in ``options.precision``, Stable-Baselines3 in float32."""
     workers = [Worker(run_ours, options)]
     if check_installed("stable_baselines3", "Stable-Baselines3") and check_installed("cv2", "its Atari games"):
@@ -107,16 +107,16 @@ def rate(options: argparse.Namespace) -> None:
     memory = [worker.request(0) for worker in workers]
     command = f"python benchmarks/dqn.py {shlex.join(sys.argv[1:])}"
     note = f"{options.game}, acting and learning, {NUM_ENVS} games; "
-    note += f"{' and '.join(f'{speed:.4g}' for speed in speeds)} steps a second"
+    note += f"{' and '.join(f'{speed:.4g}' for speed in speeds)} steps per second"
     name, other = f"dqn rate {options.precision}", "Stable-Baselines3 in float32"
     if len(speeds) == 1:
         record(name, "steps per second", speeds[0], command=command, note=note)
         return
-    record(name, f"steps a second over those of {other}", speeds[0] / speeds[1], command=command, note=note)
-    record(name, f"memory over that of {other}", memory[0] / memory[1], command=command, note=note)
+    record(name, f"relative throughput vs. {other}", speeds[0] / speeds[1], command=command, note=note)
+    record(name, f"relative memory vs. {other}", memory[0] / memory[1], command=command, note=note)
 
 
-def memory(options: argparse.Namespace) -> None:
+def measure_buffer_memory(options: argparse.Namespace) -> None:
     """Measure the memory of a replay buffer with a million steps."""
     from fukami.reinforcement.replay import ReplayBuffer
 
@@ -128,7 +128,7 @@ def memory(options: argparse.Namespace) -> None:
         buffer.add(frames, torch.zeros(NUM_ENVS, dtype=torch.bool))
     gigabytes = (read_memory("VmRSS") - before) / 1e9
     steps = buffer.num_envs * buffer.num_slots
-    record("dqn memory", "gigabytes of a million steps", gigabytes, command="python benchmarks/dqn.py memory",
+    record("dqn memory", "GB per million steps", gigabytes, command="python benchmarks/dqn.py memory",
            note=f"{steps:,} steps with the slack that a resumed run needs")  # fmt: skip
 
 
@@ -188,10 +188,10 @@ def main() -> None:
     parser.add_argument("benchmark", choices=[*COMMANDS, "rate", "memory"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--game", default="pong")
-    parser.add_argument("--steps", type=int, help="Steps per round of rate (default 4,000), or of a training.")
+    parser.add_argument("--steps", type=int, help="Steps per round of rate (default 4,000), or of a training run.")
     parser.add_argument("--rounds", type=int, default=5, help="Number of timed rounds in rate.")
-    parser.add_argument("--precision", help="Precision of ours; default: float32 in rate, auto in a training.")
-    parser.add_argument("--minutes", type=float, help="Training time; default: until the end of the training.")
+    parser.add_argument("--precision", help="Precision of ours; default: float32 in rate, auto in training.")
+    parser.add_argument("--minutes", type=float, help="Training time; default: until the end of training.")
     parser.add_argument("--out", help="Folder for the runs; temporary by default.")
     options, options.more = parser.parse_known_args()
     options.weights = ""
@@ -199,8 +199,8 @@ def main() -> None:
         options.precision, options.steps = options.precision or "float32", options.steps or 4_000
     else:
         flags = {"--precision": options.precision, "--steps": options.steps}
-        options.more += [word for flag, value in flags.items() if value for word in (flag, str(value))]
-    {"rate": rate, "memory": memory}.get(options.benchmark, trainings)(options)
+        options.more += [argument for flag, value in flags.items() if value for argument in (flag, str(value))]
+    {"rate": measure_throughput, "memory": measure_buffer_memory}.get(options.benchmark, train_and_record)(options)
 
 
 if __name__ == "__main__":

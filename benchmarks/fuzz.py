@@ -1,4 +1,4 @@
-"""Fuzz test: number of broken and hostile files that are neither read nor rejected with an error message.
+"""Fuzz test: number of corrupted and hostile files that are neither read nor rejected with an error message.
 
     python benchmarks/fuzz.py [--cases 50000] [--seed 1]
 
@@ -50,7 +50,7 @@ def main() -> None:
     result = json.loads(process.stdout)
     for failure in result["failures"]:
         print(json.dumps(failure))
-    note = f"{result['worked']} read, {result['refused']} rejected with an error, in {result['seconds']} s"
+    note = f"{result['worked']} read, {result['rejected']} rejected with an error, in {result['seconds']} s"
     record_command = f"python benchmarks/fuzz.py --cases {options.cases} --seed {options.seed}"
     record("hostile files", "failures", len(result["failures"]), seed=options.seed, command=record_command, note=note)
 

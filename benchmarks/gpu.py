@@ -5,8 +5,8 @@
     python benchmarks/gpu.py pack [FOLDER] [--installed FILE]
     python benchmarks/gpu.py merge
 
-Each command of an entry runs in its own process with a time limit. An entry that does not fit into the remaining
-minutes is skipped; one that the machine cannot run is reported with the reason. Rows in the format of results.csv are
+Each command of an entry runs in its own process with a time limit. An entry that needs more than the remaining minutes
+is skipped; one that the machine cannot run is reported with the reason. Rows in the format of results.csv are
 printed and written immediately to results_gpu.csv next to it (``--results``), the output of the commands to
 results_gpu.log, and the progress to results_gpu.json. Repeated at the same commit on the same GPU, the command
 continues with the entries that are not measured yet; its exit status is 0 when all are. ``merge`` moves the rows into
@@ -64,19 +64,19 @@ ENTRIES = (
         "deep-convnet", 2.5, 4,
         (
             "deep_convnet.py goal --seeds 3 4 5 --plain-epochs 10",
-            "deep_convnet.py goal --seeds 3 4 5 --plain-epochs 0 --epochs 5 --batch 500 --lr 0.01",
+            "deep_convnet.py goal --seeds 3 4 5 --plain-epochs 0 --epochs 5 --batch-size 500 --lr 0.01",
         ),
-        ("deep_convnet.py goal --data digits --goal 0.2 --plain-epochs 1 --epochs 1 --batch 100",),
+        ("deep_convnet.py goal --data digits --goal 0.2 --plain-epochs 1 --epochs 1 --batch-size 100",),
     ),
     Entry(
         "resnet50", 5, 40,
         tuple(f"step_times.py resnet50 {REFERENCE} {more}" for more in ("--rounds 2", "--rounds 1 --compile ours")),
-        (f"step_times.py resnet50 {REFERENCE} {SHORT} --batch 2 --size 32",),
+        (f"step_times.py resnet50 {REFERENCE} {SHORT} --batch-size 2 --size 32",),
     ),
     Entry(
         "faster-rcnn", 4, 40,
         ("detection.py rates", "detection.py loop"),
-        ("detection.py rates --height 64 --width 64 --batch 1 --rounds 1 --precisions bfloat16",),
+        ("detection.py rates --height 64 --width 64 --batch-size 1 --rounds 1 --precisions bfloat16",),
     ),
     Entry(
         "dcgan", 1, 8,
@@ -91,7 +91,7 @@ ENTRIES = (
             "segmentation.py frames fcn8s-vgg16",
         ),
         (
-            "segmentation.py rates segnet-vgg16 --height 64 --width 64 --batch 1 --rounds 1 --precisions bfloat16",
+            "segmentation.py rates segnet-vgg16 --height 64 --width 64 --batch-size 1 --rounds 1 --precisions bfloat16",
             "segmentation.py frames segnet-basic --frames 2 --min-size 32",
         ),
     ),
@@ -126,14 +126,14 @@ ENTRIES = (
         "resnet20-56", 3, 8,
         tuple(f"step_times.py {name} {REFERENCE} --repeat 25 --rounds 2" for name in ("resnet20", "resnet56")),
         tuple(
-            f"step_times.py {name} {REFERENCE} {SHORT} --batch 4 --data digits --workers 0"
+            f"step_times.py {name} {REFERENCE} {SHORT} --batch-size 4 --data digits --workers 0"
             for name in ("resnet20", "resnet56")
         ),
     ),
     Entry(
         "binary", 1, 8,
         ("quantization.py gpu",),
-        ("quantization.py gpu --device cpu --batch 1 --channels 32 --sides 4",),
+        ("quantization.py gpu --device cpu --batch-size 1 --channels 32 --sides 4",),
         ("triton",),
     ),
     Entry(

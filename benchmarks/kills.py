@@ -1,17 +1,17 @@
-"""Kill trainings with SIGKILL at random times after their first checkpoint, resume them, and compare bit for bit.
+"""Kill training runs with SIGKILL at random times after their first checkpoint, resume them, and compare bit for bit.
 
     python benchmarks/kills.py [deep-convnet dcgan dqn faster-rcnn show-and-tell neural-style] [--kills 20]
                                [--device cpu] [--record]
 
 Each recipe is trained once without interruption. Then it is trained again, killed at random times and resumed until its
-end. Further trainings follow until the number of kills is reached (by default 100 for deep-convnet, 20 for the others).
-``weights.safetensors`` and ``manifest.jsonl`` must be byte-equal, ``last.ckpt`` and ``metrics.jsonl`` equal except
-times.
+end. Further training runs follow until the number of kills is reached (by default 100 for deep-convnet, 20 for the
+others). ``weights.safetensors`` and ``manifest.jsonl`` must be byte-equal, ``last.ckpt`` and ``metrics.jsonl`` equal
+except times.
 
-The datasets are few embedded scenes. Trainings write a checkpoint at each log interval and compute with one thread in
-float32. They are forked from a process that has imported torch, except with ``--device cuda``, since forks cannot use
-CUDA. Half of the kills come at a random time after training has continued. The others come at a random time after the
-start of the process, so that reading the checkpoint is interrupted, too. For each recipe a JSON line contains the
+The datasets are few bundled scenes. Training runs write a checkpoint at each log interval and compute with one thread
+in float32. They are forked from a process that has imported torch, except with ``--device cuda``, since forks cannot
+use CUDA. Half of the kills come at a random time after training has continued. The others come at a random time after
+the start of the process, so that reading the checkpoint is interrupted, too. For each recipe a JSON line contains the
 number of kills and the differences; the exit status is 1 if there are any. ``--record`` appends to results.csv.
 """
 
@@ -40,11 +40,11 @@ ENTRIES = {
     "neural-style": "neural-style --size 128 --levels 2 --iterations 60 --eval-every 20",
 }
 NUM_KILLS = {"deep-convnet": 100}  # 20 for the others
-KILLS_PER_TRAINING = 6  # on average
-COMPARED_KEYS = ("format", "versions", "threads", "manifest", "step", "task", "loader", "history", "random")
+KILLS_PER_RUN = 6  # on average
+COMPARED_KEYS = ("format", "versions", "threads", "manifest", "step", "task", "loader", "metric_buffer", "random")
 
 
-def train(words: list[str], log: str) -> None:
+def train(arguments: list[str], log: str) -> None:
     """Run the command line in this process, with a checkpoint at each log interval."""
     import torch
 
@@ -56,11 +56,11 @@ def train(words: list[str], log: str) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     async_checkpoint.MIN_CHECKPOINT_INTERVAL, async_checkpoint.MAX_CHECKPOINT_FRACTION = 0.0, math.inf
-    few_scenes.run(words)
+    few_scenes.run(arguments)
 
 
 class Training:
-    """Training of an entry in a separate process on a device."""
+    """Training run of an entry in a separate process on a device."""
 
     def __init__(self, entry: str, device: str) -> None:
         self.entry, self.device = entry, device
@@ -70,13 +70,13 @@ class Training:
 
     def start(self, run: Path, log: Path, *more: str) -> BaseProcess:
         """Start the training process."""
-        words = ["train", *ENTRIES[self.entry].split(), "--device", self.device, "--precision", "float32"]
-        process = self.context.Process(target=train, args=([*words, "--out", str(run), *more], str(log)))
+        arguments = ["train", *ENTRIES[self.entry].split(), "--device", self.device, "--precision", "float32"]
+        process = self.context.Process(target=train, args=([*arguments, "--out", str(run), *more], str(log)))
         process.start()
         return process
 
 
-def size(path: Path) -> int:
+def get_size(path: Path) -> int:
     """Return the size of a file in bytes; 0 if it does not exist."""
     return path.stat().st_size if path.exists() else 0
 
@@ -107,9 +107,7 @@ def run_killed(
             if (run / "last.ckpt").exists() and (run / "last.ckpt").stat().st_mtime_ns != previous_mtime:
                 break
             time.sleep(0.002)
-        delay = (
-            rng.uniform(0, 2 * remaining_seconds / KILLS_PER_TRAINING) if wait_for_checkpoint else rng.uniform(0, 2.0)
-        )
+        delay = rng.uniform(0, 2 * remaining_seconds / KILLS_PER_RUN) if wait_for_checkpoint else rng.uniform(0, 2.0)
         if kills < max_kills:
             process.join(delay)
         else:
@@ -130,7 +128,7 @@ def find_differences(one: Path, other: Path) -> list[str]:
     import torch
     from torch.utils import _pytree as pytree
 
-    from fukami.engine.state_file import load_state
+    from fukami.engine.checkpoint_file import decode_checkpoint
 
     different = [
         name
@@ -138,7 +136,7 @@ def find_differences(one: Path, other: Path) -> list[str]:
         if ((one / name).read_bytes() if (one / name).exists() else b"")
         != ((other / name).read_bytes() if (other / name).exists() else b"")
     ]
-    states = [load_state(run / "last.ckpt", torch.device("cpu")) for run in (one, other)]
+    states = [decode_checkpoint(run / "last.ckpt", torch.device("cpu")) for run in (one, other)]
     for name in COMPARED_KEYS:
         values, structures = zip(*(pytree.tree_flatten(state[name]) for state in states), strict=True)
         equal = structures[0] == structures[1] and all(
@@ -154,7 +152,7 @@ def read_log(run: Path) -> list[dict[str, Any]]:
         {
             key: value
             for key, value in json.loads(line).items()
-            if key not in ("seconds", "waiting", *_list_rate_keys(line))
+            if key not in ("seconds", "data_wait_fraction", *_list_rate_keys(line))
         }
         for line in (run / "metrics.jsonl").read_text().splitlines()
     ]
@@ -165,20 +163,20 @@ def _list_rate_keys(line: str) -> list[str]:
 
 
 def measure(entry: str, kills: int, seed: int, device: str) -> dict[str, Any]:
-    """Kill trainings of an entry ``kills`` times in total, and return the results."""
+    """Kill training runs of an entry ``kills`` times in total, and return the results."""
     rng, training = random.Random(f"{entry} {seed}"), Training(entry, device)
-    start, num_kills, trainings, differences = time.monotonic(), 0, 0, set()
+    start, num_kills, num_runs, differences = time.monotonic(), 0, 0, set()
     with tempfile.TemporaryDirectory() as folder:
         uninterrupted, log = Path(folder) / "uninterrupted", Path(folder) / "log"
         remaining_seconds = run_uninterrupted(training, uninterrupted, log)
         num_lines = len(read_log(uninterrupted))
         while num_kills < kills:
-            run = Path(folder) / f"killed-{trainings}"
+            run = Path(folder) / f"killed-{num_runs}"
             num_kills += run_killed(training, run, log, remaining_seconds, kills - num_kills, rng)
-            trainings += 1
+            num_runs += 1
             differences |= set(find_differences(uninterrupted, run))
     return {
-        "entry": entry, "kills": num_kills, "trainings": trainings, "lines": num_lines,
+        "entry": entry, "kills": num_kills, "runs": num_runs, "lines": num_lines,
         "different": sorted(differences), "seconds": round(time.monotonic() - start, 1),
     }  # fmt: skip
 
@@ -203,7 +201,7 @@ def main() -> None:
         if options.record:
             from common.record import record
 
-            note = f"{result['trainings']} trainings of: fukami train {ENTRIES[entry]}"
+            note = f"{result['runs']} runs of: fukami train {ENTRIES[entry]}"
             command = f"python benchmarks/kills.py {entry} --kills {kills} --seed {options.seed}"
             command += f" --device {options.device}" if options.device != "cpu" else ""
             num_equal = 0 if result["different"] else result["kills"]

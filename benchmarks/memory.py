@@ -1,10 +1,10 @@
-"""Memory: activations stored with ``--activation-checkpointing``, and peak memory of short trainings.
+"""Memory: activations stored with ``--activation-checkpointing``, and peak memory of short training runs.
 
-    python benchmarks/memory.py activation-checkpointing [--batch 4]
+    python benchmarks/memory.py activation-checkpointing [--batch-size 4]
     python benchmarks/memory.py peaks [NAME...]
 
 ``activation-checkpointing`` measures the tensors that autograd saves, without weights and each storage once, as a
-fraction of those without checkpointing. ``peaks`` trains each network from the command line on a few embedded images,
+fraction of those without checkpointing. ``peaks`` trains each network from the command line on a few bundled images,
 at the size of its other benchmarks and in its own process. It records the peak memory that torch allocated on a GPU, or
 the process used on a CPU. Results go to results.csv.
 """
@@ -49,14 +49,14 @@ def measure_saved_bytes(model: torch.nn.Module, images: Tensor) -> int:
     return sum(num_bytes for pointer, num_bytes in sizes.items() if pointer not in weights)
 
 
-def activation_checkpointing(batch: int) -> None:
+def measure_activation_checkpointing(batch_size: int) -> None:
     """Measure every network with and without activation checkpointing."""
     for name, shape in SHAPES.items():
-        model, images = getattr(models, name)(10), torch.randn(batch, *shape)
+        model, images = getattr(models, name)(10), torch.randn(batch_size, *shape)
         without = measure_saved_bytes(model, images)
         enable_activation_checkpointing(model)
         with_checkpointing = measure_saved_bytes(model, images)
-        command = f"python benchmarks/memory.py activation-checkpointing --batch {batch}"
+        command = f"python benchmarks/memory.py activation-checkpointing --batch-size {batch_size}"
         note = f"{without / 1e6:.1f} MB, {with_checkpointing / 1e6:.1f} MB"
         record(f"activation checkpointing {name}", "kept for the backward pass, fraction", with_checkpointing / without,
                command=command, note=note)  # fmt: skip
@@ -79,7 +79,7 @@ PEAKS = {
 }
 
 
-def peaks(names: list[str]) -> None:
+def measure_peaks(names: list[str]) -> None:
     """Train each network in its own process, and record its peak memory."""
     for name in names or PEAKS:
         with tempfile.TemporaryDirectory() as folder:
@@ -94,13 +94,13 @@ def peaks(names: list[str]) -> None:
         )
         command = f"fukami train {PEAKS[name].replace(str(IMAGES), f'benchmarks/common/{IMAGES.name}')}"
         record(f"memory {name}", f"peak {kind}, GB", num_bytes / 1e9, command=command,
-               note="of a training on a few embedded images")  # fmt: skip
+               note="of a training run on a few bundled images")  # fmt: skip
 
 
-def peak(words: list[str]) -> None:
+def print_peak(arguments: list[str]) -> None:
     """Run the command line in this process, and print its peak memory in bytes."""
     try:
-        few_scenes.run(words)
+        few_scenes.run(arguments)
     except SystemExit as end:
         if end.code:
             raise
@@ -112,16 +112,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("benchmark", choices=["activation-checkpointing", "peaks"])
     parser.add_argument("names", nargs="*", choices=[*PEAKS, []], default=[])
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=4)
     options = parser.parse_args()
     if options.benchmark == "peaks":
-        peaks(options.names)
+        measure_peaks(options.names)
     else:
-        activation_checkpointing(options.batch)
+        measure_activation_checkpointing(options.batch_size)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["peak"]:
-        peak(sys.argv[2:])
+        print_peak(sys.argv[2:])
     else:
         main()

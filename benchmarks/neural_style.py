@@ -9,7 +9,7 @@ stylize`` by default, but optimizes at the full size until the other has ended. 
 tutorial: float32, torch's L-BFGS with its defaults, loss layers in a ``Sequential``, the image clamped in the closure.
 Ours is in float32 too; with ``--precision auto`` it has the default precision of ``fukami stylize``. Both minimize the
 same loss with the same weights; ours evaluates it for both in float32. ``seconds`` times ``fukami stylize`` with its
-defaults. ``memory`` measures the peak memory of a step per megapixel. Without CONTENT and STYLE the embedded images are
+defaults. ``memory`` measures the peak memory of a step per megapixel. Without CONTENT and STYLE the bundled images are
 used. ``--weights random`` is VGG-19 with random weights, to measure only time. Results go to results.csv.
 """
 
@@ -98,15 +98,15 @@ def run_plain(options: argparse.Namespace, pipe) -> None:
     image = (batch.content.to(DEVICE) / 255).contiguous().requires_grad_()
     layers, loss_layers = nn.Sequential(), []
     with torch.no_grad():
-        for number, layer in enumerate(task.model.features):
+        for index, layer in enumerate(task.model.features):
             layer = nn.ReLU() if isinstance(layer, nn.ReLU) else layer
             layers.append(layer)
             content, style = layer(content.contiguous()), layer(style.contiguous())
-            if number == task.model.content_layer:
+            if index == task.model.content_layer:
                 content_size = content.numel()
                 loss_layers.append(LossLayer(content, 0.5, style=False))
                 layers.append(loss_layers[-1])
-            if number in task.model.style_layers:
+            if index in task.model.style_layers:
                 loss_layers.append(LossLayer(style, 1 / (5 * 4 * style.shape[1] ** 2), style=True))
                 layers.append(loss_layers[-1])
     for loss in loss_layers:
@@ -148,7 +148,7 @@ def measure_peak_memory(before: int) -> int:
     return torch.cuda.max_memory_allocated() if CUDA else read_memory("VmHWM") - before
 
 
-def race(options: argparse.Namespace) -> None:
+def race_plain_loop(options: argparse.Namespace) -> None:
     """Measure the time of ours to the final loss of the tutorial's loop."""
     ours, plain = Worker(run_ours, options), Worker(run_plain, options)
     history = []
@@ -161,54 +161,56 @@ def race(options: argparse.Namespace) -> None:
         history.append(ours.request(5))
     memory = [worker.request(0) for worker in (ours, plain)]
     time_to_target = next((spent for spent, loss in history if loss <= target_loss), float("inf"))
-    what, command = describe_images(options), f"python benchmarks/neural_style.py {strip_folders(sys.argv[1:])}"
+    description, command = describe_images(options), f"python benchmarks/neural_style.py {strip_folders(sys.argv[1:])}"
     benchmark, loop = f"neural-style race {options.precision}", "a plain loop in float32"
-    record(benchmark, f"time to the loss of {options.iterations} iterations of {loop} over its time",
+    record(benchmark, f"relative time to the loss of {options.iterations} iterations of {loop}",
            time_to_target / plain_seconds, command=command,
-           note=f"{what}; {time_to_target:.1f} and {plain_seconds:.1f} seconds")  # fmt: skip
+           note=f"{description}; {time_to_target:.1f} and {plain_seconds:.1f} seconds")  # fmt: skip
     loss_at_third = next((loss for spent, loss in history if spent >= plain_seconds / 3), float("inf"))
-    record(benchmark, f"loss after a third of the time of {loop} over its loss", loss_at_third / target_loss,
-           command=command, note=what)  # fmt: skip
-    record(benchmark, f"memory over that of {loop}", memory[0] / memory[1], command=command,
-           note=f"{what}; {memory[0] / 1e9:.2f} and {memory[1] / 1e9:.2f} GB at most")  # fmt: skip
+    record(benchmark, f"relative loss after a third of the time of {loop}", loss_at_third / target_loss,
+           command=command, note=description)  # fmt: skip
+    record(benchmark, f"relative memory vs. {loop}", memory[0] / memory[1], command=command,
+           note=f"{description}; {memory[0] / 1e9:.2f} and {memory[1] / 1e9:.2f} GB at most")  # fmt: skip
 
 
 def describe_images(options: argparse.Namespace) -> str:
     """Describe the images and the size in words."""
-    names = [Path(image).stem for image in options.images if image] or ["embedded image", "an embedded one"]
+    names = [Path(image).stem for image in options.images if image] or ["bundled image", "a bundled one"]
     return f"{' like '.join(names)}, {options.size} pixels"
 
 
-def write_embedded(folder: Path) -> list[str]:
-    """Write the embedded images to files, and return their paths."""
+def write_bundled_images(folder: Path) -> list[str]:
+    """Write the bundled images to files, and return their paths."""
     files = [str(folder / "content.png"), str(folder / "style.png")]
     for file, image in zip(files, (style_data.load_content_image(), style_data.load_style_image()), strict=True):
         image.save(file)
     return files
 
 
-def seconds(options: argparse.Namespace) -> None:
+def time_stylize(options: argparse.Namespace) -> None:
     """Measure the seconds of ``fukami stylize`` from the start to the end of its process."""
     recipe = get_recipe("neural-style")()
     with tempfile.TemporaryDirectory() as folder:
-        content, *styles = options.images if options.images[0] else write_embedded(Path(folder))
+        content, *styles = options.images if options.images[0] else write_bundled_images(Path(folder))
         arguments = ["fukami", "stylize", content, "--style", *styles, "--size", str(options.size)]
         arguments += ["--weights", options.weights, "--precision", options.precision]
         arguments += ["--iterations", str(options.stylize_iterations)] if options.stylize_iterations else []
         result, total_seconds = run_command(shlex.join([*arguments, "--out", f"{folder}/image.png"]))
-    what = f"{describe_images(options)}, {options.stylize_iterations or recipe.iterations} iterations at the full size"
+    description = (
+        f"{describe_images(options)}, {options.stylize_iterations or recipe.iterations} iterations at the full size"
+    )
     command = f"python benchmarks/neural_style.py {strip_folders(sys.argv[1:])}"
     record(f"neural-style seconds {options.precision}", "seconds from the shell to the image", total_seconds,
-           command=command, note=f"{what}; final loss {result['loss']:.4g}")  # fmt: skip
+           command=command, note=f"{description}; final loss {result['loss']:.4g}")  # fmt: skip
 
 
-def memory(options: argparse.Namespace) -> None:
-    """Measure the gigabytes per megapixel for each size."""
+def measure_memory(options: argparse.Namespace) -> None:
+    """Measure the peak memory per megapixel for each size."""
     for size in options.sizes:
         worker = Worker(run_last_steps, argparse.Namespace(**{**vars(options), "size": size}))
         num_pixels = worker.request(1)
         num_bytes = worker.request(0)
-        record("neural-style memory", f"gigabytes a megapixel at {size} pixels", num_bytes / 1e9 / (num_pixels / 1e6),
+        record("neural-style memory", f"GB per megapixel at {size} pixels", num_bytes / 1e9 / (num_pixels / 1e6),
                command=f"python benchmarks/neural_style.py {strip_folders(sys.argv[1:])}",
                note=f"{num_bytes / 1e9:.2f} GB for {num_pixels / 1e6:.2f} megapixels")  # fmt: skip
 
@@ -251,7 +253,7 @@ def main() -> None:
             options.weights = f"{folder}/vgg19_random.safetensors"
             torch.manual_seed(0)
             save_file(vgg19(weights=None).features.state_dict(prefix="features."), options.weights)
-        {"race": race, "seconds": seconds, "memory": memory}[options.benchmark](options)
+        {"race": race_plain_loop, "seconds": time_stylize, "memory": measure_memory}[options.benchmark](options)
 
 
 if __name__ == "__main__":

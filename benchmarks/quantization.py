@@ -3,7 +3,7 @@
     python benchmarks/quantization.py layers      a 3×3 convolution: binary, float32, bfloat16 and oneDNN's int8
     python benchmarks/quantization.py network     the CIFAR-10 network of the BNN paper, binary and in other precisions
     python benchmarks/quantization.py gpu         both on a GPU, 256 images at once, compared with cuDNN
-    python benchmarks/quantization.py train OUT [RUN...]       full precision, quantization-aware and binary trainings
+    python benchmarks/quantization.py train OUT [RUN...]       full-precision, quantization-aware and binary runs
     python benchmarks/quantization.py precisions OUT [RUN...]  the runs in OUT, evaluated at every precision
     python benchmarks/quantization.py figure      the figure and tables of docs/guides/quantization.md
 
@@ -70,7 +70,7 @@ def find_fastest(times, dtype):
 
 
 @torch.inference_mode()
-def layers(options):
+def measure_layers(options):
     """Measure 3×3 convolutions with equal numbers of input and output channels, one image, one thread."""
     torch.set_num_threads(1)
     for channels in (128, 256):
@@ -117,7 +117,7 @@ def build_int8_convolution(layer, x):
 
 
 @torch.inference_mode()
-def network(options):
+def measure_network(options):
     """Measure the network on one image and one thread, and its full-precision counterpart with ReLU instead of sign."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -147,12 +147,12 @@ def network(options):
 
 
 @torch.inference_mode()
-def gpu(options):
+def measure_on_gpu(options):
     """Measure layers and network on a GPU, 256 images at once, compared with cuDNN."""
     torch.backends.cudnn.allow_tf32 = False
     for channels in options.channels:
         for side in options.sides:
-            x = torch.randn(options.batch, channels, side, side, device=options.device).to(
+            x = torch.randn(options.batch_size, channels, side, side, device=options.device).to(
                 memory_format=torch.channels_last
             )
             binary = BinaryConv2d(channels, channels, 3, padding=1)
@@ -164,7 +164,7 @@ def gpu(options):
                 nn.Conv2d(channels, channels, 3, padding=1, bias=False), x,
             )  # fmt: skip
     network = binary_convnet().eval()
-    x = torch.randn(options.batch, 3, 32, 32, device=options.device)
+    x = torch.randn(options.batch_size, 3, 32, 32, device=options.device)
     dense = build_float_network(network)  # before the network moves to the device
     compare_with_dense("binary-convnet, whole", "", pack_model(network.to(options.device)), x, dense, x)
 
@@ -200,7 +200,7 @@ def build_float_network(binary):
     return nn.Sequential(*layers).eval()
 
 
-def train(options):
+def train_runs(options):
     """Train the runs that are missing in OUT."""
     options.out.mkdir(parents=True, exist_ok=True)
     for name in options.runs or RUNS:
@@ -211,7 +211,7 @@ def train(options):
             record(name, "test accuracy", result["accuracy"], command=command, seed=0, seconds=seconds, note=note)
 
 
-def precisions(options):
+def compare_precisions(options):
     """Evaluate the runs in OUT at every precision; compare binary runs with their full-precision counterparts."""
     for name in options.runs or [name for name in RUNS if (options.out / name / "report.html").is_file()]:
         command = f"fukami eval {name} --precision all"
@@ -250,7 +250,7 @@ def compare_with_counterpart(binary, counterpart):
     return values
 
 
-def figure(options):
+def write_figure(options):
     """Write the tables and the figure of docs/guides/quantization.md, from the last rows of results.csv."""
     with FILE.open(newline="") as file:
         rows = {(row["benchmark"], row["metric"]): row for row in csv.DictReader(file)}
@@ -310,8 +310,8 @@ def draw_panels(top, bottom, title, points):
     top.set_xticks([], minor=True)
     top.set(title=title, xlabel="file, kB", ylabel="test error, %")
     top.set_ylim(0, 1.35 * max(errors))
-    for number, (label, size, error) in enumerate(zip([label for label, _ in points], sizes, errors, strict=True)):
-        top.annotate(label, (size, error), (0, 8 + 11 * (number % 3)), textcoords="offset points", ha="center",
+    for index, (label, size, error) in enumerate(zip([label for label, _ in points], sizes, errors, strict=True)):
+        top.annotate(label, (size, error), (0, 8 + 11 * (index % 3)), textcoords="offset points", ha="center",
                        fontsize=8)  # fmt: skip
     for offset, count, color in ((-0.2, "one image", "#1f5c99"), (0.2, "256 images", "#9cc3e6")):
         positions = [position + offset for position in range(len(points))]
@@ -332,11 +332,15 @@ def main():
     options.add_argument("out", type=Path, nargs="?", default=Path("runs"))
     options.add_argument("runs", nargs="*")
     options.add_argument("--device", default="cuda", help="Device of gpu.")
-    options.add_argument("--batch", type=int, default=256, help="Batch size of gpu.")
+    options.add_argument("--batch-size", type=int, default=256, help="Batch size of gpu.")
     options.add_argument("--channels", type=int, nargs="+", default=[128, 256], help="Channels of the layers in gpu.")
     options.add_argument("--sides", type=int, nargs="+", default=[16, 32], help="Sides of their maps.")
     options = options.parse_args()
-    globals()[options.action](options)
+    actions = {
+        "layers": measure_layers, "network": measure_network, "gpu": measure_on_gpu, "train": train_runs,
+        "precisions": compare_precisions, "figure": write_figure,
+    }  # fmt: skip
+    actions[options.action](options)
 
 
 if __name__ == "__main__":

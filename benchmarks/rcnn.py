@@ -72,7 +72,7 @@ def main() -> None:
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--weights", default="imagenet", help="File of VGG-16's convolutions, for bccd.")
     train.set_defaults(measure=train_stages)
-    subparsers.add_parser("proposals").set_defaults(measure=proposals)
+    subparsers.add_parser("proposals").set_defaults(measure=measure_proposals)
     options = parser.parse_args()
     options.measure(options, print_value if options.trial else record)
 
@@ -121,14 +121,14 @@ def measure_speed(options: argparse.Namespace, note: Callable[..., None]) -> Non
             metric = f"seconds for {options.regions} regions, {backbone} {SIZES[backbone]} {precision}"
             full_command = f"{command} --backbones {backbone} --precisions {precision}"
             note("rcnn prediction", metric, seconds, command=full_command)
-            metric = f"seconds an image, {backbone} {SIZES[backbone]} {precision}"
+            metric = f"seconds per image, {backbone} {SIZES[backbone]} {precision}"
             comment = (
                 f"{options.regions} regions; {search_seconds:.2f} s of these for the proposals, on the CPU; {PAPER}"
             )
             note("rcnn prediction", metric, search_seconds + seconds, command=full_command, note=comment)
 
 
-def proposals(options: argparse.Namespace, note: Callable[..., None]) -> None:
+def measure_proposals(options: argparse.Namespace, note: Callable[..., None]) -> None:
     """Record, for each class of BCCD, the fractions of objects covered by a proposal and overlapping another object."""
     data = get_recipe("rcnn-finetune")(
         data="bccd", min_size=320, max_size=448, size=64, context_padding=5
@@ -157,7 +157,7 @@ def time_regions(backbone: str, precision: str, runtime: Runtime, regions: int, 
     """Return the seconds of each repetition except the first."""
     torch.manual_seed(0)
     recipe = RCNN(backbone=backbone, size=SIZES[backbone], cache_limit=0.0)
-    task = recipe.build_task(tuple(f"class {number}" for number in range(20)))
+    task = recipe.build_task(tuple(f"class {index}" for index in range(20)))
     task.setup(runtime)
     task.model.to(PRECISIONS[precision]).eval()
     task.model.svm.weight.normal_(std=0.01)

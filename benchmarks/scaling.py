@@ -1,6 +1,6 @@
 """Validate fukami.explain.data_parallel_cost on one machine: ResNet-50 on two processes over gloo.
 
-    python benchmarks/scaling.py [--size 64] [--batch 8] [--rounds 12]
+    python benchmarks/scaling.py [--size 64] [--batch-size 8] [--rounds 12]
 
 A communication hook counts the bytes and buckets that DistributedDataParallel reduces in each step. These times are
 measured, with one thread per process: the step of one process; the step of two, with and without all-reduce; the
@@ -70,8 +70,8 @@ def run_process(options):
     network = models.resnet50().to(memory_format=torch.channels_last)
     replica = DistributedDataParallel(network)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
-    images = torch.rand(options.batch, 3, options.size, options.size).to(memory_format=torch.channels_last)
-    targets = torch.arange(options.batch)
+    images = torch.rand(options.batch_size, 3, options.size, options.size).to(memory_format=torch.channels_last)
+    targets = torch.arange(options.batch_size)
     sizes = []
 
     def count_bytes(state, bucket):
@@ -157,7 +157,7 @@ def time_simulated_network(options, group, time_forward_backward, size):
     return times | {"reference": [reference]}
 
 
-def fit(line):
+def fit_all_reduce_times(line):
     """Fit latency per hop and bandwidth to the seconds of all-reduces of two processes.
 
     The time is 2 latency + bytes / bandwidth. The fit minimizes the squared relative error, since the times differ by
@@ -176,14 +176,14 @@ def main():
     """Start the two processes, read their measurements, predict and record."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--size", type=int, default=64)
-    options.add_argument("--batch", type=int, default=8)
+    options.add_argument("--batch-size", type=int, default=8)
     options.add_argument("--rounds", type=int, default=12)
     options.add_argument("--work", default="", help=argparse.SUPPRESS)
     options = options.parse_args()
     if options.work:
         return run_process(options)
     start = time.monotonic()
-    flags = ["--size", str(options.size), "--batch", str(options.batch), "--rounds", str(options.rounds)]
+    flags = ["--size", str(options.size), "--batch-size", str(options.batch_size), "--rounds", str(options.rounds)]
     file = Path(os.environ.get("TMPDIR", "/tmp"), f"fukami-scaling-{os.getpid()}.json")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command_line = [*launcher, __file__, *flags, "--work", str(file)]
@@ -191,11 +191,11 @@ def main():
     times = json.loads(file.read_text())
     file.unlink()
 
-    latency, bandwidth = fit({int(size): value for size, value in times["line"].items()})
+    latency, bandwidth = fit_all_reduce_times({int(size): value for size, value in times["line"].items()})
     layers = summarize_layers(models.resnet50(), (3, options.size, options.size))
-    job = TrainingJob(layers=layers, batch_size=options.batch)
+    job = TrainingJob(layers=layers, batch_size=options.batch_size)
     cluster = Cluster(
-        images_per_second=options.batch / times["unsynced"],
+        images_per_second=options.batch_size / times["unsynced"],
         devices_per_machine=2,
         intra_bandwidth=bandwidth,
         intra_latency=latency,
@@ -245,7 +245,7 @@ def main():
         f"predicted {(times['single'] + times['optimizer']) / predicted:.3f}")  # fmt: skip
     for slowdown in SLOWDOWNS:
         cluster = Cluster(
-            images_per_second=options.batch / times["free"],
+            images_per_second=options.batch_size / times["free"],
             devices_per_machine=2,
             intra_bandwidth=num_bytes / slowdown / times["reference"],
         )

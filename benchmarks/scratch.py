@@ -150,11 +150,11 @@ def main():
         peak = peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     evaluate, training, accuracy, loss = zip(*seconds.values(), strict=True)
     command = f"python benchmarks/scratch.py --images {options.images} --batches {options.batches}"
-    for number, action in enumerate(("evaluate", "train")):
+    for index, action in enumerate(("evaluate", "train")):
         for name in ("book", "book_float32"):
-            ratio = seconds[name][number] / seconds["ours"][number]
+            ratio = seconds[name][index] / seconds["ours"][index]
             record(
-                "scratch", f"{action}, {name} seconds / ours", ratio, command=command, seconds=seconds["ours"][number]
+                "scratch", f"{action}, {name} seconds / ours", ratio, command=command, seconds=seconds["ours"][index]
             )
     record("scratch", "peak megabytes", peak, command=command)
     print(json.dumps({

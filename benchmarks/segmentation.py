@@ -2,16 +2,16 @@
 
     python benchmarks/segmentation.py scenes [--seeds 0 1 2]
     python benchmarks/segmentation.py camvid NETWORK [--full] [--weights FILE] [--seeds 0] [--out FOLDER] [OPTIONS]
-    python benchmarks/segmentation.py rates [NETWORK ...] [--height 360] [--width 480] [--batch 4]
+    python benchmarks/segmentation.py rates [NETWORK ...] [--height 360] [--width 480] [--batch-size 4]
     python benchmarks/segmentation.py patches [--weights FILE] [--steps 6]
     python benchmarks/segmentation.py frames RUN|NETWORK [--frames 1200]
 
 ``camvid`` trains ``segnet-vgg16``, ``segnet-basic`` or ``fcn8s-vgg16`` on CamVid's 367 images and evaluates on its 233
 test images at full size. It trains at half the size (180×240), for a CPU, or with ``--full`` at 360×480, for a GPU;
-``--weights`` is a file of VGG-16's convolutions. ``rates`` compares training rate and memory of ours and torchvision's
-FCN-ResNet50, and of ours and segmentation-models-pytorch's U-Net on VGG-16, in turn on the same images. ``patches``
-compares a classifier that slides over an image with one convolution over the entire image. ``frames`` predicts CamVid's
-test images as a video. Results go to results.csv.
+``--weights`` is a file of VGG-16's convolutions. ``rates`` compares training throughput and memory of ours and
+torchvision's FCN-ResNet50, and of ours and segmentation-models-pytorch's U-Net on VGG-16, in turn on the same images.
+``patches`` compares a classifier that slides over an image with one convolution over the entire image. ``frames`` runs
+inference on CamVid's test images as a video. Results go to results.csv.
 """
 
 import argparse
@@ -47,7 +47,7 @@ REAL_TIME_FPS = 30
 METRICS = ("miou", "accuracy", "class_accuracy", "fw_iou", "boundary_f1")
 
 
-def trainings(benchmark: str, line: str, options: argparse.Namespace, note: str) -> None:
+def train_and_record(benchmark: str, line: str, options: argparse.Namespace, note: str) -> None:
     """Train with each seed from the command line, and record the metrics."""
     for seed, result, seconds, command in train_seeds(line, options):
         class_iou = ", ".join(f"{label} {metrics['iou']:.3f}" for label, metrics in result["classes"].items())
@@ -56,15 +56,15 @@ def trainings(benchmark: str, line: str, options: argparse.Namespace, note: str)
                    note=f"{note}; IoU of each class: {class_iou}" if metric == "miou" else note)  # fmt: skip
 
 
-def camvid(options: argparse.Namespace) -> None:
+def train_on_camvid(options: argparse.Namespace) -> None:
     """Train a network on CamVid."""
     kind = "full" if options.full else "half"
     size = "360×480" if options.full else "180×240"
     note = f"trained at {size} on 367 images, evaluated at 360×480 on 233, 11 classes, unlabeled ignored"
-    trainings(f"{options.names[0]} camvid {kind}", CAMVID[options.names[0]][options.full], options, note)
+    train_and_record(f"{options.names[0]} camvid {kind}", CAMVID[options.names[0]][options.full], options, note)
 
 
-# rates
+# throughput
 
 
 def build_fcn_resnet50() -> nn.Module:
@@ -81,7 +81,7 @@ def build_unet() -> nn.Module:
     return smp.Unet("vgg16", encoder_weights=None, classes=NUM_CLASSES)
 
 
-PEERS = {  # required package, and build function
+REFERENCE_MODELS = {  # required package, and build function
     "torchvision FCN-ResNet50": ("torchvision", build_fcn_resnet50),
     "U-Net VGG16": ("segmentation_models_pytorch", build_unet),
 }
@@ -98,13 +98,13 @@ FIELDS = {"fcn8s-vgg16": {"hidden": 512}}  # without pretrained fully connected 
 def create_random_data(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
     """Create random images ``(N, 3, H, W)`` uint8 and masks ``(N, H, W)`` with some unlabeled pixels (0)."""
     generator = torch.Generator().manual_seed(0)
-    shape = (options.batch, 3, options.height, options.width)
+    shape = (options.batch_size, 3, options.height, options.width)
     images = torch.randint(0, 256, shape, generator=generator).to(torch.uint8)
     return images, torch.randint(0, NUM_CLASSES + 1, (shape[0], *shape[2:]), generator=generator).to(torch.uint8)
 
 
-class Ours:
-    """Our task, as in a training."""
+class FukamiTrainer:
+    """Our task, as in a training run."""
 
     def __init__(self, name: str, options: argparse.Namespace, precision: str) -> None:
         from fukami.data.samples import PaddedBatch
@@ -120,8 +120,8 @@ class Ours:
         self.task.schedule(0.5)
         images, masks = create_random_data(options)
         bottom, right = -options.height % 32, -options.width % 32
-        sizes = torch.tensor([[options.height, options.width]] * options.batch).float()
-        unused = torch.zeros(options.batch)
+        sizes = torch.tensor([[options.height, options.width]] * options.batch_size).float()
+        unused = torch.zeros(options.batch_size)
         frames = F.pad(images, (0, right, 0, bottom))
         batch = frames, sizes, sizes, *[unused] * 5, F.pad(masks, (0, right, 0, bottom))
         self.batch = PaddedBatch(*(value.to(DEVICE) for value in batch))
@@ -131,13 +131,13 @@ class Ours:
         self.task.step(self.batch)
 
 
-class Theirs:
+class ReferenceTrainer:
     """Network of another package in a plain loop."""
 
     def __init__(self, name: str, options: argparse.Namespace, precision: str) -> None:
         torch.manual_seed(0)
         self.mixed = precision == "bfloat16"
-        self.model = PEERS[name][1]().to(DEVICE).train()
+        self.model = REFERENCE_MODELS[name][1]().to(DEVICE).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
         images, masks = create_random_data(options)
         # the U-Net requires multiples of 32; ours has the same padding
@@ -159,51 +159,51 @@ class Theirs:
         self.optimizer.step()
 
 
-def build_candidate(name: str, options: argparse.Namespace, precision: str) -> "Ours | Theirs":
+def build_trainer(name: str, options: argparse.Namespace, precision: str) -> "FukamiTrainer | ReferenceTrainer":
     """Build our network or that of another package."""
-    return (Ours if "-" in name and name == name.lower() else Theirs)(name, options, precision)
+    return (FukamiTrainer if "-" in name and name == name.lower() else ReferenceTrainer)(name, options, precision)
 
 
 def run_steps(name: str, options: argparse.Namespace, precision: str, pipe) -> None:
     """Run a training step at each request and send its images per second; finally send the peak memory in bytes."""
     before = read_memory("VmRSS")
-    network = build_candidate(name, options, precision)
+    trainer = build_trainer(name, options, precision)
     while pipe.recv():
         start = time.monotonic()
-        network.train()
+        trainer.train()
         if CUDA:
             torch.cuda.synchronize()
-        pipe.send(options.batch / (time.monotonic() - start))
+        pipe.send(options.batch_size / (time.monotonic() - start))
     pipe.send(torch.cuda.max_memory_allocated() if CUDA else read_memory("VmHWM") - before)
 
 
-def rates(options: argparse.Namespace) -> None:
+def measure_throughput(options: argparse.Namespace) -> None:
     """Measure images per second and memory of training, in float32 and mixed precision."""
     command = f"python benchmarks/segmentation.py {shlex.join(sys.argv[1:])}"
     for precision in options.precisions:
         for ours, theirs in (pair for pair in PAIRS if not options.names or pair[0] in options.names):
-            names = [ours, theirs] if check_installed(PEERS[theirs][0], theirs) else [ours]
+            names = [ours, theirs] if check_installed(REFERENCE_MODELS[theirs][0], theirs) else [ours]
             workers = [Worker(run_steps, name, options, precision) for name in names]
-            rate = measure_in_turn(workers, True, options.rounds, WARMUP_ROUNDS)
+            rates = measure_in_turn(workers, True, options.rounds, WARMUP_ROUNDS)
             num_bytes = [worker.request(False) for worker in workers]
             benchmark = f"{ours} train {precision}"
-            note = f"{options.height}×{options.width}, batch {options.batch}"
+            note = f"{options.height}×{options.width}, batch {options.batch_size}"
             note += "".join(f", {field} {value}" for field, value in FIELDS.get(ours, {}).items())
-            note += f"; {' and '.join(f'{value:.3g}' for value in rate)} images per second, "
+            note += f"; {' and '.join(f'{value:.3g}' for value in rates)} images per second, "
             memory = " and ".join(f"{value / 1e9:.2f}" for value in num_bytes)
             note += f"medians of {options.rounds} in turn; {memory} GB at most"
             note += "; theirs with convolutions in TF32, torch's default" if CUDA and precision != "bfloat16" else ""
             if len(names) == 1:
-                record(benchmark, "images per second", rate[0], command=command, note=note)
+                record(benchmark, "images per second", rates[0], command=command, note=note)
                 continue
-            record(benchmark, f"rate over that of {theirs}", rate[0] / rate[1], command=command, note=note)
-            record(benchmark, f"memory over that of {theirs}", num_bytes[0] / num_bytes[1], command=command, note=note)
+            record(benchmark, f"relative throughput vs. {theirs}", rates[0] / rates[1], command=command, note=note)
+            record(benchmark, f"relative memory vs. {theirs}", num_bytes[0] / num_bytes[1], command=command, note=note)
 
 
 # patches
 
 
-def patches(options: argparse.Namespace) -> None:
+def compare_patches(options: argparse.Namespace) -> None:
     """Compare the scores of a classifier at every 32nd pixel, by patches and by one forward pass over the image."""
     from fukami import models
     from fukami.engine import pretrained
@@ -244,51 +244,52 @@ def patches(options: argparse.Namespace) -> None:
     note = f"VGG-16 without padding over {side}×{side} pixels, {len(corners)} patches of {PATCH_SIZE}×{PATCH_SIZE}"
     record(
         "fcn patches",
-        "time of patches over that of one pass",
+        "relative time of patches vs. one forward pass",
         patch_seconds / image_seconds,
         command=command,
         note=note,
     )
-    record("fcn patches", "largest difference of scores by the largest score", difference, command=command, note=note)
+    record("fcn patches", "maximum relative score difference", difference, command=command, note=note)
 
 
-def frames(options: argparse.Namespace) -> None:
+def measure_video_throughput(options: argparse.Namespace) -> None:
     """Measure frames per second of a run at 360×480, as reported by ``fukami predict``.
 
     A recipe instead of a run is trained for one epoch first: the predictions do not affect the time.
     """
     (run,) = options.names
     command = f"python benchmarks/segmentation.py {strip_folders(sys.argv[1:])}"
-    with tempfile.TemporaryDirectory() as name:
-        images, source = find_video_frames(Path(name))
-        video = Path(name) / "frames"
+    with tempfile.TemporaryDirectory() as folder:
+        images, source = find_video_frames(Path(folder))
+        video = Path(folder) / "frames"
         video.mkdir()
-        for number in range(options.frames):
-            (video / f"{number:06}{images[0].suffix}").symlink_to(images[number % len(images)].resolve())
+        for index in range(options.frames):
+            (video / f"{index:06}{images[0].suffix}").symlink_to(images[index % len(images)].resolve())
         if run in list_recipes():
-            run, script = f"{name}/run", str(Path(few_scenes.__file__))
-            words = ["train", *options.names, "--min-size", "360", "--epochs", "1", "--out", run, *options.more]
-            subprocess.run([sys.executable, script, *words], check=True, stdout=subprocess.DEVNULL)
+            run, script = f"{folder}/run", str(Path(few_scenes.__file__))
+            arguments = ["train", *options.names, "--min-size", "360", "--epochs", "1", "--out", run, *options.more]
+            subprocess.run([sys.executable, script, *arguments], check=True, stdout=subprocess.DEVNULL)
         for drawing in (False, True):
-            words = ["fukami", "predict", run, str(video), "--fps", "30", *["--out", f"{name}/out"] * drawing]
-            done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, check=True)
-            *_, rates = done.stderr.strip().splitlines()
+            arguments = ["fukami", "predict", run, str(video), "--fps", "30", *["--out", f"{folder}/out"] * drawing]
+            process = subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, check=True)
+            *_, rates = process.stderr.strip().splitlines()
             predicted, with_drawing = map(float, re.findall(r"(\d+\.\d) ", rates))
-            metric, value = ("rate with drawing", with_drawing) if drawing else ("rate", predicted)
-            record(f"{Path(options.names[0]).name} video", f"{metric} over {REAL_TIME_FPS} frames a second",
+            metric = "relative throughput" + " with drawing" * drawing
+            value = with_drawing if drawing else predicted
+            record(f"{Path(options.names[0]).name} video", f"{metric} vs. {REAL_TIME_FPS} frames per second",
                    value / REAL_TIME_FPS, command=command, note=f"{rates.partition(': ')[2]}; {source}")  # fmt: skip
 
 
 def find_video_frames(folder: Path) -> tuple[list[Path], str]:
-    """Return CamVid's test images, or embedded scenes of that size if CamVid is missing, and the name of the source."""
+    """Return CamVid's test images, or bundled scenes of that size if CamVid is missing, and the name of the source."""
     try:
         root = unpack_archive(segmentation_data.find_dataset("camvid"))
         return sorted(next(path for path in root.rglob("test") if path.is_dir()).iterdir()), "CamVid's test images"
     except Error:
-        files = [folder / f"{number}.png" for number in range(2)]
-        for number, file in enumerate(files):
-            Image.fromarray(scenes.generate_scene(0, number).image).resize((480, 360)).save(file)
-        return files, "embedded scenes"
+        files = [folder / f"{index}.png" for index in range(2)]
+        for index, file in enumerate(files):
+            Image.fromarray(scenes.generate_scene(0, index).image).resize((480, 360)).save(file)
+        return files, "bundled scenes"
 
 
 def main() -> None:
@@ -299,7 +300,7 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="Train at 360×480, for a GPU.")
     parser.add_argument("--height", type=int, default=360)
     parser.add_argument("--width", type=int, default=480)
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, help="Default: 4 in rates, the recipe's in training.")
     parser.add_argument("--rounds", type=int, default=7, help="Number of timed steps in rates.")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--frames", type=int, default=1200, help="Number of video frames; the images are repeated.")
@@ -308,16 +309,21 @@ def main() -> None:
     parser.add_argument("--weights", default="imagenet", help="File of VGG-16's convolutions.")
     parser.add_argument("--out", help="Folder for the runs; temporary by default.")
     options, options.more = parser.parse_known_args()
+    if options.benchmark == "rates":
+        options.batch_size = options.batch_size or 4
+    elif options.batch_size:
+        options.more += ["--batch-size", str(options.batch_size)]
     if options.benchmark == "scenes":
-        trainings("segmentation scenes", SCENES, options, "2,000 scenes to train on, 200 to evaluate on")
+        train_and_record("segmentation scenes", SCENES, options, "2,000 scenes to train on, 200 to evaluate on")
     elif options.benchmark == "camvid":
         if options.names not in [[name] for name in CAMVID]:
             parser.error(f"specify one of {', '.join(CAMVID)}")
-        camvid(options)
+        train_on_camvid(options)
     elif options.benchmark == "frames" and len(options.names) != 1:
         parser.error("specify a run")
     else:
-        {"rates": rates, "patches": patches, "frames": frames}[options.benchmark](options)
+        functions = {"rates": measure_throughput, "patches": compare_patches, "frames": measure_video_throughput}
+        functions[options.benchmark](options)
 
 
 SCENES = (

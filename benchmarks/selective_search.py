@@ -3,7 +3,7 @@
     python benchmarks/selective_search.py fast|quality [--every 1] [--orders] [--trial]
 
 The photographs are both splits of `voc-animals`, or one in EVERY of them: VOC's layout in a folder or an archive of
-this name in `$FUKAMI_DATA`. There is no training. OpenCV is `opencv-contrib-python-headless` (`pip install --group
+this name in `$FUKAMI_DATA`. Nothing is trained. OpenCV is `opencv-contrib-python-headless` (`pip install --group
 bench`), with its own settings of the same name. The two run in turn on each photograph, with one thread each.
 
 For each object that is not difficult, the best overlap is the maximum IoU with the first 500, 1,000 and 2,000 boxes.
@@ -42,8 +42,8 @@ def open_dataset():
             return lambda name: (folder / "voc-animals" / name).read_bytes()
         if (folder / "voc-animals.zip").is_file():
             archive = zipfile.ZipFile(folder / "voc-animals.zip")
-            members = {name.removeprefix("voc-animals/"): name for name in archive.namelist()}
-            return lambda name: archive.read(members[name])
+            archive_names = {name.removeprefix("voc-animals/"): name for name in archive.namelist()}
+            return lambda name: archive.read(archive_names[name])
     raise UsageError("no folder contains voc-animals or voc-animals.zip; set FUKAMI_DATA to one that does")
 
 
@@ -123,7 +123,7 @@ def compare(mode, every, record_metric):
             seconds[method].append(time.perf_counter() - start)
             metrics[method].add(annotated, boxes)
     for method, method_metrics in metrics.items():
-        note = f"{statistics.mean(method_metrics.sizes):.0f} boxes a photograph; opencv {cv2.__version__}"
+        note = f"{statistics.mean(method_metrics.sizes):.0f} boxes per photograph; opencv {cv2.__version__}"
         for count in COUNTS:
             record_metric(f"recall at IoU 0.5, {count} boxes, {method}", method_metrics.recall(count), note)
             record_metric(f"MABO, {count} boxes, {method}", method_metrics.mabo(count), note)

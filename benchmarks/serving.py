@@ -2,7 +2,7 @@
 
     python benchmarks/serving.py [burst] [idle] [files] [memory] [--scale 1] [--record]
 
-Each benchmark starts a server of the shipped DeepConvNet on loopback:
+Each benchmark starts a server of the bundled DeepConvNet on loopback:
 
 burst: 2,000 requests, 1,000 at once: number of responses other than 200 and 429, including none; and the slowest of the
     concurrent requests for /health.
@@ -39,7 +39,7 @@ TIMEOUT = 120  # seconds until a response
 
 
 @contextlib.contextmanager
-def server():
+def start_server():
     """Start a server; yield its process and port."""
     command = [sys.executable, "-m", "fukami", "serve", "deep-convnet", "--port", "0", "--device", "cpu"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -86,7 +86,7 @@ async def send_repeatedly(port, message, interval, stop):
     return statuses, longest
 
 
-async def burst(process, port, scale):
+async def measure_burst(process, port, scale):
     """Send many requests at once."""
     count, stop = round(2000 * scale), asyncio.Event()
     health = asyncio.ensure_future(send_repeatedly(port, build_request("/health", b""), 0.05, stop))
@@ -105,7 +105,7 @@ async def burst(process, port, scale):
     yield "slowest health check, seconds", longest, {}
 
 
-async def idle(process, port, scale):
+async def measure_idle(process, port, scale):
     """Open connections that send little or nothing."""
     count = round(110 * scale)
     message, clients = build_request(), []
@@ -168,7 +168,7 @@ def build_hostile_files():
     yield "deep", buffer_16bit.getvalue()
 
 
-async def files(process, port, scale):
+async def measure_files(process, port, scale):
     """Send hostile files, which are rejected, and other requests at the same time."""
     slowest, sizes = {}, {}
     stop = asyncio.Event()
@@ -185,7 +185,7 @@ async def files(process, port, scale):
 def read_memory(process):
     """Return the resident memory (VmRSS) of a process and its children in bytes."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    texts = [Path(f"/proc/{number}/status").read_text() for number in (process.pid, *children)]
+    texts = [Path(f"/proc/{process_id}/status").read_text() for process_id in (process.pid, *children)]
     return sum(1024 * int(re.search(r"VmRSS:\s+(\d+)", text)[1]) for text in texts)
 
 
@@ -198,20 +198,20 @@ def build_small_image():
     return buffer.getvalue()
 
 
-async def memory(process, port, scale):
+async def measure_memory(process, port, scale):
     """Measure the memory after many predictions, one in ten of a photograph."""
     semaphore = asyncio.Semaphore(8)
     statuses = collections.Counter()
     messages = [build_request(), *9 * [build_request(content=build_small_image())]]
 
-    async def send(number):
+    async def send(index):
         async with semaphore:
-            status, _ = await send_request(port, messages[number % 10])
+            status, _ = await send_request(port, messages[index % 10])
             statuses[status] += 1
 
     levels = []
     for count in (500, 4500):
-        await asyncio.gather(*(send(number) for number in range(round(count * scale))))
+        await asyncio.gather(*(send(index) for index in range(round(count * scale))))
         levels.append(read_memory(process))
     note = {**statuses, "megabytes": [round(level / 1e6, 1) for level in levels]}
     yield "growth of memory from 500 to 5,000 predictions", levels[1] / levels[0] - 1, note
@@ -220,7 +220,7 @@ async def memory(process, port, scale):
 async def measure(name, options, process, port):
     """Run one benchmark, print and record its results."""
     await send_request(port, build_request())  # the first prediction is slower
-    async for metric, value, note in globals()[name](process, port, options.scale):
+    async for metric, value, note in globals()[f"measure_{name}"](process, port, options.scale):
         print(json.dumps({"benchmark": f"serving {name}", "metric": metric, "value": value, **note}), flush=True)
         if options.record:
             text = "; ".join(f"{key}: {content}" for key, content in note.items())
@@ -238,7 +238,7 @@ def main():
     options = options.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # also ends the server
     for name in options.benchmarks or names:
-        with server() as (process, port):
+        with start_server() as (process, port):
             asyncio.run(measure(name, options, process, port))
 
 

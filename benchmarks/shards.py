@@ -38,20 +38,20 @@ def main():
     options.add_argument("--images", type=int, default=4_000)
     options.add_argument("--rounds", type=int, default=3)
     options = options.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        root, folder = Path(name) / "images", Path(name) / "shards"
+    with tempfile.TemporaryDirectory() as temporary:
+        root, folder = Path(temporary) / "images", Path(temporary) / "shards"
         root.mkdir()
         write_images(root, options.images)
         webdataset_writer.write_shards(str(root), folder, holdout=0.0, shard_megabytes=30)
         pipelines = {"folder": (read_ours, root), "shards": (read_ours, folder)}
         if find_spec("webdataset"):
             pipelines["webdataset"] = (read_webdataset, folder)
-        rates = {which: [] for which in pipelines}
+        rates = {name: [] for name in pipelines}
         for _ in range(options.rounds):
-            for which, (pipeline, source) in pipelines.items():
-                rates[which].append(measure_rate(pipeline(source, options.workers)))
-                print(which, round(rates[which][-1], 1), flush=True)
-    note = "; ".join(f"{which} {', '.join(f'{value:.0f}' for value in values)}/s" for which, values in rates.items())
+            for name, (pipeline, source) in pipelines.items():
+                rates[name].append(measure_rate(pipeline(source, options.workers)))
+                print(name, round(rates[name][-1], 1), flush=True)
+    note = "; ".join(f"{name} {', '.join(f'{value:.0f}' for value in values)}/s" for name, values in rates.items())
     command = f"python benchmarks/shards.py --workers {options.workers} --images {options.images}"
     for other in list(rates):
         if other != "shards":

@@ -6,7 +6,7 @@
 
 ``flickr8k`` trains on 800 of the sample's 1,000 images, with VGG-16's convolutions from FILE as the encoder, and
 evaluates on the last 100. The baselines are the most common training caption, and the first caption of the training
-image with the nearest features. ``scenes`` trains on the embedded scenes. ``rate`` compares a run's beam search with
+image with the nearest features. ``scenes`` trains on the bundled scenes. ``rate`` compares a run's beam search with
 one in plain Python, image by image, on the same features. Results go to results.csv.
 """
 
@@ -33,17 +33,19 @@ SCENES = (
 )
 
 
-def trainings(benchmark: str, line: str, options: argparse.Namespace, note: str) -> None:
+def train_and_record(benchmark: str, line: str, options: argparse.Namespace, note: str) -> None:
     """Train with each seed from the command line, and record the metrics."""
     for seed, result, seconds, command in train_seeds(line, options):
         for metric in METRICS:
             record(benchmark, metric, result[metric], seed=seed, seconds=seconds, command=command, note=note)
 
 
-def flickr8k(options: argparse.Namespace) -> None:
+def evaluate_flickr8k(options: argparse.Namespace) -> None:
     """Train and evaluate the network and the baselines."""
-    trainings("show-and-tell flickr8k sample", FLICKR8K + f" --split {options.split}", options, describe_data(options))
-    baselines(options)
+    train_and_record(
+        "show-and-tell flickr8k sample", FLICKR8K + f" --split {options.split}", options, describe_data(options)
+    )
+    evaluate_baselines(options)
 
 
 def describe_data(options: argparse.Namespace) -> str:
@@ -51,7 +53,7 @@ def describe_data(options: argparse.Namespace) -> str:
     return f"a sample of Flickr8k: 800 images to train on, 100 to evaluate on ({options.split})"
 
 
-def baselines(options: argparse.Namespace) -> None:
+def evaluate_baselines(options: argparse.Namespace) -> None:
     """Evaluate the most common training caption and the nearest neighbor's caption (cosine similarity)."""
     from fukami.captioning import data as captioning_data
     from fukami.captioning import metrics as captioning_metrics
@@ -86,14 +88,14 @@ def baselines(options: argparse.Namespace) -> None:
             record(f"flickr8k sample, {name}", metric, scores[metric], command=command, note=describe_data(options))
 
 
-def scenes(options: argparse.Namespace) -> None:
-    """Train on the embedded scenes."""
-    trainings(
+def evaluate_scenes(options: argparse.Namespace) -> None:
+    """Train on the bundled scenes."""
+    train_and_record(
         "show-and-tell scenes", SCENES, options, "8,000 scenes of one or two objects to train on, 200 to evaluate on"
     )
 
 
-def rate(options: argparse.Namespace) -> None:
+def measure_throughput(options: argparse.Namespace) -> None:
     """Measure the images per second of a run's beam search and of one in plain Python."""
     import fukami
     from fukami.engine import checkpoint
@@ -116,10 +118,10 @@ def rate(options: argparse.Namespace) -> None:
     )
     ratio = statistics.median(plain_seconds) / statistics.median(our_seconds)
     speeds = ", ".join(f"{len(features) / statistics.median(seconds):.4g}" for seconds in (our_seconds, plain_seconds))
-    record(f"{read_recipe_name(options.run)} rate", f"rate of beam {options.beam_size} over that of a plain search",
-           ratio,
+    record(f"{read_recipe_name(options.run)} rate",
+           f"relative throughput of beam size {options.beam_size} vs. a plain search", ratio,
            command=f"python benchmarks/show_and_tell.py rate {Path(options.run).name} --beam-size {options.beam_size}",
-           note=f"{speeds} images a second from their features; "
+           note=f"{speeds} images per second from their features; "
            f"{fraction_equal:.0%} of the captions are equal")  # fmt: skip
 
 
@@ -136,7 +138,7 @@ def search_caption(task, features, beam_size: int) -> str:
     from fukami.captioning import tokenizer
 
     active, finished = [(0.0, [tokenizer.BEGIN], task.model.init_state(task.normalize_images(features)))], []
-    for _ in range(task.decoding.max_words):
+    for _ in range(task.decoding_config.max_tokens):
         expanded = []
         for score, words, state in active:
             next_state, scores = task.decode_step(state, torch.tensor([words[-1]], device=features.device))
@@ -152,7 +154,7 @@ def search_caption(task, features, beam_size: int) -> str:
             break
     _, words, _ = max([*active, *finished], key=lambda beam: beam[0])
     return tokenizer.detokenize(
-        (task.labels[word] for word in words if word > tokenizer.UNKNOWN), task.decoding.tokenizer
+        (task.labels[word] for word in words if word > tokenizer.UNKNOWN), task.decoding_config.tokenizer
     )
 
 
@@ -169,7 +171,7 @@ def main() -> None:
     options, options.more = parser.parse_known_args()
     if options.benchmark == "rate" and not options.run:
         parser.error("specify a run")
-    {"flickr8k": flickr8k, "scenes": scenes, "rate": rate}[options.benchmark](options)
+    {"flickr8k": evaluate_flickr8k, "scenes": evaluate_scenes, "rate": measure_throughput}[options.benchmark](options)
 
 
 if __name__ == "__main__":

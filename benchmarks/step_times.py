@@ -51,7 +51,7 @@ from fukami.engine.train import MAX_LOG_INTERVAL
 from fukami.image.transform import SquareTransform
 
 HERE = Path(__file__).parent
-PEERS = {  # file in peers/, and required package
+REFERENCE_LOOPS = {  # file in peers/, and required package
     "plain": ("plain.py", "torch"),
     "torchvision reference": ("reference.py", "torchvision"),
     "lightning": ("lightning_trainer.py", "lightning"),
@@ -68,7 +68,7 @@ class Workload:
 
     arguments: tuple[str, ...]
     data: str
-    batch: int
+    batch_size: int
 
 
 WORKLOADS = {
@@ -107,10 +107,10 @@ def write_repeated(options, folder):
 
 def run_ours(options, workload, folder):
     """Train until enough speeds are logged in metrics.jsonl; return them and the settings."""
-    command = [sys.executable, "-m", "fukami", "train", *workload.arguments, "--batch-size", str(options.batch)]
+    command = [sys.executable, "-m", "fukami", "train", *workload.arguments, "--batch-size", str(options.batch_size)]
     command += ["--data", options.data] if options.data else []
     if options.workload == "resnet50":
-        command += ["--size", str(options.size), "--images", str(BATCHES_PER_EPOCH * options.batch)]
+        command += ["--size", str(options.size), "--images", str(BATCHES_PER_EPOCH * options.batch_size)]
     command += ["--precision", options.precision, *["--compile"] * bool(options.compile), "--out", str(folder / "run")]
     log = folder / "run" / "metrics.jsonl"
     with (folder / "messages").open("w+") as messages:
@@ -137,11 +137,11 @@ def read_speeds(path):
     return [line["images_per_second"] for line in lines if line["phase"] == "train"]
 
 
-def run_peer(options, file, mixed, data):
+def run_reference(options, file, mixed, data):
     """Run another loop; return its speeds and settings."""
     command = [sys.executable, str(HERE / "peers" / file), options.workload, "--data", str(data)]
-    for flag in ("batch", "size", "steps", "windows", "workers"):
-        command += [f"--{flag}", str(getattr(options, flag))]
+    for flag in ("batch_size", "size", "steps", "windows", "workers"):
+        command += [f"--{flag.replace('_', '-')}", str(getattr(options, flag))]
     command += ["--mixed"] * mixed + ["--compile"] * (options.compile == "all")
     process = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
     if process.returncode:
@@ -153,7 +153,7 @@ def run_peer(options, file, mixed, data):
 def filter_installed(names):
     """Yield the installed loops, and print a message for the others."""
     for name in names:
-        if importlib.util.find_spec(PEERS[name][1]) is None:
+        if importlib.util.find_spec(REFERENCE_LOOPS[name][1]) is None:
             print(f"{name} is not installed and is skipped; pip install --group bench", file=sys.stderr)
         else:
             yield name
@@ -162,7 +162,10 @@ def filter_installed(names):
 def compare(options):
     """Measure all loops in turn, print a table, and record a row for each of the others."""
     workload, command = WORKLOADS[options.workload], shlex.join(["python", "benchmarks/step_times.py", *sys.argv[1:]])
-    options.batch, options.data = options.batch or workload.batch, workload.data and (options.data or workload.data)
+    options.batch_size, options.data = (
+        options.batch_size or workload.batch_size,
+        workload.data and (options.data or workload.data),
+    )
     loops = [
         ("ours", None),
         *((name, kind == "mixed") for name in filter_installed(options.only) for kind in options.theirs),
@@ -172,8 +175,9 @@ def compare(options):
         data = Path(name)
         if options.repeat > 1:
             options.data = write_repeated(options, data)
-        num_images = save_images(options, data) if workload.data else BATCHES_PER_EPOCH * options.batch
-        options.steps = max(1, min(num_images // options.batch // 10, MAX_LOG_INTERVAL))  # as in fukami's training loop
+        num_images = save_images(options, data) if workload.data else BATCHES_PER_EPOCH * options.batch_size
+        # as in fukami's training loop
+        options.steps = max(1, min(num_images // options.batch_size // 10, MAX_LOG_INTERVAL))
         for round_index in range(options.rounds):
             for loop, mixed in loops:
                 try:
@@ -181,7 +185,7 @@ def compare(options):
                         if loop == "ours":
                             speeds, loop_settings = run_ours(options, workload, Path(folder))
                         else:
-                            speeds, loop_settings = run_peer(options, PEERS[loop][0], mixed, data)
+                            speeds, loop_settings = run_reference(options, REFERENCE_LOOPS[loop][0], mixed, data)
                 except (RuntimeError, subprocess.TimeoutExpired) as error:
                     if loop == "ours":
                         raise
@@ -206,7 +210,7 @@ def format_settings(settings):
 
 def print_table(options, speeds_by_loop, settings):
     """Print the table of the loops."""
-    print(f"{options.workload}, batches of {options.batch}{', compiled' * bool(options.compile)}")
+    print(f"{options.workload}, batches of {options.batch_size}{', compiled' * bool(options.compile)}")
     print(f"{'loop':<22}  {'images/s':>10}  {'ours/theirs':>11}  settings")
     our_speed = statistics.median(speeds_by_loop["ours", None])
     for loop, speeds in speeds_by_loop.items():
@@ -219,18 +223,19 @@ def record_rows(options, speeds_by_loop, settings, command):
     our_speed = statistics.median(speeds_by_loop["ours", None])
     our_settings = format_settings(settings["ours", None]) + ", compiled" * bool(options.compile)
     record(f"step times {options.workload}", f"images per second, {our_settings}", our_speed, command=command, seed=0,
-           note=f"batches of {options.batch}")  # fmt: skip
+           note=f"batches of {options.batch_size}")  # fmt: skip
     for loop, speeds in speeds_by_loop.items():
         if loop[0] != "ours":
-            peer_kind = ("mixed" if loop[1] else "float32") + ", compiled" * (options.compile == "all")
+            reference_kind = ("mixed" if loop[1] else "float32") + ", compiled" * (options.compile == "all")
             speed = statistics.median(speeds)
             note = (
                 f"ours {our_speed:.0f}/s ({format_settings(settings['ours', None])}), "
                 f"theirs {speed:.0f}/s ({format_settings(settings[loop])}); "
-                f"batches of {options.batch}, {len(speeds)} times {options.windows} windows of {options.steps} steps"
+                f"batches of {options.batch_size}, "
+                f"{len(speeds)} times {options.windows} windows of {options.steps} steps"
             )
             our_name = "ours" + ", compiled," * (options.compile == "ours")
-            metric = f"images per second, {our_name} / {loop[0]} {peer_kind}"
+            metric = f"images per second, {our_name} / {loop[0]} {reference_kind}"
             record(f"step times {options.workload}", metric, our_speed / speed, command=command, seed=0, note=note)
 
 
@@ -279,7 +284,7 @@ def main():
     options.add_argument("--rounds", type=int, help="Number of rounds: by default 3; 5 for first-step.")
     options.add_argument("--windows", type=int, default=30 if CUDA else 10, help="Windows per round.")
     options.add_argument(
-        "--batch", type=int, help="Batch size: by default the recipe's; for ResNet-50 256 on a GPU, 16 on a CPU."
+        "--batch-size", type=int, help="Batch size: by default the recipe's; for ResNet-50 256 on a GPU, 16 on a CPU."
     )
     options.add_argument("--data", help="Dataset instead of the recipe's.")
     options.add_argument("--repeat", type=int, default=1, help="Repetitions of each image, for a small dataset.")
@@ -289,7 +294,9 @@ def main():
     options.add_argument(
         "--workers", type=int, default=min(16, os.cpu_count()), help="Worker processes of the other loops."
     )
-    options.add_argument("--only", nargs="+", choices=PEERS, default=list(PEERS), help="Other loops to measure.")
+    options.add_argument(
+        "--only", nargs="+", choices=REFERENCE_LOOPS, default=list(REFERENCE_LOOPS), help="Other loops to measure."
+    )
     options.add_argument("--compile", nargs="?", const="all", default="", choices=["all", "ours"])
     options.add_argument("--trial", action="store_true", help="Run one short round and record nothing.")
     options = options.parse_args()

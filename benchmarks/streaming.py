@@ -42,12 +42,12 @@ def write_images(root, count):
     """Write ``count`` different JPEGs in folders by class: large crops of photographs, at quality 90."""
     originals = [Image.open(path).convert("RGB") for path in find_photographs()]
     rng = np.random.default_rng(0)
-    for number in range(count):
-        image = originals[number % len(originals)]
+    for index in range(count):
+        image = originals[index % len(originals)]
         fraction = rng.uniform(0.85, 1)
         width, height = round(fraction * image.width), round(fraction * image.height)
         left, top = rng.integers(image.width - width + 1), rng.integers(image.height - height + 1)
-        target = root / f"{number % NUM_CLASSES:02d}" / f"{number}.jpg"
+        target = root / f"{index % NUM_CLASSES:02d}" / f"{index}.jpg"
         target.parent.mkdir(exist_ok=True)
         image.crop((left, top, left + width, top + height)).save(target, quality=90)
 
@@ -107,16 +107,16 @@ def main():
     options.add_argument("--images", type=int, default=20_000)
     options.add_argument("--rounds", type=int, default=3)
     options = options.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        root = Path(name)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
         write_images(root, options.images)
         rates = {"theirs": [], "ours": []}
         for _ in range(options.rounds):
-            for which, pipeline in (("theirs", read_reference), ("ours", read_ours)):
-                rates[which].append(measure_rate(pipeline(root, options.workers)))
-                print(which, round(rates[which][-1], 1), flush=True)
+            for name, pipeline in (("theirs", read_reference), ("ours", read_ours)):
+                rates[name].append(measure_rate(pipeline(root, options.workers)))
+                print(name, round(rates[name][-1], 1), flush=True)
     ratio = statistics.median(a / b for a, b in zip(rates["ours"], rates["theirs"], strict=True))
-    note = "; ".join(f"{which} {', '.join(f'{value:.0f}' for value in values)}/s" for which, values in rates.items())
+    note = "; ".join(f"{name} {', '.join(f'{value:.0f}' for value in values)}/s" for name, values in rates.items())
     command = f"python benchmarks/streaming.py --workers {options.workers} --images {options.images}"
     record("streaming jpeg", "images per second, ours / torchvision's", ratio, command=command, seed=0, note=note)
 

@@ -1,4 +1,4 @@
-"""Training speed of each recipe at its default size: images per second, on images that are embedded in the package.
+"""Training speed of each recipe at its default size: images per second, on bundled images.
 
     python benchmarks/training_rates.py [RECIPE ...] [--seconds 20]
 

@@ -22,9 +22,9 @@ class Bright(Task):
 
     def evaluate(self, batches):
         results = DetectionResults(LABELS)
-        for number in range(3):
-            box = [[0, 0, 40 - 10 * number, 40]]
-            results.update(number, Prediction(box, [0], [0.9 - 0.1 * number]), GroundTruth([[0, 0, 40, 40]], [0], [0]))
+        for index in range(3):
+            box = [[0, 0, 40 - 10 * index, 40]]
+            results.update(index, Prediction(box, [0], [0.9 - 0.1 * index]), GroundTruth([[0, 0, 40, 40]], [0], [0]))
         return results.compute_metrics()
 
     def predict(self, inputs):

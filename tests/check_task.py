@@ -1,6 +1,6 @@
 """Contract of all tasks, as functions that check any recipe; ``test_tasks.py`` runs them all.
 
-``make(**fields)`` returns a recipe of the family that trains a few steps on embedded data, without dropout.
+``make(**fields)`` returns a recipe of the family that trains a few steps on bundled data, without dropout.
 """
 
 import contextlib
@@ -27,9 +27,9 @@ from fukami.classification.task import ClassificationTask
 from fukami.cli.main import main
 from fukami.detection.task import DetectionTask
 from fukami.engine import async_checkpoint
+from fukami.engine.checkpoint_file import decode_checkpoint
 from fukami.engine.recipe import build_train_command
 from fukami.engine.runtime import Runtime
-from fukami.engine.state_file import load_state
 from fukami.generation.task import GANTask
 from fukami.reinforcement.task import QLearningTask
 from fukami.segmentation.task import SegmentationTask
@@ -71,7 +71,7 @@ def check_evaluation_changes_nothing(make):
 
 
 def check_saves_and_loads(make, inputs, tmp_path):
-    """Check that a loaded run has the metrics of the training, and that its predictions can be written as JSON."""
+    """Check that a loaded run has the metrics of the training run, and that its predictions can be written as JSON."""
     recipe = make()
     result = fukami.train(recipe, tmp_path / "run", device="cpu", precision="float32")
     task = fukami.load(tmp_path / "run", device="cpu")
@@ -103,19 +103,19 @@ def check_precisions(make, inputs, tmp_path):
         assert len(task.predict(inputs)) == len(inputs)
 
 
-def check_broken_input(make, inputs, tmp_path):
-    """Check that a broken image is reported by name and that the other images get predictions."""
+def check_unreadable_input(make, inputs, tmp_path):
+    """Check that the error of an unreadable image names its file, and that the other images get predictions."""
     recipe = make()
     data = recipe.load_data()
     task = recipe.build_task(data.labels)
     task.setup(Runtime.start("cpu", "float32"))
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(Path(inputs[0]).read_bytes()[:60])
-    predictions = task.predict([inputs[0], broken, inputs[1]])
+    unreadable = tmp_path / "unreadable.png"
+    unreadable.write_bytes(Path(inputs[0]).read_bytes()[:60])
+    predictions = task.predict([inputs[0], unreadable, inputs[1]])
     assert "error" not in predictions[0]
     assert "error" not in predictions[2]
-    assert predictions[1]["file"] == str(broken)
-    assert "broken.png" in predictions[1]["error"]
+    assert predictions[1]["file"] == str(unreadable)
+    assert "unreadable.png" in predictions[1]["error"]
 
 
 def check_two_processes(make, tmp_path):
@@ -160,7 +160,7 @@ def check_killed_and_resumed(make, tmp_path, kills=3):
             )
         )
         process.kill()
-        assert process.wait()[0] == -signal.SIGKILL, "the run ended before it could be killed; give it more steps"
+        assert process.wait()[0] == -signal.SIGKILL, "the run ended before it could be killed; use more steps"
         assert (killed / "last.ckpt").exists()
     status, _, err = CommandProcess([*build_command(recipe, killed), "--resume"], frequent_checkpoints=True).wait()
     assert status == 0, err
@@ -170,8 +170,8 @@ def check_killed_and_resumed(make, tmp_path, kills=3):
 def check_same_run(one, other):
     """Check that two runs have the same weights, last checkpoints and logs, except for times."""
     assert (one / "weights.safetensors").read_bytes() == (other / "weights.safetensors").read_bytes()
-    states = [load_state(run / "last.ckpt", torch.device("cpu")) for run in (one, other)]
-    for name in ("step", "task", "loader", "random", "history", "manifest"):
+    states = [decode_checkpoint(run / "last.ckpt", torch.device("cpu")) for run in (one, other)]
+    for name in ("step", "task", "loader", "random", "metric_buffer", "manifest"):
         leaves, specs = zip(*(pytree.tree_flatten(state[name]) for state in states), strict=True)
         assert specs[0] == specs[1], name
         for value, expected in zip(*leaves, strict=True):
@@ -182,7 +182,7 @@ def check_same_run(one, other):
 
 def load_log(run):
     """Load the lines of a run's log without times."""
-    times = ("seconds", "waiting")
+    times = ("seconds", "data_wait_fraction")
     return [
         {name: value for name, value in json.loads(line).items() if name not in times and "_per_second" not in name}
         for line in read_log_lines(run)
@@ -190,7 +190,7 @@ def load_log(run):
 
 
 def disable_reports(patch):
-    """Disable the reports of trainings, which take longer than the short trainings."""
+    """Disable the reports of runs, which take longer than short training runs."""
     for family in (
         GANTask,
         CaptioningTask,
@@ -226,16 +226,16 @@ class CommandProcess(FORKED.Process):
         self.start()
 
     def run(self):
-        for number in (1, 2):  # stdout and stderr
-            os.dup2(os.open(self.folder / str(number), os.O_WRONLY | os.O_CREAT), number)
+        for descriptor in (1, 2):  # stdout and stderr
+            os.dup2(os.open(self.folder / str(descriptor), os.O_WRONLY | os.O_CREAT), descriptor)
         os.environ.update(self.environment)
         torch.set_num_threads(1)
         fsync, calls = os.fsync, itertools.count(1)
 
-        def fsync_or_die(number):
+        def fsync_or_die(descriptor):
             if next(calls) == self.kill_at_fsync:
                 os.kill(os.getpid(), signal.SIGKILL)
-            fsync(number)
+            fsync(descriptor)
 
         os.fsync = fsync_or_die
         if self.frequent_checkpoints:
@@ -248,9 +248,9 @@ class CommandProcess(FORKED.Process):
         """Wait for the end, and return exit status, stdout and stderr."""
         self.join(seconds)
         assert self.exitcode is not None, "waited too long"
-        texts = [(self.folder / str(number)).read_text() for number in (1, 2)]
+        outputs = [(self.folder / str(descriptor)).read_text() for descriptor in (1, 2)]
         shutil.rmtree(self.folder)
-        return self.exitcode, *texts
+        return self.exitcode, *outputs
 
 
 def list_child_processes(parent):

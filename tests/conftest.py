@@ -85,11 +85,11 @@ def digit_files(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("digits")
     images, labels = digits.load_digits()
-    for number in range(40):
-        folder = root / str(labels[number])
+    for index in range(40):
+        folder = root / str(labels[index])
         folder.mkdir(exist_ok=True)
-        large = Image.fromarray(255 - images[number]).resize((112, 112), Image.Resampling.BICUBIC)
-        large.save(folder / f"{number}.png")
+        large = Image.fromarray(255 - images[index]).resize((112, 112), Image.Resampling.BICUBIC)
+        large.save(folder / f"{index}.png")
     return root
 
 
@@ -107,18 +107,18 @@ def scene_files(tmp_path_factory):
     from fukami.data import scenes
 
     root = tmp_path_factory.mktemp("scenes")
-    categories = [{"id": number, "name": label} for number, label in enumerate(scenes.LABELS)]
-    for split, numbers in (("train", range(8)), ("valid", range(8, 12))):
+    categories = [{"id": index, "name": label} for index, label in enumerate(scenes.LABELS)]
+    for split, indices in (("train", range(8)), ("valid", range(8, 12))):
         (root / split).mkdir()
         images, annotations = [], []
-        for number in numbers:
-            scene = scenes.generate_scene(0, number)
-            Image.fromarray(scene.image).save(root / split / f"{number}.png")
+        for index in indices:
+            scene = scenes.generate_scene(0, index)
+            Image.fromarray(scene.image).save(root / split / f"{index}.png")
             height, width = scene.image.shape[:2]
-            images.append({"id": number, "file_name": f"{number}.png", "width": width, "height": height})
+            images.append({"id": index, "file_name": f"{index}.png", "width": width, "height": height})
             for (left, top, right, bottom), kind in zip(scene.boxes.tolist(), scene.classes.tolist(), strict=True):
                 box = [left, top, right - left, bottom - top]
-                entry = {"id": len(annotations), "image_id": number, "category_id": kind, "bbox": box, "iscrowd": 0}
+                entry = {"id": len(annotations), "image_id": index, "category_id": kind, "bbox": box, "iscrowd": 0}
                 annotations.append({**entry, "area": box[2] * box[3]})
         content = {"images": images, "annotations": annotations, "categories": categories}
         (root / split / "_annotations.coco.json").write_text(json.dumps(content))
@@ -132,9 +132,9 @@ def caption_files(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("captions")
     lines = ["image,caption"]
-    for number, (image, (sentence,)) in enumerate(zip(*scenes.generate_captioned_images(0, 12), strict=True)):
-        Image.fromarray(image).save(root / f"{number:02}.png")
-        lines += [f"{number:02}.png,{text}" for text in (sentence, sentence.replace("a ", "one ", 1))]
+    for index, (image, (sentence,)) in enumerate(zip(*scenes.generate_captioned_images(0, 12), strict=True)):
+        Image.fromarray(image).save(root / f"{index:02}.png")
+        lines += [f"{index:02}.png,{caption}" for caption in (sentence, sentence.replace("a ", "one ", 1))]
     (root / "captions.txt").write_text("\n".join(lines))
     return root
 
@@ -145,18 +145,18 @@ def mask_files(tmp_path_factory):
     from fukami.data import scenes
 
     root = tmp_path_factory.mktemp("masks")
-    for number, sample in enumerate(scenes.generate_mask_samples(0, 12)):
-        split = "train" if number < 8 else "val"
+    for index, sample in enumerate(scenes.generate_mask_samples(0, 12)):
+        split = "train" if index < 8 else "val"
         for folder, pixels in (("images", sample.source), ("masks", sample.mask.read() - 1)):
             (root / split / folder).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(root / split / folder / f"{number}.png")
+            Image.fromarray(pixels).save(root / split / folder / f"{index}.png")
     (root / "classes.txt").write_text("\n".join(scenes.MASK_LABELS))
     return root
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """Run of DeepConvNet on the embedded digits, trained for eight epochs."""
+    """Run of DeepConvNet on the bundled digits, trained for eight epochs."""
     import fukami
 
     out = tmp_path_factory.mktemp("runs") / "digits"
@@ -178,7 +178,7 @@ def binarized(tmp_path_factory, digit_files):
 
 @pytest.fixture
 def no_reports(monkeypatch):
-    """Disable the reports of trainings, which take longer than the short trainings."""
+    """Disable the reports of runs, which take longer than short training runs."""
     import check_task
 
     check_task.disable_reports(monkeypatch)

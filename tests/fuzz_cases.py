@@ -1,8 +1,8 @@
-"""Fuzz test of file readers: broken and hostile files from a seed either work or are refused with a named error.
+"""Fuzz test of file readers: corrupted and malicious files from a seed either work or are rejected with an error.
 
     python tests/fuzz_cases.py [--cases 2000] [--seed 0] [--first 0] [--only coco]
 
-A case is determined by its seed and number: ``--seed S --first NUMBER --cases 1`` repeats a failure. ``test_fuzz.py``
+A case is determined by its seed and index: ``--seed S --first INDEX --cases 1`` repeats a failure. ``test_fuzz.py``
 and ``benchmarks/fuzz.py`` start this in its own process. A limit on the address space turns large allocations into
 errors, and a crash or a hang ends only this process, which has written the case to the note file.
 """
@@ -210,7 +210,7 @@ def build_run_mutator(run: Path, name: str, mutate: Callable[[Random, bytes], by
 def mutate_safetensors(random: Random, content: bytes) -> bytes:
     """Mutate the header, its length, or the values."""
     length = int.from_bytes(content[:8], "little")
-    header, rest = content[8 : 8 + length], content[8 + length :]
+    header, data = content[8 : 8 + length], content[8 + length :]
     kind = random.randrange(5)
     if kind == 0:
         return mutate_bytes(random, content)
@@ -228,9 +228,9 @@ def mutate_safetensors(random: Random, content: bytes) -> bytes:
         header = mutate_json(random, header.decode())
     else:
         value = random.choice([float("nan"), float("inf"), 3e38])
-        start = 4 * random.randrange(len(rest) // 4)
-        rest = rest[:start] + struct.pack("<f", value) + rest[start + 4 :]
-    return len(header).to_bytes(8, "little") + header + rest
+        start = 4 * random.randrange(len(data) // 4)
+        data = data[:start] + struct.pack("<f", value) + data[start + 4 :]
+    return len(header).to_bytes(8, "little") + header + data
 
 
 def mutate_torch(random: Random, content: bytes) -> bytes:
@@ -294,8 +294,8 @@ def create_tar() -> bytes:
     """Create a shard of four samples, one with a long name."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as archive:
-        for number, name in enumerate(("a/1", "b/2", "a/" + "x" * 150, "b/4")):
-            for suffix, content in ((".png", create_png(number)), (".cls", str(number % 2).encode())):
+        for index, name in enumerate(("a/1", "b/2", "a/" + "x" * 150, "b/4")):
+            for suffix, content in ((".png", create_png(index)), (".cls", str(index % 2).encode())):
                 member = tarfile.TarInfo(name + suffix)
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
@@ -337,7 +337,7 @@ def mutate_tar(random: Random, content: bytes) -> bytes:
 
 
 def write_shards(random: Random, folder: Path) -> None:
-    """Write two shards, one of them broken, or a broken index."""
+    """Write two shards, one of them corrupted, or a corrupted index."""
     content = create_tar()
     (folder / "shards").mkdir()
     for part in ("train-0.tar", "train-1.tar"):
@@ -346,8 +346,8 @@ def write_shards(random: Random, folder: Path) -> None:
         (folder / "shards" / "train-1.tar").write_bytes(mutate_tar(random, content))
     else:
         size = len(content)
-        each = {"bytes": size, "classes": [0, 1], "starts": [0, 2048], "lengths": [2048, 2048], "problems": ["one"]}
-        index = {"labels": ["a", "b"], "train": [{"name": f"train-{n}.tar", **each} for n in (0, 1)], "test": []}
+        entry = {"bytes": size, "classes": [0, 1], "starts": [0, 2048], "lengths": [2048, 2048], "problems": ["one"]}
+        index = {"labels": ["a", "b"], "train": [{"name": f"train-{n}.tar", **entry} for n in (0, 1)], "test": []}
         (folder / "shards" / "index.json").write_bytes(mutate_json(random, json.dumps(index)))
 
 
@@ -357,8 +357,8 @@ def read_shards(folder: Path) -> None:
     train, _, _ = labeled_images.load_labeled_images(str(folder / "shards"), 0.0)
     items = train.items
     assert isinstance(items, shards.ShardSamples)
-    for number in range(min(len(items), 20)):
-        items[number]
+    for index in range(min(len(items), 20)):
+        items[index]
 
 
 def create_archive_bomb(random: Random) -> tuple[str, bytes]:
@@ -375,16 +375,16 @@ def create_archive_bomb(random: Random) -> tuple[str, bytes]:
         )
         entries = b"".join(
             struct.pack("<IHHHHHHIIIHHHHHII", 0x02014B50, 20, 20, 0, 8, 0, 0, zlib.crc32(bytes(20 << 20)), len(body),
-                        20 << 20, 1, 0, 0, 0, 0, 0, 0) + bytes([65 + number % 60])
-            for number in range(300)
+                        20 << 20, 1, 0, 0, 0, 0, 0, 0) + bytes([65 + index % 60])
+            for index in range(300)
         )  # fmt: skip
         end = struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, 300, 300, len(entries), len(local + body), 0)
         return "zip", local + body + entries + end
     buffer = io.BytesIO()
     if kind == 1:
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-            for number in range(8):
-                archive.writestr(f"{number}.png", bytes(20 << 20))
+            for index in range(8):
+                archive.writestr(f"{index}.png", bytes(20 << 20))
         return "zip", buffer.getvalue()
     with tarfile.open(fileobj=buffer, mode=f"w:{('gz', 'bz2', 'xz')[kind - 2]}") as compressed:
         member = tarfile.TarInfo("a/1.png")
@@ -412,7 +412,7 @@ def create_linked_tar(random: Random) -> bytes:
 
 
 def write_archive(random: Random, folder: Path) -> None:
-    """Write a zip or tar archive of images in class folders: broken, hostile or an archive bomb."""
+    """Write a zip or tar archive of images in class folders: corrupted, malicious or an archive bomb."""
     kind = random.random()
     if kind < 0.04:
         suffix, content = create_archive_bomb(random)
@@ -448,17 +448,17 @@ def write_archive(random: Random, folder: Path) -> None:
 
 
 def read_archive(folder: Path) -> None:
-    """Unpack the archive; nothing may be written elsewhere, and a refused archive may leave nothing."""
+    """Unpack the archive; nothing may be written elsewhere, and a rejected archive may leave no files."""
     cache = Path(os.environ["XDG_CACHE_HOME"]) / "fukami" / "unpacked"
     (archive,) = folder.glob("images.*")
     try:
         labeled_images.load_labeled_images(str(archive), 0.2)
     finally:
         escaped = [path for root in (folder, cache.parent, Path("/tmp")) for path in root.glob("escaped*")]
-        rest = [path for path in cache.iterdir() if not path.name.startswith("images")] if cache.exists() else []
+        unexpected = [path for path in cache.iterdir() if not path.name.startswith("images")] if cache.exists() else []
         links = [path for path in cache.rglob("*") if path.is_symlink() or not (path.is_file() or path.is_dir())]
         shutil.rmtree(cache, ignore_errors=True)
-        assert not escaped and not rest and not links, (escaped, rest, links)  # noqa: PT018
+        assert not escaped and not unexpected and not links, (escaped, unexpected, links)  # noqa: PT018
 
 
 def choose_dataset_name(random: Random) -> str:
@@ -745,8 +745,8 @@ def build_targets(run: Path | None) -> dict[str, Target]:
     def load(folder: Path) -> None:
         checkpoint.load(folder / "run", device="cpu")
 
-    def load_state(folder: Path) -> None:
-        checkpoint.read_state(folder / "run", torch.device("cpu"))
+    def decode_checkpoint(folder: Path) -> None:
+        checkpoint.read_checkpoint(folder / "run", torch.device("cpu"))
 
     def load_leaderboard(folder: Path) -> None:
         leaderboard.load_leaderboards(folder)
@@ -775,7 +775,7 @@ def build_targets(run: Path | None) -> dict[str, Target]:
         "weights.safetensors in a leaderboard": build_target(
             "weights.safetensors", mutate_safetensors, load_leaderboard
         ),
-        "last.ckpt": build_target("last.ckpt", mutate_torch, load_state),
+        "last.ckpt": build_target("last.ckpt", mutate_torch, decode_checkpoint),
         "metrics.jsonl": build_target("metrics.jsonl", mutate_json_lines, load_leaderboard),
     }
 
@@ -809,14 +809,14 @@ def reset_peak_memory() -> int:
     return read_memory("VmRSS")
 
 
-def run_case(target: Target, number: int, seed: int, work: Path) -> tuple[str, str]:
-    """Run a case; return ``worked``, ``refused`` or ``failed``, and the reason."""
+def run_case(target: Target, case_index: int, seed: int, work: Path) -> tuple[str, str]:
+    """Run a case; return ``worked``, ``rejected`` or ``failed``, and the reason."""
     folder = work / "case"
     folder.mkdir()
     signal.setitimer(signal.ITIMER_REAL, TIMEOUT)
     faulthandler.dump_traceback_later(3 * TIMEOUT, exit=True)
     try:
-        target.make(Random(f"{seed} {number}"), folder)
+        target.make(Random(f"{seed} {case_index}"), folder)
         before = reset_peak_memory()
         os.chdir(folder)
         try:
@@ -829,7 +829,7 @@ def run_case(target: Target, number: int, seed: int, work: Path) -> tuple[str, s
         if is_out_of_memory(error):
             return "failed", f"out of memory: {error}"[:400]
         str(error).encode()  # fails if the message cannot be printed
-        return "refused", str(error)
+        return "rejected", str(error)
     except CaseTimeout:
         return "failed", f"took longer than {TIMEOUT} s: {traceback.format_exc(limit=-4)}"
     except BaseException as error:
@@ -843,7 +843,7 @@ def run_case(target: Target, number: int, seed: int, work: Path) -> tuple[str, s
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def run_cases(targets: dict[str, Target], numbers: Sequence[int], seed: int, note: Path) -> dict[str, object]:
+def run_cases(targets: dict[str, Target], case_indices: Sequence[int], seed: int, note: Path) -> dict[str, object]:
     """Run all cases; the file ``note`` contains the current one, in case this process dies."""
 
     def raise_timeout(*_: object) -> None:
@@ -851,22 +851,22 @@ def run_cases(targets: dict[str, Target], numbers: Sequence[int], seed: int, not
 
     signal.signal(signal.SIGALRM, raise_timeout)
     names, failures = [*targets], []
-    counts = Counter(worked=0, refused=0, failed=0)
+    counts = Counter(worked=0, rejected=0, failed=0)
     with tempfile.TemporaryDirectory() as work:
         os.environ["XDG_CACHE_HOME"] = f"{work}/cache"
-        for number in range(len(names)):  # imports and one-time initialization do not count as growth
-            run_case(targets[names[number]], -1 - number, seed, Path(work))
+        for index in range(len(names)):  # imports and one-time initialization do not count as growth
+            run_case(targets[names[index]], -1 - index, seed, Path(work))
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (mapped + HEADROOM, resource.getrlimit(resource.RLIMIT_AS)[1]))
         before = read_memory("VmRSS")
         start = time.monotonic()
-        for number in numbers:
-            name = names[number % len(names)]
-            note.write_text(f"case {number} of seed {seed} ({name})")
-            outcome, reason = run_case(targets[name], number, seed, Path(work))
+        for case_index in case_indices:
+            name = names[case_index % len(names)]
+            note.write_text(f"case {case_index} of seed {seed} ({name})")
+            outcome, reason = run_case(targets[name], case_index, seed, Path(work))
             counts[outcome] += 1
             if outcome == "failed":
-                failures.append({"case": number, "seed": seed, "target": name, "reason": reason})
+                failures.append({"case": case_index, "seed": seed, "target": name, "reason": reason})
         gc.collect()
         if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
             libc.malloc_trim(0)  # freed memory does not count as growth
@@ -874,7 +874,7 @@ def run_cases(targets: dict[str, Target], numbers: Sequence[int], seed: int, not
     if growth > MAX_GROWTH:
         failures.append({"reason": f"the process grew by {growth:,} bytes over all cases"})
     return {
-        "cases": len(numbers),
+        "cases": len(case_indices),
         **counts,
         "growth": growth,
         "seconds": round(time.monotonic() - start, 1),
@@ -898,10 +898,10 @@ def main() -> int:
     logging.disable(logging.CRITICAL)
     threading.stack_size(1 << 20)
     targets = build_targets(options.run.resolve() if options.run else None)
-    numbers = range(options.first, options.first + options.cases)
+    case_indices = range(options.first, options.first + options.cases)
     only = options.only.split(",") if options.only else [*targets]
     results = run_cases(
-        targets, [n for n in numbers if [*targets][n % len(targets)] in only], options.seed, options.note
+        targets, [n for n in case_indices if [*targets][n % len(targets)] in only], options.seed, options.note
     )
     sys.stdout.write(json.dumps(results))
     return 1 if results["failures"] else 0

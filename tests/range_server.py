@@ -23,13 +23,13 @@ request_numbers, shard_numbers = itertools.count(), itertools.count()
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
-        number = next(request_numbers)
+        request_number = next(request_numbers)
         if self.path.endswith(".tar") and next(shard_numbers) < together:
             try:
                 barrier.wait(timeout=20)
             except threading.BrokenBarrierError:
                 sys.stderr.write("timeout: a request waited for the others\n")
-        if breaks and number >= breaks and number % 5 == 0:
+        if breaks and request_number >= breaks and request_number % 5 == 0:
             self.send_error(503)
             return
         try:
@@ -51,7 +51,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
         body = content[start:]
-        self.wfile.write(body[: len(body) * 2 // 3] if number < breaks and len(body) > 512 else body)
+        self.wfile.write(body[: len(body) * 2 // 3] if request_number < breaks and len(body) > 512 else body)
 
     def log_message(self, *message):
         sys.stderr.write(f"{self.headers['Range']} {message}\n")

@@ -63,15 +63,15 @@ def list_imports(path, *, names=False):
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
 def test_modules_import_only_from_lower_levels(path):
-    level = {name: number for number, names in enumerate(LEVELS) for name in names}
-    own = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    level = {name: index for index, names in enumerate(LEVELS) for name in names}
+    package = path.relative_to(ROOT).parts[0].removesuffix(".py")
     for module in list_imports(path):
-        first, _, rest = module.partition(".")
-        if first == "fukami" and (other := rest.partition(".")[0] or "__init__") != own:
-            assert level[other] > level[own], f"{path.name} imports {module}"
-            assert own != "models" or other == "layers", f"{path.name} imports {module}"
+        first, _, submodule = module.partition(".")
+        if first == "fukami" and (other := submodule.partition(".")[0] or "__init__") != package:
+            assert level[other] > level[package], f"{path.name} imports {module}"
+            assert package != "models" or other == "layers", f"{path.name} imports {module}"
         elif first not in ("", "fukami", *sys.stdlib_module_names):
-            assert first in THIRD_PARTY.get(own, {first}), f"{path.name} imports {module}"
+            assert first in THIRD_PARTY.get(package, {first}), f"{path.name} imports {module}"
 
 
 def test_no_import_cycle():

@@ -1,4 +1,4 @@
-"""Tests of names and texts: functions are verbs, public names are unique, texts use the terms of the glossary."""
+"""Tests of names and prose: functions are verbs, public names are unique, prose uses the terms of the glossary."""
 
 import ast
 import itertools

@@ -1,4 +1,4 @@
-"""Tests of the leaderboard: ranks, published results, damaged and unfinished runs, and the page."""
+"""Tests of the leaderboard: ranks, published results, corrupted and unfinished runs, and the page."""
 
 import json
 import re
@@ -22,9 +22,9 @@ def create_run(
     command = f"fukami train {recipe} --data {data} --out '<{folder.name}>'"
     (folder / "recipe.json").write_text(json.dumps(record | {"processes": 1, "command": command} | COSTS | changes))
     lines = [{"step": 1, "phase": "train", "loss": 2.3, "accuracy": 0.1, "lr": 0.1, "images_per_second": 9.0}]
-    for number, value in enumerate(values, 1):
-        line = {"step": 100 * number, "phase": "eval", "count": 359, "errors": 1, metric: value, "loss": 0.5}
-        lines.append(line | {"seconds": 2.0 * number})
+    for index, value in enumerate(values, 1):
+        line = {"step": 100 * index, "phase": "eval", "count": 359, "errors": 1, metric: value, "loss": 0.5}
+        lines.append(line | {"seconds": 2.0 * index})
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     return folder
 
@@ -144,7 +144,7 @@ def test_published_results_for_an_archive_are_chosen_by_its_name(tmp_path):
     assert by_metric["fid"].published == []
 
 
-def test_unfinished_and_damaged_runs_are_listed(fukami, tmp_path):
+def test_unfinished_and_corrupted_runs_are_listed(fukami, tmp_path):
     create_run(tmp_path / "a", 0.5)
     create_run(tmp_path / "young")
     create_run(tmp_path / "stopped", 0.4, epochs=10)
@@ -161,7 +161,7 @@ def test_unfinished_and_damaged_runs_are_listed(fukami, tmp_path):
     assert " ".join(get_cells(result, "gone")[:7]) == "4 gone mine.py 10.00 % – –"
     assert " ".join(get_cells(result, "wreck")[:7]) == "1 wreck – 20.00 % – –"
     assert "unknown data: accuracy" in result.out
-    assert "wreck: recipe.json is damaged" in result.err
+    assert "wreck: recipe.json is corrupted" in result.err
     assert "torn: metrics.jsonl has a line" in result.err
     assert "Traceback" not in result.err
 
@@ -169,7 +169,7 @@ def test_unfinished_and_damaged_runs_are_listed(fukami, tmp_path):
 def test_parameters_of_a_run_without_its_recipe_come_from_the_weights(tmp_path):
     folder = create_run(tmp_path / "a", 0.5, recipe="mine.py", parameters=None, multiply_adds=None)
     (folder / "weights.safetensors").write_bytes(
-        (checkpoint.SHIPPED_WEIGHTS_DIR / "deep-convnet" / "weights.safetensors").read_bytes()
+        (checkpoint.BUNDLED_WEIGHTS_DIR / "deep-convnet" / "weights.safetensors").read_bytes()
     )
     (board,), _ = leaderboard.load_leaderboards(tmp_path)
     assert board.runs[0].parameters == 123_552
@@ -199,8 +199,8 @@ def test_the_page_is_self_contained(fukami, tmp_path):
     create_run(tmp_path / "runs" / "young", data="mnist")
     create_run(tmp_path / "runs" / "[b]", 0.91, data="mnist")
     create_run(tmp_path / "runs" / "other", 0.5, 0.6)
-    for number in range(12):
-        create_run(tmp_path / "runs" / "many" / str(number), 0.5, 0.6 + number / 100)
+    for index in range(12):
+        create_run(tmp_path / "runs" / "many" / str(index), 0.5, 0.6 + index / 100)
     result = fukami("board", "runs")
     assert result.status == 0, result.err
     assert result.err == "page: runs/board.html\n"
@@ -249,11 +249,11 @@ def test_axis_limits_of_curves_and_costs(tmp_path, metric):
 
 
 @pytest.mark.parametrize(
-    ("number", "text"),
+    ("count", "text"),
     [(0, "0"), (999, "999"), (1000, "1 k"), (123_552, "124 k"), (999_999, "1 M"), (8_770_000, "8.77 M"), (None, "–")],
 )
-def test_counts_are_formatted_with_three_digits(number, text):
-    assert leaderboard._format_count(number) == text
+def test_counts_are_formatted_with_three_digits(count, text):
+    assert leaderboard._format_count(count) == text
 
 
 def test_errors_for_an_empty_and_a_missing_folder(fukami, tmp_path):

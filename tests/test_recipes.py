@@ -1,4 +1,4 @@
-"""Tests of classification metrics, recipes, damaged runs, the report and the result list."""
+"""Tests of classification metrics, recipes, corrupted runs, the report and the result list."""
 
 import csv
 import html.parser
@@ -104,7 +104,7 @@ def test_recipes_are_listed_by_name_and_restored_from_json():
 
 # the later stages of R-CNN need the run of an earlier one: test_rcnn.py trains them
 @pytest.mark.parametrize("name", [name for name in recipe.list_recipes() if name not in ("rcnn-svm", "rcnn-boxes")])
-def test_every_recipe_trains_two_steps_on_embedded_data(name, digit_files, few_scenes, no_reports, tmp_path):
+def test_every_recipe_trains_two_steps_on_bundled_data(name, digit_files, few_scenes, no_reports, tmp_path):
     cls, family = package.get_recipe(name), RECIPES[name].task
     if family == "detection":
         smaller = {"batch_size": 4, "min_size": 64, "max_size": 96, "memory_limit": 0.1}
@@ -115,7 +115,7 @@ def test_every_recipe_trains_two_steps_on_embedded_data(name, digit_files, few_s
         smaller |= {"filters": 8} if name == "segnet-basic" else {"width_multiplier": 0.125} if "vgg" in name else {}
         smaller |= {"hidden": 16} if name.startswith("fcn") and "vgg" in name else {}
     elif family == "captioning":
-        smaller = {"encoder": "resnet20", "size": 32, "batch_size": 4, "hidden": 8, "beam_size": 2, "max_words": 5}
+        smaller = {"encoder": "resnet20", "size": 32, "batch_size": 4, "hidden": 8, "beam_size": 2, "max_tokens": 5}
     elif family == "generation":
         smaller = {
             "data": str(digit_files),
@@ -146,10 +146,10 @@ def test_every_recipe_trains_two_steps_on_embedded_data(name, digit_files, few_s
 
 
 def test_with_data_keeps_the_holdout_of_the_runs_own_dataset(tmp_path):
-    own = DeepConvNet(data=str(tmp_path))
-    assert own.with_data(str(tmp_path)) is own
-    assert own.with_data(f"{tmp_path}/../{tmp_path.name}") is own
-    assert own.with_data("digits").holdout == 1.0
+    recipe_on_folder = DeepConvNet(data=str(tmp_path))
+    assert recipe_on_folder.with_data(str(tmp_path)) is recipe_on_folder
+    assert recipe_on_folder.with_data(f"{tmp_path}/../{tmp_path.name}") is recipe_on_folder
+    assert recipe_on_folder.with_data("digits").holdout == 1.0
     with pytest.raises(UsageError, match="does not take --data"):
         type("Own", (package.Recipe,), {"__module__": __name__})().with_data("mnist")
 
@@ -164,7 +164,7 @@ def run(trained, tmp_path):
     return copy
 
 
-def test_damaged_weights_are_rejected_and_all_mismatches_are_listed(run):
+def test_corrupted_weights_are_rejected_and_all_mismatches_are_listed(run):
     weights = load_file(run / "weights.safetensors")
     bad = {**weights, "model.extra": torch.zeros(1), "model.0.bias": torch.zeros(3)}
     del bad["model.0.weight"]
@@ -175,7 +175,7 @@ def test_damaged_weights_are_rejected_and_all_mismatches_are_listed(run):
         package.load(run)
     for content in (b"", b"garbage", save_bytes(weights)[:5000], b"\xff" * 64):
         (run / "weights.safetensors").write_bytes(content)
-        with pytest.raises(Error, match=r"weights\.safetensors is damaged"):
+        with pytest.raises(Error, match=r"weights\.safetensors is corrupted"):
             package.load(run)
     (run / "weights.safetensors").unlink()
     with pytest.raises(Error, match=r"no weights\.safetensors yet"):
@@ -201,7 +201,7 @@ def save_bytes(tensors):
         '{"recipe": "no-such", "fields": {}, "labels": []}',
     ],
 )
-def test_damaged_recipes_are_rejected(run, content):
+def test_corrupted_recipes_are_rejected(run, content):
     (run / "recipe.json").write_text(content)
     with pytest.raises(Error):
         package.load(run)
@@ -215,13 +215,13 @@ def test_loading_never_unpickles(run, monkeypatch):
 
     for module, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load")):
         monkeypatch.setattr(module, name, forbidden)
-    (run / "last.ckpt").write_bytes(b"hostile")
+    (run / "last.ckpt").write_bytes(b"corrupted")
     assert package.load(run).labels == tuple("0123456789")
 
 
-def test_shipped_weights_have_the_accuracy_of_their_card(mnist_folder):
+def test_bundled_weights_have_the_accuracy_of_their_card(mnist_folder):
     """The errors in float32 and float16 are nearly those of the card, as in the note."""
-    record = json.loads((checkpoint.SHIPPED_WEIGHTS_DIR / "deep-convnet" / "recipe.json").read_text())
+    record = json.loads((checkpoint.BUNDLED_WEIGHTS_DIR / "deep-convnet" / "recipe.json").read_text())
     val = DeepConvNet(data="mnist").load_data().val
     errors = record["card"]["test errors of 10,000"]
     for precision in ("float32", "float16"):
@@ -229,7 +229,7 @@ def test_shipped_weights_have_the_accuracy_of_their_card(mnist_folder):
         assert result["count"] == 10_000
         assert abs(result["errors"] - errors[precision]) <= 2
         assert result["accuracy"] >= 0.9965
-    stored = load_file(checkpoint.SHIPPED_WEIGHTS_DIR / "deep-convnet" / "weights.safetensors")
+    stored = load_file(checkpoint.BUNDLED_WEIGHTS_DIR / "deep-convnet" / "weights.safetensors")
     assert {value.dtype for value in stored.values()} == {torch.float16}
 
 
@@ -296,8 +296,8 @@ def test_results_in_the_catalogue_are_in_the_results_file():
         claim = RECIPES[name].result
         if not claim:
             continue
-        number = claim.split()[0]
-        decimals = len(number.partition(".")[2])
+        claimed_value = claim.split()[0]
+        decimals = len(claimed_value.partition(".")[2])
         seeds = int(claim.partition("mean of ")[2].partition(" seeds")[0] or 1)
         groups = defaultdict(list)
         for row in rows:
@@ -306,4 +306,4 @@ def test_results_in_the_catalogue_are_in_the_results_file():
                 value = float(row["value"]) * (1 if row["metric"] == "return" else 100)
                 groups[row["benchmark"], row["metric"], row["commit"], *single].append(value)
         means = [fmean(values) for values in groups.values() if seeds == 1 or len(values) == seeds]
-        assert any(f"{value:.{decimals}f}" == number for value in means), claim
+        assert any(f"{value:.{decimals}f}" == claimed_value for value in means), claim

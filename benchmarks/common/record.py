@@ -62,9 +62,9 @@ def run_command(command: str, *, cwd: Path | None = None, threads: int | None = 
     ``threads`` is the number of computation threads; None: one per processor.
     """
     environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
-    words = [sys.executable, "-m", *shlex.split(command)]
+    arguments = [sys.executable, "-m", *shlex.split(command)]
     start = time.monotonic()
-    process = subprocess.run(words, cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    process = subprocess.run(arguments, cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(process.stdout.splitlines()[-1]), time.monotonic() - start
 
 
@@ -75,16 +75,16 @@ def train_seeds(line: str, options: Namespace) -> Iterator[tuple[int, dict, floa
     ``options.out`` is a folder for the runs; without it, a run is deleted when the next one starts.
     """
     for seed in options.seeds:
-        words = [*line.format(weights=options.weights).split(), *options.more, "--seed", str(seed)]
+        arguments = [*line.format(weights=options.weights).split(), *options.more, "--seed", str(seed)]
         with tempfile.TemporaryDirectory() as folder:
-            out = f"{options.out or folder}/{words[2]}-seed-{seed}"
-            result, seconds = run_command(shlex.join([*words, "--out", out]))
-            yield seed, result, seconds, strip_folders(words)
+            out = f"{options.out or folder}/{arguments[2]}-seed-{seed}"
+            result, seconds = run_command(shlex.join([*arguments, "--out", out]))
+            yield seed, result, seconds, strip_folders(arguments)
 
 
-def strip_folders(words: list[str]) -> str:
+def strip_folders(arguments: list[str]) -> str:
     """Return the command with file names instead of paths."""
-    return shlex.join(Path(word).name if os.sep in word else word for word in words)
+    return shlex.join(Path(argument).name if os.sep in argument else argument for argument in arguments)
 
 
 def record(

@@ -50,7 +50,7 @@ def build_loader(work):
     images = Images(*work.read(), transforms.Compose([*augmentation, *conversion, *normalization]))
     return DataLoader(
         images,
-        batch_size=work.options.batch,
+        batch_size=work.options.batch_size,
         sampler=RandomSampler(images),
         num_workers=min(16, work.options.workers),
         pin_memory=True,

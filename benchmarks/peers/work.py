@@ -20,13 +20,13 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Work:
-    """Workload from the command line: ``plain.py resnet20 --data FOLDER --batch 128 --steps 39 --windows 10 ...``."""
+    """Workload from the command line: ``plain.py resnet20 --data FOLDER --batch-size 128 --steps 39 ...``."""
 
     def __init__(self):
         options = argparse.ArgumentParser()
         options.add_argument("load")
         options.add_argument("--data", type=Path, help="Folder with images.npy and targets.npy; not for resnet50.")
-        options.add_argument("--batch", type=int, required=True)
+        options.add_argument("--batch-size", type=int, required=True)
         options.add_argument("--size", type=int, default=224, help="Size of the random images.")
         options.add_argument("--steps", type=int, required=True, help="Number of steps per window.")
         options.add_argument("--windows", type=int, required=True)
@@ -66,8 +66,8 @@ class Work:
         transforms (version 2) run image by image in worker processes. The random images are batches on the device.
         """
         if self.load == "resnet50":
-            return DataLoader(OnDevice(self.options.batch, self.options.size), batch_size=None, shuffle=True)
-        settings = {"batch_size": self.options.batch, "shuffle": True, "pin_memory": CUDA}
+            return DataLoader(OnDevice(self.options.batch_size, self.options.size), batch_size=None, shuffle=True)
+        settings = {"batch_size": self.options.batch_size, "shuffle": True, "pin_memory": CUDA}
         if not self.augmented:
             images, targets = map(torch.from_numpy, self.read())
             return DataLoader(TensorDataset(images[:, None].float() / 255, targets), **settings)
@@ -111,9 +111,9 @@ class Images(Dataset):
 class OnDevice(Dataset):
     """Dataset of batches of random images on the device; four batches are repeated."""
 
-    def __init__(self, batch, size):
-        self.batches = [torch.randn(batch, 3, size, size, device=DEVICE) for _ in range(4)]
-        self.targets = torch.arange(batch, device=DEVICE) % 1000
+    def __init__(self, batch_size, size):
+        self.batches = [torch.randn(batch_size, 3, size, size, device=DEVICE) for _ in range(4)]
+        self.targets = torch.arange(batch_size, device=DEVICE) % 1000
 
     def __len__(self):
         return 1000

@@ -63,7 +63,7 @@ class AnomalyDetection(Recipe):
     """Anomaly detection with a two-layer autoencoder."""
 
     data: str = "digits"
-    """Dataset: mnist, digits (embedded), or a folder or archive of images by class."""
+    """Dataset: mnist, digits (bundled), or a folder or archive of images by class."""
     holdout: float = 0.2
     """Fraction of each class held out for testing, if the dataset has no test split."""
     epochs: int = 5

@@ -1,4 +1,4 @@
-"""Every recipe that ships with fukami; ``fukami list`` prints it. Nothing is imported here."""
+"""All built-in recipes; ``fukami list`` prints it. Nothing is imported here."""
 
 from typing import NamedTuple
 
@@ -124,7 +124,7 @@ RECIPES = {
     ),
     "rcnn-boxes": Entry("detection.rcnn:RCNNBoxes", "detection", 2014, RCNN, "58.5 % mAP VOC 2007"),
     "rcnn-finetune": Entry(
-        "detection.rcnn:RCNNFinetune", "detection", 2014, RCNN, "not given; with the SVMs 54.2 % mAP VOC 2007"
+        "detection.rcnn:RCNNFinetune", "detection", 2014, RCNN, "not reported; with the SVMs 54.2 % mAP VOC 2007"
     ),
     "rcnn-svm": Entry("detection.rcnn:RCNNSVM", "detection", 2014, RCNN, "54.2 % mAP VOC 2007"),
     "resnet18": Entry(

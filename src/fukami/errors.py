@@ -32,7 +32,7 @@ class WriteError(Error):
             errno.EROFS: "make the folder writable, or use another one",
             errno.EACCES: "make the folder writable, or use another one",
         }.get(error.errno or 0, "fix the disk or the folder")
-        super().__init__(f"{self.reason}; {hint}. --resume continues a training from its last checkpoint")
+        super().__init__(f"{self.reason}; {hint}. --resume continues a run from its last checkpoint")
 
 
 def build_unknown_error(kind: str, name: str, choices: Iterable[str]) -> UsageError:

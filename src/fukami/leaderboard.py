@@ -33,7 +33,7 @@ LOWER_IS_BETTER = {
     "kid",
     "frechet",
     "kernel",
-    "repeated",
+    "duplicate",
     "perplexity",
     "mse",
     "mae",
@@ -88,7 +88,7 @@ PUBLISHED_RESULTS = {
 
 @dataclass(frozen=True)
 class Run:
-    """Metrics and settings of one run, read from its folder; unknown values are None or –."""
+    """Metrics and configuration of one run, read from its folder; unknown values are None or –."""
 
     name: str
     recipe: str
@@ -168,12 +168,12 @@ def load_leaderboards(folder: Path) -> tuple[list[Leaderboard], dict[str, list[s
         Error: the folder contains no runs.
     """
     if not folder.is_dir():
-        raise UsageError(f"{folder} is not a folder; give the folder that contains your runs, such as runs/")
+        raise UsageError(f"{folder} is not a folder; specify the folder that contains your runs, such as runs/")
     paths = sorted(path.parent for path in folder.rglob("recipe.json") if path.with_name("metrics.jsonl").is_file())
     if not paths:
         raise Error(
             f"there are no runs in {folder}: a run is a folder written by fukami train, with recipe.json and "
-            "metrics.jsonl; give the folder that contains your runs"
+            "metrics.jsonl; specify the folder that contains your runs"
         )
     reasons: dict[str, list[str]] = defaultdict(list)
     boards: dict[tuple[str, str], Leaderboard] = {}
@@ -194,7 +194,7 @@ def load_leaderboards(folder: Path) -> tuple[list[Leaderboard], dict[str, list[s
 
 
 def _read_run(path: Path, folder: Path, reasons: dict[str, list[str]]) -> Run:
-    """Read the run in a folder; what cannot be read is skipped, and the reason is added to ``reasons``."""
+    """Read the run in a folder; unreadable values are skipped, and the reason is added to ``reasons``."""
     name = _sanitize_text(path.relative_to(folder).as_posix() if path != folder else path.resolve().name)
     record: dict[str, Any] = {}
     lines: list[bytes] = []
@@ -203,7 +203,7 @@ def _read_run(path: Path, folder: Path, reasons: dict[str, list[str]]) -> Run:
         checkpoint.check_run_files(path)
         record, lines, saved_parameters = _read_record(path), _read_metrics_lines(path), _count_saved_parameters(path)
         if not record:
-            reasons["recipe.json is damaged"].append(name)
+            reasons["recipe.json is corrupted"].append(name)
     except (Error, OSError) as error:
         reasons[_sanitize_text(str(error))].append(name)
     evaluations = []
@@ -245,7 +245,7 @@ def _read_metrics_lines(path: Path) -> list[bytes]:
     """Read the lines of ``metrics.jsonl``.
 
     Raises:
-        Error: the file is larger than any training writes.
+        Error: the file is larger than any run writes.
     """
     file = path / "metrics.jsonl"
     if file.stat().st_size > MAX_METRICS_BYTES:
@@ -269,7 +269,7 @@ def _parse_evaluation(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_record(path: Path) -> dict[str, Any]:
-    """Read ``recipe.json``; return an empty dict if it is damaged."""
+    """Read ``recipe.json``; return an empty dict if it is corrupted."""
     try:
         if (path / "recipe.json").stat().st_size > checkpoint.MAX_RECIPE_BYTES:
             return {}
@@ -288,14 +288,14 @@ def _estimate_epoch_steps(fields: dict[str, Any], evaluations: Sequence[dict[str
 
 
 def _format_epochs(path: Path, planned: object, reached: int) -> str:
-    """Format the epochs of the recipe, or those reached by an interrupted training: the report is written last."""
+    """Format the epochs of the recipe, or those reached by an interrupted run: the report is written last."""
     if not isinstance(planned, int):
         return MISSING
     return str(planned) if (path / "report.html").is_file() or reached >= planned else f"{reached} of {planned}"
 
 
 def _get_count(record: dict[str, Any], name: str) -> int | None:
-    """Return an integer recorded by the training, or None if it is missing or out of range."""
+    """Return an integer recorded by the run, or None if it is missing or out of range."""
     value = record.get(name)
     return value if type(value) is int and 0 <= value <= MAX_INTEGER else None
 
@@ -305,7 +305,7 @@ def _count_saved_parameters(path: Path) -> int | None:
     try:
         with safe_open(path / "weights.safetensors", "pt") as file:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  not a mapping
-    except Exception:  # not written yet, or damaged: fukami eval reports the reason
+    except Exception:  # not written yet, or corrupted: fukami eval reports the reason
         return None
     return sum(int(math.prod(shape)) for name, shape in shapes.items() if not name.endswith(BUFFER_NAMES))
 
@@ -336,9 +336,9 @@ def _add_published_results(board: Leaderboard) -> None:
     for name in sorted({run.recipe for run in board.runs} & set(RECIPES)):
         entry = RECIPES[name]
         source = f"{entry.paper} {entry.year}"
-        number = re.fullmatch(r"([\d.]+) ?% (\S+)", entry.paper_result)
-        if number and board.metric == "accuracy" and _normalize_name(number[2]) == plain:
-            value = round(float(number[1]) / 100, 6)
+        percentage = re.fullmatch(r"([\d.]+) ?% (\S+)", entry.paper_result)
+        if percentage and board.metric == "accuracy" and _normalize_name(percentage[2]) == plain:
+            value = round(float(percentage[1]) / 100, 6)
             board.published += [] if value in known else [PublishedResult(name, value, source)]
         else:
             board.claims.append(f"the paper of {name} reports {entry.paper_result} ({source})")
@@ -419,11 +419,11 @@ def _format_metric(metric: str, value: float) -> str:
     return f"{100 * value:.2f} %" if metric in PERCENT_METRICS else f"{value:,.4f}" if value < 1000 else f"{value:,.0f}"
 
 
-def _format_count(number: int | None) -> str:
+def _format_count(count: int | None) -> str:
     """Format a count with three digits: 124 k, 1.24 M."""
-    if number is None:
+    if count is None:
         return MISSING
-    scaled, powers = float(number), iter(" kMGT")
+    scaled, powers = float(count), iter(" kMGT")
     unit = next(powers)
     while scaled >= 999.5 and (larger := next(powers, "")):
         scaled, unit = scaled / 1000, larger
@@ -473,11 +473,11 @@ def plot_curves(board: Leaderboard) -> Figure:
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     points = [line[board.metric] for run in board.runs for line in run.evaluations if board.metric in line]
-    for number, run in enumerate(board.runs):
+    for index, run in enumerate(board.runs):
         lines = [line for line in run.evaluations if board.metric in line]
         values = [line[board.metric] for line in lines]
-        style: dict[str, Any] = _choose_style(number) | {"marker": "o", "ms": 3, "lw": 1.2}
-        label = f"{board.compute_rank(run)}  {_shorten_name(run.name)}" if number < NUM_COLORS else None
+        style: dict[str, Any] = _choose_style(index) | {"marker": "o", "ms": 3, "lw": 1.2}
+        label = f"{board.compute_rank(run)}  {_shorten_name(run.name)}" if index < NUM_COLORS else None
         left.plot([line["step"] / run.steps_per_epoch for line in lines], values, label=label, **style)
         right.plot([line.get("seconds", math.nan) for line in lines], values, **style)
     for axes, name in ((left, "epoch"), (right, "seconds")):
@@ -496,9 +496,9 @@ def plot_costs(board: Leaderboard) -> Figure:
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     subplots = figure.subplots(1, 3, sharey=True)
     for axes, name in zip(subplots, ("parameters", "multiply_adds", "seconds"), strict=True):
-        known = [(number, run, getattr(run, name)) for number, run in enumerate(board.runs) if getattr(run, name)]
-        for number, run, cost in reversed(known):
-            axes.plot(cost, run.last_value, "o", **_choose_style(number))
+        known = [(index, run, getattr(run, name)) for index, run in enumerate(board.runs) if getattr(run, name)]
+        for index, run, cost in reversed(known):
+            axes.plot(cost, run.last_value, "o", **_choose_style(index))
             axes.annotate(
                 str(board.compute_rank(run)),
                 (cost, run.last_value),
@@ -544,9 +544,9 @@ def _set_axes(axes: Axes, board: Leaderboard, values: Iterable[float], show_all:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _choose_style(number: int) -> dict[str, Any]:
+def _choose_style(index: int) -> dict[str, Any]:
     """Choose the plot style of a run: the best runs have their own color."""
-    return {"color": f"C{number}"} if number < NUM_COLORS else {"color": "#cccccc", "zorder": 1}
+    return {"color": f"C{index}"} if index < NUM_COLORS else {"color": "#cccccc", "zorder": 1}
 
 
 def _shorten_name(name: str) -> str:

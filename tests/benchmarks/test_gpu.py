@@ -48,7 +48,7 @@ def test_every_entry_runs_with_tiny_workload_and_only_once(tmp_path):
     assert len([line for line in lines if " = " in line]) == len(rows)
     assert list(rows[0]) == FIELDS
     assert all(row["command"] and row["hardware"] and float(row["value"]) is not None for row in rows)
-    ratios = [row["metric"] for row in rows if re.search(r" over |/|times faster", row["metric"])]
+    ratios = [row["metric"] for row in rows if re.search(r"relative|/|times faster", row["metric"])]
     for peer in ("torchvision", "plain loop", "float32"):
         assert any(peer in metric for metric in ratios), ratios
     status, repeated_lines, _ = run_gpu_script("--device", "cpu", "--smoke", "--results", results)
@@ -80,7 +80,7 @@ def test_entries_that_do_not_fit_are_reported_and_others_run(benchmarks, tmp_pat
     import gpu
 
     commands = []
-    monkeypatch.setattr(gpu, "run", lambda command, *rest: commands.append(command) or 0)
+    monkeypatch.setattr(gpu, "run", lambda command, *arguments: commands.append(command) or 0)
     results = gpu.Results(tmp_path / "results.csv", {})
     assert not gpu.measure(list(gpu.ENTRIES), build_machine(gpu), results, 6.0)
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())

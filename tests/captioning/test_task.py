@@ -31,7 +31,7 @@ FIXTURE = Path(__file__).parents[1] / "fixtures" / "captions.json"
 CAPTIONS = {
     "a.png": ("A red square, on gray.", "Something red!"),
     "b.png": ("A green square on gray", "Something green"),
-    "c.png": ("A blue square on grayscale", "something Blue"),
+    "c.png": ("A blue square on gray", "something Blue"),
 }
 
 
@@ -72,13 +72,13 @@ def build_recipe(folder, **fields):
 def test_metrics_equal_coco_captions():
     """Forty random captions, evaluated by coco-caption's code (fixtures/make_captions.py)."""
     expected = json.loads(FIXTURE.read_text())
-    captions = [own[0].split() for own in expected["found"].values()]
-    references = [[each.split() for each in own] for own in expected["references"].values()]
+    captions = [texts[0].split() for texts in expected["found"].values()]
+    references = [[text.split() for text in texts] for texts in expected["references"].values()]
     metrics = captioning_metrics.evaluate_captions(captions, references, {"a dog"})
     assert [metrics[f"bleu{n}"] for n in (1, 2, 3, 4)] == pytest.approx(expected["bleu"], rel=1e-12)
     assert metrics["rouge_l"] == pytest.approx(expected["rouge_l"], rel=1e-12)
     assert metrics["cider"] == pytest.approx(expected["cider"], rel=1e-12)
-    rouge_l = [captioning_metrics.compute_rouge_l(words, own) for words, own in zip(captions, references, strict=True)]
+    rouge_l = [captioning_metrics.compute_rouge_l(*pair) for pair in zip(captions, references, strict=True)]
     assert rouge_l == pytest.approx(expected["rouge_l_each"], rel=1e-12)
     assert captioning_metrics.compute_cider(captions, references) == pytest.approx(expected["cider_each"], rel=1e-12)
     assert metrics["count"] == 40
@@ -124,7 +124,7 @@ def test_vocabulary_contains_frequent_words():
     labels = tokenizer.build_vocabulary([["a", "dog"], ["a", "cat"], ["the", "dog"], ["a"]], 2)
     assert labels == ("<end>", "<begin>", "<unknown>", "a", "dog")
     indices = {label: index for index, label in enumerate(labels)}
-    assert tokenizer.encode_words(["a", "cat"], indices) == [1, 3, 2, 0]
+    assert tokenizer.encode_tokens(["a", "cat"], indices) == [1, 3, 2, 0]
     with pytest.raises(Error, match="no word occurs 9 times"):
         tokenizer.build_vocabulary([["a"]], 9)
 
@@ -177,15 +177,15 @@ def test_decoding_steps_equal_the_forward_pass():
     """The scores of single steps are those of the forward pass, and of equations 10 to 12 by hand."""
     torch.manual_seed(0)
     network = models.show_and_tell(models.resnet20(1), 9, hidden=8, dropout=0.5).eval()
-    features, words = torch.randn(2, 64), torch.tensor([[1, 4, 5], [1, 8, 3]])
-    expected = network(features, words).log_softmax(2)
+    features, tokens = torch.randn(2, 64), torch.tensor([[1, 4, 5], [1, 8, 3]])
+    expected = network(features, tokens).log_softmax(2)
     state = network.init_state(features)
     for position in range(3):
-        state, scores = network.step(state, words[:, position])
+        state, scores = network.step(state, tokens[:, position])
         torch.testing.assert_close(scores, expected[:, position])
     lstm = network.lstm
     h = c = torch.zeros(2, 8)
-    for x in (network.image(features), *network.words(words).unbind(1)):
+    for x in (network.image(features), *network.words(tokens).unbind(1)):
         i, f, g, o = (x @ lstm.weight_ih_l0.T + lstm.bias_ih_l0 + h @ lstm.weight_hh_l0.T + lstm.bias_hh_l0).chunk(4, 1)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         h = o.sigmoid() * c.tanh()
@@ -193,18 +193,18 @@ def test_decoding_steps_equal_the_forward_pass():
     torch.testing.assert_close(scores, by_hand)
 
 
-def test_loss_is_the_mean_over_words(folder):
-    """The loss is the mean negative log-likelihood of all words and end tokens (equation 13)."""
+def test_loss_is_the_mean_over_tokens(folder):
+    """The loss is the mean negative log-likelihood of all tokens (Vinyals et al. 2015, equation 13)."""
     recipe = build_recipe(folder)
     torch.manual_seed(0)
     data = recipe.load_data()
     task = recipe.build_task(data.labels)
     task.setup(Runtime.start("cpu", "float32"))
-    images, words = next(iter(data.train))
+    images, tokens = next(iter(data.train))
     task.model.eval()
-    loss, _ = task.compute_loss((images, words))
+    loss, _ = task.compute_loss((images, tokens))
     total = count = 0
-    for image, row in zip(images, words.tolist(), strict=True):
+    for image, row in zip(images, tokens.tolist(), strict=True):
         sentence = [word for word in row if word >= 0]
         scores = task.model(task.normalize_images(image[None]), torch.tensor([sentence[:-1]]))
         total += F.cross_entropy(scores[0], torch.tensor(sentence[1:]), reduction="sum").item()
@@ -215,10 +215,10 @@ def test_loss_is_the_mean_over_words(folder):
 # decoding
 
 
-def build_language(words, seed=0):
+def build_language(vocabulary_size, seed=0):
     """Return the decoder step and the initial state of a language whose next word depends on the previous two."""
     torch.manual_seed(seed)
-    scores = (2 * torch.randn(2, words, words, words)).log_softmax(3)
+    scores = (2 * torch.randn(2, vocabulary_size, vocabulary_size, vocabulary_size)).log_softmax(3)
 
     def step(state, last):
         image, previous = state
@@ -227,30 +227,32 @@ def build_language(words, seed=0):
     return step, (torch.arange(2), torch.zeros(2, dtype=torch.long))
 
 
-def iterate_sentences(words, max_words):
+def iterate_sentences(vocabulary_size, max_tokens):
     """Yield all sentences, including the end token of shorter ones."""
-    inner = [word for word in range(words) if word != 0]
-    for count in range(max_words):
+    inner = [token for token in range(vocabulary_size) if token != 0]
+    for count in range(max_tokens):
         yield from ((*sentence, 0) for sentence in itertools.product(inner, repeat=count))
-    yield from itertools.product(inner, repeat=max_words)
+    yield from itertools.product(inner, repeat=max_tokens)
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
 def test_wide_beam_search_equals_exhaustive_search(length_penalty):
-    """The language has 4 words and sentences of up to 4 words; two images are searched at once."""
-    words, max_words = 4, 4
-    step, state = build_language(words)
-    sequences, total, lengths = beam_search.search(step, state, beam_size=4**4, max_words=max_words, begin=1, end=0)
-    # the first step fills no more beams than there are words
+    """The language has 4 tokens and sentences of up to 4 tokens; two images are searched at once."""
+    vocabulary_size, max_tokens = 4, 4
+    step, state = build_language(vocabulary_size)
+    sequences, log_probs, lengths = beam_search.search(
+        step, state, beam_size=4**4, max_tokens=max_tokens, begin=1, end=0
+    )
+    # the first step fills no more beams than there are tokens
     for image in range(2):
         sentence_scores = {}
-        for sentence in iterate_sentences(words, max_words):
+        for sentence in iterate_sentences(vocabulary_size, max_tokens):
             image_state, score, last = (torch.tensor([image]), torch.zeros(1, dtype=torch.long)), 0.0, 1
             for word in sentence:
                 image_state, scores = step(image_state, torch.tensor([last]))
                 score, last = score + scores[0, word].item(), word
             sentence_scores[sentence] = score / len(sentence) ** length_penalty
-        ranked = (total[image] / lengths[image].float() ** length_penalty).argsort(descending=True)
+        ranked = (log_probs[image] / lengths[image].float() ** length_penalty).argsort(descending=True)
         best = sequences[image, ranked[0]].tolist()
         best = tuple(best[: best.index(0) + 1] if 0 in best else best)
         assert best == max(sentence_scores, key=sentence_scores.get)
@@ -258,7 +260,7 @@ def test_wide_beam_search_equals_exhaustive_search(length_penalty):
 
 def test_beam_size_of_one_is_greedy():
     step, state = build_language(6)
-    sequences, total, lengths = beam_search.search(step, state, beam_size=1, max_words=5, begin=1, end=0)
+    sequences, log_probs, lengths = beam_search.search(step, state, beam_size=1, max_tokens=5, begin=1, end=0)
     for image in range(2):
         image_state, last, score, sentence = (torch.tensor([image]), torch.zeros(1, dtype=torch.long)), 1, 0.0, []
         while len(sentence) < 5 and (not sentence or sentence[-1]):
@@ -267,14 +269,14 @@ def test_beam_size_of_one_is_greedy():
             score += scores[0, last].item()
             sentence.append(last)
         assert sequences[image, 0].tolist()[: len(sentence)] == sentence
-        assert total[image, 0].item() == pytest.approx(score, rel=1e-5)
+        assert log_probs[image, 0].item() == pytest.approx(score, rel=1e-5)
         assert lengths[image, 0] == len(sentence)
 
 
 def test_wider_beams_find_no_worse_sentences():
     step, state = build_language(7, seed=3)
     best = [
-        beam_search.search(step, state, beam_size=beam_size, max_words=6, begin=1, end=0)[1][:, 0]
+        beam_search.search(step, state, beam_size=beam_size, max_tokens=6, begin=1, end=0)[1][:, 0]
         for beam_size in (1, 3, 7)
     ]
     assert (best[1] >= best[0] - 1e-6).all()
@@ -284,16 +286,16 @@ def test_wider_beams_find_no_worse_sentences():
 def test_samples_follow_the_probabilities():
     """Frequencies of one-word sentences match the probabilities; a low temperature yields the most likely word."""
     step, state = build_language(5)
-    options = {"max_words": 1, "begin": 1, "end": 0}
+    options = {"max_tokens": 1, "begin": 1, "end": 0}
     generator = torch.Generator().manual_seed(0)
-    sequences, total, _ = beam_search.sample(
+    sequences, log_probs, _ = beam_search.sample(
         step, state, num_samples=4000, temperature=1.0, generator=generator, **options
     )
     _, scores = step(state, torch.ones(2, dtype=torch.long))
     for image in range(2):
         fractions = sequences[image, :, 0].bincount(minlength=5) / 4000
         torch.testing.assert_close(fractions, scores[image].exp(), rtol=0, atol=0.03)
-        assert total[image].tolist() == sorted(total[image].tolist(), reverse=True)
+        assert log_probs[image].tolist() == sorted(log_probs[image].tolist(), reverse=True)
     cold, _, _ = beam_search.sample(step, state, num_samples=50, temperature=0.01, generator=generator, **options)
     assert (cold[:, :, 0] == scores.argmax(1, keepdim=True)).all()
 
@@ -373,7 +375,7 @@ def test_problems_are_reported(folder, fukami, caplog):
     with (folder / "captions.txt").open("a") as file:
         file.write("nowhere.png,A dog\n29.png,\n")
     assert len(captioning_data.load_dataset(str(folder), 0.1)[0]) == 24
-    assert "2 images or captions are left out" in caplog.text
+    assert "2 images or captions are skipped" in caplog.text
     (folder / "Images" / "03.png").write_bytes(b"broken")
     (folder / "Images" / "more.png").write_bytes((folder / "Images" / "04.png").read_bytes())
     result = fukami("doctor", folder)
@@ -388,13 +390,13 @@ def test_problems_are_reported(folder, fukami, caplog):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("dataset.json", "{", "is damaged"),
+        ("dataset.json", "{", "is invalid"),
         ("dataset.json", '{"images": [{"split": "train"}]}', "KeyError"),
         ("table.csv", "image,caption\nx.png,Ü".encode("utf-16"), "UTF-8|no captions"),
         ("notes.txt", "hello", "has no captions"),
     ],
 )
-def test_broken_files_are_rejected(name, content, message, tmp_path):
+def test_invalid_files_are_rejected(name, content, message, tmp_path):
     (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(Error, match=message):
         captioning_data.load_dataset(str(tmp_path), 0.1)
@@ -432,7 +434,7 @@ def test_training_learns_the_colors(folder, tmp_path, no_reports):
     assert "green" in prediction["caption"]
     assert prediction["captions"][0]["caption"] == prediction["caption"]
     assert 0 < prediction["probability"] <= 1
-    assert len({each["caption"] for each in prediction["captions"]}) == len(prediction["captions"])
+    assert len({caption["caption"] for caption in prediction["captions"]}) == len(prediction["captions"])
     drawn = task.draw_prediction(folder / "Images" / "28.png", prediction)
     assert drawn.height > drawn.width * 40 / 48
 
@@ -511,20 +513,20 @@ def test_predict_with_each_decoding(folder, tmp_path, no_reports, fukami):
     assert len(predictions["beam"]["captions"]) == 9
     assert len(predictions["greedy"]["captions"]) == 1
     assert 1 <= len(predictions["sample"]["captions"]) <= 4
-    scores = [each["score"] for each in predictions["beam"]["captions"]]
+    scores = [caption["score"] for caption in predictions["beam"]["captions"]]
     assert scores == sorted(scores, reverse=True)
     assert math.log(predictions["beam"]["probability"]) >= math.log(predictions["greedy"]["probability"]) - 1e-6
-    refused = fukami("predict", tmp_path / "run", image, "--set", "beam=3")
-    assert refused.status in (1, 2)
-    assert "did you mean 'beam_size'" in refused.err
-    refused = fukami("predict", tmp_path / "run", image, "--set", "beam_size=many")
-    assert refused.status == 2
-    assert "beam_size" in refused.err
+    result = fukami("predict", tmp_path / "run", image, "--set", "beam=3")
+    assert result.status in (1, 2)
+    assert "did you mean 'beam_size'" in result.err
+    result = fukami("predict", tmp_path / "run", image, "--set", "beam_size=many")
+    assert result.status == 2
+    assert "beam_size" in result.err
 
 
 def test_default_decoding_is_the_papers():
     """Beam search with beam size 20 and no length penalty (Vinyals et al. 2015, section 3.1)."""
-    assert (DecodingConfig().decoding, DecodingConfig().beam_size, DecodingConfig().length_penalty) == ("beam", 20, 0)
+    assert (DecodingConfig().strategy, DecodingConfig().beam_size, DecodingConfig().length_penalty) == ("beam", 20, 0)
 
 
 @pytest.mark.parametrize("decoding", ["beam", "greedy", "sample"])
@@ -536,13 +538,13 @@ def test_begin_and_unknown_tokens_are_never_generated(decoding):
         network.bias[[tokenizer.BEGIN, tokenizer.UNKNOWN]] = 20.0
     labels = ("<end>", "<begin>", "<unknown>", *"abcde")
     task = CaptioningTask(
-        network, labels, SquareTransform(channels=3, size=32), DecodingConfig(decoding, beam_size=4, max_words=6)
+        network, labels, SquareTransform(channels=3, size=32), DecodingConfig(decoding, beam_size=4, max_tokens=6)
     )
     task.setup(Runtime.start("cpu", "float32"))
     network.eval()
     with torch.inference_mode():
         generated = task.generate_captions(torch.randn(3, 64))
-    words = {word for captions in generated for each in captions for word in each["caption"].split()}
+    words = {word for captions in generated for caption in captions for word in caption["caption"].split()}
     assert words
     assert words <= set("abcde")
 
@@ -550,7 +552,7 @@ def test_begin_and_unknown_tokens_are_never_generated(decoding):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"finetune_epochs": 2}, "give them with --init"),
+        ({"finetune_epochs": 2}, "specify them with --init"),
         ({"encoder": "rcnn"}, "should be a classifier"),
         ({"encoder": "resnet19"}, "did you mean 'resnet18'"),
         ({"encoder": "vgg11", "encoder_options": ("batch_norms=true",)}, "did you mean 'batch_norm'"),
@@ -573,7 +575,7 @@ def test_weights_of_another_classifier_are_rejected(folder, tmp_path):
     save_file(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "other.safetensors")
     recipe = build_recipe(folder, init=str(tmp_path / "other.safetensors"))
     task = recipe.build_task(("<end>", "<begin>", "<unknown>", "a"))
-    with pytest.raises(Error, match="does not fit resnet20"):
+    with pytest.raises(Error, match="does not match resnet20"):
         recipe.initialize_task(task)
 
 

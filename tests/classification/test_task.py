@@ -22,8 +22,8 @@ from fukami.classification.recipe import ClassificationRecipe
 from fukami.classification.task import ClassificationTask
 from fukami.data.loader import InMemoryLoader
 from fukami.engine import checkpoint
+from fukami.engine.checkpoint_file import decode_checkpoint
 from fukami.engine.runtime import Runtime
-from fukami.engine.state_file import load_state
 from fukami.engine.supervised import build_augmentation
 from fukami.image.transform import SquareTransform
 from fukami.layers.ensemble import Ensemble, combine_log_probs
@@ -49,7 +49,7 @@ class Tiny(ClassificationRecipe):
     history: list = field(default_factory=list, compare=False)
     """Weights after each step."""
     stop: int = 0
-    """Step after which the training is interrupted."""
+    """Step after which training is interrupted."""
 
     def load_data(self):
         generator = torch.Generator().manual_seed(7)
@@ -57,7 +57,8 @@ class Tiny(ClassificationRecipe):
         images = torch.randint(0, 256, (60, 1, 4, 4), generator=generator, dtype=torch.uint8)
         train = InMemoryLoader(images, targets, LABELS, batch_size=self.batch_size, seed=self.seed,
                          balanced=self.balance == "sampling",
-                         augment=build_augmentation(self.augment, self.build_transform(LABELS), LABELS))  # fmt: skip
+                         augmentation=build_augmentation(self.augment, self.build_transform(LABELS), LABELS),
+                         )  # fmt: skip
         return package.Data(train, InMemoryLoader(images, targets, LABELS, batch_size=25), LABELS)
 
     def build_model(self, num_classes):
@@ -146,9 +147,11 @@ def test_invalid_fields_are_errors(values, hint):
         Tiny(**values)
 
 
-@pytest.mark.parametrize(("words", "hint"), [(["flipp"], "'flip'"), (["rotate=x"], "rotate=10"), (["hue=2"], "0.5")])
-def test_invalid_augmentation_is_an_error_before_training(fukami, words, hint, tmp_path):
-    result = fukami("train", "deep-convnet", "--augment", *words, "--out", "run")
+@pytest.mark.parametrize(
+    ("arguments", "hint"), [(["flipp"], "'flip'"), (["rotate=x"], "rotate=10"), (["hue=2"], "0.5")]
+)
+def test_invalid_augmentation_is_an_error_before_training(fukami, arguments, hint, tmp_path):
+    result = fukami("train", "deep-convnet", "--augment", *arguments, "--out", "run")
     assert result.status == 2
     assert hint in result.err
     assert not (tmp_path / "run" / "recipe.json").exists()
@@ -246,12 +249,12 @@ def test_loss_of_mixed_targets():
     loader = recipe.load_data().train
     order, draws = loader._plan_epoch(0)
     images, targets = next(iter(task.iterate_batches(loader)))
-    own, other = loader.targets[order[:15]], loader.targets[order[:15]].roll(7)
+    first, second = loader.targets[order[:15]], loader.targets[order[:15]].roll(7)
     weight = draws[:15, 1]  # Beta(1, 1) is uniform
     losses = -network(normalize(recipe, images)).log_softmax(1)
-    expected = weight * losses[torch.arange(15), own] + (1 - weight) * losses[torch.arange(15), other]
+    expected = weight * losses[torch.arange(15), first] + (1 - weight) * losses[torch.arange(15), second]
     torch.testing.assert_close(task.compute_loss((images, targets))[0], expected.mean(), atol=1e-4, rtol=1e-4)
-    assert (own != other).any()
+    assert (first != second).any()
 
 
 # ---- inference model ------------------------------------------------------------------------------------------------
@@ -302,9 +305,9 @@ def test_snapshot_ensemble_has_the_weights_at_the_ends_of_the_cycles(tmp_path, f
     snapshots = [{key.removeprefix(f"models.{n}."): v for key, v in saved.items() if key.startswith(f"models.{n}.")}
                  for n in range(3)]  # fmt: skip
     if not options:
-        for number, snapshot in enumerate(snapshots):
-            for key, value in recipe.history[8 * number + 7].items():
-                assert torch.equal(snapshot[key], value), (number, key)
+        for cycle, snapshot in enumerate(snapshots):
+            for key, value in recipe.history[8 * cycle + 7].items():
+                assert torch.equal(snapshot[key], value), (cycle, key)
     val = recipe.load_data().val
     with torch.inference_mode():
         probabilities = torch.stack(
@@ -332,7 +335,7 @@ def test_resumed_cycles_are_bit_exact(tmp_path, frequent_checkpoints, step):
     recipe = replace(uninterrupted, history=[], stop=step + 1)
     with pytest.raises(KeyboardInterrupt):
         package.train(recipe, tmp_path / "resumed", **CPU)
-    assert load_state(tmp_path / "resumed" / "last.ckpt", torch.device("cpu"))["step"] == step
+    assert decode_checkpoint(tmp_path / "resumed" / "last.ckpt", torch.device("cpu"))["step"] == step
     record = json.loads((tmp_path / "resumed" / "recipe.json").read_text())
     record["fields"] |= {"stop": 0, "history": []}
     (tmp_path / "resumed" / "recipe.json").write_text(json.dumps(record))
@@ -504,7 +507,7 @@ def test_num_seeds_trains_a_run_per_seed(fukami, no_reports, tmp_path):
     assert resumed.json[3]["members"] == 3
     none = fukami("train", "deep-convnet", *QUICK, "--num-seeds", "0", "--out", "none")
     assert none.status == 2
-    assert "seeds should be at least 1, not 0" in none.err
+    assert "--num-seeds should be at least 1, not 0" in none.err
 
 
 def test_eval_with_majority_vote(fukami, runs, probabilities):
@@ -532,7 +535,7 @@ def test_eval_and_predict_with_two_views(fukami, runs, probabilities, digit_file
     (prediction,) = fukami("predict", runs[0], file, "--views", "2", "--device", "cpu").json
     assert prediction["label"] == str(expected.argmax().item())
     ranking = {entry["label"]: entry["probability"] for entry in prediction["ranking"]}
-    assert [ranking[str(number)] for number in range(10)] == pytest.approx(expected.tolist(), abs=1e-4)
+    assert [ranking[str(digit)] for digit in range(10)] == pytest.approx(expected.tolist(), abs=1e-4)
     result = fukami("eval", runs[0], "--views", "0")
     assert result.status == 2
     assert "at least one view, not 0" in result.err
@@ -548,7 +551,7 @@ def test_eval_writes_a_report_of_the_ensemble(fukami, runs, tmp_path):
 
 def test_show_draws_augmented_images(fukami, digit_files, tmp_path):
     """Five rows, each of another class, with an image and three variants."""
-    words = [
+    arguments = [
         "--augment",
         "flip",
         "rotate=20",
@@ -560,7 +563,7 @@ def test_show_draws_augmented_images(fukami, digit_files, tmp_path):
         "--out",
         "a/b.png",
     ]
-    result = fukami("show", digit_files, *words)
+    result = fukami("show", digit_files, *arguments)
     assert result.status == 0, result.err
     (entry,) = result.json
     assert (entry["file"], entry["variants"]) == ("a/b.png", 3)
@@ -591,7 +594,7 @@ def test_sample_images_returns_images_and_variants(digit_files):
 
 
 @pytest.mark.parametrize(
-    ("words", "hint"),
+    ("arguments", "hint"),
     [
         (["--augment", "flipp"], "'flip'"),
         (["--augment", "flip=2"], "between 0 and 1"),
@@ -603,8 +606,8 @@ def test_sample_images_returns_images_and_variants(digit_files):
         (["--out", "drawn"], ".png"),
     ],
 )
-def test_show_usage_errors(fukami, digit_files, tmp_path, words, hint):
-    result = fukami("show", digit_files, *words)
+def test_show_usage_errors(fukami, digit_files, tmp_path, arguments, hint):
+    result = fukami("show", digit_files, *arguments)
     assert result.status == 2, result
     assert hint in result.err
     assert result.out == ""
@@ -621,7 +624,7 @@ def test_show_without_training_images_is_an_error(fukami, tmp_path):
 
 
 def test_find_lr(fukami, tmp_path):
-    words = [
+    arguments = [
         *QUICK[:-4],
         "--device",
         "cpu",
@@ -634,7 +637,7 @@ def test_find_lr(fukami, tmp_path):
         "--out",
         "a/lr.png",
     ]
-    result = fukami("find-lr", "deep-convnet", *words)
+    result = fukami("find-lr", "deep-convnet", *arguments)
     assert result.status == 0, result.err
     (entry,) = result.json
     assert entry["figure"] == "a/lr.png"
@@ -642,7 +645,7 @@ def test_find_lr(fukami, tmp_path):
     assert 1e-5 <= entry["lr"] <= entry["min_loss_lr"] <= 1
     with Image.open(tmp_path / "a" / "lr.png") as image:
         assert image.format == "PNG"
-    assert fukami("find-lr", "deep-convnet", *words).json == result.json
+    assert fukami("find-lr", "deep-convnet", *arguments).json == result.json
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]  # without a run folder
 
 
@@ -673,13 +676,13 @@ def test_range_test_locates_divergence():
     expected = np.geomspace(1e-3, 10.0, 60)
     assert result.lrs == pytest.approx(expected[: len(result.lrs)])
     assert task.lrs == pytest.approx(expected[: len(task.lrs)], rel=1e-5)
-    assert len(task.lrs) == len(result.lrs) + 1 < 60  # the diverged step is left out
+    assert len(task.lrs) == len(result.lrs) + 1 < 60  # the diverged step is omitted
     assert result.steepest_lr < result.min_loss_lr
     assert 0.1 < result.min_loss_lr < 4  # about 2 / 4, slightly more because of the smoothing
 
 
 @pytest.mark.parametrize(
-    ("words", "hint"),
+    ("arguments", "hint"),
     [
         ([], "name the recipe first"),
         (["deep-convnt"], "'deep-convnet'"),
@@ -693,8 +696,8 @@ def test_range_test_locates_divergence():
         (["deep-convnet", "--out", "curve.doc", "--num-steps", "10"], ".png"),
     ],
 )
-def test_find_lr_usage_errors(fukami, words, hint):
-    result = fukami("find-lr", *words)
+def test_find_lr_usage_errors(fukami, arguments, hint):
+    result = fukami("find-lr", *arguments)
     assert result.status == 2, result
     assert hint in result.err
     assert result.out == ""

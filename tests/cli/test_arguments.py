@@ -81,7 +81,7 @@ def test_find_lr_of_every_supervised_recipe_has_help(fukami, narrow):
 
 def test_list_imports_no_recipe():
     code = "import sys; from fukami.cli.main import main\ntry: main(['list', '--all'])\nfinally: print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "resnet152" in done.stdout
-    modules = set(done.stdout.splitlines()[-1].split())
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "resnet152" in process.stdout
+    modules = set(process.stdout.splitlines()[-1].split())
     assert not {"torch", "fukami.engine.recipe", "fukami.classification.resnet"} & modules

@@ -20,9 +20,9 @@ def save_noise_image(path, seed, side=16, **options):
 @pytest.fixture
 def data(tmp_path):
     """A dataset of two classes with four images each."""
-    for number in range(4):
-        save_noise_image(tmp_path / "data" / "cat" / f"{number}.png", number)
-        save_noise_image(tmp_path / "data" / "dog" / "deeper" / f"{number}.png", 100 + number)
+    for index in range(4):
+        save_noise_image(tmp_path / "data" / "cat" / f"{index}.png", index)
+        save_noise_image(tmp_path / "data" / "dog" / "deeper" / f"{index}.png", 100 + index)
     return tmp_path / "data"
 
 
@@ -30,9 +30,9 @@ def data(tmp_path):
 def splits(tmp_path):
     """A dataset of two classes with train and test."""
     for split, start in (("train", 0), ("test", 1000)):
-        for number in range(3):
+        for index in range(3):
             for label, offset in (("cat", 0), ("dog", 100)):
-                save_noise_image(tmp_path / "parts" / split / label / f"{number}.png", start + offset + number)
+                save_noise_image(tmp_path / "parts" / split / label / f"{index}.png", start + offset + index)
     return tmp_path / "parts"
 
 
@@ -65,7 +65,7 @@ def test_unknown_dataset_is_a_usage_error(fukami):
     assert "'digits'" in result.err
 
 
-def test_broken_files_are_named(fukami, data):
+def test_unreadable_files_are_reported(fukami, data):
     content = (data / "cat" / "0.png").read_bytes()
     (data / "cat" / "zero.png").write_bytes(b"")
     (data / "cat" / "half.png").write_bytes(content[: len(content) // 2])
@@ -77,7 +77,7 @@ def test_broken_files_are_named(fukami, data):
     details = {Path(line["file"]).name: line["detail"] for line in result.json}
     assert details.keys() == {"zero.png", "half.png", "text.jpg", "link.png"}
     assert "is empty" in details["zero.png"]
-    assert "damaged or incomplete" in details["half.png"]
+    assert "is unreadable" in details["half.png"]
     assert "not an image" in details["text.jpg"]
     assert "does not exist" in details["link.png"]
     assert result.err.strip() == "fukami: 4 problems among 8 readable images of 2 classes: 4 broken"
@@ -202,10 +202,10 @@ def test_one_class(fukami, data):
 
 def test_unbalanced_classes(fukami, tmp_path):
     """A ratio of ten is allowed, eleven is reported."""
-    for number in range(20):
-        save_noise_image(tmp_path / "data" / "cat" / f"{number}.png", number)
-    for number in range(2):
-        save_noise_image(tmp_path / "data" / "dog" / f"{number}.png", 100 + number)
+    for index in range(20):
+        save_noise_image(tmp_path / "data" / "cat" / f"{index}.png", index)
+    for index in range(2):
+        save_noise_image(tmp_path / "data" / "dog" / f"{index}.png", 100 + index)
     assert fukami("doctor", "data").status == 0
     save_noise_image(tmp_path / "data" / "cat" / "20.png", 20)
     problem = get_only_problem(fukami("doctor", "data"))
@@ -225,7 +225,7 @@ def test_tiny_images(fukami, data):
 
 
 def test_archive(fukami, splits, tmp_path):
-    """Files are named by their path in the archive; a truncated archive is itself broken."""
+    """Files are named by their path in the archive; a truncated archive is a problem, too."""
     (splits / "train" / "cat" / "zero.png").write_bytes(b"")
     shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path, "parts")
     assert get_only_problem(fukami("doctor", "packed.zip"))["file"] == "packed.zip/parts/train/cat/zero.png"
@@ -252,15 +252,13 @@ def write_csv(data, *rows, header="path,label"):
     return path
 
 
-GOOD = [
-    f"{label}/{number}.png,{name}" for label, name in (("cat", "cat"), ("dog/deeper", "dog")) for number in range(4)
-]
+GOOD = [f"{label}/{index}.png,{name}" for label, name in (("cat", "cat"), ("dog/deeper", "dog")) for index in range(4)]
 
 
 def test_valid_csv(fukami, data):
     result = fukami("doctor", write_csv(data, *GOOD))
     assert (result.status, result.out) == (0, "")
-    splits = [f"{row},{'test' if number % 2 else 'train'}" for number, row in enumerate(GOOD)]
+    splits = [f"{row},{'test' if index % 2 else 'train'}" for index, row in enumerate(GOOD)]
     assert fukami("doctor", write_csv(data, *splits, header="path,label,split")).status == 0
 
 

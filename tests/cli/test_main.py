@@ -82,7 +82,7 @@ def test_list(fukami):
 
 
 @pytest.mark.parametrize(
-    ("words", "hint"),
+    ("arguments", "hint"),
     [
         (["trian"], "'train'"),
         (["train"], "name the recipe first"),
@@ -110,13 +110,13 @@ def test_list(fukami):
         (["serve", "deep-convnet", "--views", "0"], "at least one view"),
         (["serve", "deep-convnet", "--port", "65536"], "between 0 and 65535"),
         (["import", "params.pkl"], "--out"),
-        (["stylize", "a.png", "--style", "b.png", "--style", "c.png", "--out", "x.png"], "--style is given twice"),
+        (["stylize", "a.png", "--style", "b.png", "--style", "c.png", "--out", "x.png"], "--style is specified twice"),
         (["predict", "run", "a.png", "--set", "beam_size=3", "--set", "length_penalty=1"], "--set VALUE VALUE"),
-        (["train", "deep-convnet", "--augment", "flip", "--augment=hue"], "--augment is given twice"),
+        (["train", "deep-convnet", "--augment", "flip", "--augment=hue"], "--augment is specified twice"),
     ],
 )
-def test_usage_error_exits_with_2_and_names_the_fix(fukami, words, hint):
-    result = fukami(*words)
+def test_usage_error_exits_with_2_and_names_the_fix(fukami, arguments, hint):
+    result = fukami(*arguments)
     assert result.status == 2, result
     assert hint in result.err
     assert result.out == ""
@@ -183,8 +183,8 @@ def test_used_folder_is_rejected_unless_resumed(fukami, trained, tmp_path):
 
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "thesis.txt").write_text("precious")
-    for words in ([], ["--resume"]):
-        assert fukami("train", "deep-convnet", "--out", "used", *words).status == 2
+    for arguments in ([], ["--resume"]):
+        assert fukami("train", "deep-convnet", "--out", "used", *arguments).status == 2
     assert (tmp_path / "used" / "thesis.txt").read_text() == "precious"
     assert [path.name for path in (tmp_path / "used").iterdir()] == ["thesis.txt"]
 
@@ -197,7 +197,7 @@ def test_resuming_a_finished_run_returns_its_result(fukami, trained):
     assert (trained / "weights.safetensors").read_bytes() == weights
 
 
-def test_shipped_weights_predict_without_setup(fukami, digit_files):
+def test_bundled_weights_predict_without_setup(fukami, digit_files):
     """Digits of another dataset, enlarged and dark on light, are mostly classified correctly."""
     files = sorted(digit_files.rglob("*.png"))
     result = fukami("predict", "deep-convnet", digit_files)
@@ -279,27 +279,27 @@ def test_train_on_a_folder_of_color_images(fukami, random, tmp_path):
         for label, channel in (("red", 0), ("blue", 2)):
             folder = tmp_path / "colors" / split / label / "nested"
             folder.mkdir(parents=True)
-            for number in range(count):
+            for index in range(count):
                 pixels = random.integers(0, 90, (40, 60, 3), dtype="uint8")
                 pixels[..., channel] += 150
-                Image.fromarray(pixels).save(folder / f"{number}.jpg")
-    (tmp_path / "colors" / "train" / "red" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
-    words = ["--data", "colors", "--size", "32", "--channels", "3", "--epochs", "15", "--batch-size", "20"]
-    result = fukami("train", "deep-convnet", *words, "--out", "run")
+                Image.fromarray(pixels).save(folder / f"{index}.jpg")
+    (tmp_path / "colors" / "train" / "red" / "unreadable.jpg").write_bytes(b"\xff\xd8\xff")
+    arguments = ["--data", "colors", "--size", "32", "--channels", "3", "--epochs", "15", "--batch-size", "20"]
+    result = fukami("train", "deep-convnet", *arguments, "--out", "run")
     assert result.status == 0, result.err
     assert result.json[0]["count"] == 16
     assert result.json[0]["accuracy"] == 1
     assert fukami("predict", "run", tmp_path / "colors/test/red/nested/0.jpg").json[0]["label"] == "red"
 
 
-def test_private_recipe(fukami, tmp_path):
-    """A private recipe is trained and evaluated like a built-in one."""
+def test_custom_recipe(fukami, tmp_path):
+    """A custom recipe is trained and evaluated like a built-in one."""
     source = (
         "from dataclasses import dataclass\n"
         "from fukami.classification.deep_convnet import DeepConvNet\n"
         "@dataclass(frozen=True, kw_only=True)\n"
-        "class PrivateRecipe(DeepConvNet):\n"
-        '    """Private recipe."""\n'
+        "class CustomRecipe(DeepConvNet):\n"
+        '    """Custom recipe."""\n'
         "    epochs: int = 1\n"
         '    """Number of epochs."""\n'
     )
@@ -310,8 +310,8 @@ def test_private_recipe(fukami, tmp_path):
     evaluated = fukami("eval", "runs/my-recipe", "--recipe", "my_recipe.py")
     assert evaluated.json[0]["accuracy"] == result.json[0]["accuracy"]
 
-    (tmp_path / "broken.py").write_text("import nothing_of_that_name")
-    result = fukami("train", "./broken.py")
+    (tmp_path / "unreadable.py").write_text("import nothing_of_that_name")
+    result = fukami("train", "./unreadable.py")
     assert result.status == 1
     assert "nothing_of_that_name" in result.err
 

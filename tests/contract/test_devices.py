@@ -25,10 +25,10 @@ from fukami.detection.task import DetectionTask
 from fukami.engine import async_checkpoint
 from fukami.engine import export as engine_export
 from fukami.engine import train as engine_train
+from fukami.engine.checkpoint_file import decode_checkpoint
 from fukami.engine.cuda_graph import GraphedCallable
 from fukami.engine.resume import set_random_seed
 from fukami.engine.runtime import Runtime
-from fukami.engine.state_file import load_state
 from fukami.engine.task import Task
 from fukami.explain import feature_visualization
 from fukami.explain import summary as explain_summary
@@ -194,9 +194,9 @@ def fix_random_draws(task):
     """
     generator = torch.Generator().manual_seed(0)
     if isinstance(task, GANTask):
-        task.sample_noise = lambda count: (2 * torch.rand(count, task.latent_dim, generator=generator) - 1).to(
-            task.runtime.device
-        )
+        task.sample_training_latents = lambda count: (
+            2 * torch.rand(count, task.latent_dim, generator=generator) - 1
+        ).to(task.runtime.device)
     if isinstance(task, DetectionTask):
 
         def prepare_training_inputs(batch):
@@ -361,14 +361,14 @@ def assert_similar_images(actual, expected):
     assert difference.mean() <= 0.01
 
 
-@pytest.mark.parametrize("operation", augment.OPERATIONS)
+@pytest.mark.parametrize("operation", augment.TRANSFORMS)
 def test_augmentation_equals_that_of_the_cpu(operation, device):
     """Augmentation depends only on the images and the random draws, not on the device."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (40, 3, 24, 24), generator=generator, dtype=torch.uint8)
     images = torch.nn.functional.interpolate(images.float(), (48, 48), mode="bilinear").round().to(torch.uint8)
     augmentation = augment.parse_augmentation([operation], size=48, num_classes=5)
-    inputs = images, torch.arange(40) % 5, torch.rand(40, augmentation.num_draws, generator=generator)
+    inputs = images, torch.arange(40) % 5, torch.rand(40, augmentation.num_random_values, generator=generator)
     expected = augmentation(*inputs)
     outputs = [value.cpu() for value in augmentation(*(value.to(device) for value in inputs))]
     if operation.startswith("flip"):
@@ -401,7 +401,7 @@ def run_ten_steps(recipe, device, precision, folder, *, capture):
     """Run ten steps, the sixth with half a batch, as a CUDA graph or not; return metrics and states as a list."""
     task, batches, _ = prepare_training(recipe, device, precision, folder)
     if isinstance(task, GANTask):
-        del task.sample_noise  # use noise drawn on the device, also in replays
+        del task.sample_training_latents  # use latent vectors drawn on the device, also in replays
     step_function = task.runtime.capture(task.step, task.supports_cuda_graph) if capture else task.step
     metrics = []
     for step in range(10):
@@ -455,7 +455,7 @@ def test_optimizers_that_use_the_cpu_are_not_captured(optimizer, precision, supp
     assert task.supports_cuda_graph == supports_cuda_graph
 
 
-# ---- trainings -------------------------------------------------------------------------------------------------------
+# ---- training --------------------------------------------------------------------------------------------------------
 
 STOPS = {"dqn": 7, "style": 3, "deep-convnet": 9, "dcgan": 6}  # default: 2, in the first steps, which are not captured
 
@@ -483,13 +483,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one(family, device, make, tmp_pat
         with pytest.raises(SystemExit) as system_exit:
             package.train(recipe, tmp_path / "resumed", **options)
         assert system_exit.value.code == 128 + signal.SIGTERM
-    last_step = load_state(tmp_path / "resumed" / "last.ckpt", torch.device("cpu"))["step"]
+    last_step = decode_checkpoint(tmp_path / "resumed" / "last.ckpt", torch.device("cpu"))["step"]
     assert last_step == STOPS.get(family, 2)
     package.train(recipe, tmp_path / "resumed", **options, resume=True)
     check_task.check_same_run(tmp_path / "resumed", tmp_path / "uninterrupted")
 
 
-LONGER_TRAININGS = {  # fields of slightly longer trainings, after which the task predicts something
+LONGER_RUNS = {  # fields of slightly longer runs, after which the task predicts something
     "deep-convnet": {"batch_size": 50, "optimizer": "adamw", "lr": 3e-3},
     "vgg-detector": {"epochs": 5, "eval_every": 5, "optimizer": "adamw", "lr": 1e-3},
     "captioner": {"epochs": 6, "eval_every": 6, "optimizer": "adamw", "lr": 3e-3},
@@ -500,7 +500,7 @@ LONGER_TRAININGS = {  # fields of slightly longer trainings, after which the tas
 def test_predictions_equal_those_of_the_cpu(family, device, make, digit_files, tmp_path, no_reports):
     """A run trained on the device is loaded, evaluated and used for prediction there and on the CPU."""
     require_device(device)
-    recipe, out = make(family, **LONGER_TRAININGS.get(family, {})), tmp_path / "run"
+    recipe, out = make(family, **LONGER_RUNS.get(family, {})), tmp_path / "run"
     result = package.train(recipe, out, device=device, precision="float32")
     device_task, cpu_task = (package.load(out, device=name) for name in (device, "cpu"))
     assert next(device_task.model.parameters()).device.type == device
@@ -641,7 +641,7 @@ def test_float32_does_not_use_tf32(device):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Function that returns a run of DeepConvNet on the embedded digits, trained on a device."""
+    """Function that returns a run of DeepConvNet on the bundled digits, trained on a device."""
     runs = {}
 
     def train(device):
@@ -806,8 +806,8 @@ def test_resumed_metrics_are_moved_to_the_device(device):
     """A stage that is solved on the CPU, such as R-CNN's SVMs, adds CPU metrics to those of the checkpoint."""
     runtime = Runtime(torch.device("meta" if device == "cpu" else device), "float32")
     metrics = engine_train.MetricBuffer(runtime)
-    metrics.load_state_dict({"names": ["pairs"], "rows": [torch.ones(1)]})
-    metrics.add({"pairs": torch.tensor(2.0)})
+    metrics.load_state_dict({"names": ["training_regions"], "rows": [torch.ones(1)]})
+    metrics.add({"training_regions": torch.tensor(2.0)})
     assert torch.stack(metrics.rows).device.type == runtime.device.type
 
 

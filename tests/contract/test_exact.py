@@ -28,10 +28,10 @@ from fukami.data.loader import InMemoryLoader
 from fukami.data.manifest import Manifest
 from fukami.detection.faster_rcnn import FasterRCNNVGG16
 from fukami.engine import async_checkpoint, checkpoint
+from fukami.engine.checkpoint_file import decode_checkpoint, encode_checkpoint
 from fukami.engine.locking import lock_folder
 from fukami.engine.resume import CHECKPOINT_FORMAT, ResumableLoader, get_random_states
 from fukami.engine.runtime import Runtime
-from fukami.engine.state_file import encode_state, load_state
 from fukami.errors import Error, UsageError, WriteError
 from fukami.reinforcement.dqn import DQN
 from fukami.segmentation.fcn import FCN8sVGG16
@@ -63,7 +63,7 @@ def test_a_second_training_into_a_folder_is_rejected(fukami, tmp_path):
     for flags in ([], ["--resume"]):
         second = fukami(*build_command(LONG, run)[1:], *flags)
         assert second.status == 2
-        assert f"another training (process {first.pid}) is writing to {run}" in second.err
+        assert f"another training run (process {first.pid}) is writing to {run}" in second.err
     first.kill()
     assert first.wait()[0] == -signal.SIGKILL
     assert (run / ".lock").exists()
@@ -86,7 +86,7 @@ def test_the_lock_of_a_dead_process_does_not_block_while_its_children_live(digit
     wait_until(lambda: (run / "last.ckpt").exists() or first.poll() is not None)
     first.send_signal(signal.SIGSTOP)
     readers = list_child_processes(first.pid)
-    with pytest.raises(UsageError, match=rf"another training \(process {first.pid}\)"), lock_folder(run):
+    with pytest.raises(UsageError, match=rf"another training run \(process {first.pid}\)"), lock_folder(run):
         pass
     first.kill()
     assert first.wait() == -signal.SIGKILL
@@ -126,7 +126,7 @@ def test_a_file_system_without_locks_is_logged(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("fukami.engine.locking.FileLock.acquire", acquire)
     with lock_folder(tmp_path):
         pass
-    assert "has no locks; make sure that no other training writes there" in caplog.text
+    assert "has no locks; make sure that no other training run writes there" in caplog.text
 
 
 def test_nothing_to_resume(fukami, tmp_path, monkeypatch):
@@ -241,11 +241,11 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize("number", range(len(CHANGES)))
-def test_changed_datasets_are_rejected_by_name(number, request, fukami, caplog, tmp_path):
+@pytest.mark.parametrize("case_index", range(len(CHANGES)))
+def test_changed_datasets_are_rejected(case_index, request, fukami, caplog, tmp_path):
     """Every second case is streamed; both loaders use the same list of items."""
-    make, data, change, message = CHANGES[number]
-    memory = 4.0 * (number % 2)
+    make, data, change, message = CHANGES[case_index]
+    memory = 4.0 * (case_index % 2)
     request.getfixturevalue("no_reports")
     root = shutil.copytree(request.getfixturevalue(data), tmp_path / "data")
     recipe = make(root, memory_limit=memory)
@@ -306,7 +306,7 @@ class ListLoader:
         self.items = items
         self.names = [name for name, _, _ in items]
 
-    def list_items(self):
+    def iterate_items(self):
         from fukami.data.manifest import ManifestItem
 
         return (ManifestItem(*item) for item in self.items)
@@ -315,11 +315,11 @@ class ListLoader:
 def test_the_manifest_reports_all_kinds_of_changes(tmp_path):
     """All changes of a long list of items are reported with their kind and number."""
     random = np.random.default_rng(0)
-    items = [(f"data/{number}.png", int(size), b"a") for number, size in enumerate(random.integers(0, 9, 3000))]
+    items = [(f"data/{index}.png", int(size), b"a") for index, size in enumerate(random.integers(0, 9, 3000))]
     train, val = items[:2000], items[2000:]
     digest = Manifest(ListLoader(train), ListLoader(val), ("x",)).write(tmp_path)
     assert Manifest(ListLoader(train), ListLoader(val), ("x",)).compute_digest() == digest
-    other = [*train[10:], *((f"data/new{number}.png", 1, b"a") for number in range(3)), *val[:7]]
+    other = [*train[10:], *((f"data/new{index}.png", 1, b"a") for index in range(3)), *val[:7]]
     other[0] = (other[0][0], 99, b"a")
     other[1] = (*other[1][:2], b"b")
     manifest = Manifest(ListLoader(other), ListLoader(val[7:]), ("x",))
@@ -336,8 +336,10 @@ def test_the_manifest_reports_all_kinds_of_changes(tmp_path):
 
 
 @pytest.mark.parametrize("memory", [4.0, 0.0], ids=["memory", "stream"])
-@pytest.mark.parametrize("change", ["deleted", "broken"])
-def test_files_deleted_or_broken_in_mid_epoch(change, memory, digit_files, tmp_path, monkeypatch, caplog, no_reports):
+@pytest.mark.parametrize("change", ["deleted", "unreadable"])
+def test_files_deleted_or_unreadable_in_mid_epoch(
+    change, memory, digit_files, tmp_path, monkeypatch, caplog, no_reports
+):
     """Streamed files are named and skipped; in memory they were read before. Resuming needs the original files."""
     root = shutil.copytree(digit_files, tmp_path / "data")
     recipe = classification(root, memory_limit=memory, holdout=0.0)
@@ -358,7 +360,7 @@ def test_files_deleted_or_broken_in_mid_epoch(change, memory, digit_files, tmp_p
         weights = [(tmp_path / run / "weights.safetensors").read_bytes() for run in ("unchanged", "run")]
         assert weights[0] == weights[1]
     for victim in victims:
-        assert (f"{victim}" in caplog.text and "it is left out" in caplog.text) == (not memory)
+        assert (f"{victim}" in caplog.text and "it is skipped" in caplog.text) == (not memory)
     with pytest.raises(UsageError, match=r"2 (removed|changed) \('3/3.png', '7/7.png'\)"):
         package.train(recipe, tmp_path / "run", **CPU, resume=True)
 
@@ -375,7 +377,7 @@ def test_too_many_deleted_files_stop_the_run(digit_files, tmp_path, monkeypatch)
         return real_step(self, batch)
 
     monkeypatch.setattr(ClassificationTask, "step", step)
-    with pytest.raises(Error, match="3 images are broken, and --max-broken allows 2"):
+    with pytest.raises(Error, match="3 images are unreadable, and --max-broken allows 2"):
         package.train(recipe, tmp_path / "run", **CPU)
 
 
@@ -415,7 +417,7 @@ def test_a_full_disk(small_disk, uninterrupted):
     assert "--resume" in err
     assert "this is a bug" not in err
     assert not [path.name for path in run.iterdir() if path.name.startswith(".")]
-    step = load_state(run / "last.ckpt", torch.device("cpu"))["step"]
+    step = decode_checkpoint(run / "last.ckpt", torch.device("cpu"))["step"]
     filler.unlink()
     process = CommandProcess([*build_command(LONG, run), "--resume"], frequent_checkpoints=True)
     wait_until(lambda: json.loads(read_log_lines(run)[-1])["step"] > step + 50 or not process.is_alive())
@@ -528,7 +530,7 @@ def test_a_run_interrupted_between_two_log_lines_resumes(tmp_path, monkeypatch, 
     monkeypatch.setattr(ClassificationTask, "step", step)
     with pytest.raises(SystemExit):
         package.train(recipe, tmp_path / "run", **CPU)
-    assert load_state(tmp_path / "run" / "last.ckpt", torch.device("cpu"))["step"] == 39
+    assert decode_checkpoint(tmp_path / "run" / "last.ckpt", torch.device("cpu"))["step"] == 39
     assert json.loads(read_log_lines(tmp_path / "run")[-1])["step"] == 35
     package.train(recipe, tmp_path / "run", **CPU, resume=True)
     assert load_log(tmp_path / "run") == load_log(tmp_path / "uninterrupted")
@@ -568,8 +570,8 @@ def test_a_clock_that_is_set_back_changes_nothing(uninterrupted, tmp_path, monke
 
 def edit_checkpoint(run, **changes):
     """Change values in the checkpoint of a run."""
-    state = load_state(run / "last.ckpt", torch.device("cpu"))
-    (run / "last.ckpt").write_bytes(encode_state({**state, **changes}))
+    state = decode_checkpoint(run / "last.ckpt", torch.device("cpu"))
+    (run / "last.ckpt").write_bytes(encode_checkpoint({**state, **changes}))
 
 
 def test_a_checkpoint_of_other_versions(tmp_path, no_reports, caplog):
@@ -592,10 +594,10 @@ def test_a_checkpoint_of_other_versions(tmp_path, no_reports, caplog):
 def test_a_checkpoint_of_another_network(tmp_path, no_reports):
     run, recipe = tmp_path / "run", replace(RECIPE, epochs=1)
     package.train(recipe, run, **CPU)
-    state = load_state(run / "last.ckpt", torch.device("cpu"))
+    state = decode_checkpoint(run / "last.ckpt", torch.device("cpu"))
     for changes in ({"task": {}}, {"loader": 7}, {"random": {}}, {"task": {**state["task"], "model": {}}}):
         edit_checkpoint(run, **{**state, **changes})
-        with pytest.raises(Error, match=r"last\.ckpt does not fit the run"):
+        with pytest.raises(Error, match=r"last\.ckpt does not match the run"):
             package.train(recipe, run, **CPU, resume=True)
 
 
@@ -625,7 +627,7 @@ def test_a_resumed_run_uses_the_same_number_of_threads(tmp_path, no_reports, mon
 
 @pytest.mark.skipif(not list(Path(torch.__file__).parent.glob("lib/libgomp*")), reason="another OpenMP than GNU's")
 def test_1_bit_kernels_do_not_change_the_number_of_threads():
-    """numba and torch both use OpenMP threads; another number of threads would change the rounding of trainings."""
+    """numba and torch both use OpenMP threads; another number of threads would change the rounding of a run."""
     script = """
 import torch
 from fukami.quantization import binary_cpu

@@ -1,4 +1,4 @@
-"""Fuzz test of 2,000 broken and hostile files: each works or is refused by name, in bounded time and memory."""
+"""Fuzz test of 2,000 corrupted and malicious files: each works or is rejected, in bounded time and memory."""
 
 import json
 import os
@@ -13,7 +13,7 @@ CASES, SEED = 2000, 0
 
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory):
-    """Run of a small DeepConvNet, trained for one epoch on the embedded digits."""
+    """Run of a small DeepConvNet, trained for one epoch on the bundled digits."""
     import fukami
 
     out = tmp_path_factory.mktemp("fuzz") / "run"
@@ -23,7 +23,7 @@ def small_run(tmp_path_factory):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the memory of a process is read from /proc")
-def test_broken_and_hostile_files_work_or_are_refused_by_name(small_run, tmp_path):
+def test_corrupted_and_malicious_files_work_or_are_rejected(small_run, tmp_path):
     """Run the cases in a process with a limited address space; a failure has the seed and number to repeat it."""
     note = tmp_path / "case"
     script = Path(__file__).parents[1].joinpath("fuzz_cases.py")
@@ -33,5 +33,5 @@ def test_broken_and_hostile_files_work_or_are_refused_by_name(small_run, tmp_pat
     assert process.stdout, f"{note.read_text() if note.exists() else 'before the first case'}: {process.stderr[-3000:]}"
     results = json.loads(process.stdout)
     assert results["failures"] == []
-    assert results["worked"] + results["refused"] == results["cases"] == CASES
-    assert min(results["worked"], results["refused"]) > CASES / 10  # both outcomes occur often
+    assert results["worked"] + results["rejected"] == results["cases"] == CASES
+    assert min(results["worked"], results["rejected"]) > CASES / 10  # both outcomes occur often

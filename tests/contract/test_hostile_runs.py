@@ -1,4 +1,4 @@
-"""Tests of hostile runs: none of their code runs, and nothing outside their folder is read, written or downloaded."""
+"""Tests of malicious runs: none of their code runs, and nothing outside their folder is read, written or downloaded."""
 
 import hashlib
 import json
@@ -19,8 +19,8 @@ from fukami.classification import plots as classification_plots
 from fukami.classification.deep_convnet import DeepConvNet
 from fukami.detection import rcnn
 from fukami.engine import checkpoint, report
+from fukami.engine.checkpoint_file import decode_checkpoint, encode_checkpoint
 from fukami.engine.recipe import _matches_type, build_recipe, get_recipe, identify_recipe
-from fukami.engine.state_file import encode_state, load_state
 from fukami.errors import Error, UsageError
 
 SOURCE = """
@@ -29,7 +29,7 @@ from fukami.classification.deep_convnet import DeepConvNet
 
 @dataclass(frozen=True, kw_only=True)
 class Mine(DeepConvNet):
-    '''A private recipe.'''
+    '''A custom recipe.'''
 """
 
 
@@ -46,8 +46,8 @@ def change_record(run, **changes):
 
 
 @pytest.fixture
-def private_run(fukami, trained, tmp_path):
-    """Run of the private recipe ``mine.py``, converted from a trained run."""
+def custom_run(fukami, trained, tmp_path):
+    """Run of the custom recipe ``mine.py``, converted from a trained run."""
     (tmp_path / "mine.py").write_text(SOURCE)
     run = copy_run(trained, tmp_path / "run")
     change_record(run, recipe="mine.py", recipe_sha256=hashlib.sha256(SOURCE.encode()).hexdigest())
@@ -79,7 +79,7 @@ def test_no_command_runs_the_recipe_file_that_a_run_names(command, recipe, fukam
     values = {"run": "run", "image": str(next(tmp_path.parent.glob("*/*/*.png"), "none.png"))}
     for changes in ({}, {"recipe_sha256": digest}, {"recipe_sha256": None}):
         change_record(run, recipe=recipe.format(run=run), **changes)
-        result = fukami(*(word.format(**values) for word in command))
+        result = fukami(*(argument.format(**values) for argument in command))
         assert not (tmp_path / "harmed").exists(), command
         assert "HARMED" not in os.environ
         expected = 0 if command[0] == "board" else 1 if not changes and command[0] != "train" else 2
@@ -87,7 +87,7 @@ def test_no_command_runs_the_recipe_file_that_a_run_names(command, recipe, fukam
         assert "Traceback" not in result.err
 
 
-def test_commands_need_the_file_of_a_private_recipe(private_run, fukami, tmp_path):
+def test_commands_need_the_file_of_a_custom_recipe(custom_run, fukami, tmp_path):
     image = tmp_path / "black.png"
     from PIL import Image
 
@@ -95,18 +95,18 @@ def test_commands_need_the_file_of_a_private_recipe(private_run, fukami, tmp_pat
     for command in (["eval", "run"], ["predict", "run", image], ["explain", "run"], ["explain", "run", image]):
         result = fukami(*command)
         assert result.status == 2
-        assert "give the recipe file, --recipe mine.py" in result.err
+        assert "specify the recipe file with --recipe mine.py" in result.err
         result = fukami(*command, "--recipe", "mine.py")
         assert result.status == 0, result.err
     assert fukami("export", "run", "--to", "float16", "--out", "half", "--recipe", "mine.py").status == 0
     assert fukami("eval", "half", "--recipe", "mine.py").status == 0
-    with pytest.raises(UsageError, match="code is never taken from a run"):
-        package.load(private_run)
-    assert package.load(private_run, recipe=tmp_path / "mine.py").labels == tuple("0123456789")
-    assert package.load(private_run, recipe=package.get_recipe(str(tmp_path / "mine.py"))).labels == tuple("0123456789")
+    with pytest.raises(UsageError, match="code is never loaded from a run"):
+        package.load(custom_run)
+    assert package.load(custom_run, recipe=tmp_path / "mine.py").labels == tuple("0123456789")
+    assert package.load(custom_run, recipe=package.get_recipe(str(tmp_path / "mine.py"))).labels == tuple("0123456789")
 
 
-def test_another_recipe_than_the_recorded_one_is_rejected(private_run, fukami, tmp_path):
+def test_another_recipe_than_the_recorded_one_is_rejected(custom_run, fukami, tmp_path):
     """The error names both digests, and the other file is not executed."""
     recorded = hashlib.sha256(SOURCE.encode()).hexdigest()
     other = f"open({str(tmp_path / 'harmed')!r}, 'w')\n{SOURCE}"
@@ -118,8 +118,8 @@ def test_another_recipe_than_the_recorded_one_is_rejected(private_run, fukami, t
         assert hashlib.sha256(other.encode()).hexdigest() in result.err
     assert not (tmp_path / "harmed").exists()
     with pytest.raises(UsageError, match=recorded):
-        package.load(private_run, recipe=DeepConvNet)
-    with pytest.raises(UsageError, match="not a private recipe"):
+        package.load(custom_run, recipe=DeepConvNet)
+    with pytest.raises(UsageError, match="not a custom recipe"):
         package.load("deep-convnet", recipe=tmp_path / "mine.py")
 
 
@@ -149,7 +149,7 @@ def test_a_recipe_of_a_notebook_is_passed_as_a_class(trained, tmp_path):
         change_record(run, **identify_recipe(recipe))
         assert package.load(run, recipe=recipe).labels == tuple("0123456789")
         (tmp_path / "mine.py").write_text(SOURCE)
-        with pytest.raises(UsageError, match="give the class"):
+        with pytest.raises(UsageError, match="pass the class"):
             package.load(run, recipe=tmp_path / "mine.py")
     finally:
         del sys.modules["notebook"]
@@ -166,7 +166,7 @@ def test_a_recipe_of_a_notebook_is_passed_as_a_class(trained, tmp_path):
         (r"instead of \(10, 50\)", lambda value: value[:, :-1].contiguous()),
     ],
 )
-def test_weights_that_do_not_fit_are_rejected(message, convert, trained, tmp_path):
+def test_mismatched_weights_are_rejected(message, convert, trained, tmp_path):
     run = copy_run(trained, tmp_path / "run")
     tensors = load_file(run / "weights.safetensors")
     last = [key for key, value in tensors.items() if value.shape == (10, 50)]
@@ -275,16 +275,16 @@ def test_a_checkpoint_keeps_values_types_and_memory_layouts(tmp_path):
         "plain": (None, True, -1.5, float("inf"), 2**80, "あ", (), [], {}),
         "optimizer": {0: {"step": 1}, "groups": [{"$tensor": 1}]},
     }
-    (tmp_path / "last.ckpt").write_bytes(encode_state(state))
-    loaded = load_state(tmp_path / "last.ckpt", torch.device("cpu"))
+    (tmp_path / "last.ckpt").write_bytes(encode_checkpoint(state))
+    loaded = decode_checkpoint(tmp_path / "last.ckpt", torch.device("cpu"))
     for expected, tensor in zip(state.pop("tensors"), loaded.pop("tensors"), strict=True):
         assert torch.equal(expected, tensor)
         assert expected.dtype == tensor.dtype
     assert loaded == state
     with pytest.raises(TypeError, match="not set"):
-        encode_state({"step": {1, 2}})
-    (tmp_path / "last.ckpt").write_bytes(encode_state({"step": 1, "image": image}))
-    loaded = load_state(tmp_path / "last.ckpt", torch.device("cpu"))
+        encode_checkpoint({"step": {1, 2}})
+    (tmp_path / "last.ckpt").write_bytes(encode_checkpoint({"step": 1, "image": image}))
+    loaded = decode_checkpoint(tmp_path / "last.ckpt", torch.device("cpu"))
     assert loaded["image"].is_contiguous(memory_format=torch.channels_last)
 
 
@@ -304,14 +304,14 @@ def test_a_checkpoint_keeps_values_types_and_memory_layouts(tmp_path):
         ("step", "1"),
     ],
 )
-def test_values_of_a_checkpoint_that_do_not_fit_are_rejected(key, value, fukami, trained, tmp_path):
+def test_invalid_values_of_a_checkpoint_are_rejected(key, value, fukami, trained, tmp_path):
     run = copy_run(trained, tmp_path / "run")
-    state = load_state(run / "last.ckpt", torch.device("cpu"))
-    (run / "last.ckpt").write_bytes(encode_state({**state, key: value}))
+    state = decode_checkpoint(run / "last.ckpt", torch.device("cpu"))
+    (run / "last.ckpt").write_bytes(encode_checkpoint({**state, key: value}))
     result = fukami("train", "deep-convnet", "--out", "run", "--resume")
     assert result.status == 1, result.err
     assert "last.ckpt" in result.err
-    assert "remove it to restart the run" in result.err
+    assert "delete it to restart the run" in result.err
     assert "weights_only" not in result.err
 
 
@@ -336,7 +336,7 @@ def test_fields_of_another_type_are_rejected(field, value, trained, tmp_path):
         ("resnet20", {"size": 2049}), ("vgg16", {"size": 10**6}), ("binary-convnet", {"size": 10**6}),
         ("rcnn-finetune", {"min_size": 10**6, "max_size": 10**6}), ("rcnn", {"size": 10**6}),
         ("faster-rcnn-vgg16", {"min_size": 800, "max_size": 10**6}), ("fcn8s-vgg16", {"max_size": 10**6}),
-        ("show-and-tell", {"beam_size": 10**6}), ("show-and-tell", {"max_words": 10**6}),
+        ("show-and-tell", {"beam_size": 10**6}), ("show-and-tell", {"max_tokens": 10**6}),
     ],
 )  # fmt: skip
 def test_huge_images_and_searches_are_rejected(recipe, fields):
@@ -374,13 +374,13 @@ def test_sparse_weight_files_are_not_loaded(trained, tmp_path):
 
 
 def test_a_checkpoint_beyond_the_last_step_is_rejected(fukami, trained, tmp_path):
-    """The log of the run could otherwise become the result of a training that never ran."""
+    """The log of the run could otherwise become the result of a run that never trained."""
     run = copy_run(trained, tmp_path / "run")
-    state = load_state(run / "last.ckpt", torch.device("cpu"))
-    (run / "last.ckpt").write_bytes(encode_state({**state, "step": state["step"] + 1}))
+    state = decode_checkpoint(run / "last.ckpt", torch.device("cpu"))
+    (run / "last.ckpt").write_bytes(encode_checkpoint({**state, "step": state["step"] + 1}))
     result = fukami("train", "deep-convnet", "--out", "run", "--resume")
     assert result.status == 1
-    assert "and the training has" in result.err
+    assert "and the run has" in result.err
 
 
 def test_predictions_print_no_control_characters(fukami, trained, digit_files, tmp_path):
@@ -441,8 +441,8 @@ def test_a_checkpoint_with_a_repeated_tensor_is_rejected(tmp_path):
     tensor = {"$tensor": "0", "order": [0]}
     state = json.dumps({"step": 1, "tensors": [tensor] * 2})
     (tmp_path / "last.ckpt").write_bytes(save({"0": torch.zeros(3)}, {"state": state}))
-    with pytest.raises(Error, match="damaged"):
-        checkpoint.read_state(tmp_path, torch.device("cpu"))
+    with pytest.raises(Error, match="corrupted"):
+        checkpoint.read_checkpoint(tmp_path, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -455,7 +455,7 @@ def test_a_record_of_other_types_is_not_resumed(name, value, fukami, trained, tm
     change_record(run, **{name: value})
     result = fukami("train", "deep-convnet", "--out", "run", "--resume")
     assert result.status == 1, result.err
-    assert "recipe.json is damaged" in result.err
+    assert "recipe.json is corrupted" in result.err
 
 
 @pytest.mark.parametrize(
@@ -466,12 +466,12 @@ def test_a_record_of_other_types_is_not_resumed(name, value, fukami, trained, tm
 )  # fmt: skip
 def test_a_checkpoint_of_other_types_is_rejected(name, value, fukami, trained, tmp_path):
     run = copy_run(trained, tmp_path / "run")
-    state = load_state(run / "last.ckpt", torch.device("cpu"))
-    (run / "last.ckpt").write_bytes(encode_state({**state, name: value}))
+    state = decode_checkpoint(run / "last.ckpt", torch.device("cpu"))
+    (run / "last.ckpt").write_bytes(encode_checkpoint({**state, name: value}))
     result = fukami("train", "deep-convnet", "--out", "run", "--resume")
     assert result.status == 1, result.err
     assert "last.ckpt" in result.err
-    assert "remove it to restart the run" in result.err
+    assert "delete it to restart the run" in result.err
 
 
 @pytest.mark.parametrize(
@@ -485,7 +485,7 @@ def test_an_invalid_log_is_reported(text, fukami, trained, tmp_path):
         (run / "metrics.jsonl").write_bytes(text)
     result = fukami("train", "deep-convnet", "--out", "run", "--resume")
     assert result.status == 1, result.err
-    assert "metrics.jsonl is damaged" in result.err
+    assert "metrics.jsonl is corrupted" in result.err
 
 
 @pytest.mark.parametrize("line", [b"5\n", b"[]\n", b"{}\n", b"\xff\n", b'["a'])
@@ -493,18 +493,18 @@ def test_an_invalid_manifest_is_reported(line, fukami, trained, tmp_path):
     run = copy_run(trained, tmp_path / "run")
     content = b"{}\n" + line
     (run / "manifest.jsonl").write_bytes(content)
-    state = load_state(run / "last.ckpt", torch.device("cpu"))
+    state = decode_checkpoint(run / "last.ckpt", torch.device("cpu"))
     state["manifest"] = hashlib.sha256(content).hexdigest()
-    (run / "last.ckpt").write_bytes(encode_state(state))
+    (run / "last.ckpt").write_bytes(encode_checkpoint(state))
     result = fukami("train", "deep-convnet", "--out", "run", "--resume")
     assert result.status == 1, result.err
-    assert "manifest.jsonl is damaged" in result.err
+    assert "manifest.jsonl is corrupted" in result.err
 
 
 def test_a_missing_manifest_is_reported(fukami, trained, tmp_path):
     run = copy_run(trained, tmp_path / "run")
-    state = load_state(run / "last.ckpt", torch.device("cpu"))
-    (run / "last.ckpt").write_bytes(encode_state({**state, "manifest": None}))
+    state = decode_checkpoint(run / "last.ckpt", torch.device("cpu"))
+    (run / "last.ckpt").write_bytes(encode_checkpoint({**state, "manifest": None}))
     (run / "manifest.jsonl").unlink()
     result = fukami("train", "deep-convnet", "--out", "run", "--resume")
     assert result.status == 2, result.err

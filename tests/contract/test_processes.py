@@ -22,8 +22,8 @@ import check_task
 from check_task import CommandProcess, build_command, build_thread_environment, read_log_lines, wait_until
 from fukami.classification.deep_convnet import DeepConvNet
 from fukami.classification.resnet import ResNet20
+from fukami.engine.checkpoint_file import decode_checkpoint
 from fukami.engine.runtime import Runtime
-from fukami.engine.state_file import load_state
 from fukami.layers.sync_layers import convert_sync_layers
 
 STEPS = 50
@@ -202,24 +202,24 @@ def test_a_hanging_process_is_named_and_restarted(uninterrupted, tmp_path):
     assert (run / "weights.safetensors").read_bytes() == uninterrupted
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_a_checkpoint_and_exits(number, status, tmp_path):
+@pytest.mark.parametrize(("signal_number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_a_checkpoint_and_exits(signal_number, status, tmp_path):
     run = tmp_path / "run"
     process = start_two_processes(run)
     wait_until(lambda: len(read_log_lines(run)) > 8 or process.poll() is not None)
-    process.send_signal(number)
+    process.send_signal(signal_number)
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (status, "")
     assert err.count("--resume") == 1
     assert "Traceback" not in err
-    assert load_state(run / "last.ckpt", torch.device("cpu"))["step"] > 0
+    assert decode_checkpoint(run / "last.ckpt", torch.device("cpu"))["step"] > 0
 
 
 @pytest.mark.parametrize(
     ("flags", "status", "hint"),
     [
-        (["--processes", "0"], 2, "processes should be at least 1"),
-        (["--timeout", "0"], 2, "timeout should be more than 0 seconds"),
+        (["--processes", "0"], 2, "--processes should be at least 1"),
+        (["--timeout", "0"], 2, "--timeout should be more than 0 seconds"),
         (["--processes", "2", "--batch-size", "99"], 2, "2 processes cannot share a batch of 99 evenly"),
         (["--processes", "2", "--lr", "1e30"], 1, "try a lower learning rate"),
         (["--processes", "2", "--data", "nowhere"], 2, "nowhere"),
@@ -267,13 +267,13 @@ def machines():
             subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
 
 
-def start_machine(machines, number, recipe, run, nodes, log):
+def start_machine(machines, machine_index, recipe, run, nodes, log):
     """Start torchrun on one of the machines, in its own session; the first machine hosts the rendezvous."""
-    settings = f"is_host={int(number == 0)},last_call_timeout=3,join_timeout=120,keep_alive_interval=1"
-    command = ["ip", "netns", "exec", machines[number]]
+    rendezvous_config = f"is_host={int(machine_index == 0)},last_call_timeout=3,join_timeout=120,keep_alive_interval=1"
+    command = ["ip", "netns", "exec", machines[machine_index]]
     command += build_torchrun_command(
         "--nnodes", nodes, "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", "10.231.7.1:29400",
-        "--rdzv-id", "job", "--rdzv-conf", settings, "--local-addr", f"10.231.7.{number + 1}",
+        "--rdzv-id", "job", "--rdzv-conf", rendezvous_config, "--local-addr", f"10.231.7.{machine_index + 1}",
         "--max-restarts", "3", "--monitor-interval", "0.2",
     )  # fmt: skip
     environment = {**build_thread_environment(1), "GLOO_SOCKET_IFNAME": "cable", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5"}
@@ -295,7 +295,7 @@ def wait_for_all(processes, seconds=240):
 
 def test_a_process_killed_on_one_of_two_machines(machines, uninterrupted, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
-    launchers = [start_machine(machines, number, RECIPE, run, "2", log) for number in (0, 1)]
+    launchers = [start_machine(machines, index, RECIPE, run, "2", log) for index in (0, 1)]
     wait_until(lambda: len(read_log_lines(run)) > 12 or launchers[0].poll() is not None)
     (worker,) = list_workers(launchers[1]).values()
     os.kill(worker, signal.SIGKILL)
@@ -308,7 +308,7 @@ def test_a_machine_leaves_and_rejoins(machines, uninterrupted, tmp_path):
     recipe = replace(RECIPE, optimizer="sgd", lr=1e-3)  # Adam would amplify the rounding differences
     single_run, run, log = tmp_path / "single", tmp_path / "run", tmp_path / "log"
     single = CommandProcess(build_command(recipe, single_run))
-    first, second = (start_machine(machines, number, recipe, run, "1:2", log) for number in (0, 1))
+    first, second = (start_machine(machines, index, recipe, run, "1:2", log) for index in (0, 1))
     wait_until(lambda: len(read_log_lines(run)) > 8 or first.poll() is not None)
     for pid in [second.pid, *list_workers(second).values()]:
         os.killpg(pid, signal.SIGKILL)

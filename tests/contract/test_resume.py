@@ -1,4 +1,4 @@
-"""Tests of interrupted and resumed trainings: signals, kills during a save, exploding losses, any data loader."""
+"""Tests of interrupted and resumed training runs: signals, kills during a save, exploding losses, any data loader."""
 
 import json
 import os
@@ -13,28 +13,31 @@ from torch.utils.data import DataLoader, TensorDataset
 import fukami
 from check_task import CommandProcess, build_command, load_log, read_log_lines, wait_until
 from fukami.classification.deep_convnet import DeepConvNet
+from fukami.engine.checkpoint_file import decode_checkpoint
 from fukami.engine.log import TrainingLogger
 from fukami.engine.resume import SignalHandler
 from fukami.engine.runtime import Runtime
-from fukami.engine.state_file import load_state
 
 RECIPE = DeepConvNet(epochs=4)
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
+def uninterrupted_run(tmp_path_factory):
+    """Weights and log of a run that was not interrupted."""
     out = tmp_path_factory.mktemp("runs") / "uninterrupted"
     assert CommandProcess(build_command(RECIPE, out)).wait()[0] == 0
     return (out / "weights.safetensors").read_bytes(), load_log(out)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_the_resumed_run_equals_an_uninterrupted_one(number, status, uninterrupted, tmp_path):
+@pytest.mark.parametrize(("signal_number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_the_resumed_run_equals_an_uninterrupted_one(
+    signal_number, status, uninterrupted_run, tmp_path
+):
     """The weights and the log do not depend on the step at which the signal arrives."""
-    weights, uninterrupted_log = uninterrupted
+    weights, uninterrupted_log = uninterrupted_run
     process = CommandProcess(build_command(RECIPE, tmp_path / "run"))
     wait_until(lambda: len(read_log_lines(tmp_path / "run")) > 8)
-    os.kill(process.pid, number)
+    os.kill(process.pid, signal_number)
     code, out, err = process.wait(60)
     assert (code, out) == (status, "")
     assert "--resume" in err
@@ -49,13 +52,13 @@ def test_a_signal_saves_and_the_resumed_run_equals_an_uninterrupted_one(number, 
 
 
 @pytest.mark.parametrize("call", [2, 3, 4, 5, 6, 7, 8])
-def test_a_run_killed_during_a_save_resumes(call, uninterrupted, tmp_path):
+def test_a_run_killed_during_a_save_resumes(call, uninterrupted_run, tmp_path):
     """The run is killed while it writes recipe, checkpoint or weights."""
     run = tmp_path / "run"
     assert CommandProcess(build_command(RECIPE, run), kill_at_fsync=call).wait()[0] == -signal.SIGKILL
     code, _, err = CommandProcess([*build_command(RECIPE, run), "--resume"]).wait()
     assert code == 0, err
-    assert ((run / "weights.safetensors").read_bytes(), load_log(run)) == uninterrupted
+    assert ((run / "weights.safetensors").read_bytes(), load_log(run)) == uninterrupted_run
     assert not [path.name for path in run.iterdir() if path.name.endswith(".tmp")]
 
 
@@ -67,7 +70,7 @@ def test_an_exploding_loss_stops_the_run_and_keeps_the_checkpoint(fukami, tmp_pa
     assert "step" in result.err
     assert "became" in result.err or "not finite" in result.err
     if (tmp_path / "run" / "last.ckpt").exists():
-        state = load_state(tmp_path / "run" / "last.ckpt", torch.device("cpu"))
+        state = decode_checkpoint(tmp_path / "run" / "last.ckpt", torch.device("cpu"))
         assert all(value.isfinite().all() for value in state["task"]["model"].values())
 
 
@@ -91,7 +94,7 @@ def test_the_error_names_step_and_batch_of_a_nan_loss(tmp_path, monkeypatch):
 
     with pytest.raises(fukami.Error, match=r"loss became nan at step 18, on batch 4 of 14 in epoch 2 \(images #\d+"):
         fukami.train(NaNRecipe(epochs=3), tmp_path / "run", device="cpu")
-    state = load_state(tmp_path / "run" / "last.ckpt", torch.device("cpu"))
+    state = decode_checkpoint(tmp_path / "run" / "last.ckpt", torch.device("cpu"))
     assert 0 < state["step"] < 18
     assert all(value.isfinite().all() for value in state["task"]["model"].values())
 
@@ -128,13 +131,13 @@ class DataLoaderRecipe(DeepConvNet):
         return fukami.Data(loader, data.val, data.labels)
 
 
-def test_a_training_with_a_data_loader_resumes_in_mid_epoch(tmp_path):
+def test_a_run_with_a_data_loader_resumes_in_mid_epoch(tmp_path):
     recipe = DataLoaderRecipe(epochs=3)
     fukami.train(recipe, tmp_path / "uninterrupted", device="cpu", precision="float32")
     with pytest.raises(SystemExit) as system_exit:
         fukami.train(DataLoaderRecipe(epochs=3, interrupt=True), tmp_path / "run", device="cpu", precision="float32")
     assert system_exit.value.code == 143
-    state = load_state(tmp_path / "run" / "last.ckpt", torch.device("cpu"))
+    state = decode_checkpoint(tmp_path / "run" / "last.ckpt", torch.device("cpu"))
     assert 10 < state["step"] < 20
     record = json.loads((tmp_path / "run" / "recipe.json").read_text())
     record["fields"]["interrupt"] = False
@@ -158,14 +161,14 @@ def test_a_resumed_run_logs_its_own_speed(tmp_path, monkeypatch):
     assert speeds == [500 * 32 / 50, 10 * 32 / 4]
 
 
-def test_resume_with_other_settings_is_rejected(fukami, trained):
+def test_resume_with_another_precision_is_rejected(fukami, trained):
     result = fukami("train", "deep-convnet", "--out", trained, "--resume", "--precision", "bfloat16")
     assert result.status == 2
     assert "started with precision 'float32'" in result.err
 
 
-def test_damaged_checkpoints_are_rejected_by_name(fukami, trained, tmp_path):
-    class Hostile:
+def test_corrupted_checkpoints_are_rejected(fukami, trained, tmp_path):
+    class MaliciousObject:
         def __reduce__(self):
             return os.system, (f"touch {tmp_path}/harmed",)
 
@@ -174,9 +177,9 @@ def test_damaged_checkpoints_are_rejected_by_name(fukami, trained, tmp_path):
     for path in trained.iterdir():
         (run / path.name).write_bytes(path.read_bytes())
     checkpoint = (run / "last.ckpt").read_bytes()
-    torch.save({"step": 1, "task": Hostile()}, run / "hostile.ckpt")
+    torch.save({"step": 1, "task": MaliciousObject()}, run / "malicious.ckpt")
     for content in (
-        (run / "hostile.ckpt").read_bytes(),
+        (run / "malicious.ckpt").read_bytes(),
         checkpoint[: len(checkpoint) // 2],
         b"",
         b"text",

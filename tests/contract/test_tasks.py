@@ -123,8 +123,8 @@ def test_precisions(make, inputs, no_reports, tmp_path):
     check_task.check_precisions(make, inputs, tmp_path)
 
 
-def test_broken_input(make, inputs, tmp_path):
-    check_task.check_broken_input(make, inputs, tmp_path)
+def test_unreadable_input(make, inputs, tmp_path):
+    check_task.check_unreadable_input(make, inputs, tmp_path)
 
 
 def test_two_processes(make, tmp_path):

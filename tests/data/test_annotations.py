@@ -76,7 +76,7 @@ def test_voc_counts_from_one_and_includes_the_last_pixel(tmp_path):
     assert sample.kinds.tolist() == [REGULAR, DIFFICULT, REGULAR]
 
 
-def test_boxes_are_clipped_and_invalid_ones_left_out_with_one_warning(tmp_path, caplog):
+def test_boxes_are_clipped_and_invalid_ones_skipped_with_one_warning(tmp_path, caplog):
     boxes = [
         voc_object("dog", (-5, 0, 12, 99)),  # exceeds three sides
         voc_object("dog", (7, 7, 7, 7)),  # a single pixel
@@ -92,7 +92,7 @@ def test_boxes_are_clipped_and_invalid_ones_left_out_with_one_warning(tmp_path, 
         sample, _ = load_only_sample(write_voc(tmp_path, {"x": voc_xml(*boxes)}))
     assert sample.boxes.tolist() == [[0, 0, 12, 30], [6, 6, 7, 7]]
     assert len(caplog.records) == 1
-    assert "7 of 9 boxes are left out" in caplog.text
+    assert "7 of 9 boxes are skipped" in caplog.text
     assert "fukami doctor" in caplog.text
 
 
@@ -147,10 +147,10 @@ def test_other_layouts_of_voc_xml(tmp_path, layout):
     """Layouts of labelImg (one folder), Roboflow (a folder per split) and Kaggle (``images`` and ``annotations``)."""
     folders = {"flat": [("", "")] * 2, "splits": [("train", "train"), ("valid", "valid")],
                "kaggle": [("images", "annotations")] * 2}[layout]  # fmt: skip
-    for number, (images, annotations) in enumerate(folders):
-        write_image(tmp_path / images / f"{number}.png")
+    for index, (images, annotations) in enumerate(folders):
+        write_image(tmp_path / images / f"{index}.png")
         (tmp_path / annotations).mkdir(exist_ok=True)
-        (tmp_path / annotations / f"{number}.xml").write_text(voc_xml(voc_object("dog", (2, 2, 3, 3))))
+        (tmp_path / annotations / f"{index}.xml").write_text(voc_xml(voc_object("dog", (2, 2, 3, 3))))
     train, test, labels = detection_data.load_dataset(str(tmp_path), 0.5)
     assert (len(train), len(test), labels) == (1, 1, ("dog",))
     if layout == "splits":
@@ -191,7 +191,7 @@ def test_filename_element_is_used_if_no_image_has_the_stem_of_the_xml(tmp_path):
     assert Path(load_only_sample(tmp_path)[0].name).name == "photo.JPG"
 
 
-def test_missing_images_and_broken_files_are_left_out_and_named(tmp_path, caplog):
+def test_missing_images_and_unreadable_files_are_skipped_and_reported(tmp_path, caplog):
     write_voc(tmp_path, {stem: voc_xml(voc_object("dog", (1, 1, 9, 9))) for stem in "abcd"})
     (tmp_path / "JPEGImages" / "a.jpg").unlink()
     (tmp_path / "JPEGImages" / "b.jpg").write_bytes(b"")
@@ -199,11 +199,11 @@ def test_missing_images_and_broken_files_are_left_out_and_named(tmp_path, caplog
     with caplog.at_level(logging.WARNING):
         sample, _ = load_only_sample(tmp_path)
     assert Path(sample.name).stem == "d"
-    assert "3 of 4 images are left out" in caplog.text
+    assert "3 of 4 images are skipped" in caplog.text
     assert "c.xml, line 3: is not XML (mismatched tag" in caplog.text
     assert "a.xml, line 3: its image" in caplog.text
     assert "b.jpg is empty" in caplog.text
-    with pytest.raises(Error, match="3 images are broken, and --max-broken allows 2"):
+    with pytest.raises(Error, match="3 images are unreadable, and --max-broken allows 2"):
         detection_data.load_dataset(str(tmp_path), 0.0, max_broken=2)
 
 
@@ -255,16 +255,16 @@ def test_boxes_otherwise_refer_to_the_upright_image(tmp_path, size):
 
 
 def coco_json(images, annotations, categories=((3, "cat"), (7, "dog"))):
-    records = [{"id": number, "name": name, "supercategory": "animal"} for number, name in categories]
+    records = [{"id": index, "name": name, "supercategory": "animal"} for index, name in categories]
     return {"info": {"year": 2024}, "images": images, "annotations": annotations, "categories": records}
 
 
-def image_record(number, name, size=(40, 30)):
-    return {"id": number, "file_name": name, "width": size[0], "height": size[1]}
+def image_record(identifier, name, size=(40, 30)):
+    return {"id": identifier, "file_name": name, "width": size[0], "height": size[1]}
 
 
-def annotation_record(number, image_id, category, box, **fields):
-    return {"id": number, "image_id": image_id, "category_id": category, "bbox": box, **fields}
+def annotation_record(identifier, image_id, category, box, **fields):
+    return {"id": identifier, "image_id": image_id, "category_id": category, "bbox": box, **fields}
 
 
 def test_coco(tmp_path, caplog):
@@ -296,7 +296,7 @@ def test_coco(tmp_path, caplog):
         assert train[0].classes.tolist() == [0, 1]
         assert train[0].kinds.tolist() == [REGULAR, CROWD]
         assert len(train[1].boxes) == 0
-    assert "4 of 6 boxes are left out" in caplog.text
+    assert "4 of 6 boxes are skipped" in caplog.text
 
 
 @pytest.mark.parametrize("folder", ["train2017", "images/train2017", "images", "."])
@@ -344,18 +344,20 @@ def test_coco_boxes_equal_those_of_pycocotools(tmp_path, random):
     """The reference reader returns the same boxes, classes and crowd flags for each image."""
     from pycocotools.coco import COCO
 
-    images = [image_record(number * 3, f"{number}.jpg", (64, 48)) for number in range(5)]
+    images = [image_record(i * 3, f"{i}.jpg", (64, 48)) for i in range(5)]
     for record in images:
         write_image(tmp_path / record["file_name"], 64, 48)
     annotations = []
-    for number in range(12):
+    for annotation_id in range(12):
         left, top = random.uniform(0, 30, 2).round(2).tolist()
         width, height = random.uniform(1, 15, 2).round(2).tolist()
         crowd = int(random.random() < 0.3)
         image_id = images[random.integers(5)]["id"]
         box = [left, top, width, height]
         annotations.append(
-            annotation_record(number, image_id, [3, 7][number % 2], box, iscrowd=crowd, area=width * height)
+            annotation_record(
+                annotation_id, image_id, [3, 7][annotation_id % 2], box, iscrowd=crowd, area=width * height
+            )
         )
     (tmp_path / "x.json").write_text(json.dumps(coco_json(images, annotations)))
     reference = COCO(tmp_path / "x.json")
@@ -395,7 +397,7 @@ def write_yolo(root, split, stem, *lines):
 
 
 def test_yolo(tmp_path, caplog):
-    """Relative boxes, a polygon converted to its box, invalid lines left out, no file for an image without objects."""
+    """Relative boxes, a polygon converted to its box, invalid lines skipped, no file for an image without objects."""
     lines = ["1 0.5 0.5 0.25 0.2", "0 0.1 0.1 0.5 0.3 0.4 0.9", "", "0 1.0 0.5 0.5 1.0", "9 .5 .5 .1 .1", "0 x y"]
     write_yolo(tmp_path, "", "a", *lines)
     write_image(tmp_path / "images" / "b.jpg")
@@ -407,7 +409,7 @@ def test_yolo(tmp_path, caplog):
     np.testing.assert_allclose(train[0].boxes, [[15, 12, 25, 18], [4, 3, 20, 27], [30, 0, 40, 30]], atol=1e-5)
     assert train[0].classes.tolist() == [1, 0, 0]
     assert len(train[1].boxes) == 0
-    assert "2 of 5 boxes are left out" in caplog.text
+    assert "2 of 5 boxes are skipped" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -439,11 +441,11 @@ def test_yolo_yaml(tmp_path, names, layout):
     ("content", "message"),
     [
         ("names: [cat\ntrain: x", r"data.yaml, line \d: is not valid YAML"),
-        ("names: [cat]\ntrain: nowhere", "names nowhere, and there is no"),
+        ("names: [cat]\ntrain: nowhere", "refers to nowhere, but there is no"),
         ("names: {a: cat}\ntrain: images", "names must be a list"),
         ("names: 7\ntrain: images", "names must be a list"),
-        ("names: absent.txt\ntrain: images", r"names absent.txt, and there is no"),
-        ("names: [cat]\ntrain: images\nval: ../test/images", r"names \.\./test/images, and there is no"),
+        ("names: absent.txt\ntrain: images", r"refers to absent.txt, but there is no"),
+        ("names: [cat]\ntrain: images\nval: ../test/images", r"refers to \.\./test/images, but there is no"),
     ],
 )
 def test_invalid_yolo_yaml_is_reported(tmp_path, content, message):
@@ -531,7 +533,7 @@ def test_evaluation_needs_no_training_images(tmp_path):
         (tmp_path / "JPEGImages" / f"{stem}.jpg").unlink()
     train, test, labels = detection_data.load_dataset(str(tmp_path), 0.0, 0, include_train=False)
     assert (train, get_stems(test), labels) == ((), ["d"], ("dog",))
-    with pytest.raises(Error, match="3 images are broken, and --max-broken allows 0"):
+    with pytest.raises(Error, match="3 images are unreadable, and --max-broken allows 0"):
         detection_data.load_dataset(str(tmp_path), 0.0, 0)
 
 

@@ -10,26 +10,26 @@ from torchvision.transforms.v2 import functional as v2
 
 from fukami import UsageError
 from fukami.data import augment
-from fukami.data.augment import MAX_STRENGTHS, AugmentationPipeline, RandomAffine, RandomHue, RandomOperation
+from fukami.data.augment import MAX_MAGNITUDES, AugmentationPipeline, RandomAffine, RandomHue, RandomTransform
 
-ZERO, FULL = 0.5, 1 - 1e-7  # draws in [0, 1): the middle is the identity, the end the maximum strength
-
-
-def affine_draws(**draws):
-    """Draws of an affine transform of one image, by the names below."""
-    names = ["turn", "stretch_x", "stretch_y", "slant", "right", "down"]
-    return torch.tensor([[draws.get(name, ZERO) for name in names]])
+ZERO, FULL = 0.5, 1 - 1e-7  # random numbers in [0, 1): the middle is the identity, the end the maximum value
 
 
-def apply(operation, images, draws):
-    """Apply one operation, or the augmentation of a string of specs."""
+def affine_values(**random_values):
+    """Return the random numbers of an affine transform of one image, by the names below."""
+    names = ["angle", "scale_x", "scale_y", "shear", "translate_x", "translate_y"]
+    return torch.tensor([[random_values.get(name, ZERO) for name in names]])
+
+
+def apply(transform, images, random_values):
+    """Apply one transform, or the augmentation of a string of specs."""
     size = images.shape[-1]
-    if isinstance(operation, str):
-        pipeline = augment.parse_augmentation(operation.split(), size=size, num_classes=3)
+    if isinstance(transform, str):
+        pipeline = augment.parse_augmentation(transform.split(), size=size, num_classes=3)
     else:
-        pipeline = AugmentationPipeline((operation,), size, 3)
-    draws = torch.as_tensor(draws, dtype=torch.float32)
-    return pipeline(images, torch.zeros(len(images), dtype=torch.long), draws.expand(len(images), -1))[0]
+        pipeline = AugmentationPipeline((transform,), size, 3)
+    random_values = torch.as_tensor(random_values, dtype=torch.float32)
+    return pipeline(images, torch.zeros(len(images), dtype=torch.long), random_values.expand(len(images), -1))[0]
 
 
 @pytest.fixture
@@ -49,18 +49,20 @@ def colors():
 
 
 def test_the_middle_of_every_draw_is_the_identity(image):
-    torch.testing.assert_close(apply(RandomAffine(3, 20, 0.2, 0.2), image, affine_draws()), image, atol=0.01, rtol=0)
+    torch.testing.assert_close(apply(RandomAffine(3, 20, 0.2, 0.2), image, affine_values()), image, atol=0.01, rtol=0)
 
 
 @pytest.mark.parametrize(("right", "down"), [(1, 0), (0, 2), (-2, 1)])
 def test_shift_by_whole_pixels(image, right, down):
-    shifted = apply(RandomAffine(shift=2), image, affine_draws(right=(1 - right / 2) / 2, down=(1 - down / 2) / 2))
+    shifted = apply(
+        RandomAffine(shift=2), image, affine_values(translate_x=(1 - right / 2) / 2, translate_y=(1 - down / 2) / 2)
+    )
     torch.testing.assert_close(shifted, torch.roll(image, (down, right), (2, 3)), atol=0.01, rtol=0)
 
 
 @pytest.mark.parametrize("degrees", [90.0, 30.0, -12.0])
 def test_rotation_equals_torchvisions(image, degrees):
-    rotated = apply(RandomAffine(rotate=abs(degrees)), image, affine_draws(turn=FULL if degrees > 0 else 0.0))
+    rotated = apply(RandomAffine(rotate=abs(degrees)), image, affine_values(angle=FULL if degrees > 0 else 0.0))
     expected = reference.rotate(image, degrees, InterpolationMode.BILINEAR)
     torch.testing.assert_close(rotated, expected, atol=0.6, rtol=0)
 
@@ -68,14 +70,14 @@ def test_rotation_equals_torchvisions(image, degrees):
 def test_scale_changes_the_area_quadratically(image):
     """The sum of the pixels is proportional to the area, and the area to the square of the scale."""
     for draw, factor in ((FULL, 1.2), (0.0, 0.8)):
-        scaled = apply(RandomAffine(scale=0.2), image, affine_draws(stretch_x=draw, stretch_y=draw))
+        scaled = apply(RandomAffine(scale=0.2), image, affine_values(scale_x=draw, scale_y=draw))
         assert (scaled.sum() / image.sum()).item() == pytest.approx(factor**2, rel=0.02)
 
 
 def test_shear_slants_and_keeps_the_sum_of_the_pixels():
     column = torch.zeros(1, 1, 21, 21)
     column[..., 5:16, 10] = 1
-    sheared = apply(RandomAffine(shear=0.4), column, affine_draws(slant=FULL))[0, 0]
+    sheared = apply(RandomAffine(shear=0.4), column, affine_values(shear=FULL))[0, 0]
     center = (sheared * torch.arange(21)).sum(1)[5:16] / sheared.sum(1)[5:16]
     slope = (center[-1] - center[0]) / 10
     assert abs(slope.item()) == pytest.approx(0.4, abs=0.02)
@@ -85,7 +87,7 @@ def test_shear_slants_and_keeps_the_sum_of_the_pixels():
 def test_each_image_has_its_own_draws(image):
     images = image.repeat(2, 1, 1, 1)
     images = AugmentationPipeline((RandomAffine(rotate=45),), 29)(
-        images, torch.zeros(2), torch.cat([affine_draws(), affine_draws(turn=FULL)])
+        images, torch.zeros(2), torch.cat([affine_values(), affine_values(angle=FULL)])
     )[0]
     torch.testing.assert_close(images[:1], image, atol=0.01, rtol=0)
     assert (images[1] - image[0]).abs().mean() > 1
@@ -142,7 +144,7 @@ def test_distribution_of_the_area_and_aspect_ratio_of_random_crops():
 
 def test_geometric_transforms_are_composed_in_order(image):
     """A shift followed by a flip."""
-    transformed = apply("shift=2 flip", image, torch.cat([affine_draws(right=0.0), torch.zeros(1, 1)], 1))
+    transformed = apply("shift=2 flip", image, torch.cat([affine_values(translate_x=0.0), torch.zeros(1, 1)], 1))
     expected = torch.roll(image, 2, 3).flip(3)
     torch.testing.assert_close(transformed, expected, atol=0.01, rtol=0)
 
@@ -154,15 +156,15 @@ def test_masks_and_boxes_are_transformed_with_the_image():
     images[..., 10:22, 14:30] = 255
     boxes = torch.tensor([[[14.0, 10.0, 30.0, 22.0], [0.0, 0.0, 2.0, 2.0]]]).expand(20, 2, 4)
     pipeline = augment.parse_augmentation(["shift=6", "flip", "crop=0.5", "flip-vertical"], size=40)
-    matrix = pipeline.compute_matrix(torch.rand(20, pipeline.num_draws), 40, 40)
+    matrix = pipeline.compute_matrix(torch.rand(20, pipeline.num_random_values), 40, 40)
     is_bright = pipeline.warp(images, matrix)[:, 0] > 127
     mask = pipeline.warp((images > 0).float(), matrix, mode="nearest")[:, 0] > 0
     assert (is_bright == mask).float().mean() > 0.99
     warped = pipeline.warp_boxes(boxes, matrix, 40, 40)
-    for number in range(20):
-        rows, columns = mask[number].any(1).nonzero(), mask[number].any(0).nonzero()
+    for index in range(20):
+        rows, columns = mask[index].any(1).nonzero(), mask[index].any(0).nonzero()
         expected = [columns.min().item(), rows.min().item(), columns.max().item() + 1, rows.max().item() + 1]
-        assert warped[number, 0].tolist() == pytest.approx(expected, abs=1.01)
+        assert warped[index, 0].tolist() == pytest.approx(expected, abs=1.01)
     assert ((warped >= 0) & (warped <= 40)).all()
 
 
@@ -219,7 +221,7 @@ def test_grayscale_images_only_change_in_brightness():
 def test_random_erasing_fills_a_rectangle_of_the_expected_area():
     torch.manual_seed(0)
     images = torch.rand(400, 3, 32, 32) * 255
-    erased = AugmentationPipeline(augment.parse_augmentation(["erase=1"], size=32).operations, 32)(
+    erased = AugmentationPipeline(augment.parse_augmentation(["erase=1"], size=32).transforms, 32)(
         images, torch.zeros(400), torch.rand(400, 5)
     )[0]
     fraction = (erased != images).any(1).float().mean((1, 2))
@@ -228,16 +230,16 @@ def test_random_erasing_fills_a_rectangle_of_the_expected_area():
     torch.testing.assert_close(apply("erase=0.3", images[:2], [0.4, 0, 0, 0, 0]), images[:2])
 
 
-TRIVIAL_NAMES = list(MAX_STRENGTHS)
+TRIVIAL_NAMES = list(MAX_MAGNITUDES)
 
 
-def apply_trivial(name, images, strength, sign=0.9):
+def apply_trivial(name, images, magnitude, sign=0.9):
     """Apply one of TrivialAugment's transforms."""
     choice = (TRIVIAL_NAMES.index(name) + 0.5) / len(TRIVIAL_NAMES)
-    return apply(RandomOperation(), images, [choice, strength, sign])
+    return apply(RandomTransform(), images, [choice, magnitude, sign])
 
 
-@pytest.mark.parametrize("strength", [0.0, 0.34, 0.7])
+@pytest.mark.parametrize("magnitude", [0.0, 0.34, 0.7])
 @pytest.mark.parametrize(
     ("name", "transform"),
     [
@@ -254,23 +256,23 @@ def apply_trivial(name, images, strength, sign=0.9):
         ("translate x", lambda x, s: v2.affine(x, 0, [-32 * s, 0], 1, [0, 0], InterpolationMode.BILINEAR)),
     ],
 )
-def test_trivial_augment_equals_torchvisions(colors, name, transform, strength):
-    transformed, expected = apply_trivial(name, colors, strength), transform(colors, strength).float()
+def test_trivial_augment_equals_torchvisions(colors, name, transform, magnitude):
+    transformed, expected = apply_trivial(name, colors, magnitude), transform(colors, magnitude).float()
     if name == "translate x":  # torchvision translates by whole pixels only
-        strength = round(32 * strength) / 32
-        transformed, expected = apply_trivial(name, colors, strength), transform(colors, strength).float()
+        magnitude = round(32 * magnitude) / 32
+        transformed, expected = apply_trivial(name, colors, magnitude), transform(colors, magnitude).float()
     close = ((transformed - expected).abs() <= 1.5).float().mean()
     assert close > 0.97, close
 
 
-def test_rand_augment_has_two_operations_and_trivial_augment_one():
-    assert len(augment.parse_augmentation(["rand=9"], size=8).operations) == 2
-    assert augment.parse_augmentation(["trivial"], size=8).operations == (RandomOperation(),)
+def test_rand_augment_has_two_transforms_and_trivial_augment_one():
+    assert len(augment.parse_augmentation(["rand=9"], size=8).transforms) == 2
+    assert augment.parse_augmentation(["trivial"], size=8).transforms == (RandomTransform(),)
     torch.manual_seed(0)
     images = torch.randint(0, 256, (64, 3, 16, 16), dtype=torch.uint8)
     for spec in ("trivial", "rand", "rand=20"):
         pipeline = augment.parse_augmentation([spec], size=16)
-        augmented = pipeline(images, torch.zeros(64), torch.rand(64, pipeline.num_draws))[0]
+        augmented = pipeline(images, torch.zeros(64), torch.rand(64, pipeline.num_random_values))[0]
         assert 0 <= augmented.min() <= augmented.max() <= 255.01
         assert 0.5 < ((augmented - images).abs().amax((1, 2, 3)) > 1).float().mean() <= 1
 
@@ -330,20 +332,20 @@ def test_sample_beta_has_the_mean_and_variance_of_beta(alpha):
         (["hue=nan"], "between 0 and 0.5"),
     ],
 )
-def test_invalid_specs_are_refused(specs, hint):
+def test_invalid_specs_are_rejected(specs, hint):
     with pytest.raises(UsageError, match=hint):
         augment.parse_augmentation(specs, size=8)
 
 
-def test_every_operation_changes_images_and_is_deterministic(colors):
+def test_every_transform_changes_images_and_is_deterministic(colors):
     colors = torch.cat([colors, colors.flip(2)])
     targets = torch.arange(6) % 3
-    for name in augment.OPERATIONS:
+    for name in augment.TRANSFORMS:
         pipeline = augment.parse_augmentation([name], size=16, num_classes=3)
         generator = torch.Generator().manual_seed(1)
-        draws = torch.rand(6, pipeline.num_draws, generator=generator)
-        draws[0, 0] = 0.1  # operations with a probability apply to at least one image
-        first, second = pipeline(colors, targets, draws), pipeline(colors, targets, draws)
+        random_values = torch.rand(6, pipeline.num_random_values, generator=generator)
+        random_values[0, 0] = 0.1  # transforms with a probability apply to at least one image
+        first, second = pipeline(colors, targets, random_values), pipeline(colors, targets, random_values)
         assert torch.equal(first[0], second[0]), name
         assert first[0].shape == (6, 3, 16, 16)
         assert (first[0] - colors).abs().max() > 1, name

@@ -41,7 +41,7 @@ def test_mnist_unpacked_and_in_torchvisions_layout(mnist_folder, tmp_path, monke
     assert np.array_equal(mnist.load_mnist()[1][0], expected)
 
 
-def test_a_damaged_mnist_is_named(mnist_folder, tmp_path, monkeypatch):
+def test_a_corrupted_mnist_is_rejected(mnist_folder, tmp_path, monkeypatch):
     shutil.copytree(mnist_folder / "mnist", tmp_path / "mnist")
     monkeypatch.setenv("FUKAMI_DATA", str(tmp_path))
     file = tmp_path / "mnist" / "t10k-labels-idx1-ubyte.gz"
@@ -113,8 +113,8 @@ def split_folder(tmp_path):
     root = tmp_path / "set"
     for split, count in (("train", 4), ("val", 2)):
         for label, value in (("dark", 10), ("light", 240)):
-            for number in range(count):
-                write_image(root / split / label / f"{number}.png", value + number)
+            for index in range(count):
+                write_image(root / split / label / f"{index}.png", value + index)
     (root / "train" / "dark" / "notes.txt").write_text("not an image")
     (root / "train" / "dark" / ".hidden.png").write_text("not an image")
     (root / ".cache" / "x").mkdir(parents=True)
@@ -141,25 +141,25 @@ def test_an_archive_is_read_like_its_folder(split_folder, tmp_path, kind):
 
 def test_folder_without_splits_uses_the_holdout(tmp_path):
     for label in ("a", "b"):
-        for number in range(10):
-            write_image(tmp_path / "set" / label / "deeper" / f"{number}.bmp", 20 * number)
+        for index in range(10):
+            write_image(tmp_path / "set" / label / "deeper" / f"{index}.bmp", 20 * index)
     train, test, _ = load_decoded(str(tmp_path / "set"), square_transform(), 0.3)
     assert (len(train.images), len(test.images)) == (14, 6)
     assert set(train.names).isdisjoint(test.names)
     assert torch.bincount(test.targets).tolist() == [3, 3]
 
 
-def test_broken_images_are_left_out_and_named(split_folder, caplog):
+def test_unreadable_images_are_skipped_and_reported(split_folder, caplog):
     (split_folder / "train" / "dark" / "9.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (split_folder / "train" / "light" / "empty.jpg").write_bytes(b"")
     train, _, _ = load_decoded(str(split_folder), square_transform(), 0.2)
     assert len(train.images) == 8
-    assert "2 of 10 images are left out" in caplog.text
+    assert "2 of 10 images are skipped" in caplog.text
     assert "9.png" in caplog.text
     assert "empty.jpg" in caplog.text
 
 
-def test_invalid_datasets_are_refused_by_name(tmp_path):
+def test_invalid_datasets_are_rejected(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "hollow" / "class").mkdir(parents=True)
     (tmp_path / "notes.zip").write_text("not an archive")
@@ -219,7 +219,7 @@ def test_training_shuffles_every_epoch_and_drops_the_incomplete_batch():
     first, second = collect_targets(loader), collect_targets(loader)
     assert [len(batch) for batch in first] == [3, 3, 3] == [3] * len(loader)
     assert first != second
-    assert len({number for batch in first for number in batch}) == 9
+    assert len({index for batch in first for index in batch}) == 9
     assert collect_targets(build_loader(batch_size=3, seed=0)) == first
     assert collect_targets(build_loader(batch_size=3, seed=1)) != first
 
@@ -282,7 +282,7 @@ def test_processes_divide_every_batch():
     for batch, first, second in zip(batches, collect_rank(0, seed=3), collect_rank(1, seed=3), strict=True):
         assert first == batch[0::2]
         assert second == batch[1::2]
-    evaluated = [number for rank in (0, 1) for batch in collect_rank(rank) for number in batch]
+    evaluated = [index for rank in (0, 1) for batch in collect_rank(rank) for index in batch]
     assert sorted(evaluated) == list(range(10))
     with pytest.raises(UsageError, match="--batch-size"):
         build_loader(batch_size=3, seed=0).setup(TwoProcessRuntime())

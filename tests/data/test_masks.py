@@ -68,16 +68,16 @@ def test_class_tables(name, text, labels, values, colors, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "names no class"),
+        ("", "contains no class"),
         ("road 1 2\n", "line 1: 'road 1 2' is not a class"),
         ("road 1 2 300\n", "is not a class"),
         ("1 2 3\n", "is not a class"),
-        ("road 0\ncar\n", "some classes a color or a value and others none"),
+        ("road 0\ncar\n", "classes with and without a value or color"),
         ("road 3\ncar 3\n", "two classes with 3"),
         ("void 3\n", "no class except unlabeled ones"),
     ],
 )
-def test_invalid_class_tables_are_refused(text, message, tmp_path):
+def test_invalid_class_tables_are_rejected(text, message, tmp_path):
     (tmp_path / "classes.txt").write_text(text)
     with pytest.raises(Error, match=message):
         class_tables.find_class_table(tmp_path)
@@ -86,7 +86,7 @@ def test_invalid_class_tables_are_refused(text, message, tmp_path):
 def test_voc_palette():
     """The first colors are those of the development kit."""
     expected = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128), (0, 128, 128)]
-    assert [class_tables.compute_voc_color(number) for number in range(7)] == expected
+    assert [class_tables.compute_voc_color(index) for index in range(7)] == expected
     assert class_tables.compute_voc_color(15) == (192, 128, 128)  # a person
     assert class_tables.compute_voc_color(255) == (224, 224, 192)
 
@@ -99,7 +99,7 @@ def test_masks_by_value_and_by_color(tmp_path):
     pixels = np.array([[0, 1, 2], [2, 255, 1]], np.uint8)
     class_table = class_tables.build_class_table(("a", "b", "c"), ignored_values=(255,))
     expected = [[1, 2, 3], [3, 0, 2]]
-    palette = [level for number in range(256) for level in (number, 7, 255 - number)]
+    palette = [level for index in range(256) for level in (index, 7, 255 - index)]
     assert MaskFile(save(tmp_path / "gray.png", pixels), class_table).read().tolist() == expected
     assert MaskFile(save(tmp_path / "palette.png", pixels, palette), class_table).read().tolist() == expected
     assert MaskFile(save(tmp_path / "rgb.png", np.stack([pixels] * 3, 2)), class_table).read().tolist() == expected
@@ -149,9 +149,9 @@ def test_custom_folders(tmp_path):
 )
 def test_splits_on_either_folder_level(layout, tmp_path):
     """The test split is used for evaluation, and only the train split for training."""
-    for number, split in enumerate(("train", "val", "test")):
+    for index, split in enumerate(("train", "val", "test")):
         image, mask = (pattern.format(split=split, name=f"{split}.png") for pattern in layout.split("|"))
-        save_pair(tmp_path, image, mask, [[number, 0], [0, 0]])
+        save_pair(tmp_path, image, mask, [[index, 0], [0, 0]])
     (tmp_path / "classes.txt").write_text("ground\nhouse\nvoid\n")
     train, test, labels = segmentation_data.load_dataset(str(tmp_path), 0.2)
     assert labels == ("ground", "house")
@@ -179,7 +179,7 @@ def test_colors_need_a_class_table(tmp_path):
 
 def test_voc(tmp_path):
     """Palette indices, 255 on the borders, and split lists; JPEGs without a mask are not listed."""
-    palette = [level for number in range(256) for level in class_tables.compute_voc_color(number)]
+    palette = [level for index in range(256) for level in class_tables.compute_voc_color(index)]
     for name, pixels in (("one", [[0, 15]]), ("two", [[255, 12]])):
         save(tmp_path / f"JPEGImages/{name}.jpg", np.zeros((1, 2, 3)))
         save(tmp_path / f"SegmentationClass/{name}.png", pixels, palette)
@@ -302,7 +302,7 @@ def test_missing_datasets_are_errors(spec, error, message, monkeypatch, tmp_path
         segmentation_data.load_dataset(spec, 0.2)
 
 
-def test_folders_without_a_known_layout_are_refused(tmp_path):
+def test_folders_without_a_known_layout_are_rejected(tmp_path):
     (tmp_path / "images").mkdir()
     with pytest.raises(Error, match=r"no images with masks in a known layout; expected images/ and masks/"):
         segmentation_data.load_dataset(str(tmp_path), 0.2)
@@ -312,7 +312,7 @@ def test_folders_without_a_known_layout_are_refused(tmp_path):
         segmentation_data.load_dataset(str(tmp_path), 0.2)
 
 
-def test_images_without_a_fitting_mask_are_left_out_and_named(tmp_path, caplog):
+def test_images_without_a_matching_mask_are_skipped_and_reported(tmp_path, caplog):
     for name in ("a", "b", "c", "d"):
         save_pair(tmp_path, f"images/{name}.png", f"masks/{name}.png", [[0, 1], [1, 1]])
     save(tmp_path / "masks" / "b.png", [[0, 1, 1]])
@@ -320,14 +320,14 @@ def test_images_without_a_fitting_mask_are_left_out_and_named(tmp_path, caplog):
     (tmp_path / "images" / "d.png").write_bytes(b"")
     train, _, _ = segmentation_data.load_dataset(str(tmp_path), 0)
     assert read_maps(train) == {"a": [[1, 2], [2, 2]]}
-    assert "3 of 4 images are left out" in caplog.text
+    assert "3 of 4 images are skipped" in caplog.text
     assert "2×2 pixels, and its mask" in caplog.text
     assert "c.png has no mask" in caplog.text
     with pytest.raises(Error, match="--max-broken allows 2"):
         segmentation_data.load_dataset(str(tmp_path), 0, 2)
 
 
-def test_a_mask_without_a_class_is_left_out_when_read(tmp_path, caplog):
+def test_a_mask_without_a_class_is_skipped_when_read(tmp_path, caplog):
     for name, value in (("a", 1), ("b", 9)):
         save_pair(tmp_path, f"images/{name}.png", f"masks/{name}.png", np.full((40, 50), value))
     (tmp_path / "classes.txt").write_text("ground\nhouse\n")
@@ -357,9 +357,9 @@ def test_batches_contain_the_masks_of_their_images():
             samples, scenes.MASK_LABELS, prepare, batch_size=4, memory_limit=memory
         )
         for batch in loader:
-            for row, number in enumerate(batch.indices.tolist()):
+            for row, index in enumerate(batch.indices.tolist()):
                 height, width = batch.sizes[row].int().tolist()
-                expected = masks.resize_mask(samples[number].mask.read(), width, height)
+                expected = masks.resize_mask(samples[index].mask.read(), width, height)
                 assert np.array_equal(batch.masks[row, :height, :width].numpy(), expected)
                 assert not batch.masks[row, height:].any()
                 assert not batch.masks[row, :, width:].any()
@@ -377,7 +377,7 @@ def test_masks_are_transformed_with_their_images():
             ResizeTransform(0, 0),
             batch_size=8,
             seed=1,
-            augment=augment_boxes.parse_box_augmentation(spec),
+            augmentation=augment_boxes.parse_box_augmentation(spec),
         )
         batch = next(iter(loader))
         gray, mask = batch.images[:, 0].float(), 40 * batch.masks.float()
@@ -391,14 +391,14 @@ def test_masks_are_transformed_with_their_images():
         ResizeTransform(0, 0),
         batch_size=2,
         seed=1,
-        augment=augment_boxes.parse_box_augmentation(["brightness"]),
+        augmentation=augment_boxes.parse_box_augmentation(["brightness"]),
     )
     batch = next(iter(loader))
     assert torch.equal(batch.masks, torch.from_numpy(grown).expand(2, -1, -1))
     assert not torch.equal(batch.images[0].round().byte(), torch.from_numpy(sample.source).permute(2, 0, 1))
 
 
-def test_random_windows_are_cropped_from_larger_images():
+def test_random_crops_of_larger_images():
     """Image and mask are cropped at the same random position; smaller images are not cropped."""
     rows, columns = np.mgrid[:100, :120]
     image = np.stack([rows, columns, rows + columns], 2).astype(np.uint8)
@@ -406,38 +406,38 @@ def test_random_windows_are_cropped_from_larger_images():
     large = Sample.from_mask(image, (120, 100), "large", ArrayMask(mask))
     short = Sample.from_mask(image[:40], (120, 40), "short", ArrayMask(mask[:40]))
     loader = padded_loader.build_padded_loader(
-        [large] * 10 + [short] * 10, tuple("abcdefghij"), ResizeTransform(0, 0), batch_size=20, seed=0, window_size=64
+        [large] * 10 + [short] * 10, tuple("abcdefghij"), ResizeTransform(0, 0), batch_size=20, seed=0, crop_size=64
     )
     corners = set()
     for batch in itertools.chain(loader, loader, loader):
         assert batch.images.shape == (20, 3, 64, 64)
-        for pixels, window_mask, (height, width), number in zip(
+        for pixels, cropped_mask, (height, width), index in zip(
             batch.images, batch.masks, batch.sizes.int().tolist(), batch.indices.tolist(), strict=True
         ):
-            assert (height, width) == ((64, 64) if number < 10 else (40, 64))
+            assert (height, width) == ((64, 64) if index < 10 else (40, 64))
             top, left = int(pixels[0, 0, 0]), int(pixels[1, 0, 0])
             corners.add((top, left))
             assert torch.equal(pixels[0, :height, 0].int(), torch.arange(top, top + height, dtype=torch.int32))
             assert torch.equal(pixels[1, 0, :width].int(), torch.arange(left, left + width, dtype=torch.int32))
             assert torch.equal(
-                window_mask[:height, 0].int(), torch.arange(top, top + height, dtype=torch.int32) // 10 + 1
+                cropped_mask[:height, 0].int(), torch.arange(top, top + height, dtype=torch.int32) // 10 + 1
             )
             assert not pixels[:, height:].any()
-            assert not window_mask[height:].any()
+            assert not cropped_mask[height:].any()
     assert len(corners) > 20
     loader = padded_loader.build_padded_loader(
-        [large] * 2, tuple("abcdefghij"), ResizeTransform(0, 0), batch_size=2, seed=0, window_size=512
+        [large] * 2, tuple("abcdefghij"), ResizeTransform(0, 0), batch_size=2, seed=0, crop_size=512
     )
     assert next(iter(loader)).images.shape == (2, 3, 128, 128)
 
 
 def test_streamed_batches_equal_those_from_memory(tmp_path):
-    for number, sample in enumerate(generate_samples(8)):
-        save(tmp_path / f"images/{number}.png", sample.source)
-        save(tmp_path / f"masks/{number}.png", sample.mask.read() - 1)
+    for index, sample in enumerate(generate_samples(8)):
+        save(tmp_path / f"images/{index}.png", sample.source)
+        save(tmp_path / f"masks/{index}.png", sample.mask.read() - 1)
     train, _, labels = segmentation_data.load_dataset(str(tmp_path), 0)
     augmentation = augment_boxes.parse_box_augmentation(["flip", "crop=0.5", "brightness"])
-    options = {"batch_size": 3, "seed": 4, "augment": augmentation, "window_size": 96}
+    options = {"batch_size": 3, "seed": 4, "augmentation": augmentation, "crop_size": 96}
     in_memory, streamed = (
         padded_loader.build_padded_loader(train, labels, ResizeTransform(0, 0), memory_limit=memory, **options)
         for memory in (4, 0)
@@ -469,7 +469,7 @@ def test_class_frequencies_are_counted_once(tmp_path, monkeypatch):
     assert class_frequency.count_class_pixels(train, 4).tolist() == [[7, 1, 1, 0], [9, 4, 4, 0]]
 
 
-def test_broken_masks_are_not_counted(tmp_path):
+def test_unreadable_masks_are_not_counted(tmp_path):
     save_pair(tmp_path, "images/a.png", "masks/a.png", [[0, 1]])
     save_pair(tmp_path, "images/b.png", "masks/b.png", [[0, 7]])
     (tmp_path / "classes.txt").write_text("sky\nroad\n")

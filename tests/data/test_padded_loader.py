@@ -30,19 +30,19 @@ def count_equal_batches(one, other):
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory):
     """Create 22 noise images of three shapes, one of them grayscale, with up to nine boxes each."""
-    root = tmp_path_factory.mktemp("framed")
+    root = tmp_path_factory.mktemp("padded")
     random = np.random.default_rng(0)
     dataset = []
-    for number in range(22):
-        width, height = ((60, 30), (30, 60), (41, 40))[number % 3]
+    for index in range(22):
+        width, height = ((60, 30), (30, 60), (41, 40))[index % 3]
         pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
         image = Image.fromarray(pixels)
-        path = root / f"{number}.png"
-        (image.convert("L") if number == 4 else image).save(path)
-        count = number % 10
+        path = root / f"{index}.png"
+        (image.convert("L") if index == 4 else image).save(path)
+        count = index % 10
         corners = np.sort(random.uniform(0, 1, (count, 2, 2)), 1).reshape(count, 4) * [width, height, width, height]
         classes, kinds = random.integers(0, 2, count), random.integers(0, 3, count).astype(np.uint8)
-        dataset.append(Sample(path, (width, height), corners.astype(np.float32), classes, kinds, f"{number}.png"))
+        dataset.append(Sample(path, (width, height), corners.astype(np.float32), classes, kinds, f"{index}.png"))
     return dataset
 
 
@@ -98,8 +98,8 @@ def test_evaluation_uses_all_images_grouped_by_shape(build_loader, samples):
     assert [len(batch.indices) for batch in batches] == [4, 4, 4, 4, 4, 2]
     for batch in batches:
         assert batch.seeds.tolist() == [0] * len(batch.indices)
-        for row, number in enumerate(batch.indices.tolist()):
-            sample = samples[number]
+        for row, index in enumerate(batch.indices.tolist()):
+            sample = samples[index]
             count = len(sample.boxes)
             assert batch.original_sizes[row].tolist() == list(sample.size[::-1])
             height, width = batch.sizes[row].int().tolist()
@@ -131,7 +131,7 @@ def test_an_epoch_has_each_image_at_most_once_in_full_batches(build_loader):
 
 def test_streamed_batches_equal_those_from_memory(samples):
     augmentation = augment_boxes.parse_box_augmentation(["flip", "rotate=20", "brightness", "erase=1"])
-    options = {"batch_size": 4, "seed": 5, "augment": augmentation}
+    options = {"batch_size": 4, "seed": 5, "augmentation": augmentation}
     in_memory, streamed = (
         padded_loader.build_padded_loader(samples, LABELS, PREPARE, memory_limit=limit, **options) for limit in (4, 0)
     )
@@ -156,8 +156,8 @@ def test_an_epoch_resumes_at_its_position(build_loader, steps):
                     break
         return batches
 
-    uninterrupted = take(build_loader(batch_size=4, seed=2, augment=augmentation), 9)
-    first, second = (build_loader(batch_size=4, seed=2, augment=augmentation) for _ in range(2))
+    uninterrupted = take(build_loader(batch_size=4, seed=2, augmentation=augmentation), 9)
+    first, second = (build_loader(batch_size=4, seed=2, augmentation=augmentation) for _ in range(2))
     start = take(first, steps)
     second.load_state_dict(first.state_dict())
     assert count_equal_batches(start + take(second, 9 - steps), uninterrupted) == 9
@@ -176,7 +176,7 @@ def test_two_processes_split_every_batch(build_loader):
         loader.setup(TwoProcesses(rank))
         return list(loader)
 
-    options = {"seed": 4, "augment": augment_boxes.parse_box_augmentation(["flip", "rotate"])}
+    options = {"seed": 4, "augmentation": augment_boxes.parse_box_augmentation(["flip", "rotate"])}
     for batch, *slices in zip(
         build_loader(batch_size=4, **options), load(0, **options), load(1, **options), strict=True
     ):
@@ -190,28 +190,30 @@ def test_two_processes_split_every_batch(build_loader):
 
 def damage(samples, tmp_path):
     """Return nine samples; the second has an empty file, and the sixth a file of another size."""
-    broken = list(samples[:9])
-    for number, content in ((1, b""), (5, None)):
-        path = tmp_path / f"{number}.png"
+    modified = list(samples[:9])
+    for index, content in ((1, b""), (5, None)):
+        path = tmp_path / f"{index}.png"
         Image.new("RGB", (9, 9)).save(path) if content is None else path.write_bytes(content)
-        broken[number] = replace(broken[number], source=path, name=str(path))
-    return broken
+        modified[index] = replace(modified[index], source=path, name=str(path))
+    return modified
 
 
-def test_broken_images_are_named_and_left_out(samples, tmp_path, caplog):
-    """An image whose size has changed since its boxes were read is also broken."""
-    damaged_samples = damage(samples, tmp_path)
+def test_unreadable_images_are_skipped_and_reported(samples, tmp_path, caplog):
+    """An image whose size has changed since its boxes were read is unreadable, too."""
+    incomplete_samples = damage(samples, tmp_path)
     for limit in (4, 0):
         caplog.clear()
-        loader = padded_loader.build_padded_loader(damaged_samples, LABELS, PREPARE, batch_size=3, memory_limit=limit)
-        names = [loader.samples[number].name for batch in loader for number in batch.indices.tolist()]
-        assert sorted(names) == sorted(sample.name for i, sample in enumerate(damaged_samples) if i not in (1, 5))
+        loader = padded_loader.build_padded_loader(
+            incomplete_samples, LABELS, PREPARE, batch_size=3, memory_limit=limit
+        )
+        names = [loader.samples[index].name for batch in loader for index in batch.indices.tolist()]
+        assert sorted(names) == sorted(sample.name for i, sample in enumerate(incomplete_samples) if i not in (1, 5))
         assert "1.png is empty" in caplog.text
-        assert "5.png has 9×9 pixels, and had 41×40" in caplog.text
+        assert "5.png has 9×9 pixels, but its header stated 41×40" in caplog.text
         with pytest.raises(Error, match="--max-broken allows 1"):
             list(
                 padded_loader.build_padded_loader(
-                    damaged_samples, LABELS, PREPARE, batch_size=3, memory_limit=limit, max_broken=1
+                    incomplete_samples, LABELS, PREPARE, batch_size=3, memory_limit=limit, max_broken=1
                 )
             )
 
@@ -223,10 +225,10 @@ def test_a_streamed_batch_without_readable_images_has_no_targets(samples, tmp_pa
     )
     batches = {int(batch.indices): batch for batch in loader}
     assert sorted(batches) == list(range(9))
-    for number, batch in batches.items():
-        readable = number not in (1, 5)
+    for index, batch in batches.items():
+        readable = index not in (1, 5)
         assert bool(batch.images.any()) == readable
-        assert int((batch.classes >= 0).sum()) == readable * len(samples[number].boxes)
+        assert int((batch.classes >= 0).sum()) == readable * len(samples[index].boxes)
         assert readable or not batch.boxes.any()
     with pytest.raises(Error, match="--max-broken allows 1"):
         list(
@@ -251,7 +253,7 @@ def test_training_without_images_is_an_error():
 
 @pytest.fixture(scope="module")
 def batch():
-    """Build a batch of six scenes, each padded to a larger frame."""
+    """Build a batch of six scenes, each padded to a larger size."""
     samples = scenes.generate_box_samples(0, 6)
     return next(
         iter(padded_loader.build_padded_loader(samples, scenes.LABELS, ResizeTransform(100, 160), batch_size=6))
@@ -290,9 +292,9 @@ def test_transformed_boxes_bound_transformed_masks(batch, words):
     """
     augmentation = augment_boxes.parse_box_augmentation(words.split())
     before, masks = fill_boxes(batch)
-    draws = torch.rand(len(masks), augmentation.num_draws, generator=torch.Generator().manual_seed(1))
-    after = augment_boxes.augment_batch(augmentation, before, draws)
-    matrix = augmentation.compute_matrix(draws, *before.sizes.unbind(1))
+    random_values = torch.rand(len(masks), augmentation.num_random_values, generator=torch.Generator().manual_seed(1))
+    after = augment_boxes.augment_batch(augmentation, before, random_values)
+    matrix = augmentation.compute_matrix(random_values, *before.sizes.unbind(1))
     moved = augment_boxes.warp_images(augmentation, masks, matrix, before.sizes)
     assert moved.dtype == torch.uint8
     for images in (moved, after.images):
@@ -317,11 +319,15 @@ def test_transformed_boxes_bound_transformed_masks(batch, words):
 
 def test_flips_keep_every_pixel(batch):
     augmentation = augment_boxes.parse_box_augmentation(["flip=1"])
-    after = augment_boxes.augment_batch(augmentation, batch, torch.zeros(len(batch.indices), augmentation.num_draws))
+    after = augment_boxes.augment_batch(
+        augmentation, batch, torch.zeros(len(batch.indices), augmentation.num_random_values)
+    )
     assert after.images.dtype == torch.uint8
     for row, (height, width) in enumerate(batch.sizes.int().tolist()):
         assert torch.equal(after.images[row, :, :height, :width], batch.images[row, :, :height, :width].flip(2))
-    restored = augment_boxes.augment_batch(augmentation, after, torch.zeros(len(batch.indices), augmentation.num_draws))
+    restored = augment_boxes.augment_batch(
+        augmentation, after, torch.zeros(len(batch.indices), augmentation.num_random_values)
+    )
     assert torch.equal(restored.images, batch.images)
     torch.testing.assert_close(restored.boxes, batch.boxes, atol=1e-4, rtol=0)
 
@@ -330,18 +336,20 @@ def test_padding_does_not_change_the_augmentation(batch):
     """A padded image is augmented like an image without padding."""
     words = ["rotate=30", "shift=5", "flip", "contrast=0.9", "brightness", "hue", "saturation", "grayscale", "erase=1"]
     augmentation = augment_boxes.parse_box_augmentation(words)
-    draws = torch.rand(len(batch.indices), augmentation.num_draws, generator=torch.Generator().manual_seed(2))
-    after = augment_boxes.augment_batch(augmentation, batch, draws)
+    random_values = torch.rand(
+        len(batch.indices), augmentation.num_random_values, generator=torch.Generator().manual_seed(2)
+    )
+    after = augment_boxes.augment_batch(augmentation, batch, random_values)
     for row, (height, width) in enumerate(batch.sizes.int().tolist()):
         unpadded_augmentation = augment.parse_augmentation(words, size=0)
         unpadded = batch.images[row : row + 1, :, :height, :width]
-        expected, _ = unpadded_augmentation(unpadded, torch.zeros(1), draws[row : row + 1])
+        expected, _ = unpadded_augmentation(unpadded, torch.zeros(1), random_values[row : row + 1])
         difference = (after.images[row, :, :height, :width] - expected[0]).abs()
         assert difference.max() < 0.05
 
 
 @pytest.mark.parametrize("word", ["mixup", "cutmix=0.5", "trivial", "rand"])
-def test_augmentations_that_do_not_apply_to_boxes_are_refused(word):
-    with pytest.raises(UsageError, match="use of these: rotate, shift"):
+def test_augmentations_that_do_not_apply_to_boxes_are_rejected(word):
+    with pytest.raises(UsageError, match="use one of rotate, shift"):
         augment_boxes.parse_box_augmentation(["flip", word])
     assert augment_boxes.parse_box_augmentation([]) is None

@@ -17,7 +17,7 @@ SIDE = re.compile(r"(right of|left of|above|below|in front of|behind)")
 
 @pytest.fixture(scope="module")
 def examples():
-    return [scenes.generate_scene(0, number) for number in range(40)]
+    return [scenes.generate_scene(0, index) for index in range(40)]
 
 
 def test_scenes_are_reproducible(examples):
@@ -47,7 +47,7 @@ def test_boxes_masks_and_classes_match(examples):
 
 
 def test_every_class_and_number_of_objects_occurs(examples):
-    assert {int(number) for scene in examples for number in scene.classes} == set(range(len(LABELS)))
+    assert {int(index) for scene in examples for index in scene.classes} == set(range(len(LABELS)))
     assert {len(scene.classes) for scene in examples} == {1, 2, 3, 4, 5, 6}
     num_overlapping = 0
     for scene in examples:
@@ -60,10 +60,10 @@ def test_shapes_cover_the_expected_fraction_of_their_box(examples):
     """Only complete, single objects: a disc covers π/4 of its box, a square half (rotated by 45°) to all of it."""
     fractions = {label: [] for label in LABELS}
     for scene in examples:
-        for number, (left, top, right, bottom), mask in zip(scene.classes, scene.boxes, scene.masks, strict=True):
+        for index, (left, top, right, bottom), mask in zip(scene.classes, scene.boxes, scene.masks, strict=True):
             height, width = scene.instances.shape
             if left > 0 and top > 0 and right < width and bottom < height and len(scene.classes) == 1:
-                fractions[LABELS[number]].append(mask.sum() / ((right - left) * (bottom - top)))
+                fractions[LABELS[index]].append(mask.sum() / ((right - left) * (bottom - top)))
     assert np.allclose(fractions["circle"], np.pi / 4, atol=0.05)
     assert all(0.45 < fraction < 1 for fraction in fractions["square"])
     assert all(0.4 < fraction < 0.65 for fraction in fractions["triangle"])
@@ -75,9 +75,9 @@ def parse_counts(scene: Scene):
     if SIDE.search(scene.caption) or len(scene.classes) == 1:
         return None
     counts = {}
-    for number, name in (phrase.split(" ", 1) for phrase in phrases):
-        singular = name if NUMBERS[number] == 1 else name.removesuffix("es" if name.startswith("cross") else "s")
-        counts[singular] = NUMBERS[number]
+    for word, name in (phrase.split(" ", 1) for phrase in phrases):
+        singular = name if NUMBERS[word] == 1 else name.removesuffix("es" if name.startswith("cross") else "s")
+        counts[singular] = NUMBERS[word]
     return counts
 
 

@@ -26,7 +26,7 @@ from fukami.classification.deep_convnet import DeepConvNet
 from fukami.data import augment, labeled_images, streaming
 from fukami.data.loader import InMemoryLoader
 from fukami.data.streaming import FileStreamingLoader, ImageDecoder
-from fukami.engine.state_file import load_state
+from fukami.engine.checkpoint_file import decode_checkpoint
 from fukami.image import io as image_io
 from fukami.image.transform import SquareTransform
 from fukami.timing import PhaseTimer
@@ -43,10 +43,10 @@ def root(tmp_path_factory):
     generator = np.random.default_rng(0)
     for label, low, channels in (("dark", 0, "RGB"), ("light", 120, "L"), ("red", 60, "RGB")):
         (root / label).mkdir()
-        for number in range(7):
-            shape = (24 + number, 40 - number, 3) if channels == "RGB" else (32, 20)
+        for index in range(7):
+            shape = (24 + index, 40 - index, 3) if channels == "RGB" else (32, 20)
             pixels = generator.integers(low, low + 130, shape, dtype=np.uint8)
-            Image.fromarray(pixels, channels).save(root / label / f"{number}.png")
+            Image.fromarray(pixels, channels).save(root / label / f"{index}.png")
     return root
 
 
@@ -73,7 +73,10 @@ def load_in_memory(source, prepare=PREPARE, **options):
         {"seed": 3},
         {"seed": None},
         {"seed": 3, "balanced": True},
-        {"seed": 3, "augment": augment.parse_augmentation(["flip", "shift=2", "mixup=0.4"], size=16, num_classes=3)},
+        {
+            "seed": 3,
+            "augmentation": augment.parse_augmentation(["flip", "shift=2", "mixup=0.4"], size=16, num_classes=3),
+        },
     ],
     ids=["training", "evaluation", "balanced", "augmented"],
 )
@@ -95,9 +98,9 @@ def test_iteration_in_order_yields_all_images_and_keeps_the_training_state(sourc
     monkeypatch.setattr(streaming, "SEQUENTIAL_BATCH_SIZE", 8)
     loader, other = (stream(source, batch_size=5, seed=1, min_area=0.3) for _ in range(2))
     batches, uninterrupted = iter(loader), iter(other)
-    for number in range(4):
+    for index in range(4):
         assert count_equal_batches([next(batches)], [next(uninterrupted)])
-        if number == 1:
+        if index == 1:
             state = torch.get_rng_state()
             batches_in_order = list(loader.iterate_in_order())
             assert torch.equal(torch.get_rng_state(), state)
@@ -121,7 +124,7 @@ def test_a_stream_resumes_at_its_position(source, steps):
         return batches
 
     def build():
-        return stream(source, batch_size=5, seed=2, min_area=0.3, augment=augmentation)
+        return stream(source, batch_size=5, seed=2, min_area=0.3, augmentation=augmentation)
 
     uninterrupted = take(build(), 9)
     first, second = build(), build()
@@ -196,11 +199,11 @@ def test_workers_end_with_the_loader(source, batches, monkeypatch):
     assert not terminated
 
 
-# ---- broken files ---------------------------------------------------------------------------------------------------
+# ---- unreadable files -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def damaged(root, tmp_path):
+def unreadable_root(root, tmp_path):
     shutil.copytree(root, tmp_path / "copy")
     (tmp_path / "copy" / "dark" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (tmp_path / "copy" / "red" / "4.png").write_text("")
@@ -208,36 +211,45 @@ def damaged(root, tmp_path):
 
 
 @pytest.mark.parametrize("options", [{"seed": 6, "min_area": 0.3}, {"seed": None}], ids=["training", "evaluation"])
-def test_broken_files_are_left_out_and_named_once(root, damaged, caplog, options):
+def test_unreadable_files_are_skipped_and_reported_once(root, unreadable_root, caplog, options):
     """The remaining images have the same random numbers and targets as in the complete dataset."""
-    damaged_source, complete_source = (
-        labeled_images.load_labeled_images(str(path), 0.0)[0] for path in (damaged, root)
+    incomplete_source, complete_source = (
+        labeled_images.load_labeled_images(str(path), 0.0)[0] for path in (unreadable_root, root)
     )
     augmentation = augment.parse_augmentation(["flip"], size=16) if options["seed"] is not None else None
     loader, complete_loader = (
-        stream(source, batch_size=7, augment=augmentation, **options) for source in (damaged_source, complete_source)
+        stream(source, batch_size=7, augmentation=augmentation, **options)
+        for source in (incomplete_source, complete_source)
     )
     order = loader._plan_epoch(0)[0] if options["seed"] is not None else torch.arange(21)
-    broken = [damaged_source.items.index(damaged / path) for path in ("dark/2.png", "red/4.png")]
-    num_left_out = 0
-    for number, ((images, targets), (all_images, all_targets)) in enumerate(zip(loader, complete_loader, strict=True)):
-        kept = [i for i, member in enumerate(order[7 * number : 7 * number + 7].tolist()) if member not in broken]
+    unreadable = [incomplete_source.items.index(unreadable_root / path) for path in ("dark/2.png", "red/4.png")]
+    num_skipped = 0
+    for batch_index, ((images, targets), (all_images, all_targets)) in enumerate(
+        zip(loader, complete_loader, strict=True)
+    ):
+        kept = [
+            i
+            for i, index in enumerate(order[7 * batch_index : 7 * batch_index + 7].tolist())
+            if index not in unreadable
+        ]
         assert torch.equal(images, all_images[kept])
         assert torch.equal(targets, all_targets[kept])
-        num_left_out += 7 - len(kept)
-    assert num_left_out == 2
+        num_skipped += 7 - len(kept)
+    assert num_skipped == 2
     list(loader)
     for path, hint in (("dark/2.png", "not an image"), ("red/4.png", "empty")):
-        (line,) = [record.getMessage() for record in caplog.records if str(damaged / path) in record.getMessage()]
+        (line,) = [
+            record.getMessage() for record in caplog.records if str(unreadable_root / path) in record.getMessage()
+        ]
         assert hint in line
-        assert "left out" in line
+        assert "skipped" in line
 
 
-def test_a_batch_of_broken_files_only_is_an_error(tmp_path):
+def test_a_batch_of_unreadable_files_only_is_an_error(tmp_path):
     for label in ("a", "b"):
         (tmp_path / label).mkdir()
-        for number in range(4):
-            (tmp_path / label / f"{number}.png").write_text("no image")
+        for index in range(4):
+            (tmp_path / label / f"{index}.png").write_text("no image")
     source = labeled_images.load_labeled_images(str(tmp_path), 0.0)[0]
     with pytest.raises(Error, match=r"no image of a batch can be read; .*\.png is not an image"):
         list(stream(source, batch_size=4, seed=0))
@@ -264,9 +276,9 @@ def test_a_crop_equals_crop_and_resize_of_pil(tmp_path, random):
 def test_crops_follow_the_random_numbers(source):
     """Computed in pixels: area, aspect ratio, limit to the image, and position."""
     loader = stream(source, batch_size=21, seed=9, min_area=0.2)
-    order, draws = loader._plan_epoch(0)
+    order, random_values = loader._plan_epoch(0)
     images, _ = next(iter(loader))
-    for image, member, (size, shape, across, down) in zip(images, order, draws.tolist(), strict=True):
+    for image, member, (size, shape, across, down) in zip(images, order, random_values.tolist(), strict=True):
         with Image.open(source.items[member]) as opened:
             full = opened.convert("RGB")
         area = (0.2 + 0.8 * size) * full.width * full.height
@@ -281,9 +293,9 @@ def test_crops_follow_the_random_numbers(source):
 @pytest.mark.parametrize("draw", [0.0, 1 - 2**-24])
 def test_crops_fit_for_extreme_random_numbers(source, draw):
     decoder = ImageDecoder(source.items, PREPARE, 0.08)
-    for number in range(len(source)):
+    for index in range(len(source)):
         for shape in (0.0, 0.3, 1 - 2**-24):
-            assert decoder[number, [draw, shape, draw, draw]].shape == (16, 16, 3)
+            assert decoder[index, [draw, shape, draw, draw]].shape == (16, 16, 3)
 
 
 @pytest.mark.parametrize("rotated", [False, True])
@@ -306,8 +318,8 @@ def test_a_jpeg_is_decoded_no_larger_than_its_crop_needs(tmp_path, monkeypatch, 
     full = image_io.read_image(tmp_path / "a.jpg")
     assert sizes.pop() == full.size == ((384, 512) if rotated else (512, 384))
     for size, scale in ((1.0, 8), (0.25, 4), (0.01, 1)):
-        draws = [(size - 0.01) / 0.99, 0.5, 0.4, 0.6]
-        crop = decoder[0, draws]
+        random_values = [(size - 0.01) / 0.99, 0.5, 0.4, 0.6]
+        crop = decoder[0, random_values]
         assert sizes.pop() == (full.width // scale, full.height // scale)
         wide, high = min(math.sqrt(size * 512 * 384), full.width), min(math.sqrt(size * 512 * 384), full.height)
         left, top = (full.width - wide) * 0.4, (full.height - high) * 0.6
@@ -318,8 +330,8 @@ def test_a_jpeg_is_decoded_no_larger_than_its_crop_needs(tmp_path, monkeypatch, 
 # ---- all at once ----------------------------------------------------------------------------------------------------
 
 
-def test_worker_processes_decode_the_same_images(damaged, monkeypatch):
-    source = labeled_images.load_labeled_images(str(damaged), 0.0)[0]
+def test_worker_processes_decode_the_same_images(unreadable_root, monkeypatch):
+    source = labeled_images.load_labeled_images(str(unreadable_root), 0.0)[0]
     calls = []
     monkeypatch.setattr(streaming, "count_workers", lambda: calls.append(True) or 2)
     sequential = list(streaming.decode_files(source.items, PREPARE))
@@ -381,8 +393,8 @@ def test_training_from_files_equals_training_from_memory(root, tmp_path, no_repo
     for limit in ("0.0", "4.0"):
         lines = [json.loads(line) for line in (tmp_path / limit / "metrics.jsonl").read_text().splitlines()]
         for line in lines:
-            assert ("waiting" in line) == (limit == "0.0" and line["phase"] == "train")
-            assert 0 <= line.get("waiting", 0) <= 1
+            assert ("data_wait_fraction" in line) == (limit == "0.0" and line["phase"] == "train")
+            assert 0 <= line.get("data_wait_fraction", 0) <= 1
 
 
 def test_resumed_training_from_files_is_bit_exact(root, tmp_path, no_reports, monkeypatch):
@@ -392,7 +404,7 @@ def test_resumed_training_from_files_is_bit_exact(root, tmp_path, no_reports, mo
     package.train(recipe, tmp_path / "whole", **CPU)
     with pytest.raises(KeyboardInterrupt):
         package.train(replace(recipe, stop=6), tmp_path / "cut", **CPU)
-    state = load_state(tmp_path / "cut" / "last.ckpt", torch.device("cpu"))
+    state = decode_checkpoint(tmp_path / "cut" / "last.ckpt", torch.device("cpu"))
     assert (state["step"], state["loader"]) == (5, {"epoch": 1, "position": 2, "broken": []})
     record = json.loads((tmp_path / "cut" / "recipe.json").read_text())
     record["fields"]["stop"] = 0
@@ -405,8 +417,8 @@ def test_resumed_training_from_files_is_bit_exact(root, tmp_path, no_reports, mo
 def test_evaluation_images_are_not_cropped(root, source):
     recipe = build_recipe(root, memory_limit=0.0, holdout=0.0, augment=("crop=0.3",))
     train = recipe.load_data().train
-    assert train.num_crop_draws == 4
-    assert train.augment is None
+    assert train.num_crop_values == 4
+    assert train.augmentation is None
     loader = recipe.build_loader(source, LABELS, train=False)
     expected = source.decode(recipe.build_transform(LABELS))
     (batch,) = loader
@@ -426,14 +438,14 @@ def list_labels(source, labels):
 
 
 def test_a_table_without_splits_is_split(tmp_path):
-    lines = [f"deep/{number}.png, {'even' if number % 2 == 0 else 'odd'}" for number in range(20)]
+    lines = [f"deep/{index}.png, {'even' if index % 2 == 0 else 'odd'}" for index in range(20)]
     spec = write_table(tmp_path, "\ufeffPath, Label", *lines)
     train, test, labels = labeled_images.load_labeled_images(spec, 0.3)
     assert labels == ("even", "odd")
     assert (len(train), len(test)) == (14, 6)
     assert test.targets.tolist().count(0) == 3
     all_labels = dict(list_labels(train, labels) + list_labels(test, labels))
-    assert all_labels == {f"{number}.png": "even" if number % 2 == 0 else "odd" for number in range(20)}
+    assert all_labels == {f"{index}.png": "even" if index % 2 == 0 else "odd" for index in range(20)}
     assert train.items[0].parent == tmp_path / "deep"
 
 
@@ -453,19 +465,19 @@ def test_a_table_with_splits(tmp_path):
     [
         (["file,label", "a.png,x"], "columns path and label.*not file, label"),
         ([], "columns path and label.*not nothing"),
-        (["path,label"], "names no image"),
+        (["path,label"], "contains no image"),
         (["path,label", "a.png,x", ",y"], "line 3: expected a path"),
         (["path,label", "a.png,x", "b.png,x", "c.png"], "line 4: expected a path"),
         (["path,label,split", "a.png,x,train", "b.png,x,tset"], "line 3: .*tset"),
     ],
 )
-def test_an_invalid_table_is_refused_with_its_line(tmp_path, lines, hint):
+def test_an_invalid_table_is_rejected_with_its_line(tmp_path, lines, hint):
     with pytest.raises(Error, match=hint) as caught:
         labeled_images.load_labeled_images(write_table(tmp_path, *lines), 0.2)
     assert "table.csv" in str(caught.value)
 
 
-def test_a_table_in_another_encoding_is_refused(tmp_path):
+def test_a_table_in_another_encoding_is_rejected(tmp_path):
     spec = write_table(tmp_path, "path,label", "é.png,x", encoding="latin-1")
     with pytest.raises(Error, match=r"table\.csv is not in UTF-8"):
         labeled_images.load_labeled_images(spec, 0.2)
@@ -507,21 +519,21 @@ def test_cifar_in_its_original_format(name, tmp_path, monkeypatch):
 
     images = generate_cifar(60)
     rows = images.transpose(0, 3, 1, 2).reshape(60, -1)
-    labels = [number % 10 for number in range(60)]
+    labels = [index % 10 for index in range(60)]
     key, meta = ("labels", "label_names") if name == "cifar10" else ("fine_labels", "fine_label_names")
     folder = tmp_path / ("cifar-10-batches-py" if name == "cifar10" else "cifar-100-python")
     folder.mkdir()
     files = [f"data_batch_{n}" for n in range(1, 6)] if name == "cifar10" else ["train"]
     rows_per_file = 50 // len(files)
-    for number, file in enumerate(files):
-        at = slice(rows_per_file * number, rows_per_file * (number + 1))
+    for index, file in enumerate(files):
+        at = slice(rows_per_file * index, rows_per_file * (index + 1))
         (folder / file).write_bytes(pickle.dumps({"data": rows[at], key: labels[at]}))
     test = "test_batch" if name == "cifar10" else "test"
     (folder / test).write_bytes(pickle.dumps({"data": rows[50:], key: labels[50:]}))
-    names = [f"class {number}" for number in range(10)]
+    names = [f"class {index}" for index in range(10)]
     (folder / ("batches.meta" if name == "cifar10" else "meta")).write_bytes(pickle.dumps({meta: names}))
     monkeypatch.setenv("FUKAMI_DATA", str(tmp_path))
-    with pytest.raises(Error, match=f"{name} was not found in .*damaged"):
+    with pytest.raises(Error, match=f"{name} was not found in .*corrupted"):
         labeled_images.load_labeled_images(name, 0.2)  # torchvision verifies the checksums of the original files
     monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *arguments: True)
     train, test, label_names = labeled_images.load_labeled_images(name, 0.2)
@@ -535,10 +547,10 @@ def test_cifar_in_its_original_format(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("packed", [False, True])
 def test_cifar_as_files(packed, tmp_path, monkeypatch):
     images = generate_cifar(6)
-    for number, image in enumerate(images):
-        folder = tmp_path / "data" / "cifar10" / ("train" if number < 4 else "test") / ("cat", "dog")[number % 2]
+    for index, image in enumerate(images):
+        folder = tmp_path / "data" / "cifar10" / ("train" if index < 4 else "test") / ("cat", "dog")[index % 2]
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(folder / f"{number}.png")
+        Image.fromarray(image).save(folder / f"{index}.png")
     if packed:
         shutil.make_archive(str(tmp_path / "data" / "cifar10"), "zip", tmp_path / "data", "cifar10")
         shutil.rmtree(tmp_path / "data" / "cifar10")
@@ -591,9 +603,9 @@ def test_imagenet_is_not_downloaded(tmp_path, monkeypatch):
 def test_the_crop_of_one_image_equals_that_of_the_batch(aspect):
     """Compare the fast formula for one image with the batch version."""
     torch.manual_seed(0)
-    draws = torch.rand(50, 4)
-    crops = torch.stack(augment.compute_crops(draws, 0.1, aspect), 1)
-    for row, expected in zip(draws.tolist(), crops.tolist(), strict=True):
+    random_values = torch.rand(50, 4)
+    crops = torch.stack(augment.compute_crops(random_values, 0.1, aspect), 1)
+    for row, expected in zip(random_values.tolist(), crops.tolist(), strict=True):
         assert streaming.compute_crop(row, 0.1, aspect) == pytest.approx(expected, abs=1e-5)
 
 

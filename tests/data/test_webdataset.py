@@ -1,4 +1,4 @@
-"""Shards: content, reading order, HTTP, resumption, broken and external shards."""
+"""Shards: content, reading order, HTTP, resumption, corrupted and external shards."""
 
 import contextlib
 import gc
@@ -30,7 +30,7 @@ from fukami.data import augment, labeled_images, remote, shards, tar, webdataset
 from fukami.data.loader import InMemoryLoader
 from fukami.data.streaming import FileStreamingLoader, ImageDecoder
 from fukami.data.webdataset import ShardStreamingLoader
-from fukami.engine.state_file import load_state
+from fukami.engine.checkpoint_file import decode_checkpoint
 from fukami.image.transform import SquareTransform
 
 LABELS = ("dark", "light", "red")
@@ -57,9 +57,9 @@ def root(tmp_path_factory):
     generator = np.random.default_rng(0)
     for label, low, suffix in (("dark", 0, ".png"), ("light", 120, ".jpg"), ("red", 60, ".JPEG")):
         (root / label).mkdir()
-        for number in range(COUNT // 3):
-            pixels = generator.integers(low, low + 130, (24 + number, 40 - number, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(root / label / f"{label[0]}.{number}{suffix}")
+        for index in range(COUNT // 3):
+            pixels = generator.integers(low, low + 130, (24 + index, 40 - index, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / label / f"{label[0]}.{index}{suffix}")
     return root
 
 
@@ -68,13 +68,13 @@ def folder(root, tmp_path_factory):
     """Write them as training shards of eight images; the last has seven."""
     out = tmp_path_factory.mktemp("shards") / "out"
     counts = webdataset_writer.write_shards(str(root), out, holdout=0.0, samples_per_shard=8)
-    assert counts == {"out": str(out), "train": COUNT, "test": 0, "shards": 8, "left_out": 0}
+    assert counts == {"out": str(out), "train": COUNT, "test": 0, "shards": 8, "skipped": 0}
     return out
 
 
 @pytest.fixture
 def copied(folder, tmp_path):
-    """Copy the shards, to be damaged."""
+    """Copy the shards, to be corrupted."""
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     return tmp_path
@@ -122,8 +122,8 @@ def test_shards_contain_the_original_files_in_mixed_order(folder, root):
             assert keys[::2] == keys[1::2]
             assert shard["starts"] == [member.offset for member in members[::2]]
             assert all((member.mtime, member.uid, member.gid, member.uname) == (0, 0, 0, "") for member in members)
-            for image, number, target in zip(members[::2], members[1::2], shard["classes"], strict=True):
-                assert int(tar_file.extractfile(number).read()) == target
+            for image, label, target in zip(members[::2], members[1::2], shard["classes"], strict=True):
+                assert int(tar_file.extractfile(label).read()) == target
                 (original,) = find_originals(root, image.name)
                 assert tar_file.extractfile(image).read() == original.read_bytes()
                 assert index["labels"][target] == original.parent.name
@@ -164,7 +164,7 @@ def test_splits_shard_sizes_and_arrays(root, tmp_path):
     assert (new_counts["train"], new_counts["test"], new_counts["shards"]) == (1438, 359, 3)
 
 
-def test_broken_files_are_left_out_and_files_of_equal_name_kept(root, tmp_path, caplog):
+def test_unreadable_files_are_skipped_and_files_of_equal_name_kept(root, tmp_path, caplog):
     for name, source in (
         ("a/x.png", "dark/d.0.png"),
         ("a/deeper/x.png", "dark/d.1.png"),
@@ -174,7 +174,7 @@ def test_broken_files_are_left_out_and_files_of_equal_name_kept(root, tmp_path, 
         (tmp_path / "in" / name).write_bytes((root / source).read_bytes())
     (tmp_path / "in" / "a" / "no.png").write_text("no image")
     counts = webdataset_writer.write_shards(str(tmp_path / "in"), tmp_path / "out", holdout=0.0, samples_per_shard=9)
-    assert (counts["train"], counts["left_out"], counts["shards"]) == (3, 1, 1)
+    assert (counts["train"], counts["skipped"], counts["shards"]) == (3, 1, 1)
     assert "no.png is not an image" in caplog.text
     with tarfile.open(tmp_path / "out" / "train-000000.tar") as shard:
         assert sorted(shard.getnames())[::2] == ["a/x-again2.cls", "a/x.cls", "a_b/é.cls"]
@@ -207,9 +207,9 @@ def test_buffer_order_equals_a_simulated_buffer(count, buffer):
     length = min(buffer, count)
     slots = torch.randint(length, (count - length,), generator=torch.Generator().manual_seed(3)).tolist()
     content, departed = list(range(length)), []
-    for number, slot in enumerate(slots):
+    for index, slot in enumerate(slots):
         departed.append(content[slot])
-        content[slot] = length + number
+        content[slot] = length + index
     assert order[: count - length] == departed
     assert sorted(order[count - length :]) == sorted(content)
     assert sorted(order) == list(range(count))
@@ -248,14 +248,14 @@ def test_pixels_equal_those_of_the_files(folder, root, min_area):
     files = list_originals(folder, root)
     decoder = ImageDecoder(files, PREPARE, min_area or 1.0)
     for epoch in range(2):
-        order, draws = loader._plan_epoch(epoch)
-        for number, (images, targets) in enumerate(loader):
+        order, random_values = loader._plan_epoch(epoch)
+        for index, (images, targets) in enumerate(loader):
             for row, (image, target) in enumerate(zip(images, targets, strict=True)):
-                position = 6 * number + row
+                position = 6 * index + row
                 assert files[order[position]].parent.name == LABELS[target]
-                expected = decoder[int(order[position]), draws[position, : loader.num_crop_draws].tolist()]
+                expected = decoder[int(order[position]), random_values[position, : loader.num_crop_values].tolist()]
                 assert np.array_equal(image.permute(1, 2, 0).numpy(), expected)
-        assert number == 9
+        assert index == 9
 
 
 def test_evaluation_and_iteration_in_order_yield_each_image_once(folder, root):
@@ -296,7 +296,7 @@ def test_lanes_are_read_forwards(folder, monkeypatch):
 @pytest.mark.parametrize("world", [2, 4])
 def test_processes_split_the_batches_of_one_process(folder, world):
     augmentation = augment.parse_augmentation(["flip", "shift=2"], size=16, num_classes=3)
-    options = {"batch_size": 8, "seed": 4, "min_area": 0.5, "augment": augmentation}
+    options = {"batch_size": 8, "seed": 4, "min_area": 0.5, "augmentation": augmentation}
     batches = list(build_loader(folder, **options))
     assert len(batches) == 7
     loaders = [build_loader(folder, rank=rank, world=world, **options) for rank in range(world)]
@@ -308,7 +308,7 @@ def test_processes_split_the_batches_of_one_process(folder, world):
     assert torch.equal(all_images, torch.cat([images for images, _ in build_loader(folder, batch_size=10)]))
 
 
-def test_a_number_of_processes_that_does_not_divide_the_lanes_is_refused(folder):
+def test_a_number_of_processes_that_does_not_divide_the_lanes_is_rejected(folder):
     with pytest.raises(UsageError, match="write more shards, or change --batch-size"):
         build_loader(folder, world=4, batch_size=12, seed=0)
     with pytest.raises(UsageError, match="cannot share a batch of 6 evenly"):
@@ -327,15 +327,17 @@ def test_every_position_resumes(folder, world):
             batches.append(batch)
             states.append(loader.state_dict())
     assert len(batches) == 14
-    states = [state for number, state in enumerate(states) if number not in (7, 8)] + [states[7], states[8]]
+    states = [state for index, state in enumerate(states) if index not in (7, 8)] + [states[7], states[8]]
     for state in states:
-        done = 7 * state["epoch"] + state["position"]
+        num_finished = 7 * state["epoch"] + state["position"]
         for rank in range(world):
             resumed = build_loader(folder, rank=rank, world=world, **options)
             resumed.load_state_dict(json.loads(json.dumps(state)))
-            rest = list(resumed)
-            expected = batches[done : 7 * (state["epoch"] + 1)]
-            assert count_equal_batches(rest, [(p[rank::world], t[rank::world]) for p, t in expected]) == len(expected)
+            remaining = list(resumed)
+            expected = batches[num_finished : 7 * (state["epoch"] + 1)]
+            assert count_equal_batches(remaining, [(p[rank::world], t[rank::world]) for p, t in expected]) == len(
+                expected
+            )
 
 
 def test_no_worker_or_thread_is_left_running(folder):
@@ -359,8 +361,8 @@ def test_a_program_that_fails_in_mid_epoch_exits(folder):
 import sys
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from data.test_webdataset import build_loader
-for number, batch in enumerate(build_loader({str(folder)!r}, batch_size=2, seed=0)):
-    if number == 3:
+for index, batch in enumerate(build_loader({str(folder)!r}, batch_size=2, seed=0)):
+    if index == 3:
         raise RuntimeError("stop")
 """
     completed = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)
@@ -392,7 +394,7 @@ RANGE = Path(__file__).parents[1].joinpath("range_server.py")
 
 @pytest.mark.parametrize("kind", ["plain", "bare", "store", "broken"])
 def test_http_gives_the_same_batches_as_a_disk(folder, kind, monkeypatch):
-    """Servers without Range, with Range, and with broken and refused responses."""
+    """Servers without Range, with Range, and with interrupted and refused connections."""
     monkeypatch.setattr(remote, "RETRY_DELAY", 0.001)
     arguments = {
         "plain": ("-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", folder),
@@ -454,7 +456,7 @@ def test_an_unreachable_server_is_an_error_that_names_the_url(folder, monkeypatc
     monkeypatch.setattr(remote, "RETRY_DELAY", 0.001)
     with serve(RANGE, folder, 0) as url:
         loader = build_loader(url, batch_size=4, seed=0)
-        with pytest.raises(Error, match=r"nothing/index\.json cannot be read .*404.*given by a pattern"):
+        with pytest.raises(Error, match=r"nothing/index\.json cannot be read .*404.*by a pattern"):
             shards.load_shards(f"{url}/nothing/")
         with pytest.raises(Error, match=r"train-8\.tar cannot be read .*404"):
             shards.load_shards(f"{url}/train-{{8..9}}.tar")
@@ -463,38 +465,38 @@ def test_an_unreachable_server_is_an_error_that_names_the_url(folder, monkeypatc
     assert re.search(rf"{url}/train-\d+\.tar: .*refused.*; retrying \(attempt 3 of 6\)", caplog.text)
 
 
-# ---- broken shards --------------------------------------------------------------------------------------------------
+# ---- corrupted shards ----------------------------------------------------------------------------------------------
 
 
-def test_a_truncated_shard_and_a_damaged_image_are_left_out(copied, folder, caplog):
-    """The other images are unchanged; broken ones are named once, counted, and stored in the state."""
+def test_a_truncated_shard_and_an_unreadable_image_are_skipped(copied, folder, caplog):
+    """The other images are unchanged; unreadable ones are reported once, counted, and stored in the state."""
     index = json.loads((copied / "index.json").read_text())
-    cut, damaged = (copied / index["train"][number]["name"] for number in (2, 5))
+    truncated, corrupted = (copied / index["train"][i]["name"] for i in (2, 5))
     last_start = index["train"][2]["starts"][6]
-    cut.write_bytes(cut.read_bytes()[: last_start + 600])  # inside an image; one more sample follows
-    content = bytearray(damaged.read_bytes())
+    truncated.write_bytes(truncated.read_bytes()[: last_start + 600])  # inside an image; one more sample follows
+    content = bytearray(corrupted.read_bytes())
     start = index["train"][5]["starts"][3]
     content[start + 512 : start + 700] = bytes(188)
-    damaged.write_bytes(content)
-    with tarfile.open(damaged) as shard:
+    corrupted.write_bytes(content)
+    with tarfile.open(corrupted) as shard:
         name = shard.getnames()[6]
     loader = build_loader(copied, batch_size=7, seed=0)
     complete = build_loader(folder, batch_size=7, seed=0)
     lost = {2 * 8 + 6, 2 * 8 + 7, 5 * 8 + 3}
     order = complete._plan_epoch(0)[0].reshape(-1, 7)
-    for members, (images, targets), (all_images, all_targets) in zip(order.tolist(), loader, complete, strict=True):
-        kept = [row for row, member in enumerate(members) if member not in lost]
+    for indices, (images, targets), (all_images, all_targets) in zip(order.tolist(), loader, complete, strict=True):
+        kept = [row for row, index in enumerate(indices) if index not in lost]
         assert torch.equal(images, all_images[kept])
         assert torch.equal(targets, all_targets[kept])
     list(loader)
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == len({*order.flatten().tolist()} & lost) + len(lost - {*order.flatten().tolist()}) == 3
-    for hint in (f"{damaged.name}/{name} is", f"{cut.name}/", f"{cut.name}, sample 8, is missing"):
+    for hint in (f"{corrupted.name}/{name} is", f"{truncated.name}/", f"{truncated.name}, sample 8, is missing"):
         assert any(hint in line for line in messages), (hint, messages)
     state = loader.state_dict()
-    assert sorted(f"{error}; it is left out" for error in state["broken"]) == sorted(messages)
+    assert sorted(f"{error}; it is skipped" for error in state["broken"]) == sorted(messages)
     strict = build_loader(copied, batch_size=7, seed=0, max_broken=2)
-    with pytest.raises(Error, match=r"3 images are broken, and --max-broken allows 2.*\n  train-"):
+    with pytest.raises(Error, match=r"3 images are unreadable, and --max-broken allows 2.*\n  train-"):
         list(chain(strict, strict))
     resumed = build_loader(copied, batch_size=7, seed=0, max_broken=3)
     resumed.load_state_dict(state)
@@ -517,24 +519,24 @@ def test_evaluation_skips_a_missing_range_of_images(copied, folder, monkeypatch)
         list(build_loader(copied, batch_size=4))
 
 
-def test_loading_into_memory_leaves_out_broken_images(copied, caplog):
+def test_loading_into_memory_skips_unreadable_images(copied, caplog):
     index = json.loads((copied / "index.json").read_text())
-    cut = copied / index["train"][0]["name"]
-    cut.write_bytes(cut.read_bytes()[: index["train"][0]["starts"][5]])
+    truncated = copied / index["train"][0]["name"]
+    truncated.write_bytes(truncated.read_bytes()[: index["train"][0]["starts"][5]])
     source = labeled_images.load_labeled_images(str(copied), 0.0)[0]
     decoded = source.decode(PREPARE)
     assert len(decoded.images) == len(decoded.targets) == len(decoded.names) == COUNT - 3
-    assert "3 of 63 images are left out" in caplog.text
-    with pytest.raises(Error, match="3 images are broken, and --max-broken allows 2"):
+    assert "3 of 63 images are skipped" in caplog.text
+    with pytest.raises(Error, match="3 images are unreadable, and --max-broken allows 2"):
         source.decode(PREPARE, 2)
 
 
 def test_file_streaming_respects_max_broken(root, tmp_path):
     for label in ("a", "b"):
         (tmp_path / label).mkdir()
-        for number in range(6):
-            content = b"" if number < 2 else (root / "dark" / "d.0.png").read_bytes()
-            (tmp_path / label / f"{number}.png").write_bytes(content)
+        for index in range(6):
+            content = b"" if index < 2 else (root / "dark" / "d.0.png").read_bytes()
+            (tmp_path / label / f"{index}.png").write_bytes(content)
     source = labeled_images.load_labeled_images(str(tmp_path), 0.0)[0]
 
     def stream(max_broken):
@@ -577,7 +579,7 @@ def test_a_missing_shard_is_an_immediate_error(copied):
         ("classes", None),
     ],
 )
-def test_an_index_with_an_invalid_number_is_refused(copied, column, value):
+def test_an_index_with_an_invalid_number_is_rejected(copied, column, value):
     index = json.loads((copied / "index.json").read_text())
     index["train"][1][column][2] = value
     (copied / "index.json").write_text(json.dumps(index))
@@ -588,18 +590,18 @@ def test_an_index_with_an_invalid_number_is_refused(copied, column, value):
 def test_a_pattern_has_at_most_a_million_names():
     assert len(shards.expand_pattern("{0..999}-{a,b}")) == 2000
     for pattern in ("{0..999999999999}.tar", "{0..999}" * 9, "{a,b}" * 40):
-        with pytest.raises(UsageError, match="names more than 1,000,000 shards"):
+        with pytest.raises(UsageError, match="matches more than 1,000,000 shards"):
             shards.expand_pattern(pattern)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"labels": ["a"], "train": []}', '{"train": [{"name": "x"}], "test": []}'])
-def test_a_damaged_index_is_refused(copied, text):
+def test_a_corrupted_index_is_rejected(copied, text):
     (copied / "index.json").write_text(text)
     with pytest.raises(Error, match=r"index\.json is not an index of shards"):
         shards.load_shards(str(copied))
 
 
-def test_unsupported_streaming_is_refused(folder, tmp_path):
+def test_unsupported_streaming_is_rejected(folder, tmp_path):
     with pytest.raises(UsageError, match="--balance loss"):
         DeepConvNet(data=str(folder), memory_limit=0.0, balance="sampling").load_data()
     (tmp_path / "train-000.tar.gz").touch()
@@ -633,7 +635,7 @@ def png(value):
 
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
 def test_shards_of_other_tools_are_scanned(tmp_path, caplog, format):
-    """Classes by number, JSON and folder; long names; samples without class or image are named and left out."""
+    """Classes by number, JSON and folder; long names; samples without class or image are skipped and reported."""
     long = "x" * (60 if format == tarfile.USTAR_FORMAT else 150)
     numbered = [(f"./{i}.{suffix}", png(i) if suffix == "PNG" else b"%02d\n" % (i % 11)) for i in range(12)
                 for suffix in ("cls", "PNG")]  # fmt: skip
@@ -654,7 +656,7 @@ def test_shards_of_other_tools_are_scanned(tmp_path, caplog, format):
     assert "data-val-0.tar/5 has no image" in caplog.text
     assert len(test[0].problems) == 2
     counts = webdataset_writer.write_index(str(tmp_path), tmp_path)
-    assert (counts["train"], counts["test"], counts["left_out"]) == (12, 2, 2)
+    assert (counts["train"], counts["test"], counts["skipped"]) == (12, 2, 2)
     caplog.clear()
     reloaded, _, _ = shards.load_shards(f"{tmp_path}/data-{{train,val}}-0.tar")
     assert np.array_equal(reloaded[0].starts, train[0].starts)
@@ -687,13 +689,13 @@ def test_a_truncated_shard_without_index_is_reported(folder, tmp_path, caplog):
     content = (folder / "train-000000.tar").read_bytes()
     with tarfile.open(folder / "train-000000.tar") as shard:
         last = shard.getmembers()[-2]
-    for number, (end, count) in enumerate([(last.offset_data + 9, 7), (last.offset + 100, 6), (last.offset, 7)]):
-        (tmp_path / str(number)).mkdir()
-        (tmp_path / str(number) / "train-0.tar").write_bytes(content[:end])
-        train, _, _ = shards.load_shards(str(tmp_path / str(number)))
+    for index, (end, count) in enumerate([(last.offset_data + 9, 7), (last.offset + 100, 6), (last.offset, 7)]):
+        (tmp_path / str(index)).mkdir()
+        (tmp_path / str(index) / "train-0.tar").write_bytes(content[:end])
+        train, _, _ = shards.load_shards(str(tmp_path / str(index)))
         assert len(train[0]) == count
         assert len(train[0].problems) == 1
-        assert "cut short" in train[0].problems[0]
+        assert "truncated" in train[0].problems[0]
 
 
 @pytest.mark.parametrize("name", ["/etc/b.tar", "https://other/b.tar", "../b.tar", "a/../../b.tar", "C:\\b.tar", ""])
@@ -709,8 +711,8 @@ def test_an_index_refers_to_the_shards_in_its_folder():
     assert shards.locate_shard("", "b.tar") == "b.tar"
 
 
-@pytest.mark.parametrize("place", ["folder", "web"])
-def test_existing_files_outside_of_the_index_folder_are_refused(copied, place, monkeypatch):
+@pytest.mark.parametrize("location", ["folder", "web"])
+def test_existing_files_outside_of_the_index_folder_are_rejected(copied, location, monkeypatch):
     """The index names an existing file by absolute path, by relative path and by URL."""
     index = json.loads((copied / "index.json").read_text())
     (copied / "below").mkdir()
@@ -719,7 +721,7 @@ def test_existing_files_outside_of_the_index_folder_are_refused(copied, place, m
         (copied / "below" / "index.json").write_text(json.dumps(index))
         with contextlib.ExitStack() as stack:
             spec = str(copied / "below")
-            if place == "web":
+            if location == "web":
                 spec = stack.enter_context(serve(RANGE, copied, 0)) + "/below"
             with pytest.raises(Error, match="is not below"):
                 shards.load_shards(spec)
@@ -756,8 +758,8 @@ def test_a_folder_is_read_as_shards_if_it_has_more_tar_files_than_images(root, f
     Image.new("RGB", (9, 9)).save(copied / "figures" / "preview.png")
     assert shards.is_shard_spec(str(copied))
     assert len(labeled_images.load_labeled_images(str(copied), 0.0)[0]) == COUNT
-    for number in range(8):
-        Image.new("RGB", (9, 9)).save(copied / f"{number}.png")
+    for index in range(8):
+        Image.new("RGB", (9, 9)).save(copied / f"{index}.png")
     assert not shards.is_shard_spec(str(copied))
 
 
@@ -813,7 +815,7 @@ def test_killed_training_from_shards_resumes_bit_exactly(root, tmp_path, fukami)
         time.sleep(0.005)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    state = load_state(tmp_path / "cut" / "last.ckpt", torch.device("cpu"))
+    state = decode_checkpoint(tmp_path / "cut" / "last.ckpt", torch.device("cpu"))
     assert 0 < state["step"] < 30
     resumed = run("train", "deep-convnet", "--out", "cut", "--resume")
     weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("whole", "cut")]
@@ -832,8 +834,8 @@ def test_show_and_doctor_accept_shards(copied, fukami):
     result = fukami("doctor", copied)
     assert (result.status, result.out) == (0, "")
     index = json.loads((copied / "index.json").read_text())
-    cut = copied / "train-000004.tar"
-    cut.write_bytes(cut.read_bytes()[: index["train"][4]["starts"][7] + 600])
+    truncated = copied / "train-000004.tar"
+    truncated.write_bytes(truncated.read_bytes()[: index["train"][4]["starts"][7] + 600])
     content = bytearray((copied / "train-000001.tar").read_bytes())
     content[512:700] = bytes(188)
     (copied / "train-000001.tar").write_bytes(content)

@@ -108,11 +108,11 @@ def test_training_interrupted_and_resumed_in_each_step_equals_uninterrupted_trai
     fukami.train(recipe, uninterrupted, device="cpu", precision="float32")
     monkeypatch.setattr("fukami.engine.async_checkpoint.CheckpointWriter.is_due", True)
     monkeypatch.setattr("fukami.engine.train.MAX_LOG_INTERVAL", 1)
-    for number in range(4):
+    for interrupted_step in range(4):
         batches = []
 
-        def step(self, batch, number=number, batches=batches):
-            if int(self.step_counter.step) == number:
+        def step(self, batch, interrupted_step=interrupted_step, batches=batches):
+            if int(self.step_counter.step) == interrupted_step:
                 batches.append(batch)
                 if len(batches) == 2:
                     raise KeyboardInterrupt
@@ -120,7 +120,7 @@ def test_training_interrupted_and_resumed_in_each_step_equals_uninterrupted_trai
 
         monkeypatch.setattr(AlternatingDetectionTask, "step", step)
         with pytest.raises(KeyboardInterrupt):
-            fukami.train(recipe, resumed, device="cpu", precision="float32", resume=number > 0)
+            fukami.train(recipe, resumed, device="cpu", precision="float32", resume=interrupted_step > 0)
     monkeypatch.setattr(AlternatingDetectionTask, "step", DetectionTask.step)
     fukami.train(recipe, resumed, device="cpu", precision="float32", resume=True)
     one, other = (load_file(run / "weights.safetensors") for run in (uninterrupted, resumed))

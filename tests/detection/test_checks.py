@@ -35,8 +35,8 @@ def data(tmp_path):
     """A valid dataset in VOC format with two classes, and two images in each split."""
     root = tmp_path / "data"
     entries = {}
-    for number, stem in enumerate("abcd"):
-        draw(root / "JPEGImages" / f"{stem}.jpg", number)
+    for seed, stem in enumerate("abcd"):
+        draw(root / "JPEGImages" / f"{stem}.jpg", seed)
         entries[stem] = voc_xml(voc_object("cat", GOOD), voc_object("dog", (21, 2, 40, 30)))
     return write_voc(root, entries, {"train": "ab", "val": "cd"})
 
@@ -215,9 +215,9 @@ def test_yolo(fukami, tmp_path):
 
 def test_yolo_datasets_of_roboflow_are_valid(fukami, tmp_path):
     """Their data.yaml names a test split that does not exist."""
-    for number, split in enumerate(("train", "valid")):
+    for seed, split in enumerate(("train", "valid")):
         write_yolo(tmp_path / split, "", split, "0 0.5 0.5 0.5 0.5", "1 0.2 0.2 0.4 0.4")
-        draw(tmp_path / split / "images" / f"{split}.jpg", number)
+        draw(tmp_path / split / "images" / f"{split}.jpg", seed)
     (tmp_path / "data.yaml").write_text(
         "train: ../train/images\nval: ../valid/images\ntest: ../test/images\nnames: [cat, dog]\n"
     )

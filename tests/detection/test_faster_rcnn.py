@@ -64,9 +64,9 @@ def prepare_inputs(theirs):
     """Return the images preprocessed by torchvision, their sizes, and the ground truth in our format."""
     images, targets = theirs.transform(IMAGES, TARGETS)
     objects, classes = torch.zeros(2, 2, 4), torch.full((2, 2), -1)
-    for number, target in enumerate(targets):
-        objects[number, : len(target["boxes"])] = target["boxes"]
-        classes[number, : len(target["boxes"])] = target["labels"] - 1
+    for index, target in enumerate(targets):
+        objects[index, : len(target["boxes"])] = target["boxes"]
+        classes[index, : len(target["boxes"])] = target["labels"] - 1
     truth = GroundTruth(objects, classes, torch.zeros(2, 2, dtype=torch.bool), torch.tensor([5, 77]))
     return images.tensors, torch.tensor(images.image_sizes).float(), truth
 
@@ -76,11 +76,11 @@ def test_detections_equal_those_of_torchvision(theirs, ours):
         expected = theirs.eval()(IMAGES)
         images, sizes, _ = prepare_inputs(theirs)
         detections = ours.eval()(images, sizes)
-    for own, other in zip(detections, expected, strict=True):
-        assert len(own.boxes) == 100
-        torch.testing.assert_close(own.boxes, other["boxes"], rtol=0, atol=1e-4)
-        torch.testing.assert_close(own.scores, other["scores"], rtol=0, atol=1e-4)
-        assert torch.equal(own.classes + 1, other["labels"])
+    for result, other in zip(detections, expected, strict=True):
+        assert len(result.boxes) == 100
+        torch.testing.assert_close(result.boxes, other["boxes"], rtol=0, atol=1e-4)
+        torch.testing.assert_close(result.scores, other["scores"], rtol=0, atol=1e-4)
+        assert torch.equal(result.classes + 1, other["labels"])
 
 
 class Sampler:
@@ -156,8 +156,8 @@ def test_torchvision_weights_are_imported_as_a_run(theirs, tmp_path, fukami, ran
     # match by position, since nearly equal scores may be in another order
     nearest = [int((corners - other).abs().sum(1).argmin()) for other in top[0]]
     assert len({*nearest}) == 90
-    for number, other, score, label in zip(nearest, *top, strict=True):
-        box = prediction["boxes"][number]
+    for index, other, score, label in zip(nearest, *top, strict=True):
+        box = prediction["boxes"][index]
         assert box["box"] == pytest.approx(other.tolist(), abs=0.01)  # the output is rounded
         assert box["score"] == pytest.approx(score.item(), abs=1e-4)
         assert box["label"] == names[label]
@@ -172,8 +172,8 @@ def test_an_exported_detector_predicts_the_same_boxes(few_scenes, no_reports, fu
     small += " --epochs 1 --no-compile"
     trained = fukami("train", "faster-rcnn-vgg16", *small.split(), "--precision", "float32", "--out", "run")
     assert trained.status == 0, trained.err
-    for number, shape in enumerate([(100, 180, 3), (130, 90, 3)]):
-        Image.fromarray(random.integers(0, 255, shape, np.uint8)).save(f"{number}.png")
+    for index, shape in enumerate([(100, 180, 3), (130, 90, 3)]):
+        Image.fromarray(random.integers(0, 255, shape, np.uint8)).save(f"{index}.png")
     exported = fukami("export", "run", "--to", "onnx", "--out", "run-onnx")
     assert exported.status == 0, exported.err
     expected, predictions = (fukami("predict", run, "0.png", "1.png").json for run in ("run", "run-onnx"))
@@ -209,7 +209,7 @@ def test_a_detector_is_initialized_from_a_classifier_or_another_detector(theirs,
             network.roi_heads.box_predictor.cls_score.weight, theirs.roi_heads.box_predictor.cls_score.weight
         )
         assert is_equal == is_kept
-    with pytest.raises(Error, match=r"does not fit vgg16: features.0.weight is missing"):
+    with pytest.raises(Error, match=r"does not match vgg16: features.0.weight is missing"):
         pretrained.initialize_detector(
             faster_rcnn_vgg16(3, hidden=8), "backbone", "vgg16", str(tmp_path / "classifier.pt")
         )
@@ -257,7 +257,7 @@ def test_anchors_equal_torchvisions():
 
 
 def test_the_papers_anchors():
-    """There are nine (table 1), with three scales and the aspect ratios 1:2, 1:1 and 2:1."""
+    """There are nine (Ren et al. 2015, table 1), with three scales and the aspect ratios 1:2, 1:1 and 2:1."""
     cell = torch.tensor(anchors.compute_cell_anchors((128, 256, 512)))
     width, height = cell[:, 2] - cell[:, 0], cell[:, 3] - cell[:, 1]
     assert len(cell) == 9
@@ -359,8 +359,8 @@ def test_samples_are_balanced():
     assert sorted(indices[1][is_valid[1]].tolist()) == list(range(40))
 
 
-def test_a_quarter_of_the_sampled_regions_are_objects():
-    """25 % overlap an object by an IoU of 0.5 or more, and the rest is background (Girshick 2015, section 2.3)."""
+def test_a_quarter_of_the_sampled_regions_are_positive():
+    """25 % overlap an object by an IoU of 0.5 or more; the others are background (Girshick 2015, section 2.3)."""
     torch.manual_seed(0)
     network = faster_rcnn_vgg16(3, hidden=8, width_multiplier=0.0625)
     truth = GroundTruth(
@@ -380,8 +380,8 @@ def test_a_quarter_of_the_sampled_regions_are_objects():
     assert samples.valid.sum() == 128
 
 
-def test_at_most_half_of_the_sampled_anchors_are_objects():
-    """An image has 256 anchors, of which up to 128 are objects (Ren et al. 2015, section 3.1.3)."""
+def test_at_most_half_of_the_sampled_anchors_are_positive():
+    """An image has 256 anchors, of which up to 128 are positive (Ren et al. 2015, section 3.1.3)."""
     network = faster_rcnn_vgg16(3, hidden=8, width_multiplier=0.0625, anchor_sizes=(32,))
     objects = torch.tensor([[[0.0, 0, 32, 32]]])
     truth = GroundTruth(objects, torch.zeros(1, 1).long(), torch.zeros(1, 1).bool(), torch.tensor([3]))
@@ -400,7 +400,7 @@ def test_number_of_proposals_before_and_after_suppression(monkeypatch, training,
     all_anchors = torch.stack([corner % 150, corner // 150, corner % 150 + 1, corner // 150 + 1], 1)  # without overlap
     output = RPNOutput(torch.randn(1, count), torch.zeros(1, count, 4), all_anchors, [count])
     counts, apply_nms = [], boxes.apply_nms
-    monkeypatch.setattr(boxes, "apply_nms", lambda own, *args: counts.append(len(own)) or apply_nms(own, *args))
+    monkeypatch.setattr(boxes, "apply_nms", lambda *args: counts.append(len(args[0])) or apply_nms(*args))
     proposals, is_valid = network.rpn.select_proposals(output, torch.tensor([[200.0, 200]]), network.limits)
     assert counts == [before]
     assert proposals.shape == (1, after, 4)
@@ -469,7 +469,7 @@ def test_non_finite_weights_give_non_finite_losses(network):
         torch.tensor([[[10.0, 10, 90, 90]]]), torch.zeros(1, 1).long(), torch.zeros(1, 1).bool(), torch.ones(1).long()
     )
     rpn_samples, _ = model(torch.randn(1, 3, 96, 96), torch.tensor([[96.0, 96]]), truth)
-    assert rpn_samples.scores.isnan().all()
+    assert rpn_samples.logits.isnan().all()
 
 
 @pytest.mark.parametrize("scales", [(), (0.0, 32.0), (-8.0,)])

@@ -20,11 +20,11 @@ LABELS = ("cat", "dog")
 def build_results(*images, labels=LABELS):
     """Results of images, each of ``[(class, score, box)], [(class, kind, box)]``."""
     results = DetectionResults(labels)
-    for number, (detections, objects) in enumerate(images):
+    for image_index, (detections, objects) in enumerate(images):
         classes, scores, boxes = zip(*detections, strict=True) if detections else ((), (), ())
         labels, kinds, object_boxes = zip(*objects, strict=True) if objects else ((), (), ())
         prediction = Prediction(np.array(boxes), classes, scores)
-        results.update(number, prediction, GroundTruth(np.array(object_boxes), labels, kinds))
+        results.update(image_index, prediction, GroundTruth(np.array(object_boxes), labels, kinds))
     return results
 
 
@@ -118,9 +118,9 @@ def test_an_evaluation_without_detections_prints_nothing(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def generate_images(random, images=40, classes=3, kinds=(REGULAR,)):
+def generate_images(random, num_images=40, classes=3, kinds=(REGULAR,)):
     """Generate random objects, detections near them, and false positives; some scores are equal."""
-    for number in range(images):
+    for image_index in range(num_images):
         count = random.integers(0, 6)
         corners = random.uniform(0, 300, (count, 2))
         objects = np.concatenate([corners, corners + random.uniform(8, 200, (count, 2))], 1)
@@ -129,22 +129,26 @@ def generate_images(random, images=40, classes=3, kinds=(REGULAR,)):
                                 random.uniform((0, 0, 210, 210), (200, 200, 410, 410), (3, 4))])  # fmt: skip
         predicted = np.concatenate([labels, labels, random.integers(0, classes, 3)])
         scores = random.integers(1, 60, len(predicted)) / 60
-        yield number, Prediction(boxes, predicted, scores), GroundTruth(objects, labels, random.choice(kinds, count))
+        yield (
+            image_index,
+            Prediction(boxes, predicted, scores),
+            GroundTruth(objects, labels, random.choice(kinds, count)),
+        )
 
 
 def compute_voc_ap(images, label):
     """Compute the AP from all points and from 11 points as VOCevaldet.m does, line by line."""
-    objects = {number: (truth.boxes[truth.classes == label], truth.kinds[truth.classes == label] == DIFFICULT)
-               for number, _, truth in images}  # fmt: skip
-    detected = {number: [False] * len(boxes) for number, (boxes, _) in objects.items()}
+    objects = {image_index: (truth.boxes[truth.classes == label], truth.kinds[truth.classes == label] == DIFFICULT)
+               for image_index, _, truth in images}  # fmt: skip
+    detected = {image_index: [False] * len(boxes) for image_index, (boxes, _) in objects.items()}
     positive = sum(int((~difficult).sum()) for _, difficult in objects.values())
-    detections = [(score, number, box) for number, prediction, _ in images
+    detections = [(score, image_index, box) for image_index, prediction, _ in images
                   for box, score in zip(prediction.boxes[prediction.classes == label],
                                         prediction.scores[prediction.classes == label], strict=True)]  # fmt: skip
     detections.sort(key=lambda detection: -detection[0])
     tp, fp = np.zeros(len(detections)), np.zeros(len(detections))
-    for d, (_, number, bb) in enumerate(detections):
-        boxes, difficult = objects[number]
+    for d, (_, image_index, bb) in enumerate(detections):
+        boxes, difficult = objects[image_index]
         ovmax, jmax = -np.inf, -1
         for j, bbgt in enumerate(boxes):
             iw = min(bb[2], bbgt[2]) - max(bb[0], bbgt[0])
@@ -155,9 +159,9 @@ def compute_voc_ap(images, label):
                     ovmax, jmax = iw * ih / ua, j
         if ovmax >= 0.5:
             if not difficult[jmax]:
-                if not detected[number][jmax]:
+                if not detected[image_index][jmax]:
                     tp[d] = 1
-                    detected[number][jmax] = True
+                    detected[image_index][jmax] = True
                 else:
                     fp[d] = 1
         else:
@@ -177,8 +181,8 @@ def test_voc_metrics_equal_those_of_the_development_kit(random):
     results = DetectionResults(("a", "b", "c"))
     for image in images:
         results.update(*image)
-    for number, metrics in enumerate(results.compute_metrics()["classes"].values()):
-        ap, ap_11 = compute_voc_ap(images, number)
+    for class_index, metrics in enumerate(results.compute_metrics()["classes"].values()):
+        ap, ap_11 = compute_voc_ap(images, class_index)
         assert 0.1 < ap < 0.9
         assert (metrics["ap"], metrics["ap_11"]) == (pytest.approx(ap), pytest.approx(ap_11))
 
@@ -186,13 +190,13 @@ def test_voc_metrics_equal_those_of_the_development_kit(random):
 def compute_pycocotools_metrics(images, classes):
     """Compute the twelve metrics, and the AP of each class; a difficult object is outside every size range."""
     objects, detections = [], []
-    for number, prediction, truth in images:
+    for image_index, prediction, truth in images:
         for box, label, kind in zip(truth.boxes.tolist(), truth.classes.tolist(), truth.kinds.tolist(), strict=True):
             size = [box[2] - box[0], box[3] - box[1]]
             objects.append(
                 {
                     "id": len(objects) + 1,
-                    "image_id": number,
+                    "image_id": image_index,
                     "category_id": label,
                     "iscrowd": int(kind == CROWD),
                     "bbox": [*box[:2], *size],
@@ -201,12 +205,12 @@ def compute_pycocotools_metrics(images, classes):
             )
         boxes, labels, scores = (values.tolist() for values in prediction)
         for box, label, score in zip(boxes, labels, scores, strict=True):
-            detections.append({"image_id": number, "category_id": label, "score": score,
+            detections.append({"image_id": image_index, "category_id": label, "score": score,
                                "bbox": [*box[:2], box[2] - box[0], box[3] - box[1]]})  # fmt: skip
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
-        truth.dataset = {"images": [{"id": number} for number, *_ in images], "annotations": objects,
-                         "categories": [{"id": number} for number in range(classes)]}  # fmt: skip
+        truth.dataset = {"images": [{"id": image_index} for image_index, *_ in images], "annotations": objects,
+                         "categories": [{"id": class_index} for class_index in range(classes)]}  # fmt: skip
         truth.createIndex()
         evaluation = COCOeval(truth, truth.loadRes(detections), "bbox")
         evaluation.evaluate()
@@ -232,7 +236,7 @@ def test_coco_metrics_equal_those_of_pycocotools(random):
 def test_voc_ap_is_close_to_coco_ap50(random):
     """Both integrate the same curve at the same IoU: one by its area, the other by 101 points."""
     results = DetectionResults(("a", "b", "c"))
-    for image in generate_images(random, images=150):
+    for image in generate_images(random, num_images=150):
         results.update(*image)
     metrics = results.compute_metrics()
     assert metrics["map"] == pytest.approx(metrics["coco_ap50"], abs=0.01)

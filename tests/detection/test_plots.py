@@ -28,8 +28,8 @@ def test_every_figure_has_a_title():
     results = build_results(detections, [(0, (0, 0, 40, 40)), (1, (60, 10, 90, 40))], ("cat", "dog", "$cow_1"))
     loaded = []
 
-    def image(number):
-        loaded.append(number)
+    def image(index):
+        loaded.append(index)
         return Image.new("L", (120, 100), 90)
 
     figures = dict(detection_plots.plot_evaluation(results, image))
@@ -49,9 +49,9 @@ def test_every_figure_has_a_title():
 
 def test_plots_without_detections(tmp_path):
     """There are more classes than curves, and the figures are saved without a warning."""
-    labels = tuple(f"a class of a long name {number}" for number in range(30))
-    results = build_results([], [(number, (0, 0, 9, 9)) for number in range(30)], labels)
-    figures = dict(detection_plots.plot_evaluation(results, lambda number: Image.new("RGB", (9, 9))))
+    labels = tuple(f"a class of a long name {index}" for index in range(30))
+    results = build_results([], [(index, (0, 0, 9, 9)) for index in range(30)], labels)
+    figures = dict(detection_plots.plot_evaluation(results, lambda index: Image.new("RGB", (9, 9))))
     assert len(figures) == 5
     for name in ("Precision-recall curves", "Worst false negatives"):
         figures[name].savefig(tmp_path / "figure.png", dpi=20)

@@ -103,7 +103,7 @@ def test_proposals_are_augmented_with_their_image(make):
     assert (batch.kinds == PROPOSAL).any(1).all()
     assert (batch.classes[batch.kinds == PROPOSAL] == -1).all()
     flip = augment_boxes.parse_box_augmentation(("flip=1",))
-    flipped = augment_boxes.augment_batch(flip, batch, torch.zeros(4, flip.num_draws))
+    flipped = augment_boxes.augment_batch(flip, batch, torch.zeros(4, flip.num_random_values))
     original = batch.boxes[0][batch.kinds[0] == PROPOSAL]
     mirrored = flipped.boxes[0][flipped.kinds[0] == PROPOSAL]
     width = batch.sizes[0, 1]
@@ -111,13 +111,13 @@ def test_proposals_are_augmented_with_their_image(make):
     torch.testing.assert_close(mirrored, expected)
     crop = augment_boxes.parse_box_augmentation(("crop=0.2",))
     cropped = augment_boxes.augment_batch(
-        crop, batch, torch.rand(4, crop.num_draws, generator=torch.Generator().manual_seed(0))
+        crop, batch, torch.rand(4, crop.num_random_values, generator=torch.Generator().manual_seed(0))
     )
     is_left = (boxes.compute_area(cropped.boxes) > 0) & (cropped.kinds == PROPOSAL)
     assert 0 < is_left.sum() < (batch.kinds == PROPOSAL).sum()
 
 
-def test_at_most_a_quarter_of_the_sampled_regions_are_objects(make):
+def test_at_most_a_quarter_of_the_sampled_regions_are_positive(make):
     recipe = make(regions_per_image=8)
     data = recipe.load_data()
     task = recipe.build_task(data.labels)
@@ -130,9 +130,9 @@ def test_at_most_a_quarter_of_the_sampled_regions_are_objects(make):
     for image in range(4):
         is_object = batch.classes[image] >= 0
         iou = boxes.compute_iou(regions[image], batch.boxes[image][is_object])
-        max_iou, nearest = iou.max(1)
+        best_iou, nearest = iou.max(1)
         is_positive = targets[image] > 0
-        assert ((max_iou >= 0.5) == is_positive).all()
+        assert ((best_iou >= 0.5) == is_positive).all()
         assert (batch.classes[image][is_object][nearest][is_positive] + 1 == targets[image][is_positive]).all()
 
 
@@ -151,8 +151,8 @@ def test_saves_and_loads(make, inputs, no_reports, tmp_path):
     check_task.check_saves_and_loads(make, inputs, tmp_path)
 
 
-def test_broken_input(make, inputs, tmp_path):
-    check_task.check_broken_input(make, inputs, tmp_path)
+def test_unreadable_input(make, inputs, tmp_path):
+    check_task.check_unreadable_input(make, inputs, tmp_path)
 
 
 def test_two_processes(scene_files, tmp_path):
@@ -174,20 +174,20 @@ def test_predictions_equal_the_detections_of_the_evaluation(make, inputs, scene_
             for n, detections in zip(batch.indices, task.detect_batch(batch), strict=True)
         }
     files = [str(sample.source) for sample in data.val.samples]
-    for number, prediction in enumerate(task.predict(files)):
-        ratio = prediction["width"] / float(data.val.resized_sizes[number][1])
-        expected = evaluated[number].boxes * torch.tensor(
-            [ratio, prediction["height"] / float(data.val.resized_sizes[number][0])] * 2
+    for image_index, prediction in enumerate(task.predict(files)):
+        ratio = prediction["width"] / float(data.val.resized_sizes[image_index][1])
+        expected = evaluated[image_index].boxes * torch.tensor(
+            [ratio, prediction["height"] / float(data.val.resized_sizes[image_index][0])] * 2
         )
         assert len(prediction["boxes"]) == len(expected) > 0
         predicted = torch.tensor([box["box"] for box in prediction["boxes"]])
         torch.testing.assert_close(predicted.sort(0).values, expected.sort(0).values, atol=0.01, rtol=0)
         scores = torch.tensor([box["score"] for box in prediction["boxes"]])
-        torch.testing.assert_close(scores, evaluated[number].scores, atol=2e-3, rtol=0)
+        torch.testing.assert_close(scores, evaluated[image_index].scores, atol=2e-3, rtol=0)
 
 
 def test_the_papers_constants_are_the_defaults():
-    """See section 2.3 and appendices A to C of Girshick et al. 2014."""
+    """The values are in Girshick et al. 2014, section 2.3 and appendices A to C."""
     recipe = RCNN()
     assert (recipe.svm_cost, recipe.svm_iou) == (1e-3, 0.3)
     assert (recipe.box_ridge, recipe.box_iou) == (1000, 0.6)
@@ -203,7 +203,7 @@ def test_small_proposals_and_those_after_the_first_2000_are_removed():
     proposals[:, 0] = np.arange(2500) / 1000  # at least 27.5 wide
     proposals[3, 2:], proposals[5, 2:] = (100, 19), (19, 100)
     filtered = filter_proposals(proposals)
-    kept = [number for number in range(2002) if number not in (3, 5)]
+    kept = [index for index in range(2002) if index not in (3, 5)]
     assert np.array_equal(filtered, proposals[kept])
 
 
@@ -213,8 +213,8 @@ def test_non_maximum_suppression_has_the_iou_threshold_of_the_authors_code(make)
     task = recipe.build_task(tuple("ab"))
     task.setup(Runtime.start("cpu", "float32"))
     proposals = torch.tensor([[0.0, 0, 60, 50]] * 4)
-    for number, iou in ((1, 0.32), (2, 0.28), (3, 0.6)):
-        proposals[number, [0, 2]] += 60 * (1 - iou) / (1 + iou) * (-1 if number == 2 else 1)
+    for index, iou in ((1, 0.32), (2, 0.28), (3, 0.6)):
+        proposals[index, [0, 2]] += 60 * (1 - iou) / (1 + iou) * (-1 if index == 2 else 1)
     assert boxes.compute_iou(proposals[:1], proposals)[0].tolist() == pytest.approx([1, 0.32, 0.28, 0.6])
     proposals = proposals + torch.tensor([60.0, 0, 60, 0])
     scores = torch.tensor([[0.9, 0], [0.8, 0], [0.7, 0], [0, 0.6]])  # the last one has the other class
@@ -268,27 +268,27 @@ def test_svms_with_mined_negatives_are_close_to_those_of_all_negatives(
     with torch.inference_mode():
         for batch, image, proposals in iterate_images(task, loader):
             objects = batch.boxes[0][batch.classes[0] >= 0]
-            numbers = batch.classes[0][batch.classes[0] >= 0]
+            classes = batch.classes[0][batch.classes[0] >= 0]
             object_features = task.extract_features(image, objects).float()
             features = task.extract_features(image, proposals).float()
             norms += [*object_features.norm(dim=1).tolist(), *features[:8].norm(dim=1).tolist()]
-            for number in range(len(task.labels)):
-                iou = boxes.compute_iou(proposals, objects[numbers == number])
-                positives[number].append(object_features[numbers == number])
-                negatives[number].append(features[(iou < 0.3).all(1)])
+            for class_index in range(len(task.labels)):
+                iou = boxes.compute_iou(proposals, objects[classes == class_index])
+                positives[class_index].append(object_features[classes == class_index])
+                negatives[class_index].append(features[(iou < 0.3).all(1)])
     scale = 20 / np.mean(norms)
-    for number in range(len(task.labels)):
-        positive, negative = torch.cat(positives[number]), torch.cat(negatives[number])
-        weight, bias = task.model.svm.weight[number], task.model.svm.bias[number]
+    for class_index in range(len(task.labels)):
+        positive, negative = torch.cat(positives[class_index]), torch.cat(negatives[class_index])
+        weight, bias = task.model.svm.weight[class_index], task.model.svm.bias[class_index]
         if not len(positive):
-            assert bias == rcnn_svm_task.ABSENT_CLASS_MARGIN
+            assert bias == rcnn_svm_task.ABSENT_CLASS_BIAS
             continue
         x = scale * torch.cat([positive, negative]).double().numpy()
         y = np.arange(len(positive) + len(negative)) < len(positive)
         exact = LinearSVC(C=0.05, loss="hinge", intercept_scaling=10, class_weight={True: 2.0}, tol=1e-5,
                           max_iter=10**6).fit(x, y)  # fmt: skip
-        margins = torch.cat([positive, negative]) @ weight + bias
-        assert np.corrcoef(margins, exact.decision_function(x))[0, 1] > min_correlation
+        decision_values = torch.cat([positive, negative]) @ weight + bias
+        assert np.corrcoef(decision_values, exact.decision_function(x))[0, 1] > min_correlation
         exact_cost = compute_svm_cost(x, y, exact.coef_[0], exact.intercept_[0])
         assert compute_svm_cost(x, y, weight / scale, bias) < max_cost_ratio * exact_cost
     assert sum(step["hard_negatives"] for step in logged[:8]) == 0
@@ -323,41 +323,41 @@ def test_regions_on_difficult_objects_and_crowds_are_not_negatives():
 def test_box_regressors_solve_the_normal_equations(few_scenes):
     task, loader = build_stage(RCNNBoxes, box_ridge=7.0, box_iou=0.5)
     run_stage(task, loader)
-    inputs, targets, numbers = [], [], []
+    inputs, targets, classes = [], [], []
     with torch.inference_mode():
         for batch, image, proposals in iterate_images(task, loader):
             is_object = batch.classes[0] >= 0
-            max_iou, nearest = boxes.compute_iou(proposals, batch.boxes[0][is_object]).max(1)
-            is_used = max_iou >= 0.5
+            best_iou, nearest = boxes.compute_iou(proposals, batch.boxes[0][is_object]).max(1)
+            is_used = best_iou >= 0.5
             inputs.append(task.extract_features(image, proposals[is_used], "pool5").double())
             objects = batch.boxes[0][is_object][nearest[is_used]]
             targets.append(boxes.encode_boxes(objects, proposals[is_used]).double())
-            numbers.append(batch.classes[0][is_object][nearest[is_used]])
-    x, y, numbers = torch.cat(inputs), torch.cat(targets), torch.cat(numbers)
+            classes.append(batch.classes[0][is_object][nearest[is_used]])
+    x, y, classes = torch.cat(inputs), torch.cat(targets), torch.cat(classes)
     scale = 20 / x.norm(dim=1).mean()
     weights, biases = task.model.bbox.weight.double().view(8, 4, -1), task.model.bbox.bias.double().view(8, 4)
-    for number in range(8):
-        is_class = numbers == number
+    for class_index in range(8):
+        is_class = classes == class_index
         if not is_class.any():
-            assert not weights[number].any()
+            assert not weights[class_index].any()
             continue
         z = scale * x[is_class]
         z_mean, y_mean = z.mean(0), y[is_class].mean(0)
         normal = (z - z_mean).T @ (z - z_mean) + 7 * torch.eye(z.shape[1])
         expected = torch.linalg.solve(normal, (z - z_mean).T @ (y[is_class] - y_mean)).T
-        torch.testing.assert_close(weights[number], scale * expected, rtol=1e-3, atol=1e-5)
-        torch.testing.assert_close(biases[number], y_mean - expected @ z_mean, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(weights[class_index], scale * expected, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(biases[class_index], y_mean - expected @ z_mean, rtol=1e-3, atol=1e-4)
 
 
-def test_max_pairs_limits_the_training_regions_of_a_class(few_scenes):
+def test_the_number_of_training_regions_of_a_class_is_limited(few_scenes):
     task, loader = build_stage(RCNNBoxes)
-    task.max_pairs = 1
+    task.max_training_regions = 1
     run_stage(task, loader)
     assert task.store["classes"].bincount().max() < 40  # the regions of one image
 
 
 @pytest.mark.parametrize("stage", [RCNNSVM, RCNNBoxes])
-def test_a_broken_streamed_image_is_skipped(scene_files, tmp_path, stage):
+def test_an_unreadable_streamed_image_is_skipped(scene_files, tmp_path, stage):
     shutil.copytree(scene_files, tmp_path / "scenes")
     file = tmp_path / "scenes" / "train" / "3.png"
     recipe = stage(init="-", cache_limit=0.0, data=str(tmp_path / "scenes"), memory_limit=0.0, **SMALL)
@@ -385,12 +385,12 @@ def test_the_feature_cache_does_not_change_the_result(few_scenes, monkeypatch):
     (uncached, _), (cached, _), (repeated, loader) = uncached, cached, repeated
     files = list(cached.feature_cache.folder.glob("*.safetensors"))
     assert len(files) == 8
-    files[0].write_bytes(b"damaged")
+    files[0].write_bytes(b"corrupted")
     computed = []
     compute = repeated.extract_features
     monkeypatch.setattr(repeated, "extract_features", lambda *args: computed.append(len(args[1])) or compute(*args))
     run_stage(repeated, loader)
-    assert len(computed) == 8 + 1  # the positives of each image, and the damaged one
+    assert len(computed) == 8 + 1  # the positives of each image, and the corrupted one
     for task in (cached, repeated):
         assert torch.equal(task.model.svm.weight, uncached.model.svm.weight)
 
@@ -418,10 +418,10 @@ def test_the_feature_cache_has_a_size_limit_and_deletes_the_oldest_network(tmp_p
     new = feature_cache.FeatureCache(torch.nn.Linear(2, 2), "", 1e-3)
     assert not old.folder.exists()
     assert new.folder != old.folder
-    for number in range(4):
-        path = new.get_path(image + number, regions)
+    for index in range(4):
+        path = new.get_path(image + index, regions)
         new.write(path, torch.zeros(150_000, dtype=torch.float16))
-        assert (new.read(path) is not None) == (number < 3)
+        assert (new.read(path) is not None) == (index < 3)
 
 
 def test_an_unwritable_feature_cache_is_a_warning(tmp_path, monkeypatch, caplog):
@@ -558,9 +558,9 @@ def test_finished_stages_are_not_trained_again(finetuned, monkeypatch, no_report
 
 def test_an_unsuitable_previous_stage_is_an_error(finetuned, tmp_path):
     for fields, message in (
-        ({}, r"rcnn-svm continues a run of rcnn-finetune; give its folder: --init DIR"),
+        ({}, r"rcnn-svm continues a run of rcnn-finetune; specify its folder with --init DIR"),
         ({"init": str(tmp_path / "none")}, r"neither a run's folder nor"),
-        ({"init": str(finetuned), "hidden": 8}, r"other field values; give the same ones: --hidden 16"),
+        ({"init": str(finetuned), "hidden": 8}, r"other field values; use the same ones: --hidden 16"),
     ):
         with pytest.raises(UsageError, match=message):
             package.train(RCNNSVM(**{**SMALL, **fields}), tmp_path / "out", device="cpu")
@@ -586,7 +586,7 @@ def test_an_unsuitable_previous_stage_is_an_error(finetuned, tmp_path):
         ),
         (RCNNFinetune, {"size": 62}, r"size should be between 63 and 2048, not 62"),
         (RCNN, {"context_padding": 114}, r"context-padding should be between 0 and 113"),
-        (RCNN, {"activation_checkpointing": True}, r"give --accumulate"),
+        (RCNN, {"activation_checkpointing": True}, r"use --accumulate"),
         (RCNN, {"svm_iou": 0.0}, r"svm-iou should be"),
         (RCNN, {"box_ridge": -1.0}, r"box-ridge should be"),
         (RCNN, {"cache_limit": -1.0}, r"cache-limit should be"),

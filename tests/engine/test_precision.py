@@ -29,22 +29,22 @@ def select_metrics(result):
 @pytest.mark.parametrize("to", ["float16", "bfloat16"])
 def test_export_to_half_precision_halves_the_bytes(fukami, trained, tmp_path, to):
     """The exported run has the metrics of the trained one at that precision, and can be evaluated at another."""
-    (facts,) = fukami("export", trained, "--to", to).json
-    tensors = load_file(tmp_path / facts["file"])
+    (export,) = fukami("export", trained, "--to", to).json
+    tensors = load_file(tmp_path / export["file"])
     assert {value.dtype for value in tensors.values()} == {getattr(torch, to)}
-    assert facts["compression_ratio"] == pytest.approx(2, abs=0.05)
-    (exported,), (converted,) = fukami("eval", facts["run"]).json, fukami("eval", trained, "--precision", to).json
+    assert export["compression_ratio"] == pytest.approx(2, abs=0.05)
+    (exported,), (converted,) = fukami("eval", export["run"]).json, fukami("eval", trained, "--precision", to).json
     assert exported["precision"] == to
     assert select_metrics(exported) == select_metrics(converted)
-    (full,) = fukami("eval", facts["run"], "--precision", "float32").json
+    (full,) = fukami("eval", export["run"], "--precision", "float32").json
     assert full["precision"] == "float32"
     assert full["loss"] == pytest.approx(exported["loss"], rel=0.02)
 
 
 def test_onnx_metadata_suffice_to_reproduce_predictions(fukami, trained, digit_files, tmp_path):
     """Preprocessing as in the metadata gives the probabilities of ``fukami predict`` within 1e-4."""
-    (facts,) = fukami("export", trained, "--to", "onnx", "--out", "onnx").json
-    session = onnxruntime.InferenceSession(tmp_path / facts["file"], providers=["CPUExecutionProvider"])
+    (export,) = fukami("export", trained, "--to", "onnx", "--out", "onnx").json
+    session = onnxruntime.InferenceSession(tmp_path / export["file"], providers=["CPUExecutionProvider"])
     metadata = session.get_modelmeta().custom_metadata_map
     preprocessing, labels = json.loads(metadata["preprocessing"]), json.loads(metadata["labels"])
     assert preprocessing["values"] == "(image / 255 - mean) / std"
@@ -62,46 +62,46 @@ def test_onnx_metadata_suffice_to_reproduce_predictions(fukami, trained, digit_f
 
 def test_int8_run_is_evaluated_like_any_other(fukami, trained, digit_files):
     """A third of the bytes and nearly the same metrics, whether exported or converted for the evaluation."""
-    (facts,) = fukami("export", trained, "--to", "int8").json
-    assert facts["compression_ratio"] > 3
-    (float32,), (int8,) = fukami("eval", trained).json, fukami("eval", facts["run"]).json
+    (export,) = fukami("export", trained, "--to", "int8").json
+    assert export["compression_ratio"] > 3
+    (float32,), (int8,) = fukami("eval", trained).json, fukami("eval", export["run"]).json
     assert int8["precision"] == "int8"
     assert abs(int8["accuracy"] - float32["accuracy"]) < 0.02
     assert int8["loss"] == pytest.approx(float32["loss"], rel=0.1)
     assert int8["loss"] != float32["loss"]
     (converted,) = fukami("eval", trained, "--precision", "int8").json
     assert select_metrics(converted) == select_metrics(int8)
-    ensemble = fukami("eval", trained, facts["run"], "--vote")
+    ensemble = fukami("eval", trained, export["run"], "--vote")
     assert ensemble.json[0]["members"] == 2
 
 
 def test_quantization_aware_training(fukami, trained):
-    """Training starts from the given run, and the exported network has the metrics of the training."""
+    """Training starts from the run in --init, and the exported network has the metrics of the training run."""
     arguments = ["--init", trained, "--quantize", "int8", "--epochs", "1", "--lr", "0.0002", "--out", "aware"]
     (initial,) = fukami("eval", trained).json
     (final,) = fukami("train", "deep-convnet", *arguments, "--precision", "float32").json
     assert final["accuracy"] > initial["accuracy"] - 0.02
     (half,) = fukami("eval", "aware", "--precision", "bfloat16").json
     assert half["loss"] == pytest.approx(final["loss"], rel=0.1)
-    (facts,) = fukami("export", "aware", "--to", "int8").json
-    (exported,) = fukami("eval", facts["run"]).json
+    (export,) = fukami("export", "aware", "--to", "int8").json
+    (exported,) = fukami("eval", export["run"]).json
     assert exported["loss"] == pytest.approx(final["loss"], rel=0.02)
-    refused = fukami("export", "aware", "--to", "int8", "--calibration", "digits", "--out", "more")
-    assert refused.status == 2
-    assert "needs no calibration" in refused.err
-    refused = fukami("train", "deep-convnet", "--quantize", "int8")
-    assert refused.status == 2
-    assert "give the run with --init" in refused.err
+    rejected = fukami("export", "aware", "--to", "int8", "--calibration", "digits", "--out", "more")
+    assert rejected.status == 2
+    assert "needs no calibration" in rejected.err
+    rejected = fukami("train", "deep-convnet", "--quantize", "int8")
+    assert rejected.status == 2
+    assert "specify the run with --init" in rejected.err
 
 
 def test_calibration_data_unlike_the_training_data_give_a_warning(fukami, trained, random, tmp_path, caplog):
     """Noise gives warnings that name the statistics that differ; images like the training data give none."""
     for name in ("a", "b"):
         (tmp_path / "noise" / name).mkdir(parents=True)
-        for number in range(20):
+        for index in range(20):
             noise = random.integers(0, 256, (28, 28), dtype=np.uint8)
             noise[0], noise[-1], noise[:, 0], noise[:, -1] = 0, 0, 0, 0
-            Image.fromarray(noise).save(tmp_path / "noise" / name / f"{number}.png")
+            Image.fromarray(noise).save(tmp_path / "noise" / name / f"{index}.png")
     with caplog.at_level(logging.WARNING):
         assert fukami("export", trained, "--to", "int8", "--calibration", "digits", "--out", "one").status == 0
         assert not caplog.messages
@@ -109,9 +109,9 @@ def test_calibration_data_unlike_the_training_data_give_a_warning(fukami, traine
     assert len(caplog.messages) == 3
     assert all("noise differ from the training data" in message for message in caplog.messages)
     assert "more detail" in caplog.messages[2]
-    refused = fukami("export", trained, "--to", "float16", "--calibration", "noise", "--out", "three")
-    assert refused.status == 2
-    assert "float16 needs no calibration" in refused.err
+    rejected = fukami("export", trained, "--to", "float16", "--calibration", "noise", "--out", "three")
+    assert rejected.status == 2
+    assert "float16 needs no calibration" in rejected.err
 
 
 def test_image_statistics_by_hand():
@@ -183,12 +183,12 @@ def test_runs_exported_to_binary_cannot_be_explained_or_trained(fukami, binarize
     assert "has no weights to train" in trained.err
 
 
-def test_a_damaged_or_missing_onnx_file_is_named(fukami, trained, tmp_path):
+def test_the_error_of_a_corrupted_or_missing_onnx_file_names_it(fukami, trained, tmp_path):
     fukami("export", trained, "--to", "onnx", "--out", "onnx")
     (tmp_path / "onnx/model.onnx").write_bytes(b"nothing")
-    damaged = fukami("eval", "onnx")
-    assert damaged.status == 1
-    assert "the ONNX file is damaged" in damaged.err
+    corrupted = fukami("eval", "onnx")
+    assert corrupted.status == 1
+    assert "the ONNX file is corrupted" in corrupted.err
     (tmp_path / "onnx/model.onnx").unlink()
     missing = fukami("eval", "onnx")
     assert missing.status == 1
@@ -196,7 +196,7 @@ def test_a_damaged_or_missing_onnx_file_is_named(fukami, trained, tmp_path):
 
 
 def test_a_layer_that_onnx_does_not_support_is_named(tmp_path):
-    """The layer is a user's own, as in a private recipe."""
+    """The layer is user-defined, as in a custom recipe."""
 
     class Odd(torch.nn.Module):
         def forward(self, x):
@@ -236,16 +236,16 @@ def test_precision_comparison(fukami, name, request, tmp_path, monkeypatch):
             "accuracy": steps["float32"]["accuracy"], "agreement": steps["binary"]["agreement"],
         }  # fmt: skip
         assert steps["float32"]["bytes"] > 20 * steps["binary"]["bytes"]
-        assert result["left_out"] == {}
+        assert result["skipped"] == {}
     else:
-        assert "full precision" in result["left_out"]["binary"]
+        assert "full precision" in result["skipped"]["binary"]
         assert "skipped binary: the network has no binarized layer" in command.err
     page = (tmp_path / "page/report.html").read_text()
     assert "Precision comparison" in page
     assert "data:image/png" in page
 
 
-def test_precision_comparison_of_a_private_recipe_on_other_data(fukami, digit_files, tmp_path, monkeypatch):
+def test_precision_comparison_of_a_custom_recipe_on_other_data(fukami, digit_files, tmp_path, monkeypatch):
     """The other processes load the class of the recipe, too."""
     (tmp_path / "custom.py").write_text(
         "from dataclasses import dataclass\n"
@@ -262,19 +262,19 @@ def test_precision_comparison_of_a_private_recipe_on_other_data(fukami, digit_fi
 
 
 def test_precision_comparison_needs_exactly_one_run(fukami, trained):
-    refused = fukami("eval", trained, trained, "--precision", "all")
-    assert refused.status == 2
-    assert "one run" in refused.err
+    rejected = fukami("eval", trained, trained, "--precision", "all")
+    assert rejected.status == 2
+    assert "one run" in rejected.err
 
 
-def test_precision_comparison_of_an_exported_or_damaged_run_is_refused(fukami, binarized, tmp_path):
+def test_precision_comparison_of_an_exported_or_corrupted_run_is_rejected(fukami, binarized, tmp_path):
     """The error names the reason, and nothing is measured."""
     fukami("export", binarized, "--to", "binary", "--out", "bits")
-    refused = fukami("eval", "bits", "--precision", "all")
-    assert refused.status == 2
-    assert "exported to binary already" in refused.err
+    rejected = fukami("eval", "bits", "--precision", "all")
+    assert rejected.status == 2
+    assert "exported to binary already" in rejected.err
     fukami("export", binarized, "--to", "float16", "--out", "half")
     (tmp_path / "half/weights.safetensors").write_bytes(b"\x00" * 100)
-    damaged = fukami("eval", "half", "--precision", "all")
-    assert damaged.status == 1
-    assert "weights.safetensors is damaged" in damaged.err
+    corrupted = fukami("eval", "half", "--precision", "all")
+    assert corrupted.status == 1
+    assert "weights.safetensors is corrupted" in corrupted.err

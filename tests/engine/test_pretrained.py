@@ -36,10 +36,10 @@ def color_images(tmp_path_factory):
     generator = torch.Generator().manual_seed(0)
     for channel, label in enumerate(("red", "green", "blue")):
         (root / label).mkdir()
-        for number in range(8):
+        for index in range(8):
             pixels = torch.randint(0, 100, (32, 32, 3), generator=generator, dtype=torch.uint8)
             pixels[..., channel] += 150
-            Image.fromarray(pixels.numpy()).save(root / label / f"{number}.png")
+            Image.fromarray(pixels.numpy()).save(root / label / f"{index}.png")
     return root
 
 
@@ -78,7 +78,7 @@ def test_only_the_head_depends_on_the_number_of_classes(name, options, expected)
 @pytest.mark.parametrize(
     ("name", "stages"),
     [
-        # stages from the head down, each given by one of its layers
+        # stages from the head down, each identified by one of its layers
         ("vgg16", ["classifier.0", "features.24", "features.17", "features.10", "features.5", "features.0"]),
         ("resnet18", ["fc", "layer4.1", "layer3.0", "layer2.0", "layer1.0", "conv1"]),
         ("googlenet", ["fc", *(f"inception{n}" for n in ("5b", "5a", "4e", "4d", "4c", "4b", "4a", "3b", "3a")),
@@ -234,7 +234,7 @@ def test_weights_are_loaded_from_a_run_with_a_random_head_for_other_classes(colo
 
 
 def test_training_starts_from_the_given_weights(color_images, start, tmp_path, no_reports):
-    """A training with a learning rate of 0 keeps them, except for the statistics of batch normalization."""
+    """A run with a learning rate of 0 keeps them, except for the statistics of batch normalization."""
     save_file(start[1], tmp_path / "start.safetensors")
     recipe = build_small_recipe(color_images, epochs=1, lr=0.0, init=str(tmp_path / "start.safetensors"))
     package.train(recipe, tmp_path / "run", **CPU)
@@ -251,9 +251,9 @@ def test_torchvisions_googlenet_fits_other_classes(tmp_path, caplog):
     for auxiliary in (True, False):
         loaded = load_initialized(tmp_path / "published.safetensors", classes=4, name="googlenet", aux_loss=auxiliary)
         for key, value in loaded.items():
-            fits = published[key].shape == value.shape
-            assert fits == (key.rpartition(".")[0] not in ("fc", "aux1.fc2", "aux2.fc2")), key
-            assert not fits or torch.equal(value, published[key]), key
+            matches = published[key].shape == value.shape
+            assert matches == (key.rpartition(".")[0] not in ("fc", "aux1.fc2", "aux2.fc2")), key
+            assert not matches or torch.equal(value, published[key]), key
     assert "fc.weight, fc.bias" in caplog.text
 
 
@@ -275,7 +275,7 @@ def test_every_mismatch_is_listed(start, tmp_path):
     wrong |= {"layer9.weight": torch.zeros(1), "conv1.weight": torch.zeros(16, 3, 5, 5), "fc.bias": torch.zeros(9)}
     del wrong["bn1.bias"]
     save_file(wrong, tmp_path / "wrong.safetensors")
-    with pytest.raises(Error, match=r"wrong\.safetensors does not fit resnet20") as error:
+    with pytest.raises(Error, match=r"wrong\.safetensors does not match resnet20") as error:
         load_initialized(tmp_path / "wrong.safetensors")
     for hint in (
         "layer1.0.conv1.weight is missing",
@@ -284,10 +284,10 @@ def test_every_mismatch_is_listed(start, tmp_path):
         "layer9.weight is unexpected",
     ):
         assert hint in str(error.value)
-    assert "fc" not in str(error.value)  # a head that does not fit is initialized randomly
+    assert "fc" not in str(error.value)  # a head that does not match is initialized randomly
 
 
-def test_files_without_weights_are_refused(start, tmp_path):
+def test_files_without_weights_are_rejected(start, tmp_path):
     good = tmp_path / "good.pth"
     torch.save(start[1], good)
     (tmp_path / "cut.pth").write_bytes(good.read_bytes()[:9000])
@@ -298,24 +298,24 @@ def test_files_without_weights_are_refused(start, tmp_path):
     torch.save({}, tmp_path / "empty.pth")
     (tmp_path / "folder").mkdir()
     for name, hint in (
-        ("cut.pth", "damaged"), ("text.pth", "damaged"), ("text.safetensors", "damaged"), ("list.pth", "no state dict"),
-        ("numbers.pth", "no state dict"), ("empty.pth", "no state dict"), ("folder", "cannot be read"),
-        ("nowhere.pth", "No such file"),
+        ("cut.pth", "corrupted"), ("text.pth", "corrupted"), ("text.safetensors", "corrupted"),
+        ("list.pth", "no state dict"), ("numbers.pth", "no state dict"),
+        ("empty.pth", "no state dict"), ("folder", "cannot be read"), ("nowhere.pth", "No such file"),
     ):  # fmt: skip
         with pytest.raises(Error, match=hint) as error:
             load_initialized(tmp_path / name)
         assert name in str(error.value)
 
 
-def test_a_pickle_with_code_is_refused_and_not_executed(start, tmp_path):
-    class Hostile:
+def test_a_pickle_with_code_is_rejected_and_not_executed(start, tmp_path):
+    class MaliciousObject:
         def __reduce__(self):
             return os.system, (f"touch {tmp_path}/harmed",)
 
-    torch.save({**start[1], "evil": Hostile()}, tmp_path / "hostile.pth")
+    torch.save({**start[1], "evil": MaliciousObject()}, tmp_path / "malicious.pth")
     torch.save(start[0], tmp_path / "module.pth")  # a pickled module refers to code, too
-    for name in ("hostile.pth", "module.pth"):
-        with pytest.raises(Error, match=f"{name} is damaged, or contains more than tensors"):
+    for name in ("malicious.pth", "module.pth"):
+        with pytest.raises(Error, match=f"{name} is corrupted, or contains more than tensors"):
             load_initialized(tmp_path / name)
     assert not (tmp_path / "harmed").exists()
 
@@ -349,7 +349,7 @@ def test_imagenet_fetches_torchvisions_weights_of_the_network(recipe, fields, mo
     recipe = build_small_recipe(color_images, recipe, init="imagenet", **fields)
     weights = torchvision.models.get_model_weights(recipe.architecture)
     monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", get_state_dict)
-    with pytest.raises(Error, match="does not fit"):
+    with pytest.raises(Error, match="does not match"):
         pretrained.initialize_classifier(build_meta_model(recipe.architecture, 3), recipe.architecture, recipe.init)
     assert calls == [(weights.IMAGENET1K_V1, {"progress": False, "check_hash": True, "weights_only": True})]
 

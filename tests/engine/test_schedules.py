@@ -133,7 +133,7 @@ def test_plateau_has_a_warmup_and_restores_its_state():
         ("constant=1", "the form constant$"),
     ],
 )
-def test_invalid_schedules_are_refused_with_the_expected_form(spec, hint):
+def test_the_error_of_an_invalid_schedule_shows_the_expected_form(spec, hint):
     with pytest.raises(UsageError, match=hint):
         schedules.parse_schedule(spec)
 

@@ -22,8 +22,8 @@ from fukami.classification.task import ClassificationTask
 from fukami.engine import async_checkpoint, checkpoint
 from fukami.engine.async_checkpoint import CheckpointWriter
 from fukami.engine.bench import measure_peak_throughput
+from fukami.engine.checkpoint_file import decode_checkpoint
 from fukami.engine.runtime import Runtime
-from fukami.engine.state_file import load_state
 from fukami.explain import summary as explain_summary
 from fukami.layers.activation_checkpointing import enable_activation_checkpointing
 from fukami.system import count_cpus
@@ -171,7 +171,7 @@ def test_gradient_accumulation_gives_the_gradient_of_the_full_batch(precision):
         torch.testing.assert_close(q.grad, p.grad, rtol=tolerance, atol=tolerance)
 
 
-def test_more_micro_batches_than_images_are_refused(fukami):
+def test_more_micro_batches_than_images_are_rejected(fukami):
     result = fukami("train", "deep-convnet", "--batch-size", "4", "--accumulate", "5", "--device", "cpu")
     assert result.status == 2
     assert "--accumulate" in result.err
@@ -257,13 +257,13 @@ def test_lr_scaling_with_the_batch_size():
 
 def test_a_slow_disk_does_not_block_the_training(tmp_path, monkeypatch):
     """The checkpoint has the values at the call of ``save``, although the tensors change during the write."""
-    may_write, write_state = threading.Event(), checkpoint.write_state
+    may_write, write_checkpoint = threading.Event(), checkpoint.write_checkpoint
 
     def write_slowly(folder, state):
         assert may_write.wait(60)
-        write_state(folder, state)
+        write_checkpoint(folder, state)
 
-    monkeypatch.setattr(checkpoint, "write_state", write_slowly)
+    monkeypatch.setattr(checkpoint, "write_checkpoint", write_slowly)
     monkeypatch.setattr(async_checkpoint, "MIN_CHECKPOINT_INTERVAL", 0.0)
     weight = torch.ones(3)
     with CheckpointWriter(tmp_path, is_writer=True) as saver:
@@ -273,7 +273,7 @@ def test_a_slow_disk_does_not_block_the_training(tmp_path, monkeypatch):
         assert not saver.is_due
         may_write.set()
         saver.wait()
-    state = load_state(tmp_path / "last.ckpt", torch.device("cpu"))
+    state = decode_checkpoint(tmp_path / "last.ckpt", torch.device("cpu"))
     assert state["step"] == 1
     assert state["tensors"][0].tolist() == state["tensors"][1]["more"].tolist() == [1, 1, 1]
     assert (tmp_path / "weights.safetensors").is_file()
@@ -285,7 +285,7 @@ def test_weights_that_are_not_finite_do_not_replace_a_checkpoint(tmp_path):
         saver.save({"step": 2}, {"model.weight": torch.tensor([1.0, float("nan")])})
         with pytest.raises(Error, match=r"model\.weight are not finite at step 2"):
             saver.wait()
-    assert load_state(tmp_path / "last.ckpt", torch.device("cpu"))["step"] == 1
+    assert decode_checkpoint(tmp_path / "last.ckpt", torch.device("cpu"))["step"] == 1
 
 
 # ---- compilation ----------------------------------------------------------------------------------------------------
@@ -329,7 +329,7 @@ def test_compile_starts_at_the_second_step_and_is_kept_by_a_resumption(tmp_path,
 
 
 def test_slow_steps_never_trigger_compilation(tmp_path, monkeypatch, no_reports):
-    """A training is compiled only with ``compile=True``, no matter how long its steps take."""
+    """A run is compiled only with ``compile=True``, no matter how long its steps take."""
 
     def fail(self):
         raise AssertionError("compiled")

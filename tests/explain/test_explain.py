@@ -4,6 +4,7 @@ import doctest
 import io
 import json
 import math
+import re
 import shutil
 
 import numpy as np
@@ -292,8 +293,8 @@ def test_top_patches_contain_the_pattern_of_the_filter(random):
         model[0].weight.copy_(torch.stack([2 * pattern - 1, -torch.ones(3, 3)])[:, None])
         model[0].bias.copy_(torch.tensor([0.0, 9.0]))
     images = torch.from_numpy(random.integers(40, 90, (7, 1, 12, 15), dtype=np.uint8))
-    for number, (row, column) in {2: (4, 7), 5: (0, 11)}.items():
-        images[number, 0, row : row + 3, column : column + 3] = (pattern * (200 + number)).to(torch.uint8)
+    for index, (row, column) in {2: (4, 7), 5: (0, 11)}.items():
+        images[index, 0, row : row + 3, column : column + 3] = (pattern * (200 + index)).to(torch.uint8)
     images[6, 0, :2, :2] = 0  # the second filter detects dark patches; padding is dark, so a corner is the darkest
     layers = analysis.summarize_layers(model, (1, 12, 15))
     patches = feature_visualization.find_top_patches(
@@ -311,10 +312,11 @@ def test_top_patches_contain_the_pattern_of_the_filter(random):
 
 
 def test_explain_prints_the_layers_of_a_model(fukami):
-    result = fukami("explain", "deep_convnet", "--input", "3x32x32", "--num-classes", "7")
+    result = fukami("explain", "deep_convnet", "--input-shape", "3x32x32", "--num-classes", "7")
     assert result.status == 0, result.err
     header, *rows = result.out.split("\n\n")[0].splitlines()
-    assert header.split() == ["layer", "kind", "output", "parameters", "multiply-adds", "memory", "field", "stride"]
+    columns = ["layer", "kind", "output", "parameters", "multiply-adds", "memory", "receptive field", "stride"]
+    assert re.split(r"  +", header) == columns
     assert {len(row.split()) for row in rows} == {8}
     assert rows[0].split() == ["0", "StemConv2d", "16×32×32", "448", "442,368", "65,536", "3×3", "1"]
     assert rows[-1].split() == ["19", "Linear", "7", "357", "350", "28", "all", "-"]
@@ -325,8 +327,8 @@ def test_explain_prints_the_layers_of_a_model(fukami):
     assert totals["multiply-adds"].split()[0] == f"{cost:,}"
     assert totals["memory"].split()[0] == f"{memory:,}"
     assert totals["depth"].split()[0] == "8"
-    assert totals["theoretical field"].split()[0] == "36×36"
-    assert fukami("explain", "deep_convnet", "--input", "3x32x32", "--num-classes", "7").out == result.out
+    assert totals["receptive field"].split()[0] == "36×36"
+    assert fukami("explain", "deep_convnet", "--input-shape", "3x32x32", "--num-classes", "7").out == result.out
 
 
 def test_explain_writes_a_page_of_a_model(fukami, tmp_path):
@@ -340,23 +342,23 @@ def test_explain_writes_a_page_of_a_model(fukami, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "hint"),
+    ("arguments", "hint"),
     [
-        ([], "name a model or a run"),
+        ([], "specify a model or a run"),
         (["vgg"], "'vgg16'"),
         (["deep-convnt"], "'deep-convnet'"),
-        (["vgg16", "--input", "3x22"], "such as 3x224x224, not '3x22'"),
-        (["vgg16", "--input", "3x0x22"], "3x224x224"),
-        (["vgg16", "--input", "3x16x16"], "at least 32×32"),
-        (["deep_convnet", "--input", "1x28x20"], "does not accept images of 1x28x20"),
+        (["vgg16", "--input-shape", "3x22"], "such as 3x224x224, not '3x22'"),
+        (["vgg16", "--input-shape", "3x0x22"], "3x224x224"),
+        (["vgg16", "--input-shape", "3x16x16"], "at least 32×32"),
+        (["deep_convnet", "--input-shape", "1x28x20"], "does not accept images of 1x28x20"),
         (["deep_convnet", "--num-classes", "0"], "--num-classes should be at least 1"),
         (["resnet18", "cat.jpg"], "model without trained weights"),
-        (["deep-convnet", "--input", "1x28x28"], "leave them out for the run deep-convnet"),
+        (["deep-convnet", "--input-shape", "1x28x28"], "remove them for the run deep-convnet"),
         (["deep-convnet", "deep-convnet", "cat.jpg"], "explain takes one run"),
     ],
 )
-def test_wrong_usage_of_explain(fukami, words, hint):
-    result = fukami("explain", *words)
+def test_wrong_usage_of_explain(fukami, arguments, hint):
+    result = fukami("explain", *arguments)
     assert result.status == 2, result
     assert hint in result.err
     assert result.out == ""
@@ -370,7 +372,7 @@ def test_explain_prints_the_layers_of_a_run(fukami, trained):
     assert not (trained / "explain").exists()
 
 
-def test_explain_writes_one_page_for_images_and_names_broken_files(fukami, trained, digit_files, tmp_path):
+def test_explain_writes_one_page_for_images_and_names_unreadable_files(fukami, trained, digit_files, tmp_path):
     files = sorted(digit_files.rglob("*.png"))[:2]
     (tmp_path / "text.png").write_text("not an image")
     result = fukami("explain", trained, files[0], "text.png", files[1], "--out", "page")

@@ -25,7 +25,7 @@ SMALL = {"base_channels": 4, "batch_size": 32, "eval_samples": 40, "epochs": 1}
 
 @pytest.fixture
 def few_digits(monkeypatch):
-    """Reduce the embedded digits to 200."""
+    """Reduce the bundled digits to 200."""
     from fukami.data import digits
 
     images, targets = digits.load_digits()
@@ -36,11 +36,11 @@ def few_digits(monkeypatch):
 def colors(tmp_path, random):
     """Folder of images of one color each, at several depths."""
     root = tmp_path / "colors"
-    for number in range(24):
-        folder = root / ("deep/down" if number % 2 else ".")
+    for index in range(24):
+        folder = root / ("deep/down" if index % 2 else ".")
         folder.mkdir(parents=True, exist_ok=True)
         pixels = np.broadcast_to(random.integers(0, 256, 3, dtype=np.uint8), (32, 32, 3))
-        Image.fromarray(np.ascontiguousarray(pixels)).save(folder / f"{number}.png")
+        Image.fromarray(np.ascontiguousarray(pixels)).save(folder / f"{index}.png")
     return root
 
 
@@ -155,9 +155,9 @@ def test_moving_average_of_the_generator(build_task):
     """The average equals a plain computation over three steps; its decay is lower in the first steps."""
     task, data = build_task(ema_decay=0.2)
     expected = task.model.layers[2].weight.detach().clone()
-    for number, batch in enumerate(list(data.train)[:3], 1):
+    for step, batch in enumerate(list(data.train)[:3], 1):
         task.step(batch)
-        weight = max(10 / (10 + number), 0.8)
+        weight = max(10 / (10 + step), 0.8)
         expected = (1 - weight) * expected + weight * task.model.layers[2].weight.detach()
     torch.testing.assert_close(task.ema_generator.layers[2].weight, expected)
     assert weight == 0.8
@@ -219,25 +219,25 @@ def test_kid_equals_the_sum_over_pairs():
     assert generation_metrics.compute_kernel_distance(one, other) == pytest.approx(sum(within) - 2 * between)
 
 
-def test_repetition_is_the_fraction_of_near_duplicates():
+def test_duplicate_fraction_is_the_fraction_of_near_duplicates():
     """30 % of the samples are near-duplicates."""
     torch.manual_seed(0)
     real, generated = torch.randn(500, 8), torch.randn(500, 8)
-    assert generation_metrics.compute_repetition(generated, real) < 0.05
+    assert generation_metrics.compute_duplicate_fraction(generated, real) < 0.05
     generated[:150] = generated[0] + 1e-3 * torch.randn(150, 8)
-    assert generation_metrics.compute_repetition(generated, real) == pytest.approx(0.3, abs=0.03)
+    assert generation_metrics.compute_duplicate_fraction(generated, real) == pytest.approx(0.3, abs=0.03)
 
 
-def test_repetition_does_not_depend_on_the_feature_extractor(build_task):
+def test_duplicate_fraction_does_not_depend_on_the_feature_extractor(build_task):
     """Repetition uses pixel features, since network features of merely similar images are close."""
     task, data = build_task()
-    repetitions = []
+    fractions = []
     for name in ("digits", "pixels"):
         task.cached_real_features, task.load_feature_extractor = (
             None,
             lambda name=name: generation_features.load_feature_extractor(name, 28, 1),
         )
-        repetitions.append(task.evaluate(data.val)["repeated"])
+        fractions.append(task.evaluate(data.val)["duplicate_fraction"])
     real = data.val.images
     pixels = [
         F.interpolate(images.float(), (56, 56)).unfold(2, 7, 7).unfold(3, 7, 7).mean((4, 5)).flatten(1) / 255
@@ -247,10 +247,10 @@ def test_repetition_does_not_depend_on_the_feature_extractor(build_task):
         (features[:, None] - features).square().sum(2).sqrt().fill_diagonal_(9).amin(1) for features in pixels
     )
     expected = float((generated_distances < real_distances.quantile(0.01)).float().mean())
-    assert repetitions == [pytest.approx(expected, abs=0.01)] * 2
+    assert fractions == [pytest.approx(expected, abs=0.01)] * 2
 
 
-def test_features_of_digits_come_from_the_included_classifier(few_digits):
+def test_features_of_digits_come_from_the_bundled_classifier(few_digits):
     """The classifier layer returns the classifier's logits; real digits are legible."""
     extractor = generation_features.load_feature_extractor("auto", 28, 1)
     assert extractor.name == "digits"
@@ -261,8 +261,8 @@ def test_features_of_digits_come_from_the_included_classifier(few_digits):
         expected = task.model(val.images.float() / 255)
         torch.testing.assert_close(extractor.classifier(features), expected)
     metrics = extractor.measure_legibility(features)
-    assert metrics["legible"] > 0.7
-    assert metrics["classes"] == 10
+    assert metrics["legible_fraction"] > 0.7
+    assert metrics["num_predicted_classes"] == 10
 
 
 def test_vgg_features_equal_torchvisions(tmp_path):
@@ -333,7 +333,7 @@ def test_only_distances_of_the_original_network_are_named_fid_and_kid(name):
 
 def test_invalid_inception_weights_are_errors(tmp_path):
     torch.save({"Mixed_7c.branch": torch.zeros(1), "fc.bias": torch.zeros(1000)}, tmp_path / "x.pth")
-    with pytest.raises(Error, match=r"does not fit Inception v3.*Conv2d_1a_3x3.conv.weight is missing"):
+    with pytest.raises(Error, match=r"does not match Inception v3.*Conv2d_1a_3x3.conv.weight is missing"):
         generation_features.load_feature_extractor(str(tmp_path / "x.pth"), 64, 3)
     torch.save({"Mixed_7c.branch": torch.zeros(1), "fc.bias": torch.zeros(10)}, tmp_path / "x.pth")
     with pytest.raises(Error, match="1,000 or 1,008 classes, not 10"):
@@ -341,7 +341,7 @@ def test_invalid_inception_weights_are_errors(tmp_path):
     for name in ("inception", "vgg"):
         monkeypatch = pytest.MonkeyPatch()
         monkeypatch.setenv("FUKAMI_DATA", str(tmp_path))
-        with pytest.raises(Error, match=r"no weights file (pt_inception|vgg19)\* or .*\* found; give its path"):
+        with pytest.raises(Error, match=r"no weights file (pt_inception|vgg19)\* or .*\* found; specify its path"):
             generation_features.load_feature_extractor(name, 64, 3)
         monkeypatch.undo()
 
@@ -398,7 +398,7 @@ def test_command_line(fukami, colors, tmp_path):
     )
     assert result.status == 0, result.err
     (metrics,) = result.json
-    assert {"frechet_pixels", "kernel_pixels", "repeated", "count"} <= metrics.keys()
+    assert {"frechet_pixels", "kernel_pixels", "duplicate_fraction", "count"} <= metrics.keys()
     assert (tmp_path / "run" / "preview.png").exists()
     assert "data:image/webp" in (tmp_path / "run" / "report.html").read_text()
     options = ["--interpolation-steps", "5", "--arithmetic", "1 2 - 3 + 4", "--nearest"]
@@ -406,7 +406,7 @@ def test_command_line(fukami, colors, tmp_path):
     result = fukami("predict", tmp_path / "run", "--num-samples", "6", "--seed", "3", *options, "--out", folder)
     assert result.status == 0, result.err
     assert [sample["file"] for sample in result.json] == [str(folder / f"{n:04}.png") for n in range(1, 7)]
-    assert all(0 <= sample["real"] <= 1 and sample["seed"] == 3 for sample in result.json)
+    assert all(0 <= sample["real_probability"] <= 1 and sample["seed"] == 3 for sample in result.json)
     assert all(str(colors) in sample["nearest"] for sample in result.json)
     with Image.open(result.json[0]["file"]) as image:
         assert image.size == (32, 32)
@@ -420,11 +420,11 @@ def test_command_line(fukami, colors, tmp_path):
     evaluation = fukami("eval", tmp_path / "run", "--data", colors, "--device", "cpu")
     assert evaluation.json[0]["frechet_pixels"] == pytest.approx(metrics["frechet_pixels"], rel=1e-3)
     prediction = fukami("predict", tmp_path / "run", colors / "0.png", "--out", tmp_path / "predictions")
-    assert 0 <= prediction.json[0]["real"] <= 1
+    assert 0 <= prediction.json[0]["real_probability"] <= 1
 
 
 @pytest.mark.parametrize(
-    ("words", "hint"),
+    ("arguments", "hint"),
     [
         (["--num-samples", "4"], "--out"),
         (["a.png", "--num-samples", "4", "--out", "x"], "no input files"),
@@ -434,8 +434,8 @@ def test_command_line(fukami, colors, tmp_path):
         (["--num-samples", "3", "--arithmetic", "1 - two", "--out", "x"], "as in '1 2 3 - 4 5 6 + 7 8 9'"),
     ],
 )
-def test_usage_errors(fukami, words, hint):
-    result = fukami("predict", "deep-convnet", *words)
+def test_usage_errors(fukami, arguments, hint):
+    result = fukami("predict", "deep-convnet", *arguments)
     assert result.status == 2
     assert hint in result.err or "is not the run of a generator" in result.err
 
@@ -478,12 +478,12 @@ def test_evaluation_warns_of_mode_collapse_and_of_a_strong_discriminator(build_t
     with torch.no_grad():
         task.ema_generator.noise.weight.zero_()
     metrics = task.evaluate(data.val)
-    assert metrics["repeated"] == 1
+    assert metrics["duplicate_fraction"] == 1
     task.on_evaluation(metrics)
-    assert "repeats itself: 100%" in caplog.text
+    assert "mode collapse: 100%" in caplog.text
     caplog.clear()
     task.statistics.discriminator_accuracy.fill_(0.999)
-    task.on_evaluation({**metrics, "repeated": 0.0})
+    task.on_evaluation({**metrics, "duplicate_fraction": 0.0})
     assert "discriminator accuracy is 99.9%" in caplog.text
 
 
@@ -491,8 +491,8 @@ def test_preview_history_limits_the_number_of_grids():
     from fukami.generation.task import MAX_FRAMES, PreviewHistory
 
     history = PreviewHistory()
-    for number in range(3 * MAX_FRAMES):
-        history.add(Image.new("L", (4, 4), number))
+    for value in range(3 * MAX_FRAMES):
+        history.add(Image.new("L", (4, 4), value))
     assert MAX_FRAMES / 2 <= len(history.decode_frames()) <= MAX_FRAMES
     other = PreviewHistory()
     other.load_state_dict(json.loads(json.dumps({"encoded": []})))
@@ -502,7 +502,7 @@ def test_preview_history_limits_the_number_of_grids():
 
 
 def test_training_on_digits_lowers_the_frechet_distance():
-    """Eight epochs of 1,600 of the embedded digits bring the samples much closer to digits."""
+    """Eight epochs of 1,600 of the bundled digits bring the samples much closer to digits."""
     recipe = DCGAN(base_channels=8, eval_samples=500, batch_size=32, lr=1e-3)
     data = recipe.load_data()
     torch.manual_seed(0)

@@ -138,11 +138,11 @@ def test_file_content_is_read_like_the_file_and_named_in_errors(photo, tmp_path)
     path = save(Image.fromarray(photo), tmp_path / "photo.jpg")
     content = path.read_bytes()
     assert np.array_equal(np.asarray(image_io.read_image(content)), np.asarray(image_io.read_image(path)))
-    for broken, what in ((b"", "is empty"), (b"text", "is not an image"), (content[:99], "is damaged")):
-        with pytest.raises(Error, match=f"^photo.jpg {what}"):
-            image_io.read_image(broken, name="photo.jpg")
-        with pytest.raises(Error, match=f"^the file given {what}"):
-            image_io.read_image(broken)
+    for unreadable, problem in ((b"", "is empty"), (b"text", "is not an image"), (content[:99], "is unreadable")):
+        with pytest.raises(Error, match=f"^photo.jpg {problem}"):
+            image_io.read_image(unreadable, name="photo.jpg")
+        with pytest.raises(Error, match=f"^the file given {problem}"):
+            image_io.read_image(unreadable)
 
 
 def png(width, height, body=b"", pixels=b""):
@@ -152,8 +152,8 @@ def png(width, height, body=b"", pixels=b""):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    rest = body + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + rest
+    chunks = body + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunks
 
 
 def icon(content):
@@ -310,7 +310,7 @@ def raise_memory_error(*arguments, **options):
 
 
 @pytest.mark.parametrize(
-    ("place", "open_"),
+    ("target", "open_"),
     [
         ("fukami.image.io.decode_image", image_io.read_image),
         ("PIL.Image.open", image_io.read_image),
@@ -321,10 +321,10 @@ def raise_memory_error(*arguments, **options):
         ("PIL.Image.Image.resize", lambda path: ImageDecoder([path], SquareTransform(3, 28)).decode(path, [0.5] * 4)),
     ],
 )
-def test_out_of_memory_is_an_error_of_the_file(monkeypatch, tmp_path, photo, place, open_):
+def test_out_of_memory_is_an_error_of_the_file(monkeypatch, tmp_path, photo, target, open_):
     """Memory may run out in the decoder or during conversion."""
     path = save(Image.fromarray(photo), tmp_path / "x.png")
-    monkeypatch.setattr(place, raise_memory_error)
+    monkeypatch.setattr(target, raise_memory_error)
     with pytest.raises(Error, match=r"x\.png needs more memory than is available"):
         open_(path)
 
@@ -350,7 +350,7 @@ def test_batch_continues_after_files_that_exhaust_memory(fukami, monkeypatch, di
     monkeypatch.setattr(
         image_io,
         "draw_prediction",
-        lambda image, *rest: raise_memory_error() if image.size == (37, 39) else draw(image, *rest),
+        lambda image, *arguments: raise_memory_error() if image.size == (37, 39) else draw(image, *arguments),
     )
     result = fukami("predict", "deep-convnet", "wide.png", "large.png", "drawn.png", good, "--out", "out")
     assert result.status == 1
@@ -375,7 +375,7 @@ def test_batch_that_exhausts_memory_is_predicted_image_by_image(photo, error):
     dark, light = np.zeros_like(photo), np.full_like(photo, 255)
     first, second, third = LimitedTask().predict([dark, light, dark])
     assert (first["mean"], first["width"], third["mean"]) == (0, 40, 0)
-    assert second["error"] == "the image given needs more memory than is available; make it smaller"
+    assert second["error"] == "the input image needs more memory than is available; make it smaller"
 
 
 def test_margin_of_a_strip_is_bounded(monkeypatch):
@@ -453,7 +453,7 @@ def test_large_image_within_the_limit_is_read_without_a_warning(tmp_path):
 def test_truncated_pillow_image_is_rejected(photo):
     content = io.BytesIO()
     Image.fromarray(photo).save(content, "BMP")
-    with pytest.raises(Error, match=r"damaged or incomplete"):
+    with pytest.raises(Error, match=r"is unreadable"):
         image_io.read_image(Image.open(io.BytesIO(content.getvalue()[:600])))
 
 
@@ -465,8 +465,8 @@ def test_dark_16_bit_images_stay_dark_in_either_byte_order(order):
 def make_random_boxes(random, count, size, labels):
     corners = np.sort(random.uniform(0, 1, (count, 2, 2)), axis=1).reshape(count, 4) * [*size, *size]
     return [
-        {"label": labels[number % len(labels)], "score": float(score), "box": box.tolist()}
-        for number, (box, score) in enumerate(zip(corners, random.uniform(size=count), strict=True))
+        {"label": labels[index % len(labels)], "score": float(score), "box": box.tolist()}
+        for index, (box, score) in enumerate(zip(corners, random.uniform(size=count), strict=True))
     ]
 
 
@@ -476,7 +476,7 @@ def test_labels_do_not_overlap_and_stay_in_the_image(random, size):
     sizes = [(float(width), 20.0) for width in random.uniform(40, 110, 60)]
     places = image_io.place_labels(boxes, sizes, size)
     assert places[0] is not None
-    shown = [place for place in places if place]
+    shown = [position for position in places if position]
     assert len(shown) > 10
     free = np.zeros(size[::-1], int)
     for left, top, right, bottom in shown:
@@ -511,6 +511,6 @@ def test_boxes_are_drawn_on_their_edges_with_the_highest_score_on_top():
 
 
 def test_class_colors_differ():
-    colors = np.array([image_io.get_class_color(number) for number in range(20)])
+    colors = np.array([image_io.get_class_color(index) for index in range(20)])
     distances = np.abs(colors[:, None] - colors[None]).sum(-1) + 999 * np.eye(20)
     assert distances.min() > 40

@@ -25,11 +25,11 @@ def write_moving_square(path, count=6, size=(64, 48), rate=10, codec="libx264", 
         stream = container.add_stream(codec, rate=rate)
         stream.width, stream.height = size
         stream.pix_fmt = "yuv420p"
-        for number in range(count):
+        for index in range(count):
             pixels = np.zeros((size[1], size[0], 3), np.uint8)
-            pixels[8:24, 4 * number : 4 * number + 16] = 255
+            pixels[8:24, 4 * index : 4 * index + 16] = 255
             frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
-            frame.pts, frame.time_base = times[number] if times else number, Fraction(1, rate)
+            frame.pts, frame.time_base = times[index] if times else index, Fraction(1, rate)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
@@ -38,8 +38,8 @@ def write_moving_square(path, count=6, size=(64, 48), rate=10, codec="libx264", 
 def mark_as_rotated(path):
     """Set the rotation of an MP4 to 90 degrees clockwise."""
     content = bytearray(path.read_bytes())
-    at = content.index(b"tkhd") + 44
-    content[at : at + 36] = struct.pack(">9i", 0, 65536, 0, -65536, 0, 0, 0, 0, 2**30)
+    offset = content.index(b"tkhd") + 44
+    content[offset : offset + 36] = struct.pack(">9i", 0, 65536, 0, -65536, 0, 0, 0, 0, 2**30)
     path.write_bytes(content)
     return path
 
@@ -89,7 +89,7 @@ def test_is_video(tmp_path):
     assert not video.is_video("missing")
 
 
-def test_damaged_videos_are_named(tmp_path):
+def test_corrupted_videos_are_reported(tmp_path):
     """Empty, not a video, only sound, truncated: frames before the damage are returned before the error."""
     content = write_moving_square(tmp_path / "whole.mkv", count=60).read_bytes()
     (tmp_path / "cut.mkv").write_bytes(content[: len(content) // 2])
@@ -137,8 +137,8 @@ def test_written_video_keeps_the_timestamps(tmp_path):
 def test_writing_without_an_h264_encoder(tmp_path, monkeypatch):
     monkeypatch.setattr(video, "CODECS", ("vp6", "mpeg4"))  # vp6 has no encoder
     with video.VideoWriter(tmp_path / "drawn.mp4") as writer:
-        for number in range(3):
-            writer.add(Image.new("RGB", (64, 48)), number / 30, Fraction(30))
+        for index in range(3):
+            writer.add(Image.new("RGB", (64, 48)), index / 30, Fraction(30))
     assert [round(frame.timestamp, 4) for frame in video.read_frames(tmp_path / "drawn.mp4")] == [0, 0.0333, 0.0667]
     monkeypatch.setattr(video, "CODECS", ("vp6",))
     with (
@@ -149,7 +149,7 @@ def test_writing_without_an_h264_encoder(tmp_path, monkeypatch):
 
 
 def test_predict_boxes_in_images_and_videos(fukami, tmp_path, monkeypatch):
-    """A folder of both: a JSON line and a drawing for each image and every second frame; damaged files are named."""
+    """A folder of both: a JSON line and a drawing for each image and every second frame; errors are reported."""
     monkeypatch.setattr(checkpoint, "load", lambda *runs, **options: Bright(None))
     (tmp_path / "in").mkdir()
     write_moving_square(tmp_path / "in" / "a.mp4", count=11)
@@ -158,7 +158,7 @@ def test_predict_boxes_in_images_and_videos(fukami, tmp_path, monkeypatch):
     Image.new("L", (40, 20), 255).save(tmp_path / "in" / "c.bmp")  # its drawing is a PNG, too
     result = fukami("predict", "deep-convnet", "in", "--frame-interval", "2", "--out", "in")
     assert result.status == 1
-    assert "\nfukami: in/b.avi is damaged, or not a video" in result.err
+    assert "\nfukami: in/b.avi is corrupted, or not a video" in result.err
     assert "1 of 4 files" in result.err
     *frames, small, image = result.json
     assert (small["file"], small["width"]) == ("in/c.bmp", 40)
@@ -197,8 +197,8 @@ def test_classifier_predicts_frames_like_images(fukami, tmp_path):
     source = tmp_path / "a.mp4"
     digit = image_io.read_image(RECIPE.parents[1] / "docs" / "digit.png")
     with video.VideoWriter(source) as writer:
-        for number, image in enumerate((digit, digit, Image.new("L", digit.size, 255))):
-            writer.add(image, number / 10, Fraction(10))
+        for index, image in enumerate((digit, digit, Image.new("L", digit.size, 255))):
+            writer.add(image, index / 10, Fraction(10))
     result = fukami("predict", "deep-convnet", source, "--device", "cpu", "--out", "drawn")
     assert result.status == 1
     assert "a.mp4, frame 2: " in result.err

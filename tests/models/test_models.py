@@ -253,8 +253,8 @@ def test_googlenet_without_auxiliary_heads_returns_only_scores():
 def test_googlenet_with_kernel_size_of_paper():
     network = googlenet(5, kernel_size=5, aux_loss=False).eval()
     names_5x5 = [name for name, m in network.named_modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (5, 5)]
-    numbers = ["3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b"]
-    assert names_5x5 == [f"inception{number}.branch3.1.conv" for number in numbers]
+    modules = ["3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b"]
+    assert names_5x5 == [f"inception{module}.branch3.1.conv" for module in modules]
     assert network(torch.rand(2, 3, 32, 32)).shape == (2, 5)
     # table 1, row 3a: 16 × 32 filters with 25 weights
     assert network.get_submodule("inception3a.branch3.1.conv").weight.numel() == 12_800
@@ -370,9 +370,9 @@ def test_deep_convnet_equals_figure():
     layers = [layer for layer in network if isinstance(layer, nn.Conv2d | nn.Linear)]
     images = torch.rand(4, 1, 28, 28)
     x, sides = images, []
-    for number, layer in enumerate(layers[:6]):
-        x = F.conv2d(x, layer.weight, layer.bias, padding=2 if number == 3 else 1).relu()
-        if number % 2:
+    for index, layer in enumerate(layers[:6]):
+        x = F.conv2d(x, layer.weight, layer.bias, padding=2 if index == 3 else 1).relu()
+        if index % 2:
             x = F.max_pool2d(x, 2)
             sides.append(x.shape[-1])
     assert sides == [14, 8, 4]

@@ -55,7 +55,7 @@ def build_small(name, classes=5):
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_number_of_parameters(name):
     assert count_parameters(build_on_meta(name)) == PARAMETERS[name]
-    millions = {"segnet_vgg16": 29.45, "segnet_basic": 1.42}.get(name)  # table 6 of the paper, and table 1
+    millions = {"segnet_vgg16": 29.45, "segnet_basic": 1.42}.get(name)  # tables 6 and 1 of the paper
     assert millions is None or PARAMETERS[name] / 1e6 == pytest.approx(millions, abs=0.005)
 
 
@@ -142,7 +142,7 @@ def test_interpolate_bilinear_equals_torch(size):
 
 
 def test_finer_network_starts_with_predictions_of_coarser_one(tmp_path):
-    """The additional scores start at zero (section 4.2), and the common layers are copied."""
+    """The additional scores start at zero (Long et al. 2015, section 4.2), and the common layers are copied."""
     torch.manual_seed(0)
     coarse, fine = build_small("fcn32s_vgg16").eval(), build_small("fcn16s_vgg16").eval()
     torch.save(coarse.state_dict(), tmp_path / "coarse.pt")
@@ -190,7 +190,7 @@ def test_padding_of_paper_gives_other_scores(height, width):
 
 
 def test_unpool_restores_positions():
-    """Unpool the example of figure 3, and check the gradients."""
+    """Unpool the example of Badrinarayanan et al. 2017, figure 3, and check the gradients."""
     maps = torch.tensor([[[[1.0, 9, 2, 2], [3, 4, 8, 5], [7, 0, 0, 1], [0, 0, 6, 0]]]])
     pooled, indices = F.max_pool2d(maps, 2, return_indices=True)
     expected = torch.tensor([[[[0.0, 9, 0, 0], [0, 0, 8, 0], [7, 0, 0, 0], [0, 0, 6, 0]]]])
@@ -298,7 +298,7 @@ def test_pretrained_layers_have_lower_learning_rate(tmp_path):
 
 def test_weights_that_do_not_fit_are_rejected(tmp_path):
     torch.save(models.vgg11(3, size=32, hidden=8).state_dict(), tmp_path / "vgg11.pt")
-    with pytest.raises(Error, match=r"does not fit FCNVGG: features\.\d+\.(weight|bias)"):
+    with pytest.raises(Error, match=r"does not match FCNVGG: features\.\d+\.(weight|bias)"):
         pretrained.initialize_segmenter(models.fcn32s_vgg16(3, hidden=8), "vgg16", str(tmp_path / "vgg11.pt"))
     with pytest.raises(Error, match="no published COCO weights of an FCN on vgg16"):
         pretrained.initialize_segmenter(models.fcn32s_vgg16(3, hidden=8), "vgg16", "coco")

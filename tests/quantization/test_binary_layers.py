@@ -298,15 +298,15 @@ def test_exported_run_is_small_and_predicts_the_same(fukami, binarized, digit_fi
     """28 times smaller; all ways of evaluation give the same metrics and probabilities."""
     exported = fukami("export", binarized, "--to", "binary")
     assert exported.status == 0, exported.err
-    (facts,) = exported.json
-    assert facts["run"] == "runs/digits-binary"
-    assert facts["bytes"] == (tmp_path / facts["file"]).stat().st_size
-    assert facts["compression_ratio"] > 20
+    (summary,) = exported.json
+    assert summary["run"] == "runs/digits-binary"
+    assert summary["bytes"] == (tmp_path / summary["file"]).stat().st_size
+    assert summary["compression_ratio"] > 20
     commands = [
         [binarized],
         [binarized, "--precision", "binary"],
-        [facts["run"]],
-        [facts["run"], "--precision", "binary"],
+        [summary["run"]],
+        [summary["run"], "--precision", "binary"],
     ]
     evaluated = [fukami("eval", *arguments).json[0] for arguments in commands]
     assert [metrics["precision"] for metrics in evaluated] == ["float32", "binary", "binary", "binary"]
@@ -331,25 +331,25 @@ def test_exported_run_has_a_fixed_precision(fukami, binarized, tmp_path):
     assert "exported to binary already" in again.err
     used_folder = fukami("export", binarized, "--to", "binary", "--out", "bits")
     assert used_folder.status == 2
-    assert used_folder.err.endswith("not empty; give another --out\n")
+    assert used_folder.err.endswith("not empty; use another --out\n")
 
 
 def test_run_of_full_precision_has_no_binary_export(fukami, trained):
-    refused = fukami("export", trained, "--to", "binary")
-    assert refused.status == 1
-    assert "0 (StemConv2d), of full precision" in refused.err
-    assert not refused.out
+    rejected = fukami("export", trained, "--to", "binary")
+    assert rejected.status == 1
+    assert "0 (StemConv2d), of full precision" in rejected.err
+    assert not rejected.out
 
 
-def test_damaged_export_is_rejected(fukami, binarized, tmp_path):
+def test_corrupted_export_is_rejected(fukami, binarized, tmp_path):
     fukami("export", binarized, "--to", "binary", "--out", "bits")
     record = json.loads((tmp_path / "bits/recipe.json").read_text())
     (tmp_path / "bits/recipe.json").write_text(json.dumps(record | {"exported": {"to": "ternary"}}))
-    refused = fukami("eval", "bits")
-    assert refused.status == 1
-    assert "exported to 'ternary'" in refused.err
+    rejected = fukami("eval", "bits")
+    assert rejected.status == 1
+    assert "exported to 'ternary'" in rejected.err
     (tmp_path / "bits/recipe.json").write_text(json.dumps(record))
     (tmp_path / "bits/weights.safetensors").write_bytes(b"\x00" * 100)
-    refused = fukami("eval", "bits")
-    assert refused.status == 1
-    assert "weights.safetensors is damaged" in refused.err
+    rejected = fukami("eval", "bits")
+    assert rejected.status == 1
+    assert "weights.safetensors is corrupted" in rejected.err

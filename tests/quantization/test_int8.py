@@ -21,7 +21,7 @@ from fukami.quantization.int8 import (
     calibrate,
     export_int8,
     fake_quantize_weight,
-    prepare,
+    prepare_fake_quantization,
     quantize,
 )
 from fukami.quantization.onnx_export import OnnxNetwork
@@ -85,7 +85,7 @@ def test_every_model_runs_on_bytes(name, tmp_path):
     make, shape = FLOAT[name]
     torch.manual_seed(0)
     network = randomize_norms(make())
-    simulated = prepare(network)
+    simulated = prepare_fake_quantization(network)
     calibrate(simulated, [torch.randn(16, *shape)])
     content = export_int8(simulated.eval(), shape, {"mean": "0.5"})
     exported = OnnxNetwork(content)
@@ -134,7 +134,7 @@ def test_weights_are_rounded_per_channel_and_keep_their_gradient():
 
 def test_activations_keep_their_gradient_within_the_range():
     rounding = FakeQuantActivation().eval()
-    rounding.range.copy_(torch.tensor([-0.5, 2.05]))  # scale 0.01, zero point 50
+    rounding.activation_range.copy_(torch.tensor([-0.5, 2.05]))  # scale 0.01, zero point 50
     x = torch.tensor([-0.7, -0.494, 0.0, 0.3149, 2.04, 3.0], requires_grad=True)
     result = rounding(x)
     torch.testing.assert_close(result, torch.tensor([-0.5, -0.49, 0.0, 0.31, 2.04, 2.05]))
@@ -147,11 +147,11 @@ def test_ranges_are_updated_only_in_training():
     x = torch.tensor([-1.0, 3.0])
     assert torch.equal(rounding.eval()(x), x), "the range is not set yet"
     rounding.train()(x)
-    torch.testing.assert_close(rounding.range, torch.tensor([-1.0, 3.0]))
+    torch.testing.assert_close(rounding.activation_range, torch.tensor([-1.0, 3.0]))
     rounding(torch.tensor([1.0, 5.0]))
-    torch.testing.assert_close(rounding.range, torch.tensor([-0.99, 3.02]))  # the minimum includes 0
+    torch.testing.assert_close(rounding.activation_range, torch.tensor([-0.99, 3.02]))  # the minimum includes 0
     rounding.eval()(torch.tensor([-9.0, 9.0]))
-    torch.testing.assert_close(rounding.range, torch.tensor([-0.99, 3.02]))
+    torch.testing.assert_close(rounding.activation_range, torch.tensor([-0.99, 3.02]))
 
 
 def test_quantization_aware_training():
@@ -159,7 +159,7 @@ def test_quantization_aware_training():
     torch.manual_seed(0)
     make, shape = models.resnet20, (3, 16, 16)
     network = make()
-    aware = prepare(network).to(memory_format=torch.channels_last)
+    aware = prepare_fake_quantization(network).to(memory_format=torch.channels_last)
     average = copy.deepcopy(aware)
     images, targets = torch.randn(16, *shape).to(memory_format=torch.channels_last), torch.arange(16) % 10
     optimizer = torch.optim.SGD(aware.parameters(), lr=0.05, momentum=0.9)
@@ -172,7 +172,7 @@ def test_quantization_aware_training():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
-    loaded = prepare(make())
+    loaded = prepare_fake_quantization(make())
     loaded.load_state_dict(aware.state_dict())
     with torch.no_grad():
         torch._foreach_copy_(list(average.parameters()), list(aware.parameters()))
@@ -186,7 +186,7 @@ def test_quantization_aware_training():
 
 
 def test_auxiliary_classifiers_are_removed():
-    aware = prepare(models.googlenet(5))
+    aware = prepare_fake_quantization(models.googlenet(5))
     scores = aware.train()(torch.randn(2, 3, 32, 32))
     assert scores.shape == (2, 5)
     assert not any(name.startswith("aux") for name, _ in aware.named_parameters())
@@ -238,7 +238,7 @@ def test_other_layers_are_not_quantized():
 
 
 def test_accuracy_on_digits_is_kept():
-    """The shipped weights on another dataset, with post-training quantization and quantization-aware training."""
+    """The bundled weights on another dataset, with post-training quantization and quantization-aware training."""
     import fukami
 
     task = fukami.load("deep-convnet", device="cpu")
@@ -255,7 +255,7 @@ def test_accuracy_on_digits_is_kept():
     expected = count_correct(network)
     assert expected > 0.9 * len(targets)
     assert count_correct(OnnxNetwork(quantize(network, shape, images[:200].split(50), {}))) >= expected - 2
-    aware = prepare(network)
+    aware = prepare_fake_quantization(network)
     optimizer = torch.optim.SGD(aware.parameters(), lr=1e-3)
     for batch, labels in zip(images.split(40), targets.split(40), strict=True):
         optimizer.zero_grad()
@@ -287,7 +287,7 @@ def test_unsupported_networks_are_rejected():
     with pytest.raises(Error, match="no images to calibrate"):
         quantize(network, (1, 2, 2), [], {})
     with pytest.raises(Error, match="ranges of the network are not set"):
-        export_int8(prepare(network), (1, 2, 2), {})
+        export_int8(prepare_fake_quantization(network), (1, 2, 2), {})
     make, shape = SMALL["binary_convnet"]
     with pytest.raises(Error, match=r"^2 \(Sign\) is a 1-bit layer.* export the run as binary or onnx"):
         quantize(make(), shape, images, {})

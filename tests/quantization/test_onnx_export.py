@@ -157,11 +157,11 @@ def test_onnx_network_is_a_module():
     assert exported.session.get_session_options().intra_op_num_threads == torch.get_num_threads()
 
 
-def test_damaged_files_are_rejected():
+def test_corrupted_files_are_rejected():
     content = export_onnx(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), (1, 2, 2), {})
-    for damaged in (b"", b"no network", content[: len(content) // 2]):
+    for corrupted in (b"", b"no network", content[: len(content) // 2]):
         with pytest.raises(Error, match="export it again"):
-            OnnxNetwork(damaged)
+            OnnxNetwork(corrupted)
     renamed = onnx.load_from_string(content)
     renamed.graph.input[0].name = renamed.graph.node[0].input[0] = "pixels"
     with pytest.raises(Error, match="has the inputs pixels and the outputs scores, so fukami did not export it"):

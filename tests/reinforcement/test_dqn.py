@@ -120,7 +120,7 @@ def test_optimal_policy_catches_every_ball():
 
 
 def test_optimal_return_with_epsilon_0_05():
-    """Backward induction over all states gives the value that docs/landmarks/dqn.md states."""
+    """Backward induction over all states computes the value that docs/landmarks/dqn.md states."""
     columns, drifts, paddles = (grid.ravel() for grid in np.mgrid[:GRID_SIZE, -1:2, : GRID_SIZE - PADDLE_WIDTH + 1])
     env = Catch(len(columns))
     values = np.zeros((GRID_SIZE, 3, GRID_SIZE - PADDLE_WIDTH + 1))
@@ -166,7 +166,7 @@ def test_stacked_frames_are_those_added():
                 0, :, 0, 0
             ].tolist()
             start = max(first for first in episode_starts[index] if first <= step)
-            expected = [10 * max(number, start) + index + 1 for number in range(step - 3, step + 1)]
+            expected = [10 * max(frame_step, start) + index + 1 for frame_step in range(step - 3, step + 1)]
             assert frames == [*expected, 10 * (step + 1) + index + 1]
 
 
@@ -183,7 +183,7 @@ def test_buffer_is_restored_from_files(tmp_path):
     for step in range(300):
         one.add(torch.full((1, 2, 2), step % 251, dtype=torch.uint8), torch.tensor([step == 0]))
     current_step, oldest = one.current_step, one.find_oldest_step()
-    for step in range(300, 300 + one.slack):
+    for step in range(300, 300 + one.num_reserve_steps):
         one.add(torch.full((1, 2, 2), step % 251, dtype=torch.uint8), torch.tensor([False]))
     other = ReplayBuffer(1, (2, 2), capacity=10)
     other.open_files(tmp_path)
@@ -303,14 +303,14 @@ def test_loss_equals_a_plain_computation(build_task, double):
     loss, metrics = task.compute_loss(batch)
     total = 0.0
     with torch.no_grad():
-        for number in range(32):
-            state, next_state = batch.frames[number, :4][None], batch.frames[number, 1:][None]
-            value = task.model(state)[0, batch.actions[number]]
+        for index in range(32):
+            state, next_state = batch.frames[index, :4][None], batch.frames[index, 1:][None]
+            value = task.model(state)[0, batch.actions[index]]
             next_action = (task.model if double else task.target_network)(next_state)[0].argmax()
             next_value = task.target_network(next_state)[0, next_action]
-            reward = max(-1.0, min(1.0, batch.rewards[number].item()))
-            error = abs(value - (reward + 0.99 * batch.not_terminated[number] * next_value))
-            total += float(0 if number == 4 else 0.5 * error**2 if error < 1 else error - 0.5)
+            reward = max(-1.0, min(1.0, batch.rewards[index].item()))
+            error = abs(value - (reward + 0.99 * batch.not_terminated[index] * next_value))
+            total += float(0 if index == 4 else 0.5 * error**2 if error < 1 else error - 0.5)
     assert loss.item() == pytest.approx(total / 32, rel=1e-4)
     assert metrics["epsilon"] == pytest.approx(data.train.epsilon)
 
@@ -318,9 +318,9 @@ def test_loss_equals_a_plain_computation(build_task, double):
 def test_target_network_changes_only_at_its_update_interval(build_task):
     task, data = build_task(target_update_interval=3)
     batches = task.iterate_batches(data.train)
-    for number in range(7):
+    for step in range(7):
         batch = next(batches)
-        if number % 3 == 0:
+        if step % 3 == 0:
             copied = {name: value.clone() for name, value in task.model.state_dict().items()}
         task.step(batch)
         for name, value in task.target_network.state_dict().items():
@@ -354,8 +354,8 @@ def test_rmsprop_equals_deepminds_code():
     factory = DQN(optimizer="rmsprop", lr=1e-3).get_optimizer_factory()
     optimizer = Runtime.start("cpu", "float32").prepare_optimizer(factory(parameters))
     means, squares, lr = [0.0, 0.0], [0.0, 0.0], 1e-3
-    for number in range(12):
-        if number == 6:
+    for step in range(12):
+        if step == 6:
             lr /= 2
             optimizer.param_groups[0]["lr"].fill_(lr)
         for i, parameter in enumerate(parameters):
@@ -388,9 +388,9 @@ def test_rmsprop_is_finite_for_large_constant_gradients():
 
 
 def test_rmsprop_resumes_from_its_state_dict_bit_for_bit():
-    def step(parameter, optimizer, numbers):
-        for number in numbers:
-            parameter.grad = torch.randn(5, 4, generator=torch.Generator().manual_seed(number))
+    def step(parameter, optimizer, seeds):
+        for seed in seeds:
+            parameter.grad = torch.randn(5, 4, generator=torch.Generator().manual_seed(seed))
             optimizer.step()
 
     factory = DQN(optimizer="rmsprop").get_optimizer_factory()
@@ -473,7 +473,7 @@ def test_command_line(fukami, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "hint"),
+    ("arguments", "hint"),
     [
         (["play", "deep-convnet", "--out", "x.gif"], "is not the run of an agent"),
         (["play", "deep-convnet", "--out", "x.png"], ".mp4, .gif or .webp"),
@@ -484,8 +484,8 @@ def test_command_line(fukami, tmp_path):
         (["train", "dqn", "--schedule", "linear"], "unknown schedule 'linear'"),
     ],
 )
-def test_usage_errors(fukami, words, hint):
-    result = fukami(*words)
+def test_usage_errors(fukami, arguments, hint):
+    result = fukami(*arguments)
     assert result.status == 2
     assert hint in result.err
 
@@ -511,8 +511,8 @@ def test_atari_frames_are_preprocessed_as_in_the_paper():
     assert envs.action_names == ("noop", "fire", "right", "left", "rightfire", "leftfire")
     result = envs.reset(np.ones(1, bool), np.array([3]))
     assert result.frames.shape == (1, 84, 84)
-    for number in range(40):
-        envs.send(np.array([number % 6]))
+    for step in range(40):
+        envs.send(np.array([step % 6]))
         result = envs.receive()
         image = Image.fromarray(envs.render(0))
         assert image.size == (160, 210)

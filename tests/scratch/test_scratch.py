@@ -482,11 +482,11 @@ BOMBS = {
     "one buffer for many arrays": b"\x80\x02}("
     + b"".join(
         b"X\x01\x00\x00\x00"
-        + bytes([97 + number])
+        + bytes([97 + index])
         + (EMPTY + b"(K\x01K\x64\x85" + DTYPE + b"\x89")
-        + (b"B\x20\x03\x00\x00" + bytes(800) + b"q\x09" if number == 0 else b"h\x09")
+        + (b"B\x20\x03\x00\x00" + bytes(800) + b"q\x09" if index == 0 else b"h\x09")
         + b"tb"
-        for number in range(26)
+        for index in range(26)
     )
     + b"u.",
     "copies of a dictionary": b"\x80\x02ccollections\nOrderedDict\n}\x85R.",
@@ -538,7 +538,7 @@ def test_parameters_of_another_network_are_rejected_without_changes(tmp_path, na
     before = {key: value.copy() for key, value in network.params.items()}
     other.params["W9"] = other.params.pop("b8")
     other.save_params(tmp_path / name)
-    with pytest.raises(Error, match="does not fit this network") as error:
+    with pytest.raises(Error, match="does not match this network") as error:
         network.load_params(tmp_path / name)
     for message in (
         "W7 is (64, 7), expected (64, 50)",

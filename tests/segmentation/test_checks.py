@@ -29,7 +29,7 @@ def street(tmp_path):
 
 def find_problems(spec):
     """Return the kind, file and detail of each problem."""
-    return [(each.kind, each.file, each.detail) for each in doctor.validate_dataset(str(spec)).problems]
+    return [(problem.kind, problem.file, problem.detail) for problem in doctor.validate_dataset(str(spec)).problems]
 
 
 def test_dataset_without_problems(street):
@@ -69,7 +69,7 @@ def test_unknown_colors(street):
     ]  # fmt: skip
 
 
-def test_missing_and_broken_files_and_wrong_sizes(street):
+def test_missing_and_unreadable_files_and_wrong_sizes(street):
     (street / "masks" / "0.png").unlink()
     save(street / "masks" / "1.png", np.zeros((20, 31)))
     (street / "masks" / "2.png").write_bytes(b"none")
@@ -83,7 +83,7 @@ def test_missing_and_broken_files_and_wrong_sizes(street):
     }  # fmt: skip
     assert "has 30×20 pixels, and its mask" in problems["wrong size", "1.png"]
     assert "31×20; make the mask the same size as the image" in problems["wrong size", "1.png"]
-    assert problems["broken", "2.png"] == "is not an image in a known format; give a PNG, JPEG or other image file"
+    assert problems["broken", "2.png"] == "is not an image in a known format; use a PNG, JPEG or other image file"
     assert stray.is_file()
 
 
@@ -99,7 +99,7 @@ def test_classes_missing_from_splits_and_duplicate_images(street, tmp_path):
         tmp_path / "splits" / "val" / "images" / "0.png", Image.open(tmp_path / "splits" / "train" / "images" / "0.png")
     )
     (tmp_path / "splits" / "classes.txt").write_text("road\ncar\nsign\nboat\n")
-    kinds = [(each.kind, each.label) for each in doctor.validate_dataset(str(tmp_path / "splits")).problems]
+    kinds = [(problem.kind, problem.label) for problem in doctor.validate_dataset(str(tmp_path / "splits")).problems]
     assert kinds == [("duplicate across splits", ""), ("empty", "boat"), ("missing in split", "sign")]
 
 
@@ -115,8 +115,8 @@ def test_coco_outlines(tmp_path):
                "categories": [{"id": 1, "name": "cup"}, {"id": 2, "name": "mug"}]}  # fmt: skip
     (tmp_path / "annotations.json").write_text(json.dumps(content))
     problems = find_problems(tmp_path / "annotations.json")
-    (broken,) = [detail for kind, _, detail in problems if kind == "broken"]
-    assert "annotation 2 has an invalid outline" in broken
+    (problem,) = [detail for kind, _, detail in problems if kind == "broken"]
+    assert "annotation 2 has an invalid outline" in problem
     assert {kind for kind, _, _ in problems} == {"broken", "too few"}
     (tmp_path / "annotations.json").write_text(json.dumps(content).removesuffix("}"))
     # the file is reported once, not for boxes and for masks
@@ -141,7 +141,7 @@ def test_doctor_command(street, fukami):
     assert "1 problem among 6 readable images with 3,000 pixels of 3 classes: 1 no mask" in result.err
 
 
-def test_embedded_dataset_has_boxes_and_masks(few_scenes):
+def test_bundled_dataset_has_boxes_and_masks(few_scenes):
     findings = doctor.validate_dataset("scenes")
     assert findings.unit == "box"
-    assert findings.problems == [] or {each.kind for each in findings.problems} <= {"missing in split", "too few"}
+    assert findings.problems == [] or {problem.kind for problem in findings.problems} <= {"missing in split", "too few"}

@@ -65,7 +65,7 @@ def test_metrics_agree_with_scikit_learn(random):
     assert np.array_equal(results.confusion_matrix, confusion_matrix(true, predicted, labels=range(1, 6)))
     metrics = results.compute_metrics()
     ious = jaccard_score(true, predicted, average=None)
-    assert [each["iou"] for each in metrics["classes"].values()] == pytest.approx(ious.tolist())
+    assert [scores["iou"] for scores in metrics["classes"].values()] == pytest.approx(ious.tolist())
     assert metrics["miou"] == pytest.approx(jaccard_score(true, predicted, average="macro"))
     assert metrics["fw_iou"] == pytest.approx(jaccard_score(true, predicted, average="weighted"))
 
@@ -319,7 +319,7 @@ def test_ensembles_average_probabilities():
         expected = sum(task.model(frame).softmax(1) for task in tasks).argmax(1)[0]
     ensemble = tasks[0].ensemble_with(tasks[1:])
     assert np.array_equal(ensemble.decode_masks(ensemble.predict([image])[0]), expected.numpy())
-    with pytest.raises(UsageError, match="leave out --vote"):
+    with pytest.raises(UsageError, match="omit --vote"):
         tasks[1].ensemble_with(tasks[2:], vote=True)
     with pytest.raises(UsageError, match="the same classes"):
         tasks[1].ensemble_with([build_task(nn.Conv2d(3, 2, 1), tuple("ab"))])
@@ -347,7 +347,7 @@ def test_overlays_have_the_colors_of_the_classes():
 
 def test_legends_of_a_video_have_one_size():
     """The size does not depend on the classes in the frame, and limits the number of entries."""
-    names = [f"class {number}" for number in range(30)]
+    names = [f"class {index}" for index in range(30)]
     entries = [(name, (9, 9, 9)) for name in names]
     images = [
         image_io.draw_legend(Image.new("RGB", (640, 360)), entries[:count], names, 21) for count in (0, 1, 13, 30)
@@ -403,11 +403,11 @@ def test_eval_and_predict(run, fukami, mask_files, tmp_path):
     assert metrics["count"] == 4
     assert (tmp_path / "evaluation" / "report.html").is_file()
     files = sorted((mask_files / "val" / "images").iterdir())[:2]
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(files[0].read_bytes()[:99])
-    result = fukami("predict", run, *files, broken, "--out", tmp_path / "drawn")
+    unreadable = tmp_path / "broken.png"
+    unreadable.write_bytes(files[0].read_bytes()[:99])
+    result = fukami("predict", run, *files, unreadable, "--out", tmp_path / "drawn")
     assert result.status == 1
-    assert "broken.png is damaged" in result.err
+    assert "broken.png is unreadable" in result.err
     assert [prediction["file"] for prediction in result.json] == [str(path) for path in files]
     for path, prediction in zip(files, result.json, strict=True):
         size = image_io.read_image(path).size
@@ -423,25 +423,25 @@ def test_eval_and_predict(run, fukami, mask_files, tmp_path):
 
 
 def test_predict_draws_a_video_from_a_folder_of_frames(run, fukami, mask_files, tmp_path):
-    """The frame rate is printed; a broken frame is reported, and the others are drawn."""
+    """The frame rate is printed; an unreadable frame is reported, and the others are drawn."""
     av = pytest.importorskip("av")
     frames = tmp_path / "drive"
     frames.mkdir()
     first = image_io.read_image(sorted((mask_files / "val" / "images").iterdir())[0])
-    for number in range(5):
-        first.rotate(number).save(frames / f"{number}.png")
+    for index in range(5):
+        first.rotate(index).save(frames / f"{index}.png")
     (frames / "3.png").write_bytes(b"")
     result = fukami("predict", run, frames, "--fps", "12.5", "--out", tmp_path / "out")
     assert result.status == 1
     assert "3.png is empty" in result.err
     assert "drive: 4 frames at " in result.err
-    assert [(each["frame"], each["seconds"]) for each in result.json] == [(0, 0.0), (1, 0.08), (2, 0.16), (4, 0.32)]
+    assert [(line["frame"], line["seconds"]) for line in result.json] == [(0, 0.0), (1, 0.08), (2, 0.16), (4, 0.32)]
     assert result.json[1]["file"] == str(frames / "1.png")
     with av.open(str(tmp_path / "out" / "drive.mp4")) as video:
         assert sum(1 for _ in video.decode(video=0)) == 4
     again = fukami("predict", run, tmp_path / "out" / "drive.mp4", "--frame-interval", "2", "--out", tmp_path / "more")
     assert again.status == 0
-    assert [each["frame"] for each in again.json] == [0, 2]
+    assert [line["frame"] for line in again.json] == [0, 2]
     assert (tmp_path / "more" / "drive.mp4").is_file()
     assert fukami("predict", run, frames, "--fps", "-1").status == 2
 
@@ -462,7 +462,9 @@ def test_serve_and_explain(run, fukami, mask_files):
     explained = fukami("explain", run)
     assert explained.status == 0
     assert "head.fc7" in explained.out
-    assert fukami("explain", "segnet_vgg16", "--num-classes", "11", "--input", "3x64x64").out.count("Conv2d") == 26
+    assert (
+        fukami("explain", "segnet_vgg16", "--num-classes", "11", "--input-shape", "3x64x64").out.count("Conv2d") == 26
+    )
 
 
 @pytest.mark.parametrize("name", ["fcn8s-vgg16", "segnet-vgg16", "fcn-resnet50"])
@@ -480,17 +482,17 @@ def test_export(name, mask_files, no_reports, tmp_path, fukami):
         predictions = package.load(tmp_path / to, device="cpu").predict(files)
         for one, other in zip(predictions, expected, strict=True):
             assert (task.decode_masks(one) != task.decode_masks(other)).mean() <= tolerance, to
-    refused = fukami("export", tmp_path / "run", "--to", "int8")
-    assert refused.status == 2
-    assert "int8 is for classifiers" in refused.err
+    result = fukami("export", tmp_path / "run", "--to", "int8")
+    assert result.status == 2
+    assert "int8 is for classifiers" in result.err
 
 
 def test_staged_training_initializes_each_network_from_the_previous_one(mask_files, no_reports, tmp_path, fukami):
-    """FCN-32s, FCN-16s and FCN-8s are trained in turn, each in its own run; the training can be resumed."""
-    words = ["train", "fcn8s-vgg16", "--data", mask_files, "--training", "staged", "--epochs", "1", "--batch-size", "4",
-             "--width-multiplier", "0.0625", "--hidden", "8", "--dropout", "0", "--lr", "1e-3", "--device", "cpu",
-             "--precision", "float32"]  # fmt: skip
-    assert fukami(*words, "--out", tmp_path / "one").status == 0
+    """FCN-32s, FCN-16s and FCN-8s are trained in turn, each in its own run; training can be resumed."""
+    arguments = ["train", "fcn8s-vgg16", "--data", mask_files, "--training", "staged", "--epochs", "1",
+                 "--batch-size", "4", "--width-multiplier", "0.0625", "--hidden", "8", "--dropout", "0", "--lr", "1e-3",
+                 "--device", "cpu", "--precision", "float32"]  # fmt: skip
+    assert fukami(*arguments, "--out", tmp_path / "one").status == 0
     for stage in ("fcn32s-vgg16", "fcn16s-vgg16"):
         assert (tmp_path / "one" / stage / "weights.safetensors").is_file()
     coarse = load_file(tmp_path / "one" / "fcn32s-vgg16" / "weights.safetensors")
@@ -502,7 +504,7 @@ def test_staged_training_initializes_each_network_from_the_previous_one(mask_fil
     fine = load_file(tmp_path / "one" / "fcn16s-vgg16" / "weights.safetensors")
     difference = (fine["model.features.0.weight"] - coarse["model.features.0.weight"]).abs().max()
     assert 0 < difference < 0.02  # a few small steps from the coarser network's final weights
-    assert fukami(*words, "--out", tmp_path / "one", "--resume").status == 0
+    assert fukami(*arguments, "--out", tmp_path / "one", "--resume").status == 0
     assert fukami("eval", tmp_path / "one").json[0]["count"] == 4
 
 
@@ -545,24 +547,24 @@ def test_import_of_published_weights(fukami, mask_files, tmp_path):
     torch.save(
         {"classifier.4.weight": torch.zeros(2, 512, 1, 1), "backbone.layer4.x": torch.zeros(1)}, tmp_path / "bad.pth"
     )
-    refused = fukami("import", tmp_path / "bad.pth", "--out", tmp_path / "other")
-    assert refused.status == 1
-    assert "does not fit FCNResNet50" in refused.err
+    result = fukami("import", tmp_path / "bad.pth", "--out", tmp_path / "other")
+    assert result.status == 1
+    assert "does not match FCNResNet50" in result.err
 
 
 def test_command_line_errors(fukami, mask_files, tmp_path):
-    for words, message in (
+    for arguments, message in (
         (["--min-size", "20"], "min-size should be at least 32 pixels, or 0"),
         (["--min-size", "200", "--max-size", "100"], "max-size should be at least min-size"),
         (["--augment", "mixup"], "mixes two images, whose boxes and masks cannot be mixed"),
         (["--data", "camvit"], "did you mean 'camvid'"),
         (["--init", "no-such-file"], "cannot be read"),
     ):
-        options = words if "--data" in words else [*words, "--data", mask_files]
-        refused = fukami("train", "segnet-basic", "--filters", "4", *options, "--out", tmp_path / "run")
-        assert refused.status in (1, 2)
-        assert message in refused.err, refused.err
-        assert "Traceback" not in refused.err
+        options = arguments if "--data" in arguments else [*arguments, "--data", mask_files]
+        result = fukami("train", "segnet-basic", "--filters", "4", *options, "--out", tmp_path / "run")
+        assert result.status in (1, 2)
+        assert message in result.err, result.err
+        assert "Traceback" not in result.err
 
 
 def test_show(fukami, mask_files, tmp_path):

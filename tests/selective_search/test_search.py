@@ -91,10 +91,10 @@ def test_color_spaces_equal_those_of_scikit_image(random):
 
 def test_fractions_of_red_and_green_and_the_intensity():
     image = np.array([[[60, 30, 10], [0, 0, 0], [255, 255, 255]]], np.uint8)
-    planes = search.convert_color_space(image, "rgi")
-    np.testing.assert_allclose(planes[:, 0, 0], [0.6 * 255, 0.3 * 255, 100 / 3], rtol=1e-5)
-    np.testing.assert_allclose(planes[:, 0, 1], 0)
-    np.testing.assert_allclose(planes[:, 0, 2], [85, 85, 255], rtol=1e-5)
+    converted = search.convert_color_space(image, "rgi")
+    np.testing.assert_allclose(converted[:, 0, 0], [0.6 * 255, 0.3 * 255, 100 / 3], rtol=1e-5)
+    np.testing.assert_allclose(converted[:, 0, 1], 0)
+    np.testing.assert_allclose(converted[:, 0, 2], [85, 85, 255], rtol=1e-5)
     np.testing.assert_allclose(search.convert_color_space(image, "intensity")[0, 0], [100 / 3, 0, 255], rtol=1e-5)
 
 
@@ -110,7 +110,7 @@ def test_regions_by_hand():
     """The image has one channel; its left part is dark and its right part bright."""
     labels = np.repeat(np.array([[0, 0, 0, 1]], np.int32), 2, axis=0)
     plane = np.where(labels, 200, 10).astype(np.float32)[None]
-    regions = grouping.describe_regions(labels, grouping.compute_features(plane))
+    regions = grouping.build_regions(labels, grouping.compute_features(plane))
     assert regions.sizes.tolist() == [6, 2]
     assert regions.boxes.tolist() == [[0, 0, 3, 2], [3, 0, 4, 2]]
     assert regions.neighbors.tolist() == [[0, 1]]
@@ -153,9 +153,9 @@ def test_similarities_by_hand():
 
 
 def group_slowly(labels, bins, letters):
-    """Compute the boxes of a hierarchy by algorithm 1 of the paper, from sets of pixels and without caching."""
+    """Compute the boxes of a hierarchy from sets of pixels (Uijlings et al. 2013, algorithm 1), without caching."""
     channels = bins.shape[2] // 9
-    regions = [np.argwhere(labels == number) for number in range(labels.max() + 1)]
+    regions = [np.argwhere(labels == label) for label in range(labels.max() + 1)]
 
     def compute_histogram(pixels, columns, count):
         values = bins[pixels[:, 0], pixels[:, 1]][:, columns]
@@ -178,7 +178,7 @@ def group_slowly(labels, bins, letters):
             total += 1 - ((right - left) * (bottom - top) - len(both)) / labels.size
         return total
 
-    pixel_sets = {number: set(map(tuple, pixels)) for number, pixels in enumerate(regions)}
+    pixel_sets = {region: set(map(tuple, pixels)) for region, pixels in enumerate(regions)}
 
     def is_neighbor(a, b):
         around = {(y + j, x + i) for y, x in pixel_sets[a] for j, i in itertools.product((-1, 0, 1), repeat=2)}
@@ -191,10 +191,10 @@ def group_slowly(labels, bins, letters):
         new = len(regions)
         regions.append(np.concatenate([regions[a], regions[b]]))
         pixel_sets[new] = pixel_sets[a] | pixel_sets[b]
-        adjacent = {number for pair in similarities if a in pair or b in pair for number in pair} - {a, b}
+        adjacent = {region for pair in similarities if a in pair or b in pair for region in pair} - {a, b}
         similarities = {pair: value for pair, value in similarities.items() if not {a, b} & set(pair)}
         similarities |= {
-            (number, new): compute_similarity(regions[number], regions[new]) for number in sorted(adjacent)
+            (region, new): compute_similarity(regions[region], regions[new]) for region in sorted(adjacent)
         }
     return [list(map(int, compute_box(pixels))) for pixels in regions]
 
@@ -202,18 +202,18 @@ def group_slowly(labels, bins, letters):
 @pytest.mark.parametrize("letters", ["CTSF", "TSF", "C", "F", "S"])
 def test_grouping_equals_the_algorithm_of_the_paper(random, letters):
     image = generate_noise(random)
-    planes = search.convert_color_space(image, "hsv")
+    converted = search.convert_color_space(image, "hsv")
     labels = search.segment_image(image, 20)
     assert 10 < labels.max() < 80
-    bins = grouping.compute_features(planes)
-    boxes, _ = grouping.group_regions(grouping.describe_regions(labels, bins), letters)
+    bins = grouping.compute_features(converted)
+    boxes, _ = grouping.group_regions(grouping.build_regions(labels, bins), letters)
     assert boxes.tolist() == group_slowly(labels, bins, letters)
 
 
 def test_a_hierarchy_contains_each_region_once(random):
     image = generate_noise(random, 80, 100)
     labels = search.segment_image(image, 30)
-    regions = grouping.describe_regions(labels, grouping.compute_features(search.convert_color_space(image, "hsv")))
+    regions = grouping.build_regions(labels, grouping.compute_features(search.convert_color_space(image, "hsv")))
     boxes, merges = grouping.group_regions(regions, "CTSF")
     count = len(regions.sizes)
     assert boxes.shape == (2 * count - 1, 4)
@@ -312,9 +312,9 @@ def build_sample(source, name="an image"):
 @pytest.fixture
 def images(tmp_path, random):
     """Samples of two files and an array."""
-    for number in range(2):
-        Image.fromarray(generate_noise(random)).save(tmp_path / f"{number}.png")
-    files = [build_sample(tmp_path / f"{number}.png", f"{number}.png") for number in range(2)]
+    for index in range(2):
+        Image.fromarray(generate_noise(random)).save(tmp_path / f"{index}.png")
+    files = [build_sample(tmp_path / f"{index}.png", f"{index}.png") for index in range(2)]
     return [*files, build_sample(generate_noise(random), "the third")]
 
 
@@ -400,7 +400,7 @@ def flip_bit(content, index):
 
 
 @pytest.mark.parametrize("damage", [damage for _, damage in list_damages()], ids=[name for name, _ in list_damages()])
-def test_a_damaged_cache_file_is_computed_again(images, computed_modes, damage):
+def test_proposals_with_a_corrupted_cache_file_are_computed_again(images, computed_modes, damage):
     (first,) = cache.compute_proposals(images[:1])
     (path,) = list_cache_files()
     damage(path)

@@ -127,15 +127,15 @@ def test_images_are_decoded_as_from_a_file(client, task, tmp_path):
     assert all("label" in prediction for prediction in predictions)
 
 
-def test_broken_image_gets_an_error_in_its_place(client, files):
-    broken = ("file", ("broken.png", files[0].read_bytes()[:60], "image/png"))
+def test_unreadable_image_gets_an_error_at_its_index(client, files):
+    unreadable = ("file", ("unreadable.png", files[0].read_bytes()[:60], "image/png"))
     text = ("file", ("text.png", b"no image", "image/png"))
     first, *errors, last = client.post(
-        "/predict", files=[*form_files(files[0]), broken, text, *form_files(files[1])]
+        "/predict", files=[*form_files(files[0]), unreadable, text, *form_files(files[1])]
     ).json()
     assert [first["file"], last["file"]] == [str(files[0]), str(files[1])]
     assert [set(error) for error in errors] == [{"file", "error"}] * 2
-    assert errors[0]["error"].startswith("broken.png is damaged")
+    assert errors[0]["error"].startswith("unreadable.png is unreadable")
     assert errors[1]["error"].startswith("text.png is not an image")
 
 
@@ -404,7 +404,7 @@ def test_token(task, files, monkeypatch):
         assert client.get("/metrics", headers=valid).status_code == 200
     invalid = [{}, basic("s3cret:token:"), basic(":"), {"authorization": "Basic %%"}, {"authorization": "s3cret:token"}]
     invalid += [{"authorization": f"Bearer {other}"} for other in ("", "s3cret:toke", "s3cret:token2", "ſ3cret")]
-    invalid = [{name: value.encode() for name, value in each.items()} for each in invalid]
+    invalid = [{name: value.encode() for name, value in headers.items()} for headers in invalid]
     for headers in invalid:
         for path in ("/", "/run", "/metrics", "/nothing", "/run?token=s3cret:token"):
             response = client.get(path, headers=headers)
@@ -509,7 +509,7 @@ def test_buffered_bodies_are_bounded(monkeypatch):
 def test_overdue_image_fails_and_keeps_its_slot_until_it_ends():
     """An overdue image that has not started is never predicted."""
     task = BlockingTask()
-    client = make_client(task, deadline=0.5)
+    client = make_client(task, request_timeout=0.5)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(post_image, client, 11)
         wait_until(lambda: task.input_sizes)
@@ -534,8 +534,8 @@ def test_metrics(files):
     for path in ("/predict", "/"):
         client.post(path, files=[*form_files(*files[:3]), ("file", ("a.png", b"x"))])
     client.post("/predict", json={})
-    for number in range(3):
-        client.get(f"/unknown-{number}")
+    for index in range(3):
+        client.get(f"/unknown-{index}")
     client.get("/health", headers={"host": "evil.com"})
     assert read_metric(client, "fukami_predictions_total", result="success") == 6
     assert read_metric(client, "fukami_predictions_total", result="error") == 2
@@ -550,7 +550,7 @@ def test_metrics(files):
 
 
 def test_too_many_files_in_a_request(client):
-    response = client.post("/predict", files=[("file", (f"{number}.png", b"x")) for number in range(101)])
+    response = client.post("/predict", files=[("file", (f"{index}.png", b"x")) for index in range(101)])
     assert response.status_code == 400
     assert "100" in response.json()["error"]
 
@@ -719,14 +719,14 @@ def test_send_timeout(monkeypatch, request_):
 
 def test_head_timeout_does_not_apply_to_responses(monkeypatch):
     monkeypatch.setattr(connections, "HEAD_TIMEOUT", 0.1)
-    started, real = threading.Event(), connections.Connection.start_deadline
+    started, real = threading.Event(), connections.Connection.start_timeout
 
     def start(self, phase):
         real(self, phase)
         if phase == "sent":
             started.set()
 
-    monkeypatch.setattr(connections.Connection, "start_deadline", start)
+    monkeypatch.setattr(connections.Connection, "start_timeout", start)
     with run_server(long_response) as port, connect(port, GET.replace(b"close", b"keep-alive")) as slow:
         assert started.wait(60)
         received = 0
@@ -836,7 +836,7 @@ def test_every_concurrent_request_gets_a_response(monkeypatch):
 
 def test_responses_contain_no_server_path(monkeypatch, tmp_path):
     folder = tmp_path / "secret-place"
-    shutil.copytree(checkpoint.SHIPPED_WEIGHTS_DIR / "deep-convnet", folder)
+    shutil.copytree(checkpoint.BUNDLED_WEIGHTS_DIR / "deep-convnet", folder)
     run_info = command.build_run_info((str(folder), "deep-convnet"), "auto", None)
     assert run_info == {**RUN_INFO, "members": 2, "versions": run_info["versions"]}
     client = TestClient(serving.create_app(BlockingTask(), run_info), "http://localhost")
@@ -853,14 +853,14 @@ def test_token_from_the_environment_is_removed_from_it(monkeypatch, fukami):
     monkeypatch.setattr(uvicorn, "Config", lambda *arguments, **options: options)
     monkeypatch.setenv("FUKAMI_TOKEN", "from-the-environment")
     assert fukami("serve", "deep-convnet", "--port", "0", "--allowed-hosts", "a.example.com", "b").status == 130
-    assert settings["deadline"] == 60
+    assert settings["request_timeout"] == 60
     assert "FUKAMI_TOKEN" not in os.environ
     assert settings["token"] == "from-the-environment"
     assert settings["hosts"] == {"localhost", "127.0.0.1", "::1", "a.example.com", "b"}
     monkeypatch.setenv("FUKAMI_TOKEN", "from-the-environment")
-    others = ["--host", "0.0.0.0", "--token", "from-the-command", "--deadline", "9"]
+    others = ["--host", "0.0.0.0", "--token", "from-the-command", "--request-timeout", "9"]
     fukami("serve", "deep-convnet", "--port", "0", *others)
-    assert settings["deadline"] == 9
+    assert settings["request_timeout"] == 9
     assert settings["token"] == "from-the-command"
     assert "0.0.0.0" in settings["hosts"]
     assert settings["config"]["http"].keywords["max_connections"] <= 4096

@@ -74,12 +74,12 @@ def test_feature_maps_are_those_of_vgg_with_average_pooling(name, convolutions):
     image = torch.randn(1, 3, 48, 64)
     style_layers, content_layer = LAYERS[name]
     expected, x = {}, image
-    for number, layer in enumerate(reference):
+    for index, layer in enumerate(reference):
         x = nn.functional.avg_pool2d(x, 2) if isinstance(layer, nn.MaxPool2d) else layer(x)
-        expected[number] = x.clone()
+        expected[index] = x.clone()
     style_maps, content_maps = network(image)
-    for number, maps in zip(style_layers, style_maps, strict=True):
-        torch.testing.assert_close(maps, expected[number])
+    for index, maps in zip(style_layers, style_maps, strict=True):
+        torch.testing.assert_close(maps, expected[index])
     torch.testing.assert_close(content_maps, expected[content_layer])
     assert [maps.shape[1] for maps in style_maps] == network.style_channels == [64, 128, 256, 512, 512]
 
@@ -194,13 +194,13 @@ def test_lbfgs_limits_the_change_of_a_step():
     value = torch.rand(1000, requires_grad=True)
     optimizer = LBFGS([value], max_first_change=0.02, max_change=0.1)
     scale = torch.logspace(0, 6, 1000)
-    for number in range(12):
+    for step in range(12):
         before = value.detach().clone()
         optimizer.zero_grad()
         (scale * (value - 0.5) ** 2).sum().backward()
         optimizer.step()
         change = (value.detach() - before).abs().max().item()
-        assert change == pytest.approx(0.02, rel=1e-4) if number == 0 else change <= 0.1 * 1.0001
+        assert change == pytest.approx(0.02, rel=1e-4) if step == 0 else change <= 0.1 * 1.0001
     assert (scale * (value - 0.5) ** 2).sum() < 0.02 * (scale * (torch.tensor(0.25))).sum()
 
 
@@ -316,7 +316,7 @@ def test_training_lowers_the_loss(optimizer, images, tmp_path, no_reports):
 
 
 def test_a_run_stylizes_other_images(images, tmp_path, no_reports):
-    """The content image of the run gives the same result as in training; others keep their aspect ratio."""
+    """The content image of the run has the same result as in training; others keep their aspect ratio."""
     content = images / "content.png"
     recipe = NeuralStyle(content=str(content), style=(str(images / "style.png"),), **SMALL)
     train(recipe, tmp_path / "run", device="cpu", precision="float32")
@@ -336,7 +336,7 @@ def test_local_vgg_weights_are_located(tmp_path, monkeypatch, caplog):
     """VGG-19 is preferred, in dataset folders and next to them; weights of other networks are errors."""
     assert pretrained.load_vgg("") == ("vgg16", {})
     build_task(NeuralStyle(**SMALL))
-    assert caplog.text.count("its filters are random") == 1
+    assert caplog.text.count("random filters are used") == 1
     networks = {
         name: torchvision.models.get_model(name, weights=None).features for name in ("vgg16", "vgg19", "vgg16_bn")
     }
@@ -367,7 +367,7 @@ def test_local_vgg_weights_are_located(tmp_path, monkeypatch, caplog):
         ({"size": -1}, "size should be at least 0"),
         ({"strength": -0.5}, "strength"),
         ({"levels": -1}, "levels should be between 0 and 12"),
-        ({"style": ("a", "b"), "style_weights": (1.0,)}, "as many style-weights as styles, 2, not 1"),
+        ({"style": ("a", "b"), "style_weights": (1.0,)}, "one style-weight per style, 2, not 1"),
         ({"style": ("a",), "style_weights": (0.0,)}, "not all 0"),
         ({"lr": 0.0}, "lr should be"),
     ],
@@ -419,7 +419,7 @@ def test_the_command_writes_an_image(fukami, images, tmp_path):
         ("art", (), "--out should be a .png"),
         ("nowhere/art.png", (), "the folder nowhere of the image does not exist"),
         ("art.png", ("--weights", "none.pth"), "none.pth cannot be read"),
-        ("art.png", ("--style-weights", "1", "2"), "as many style-weights as styles"),
+        ("art.png", ("--style-weights", "1", "2"), "one style-weight per style"),
         ("art.png", ("--strenght", "2"), "--strength"),
     ],
 )
@@ -435,9 +435,9 @@ def test_the_command_does_not_overwrite_its_inputs(fukami, images):
     result = fukami(*build_command(images, images / "style.png"))
     assert result.status == 2
     assert "would overwrite" in result.err
-    broken = fukami("stylize", __file__, "--style", images / "style.png", "--out", "art.png")
-    assert broken.status == 1
-    assert "test_neural_style.py is not an image" in broken.err
+    result = fukami("stylize", __file__, "--style", images / "style.png", "--out", "art.png")
+    assert result.status == 1
+    assert "test_neural_style.py is not an image" in result.err
 
 
 def test_resumed_image_equals_uninterrupted_image(images, tmp_path):

@@ -1,4 +1,4 @@
-"""Draw the learning curves of a leaderboard: four short trainings on the embedded digits, half a minute on one core.
+"""Draw the learning curves of a leaderboard: four short training runs on the bundled digits.
 
 python docs/figures/scripts/board.py    writes docs/figures/board.svg
 """

@@ -32,7 +32,7 @@ def plot_gallery(run: str) -> Figure:
     for rank in RANKS:
         index = int(order[int(rank * len(order))])
         image = eval_data.images[index].permute(1, 2, 0).numpy()
-        reference = tokenizer.detokenize(eval_data.references[index][0], task.decoding.tokenizer)
+        reference = tokenizer.detokenize(eval_data.references[index][0], task.decoding_config.tokenizer)
         rows.append((f"better than {1 - rank:.0%}", image, captions[index], reference))
     return captioning_plots.plot_examples(rows)
 

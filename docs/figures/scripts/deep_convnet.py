@@ -75,10 +75,10 @@ def draw() -> Figure:
     axes.set_axis_off()
     axes.set_aspect("equal")
     center = edge = 0.0  # of the previous block
-    for number, (name, detail, parameters, channels, side, color) in enumerate(LAYERS):
+    for index, (name, detail, parameters, channels, side, color) in enumerate(LAYERS):
         size = compute_block_size(channels, side)
         half_width = (size[0] + SLANT[0] * size[2]) / 2
-        if number:
+        if index:
             center = max(center + PITCH, edge + GAP + half_width)
             arrow = {"arrowstyle": "-|>,head_width=.16,head_length=.32", "color": GRAY, "lw": 0.9}
             axes.annotate("", (center - half_width - 0.5, 0), (edge + 0.5, 0), arrowprops=arrow)

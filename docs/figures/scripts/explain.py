@@ -23,7 +23,7 @@ from fukami.explain import summary as explain_summary
 from fukami.image import io as image_io
 
 HERE = Path(__file__).parents[1]
-SIDE = 448  # larger than the largest theoretical field, 427 of ResNet-50
+SIDE = 448  # larger than the largest receptive field, 427 of ResNet-50
 MEAN, STD = ((torch.tensor(values).view(3, 1, 1)) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
 

@@ -1,6 +1,6 @@
-"""Draw faster-rcnn.png of docs/landmarks/faster-rcnn.md: the outputs of both stages for an embedded scene.
+"""Draw faster-rcnn.png of docs/landmarks/faster-rcnn.md: the outputs of both stages for a bundled scene.
 
-python docs/figures/scripts/faster_rcnn.py RUN [SCENE]    SCENE: number of the scene
+python docs/figures/scripts/faster_rcnn.py RUN [SCENE]    SCENE: index of the scene
 """
 
 import sys
@@ -22,11 +22,11 @@ NUM_PROPOSALS = 60
 
 
 @torch.inference_mode()
-def draw(run: str, number: int) -> Figure:
+def draw(run: str, scene_index: int) -> Figure:
     """Draw the scene, its objectness, its proposals and its detections."""
     task = fukami.load(run, device="cpu")
     task.model.eval()
-    scene = scenes.generate_scene(0, scenes.NUM_TRAIN + number)
+    scene = scenes.generate_scene(0, scenes.NUM_TRAIN + scene_index)
     image = task.prepare(torch.from_numpy(scene.image).permute(2, 0, 1))[None]
     sizes = torch.tensor([image.shape[-2:]]).float()
     padded = F.pad(image, (0, -image.shape[3] % 32, 0, -image.shape[2] % 32))

@@ -1,9 +1,9 @@
 """Draw the figures of augmentation.md, optimization.md, ensembles.md and transfer.md in docs/guides.
 
 python docs/figures/scripts/methods.py schedules
-python docs/figures/scripts/methods.py find-lr         learning-rate range test on the embedded digits, half a minute
+python docs/figures/scripts/methods.py find-lr         learning-rate range test on the bundled digits, half a minute
 python docs/figures/scripts/methods.py augmentation    needs CIFAR-10 in $FUKAMI_DATA
-python docs/figures/scripts/methods.py ensemble        three short trainings on the embedded digits, one minute
+python docs/figures/scripts/methods.py ensemble        three short training runs on the bundled digits, one minute
 python docs/figures/scripts/methods.py transfer OUT    OUT: folder with the runs of benchmarks/transfer.py
 """
 
@@ -39,7 +39,7 @@ def save(figure: Figure, name: str) -> None:
 
 
 def plot_schedules() -> None:
-    """Plot every learning-rate schedule with a warm-up of 10 % of the training."""
+    """Plot every learning-rate schedule with a warm-up of 10 % of the steps."""
     figure = Figure(figsize=(10.5, 3.8), layout="constrained")
     positions = np.linspace(0, 1, 1001)[:-1]
     for row, specs in zip(figure.subplots(2, 4, sharex=True, sharey=True), SCHEDULES, strict=True):

@@ -121,12 +121,12 @@ def plot_resnet() -> Figure:
             costs[stage][1] += layer.num_parameters / 1e6
         stages = ["conv1", "layer1", "layer2", "layer3", "layer4", "fc"]
         labels = ["conv1", "conv2", "conv3", "conv4", "conv5", "fully connected"]
-        for number, axes in enumerate((left, middle)):
+        for kind, axes in enumerate((left, middle)):
             bottom = 0.0
             for stage, label, color in zip(stages, labels, STAGE_COLORS, strict=True):
-                axes.bar(position, costs[stage][number], bottom=bottom, color=color, edgecolor=INK, linewidth=0.4,
+                axes.bar(position, costs[stage][kind], bottom=bottom, color=color, edgecolor=INK, linewidth=0.4,
                          label=label if position == 0 else None)  # fmt: skip
-                bottom += costs[stage][number]
+                bottom += costs[stage][kind]
             axes.text(position, bottom, f"{bottom:.1f}", ha="center", va="bottom", fontsize=8, color=GRAY)
     for axes, title in ((left, "multiply-adds, billions"), (middle, "parameters, millions")):
         axes.set_title(title, fontsize=10, color=INK)

@@ -1,4 +1,4 @@
-"""Draw scenes.png of docs/guides/data.md: embedded scenes with their boxes, instance masks and captions.
+"""Draw scenes.png of docs/guides/data.md: bundled scenes with their boxes, instance masks and captions.
 
 python docs/figures/scripts/scenes.py
 """
@@ -24,8 +24,8 @@ def draw() -> Figure:
     figure = Figure(figsize=(11, 5.1), layout="constrained")
     rows = figure.subplots(2, len(SCENES))
     colors = (255 * colormaps["tab10"](np.arange(len(scenes.LABELS)))[:, :3]).astype(np.uint8)
-    for upper, lower, number in zip(*rows, SCENES, strict=True):
-        scene = scenes.generate_scene(0, number)
+    for upper, lower, index in zip(*rows, SCENES, strict=True):
+        scene = scenes.generate_scene(0, index)
         upper.imshow(scene.image)
         upper.set_title("\n".join(textwrap.wrap(scene.caption, 30)), fontsize=8)
         for (left, top, right, bottom), label in zip(scene.boxes, scene.classes, strict=True):

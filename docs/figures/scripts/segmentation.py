@@ -22,9 +22,9 @@ VIDEO_FRAMES = range(0, 60, 2)  # test images of the video, a drive at dusk
 FPS = 5
 
 
-def draw_fcn(run: str, number: int) -> None:
-    """Draw a scene, the ground truth and the prediction of each stage of a staged training."""
-    (sample,) = scenes.generate_mask_samples(scenes.NUM_TRAIN + number, 1)
+def draw_fcn(run: str, scene_index: int) -> None:
+    """Draw a scene, the ground truth and the prediction of each stage of staged training."""
+    (sample,) = scenes.generate_mask_samples(scenes.NUM_TRAIN + scene_index, 1)
     image = Image.fromarray(np.asarray(sample.source))
     columns = [("scene", image), ("ground truth", draw_mask(sample.mask.read() - 1, scenes.MASK_LABELS))]
     for name, folder in (("FCN-32s", "fcn32s-vgg16"), ("FCN-16s", "fcn16s-vgg16"), ("FCN-8s", "")):
@@ -53,18 +53,16 @@ def draw_segnet(run: str) -> None:
     _, test, _ = segmentation_data.load_dataset("camvid", 0.2)
     colors = [image_io.WHITE, *image_io.get_class_colors(task.labels)]
     figure = Figure(figsize=(9.6, 7.4), layout="constrained")
-    for row, number in zip(figure.subplots(len(EXAMPLES), 3), EXAMPLES, strict=True):
-        image = image_io.read_image(test[number].source)
-        truth = image_io.overlay_mask(image, test[number].mask.read(), colors)
+    for row, image_index in zip(figure.subplots(len(EXAMPLES), 3), EXAMPLES, strict=True):
+        image = image_io.read_image(test[image_index].source)
+        truth = image_io.overlay_mask(image, test[image_index].mask.read(), colors)
         columns = (("image", image), ("ground truth", truth), ("prediction", draw_overlay(task, image)))
         for axes, (title, column) in zip(row, columns, strict=True):
             axes.imshow(np.asarray(column))
-            axes.set_title(title if number == EXAMPLES[0] else "", fontsize=9)
+            axes.set_title(title if image_index == EXAMPLES[0] else "", fontsize=9)
             axes.axis("off")
     figure.savefig(HERE / "segnet.png", dpi=100)
-    frames = [
-        draw_overlay(task, image_io.read_image(test[number].source)).resize((320, 240)) for number in VIDEO_FRAMES
-    ]
+    frames = [draw_overlay(task, image_io.read_image(test[index].source)).resize((320, 240)) for index in VIDEO_FRAMES]
     options = {"save_all": True, "append_images": frames[1:], "duration": 1000 // FPS, "loop": 0}
     frames[0].save(HERE / "driving.webp", quality=45, method=6, **options)
 

@@ -37,7 +37,7 @@ def main() -> None:
     save(panels, "segmentation")
 
     labels = search.segment_image(pixels, 50)
-    regions = grouping.describe_regions(labels, grouping.compute_features(search.convert_color_space(pixels, "hsv")))
+    regions = grouping.build_regions(labels, grouping.compute_features(search.convert_color_space(pixels, "hsv")))
     _, merges = grouping.group_regions(regions, "CTSF")
     hierarchy = [(selective_search_plots.merge_regions(labels, merges, count), count) for count in (100, 12)]
     save(

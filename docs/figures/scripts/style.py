@@ -35,8 +35,8 @@ def save_grid(rows: list[list[tuple[Image.Image | None, str]]], name: str) -> No
     page = Image.new("RGB", (len(rows[0]) * (CELL_WIDTH + GAP) - GAP, sum(heights) + GAP * (len(rows) - 1)), "white")
     draw, font, top = ImageDraw.Draw(page), ImageFont.load_default(15), 0
     for row, height in zip(rows, heights, strict=True):
-        for number, (image, text) in enumerate(row):
-            left = number * (CELL_WIDTH + GAP)
+        for column, (image, text) in enumerate(row):
+            left = column * (CELL_WIDTH + GAP)
             if image:
                 page.paste(resize(image), (left, top + height - LINE_HEIGHT - resize(image).height))
             draw.text((left, top + height - LINE_HEIGHT + 4), text, (80, 80, 80), font)

@@ -63,7 +63,7 @@ class ParsedCaptions:
 
 @dataclass(frozen=True)
 class CaptionDataset:
-    """Images (files or arrays ``(H, W, 3)`` uint8) and the captions of each, as text or as lists of words."""
+    """Images (files or arrays ``(H, W, 3)`` uint8) and the captions of each, as strings or as lists of tokens."""
 
     items: tuple[Any, ...]
     captions: tuple[tuple[Any, ...], ...]
@@ -84,10 +84,10 @@ class CaptionDataset:
     def load_images(
         self, transform: SquareTransform, max_broken: int = image_folder.MAX_BROKEN
     ) -> "tuple[CaptionDataset, labeled_images.DecodedImages]":
-        """Load and transform all images into memory; broken ones are left out with their captions, and logged.
+        """Load and transform all images into memory; unreadable ones are skipped with their captions, and logged.
 
         Raises:
-            Error: more than ``max_broken`` images are broken, or all of them.
+            Error: more than ``max_broken`` images are unreadable, or all of them.
         """
         if self.is_on_disk:
             results: Iterable[Any] = streaming.decode_files(self.items, transform)
@@ -95,7 +95,7 @@ class CaptionDataset:
             results = (transform(Image.fromarray(item)).transpose(1, 2, 0) for item in self.items)
         readable, images = image_folder.stack_images(results, len(self), transform, max_broken)
         kept = self if len(readable) == len(self) else self.select(readable)
-        names = [item if isinstance(item, Path) else f"scene {number}" for number, item in enumerate(kept.items)]
+        names = [item if isinstance(item, Path) else f"scene {index}" for index, item in enumerate(kept.items)]
         return kept, labeled_images.DecodedImages(
             torch.from_numpy(images).permute(0, 3, 1, 2), torch.arange(len(readable)), list(map(str, names))
         )
@@ -112,7 +112,7 @@ def load_dataset(spec: str, holdout: float) -> tuple[CaptionDataset, CaptionData
 
     Raises:
         UsageError: ``spec`` is neither a known name nor a path.
-        Error: the files are damaged, or there are no captions.
+        Error: the files are invalid, or there are no captions.
     """
     if spec == "scenes":
         train = CaptionDataset(*scenes.generate_captioned_images(0, scenes.NUM_CAPTIONED))
@@ -125,7 +125,7 @@ def load_dataset(spec: str, holdout: float) -> tuple[CaptionDataset, CaptionData
     if parsed.problems:
         first = parsed.problems[0]
         logger.warning(
-            f"{len(parsed.problems)} images or captions are left out; the first: {first.file}, line {first.line}: "
+            f"{len(parsed.problems)} images or captions are skipped; the first: {first.file}, line {first.line}: "
             f"{first.detail}; fukami doctor lists all"
         )
     splits = {name: _build_dataset(images) for name, images in parsed.splits.items() if images}
@@ -155,7 +155,7 @@ def locate_dataset(spec: str) -> Path:
     if exists(Path(spec)):
         return Path(spec)
     if spec in DATASET_NAMES or any(
-        exists(place / f"{spec}{end}") for place in locations.list_data_folders() for end in ("", ".zip")
+        exists(folder / f"{spec}{suffix}") for folder in locations.list_data_folders() for suffix in ("", ".zip")
     ):
         return locations.find_dataset(spec, "the images and their captions, in a folder or a zip archive of that name,")
     raise build_unknown_error("dataset (and no file or folder)", spec, DATASET_NAMES)
@@ -253,10 +253,10 @@ def _find_caption_files(path: Path, files: Iterable[Path]) -> list[Path]:
     """Find the caption files at a path, whose folder contains ``files``."""
     if path.suffix.lower() in CAPTION_SUFFIXES:
         return [path] if path.suffix.lower() != ".csv" or _detect_columns(path) else []
-    candidates = [each for each in files if each.suffix.lower() in CAPTION_SUFFIXES]
+    candidates = [file for file in files if file.suffix.lower() in CAPTION_SUFFIXES]
     for pattern in ("dataset*.json", "captions_*.json", "*.token.txt", "*.token", "captions.txt", "*.csv"):
         matches = [
-            each for each in candidates if each.match(pattern) and (each.suffix != ".csv" or _detect_columns(each))
+            file for file in candidates if file.match(pattern) and (file.suffix != ".csv" or _detect_columns(file))
         ]
         if matches:
             return matches if pattern.startswith("captions_") else matches[:1]
@@ -293,10 +293,10 @@ def _read_rows(file: Path) -> Iterator[CaptionRow]:
     elif file.suffix.lower() == ".csv" or _detect_columns(file):
         yield from _read_csv(file)
     else:
-        for number, line in enumerate(read_text(file).split("\n"), 1):
+        for line_number, line in enumerate(read_text(file).split("\n"), 1):
             name, _, caption = line.partition("\t")
             if name.strip():
-                yield CaptionRow(CAPTION_NUMBER.sub("", name.strip()), caption, number)
+                yield CaptionRow(CAPTION_NUMBER.sub("", name.strip()), caption, line_number)
 
 
 def _read_csv(file: Path) -> Iterator[CaptionRow]:
@@ -335,8 +335,8 @@ def _read_json(file: Path) -> Iterator[CaptionRow]:
             split = next(
                 (split for name, split in SPLIT_NAMES.items() if name in re.split(r"[^a-z]+", file.stem.lower())), ""
             )
-            for each in content["annotations"]:
-                yield CaptionRow(names.get(to_key(each["image_id"]), ""), to_text(each["caption"]), 0, split)
+            for entry in content["annotations"]:
+                yield CaptionRow(names.get(to_key(entry["image_id"]), ""), to_text(entry["caption"]), 0, split)
             return
         for image in images:
             split_name = to_text(image.get("split"))
@@ -346,7 +346,7 @@ def _read_json(file: Path) -> Iterator[CaptionRow]:
                 yield CaptionRow(name, to_text(caption["raw"]), 0, split)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Error(
-            f"{file} is damaged, or not in the JSON format of COCO's captions or Karpathy's "
+            f"{file} is invalid, or not in the JSON format of COCO's captions or Karpathy's "
             f"({type(error).__name__}: {error})"
         ) from None
 

@@ -39,22 +39,21 @@ class FeatureLoader(BatchLoader):
         self.targets = self.targets.to(features.device)
 
     @property
-    def num_draws(self) -> int:
+    def num_random_values(self) -> int:
         """Number of random numbers per target."""
-        return 1 if self.features is not None else super().num_draws
+        return 1 if self.features is not None else super().num_random_values
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches of one epoch, ``(images in 0..255 or features, targets)``; continue an interrupted one."""
         if self.features is None:
             yield from super().__iter__()
             return
-        for members, draws in self.iterate_local_batches():
+        for indices, random_values in self.iterate_local_batches():
             self.advance()
-            members = members.to(self.image_indices.device)
-            view = (
-                (draws.sum(1) * self.features.shape[1]).long().to(self.image_indices.device)
-            )  # view 0 if there are no draws
-            yield self.features[self.image_indices[members], view], self.targets[members]
+            indices = indices.to(self.image_indices.device)
+            # view 0 if there are no random numbers
+            views = (random_values.sum(1) * self.features.shape[1]).long().to(self.image_indices.device)
+            yield self.features[self.image_indices[indices], views], self.targets[indices]
         self.finish_epoch()
 
 
@@ -63,33 +62,33 @@ class CaptionLoader(FeatureLoader, InMemoryLoader):
 
     Args:
         images: the images, without duplicates.
-        word_indices: word indices of each caption ``(S, T)``, padded with -1.
+        token_indices: token indices of each caption ``(S, T)``, padded with -1.
         image_indices: image index of each caption, ``(S,)``.
         labels: the vocabulary.
-        batch_size, seed, augment, size: as for :class:`fukami.data.loader.InMemoryLoader`.
+        batch_size, seed, augmentation, size: as for :class:`fukami.data.loader.InMemoryLoader`.
     """
 
     def __init__(
         self,
         images: DecodedImages,
-        word_indices: Tensor,
+        token_indices: Tensor,
         image_indices: Tensor,
         labels: tuple[str, ...],
         *,
         batch_size: int,
         seed: int,
-        augment: Augmentation | None,
+        augmentation: Augmentation | None,
         size: int,
     ) -> None:
         names = [images.names[i] for i in image_indices.tolist()]
         super().__init__(
             images.images,
-            word_indices,
+            token_indices,
             labels,
             batch_size=batch_size,
             names=names,
             seed=seed,
-            augment=augment,
+            augmentation=augmentation,
             image_size=size,
         )
         self.image_indices = image_indices
@@ -105,9 +104,9 @@ class CaptionLoader(FeatureLoader, InMemoryLoader):
             yield self.resize_images(self.images[start : start + SEQUENTIAL_BATCH_SIZE])
 
     def _assemble(self, plan: tuple[Tensor, Tensor]) -> Batch:
-        members, draws = plan
-        images, words = self.images[self.image_indices[members]], self.targets[members]
-        return self.augment(images, words, draws) if self.augment else (images, words)
+        indices, random_values = plan
+        images, tokens = self.images[self.image_indices[indices]], self.targets[indices]
+        return self.augmentation(images, tokens, random_values) if self.augmentation else (images, tokens)
 
 
 class StreamingCaptionLoader(FeatureLoader, FileStreamingLoader):
@@ -115,34 +114,34 @@ class StreamingCaptionLoader(FeatureLoader, FileStreamingLoader):
 
     Args:
         image_files: the image files, without duplicates.
-        word_indices, image_indices, labels: as for :class:`CaptionLoader`.
-        transform, batch_size, seed, augment, min_area, max_broken: as for
+        token_indices, image_indices, labels: as for :class:`CaptionLoader`.
+        transform, batch_size, seed, augmentation, min_area, max_broken: as for
             :class:`fukami.data.streaming.FileStreamingLoader`.
     """
 
     def __init__(
         self,
         image_files: Sequence[Path],
-        word_indices: Tensor,
+        token_indices: Tensor,
         image_indices: Tensor,
         labels: tuple[str, ...],
         transform: SquareTransform,
         *,
         batch_size: int,
         seed: int,
-        augment: Augmentation | None,
+        augmentation: Augmentation | None,
         min_area: float | None = None,
         max_broken: int = MAX_BROKEN,
     ) -> None:
         caption_files = [image_files[i] for i in image_indices.tolist()]
         super().__init__(
             caption_files,
-            word_indices,
+            token_indices,
             labels,
             transform,
             batch_size=batch_size,
             seed=seed,
-            augment=augment,
+            augmentation=augmentation,
             min_area=min_area,
             max_broken=max_broken,
         )
@@ -167,8 +166,8 @@ class CaptionEvalLoader(FeatureLoader, InMemoryLoader):
 
     Args:
         images: the images.
-        references: the reference captions of each image, as lists of words.
-        training_captions: the training captions, their words joined by spaces.
+        references: the reference captions of each image, as lists of tokens.
+        training_captions: the training captions, their tokens joined by spaces.
         batch_size: number of images per batch.
     """
 
@@ -183,7 +182,7 @@ class CaptionEvalLoader(FeatureLoader, InMemoryLoader):
         super().__init__(images.images, images.targets, (), batch_size=batch_size, names=images.names)
         self.references, self.training_captions, self.image_indices = references, training_captions, images.targets
 
-    def list_annotations(self) -> Iterable[bytes]:
+    def iterate_annotations(self) -> Iterable[bytes]:
         """Yield the reference captions of each image, encoded as JSON."""
         return (json.dumps(captions, ensure_ascii=False).encode() for captions in self.references)
 
@@ -192,10 +191,12 @@ class CaptionEvalLoader(FeatureLoader, InMemoryLoader):
         yield from (images for images, _ in self.iterate_in_order())
 
 
-def pad_sequences(sentences: Sequence[Sequence[int]], max_length: int) -> Tensor:
-    """Pad word indices with -1 to ``(S, T)``; longer ones are cut to ``max_length``, keeping the end token."""
-    truncated = [each if len(each) <= max_length else [*each[: max_length - 1], each[-1]] for each in sentences]
+def pad_sequences(sequences: Sequence[Sequence[int]], max_length: int) -> Tensor:
+    """Pad token indices with -1 to ``(S, T)``; longer ones are cut to ``max_length``, keeping the end token."""
+    truncated = [
+        tokens if len(tokens) <= max_length else [*tokens[: max_length - 1], tokens[-1]] for tokens in sequences
+    ]
     padded = torch.full((len(truncated), max(map(len, truncated))), -1, dtype=torch.long)
-    for row, each in zip(padded, truncated, strict=True):
-        row[: len(each)] = torch.tensor(each)
+    for row, tokens in zip(padded, truncated, strict=True):
+        row[: len(tokens)] = torch.tensor(tokens)
     return padded

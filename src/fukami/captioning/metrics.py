@@ -28,7 +28,7 @@ def evaluate_captions(
     Args:
         captions: one caption per image.
         references: the reference captions of each image.
-        training_captions: the training captions, their words joined by spaces; if empty, ``copied`` is left out.
+        training_captions: the training captions, their words joined by spaces; if empty, ``copied`` is omitted.
     """
     bleu = compute_bleu(captions, references)
     texts = [" ".join(words) for words in captions]
@@ -64,12 +64,12 @@ def compute_bleu(captions: Sequence[Words], references: Sequence[Sequence[Words]
     matches, totals, length, reference_length = [0] * MAX_N, [0] * MAX_N, 0, 0
     for words, image_references in zip(captions, references, strict=True):
         length += len(words)
-        reference_length += min((abs(len(each) - len(words)), len(each)) for each in image_references)[1]
-        reference_counts = [count_ngrams(each) for each in image_references]
+        reference_length += min((abs(len(reference) - len(words)), len(reference)) for reference in image_references)[1]
+        reference_counts = [count_ngrams(reference) for reference in image_references]
         for n, counts in enumerate(count_ngrams(words)):
             max_counts = Counter[tuple[str, ...]]()
-            for each in reference_counts:
-                max_counts |= each[n]
+            for ngram_counts in reference_counts:
+                max_counts |= ngram_counts[n]
             matches[n] += (counts & max_counts).total()
             totals[n] += max(0, len(words) - n)
     ratio = (length + TINY) / (reference_length + SMALL)
@@ -104,9 +104,13 @@ def compute_lcs_length(one: Words, other: Words) -> int:
 
 def compute_cider(captions: Sequence[Words], references: Sequence[Sequence[Words]]) -> list[float]:
     """Compute CIDEr-D of each caption (Vedantam et al. 2015), with document frequencies from these references."""
-    reference_counts = [[count_ngrams(each) for each in image_references] for image_references in references]
+    reference_counts = [[count_ngrams(reference) for reference in image_references] for image_references in references]
     document_frequencies = [
-        Counter(ngram for image_counts in reference_counts for ngram in {g for each in image_counts for g in each[n]})
+        Counter(
+            ngram
+            for image_counts in reference_counts
+            for ngram in {ngram for ngram_counts in image_counts for ngram in ngram_counts[n]}
+        )
         for n in range(MAX_N)
     ]
     log_documents = math.log(len(references))
@@ -125,9 +129,10 @@ def compute_cider(captions: Sequence[Words], references: Sequence[Sequence[Words
         counts = count_ngrams(words)
         tfidf = compute_tfidf(counts)
         total = 0.0
-        for each in image_counts:
-            gap = counts[1].total() - each[1].total()
-            total += math.exp(-(gap**2) / (2 * SIGMA**2)) * sum(map(compute_clipped_cosine, tfidf, compute_tfidf(each)))
+        for ngram_counts in image_counts:
+            gap = counts[1].total() - ngram_counts[1].total()
+            similarity = sum(map(compute_clipped_cosine, tfidf, compute_tfidf(ngram_counts)))
+            total += math.exp(-(gap**2) / (2 * SIGMA**2)) * similarity
         scores.append(10 * total / MAX_N / len(image_counts))
     return scores
 

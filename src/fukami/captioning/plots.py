@@ -46,8 +46,8 @@ def plot_examples(rows: Sequence[tuple[str, UInt8Array, str, str]]) -> Figure:
         axes.set_title(title, fontsize=8, color="#666")
         axes.set_xticks([])
         axes.set_yticks([])
-        for side in axes.spines.values():
-            side.set_visible(False)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
         caption_text = "\n".join(textwrap.wrap(caption, LINE_LENGTH) or ["(empty)"])
         reference_text = "\n".join(textwrap.wrap(f"reference: {reference}", LINE_LENGTH))
         axes.set_xlabel(f"{caption_text}\n\n{reference_text}", fontsize=8)
@@ -60,7 +60,7 @@ def plot_common_captions(captions: Sequence[str]) -> Figure:
     figure = Figure(figsize=(8, 0.4 + 0.28 * len(counts)), layout="constrained")
     axes = figure.add_subplot(xlabel="images")
     bars = axes.barh([textwrap.shorten(text, 80) or "(empty)" for text, _ in counts][::-1],
-                     [number for _, number in counts][::-1], color="#4878a8")  # fmt: skip
+                     [count for _, count in counts][::-1], color="#4878a8")  # fmt: skip
     axes.bar_label(bars, fontsize=7, padding=2)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fukami.image.transform import SquareTransform
 
 EVAL_BATCH_SIZE = 50
-MAX_BEAM_SIZE, MAX_WORDS = 100, 1000  # upper bounds of the fields
+MAX_BEAM_SIZE, MAX_TOKENS = 100, 1000  # upper bounds of the fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class ShowAndTell(SupervisedRecipe):
     """
 
     data: str = "scenes"
-    """Dataset: scenes (embedded), flickr8k, flickr30k, coco, or a folder, an archive, a CSV or a JSON file of images
+    """Dataset: scenes (bundled), flickr8k, flickr30k, coco, or a folder, an archive, a CSV or a JSON file of images
     and captions."""
     holdout: float = 0.1
     """Fraction of the images, the last by name, held out for testing if the dataset has no splits; as many before them
@@ -82,33 +82,33 @@ class ShowAndTell(SupervisedRecipe):
     eval_every: int = 5
     """Evaluation interval in epochs; the last epoch is always evaluated."""
     decoding: Literal["beam", "greedy", "sample"] = "beam"
-    """Decoding of captions: beam (beam search), greedy (the most likely word at each step) or sample (random)."""
+    """Decoding of captions: beam (beam search), greedy (the most likely token at each step) or sample (random)."""
     beam_size: int = 20
     """Beam size: number of partial captions that beam search keeps."""
     length_penalty: float = 0.0
     """Length penalty: captions are ranked by log-probability / length ** length_penalty; 0 disables it."""
     temperature: float = 1.0
-    """Softmax temperature of sampling; below 1, likely words become more likely."""
+    """Softmax temperature of sampling; below 1, likely tokens become more likely."""
     num_captions: int = 5
     """Number of captions per image, the most likely first."""
-    max_words: int = 30
-    """Maximum number of words of a caption."""
+    max_tokens: int = 30
+    """Maximum number of tokens of a caption: words or characters, depending on the tokenizer."""
 
     def __post_init__(self) -> None:
         """Check the ranges of the fields."""
         super().__post_init__()
         check_range(self, 1, math.inf, "min_word_count", "hidden", "num_captions")
         check_range(self, 1, MAX_BEAM_SIZE, "beam_size")
-        check_range(self, 1, MAX_WORDS, "max_words")
+        check_range(self, 1, MAX_TOKENS, "max_tokens")
         check_range(self, 0, math.inf, "finetune_epochs", "cache_limit", "length_penalty")
         check_range(self, 1e-3, math.inf, "temperature")
         check_range(self, 0, 0.99, "dropout")
         check_range(self, 4, MAX_INPUT_SIZE, "size")
         if self.finetune_epochs and not self.init:
-            raise UsageError("--finetune-epochs needs an encoder with initial weights; give them with --init")
+            raise UsageError("--finetune-epochs needs an encoder with initial weights; specify them with --init")
         mixing = {"mixup", "cutmix"} & {name.partition("=")[0] for name in self.augment}
         if mixing:
-            raise UsageError(f"{' and '.join(sorted(mixing))} would need a caption for a mixture; leave it out")
+            raise UsageError(f"{' and '.join(sorted(mixing))} would need a caption for a mixture; omit it")
 
     @property
     def is_encoder_frozen(self) -> bool:
@@ -138,7 +138,7 @@ class ShowAndTell(SupervisedRecipe):
         """Load the dataset; its labels are the vocabulary."""
         train, evaluation = self.load_splits()
         labels = tokenizer.build_vocabulary(
-            (words for captions in train.captions for words in captions), self.min_word_count
+            (tokens for captions in train.captions for tokens in captions), self.min_word_count
         )
         return Data(self.build_train_loader(train, labels), self.build_eval_loader(evaluation, train), labels)
 
@@ -167,41 +167,41 @@ class ShowAndTell(SupervisedRecipe):
     def build_train_loader(
         self, split: "CaptionDataset", labels: tuple[str, ...]
     ) -> "CaptionLoader | StreamingCaptionLoader":
-        """Build the training loader: images in memory if they fit ``memory_limit``, streamed otherwise."""
+        """Build the training loader: images in memory up to ``memory_limit``, streamed otherwise."""
         import torch
 
         from fukami.captioning.loader import CaptionLoader, StreamingCaptionLoader, pad_sequences
         from fukami.data import augment
 
         augmentations = () if self.is_encoder_frozen else self.augment
-        crop = augment.parse_strengths(augmentations).get("crop")
+        crop = augment.parse_transform_values(augmentations).get("crop")
         transform = self.build_transform()
         resized = dataclasses.replace(transform, size=round(self.size * RESIZE_RATIO)) if crop else transform
         streamed = split.is_on_disk and len(split) * resized.nbytes > self.memory_limit * 1e9
         if not streamed:
             split, images = split.load_images(resized, self.max_broken)
         indices = {label: index for index, label in enumerate(labels)}
-        encoded = [[tokenizer.encode_words(words, indices) for words in captions] for captions in split.captions]
+        encoded = [[tokenizer.encode_tokens(tokens, indices) for tokens in captions] for captions in split.captions]
         counts = torch.tensor([len(captions) for captions in encoded])
         image_indices = torch.repeat_interleave(torch.arange(len(split)), counts)
-        word_indices = pad_sequences([each for captions in encoded for each in captions], self.max_words + 2)
+        token_indices = pad_sequences([tokens for captions in encoded for tokens in captions], self.max_tokens + 2)
         if streamed:
             # the decoder crops
             augmentations = tuple(name for name in augmentations if name.partition("=")[0] != "crop")
         augmentation = build_augmentation(augmentations, transform, labels)
         if streamed:
-            return StreamingCaptionLoader(split.items, word_indices, image_indices, labels, transform,
-                                          batch_size=self.batch_size, seed=self.seed, augment=augmentation,
+            return StreamingCaptionLoader(split.items, token_indices, image_indices, labels, transform,
+                                          batch_size=self.batch_size, seed=self.seed, augmentation=augmentation,
                                           min_area=crop, max_broken=self.max_broken)  # fmt: skip
-        return CaptionLoader(images, word_indices, image_indices, labels, batch_size=self.batch_size, seed=self.seed,
-                             augment=augmentation, size=self.size)  # fmt: skip
+        return CaptionLoader(images, token_indices, image_indices, labels, batch_size=self.batch_size, seed=self.seed,
+                             augmentation=augmentation, size=self.size)  # fmt: skip
 
     def build_eval_loader(self, split: "CaptionDataset", train: "CaptionDataset") -> "CaptionEvalLoader":
         """Build the evaluation loader of images and their reference captions."""
         from fukami.captioning.loader import CaptionEvalLoader
 
         readable, images = split.load_images(self.build_transform(), self.max_broken)
-        training_captions = {" ".join(words) for captions in train.captions for words in captions}
+        training_captions = {" ".join(tokens) for captions in train.captions for tokens in captions}
         return CaptionEvalLoader(images, readable.captions, training_captions, batch_size=EVAL_BATCH_SIZE)
 
     def build_task(self, labels: tuple[str, ...]) -> "CaptioningTask":
@@ -212,13 +212,13 @@ class ShowAndTell(SupervisedRecipe):
         model = models.show_and_tell(
             self.encoder_recipe.build_model(1), len(labels), hidden=self.hidden, dropout=self.dropout
         )
-        decoding = DecodingConfig(
-            decoding=self.decoding,
+        decoding_config = DecodingConfig(
+            strategy=self.decoding,
             beam_size=self.beam_size,
             length_penalty=self.length_penalty,
             temperature=self.temperature,
             num_captions=self.num_captions,
-            max_words=self.max_words,
+            max_tokens=self.max_tokens,
             tokenizer=self.tokenizer,
             seed=self.seed,
         )
@@ -228,7 +228,7 @@ class ShowAndTell(SupervisedRecipe):
             model,
             labels,
             self.build_transform(),
-            decoding,
+            decoding_config,
             frozen_encoder=self.is_encoder_frozen,
             cache_limit=self.cache_limit,
             **options,

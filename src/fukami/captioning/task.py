@@ -37,22 +37,22 @@ class DecodingConfig:
     """Settings of caption decoding.
 
     Attributes:
-        decoding: ``beam`` search, ``greedy`` decoding, or random ``sample`` captions.
+        strategy: ``beam`` search, ``greedy`` decoding, or random ``sample`` captions.
         beam_size: number of partial captions that beam search keeps.
         length_penalty: captions are ranked by log-probability / length ** length_penalty; 0 disables it.
-        temperature: softmax temperature of sampling; below 1, likely words become more likely.
+        temperature: softmax temperature of sampling; below 1, likely tokens become more likely.
         num_captions: number of captions per image, the most likely first.
-        max_words: maximum number of words of a caption.
+        max_tokens: maximum number of tokens of a caption.
         tokenizer: as for :func:`fukami.captioning.tokenizer.tokenize`.
         seed: random seed of sampling.
     """
 
-    decoding: Literal["beam", "greedy", "sample"] = "beam"
+    strategy: Literal["beam", "greedy", "sample"] = "beam"
     beam_size: int = 20
     length_penalty: float = 0.0
     temperature: float = 1.0
     num_captions: int = 5
-    max_words: int = 30
+    max_tokens: int = 30
     tokenizer: TokenizerName = "words"
     seed: int = 0
 
@@ -64,8 +64,8 @@ class CaptioningResults:
     Attributes:
         captions: by image index, in order.
         tokenizer: tokenizer of the captions.
-        references: the reference captions of each image, as lists of words.
-        training_captions: the training captions, their words joined by spaces.
+        references: the reference captions of each image, as lists of tokens.
+        training_captions: the training captions, their tokens joined by spaces.
     """
 
     captions: dict[int, str]
@@ -75,7 +75,7 @@ class CaptioningResults:
 
     @property
     def tokenized_captions(self) -> list[list[str]]:
-        """The words of each caption."""
+        """The tokens of each caption."""
         return [tokenizer.tokenize(caption, self.tokenizer) for caption in self.captions.values()]
 
     @property
@@ -93,13 +93,13 @@ class CaptioningResults:
 
 
 class CaptioningTask(CachedEvaluationTask):
-    """Image captioning: maximum likelihood of each word of a caption, given the image and the previous words.
+    """Image captioning: maximum likelihood of each token of a caption, given the image and the previous tokens.
 
     Args:
         model: network with the methods of :class:`fukami.models.show_and_tell.ShowAndTell`.
         labels: the vocabulary, starting with the end, begin and unknown tokens.
         transform: preprocessing of images; it is saved with the task.
-        decoding: settings of caption decoding.
+        decoding_config: settings of caption decoding.
         frozen_encoder: keep the encoder's weights fixed; its features are computed once and cached on disk.
         cache_limit: maximum size of the feature cache, in GB; 0 disables it.
         options: optimizer, lr_schedule, epochs, eval_every, accumulate and clip_norm, as for :class:`fukami.Task`.
@@ -110,17 +110,17 @@ class CaptioningTask(CachedEvaluationTask):
         model: nn.Module,
         labels: tuple[str, ...],
         transform: SquareTransform,
-        decoding: DecodingConfig,
+        decoding_config: DecodingConfig,
         *,
         frozen_encoder: bool = False,
         cache_limit: float = 0.0,
         **options: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(model, **options)
-        self.labels, self.transform, self.decoding, self.frozen_encoder, self.cache_limit = (
+        self.labels, self.transform, self.decoding_config, self.frozen_encoder, self.cache_limit = (
             labels,
             transform,
-            decoding,
+            decoding_config,
             frozen_encoder,
             cache_limit,
         )
@@ -134,8 +134,10 @@ class CaptioningTask(CachedEvaluationTask):
         self.mean, self.std = mean.to(runtime.device), std.to(runtime.device)
 
     def get_signature(self) -> ModelSignature:
-        """Raise a usage error: captions need a search, which an exported network does not include."""
-        raise UsageError("captions are found by a search, which other programs do not have; use the run itself")
+        """Raise a usage error: beam search is not part of the network, so the model cannot be exported."""
+        raise UsageError(
+            "captioning models cannot be exported, because beam search is not part of the network; use fukami predict"
+        )
 
     def iterate_batches(self, train: Any) -> Iterable[Batch]:
         """Yield training batches, epoch after epoch; compute the features of a frozen encoder first."""
@@ -144,18 +146,19 @@ class CaptioningTask(CachedEvaluationTask):
         return super().iterate_batches(train)
 
     def compute_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the mean negative log-likelihood per word, ``<end>`` included, over all processes (equation 13).
+        """Compute the mean negative log-likelihood per token over all processes (Vinyals et al. 2015, equation 13).
 
-        ``batch`` is images ``(N, C, H, W)`` in 0..255, or features ``(N, F)``, and words ``(N, T)``.
+        ``batch`` is images ``(N, C, H, W)`` in 0..255, or features ``(N, F)``, and tokens ``(N, T)``, padded with -1;
+        ``<end>`` counts as a token.
         """
-        images, words = batch
-        scores = self.training_model(self.normalize_images(images), words[:, :-1].clamp(min=0))
-        targets = words[:, 1:]
+        images, tokens = batch
+        scores = self.training_model(self.normalize_images(images), tokens[:, :-1].clamp(min=0))
+        targets = tokens[:, 1:]
         loss = F.cross_entropy(scores.flatten(0, 1).float(), targets.flatten(), ignore_index=-1, reduction="none").sum()
-        is_word = targets >= 0
-        num_correct = ((scores.detach().argmax(2) == targets) & is_word).sum()
-        count = self.runtime.all_reduce_sum(is_word.sum().float()) / self.runtime.world_size
-        return loss / count, {"accuracy": num_correct / count}
+        is_token = targets >= 0
+        num_correct = ((scores.detach().argmax(2) == targets) & is_token).sum()
+        count = self.runtime.all_reduce_sum(is_token.sum().float()) / self.runtime.world_size
+        return loss / count, {"token_accuracy": num_correct / count}
 
     def normalize_images(self, images: Tensor) -> Tensor:
         """Normalize images ``(N, C, H, W)`` in 0..255; features are returned unchanged."""
@@ -203,9 +206,12 @@ class CaptioningTask(CachedEvaluationTask):
         for other in self.runtime.all_gather(captions):
             captions |= other
         if not captions:
-            raise Error("there is no image to evaluate; give data with a test split, or a larger --holdout")
+            raise Error("there is no image to evaluate; use data with a test split, or a larger --holdout")
         return CaptioningResults(
-            dict(sorted(captions.items())), self.decoding.tokenizer, batches.references, batches.training_captions
+            dict(sorted(captions.items())),
+            self.decoding_config.tokenizer,
+            batches.references,
+            batches.training_captions,
         )
 
     def generate_captions(self, images: Tensor) -> list[list[dict[str, Any]]]:
@@ -214,43 +220,43 @@ class CaptioningTask(CachedEvaluationTask):
         Each has a ``caption``, its ``probability``, and the ``score`` that ranks it: its log-probability divided by
         a power of its length.
         """
-        config, model = self.decoding, self.model
+        config, model = self.decoding_config, self.model
         inputs = self.normalize_images(images.to(self.runtime.device))
         with half_precision.enable_float32_fallback(model):
             state = model.init_state(model.encode_images(inputs) if inputs.ndim == 4 else inputs)  # type: ignore[operator]
-            options: dict[str, Any] = {"max_words": config.max_words, "begin": tokenizer.BEGIN, "end": tokenizer.END}
-            if config.decoding == "sample":
+            options: dict[str, Any] = {"max_tokens": config.max_tokens, "begin": tokenizer.BEGIN, "end": tokenizer.END}
+            if config.strategy == "sample":
                 generator = torch.Generator().manual_seed(config.seed)
                 options |= {"temperature": config.temperature, "generator": generator}
-                words, total, lengths = beam_search.sample(
+                tokens, log_probs, lengths = beam_search.sample(
                     self.decode_step, state, num_samples=config.num_captions, **options
                 )
             else:
-                beam_size = 1 if config.decoding == "greedy" else config.beam_size
-                words, total, lengths = beam_search.search(self.decode_step, state, beam_size=beam_size, **options)
-        score = total / lengths.float() ** config.length_penalty
-        order = score.argsort(dim=1, descending=True, stable=True)
-        candidates = zip(words.tolist(), total.tolist(), score.tolist(), order.tolist(), strict=True)
-        return [self.rank_captions(*each) for each in candidates]
+                beam_size = 1 if config.strategy == "greedy" else config.beam_size
+                tokens, log_probs, lengths = beam_search.search(self.decode_step, state, beam_size=beam_size, **options)
+        scores = log_probs / lengths.float() ** config.length_penalty
+        order = scores.argsort(dim=1, descending=True, stable=True)
+        candidates = zip(tokens.tolist(), log_probs.tolist(), scores.tolist(), order.tolist(), strict=True)
+        return [self.select_captions(*image_candidates) for image_candidates in candidates]
 
-    def rank_captions(
-        self, words: list[list[int]], total: list[float], score: list[float], order: list[int]
+    def select_captions(
+        self, sequences: list[list[int]], log_probs: list[float], scores: list[float], order: list[int]
     ) -> list[dict[str, Any]]:
-        """Return the best captions of an image, without duplicates."""
+        """Select the first captions of an image in this order, without duplicates."""
         captions: dict[str, dict[str, Any]] = {}
         for index in order:
-            if total[index] == -math.inf:
+            if log_probs[index] == -math.inf:
                 continue
-            tokens = words[index]
+            tokens = sequences[index]
             tokens = tokens[: tokens.index(tokenizer.END)] if tokenizer.END in tokens else tokens
-            text = tokenizer.detokenize((self.labels[token] for token in tokens), self.decoding.tokenizer)
-            caption = {"caption": text, "probability": math.exp(total[index]), "score": score[index]}
+            text = tokenizer.detokenize((self.labels[token] for token in tokens), self.decoding_config.tokenizer)
+            caption = {"caption": text, "probability": math.exp(log_probs[index]), "score": scores[index]}
             captions.setdefault(text, caption)
-        return list(captions.values())[: self.decoding.num_captions]
+        return list(captions.values())[: self.decoding_config.num_captions]
 
-    def decode_step(self, state: Any, words: Tensor) -> tuple[Any, Tensor]:
-        """Advance the decoder by one word; the begin and unknown tokens are never generated."""
-        state, scores = self.model.step(state, words)  # type: ignore[operator]
+    def decode_step(self, state: Any, tokens: Tensor) -> tuple[Any, Tensor]:
+        """Advance the decoder by one token; the begin and unknown tokens are never generated."""
+        state, scores = self.model.step(state, tokens)  # type: ignore[operator]
         scores[:, [tokenizer.BEGIN, tokenizer.UNKNOWN]] = -torch.inf
         return state, scores
 
@@ -266,7 +272,7 @@ class CaptioningTask(CachedEvaluationTask):
         for start in range(0, len(inputs), PREDICT_BATCH_SIZE):
             sources = inputs[start : start + PREDICT_BATCH_SIZE]
             images = [self.load_image(source) for source in sources]
-            readable = [each for each in images if isinstance(each, Tensor)]
+            readable = [image for image in images if isinstance(image, Tensor)]
             generated = iter(self.generate_captions(torch.stack(readable)) if readable else ())
             for source, image in zip(sources, images, strict=True):
                 file = {"file": str(source)} if isinstance(source, str | Path) else {}
@@ -300,7 +306,7 @@ class CaptioningTask(CachedEvaluationTask):
         def load_example(position: int) -> captioning_plots.CaptionExample:
             index = image_indices[position]
             image = batches.images[index].permute(1, 2, 0).cpu().numpy()
-            reference = tokenizer.detokenize(batches.references[index][0], self.decoding.tokenizer)
+            reference = tokenizer.detokenize(batches.references[index][0], self.decoding_config.tokenizer)
             return image, results.captions[index], reference
 
         scores = captioning_metrics.compute_cider(results.tokenized_captions, results.matched_references)

@@ -19,7 +19,7 @@ UNSPACED_PATTERN = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]{8,}")  # kana and k
 
 
 def tokenize(sentence: str, tokenizer: TokenizerName) -> list[str]:
-    """Split a sentence into words, in lower case and without punctuation, as in coco-caption.
+    """Split a sentence into tokens, in lower case and without punctuation, as in coco-caption.
 
     Args:
         sentence: any text, normalized to Unicode NFKC (full-width letters and digits become ASCII).
@@ -34,10 +34,10 @@ def tokenize(sentence: str, tokenizer: TokenizerName) -> list[str]:
         return [word for token in _load_japanese_tokenizer()(text) for word in WORD_PATTERN.findall(token)]
     words = WORD_PATTERN.findall(text)
     if tokenizer == "characters":
-        return [each for word in words for each in CHARACTER_PATTERN.findall(word)]
+        return [token for word in words for token in CHARACTER_PATTERN.findall(word)]
     if UNSPACED_PATTERN.search(text):
         raise Error(
-            f"there are no spaces between the words of {sentence!r}; give --tokenizer japanese (which needs "
+            f"there are no spaces between the words of {sentence!r}; use --tokenizer japanese (which needs "
             f"{get_install_command('japanese')}) or --tokenizer characters"
         )
     return words
@@ -75,11 +75,11 @@ def build_vocabulary(sentences: Iterable[Sequence[str]], min_word_count: int) ->
     )
     if not vocabulary:
         raise Error(
-            f"no word occurs {min_word_count} times in the captions; give more captions, or a lower --min-word-count"
+            f"no word occurs {min_word_count} times in the captions; use more captions, or a lower --min-word-count"
         )
     return *SPECIAL_TOKENS, *vocabulary
 
 
-def encode_words(words: Sequence[str], word_indices: dict[str, int]) -> list[int]:
-    """Encode words as indices, between the begin and the end token."""
-    return [BEGIN, *(word_indices.get(word, UNKNOWN) for word in words), END]
+def encode_tokens(tokens: Sequence[str], token_to_index: dict[str, int]) -> list[int]:
+    """Encode tokens as indices, between the begin and the end token."""
+    return [BEGIN, *(token_to_index.get(token, UNKNOWN) for token in tokens), END]

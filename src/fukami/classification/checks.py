@@ -1,4 +1,4 @@
-"""Checks of a classification dataset: broken files, missing classes, leaks between splits.
+"""Validation of classification datasets: unreadable files, missing classes, leaks between splits.
 
 The dataset is a folder of images by class, an archive of one, a CSV file with path and label, shards, or a built-in
 dataset. The checks are stricter than the readers: files that training silently ignores are reported, and one error does
@@ -42,13 +42,13 @@ def _check_known_dataset(spec: str, report: Findings) -> Iterator[tuple[ImageIte
     train, test, labels = labeled_images.load_labeled_images(spec, HOLDOUT)
     files: list[ImageItem] = []
     for split, source in (("train", train), ("test", test)):
-        for number, target in enumerate(source.targets.tolist()):
-            image = source.items[number]
+        for index, target in enumerate(source.targets.tolist()):
+            image = source.items[index]
             if isinstance(image, Path):
                 files.append(ImageItem(image, str(image), labels[target], split))
             elif isinstance(image, np.ndarray):
                 report.image_counts[split][labels[target]] += 1
-                yield ImageItem(Path(), f"{spec} {split} {number}", labels[target], split), findings.hash_pixels(image)
+                yield ImageItem(Path(), f"{spec} {split} {index}", labels[target], split), findings.hash_pixels(image)
     yield from findings.hash_images(files, report)
 
 
@@ -65,9 +65,9 @@ def _check_folder(path: Path, report: Findings) -> list[ImageItem]:
             report.add("broken", str(error).removeprefix(f"{path} "), file=str(path))
             return []
     layout = _ClassFolders(path, root, report)
-    top = root
-    while len(folders := image_folder.list_folders(top)) == 1 and len(image_folder.list_folders(folders[0])) > 1:
-        top = folders[0]  # the single top folder of an archive, as in training
+    top_folder = root
+    while len(folders := image_folder.list_folders(top_folder)) == 1 and len(image_folder.list_folders(folders[0])) > 1:
+        top_folder = folders[0]  # the single top folder of an archive, as in training
     splits = [
         folder for folder in folders if folder.name.lower() in (*image_folder.TRAIN_NAMES, *image_folder.TEST_NAMES)
     ]
@@ -76,15 +76,15 @@ def _check_folder(path: Path, report: Findings) -> list[ImageItem]:
     splits.sort(
         key=lambda split: split.name.lower() not in image_folder.TRAIN_NAMES
     )  # train first, so that a leak is reported for the test file
-    layout.check_loose_files(top)
+    layout.check_loose_files(top_folder)
     if not splits:
-        return layout.list_class_images(top, "")
+        return layout.list_class_images(top_folder, "")
     for other in folders:
         if other not in splits:
             detail = f"is a folder next to {splits[0].name} but no split, and nothing in it is read"
             report.add("ignored", detail, file=layout.format_path(other))
     if not any(split.name.lower() in image_folder.TRAIN_NAMES for split in splits):
-        report.add("empty", "has no train folder, so there are no training images", file=layout.format_path(top))
+        report.add("empty", "has no train folder, so there are no training images", file=layout.format_path(top_folder))
     items = []
     for split in splits:
         layout.check_loose_files(split)
@@ -104,7 +104,7 @@ class _ClassFolders:
         self.suffixes = image_io.get_image_suffixes()
 
     def format_path(self, path: Path) -> str:
-        """Return the path relative to the given dataset, also if it was unpacked elsewhere."""
+        """Return the path relative to the dataset, also if it was unpacked elsewhere."""
         return str(self.source / path.relative_to(self.root))
 
     def check_loose_files(self, folder: Path) -> None:
@@ -131,15 +131,15 @@ class _ClassFolders:
 
     def _report_unread_file(self, file: Path) -> None:
         """Report a file that training ignores because of its suffix."""
-        suffix = f"ends in {file.suffix!r}" if file.suffix else "has no suffix"
-        kind = findings.detect_format(file)
-        if kind:
-            ends = [end for end, name in Image.registered_extensions().items() if name == kind]
-            right = ".jpg" if ".jpg" in ends else next(iter(ends), "")
-            detail = f"is {kind} by content but {suffix}, so it is not read; rename it to {file.stem}{right}"
+        description = f"ends in {file.suffix!r}" if file.suffix else "has no suffix"
+        image_format = findings.detect_format(file)
+        if image_format:
+            suffixes = [suffix for suffix, name in Image.registered_extensions().items() if name == image_format]
+            new_name = file.stem + (".jpg" if ".jpg" in suffixes else next(iter(suffixes), ""))
+            detail = f"is {image_format} by content but {description}, so it is not read; rename it to {new_name}"
             self.report.add("wrong suffix", detail, file=self.format_path(file))
         else:
-            detail = f"{suffix} and is not read; images end in .png, .jpg ..."
+            detail = f"{description} and is not read; images end in .png, .jpg ..."
             self.report.add("not an image", detail, file=self.format_path(file))
 
 
@@ -154,7 +154,7 @@ def _walk_files(root: Path) -> Iterator[Path]:
 
 
 def _check_shards(spec: str, report: Findings) -> Iterator[ImageItem]:
-    """Yield the images in shards, and report damaged shards and samples."""
+    """Yield the images in shards, and report corrupted shards and samples."""
     base, index = shards.load_index(spec)
     for split in ("train", "test") if index["test"] else ("train",):
         for shard in index[split]:
@@ -171,13 +171,13 @@ def _check_shard(
     try:
         stream = remote.open_stream(shards.locate_shard(base, shard["name"]))
         samples = zip(shard["classes"], shard["starts"], shard["lengths"], strict=True)
-        for number, (target, start, length) in enumerate(samples, 1):
+        for sample_number, (target, start, length) in enumerate(samples, 1):
             try:
-                name, content = tar.extract_image(stream.read(start, length), shard["name"], number)
+                name, content = tar.extract_image(stream.read(start, length), shard["name"], sample_number)
             except remote.NotFoundError:
                 raise
             except Error as error:
-                report.add("broken", str(error), file=f"{shard['name']}, sample {number}")
+                report.add("broken", str(error), file=f"{shard['name']}, sample {sample_number}")
             else:
                 yield ImageItem(Path(name), name, labels[target], split, content)
         if stream.size not in (None, shard["bytes"]):
@@ -215,9 +215,7 @@ def _check_csv(path: Path, report: Findings) -> list[ImageItem]:
         report.add("empty", "lists no images", file=str(path))
     items = [item for line, row in rows if (item := _check_row(path, line, row, report))]
     if len({bool(item.split) for item in items}) > 1:
-        detail = (
-            "has rows with a split and rows without one, which are used for training; give a split to all rows or none"
-        )
+        detail = "has rows with a split and rows without one, which are used for training; set all splits or none"
         report.add("no split", detail, file=str(path))
     return _remove_duplicates(sorted(items, key=lambda item: item.split not in ("", "train")), report)
 
@@ -225,22 +223,22 @@ def _check_csv(path: Path, report: Findings) -> list[ImageItem]:
 def _check_row(path: Path, line: int, row: dict[str, str | None], report: Findings) -> ImageItem | None:
     """Return the image of a row, or None if it cannot be checked."""
     image_path, label, split = ((row.get(name) or "").strip() for name in ("path", "label", "split"))
-    where = f"line {line} of {path}"
+    location = f"line {line} of {path}"
     if not image_path:
-        report.add("missing", f"{where} has no path", file=str(path))
+        report.add("missing", f"{location} has no path", file=str(path))
         return None
     file = path.parent / image_path
     if not is_file(file):
         reason = "is not a file" if exists(file) else "does not exist"
-        report.add("missing", f"{reason}, but {where} lists it", file=str(file))
+        report.add("missing", f"{reason}, but {location} lists it", file=str(file))
         return None
     if not label:
-        report.add("no class", f"{where} has no label", file=str(file))
+        report.add("no class", f"{location} has no label", file=str(file))
         return None
     split_name = "train" if split.lower() in image_folder.TRAIN_NAMES else split.lower()
     if split_name and split_name not in ("train", *image_folder.TEST_NAMES):
         allowed = ", ".join((*image_folder.TRAIN_NAMES, *image_folder.TEST_NAMES))
-        report.add("no split", f"{where} has the split {split!r}; expected one of {allowed}", file=str(file))
+        report.add("no split", f"{location} has the split {split!r}; expected one of {allowed}", file=str(file))
     return ImageItem(file, str(file), label, split_name)
 
 

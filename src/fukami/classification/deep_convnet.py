@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class DeepConvNet(ClassificationRecipe):
     """DeepConvNet for handwritten digits: six convolutions and two fully connected layers (Saitoh 2016, section 8.1).
 
-    Result: 99.576 % test accuracy on MNIST, mean of 5 seeds, in 11 to 14 minutes on 2 cores of an Intel Xeon with other
-    work; the book has 99.35 %.
+    Result: 99.576 % test accuracy on MNIST, mean of 5 seeds, in 11 to 14 minutes on 2 cores of an Intel Xeon, on
+    a shared machine; the book has 99.35 %.
 
     Example:
         fukami train deep-convnet --data mnist

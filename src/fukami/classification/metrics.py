@@ -71,13 +71,17 @@ class ClassificationResults:
         Ensembles also have ``members``, ``member_accuracy``, ``best_member``, ``gain`` and ``disagreement``.
         """
         result = compute_accuracy(self.confusion_matrix)
-        count, members = max(int(result["count"]), 1), len(self.num_correct)
+        count, num_members = max(int(result["count"]), 1), len(self.num_correct)
         result["loss"] = float(self.total_loss) / count
         if len(self.confusion_matrix) > TOP5_CLASS_THRESHOLD:
             result["top5_accuracy"] = int(self.num_top5_correct) / count
-        if members > 1:
+        if num_members > 1:
             mean = float(self.num_correct.float().mean()) / count
-            disagreement = int(self.num_disagreements.sum()) / (count * members * (members - 1))
-            result |= {"members": members, "member_accuracy": mean, "best_member": int(self.num_correct.max()) / count}
+            disagreement = int(self.num_disagreements.sum()) / (count * num_members * (num_members - 1))
+            result |= {
+                "members": num_members,
+                "member_accuracy": mean,
+                "best_member": int(self.num_correct.max()) / count,
+            }
             result |= {"gain": result["accuracy"] - mean, "disagreement": disagreement}
         return result

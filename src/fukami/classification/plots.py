@@ -64,7 +64,7 @@ def plot_member_accuracies(accuracies: Tensor, ensemble_accuracy: float, disagre
     """Plot the accuracies of the members ``(M,)`` and of the ensemble, and the pairwise disagreements ``(M, M)``."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.6, 1))
-    names = [str(number) for number in range(1, len(accuracies) + 1)]
+    names = [str(member) for member in range(1, len(accuracies) + 1)]
     heights = [100 * value for value in accuracies.tolist()]
     bars = left.bar(
         [*names, "ensemble"], [*heights, 100 * ensemble_accuracy], color=[*["#b9cbe0"] * len(names), "#4878a8"]

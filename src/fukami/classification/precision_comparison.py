@@ -38,10 +38,10 @@ def compare_precisions(
     """Measure a classifier's run at every supported precision.
 
     Args:
-        run: folder of a run, or the name of weights included in the package.
+        run: folder of a run, or the name of bundled weights.
         data: dataset of the evaluation, a name or a path; by default the test split of the training dataset.
         device: ``auto``, ``cpu``, ``cuda`` ...
-        recipe_file: file of the run's private recipe.
+        recipe_file: file of the run's custom recipe.
 
     Returns:
         A result for each precision, and the reason why each of the others is unsupported. A result has its
@@ -52,7 +52,7 @@ def compare_precisions(
 
     Raises:
         UsageError: the run is an export, or is not a classifier's.
-        Error: the run is damaged.
+        Error: the run is corrupted.
     """
     folder = checkpoint.locate_unconverted_run(run)
     resolved_device = str(Runtime.start(device, "float32").device)
@@ -102,7 +102,7 @@ def _load_run(folder: Path, device: str, threads: int, recipe: Path | None) -> d
     task = checkpoint.load(folder, device=device, recipe=recipe)
     if not isinstance(task, ClassificationTask):
         raise UsageError(
-            f"the precisions of classifiers can be compared; this is a run of {type(task).__name__}: give a "
+            f"only the precisions of a classifier can be compared, and the run is a {type(task).__name__}; specify a "
             "classifier's run"
         )
     _task = task

@@ -42,7 +42,7 @@ class ClassificationRecipe(SupervisedRecipe):
     encoder_overrides: ClassVar[dict[str, Any]] = {}  # field values when the network is the encoder of another task
 
     data: str = "digits"
-    """Dataset: mnist, digits (embedded), cifar10, cifar100, imagenet, a folder or archive of images by class, a CSV
+    """Dataset: mnist, digits (bundled), cifar10, cifar100, imagenet, a folder or archive of images by class, a CSV
     file with paths and labels, or shards in a folder or at a URL."""
     holdout: float = 0.2
     """Fraction of each class held out for testing, if the dataset has no test split."""
@@ -78,13 +78,13 @@ class ClassificationRecipe(SupervisedRecipe):
         check_range(self, 0, 1, "layer_lr_decay")
         check_range(self, 0, 0.9999999, "label_smoothing", "ema_decay")
         if self.cycles > 1 and self.schedule.startswith("plateau"):
-            raise UsageError("--schedule plateau cannot be combined with --cycles; give another --schedule")
+            raise UsageError("--schedule plateau cannot be combined with --cycles; use another --schedule")
         if self.freeze and not self.init:
-            raise UsageError("--freeze keeps the initial weights of the features; give trained weights with --init")
+            raise UsageError("--freeze keeps the initial weights of the features; specify trained weights with --init")
         if self.quantize != "none" and (not self.init or self.freeze or self.layer_lr_decay != 1 or self.cycles > 1):
             raise UsageError(
-                f"--quantize {self.quantize} fine-tunes the whole network of a run: give the run with --init, and "
-                "leave out --freeze, --layer-lr-decay and --cycles"
+                f"--quantize {self.quantize} fine-tunes the whole network of a run: specify the run with --init, and "
+                "omit --freeze, --layer-lr-decay and --cycles"
             )
 
     @classmethod
@@ -133,7 +133,7 @@ class ClassificationRecipe(SupervisedRecipe):
         return SquareTransform(channels=self.channels, size=self.size, mean=mean, std=std)
 
     def load_data(self) -> Data:
-        """Load the dataset into memory, or stream it from its files if it does not fit."""
+        """Load the dataset into memory, or stream it from its files if it exceeds the memory limit."""
         from fukami.data import labeled_images
 
         train, test, labels = labeled_images.load_labeled_images(self.data, self.holdout)
@@ -168,7 +168,7 @@ class ClassificationRecipe(SupervisedRecipe):
         if self.quantize == "int8":
             from fukami.quantization import int8
 
-            model = int8.prepare(model)
+            model = int8.prepare_fake_quantization(model)
         if self.freeze:
             pretrained.freeze_features(model)
         training_options = self.get_training_options()
@@ -189,7 +189,7 @@ class ClassificationRecipe(SupervisedRecipe):
             cycles=self.cycles,
             use_class_weights=self.balance == "loss",
             augment=build_augmentation(
-                [word for word in self.augment if word.partition("=")[0] in TTA_AUGMENTATIONS], transform, labels
+                [name for name in self.augment if name.partition("=")[0] in TTA_AUGMENTATIONS], transform, labels
             ),
             **training_options,
         )

@@ -207,10 +207,11 @@ class ClassificationTask(Task):
         """Yield the images, then their augmented views, with evenly spread parameters equal for all images."""
         yield images
         if self.num_views > 1 and self.augment is not None:
-            draws = SobolEngine(self.augment.num_draws).draw(self.num_views - 1)  # type: ignore[no-untyped-call]
-            for draw in (draws + 0.25) % 1:  # the offset makes the first view of a flip the mirror image
-                plan = draw.to(images.device).expand(len(images), -1)
-                yield self.augment(images, torch.zeros(len(images), dtype=torch.long), plan)[0]
+            engine = SobolEngine(self.augment.num_random_values)  # type: ignore[no-untyped-call]
+            # the offset makes the first view of a flip the mirror image
+            for view_values in (engine.draw(self.num_views - 1) + 0.25) % 1:
+                random_values = view_values.to(images.device).expand(len(images), -1)
+                yield self.augment(images, torch.zeros(len(images), dtype=torch.long), random_values)[0]
 
     @torch.inference_mode()
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
@@ -225,15 +226,15 @@ class ClassificationTask(Task):
         """
         result = self.collect_results(batches).compute_metrics()
         if result["count"] == 0:
-            raise Error("there is no image to evaluate; give data with a test split, or a larger --holdout")
+            raise Error("there is no image to evaluate; use data with a test split, or a larger --holdout")
         return result
 
     def collect_results(self, batches: Iterable[Batch]) -> metrics.ClassificationResults:
         """Count correct and wrong predictions in all ``batches``, over all processes."""
         class_indices = self._get_class_indices(getattr(batches, "labels", self.labels))
         device = next(self.inference_model.parameters()).device
-        members = int(self.inference_model.num_active) if isinstance(self.inference_model, Ensemble) else 1
-        results = metrics.ClassificationResults(len(self.labels), members, device)
+        num_members = int(self.inference_model.num_active) if isinstance(self.inference_model, Ensemble) else 1
+        results = metrics.ClassificationResults(len(self.labels), num_members, device)
         modes = [(module, module.training) for module in self.inference_model.modules()]
         self.inference_model.eval()
         for images, batch_targets in batches:
@@ -290,8 +291,8 @@ class ClassificationTask(Task):
     def _format_prediction(self, probabilities: Tensor) -> dict[str, Any]:
         top = probabilities.topk(min(TOP_K, len(self.labels)))
         ranking = [
-            {"label": self.labels[number], "probability": probability}
-            for probability, number in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+            {"label": self.labels[class_index], "probability": probability}
+            for probability, class_index in zip(top.values.tolist(), top.indices.tolist(), strict=True)
         ]
         return {**ranking[0], "ranking": ranking}
 
@@ -330,13 +331,13 @@ class ClassificationTask(Task):
         """Enable test-time augmentation: average over ``num_views`` augmented views of each image.
 
         Raises:
-            UsageError: ``num_views`` is less than 1, or the training had no geometric or color augmentation.
+            UsageError: ``num_views`` is less than 1, or the run was trained without geometric or color augmentation.
         """
         if num_views < 1:
             raise UsageError(f"an image has at least one view, not {num_views}")
         if num_views > 1 and self.augment is None:
             raise UsageError(
-                "the run was trained without geometric or color augmentation, so there are no views; leave out --views"
+                "the run was trained without geometric or color augmentation, so there are no views; omit --views"
             )
         self.num_views = num_views
         return self

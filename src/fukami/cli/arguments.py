@@ -28,13 +28,13 @@ GROUPS = {
     "optimization": """
         epochs steps iterations batch_size accumulate activation_checkpointing optimizer lr lr_scaling momentum
         weight_decay schedule drop_factor warmup clip_norm cycles label_smoothing ema_decay balance freeze
-        layer_lr_decay backbone_lr_factor stage_lr_factor training finetune_epochs quantize stable
+        frozen_stages layer_lr_decay backbone_lr_factor stage_lr_factor training finetune_epochs quantize stable
         regions_per_image svm_cost svm_iou box_ridge box_iou
         gamma double buffer_size learning_starts train_frequency target_update_interval exploration_fraction
         epsilon_start epsilon_end
         strength style_weights tv_weight levels
     """,
-    "augmentation": "augment window_size",
+    "augmentation": "augment crop_size",
     "run": "seed eval_every eval_samples eval_features eval_episodes eval_epsilon",
 }
 
@@ -159,14 +159,14 @@ def _format_default(default: str) -> str:
 
 
 def _check_repeated_flags(arguments: Sequence[str], kinds: Sequence[tuple[str, Any]]) -> None:
-    """Check that no flag with several values is given twice, of which only the last would count.
+    """Check that no flag with several values is repeated; only its last occurrence would count.
 
     Raises:
-        UsageError: a flag is given twice; the message names it.
+        UsageError: a flag is repeated; the message names it.
     """
-    given = [re.sub("_", "-", word.partition("=")[0]) for word in arguments if word.startswith("--")]
+    flags = [re.sub("_", "-", word.partition("=")[0]) for word in arguments if word.startswith("--")]
     for name, kind in kinds:
         flag = f"--{name.replace('_', '-')}"
         kind = typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
-        if typing.get_origin(kind) is tuple and given.count(flag) > 1:
-            raise UsageError(f"{flag} is given twice; give all its values after one: {flag} VALUE VALUE")
+        if typing.get_origin(kind) is tuple and flags.count(flag) > 1:
+            raise UsageError(f"{flag} is specified twice; list all its values after one: {flag} VALUE VALUE")

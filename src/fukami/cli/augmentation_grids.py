@@ -21,7 +21,7 @@ from fukami.image import plots as image_plots
 from fukami.image.transform import ResizeTransform, SquareTransform
 from fukami.segmentation import data as segmentation_data
 
-MAX_DEFAULT_SIZE = 224  # pixels, if no size is given
+MAX_DEFAULT_SIZE = 224  # pixels, if no size is specified
 
 ImageRows = list[tuple[str, list[Tensor]]]
 BoxedImage = tuple[Tensor, list[tuple[list[float], str]]]  # an image; the corners and the label of each box
@@ -86,10 +86,10 @@ def _build_rows(
     """Sample images of a source and augment them."""
     _check_options(size, num_images, num_variants)
     if len(source) == 0:
-        raise Error(f"{data} has no training images; give a dataset with a train split")
+        raise Error(f"{data} has no training images; use a dataset with a train split")
     selected = source.select(select_balanced(source.targets, num_images, seed))
     size = size or min(MAX_DEFAULT_SIZE, *_get_image_size(selected.items[0]))
-    cropped = "crop" in augment.parse_strengths(operations)
+    cropped = "crop" in augment.parse_transform_values(operations)
     plain = selected.decode(SquareTransform(channels, size))
     inputs = selected.decode(SquareTransform(channels, round(size * RESIZE_RATIO))) if cropped else plain
     rows: ImageRows = [(labels[t], [p.float()]) for p, t in zip(plain.images, plain.targets.tolist(), strict=True)]
@@ -97,8 +97,9 @@ def _build_rows(
         augmentation = augment.parse_augmentation(operations, size=size, num_classes=len(labels))
         generator = torch.Generator().manual_seed(seed)
         for _ in range(num_variants):
-            draws = torch.rand(len(rows), augmentation.num_draws, generator=generator)
-            for (_, row), image in zip(rows, augmentation(inputs.images, inputs.targets, draws)[0], strict=True):
+            random_values = torch.rand(len(rows), augmentation.num_random_values, generator=generator)
+            augmented, _ = augmentation(inputs.images, inputs.targets, random_values)
+            for (_, row), image in zip(rows, augmented, strict=True):
                 row.append(image.float())
     return rows
 
@@ -167,7 +168,7 @@ def sample_masked_images(
             levels = batch.images[row, :, :height, :width].permute(1, 2, 0).round().byte().numpy()
             overlay = image_io.overlay_mask(Image.fromarray(levels), batch.masks[row, :height, :width].numpy(), colors)
             overlays.append(torch.from_numpy(np.array(overlay)).permute(2, 0, 1).float())
-        class_names = [labels[number - 1] for number in np.unique(batches[0].masks[row].numpy()).tolist() if number]
+        class_names = [labels[value - 1] for value in np.unique(batches[0].masks[row].numpy()).tolist() if value]
         rows.append((", ".join(class_names), overlays))
     return rows
 
@@ -186,7 +187,7 @@ def _augment_batches(
     """Yield a batch of selected samples, and then an augmented batch for each variant."""
     augmentation = augment_boxes.parse_box_augmentation(operations)
     if not samples:
-        raise Error(f"{data} has no training images; give a dataset with a train split")
+        raise Error(f"{data} has no training images; use a dataset with a train split")
     mask = select_balanced(strata, num_images, seed)
     selected = [sample for sample, is_selected in zip(samples, mask, strict=True) if is_selected]
     batch = next(
@@ -199,7 +200,7 @@ def _augment_batches(
     for _ in range(num_variants if augmentation else 0):
         assert augmentation is not None
         yield augment_boxes.augment_batch(
-            augmentation, batch, torch.rand(len(selected), augmentation.num_draws, generator=generator)
+            augmentation, batch, torch.rand(len(selected), augmentation.num_random_values, generator=generator)
         )
 
 
@@ -208,7 +209,7 @@ def _unpad_images(batch: PaddedBatch, labels: Sequence[str]) -> list[BoxedImage]
     images = []
     for row, (height, width) in enumerate(batch.sizes.int().tolist()):
         labeled = zip(batch.boxes[row].tolist(), batch.classes[row].tolist(), strict=True)
-        boxes = [(corners, labels[number]) for corners, number in labeled if number >= 0]
+        boxes = [(corners, labels[class_index]) for corners, class_index in labeled if class_index >= 0]
         images.append((batch.images[row, :, :height, :width].float(), boxes))
     return images
 
@@ -226,8 +227,8 @@ def select_balanced(targets: "np.ndarray[tuple[int], np.dtype[np.int64]]", count
     order = np.random.default_rng(seed).permutation(len(targets))
     rank = np.empty(len(targets), int)
     counts: dict[int, int] = {}
-    for number in order:
-        rank[number] = counts[targets[number]] = counts.get(targets[number], -1) + 1
+    for index in order:
+        rank[index] = counts[targets[index]] = counts.get(targets[index], -1) + 1
     mask = np.zeros(len(targets), bool)
     mask[order[np.argsort(rank[order], kind="stable")[:count]]] = True
     return mask

@@ -13,7 +13,7 @@ def command(arguments: list[str]) -> None:
         """Time a large matrix product and a large memory copy. Prints one JSON object.
 
         Args:
-            device: auto, cpu, cuda, cuda:1 or mps.
+            device: Device: auto, cpu, cuda, cuda:1 or mps.
             precision: Precision of the matrix product. auto: bfloat16 if it is faster.
         """
         import torch

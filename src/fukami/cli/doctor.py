@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def command(arguments: list[str]) -> None:
-    """Validate a dataset: list every unusable file, and why."""
+    """Validate a dataset: list unreadable files and other problems."""
     import tyro
 
     def run(data: tyro.conf.Positional[str]) -> None:

@@ -29,18 +29,17 @@ def command(arguments: list[str]) -> None:
         """Evaluate a run on test data, or several runs as an ensemble. Prints one JSON object.
 
         Args:
-            runs: Folders of runs, or names of shipped weights.
+            runs: Folders of runs, or names of bundled weights.
             data: Built-in dataset (mnist, cifar10 ...), folder, archive, CSV file or shards. Default: the dataset of
                 the run. The test split is used; a new dataset without one is used as a whole.
-            device: auto, cpu, cuda, cuda:1 or mps.
+            device: Device: auto, cpu, cuda, cuda:1 or mps.
             precision: Precision of inference. auto: float32, or that of an exported run. all: compare accuracy, size,
                 memory and time at every precision that the run supports.
             vote: Ensemble by majority vote instead of averaged probabilities.
-            views: Test-time augmentation: number of views of each image, the original included, over which predictions
-                are averaged. The others are augmented as in training.
+            views: Test-time augmentation: number of augmented views averaged per image; 1 disables it.
             out: Folder for an HTML report.
             set: Recipe fields that affect prediction or evaluation, such as beam_size=3.
-            recipe: File of the private recipe that the run was trained with; a run never contains code.
+            recipe: File of the custom recipe that the run was trained with; a run never contains code.
         """
         import dataclasses
 
@@ -56,15 +55,15 @@ def command(arguments: list[str]) -> None:
                 *runs, device=device, precision=precision, vote=vote, overrides=overrides, recipe=recipe
             )
         folder = checkpoint.locate_run(runs[0])
-        experiment, _ = checkpoint.read_recipe(folder, recipe)
-        experiment = dataclasses.replace(experiment, **overrides)
+        run_recipe, _ = checkpoint.read_recipe(folder, recipe)
+        run_recipe = dataclasses.replace(run_recipe, **overrides)
         if data is None:
-            check_data(experiment)
+            check_data(run_recipe)
         else:
-            experiment = experiment.with_data(data)
+            run_recipe = run_recipe.with_data(data)
         precision_name = checkpoint.read_precision(folder) if precision == "auto" else precision
-        facts: dict[str, Any] = {
-            "data": getattr(experiment, "data", None),
+        summary: dict[str, Any] = {
+            "data": getattr(run_recipe, "data", None),
             "precision": precision_name,
             "runs": list(runs),
         }
@@ -72,24 +71,26 @@ def command(arguments: list[str]) -> None:
         if task is None:
             from fukami.classification import precision_comparison
 
-            steps, left_out = precision_comparison.compare_precisions(runs[0], data, device, recipe)
-            print(json.dumps(_report_precisions(steps, left_out, facts, out, command_line)))
+            steps, skipped = precision_comparison.compare_precisions(runs[0], data, device, recipe)
+            print(json.dumps(_report_precisions(steps, skipped, summary, out, command_line)))
             return
         task.with_views(views)
-        batches = experiment.load_eval_data()
+        batches = run_recipe.load_eval_data()
         result = task.evaluate(batches)
         if out:
             from fukami.engine import report
 
-            page = report.write_evaluation_report(out, result, facts, list(task.plot_evaluation(batches)), command_line)
-            facts["report"] = str(page)
-        print(json.dumps({**result, **facts}))
+            page = report.write_evaluation_report(
+                out, result, summary, list(task.plot_evaluation(batches)), command_line
+            )
+            summary["report"] = str(page)
+        print(json.dumps({**result, **summary}))
 
     run_cli(run, arguments, "fukami eval")
 
 
 def _report_precisions(
-    steps: list[dict[str, Any]], left_out: dict[str, str], facts: dict[str, Any], out: Path | None, command_line: str
+    steps: list[dict[str, Any]], skipped: dict[str, str], summary: dict[str, Any], out: Path | None, command_line: str
 ) -> dict[str, Any]:
     """Print a table of every precision to stderr, write a page to ``out`` and return the metrics."""
     from fukami.classification import plots as classification_plots
@@ -101,7 +102,7 @@ def _report_precisions(
     widths = [max(map(len, column)) for column in zip(*narrow, strict=True)]
     for row in narrow:
         print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)), file=sys.stderr)
-    for name, reason in left_out.items():
+    for name, reason in skipped.items():
         print(f"skipped {name}: {reason}", file=sys.stderr)
     if out:
         page = report.write_precision_report(
@@ -109,10 +110,10 @@ def _report_precisions(
             precision_comparison.COLUMNS,
             rows,
             classification_plots.plot_precisions(steps),
-            left_out,
-            facts,
+            skipped,
+            summary,
             command_line,
         )
-        facts["report"] = str(page)
+        summary["report"] = str(page)
     metrics = {name: steps[0][name] for name in ("accuracy", "errors", "count", "loss")}
-    return {**metrics, **facts, "precisions": steps, "left_out": left_out}
+    return {**metrics, **summary, "precisions": steps, "skipped": skipped}

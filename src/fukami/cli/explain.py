@@ -35,7 +35,7 @@ def command(arguments: list[str]) -> None:
 
     def run(
         inputs: tyro.conf.Positional[tuple[str, ...]],
-        input: str | None = None,
+        input_shape: str | None = None,
         num_classes: int | None = None,
         out: Path | None = None,
         recipe: Path | None = None,
@@ -46,19 +46,19 @@ def command(arguments: list[str]) -> None:
         image.
 
         Args:
-            inputs: A model (vgg16, resnet50 ...), or a run (folder or name of shipped weights) and optionally images.
-            input: Input shape of a model: channels x height x width, such as 3x224x224.
+            inputs: A model (vgg16, resnet50 ...), or a run (folder or name of bundled weights) and optionally images.
+            input_shape: Input shape of a model: channels x height x width, such as 3x224x224.
             num_classes: Number of classes of a model.
-            out: Folder of the page index.html. Default: no page without images; with images explain in the run's
-                folder, or ./explain for shipped weights.
-            recipe: File of the private recipe that the run was trained with; a run never contains code.
+            out: Output folder of index.html. Default: RUN/explain with images (./explain for bundled weights);
+                without images no page is written.
+            recipe: File of the custom recipe that the run was trained with; a run never contains code.
         """
         if not inputs:
-            raise UsageError("name a model or a run first: fukami explain vgg16, or fukami explain RUN image.jpg")
+            raise UsageError("specify a model or a run first: fukami explain vgg16, or fukami explain RUN image.jpg")
         if not is_run(inputs[0], len(inputs) > 1):
-            explain_model(inputs[0], input, num_classes, out)
-        elif input is not None or num_classes is not None:
-            raise UsageError(f"--input and --num-classes apply to models; leave them out for the run {inputs[0]}")
+            explain_model(inputs[0], input_shape, num_classes, out)
+        elif input_shape is not None or num_classes is not None:
+            raise UsageError(f"--input-shape and --num-classes apply to models; remove them for the run {inputs[0]}")
         elif len(inputs) == 1:
             explain_run(inputs[0], out, recipe)
         else:
@@ -71,7 +71,7 @@ def is_run(name: str, has_images: bool) -> bool:
     """Return whether the name is a run (True) or a model; a run takes precedence.
 
     Raises:
-        UsageError: it is neither, or images are given for a model.
+        UsageError: it is neither, or there are images for a model.
     """
     from fukami import models
     from fukami.engine import checkpoint
@@ -82,17 +82,17 @@ def is_run(name: str, has_images: bool) -> bool:
         if name.replace("-", "_") not in models.__all__:
             if Path(name).exists():
                 raise
-            shipped = (path.parent.name for path in checkpoint.SHIPPED_WEIGHTS_DIR.glob("*/recipe.json"))
-            raise build_unknown_error("model or run", name, [*models.__all__, *shipped]) from None
+            bundled = (path.parent.name for path in checkpoint.BUNDLED_WEIGHTS_DIR.glob("*/recipe.json"))
+            raise build_unknown_error("model or run", name, [*models.__all__, *bundled]) from None
     else:
         return True
     if has_images:
-        raise UsageError(f"{name} is a model without trained weights; to explain images, give a run")
+        raise UsageError(f"{name} is a model without trained weights; to explain images, use a run")
     return False
 
 
 def explain_model(name: str, input_shape: str | None, num_classes: int | None, out: Path | None) -> None:
-    """Print the layer table of a model with random weights, and write its page to ``out`` if given."""
+    """Print the layer table of a model with random weights, and write its page to ``out``, if specified."""
     model, shape = build_model(name.replace("-", "_"), input_shape, num_classes)
     text, layers, field = summarize_network(model, shape, "random weights")
     print(text)
@@ -101,7 +101,7 @@ def explain_model(name: str, input_shape: str | None, num_classes: int | None, o
 
 
 def explain_run(name: str, out: Path | None, recipe: Path | None) -> None:
-    """Print the layer table of a run's network, and write its page to ``out`` if given."""
+    """Print the layer table of a run's network, and write its page to ``out``, if specified."""
     from fukami.engine import checkpoint
 
     task = checkpoint.load(checkpoint.locate_unconverted_run(name), recipe=recipe)
@@ -120,36 +120,36 @@ def explain_images(inputs: Sequence[str], out: Path | None, recipe: Path | None)
     if len(runs) > 1:
         raise UsageError(f"explain takes one run, not {' and '.join(runs)}")
     folder, task, shape = load_classifier(runs[0], recipe)
-    experiment, _ = checkpoint.read_recipe(folder, recipe)
+    run_recipe, _ = checkpoint.read_recipe(folder, recipe)
     predictions = task.predict(files)
     for prediction in predictions:
         if "error" in prediction:
             print(f"fukami: {prediction['error']}", file=sys.stderr)
-    succeeded = [prediction for prediction in predictions if "error" not in prediction]
-    if succeeded:
-        is_shipped = folder.parent == checkpoint.SHIPPED_WEIGHTS_DIR
-        page_folder = out or (Path("explain") if is_shipped else folder / "explain")
+    valid_predictions = [prediction for prediction in predictions if "error" not in prediction]
+    if valid_predictions:
+        is_bundled = folder.parent == checkpoint.BUNDLED_WEIGHTS_DIR
+        page_folder = out or (Path("explain") if is_bundled else folder / "explain")
         page = write_page(
             page_folder,
             runs[0],
             "feature maps and predictions",
-            list(build_image_sections(experiment, task, shape, succeeded)),
+            list(build_image_sections(run_recipe, task, shape, valid_predictions)),
         )
-        for prediction in succeeded:
+        for prediction in valid_predictions:
             print(
                 format_json_line(
                     {**{key: prediction[key] for key in ("file", "label", "probability")}, "page": str(page)}
                 )
             )
-    if len(succeeded) < len(files):
-        raise Error(f"{len(files) - len(succeeded)} of {len(files)} files could not be explained")
+    if len(valid_predictions) < len(files):
+        raise Error(f"{len(files) - len(valid_predictions)} of {len(files)} files could not be explained")
 
 
 def build_model(name: str, input_shape: str | None, num_classes: int | None) -> "tuple[nn.Module, Shape]":
     """Build a model with random weights of a fixed seed; return it and its input shape.
 
     Raises:
-        UsageError: ``--input`` is not a valid shape, or the model does not support the size.
+        UsageError: ``--input-shape`` is not a valid shape, or the model does not support the size.
     """
     import torch
 
@@ -170,7 +170,7 @@ def build_model(name: str, input_shape: str | None, num_classes: int | None) -> 
         {"num_classes": num_classes} if num_classes is not None else {}
     )
     if num_classes is not None and "num_classes" not in parameters:
-        raise UsageError(f"{name} has no classes; leave out --num-classes")
+        raise UsageError(f"{name} has no classes; remove --num-classes")
     if num_classes is not None and num_classes < 1:
         raise UsageError(f"--num-classes should be at least 1, not {num_classes}")
     with torch.random.fork_rng(devices=[]):
@@ -185,7 +185,7 @@ def parse_shape(text: str) -> "Shape":
     """Parse an input shape such as ``3x224x224``."""
     match = re.fullmatch(r"(\d+)[x×](\d+)[x×](\d+)", text.strip())
     if not match or "0" in match.groups():
-        raise UsageError(f"--input should be channels x height x width, such as 3x224x224, not {text!r}")
+        raise UsageError(f"--input-shape should be channels x height x width, such as 3x224x224, not {text!r}")
     channels, height, width = map(int, match.groups())
     return channels, height, width
 
@@ -265,7 +265,7 @@ def summarize_network(
     training_only = f", {total - num_inference:,} of them used only in training" if total > num_inference else ""
     depth = max(layer.depth for layer in layers)
     num_weighted = sum(layer.multiply_adds > 0 for layer in layers)
-    facts = {
+    summary = {
         "input": "×".join(map(str, shape)),
         "depth": f"{depth} layers with weights on the longest path, {num_weighted} in all",
         "parameters": f"{total:,}{training_only}",
@@ -276,21 +276,21 @@ def summarize_network(
     try:
         field = compute_effective_receptive_field(model, shape, images=images)
         image_kind = "noise" if images is None else "the training set"
-        facts["theoretical field"] = f"{format_field_size(field.layer)} pixels, layer {field.layer.name}"
-        facts["effective field"] = (
+        summary["receptive field"] = f"{format_receptive_field(field.layer)} pixels, layer {field.layer.name}"
+        summary["effective receptive field"] = (
             f"{field.size}×{field.size} pixels contain {GRADIENT_FRACTION:.2%} of the gradient ({weights}, "
             f"{field.num_samples} images of {image_kind})"
         )
     except UsageError as error:
-        facts["field"] = str(error)
-    width = max(map(len, facts))
-    totals = "\n".join(f"{name:<{width}}  {value}" for name, value in facts.items())
+        summary["effective receptive field"] = str(error)
+    width = max(map(len, summary))
+    totals = "\n".join(f"{name:<{width}}  {value}" for name, value in summary.items())
     return f"{format_layer_table(layers)}\n\n{totals}", layers, field
 
 
 def format_layer_table(layers: "Sequence[LayerInfo]") -> str:
     """Format one line for each layer that has parameters, multiply-adds or output memory."""
-    rows = [("layer", "kind", "output", "parameters", "multiply-adds", "memory", "field", "stride")]
+    rows = [("layer", "kind", "output", "parameters", "multiply-adds", "memory", "receptive field", "stride")]
     for layer in layers:
         if layer.num_parameters or layer.output_bytes or layer.multiply_adds:
             stride = (
@@ -300,20 +300,26 @@ def format_layer_table(layers: "Sequence[LayerInfo]") -> str:
             )
             shape = "×".join(map(str, layer.output_shape))
             numbers = (f"{value:,}" for value in (layer.num_parameters, layer.multiply_adds, layer.output_bytes))
-            rows.append((layer.name, layer.op_type, shape, *numbers, format_field_size(layer), stride))  # type: ignore[arg-type]
+            rows.append((layer.name, layer.op_type, shape, *numbers, format_receptive_field(layer), stride))  # type: ignore[arg-type]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if number < 3 else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(width) if column < 3 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         for row in rows
     )
 
 
-def format_field_size(layer: "LayerInfo") -> str:
-    """Format the theoretical receptive field of a layer."""
+def format_receptive_field(layer: "LayerInfo") -> str:
+    """Format the receptive field of a layer."""
     return "all" if layer.receptive_field is None else "×".join(map(str, layer.receptive_field))
+
+
+def format_field_title(field: "EffectiveReceptiveField") -> str:
+    """Format the layer, the receptive field and the effective receptive field as a title of a figure."""
+    size = f"receptive field {format_receptive_field(field.layer)}, effective {field.size}×{field.size}"
+    return f"layer {field.layer.name}:\n{size}"
 
 
 def build_network_sections(text: str, layers: "list[LayerInfo]", field: "EffectiveReceptiveField | None") -> list[str]:
@@ -325,8 +331,7 @@ def build_network_sections(text: str, layers: "list[LayerInfo]", field: "Effecti
     sections = ["<h2>Layers</h2>", TEXT_TEMPLATE.format(html.escape(text)), LAYERS_NOTE]
     sections.append(render_figure("Cost by resolution", plot_costs(layers)))
     if field:
-        theory = f"layer {field.layer.name}:\ntheoretical {format_field_size(field.layer)}"
-        title = f"{theory}, effective {field.size}×{field.size}"
+        title = format_field_title(field)
         sections += [
             render_figure(
                 "Receptive field of the last spatial layer", receptive_field.plot_receptive_fields((title, field))
@@ -392,7 +397,8 @@ def build_image_sections(
         patches = feature_visualization.find_top_patches(model, train, units, normalize=normalize)
         rows = [
             (
-                f"layer {layer.name}: field {format_field_size(layer)}, units {', '.join(map(str, unit_indices))}",
+                f"layer {layer.name}: receptive field {format_receptive_field(layer)}, "
+                f"units {', '.join(map(str, unit_indices))}",
                 patches[layer.name],
             )
             for layer, unit_indices in units
@@ -404,8 +410,7 @@ def build_image_sections(
     samples = normalize(torch.cat(train)[:: -(-sum(map(len, train)) // 8)]) if train else None
     text, _, field = summarize_network(model, shape, "the run's weights", samples)
     if field:
-        theory = f"layer {field.layer.name}:\ntheoretical {format_field_size(field.layer)}"
-        title = f"{theory}, effective {field.size}×{field.size}"
+        title = format_field_title(field)
         yield (
             render_figure(
                 "Receptive field of the last spatial layer", receptive_field.plot_receptive_fields((title, field))
@@ -462,16 +467,16 @@ def write_page(folder: Path, name: str, subject: str, sections: Sequence[str]) -
     return page
 
 
-LAYERS_NOTE = """<p>field: theoretical receptive field of a unit, height × width in pixels, including padding; all: the
-whole image. stride: pixels between the fields of neighboring units. memory: bytes of the output in float32. Layers
-that work in place or only reshape are left out.</p>"""
+LAYERS_NOTE = """<p>receptive field: height × width in pixels, including padding; all: the whole image. stride: pixels
+between the receptive fields of neighboring units. memory: bytes of the output in float32. In-place layers and reshapes
+are not listed.</p>"""
 FIELD_NOTE = """<p>Mean absolute gradient of the layer's central unit with respect to each pixel (square root for
-display). Pixels near the edge of the theoretical field have few paths to the unit and contribute little
+display). Pixels near the edge of the receptive field have few paths to the unit and contribute little
 (Luo et al. 2016).</p>"""
 STACKING_NOTE = """<p>n layers of m×m filters have the receptive field of one filter of n(m−1)+1 pixels a side, and save
 1 − n·m²/(n(m−1)+1)² of its weights.</p>"""
 MAPS_NOTE = """Each row shows the feature maps of a layer with the highest values; black is the minimum of a map,
 white its maximum. The layers are the last ones of each resolution."""
 PATCHES_NOTE = """Each square shows the nine patches with the strongest activation of a unit, the strongest at the upper
-left. The units are those with the strongest activations for the images above. A patch is the unit's theoretical field,
-gray outside the image; a field larger than the image shows all of it."""
+left. The units are those with the strongest activations for the images above. A patch is the unit's receptive
+field, gray outside the image; if it is larger than the image, the patch shows the entire image."""

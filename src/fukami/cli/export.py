@@ -21,13 +21,13 @@ def command(arguments: list[str]) -> None:
         """Export a run at another precision. eval, predict and serve accept the result like any other run.
 
         Args:
-            run: Folder of a run, or name of shipped weights.
+            run: Folder of a run, or name of bundled weights.
             to: float16, bfloat16: dtype of weights and activations. int8: 8-bit weights and activations, computed by
                 ONNX Runtime. binary: 1-bit weights and activations of a binarized network. onnx: float32 as ONNX.
             out: Folder of the exported run, new or empty. Default: runs/RUN-TO.
             calibration: Dataset that calibrates the activation ranges of int8: built-in name, folder, archive or CSV
                 file. Default: the training data of the run.
-            recipe: File of the private recipe that the run was trained with; a run never contains code.
+            recipe: File of the custom recipe that the run was trained with; a run never contains code.
         """
         from fukami.engine import export as engine_export
 

@@ -15,7 +15,7 @@ def command(arguments: list[str]) -> None:
 
     if not has_recipe_name(arguments, f"{command.__doc__}\nusage: fukami find-lr RECIPE [--field value ...]"):
         return
-    name, *rest = arguments
+    name, *options = arguments
 
     def run(
         recipe: Any,
@@ -34,7 +34,7 @@ def command(arguments: list[str]) -> None:
             max_lr: Learning rate of the last step; the test stops early if the loss diverges.
             num_steps: Number of training steps.
             out: Image file of the loss curve.
-            device: auto, cpu, cuda, cuda:1 or mps.
+            device: Device: auto, cpu, cuda, cuda:1 or mps.
             precision: Training precision. auto: bfloat16 if it is faster.
         """
         from fukami.engine import lr_finder
@@ -50,4 +50,4 @@ def command(arguments: list[str]) -> None:
             )
         )
 
-    run_recipe_cli(run, get_recipe(name), rest, f"fukami find-lr {name}")
+    run_recipe_cli(run, get_recipe(name), options, f"fukami find-lr {name}")

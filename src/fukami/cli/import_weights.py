@@ -35,7 +35,7 @@ def import_deep_convnet(file: Path, out: Path) -> None:
         Error: the file has other content, or parameters of another network.
     """
     params = read_params(file)
-    expected = [f"{kind}{number}" for number in range(1, 9) for kind in "Wb"]
+    expected = [f"{kind}{index}" for index in range(1, 9) for kind in "Wb"]
     if sorted(params) != sorted(expected):
         raise Error(
             f"{file} contains {', '.join(sorted(params)) or 'nothing'}; expected W1..W8 and b1..b8 of a DeepConvNet"
@@ -43,7 +43,7 @@ def import_deep_convnet(file: Path, out: Path) -> None:
     tensors = {name: torch.from_numpy(array).float() for name, array in params.items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if faults := find_faults(tensors):
-        raise Error(f"{file}: {'; '.join(f'{name} {fault}' for name, fault in faults.items())}; give other parameters")
+        raise Error(f"{file}: {'; '.join(f'{name} {fault}' for name, fault in faults.items())}; use other parameters")
     if [tensors[f"W{n}"].ndim for n in range(1, 9)] != [4] * 6 + [2] * 2:
         raise Error(f"{file}: W1..W6 should have four dimensions and W7, W8 two; they are {shapes}")
     fields = {
@@ -58,16 +58,18 @@ def import_deep_convnet(file: Path, out: Path) -> None:
     tensors["b8"] *= DROPOUT_SCALE
     with torch.device("meta"):  # wrong shapes could need more memory than there is
         layers = _list_weighted_layers(recipe.build_task(labels).model)
-    for number, layer in enumerate(layers, start=1):
-        weight, bias = tensors[f"W{number}"], tensors[f"b{number}"]
+    for index, layer in enumerate(layers, start=1):
+        weight, bias = tensors[f"W{index}"], tensors[f"b{index}"]
         weight = weight if weight.ndim == 4 else weight.T  # linear weights are (in, out) there, (out, in) here
         if weight.shape != layer.weight.shape or bias.shape != layer.weight.shape[:1]:
-            shapes_text = f"W{number} {tuple(weight.shape)} and b{number} {tuple(bias.shape)}"
-            raise Error(f"{file}: {shapes_text} do not fit a DeepConvNet for 28×28 images, {tuple(layer.weight.shape)}")
-        tensors[f"W{number}"] = weight
+            shapes_text = f"W{index} {tuple(weight.shape)} and b{index} {tuple(bias.shape)}"
+            raise Error(
+                f"{file}: {shapes_text} do not match a DeepConvNet for 28×28 images, {tuple(layer.weight.shape)}"
+            )
+        tensors[f"W{index}"] = weight
     task = recipe.build_task(labels)
-    for number, layer in enumerate(_list_weighted_layers(task.model), start=1):
-        layer.load_state_dict({"weight": tensors[f"W{number}"], "bias": tensors[f"b{number}"]})
+    for index, layer in enumerate(_list_weighted_layers(task.model), start=1):
+        layer.load_state_dict({"weight": tensors[f"W{index}"], "bias": tensors[f"b{index}"]})
     with checkpoint.lock_run(out, recipe, resume=False):
         checkpoint.write_weights(out, checkpoint.copy_tensors_to_cpu(task.get_modules()))
         checkpoint.write_recipe(out, recipe, labels, {"imported": str(file)})
@@ -125,7 +127,7 @@ def import_segmenter(source: str, tensors: dict[str, torch.Tensor], out: Path) -
         expected = recipe.build_task(labels).model.state_dict()
     mismatches = [f"{key} {problem}" for key, problem in pretrained.find_mismatches(tensors, expected)]
     if mismatches:
-        raise Error(f"{source} does not fit {recipe_class.__name__}: {'; '.join(mismatches)}")
+        raise Error(f"{source} does not match {recipe_class.__name__}: {'; '.join(mismatches)}")
     task = recipe.build_task(labels)
     task.model.load_state_dict(tensors)
     with checkpoint.lock_run(out, recipe, resume=False):
@@ -158,7 +160,7 @@ def import_detector(source: str, out: Path) -> None:
         f"{key} {problem}" for key, problem in pretrained.find_mismatches(tensors, expected) if key in expected
     ]
     if mismatches:
-        raise Error(f"{source} does not fit Faster R-CNN: {'; '.join(mismatches)}")
+        raise Error(f"{source} does not match Faster R-CNN: {'; '.join(mismatches)}")
     task = recipe.build_task(labels)
     pretrained.initialize_detector(task.model, recipe.backbone_prefix, recipe.backbone, source, labels)
     with checkpoint.lock_run(out, recipe, resume=False):

@@ -30,7 +30,7 @@ def split_runs_and_files(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
         checkpoint.locate_run(inputs[0])  # raises the error
     files = [file for source in inputs[len(runs) :] for file in list_files(source)]
     if not files:
-        raise UsageError(f"give the runs first and then the input files, not: {' '.join(inputs) or 'nothing'}")
+        raise UsageError(f"specify the runs first and then the input files, not: {' '.join(inputs) or 'nothing'}")
     return runs, files
 
 

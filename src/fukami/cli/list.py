@@ -1,4 +1,4 @@
-"""fukami list."""
+"""Command ``fukami list``."""
 
 from fukami.catalogue import RECIPES
 from fukami.cli.arguments import run_cli

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     if os.environ.get("RANK", "0") != "0":  # all processes read the same data; only the first one warns about it
         for name in ("annotations", "sample_decoder", "image_folder", "shards"):
             logging.getLogger(f"fukami.data.{name}").setLevel(logging.ERROR)
-    name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    name, *command_arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         if name in ("-h", "--help"):
             print(build_usage())
@@ -46,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         elif name not in COMMANDS:
             raise build_unknown_error("command", name, COMMANDS)
         else:
-            action = find_command(name)(rest)
-            if action:  # a training starts here, so that few stack frames lie between the command and the loss
+            action = find_command(name)(command_arguments)
+            if action:  # training starts here, so that few stack frames lie between the command and the loss
                 action()
         sys.stdout.flush()
         status = 0
@@ -151,8 +151,8 @@ def train_recipes(
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # torchrun --max-restarts
     for folder, recipe in recipes.items():
         again = (resume or restarted) and (folder / "recipe.json").is_file()
-        settings = engine_train.RunOptions(device, precision, compile, again, allow_changed_data, timeout)
-        result = engine_train.run_training(recipe, folder, settings)
+        options = engine_train.RunOptions(device, precision, compile, again, allow_changed_data, timeout)
+        result = engine_train.run_training(recipe, folder, options)
         if main:
             report = folder / "report.html"
             if "errors" in result:

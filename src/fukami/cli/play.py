@@ -21,7 +21,7 @@ FPS = 15  # steps per second of a game: 60 frames per second, 4 frames per step
 
 
 def command(arguments: list[str]) -> None:
-    """Let an agent play and record a video."""
+    """Record a video of a trained agent."""
     import tyro
 
     def run(
@@ -44,9 +44,9 @@ def command(arguments: list[str]) -> None:
             episodes: Number of episodes.
             epsilon: Exploration rate: fraction of random actions, 0 to 1.
             max_seconds: Maximum length of the video; the episodes continue without it.
-            device: auto, cpu, cuda, cuda:1 or mps.
+            device: Device: auto, cpu, cuda, cuda:1 or mps.
             precision: Precision of inference. auto: float32, or that of an exported run.
-            recipe: File of the private recipe that the run was trained with; a run never contains code.
+            recipe: File of the custom recipe that the run was trained with; a run never contains code.
         """
         from fukami.engine import checkpoint
         from fukami.reinforcement import plots as reinforcement_plots
@@ -57,15 +57,15 @@ def command(arguments: list[str]) -> None:
         if out.suffix.lower() not in (".mp4", ".gif", ".webp"):
             raise UsageError(f"--out should be an .mp4, .gif or .webp file, not {out}")
         if not out.resolve().parent.is_dir():
-            raise UsageError(f"the folder {out.parent} of the video does not exist; create it, or give another --out")
+            raise UsageError(f"the folder {out.parent} of the video does not exist; create it, or use another --out")
         if episodes < 1 or max_seconds <= 0 or not 0 <= epsilon <= 1:
             raise UsageError(
                 "--episodes should be at least 1, --max-seconds more than 0, and --epsilon between 0 and 1"
             )
         task = checkpoint.load(folder, device=device, precision=precision, recipe=recipe)
         if not isinstance(task, QLearningTask):
-            raise UsageError(f"{folder} is not the run of an agent; give a run of fukami train dqn")
-        experiment = cast(DQN, checkpoint.read_recipe(checkpoint.locate_run(folder), recipe)[0])
+            raise UsageError(f"{folder} is not the run of an agent; use a run of fukami train dqn")
+        run_recipe = cast(DQN, checkpoint.read_recipe(checkpoint.locate_run(folder), recipe)[0])
         frames: list[Image] = []
         returns: list[float] = []
         lengths: list[int] = []
@@ -79,7 +79,7 @@ def command(arguments: list[str]) -> None:
 
         for episode in range(episodes):
             eval_data = dataclasses.replace(
-                experiment, seed=seed + episode, eval_episodes=1, eval_epsilon=epsilon
+                run_recipe, seed=seed + episode, eval_episodes=1, eval_epsilon=epsilon
             ).load_eval_data(render=True)
             results = task.collect_results(eval_data, record_step)
             returns += results.returns
@@ -96,7 +96,7 @@ def _write_video(out: Path, frames: "Sequence[Image]") -> None:
 
     if out.suffix.lower() == ".mp4":
         with VideoWriter(out) as video:
-            for number, frame in enumerate(frames):
-                video.add(frame, number / FPS, Fraction(FPS))
+            for step, frame in enumerate(frames):
+                video.add(frame, step / FPS, Fraction(FPS))
         return
     frames[0].save(out, save_all=True, append_images=frames[1:], duration=round(1000 / FPS), loop=0)

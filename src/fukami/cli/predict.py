@@ -40,7 +40,7 @@ IMAGE_BATCH_SIZE, FRAME_BATCH_SIZE = 256, 8  # inputs per call; frames are held 
 
 
 def command(arguments: list[str]) -> None:
-    """Predict for images and videos, or generate images."""
+    """Run inference on images and videos."""
     import tyro
 
     def run(
@@ -56,22 +56,22 @@ def command(arguments: list[str]) -> None:
         recipe: Path | None = None,
         generation: GenerationOptions = NO_GENERATION,
     ) -> None:
-        """Predict for each image and each frame of a video. Prints one JSON object for each.
+        """Run inference on each image and each frame of a video. Prints one JSON object for each.
 
         A run of a generator generates images instead: fukami predict RUN --num-samples 64 --out DIR.
 
         Args:
-            inputs: Runs (folders or names of shipped weights; several are an ensemble), then images, videos and
+            inputs: Runs (folders or names of bundled weights; several are an ensemble), then images, videos and
                 folders of them.
             out: Folder for images with drawn predictions and an HTML page of them.
             frame_interval: Interval between predicted frames of a video.
             fps: Frame rate of the images as frames of one video; 0: separate images.
-            device: auto, cpu, cuda, cuda:1 or mps.
+            device: Device: auto, cpu, cuda, cuda:1 or mps.
             precision: Precision of inference. auto: float32, or that of an exported run.
             vote: Ensemble by majority vote instead of averaged probabilities.
-            views: Test-time augmentation: number of views of each image over which predictions are averaged.
+            views: Test-time augmentation: number of augmented views averaged per image; 1 disables it.
             set: Recipe fields that affect prediction, such as beam_size=3.
-            recipe: File of the private recipe that the run was trained with; a run never contains code.
+            recipe: File of the custom recipe that the run was trained with; a run never contains code.
             generation: Options of image generation.
         """
         from fukami.cli.prediction_page import PredictionPage
@@ -132,7 +132,7 @@ def _generate_images(
 
     if len(runs) != 1:
         raise UsageError(
-            f"--num-samples generates images with one run and no input files; give one run, not {len(runs)} arguments"
+            f"--num-samples generates images with one run and no input files; use one run, not {len(runs)} arguments"
         )
     if options.num_samples < 1 or (
         options.interpolation_steps and (options.interpolation_steps < 2 or options.num_samples < 2)
@@ -144,7 +144,7 @@ def _generate_images(
         raise UsageError("--num-samples needs a folder for the images; add --out")
     task = checkpoint.load(runs[0], device=device, precision=precision, recipe=recipe_file)
     if not isinstance(task, GANTask):
-        raise UsageError(f"{runs[0]} is not the run of a generator; leave out --num-samples, and give files")
+        raise UsageError(f"{runs[0]} is not the run of a generator; remove --num-samples, and specify files")
     terms = generation_samples.parse_arithmetic(options.arithmetic, options.num_samples) if options.arithmetic else []
     folder = OutputFolder(out, ()).folder
     latents = task.sample_latents(options.num_samples, options.seed)
@@ -168,7 +168,7 @@ def _generate_images(
 
 
 def _predict_images(task: "Task", files: Sequence[str], page: "PredictionPage") -> int:
-    """Predict for images; return the number of files that could not be read or drawn."""
+    """Run inference on images; return the number of files that could not be read or drawn."""
     failed = 0
     for start in range(0, len(files), IMAGE_BATCH_SIZE):
         for prediction in task.predict(files[start : start + IMAGE_BATCH_SIZE]):
@@ -189,7 +189,7 @@ def _predict_images(task: "Task", files: Sequence[str], page: "PredictionPage") 
 
 
 def _predict_video(task: "Task", file: str, frames: "Iterator[Frame]", page: "PredictionPage") -> int:
-    """Predict for the frames of a video and print the frame rate; return 1 if a frame failed, else 0."""
+    """Run inference on the frames of a video and print the frame rate; return 1 if a frame failed, else 0."""
     from fukami.image import video
 
     failed, count, predict_seconds, start = 0, 0, 0.0, time.perf_counter()

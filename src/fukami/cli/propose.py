@@ -33,7 +33,7 @@ def command(arguments: list[str]) -> None:
         """
         files = [file for path in images for file in cli_inputs.list_files(path)]
         if not files:
-            raise UsageError("give at least one image: a file, or a folder with images")
+            raise UsageError("specify at least one image: a file, or a folder with images")
         if max_boxes < 1:
             raise UsageError(f"--max-boxes should be at least 1, not {max_boxes}")
         single = out.suffix.lower() == ".png"
@@ -47,7 +47,7 @@ def command(arguments: list[str]) -> None:
         from fukami.selective_search import search
 
         if single and out.resolve() == Path(files[0]).resolve():
-            raise UsageError(f"--out {out} would overwrite the image; give another file, or a folder")
+            raise UsageError(f"--out {out} would overwrite the image; use another file, or a folder")
         output = cli_inputs.OutputFolder(out.parent if single else out, files)
         failed = 0
         for file in files:

@@ -28,7 +28,7 @@ def command(arguments: list[str]) -> None:
         port: int = 8000,
         token: str = "",
         allowed_hosts: tuple[str, ...] = (),
-        deadline: float = 60.0,
+        request_timeout: float = 60.0,
         device: str = "auto",
         precision: InferencePrecision = "auto",
         vote: bool = False,
@@ -36,10 +36,10 @@ def command(arguments: list[str]) -> None:
         set: tuple[str, ...] = (),
         recipe: Path | None = None,
     ) -> None:
-        """Serve a web page and an HTTP API that predict for uploaded images. Ctrl-C stops the server.
+        """Serve a web page and an HTTP API that run inference on uploaded images. Ctrl-C stops the server.
 
         Args:
-            runs: Folders of runs, or names of shipped weights; several are an ensemble.
+            runs: Folders of runs, or names of bundled weights; several are an ensemble.
             host: Address to listen on. The default accepts local connections only; 0.0.0.0: all networks.
             port: Port to listen on; 0: any free port.
             token: Secret of at least 8 characters that clients send as a bearer token or as the password of basic
@@ -47,13 +47,13 @@ def command(arguments: list[str]) -> None:
                 either, no token is needed.
             allowed_hosts: Host names of this server that requests may use, in addition to localhost and --host, such as
                 the demo.example.com of a proxy.
-            deadline: Seconds until the prediction for an image is due, including its time in the queue.
-            device: auto, cpu, cuda, cuda:1 or mps.
+            request_timeout: Maximum time per prediction in seconds, including time in the queue.
+            device: Device: auto, cpu, cuda, cuda:1 or mps.
             precision: Precision of inference. auto: float32, or that of an exported run.
             vote: Ensemble by majority vote instead of averaged probabilities.
-            views: Test-time augmentation: number of views of each image over which predictions are averaged.
+            views: Test-time augmentation: number of augmented views averaged per image; 1 disables it.
             set: Recipe fields that affect prediction, such as beam_size=3.
-            recipe: File of the private recipe that the run was trained with; a run never contains code.
+            recipe: File of the custom recipe that the run was trained with; a run never contains code.
         """
         import uvicorn
 
@@ -64,15 +64,15 @@ def command(arguments: list[str]) -> None:
 
         secret = os.environ.pop("FUKAMI_TOKEN", "")  # child processes do not inherit it
         secret = check_token(token or secret)
-        if not deadline > 0:
-            raise UsageError(f"--deadline should be seconds, more than 0, not {deadline:g}")
+        if not request_timeout > 0:
+            raise UsageError(f"--request-timeout should be more than 0 seconds, not {request_timeout:g}")
         overrides = checkpoint.parse_run_overrides(runs, set, recipe)
         task = checkpoint.load(
             *runs, device=device, precision=precision, vote=vote, overrides=overrides, recipe=recipe
         ).with_views(views)
         hosts = {*LOCAL_HOSTS, host, *allowed_hosts}
         application = create_app(
-            task, build_run_info(runs, precision, recipe), hosts=hosts, token=secret, deadline=deadline
+            task, build_run_info(runs, precision, recipe), hosts=hosts, token=secret, request_timeout=request_timeout
         )
         file_limit = raise_file_limit()
         with listen(host, port) as listener:

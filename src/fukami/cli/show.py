@@ -46,7 +46,7 @@ def command(arguments: list[str]) -> None:
             raise UsageError(f"--out should name a .png, .jpg, .pdf or .svg file, not {out}")
         if detection_data.is_detection_dataset(data):
             if channels != 3:
-                raise UsageError("images with boxes are in color; leave out --channels")
+                raise UsageError("images with boxes are in color; remove --channels")
             boxed_rows = augmentation_grids.sample_boxed_images(
                 data, augment, size=size, num_images=num_images, num_variants=num_variants, seed=seed
             )
@@ -56,7 +56,7 @@ def command(arguments: list[str]) -> None:
             return
         if segmentation_data.is_segmentation_dataset(data):
             if channels != 3:
-                raise UsageError("images with masks are in color; leave out --channels")
+                raise UsageError("images with masks are in color; remove --channels")
             rows = augmentation_grids.sample_masked_images(
                 data, augment, size=size, num_images=num_images, num_variants=num_variants, seed=seed
             )

@@ -46,7 +46,7 @@ def command(arguments: list[str]) -> None:
         Args:
             recipe: Images and training settings.
             out: Output image file: .png, .jpg, .webp or .tiff.
-            device: auto, cpu, cuda, cuda:1 or mps.
+            device: Device: auto, cpu, cuda, cuda:1 or mps.
             precision: Training precision. auto: bfloat16 if it is faster.
             resume: Continue an interrupted run.
         """
@@ -58,9 +58,9 @@ def command(arguments: list[str]) -> None:
         if Image.EXTENSION.get(out.suffix.lower()) not in ("PNG", "JPEG", "WEBP", "TIFF"):
             raise UsageError(f"--out should be a .png, .jpg, .webp or .tiff file, not {out}")
         if not out.resolve().parent.is_dir():
-            raise UsageError(f"the folder {out.parent} of the image does not exist; create it, or give another --out")
+            raise UsageError(f"the folder {out.parent} of the image does not exist; create it, or use another --out")
         if out.resolve() in {Path(file).resolve() for file in (recipe.content, *recipe.style)}:
-            raise UsageError(f"--out {out} would overwrite an input image; give another file")
+            raise UsageError(f"--out {out} would overwrite an input image; use another file")
         folder = out.with_name(f"{out.stem}.run")
         if folder.exists() and not resume:
             raise UsageError(f"{folder} contains an interrupted run; continue it with --resume, or remove the folder")

@@ -1,4 +1,4 @@
-"""fukami train."""
+"""Command ``fukami train``."""
 
 import dataclasses
 import functools
@@ -21,9 +21,9 @@ def command(arguments: list[str]) -> Callable[[], None] | None:
 
     if not has_recipe_name(arguments, f"{command.__doc__}\nusage: fukami train RECIPE [--field value ...] [--out DIR]"):
         return None
-    name, *rest = arguments
+    name, *options = arguments
     recipe_class = get_recipe(name)
-    default = _load_resumed_recipe(rest, recipe_class) if "--resume" in rest else None
+    default = _load_resumed_recipe(options, recipe_class) if "--resume" in options else None
 
     def run(
         recipe: Any,
@@ -42,7 +42,7 @@ def command(arguments: list[str]) -> Callable[[], None] | None:
         Args:
             recipe: The experiment.
             out: Folder of the run, new or empty; runs/RECIPE by default, or runs/RECIPE-2 ... if it exists.
-            device: auto, cpu, cuda, cuda:1 or mps.
+            device: Device: auto, cpu, cuda, cuda:1 or mps.
             precision: Precision of the computation; auto selects bfloat16 where it is faster.
             compile: Compile the network (torch.compile): faster steps after one or two minutes. A resumed run keeps
                 its setting.
@@ -54,32 +54,32 @@ def command(arguments: list[str]) -> Callable[[], None] | None:
             timeout: Maximum time in seconds that processes wait for one another before the run stops.
         """
         folder = out or _choose_run_folder(name, resume)
-        for what, value in (("num-seeds", num_seeds), ("processes", processes)):
+        for flag, value in (("--num-seeds", num_seeds), ("--processes", processes)):
             if value < 1:
-                raise UsageError(f"{what} should be at least 1, not {value}")
+                raise UsageError(f"{flag} should be at least 1, not {value}")
         if not timeout > 0:
-            raise UsageError(f"timeout should be more than 0 seconds, not {timeout:g}")
+            raise UsageError(f"--timeout should be more than 0 seconds, not {timeout:g}")
         if processes > 1 and "RANK" in os.environ:
-            raise UsageError("torchrun has already started the processes; leave out --processes")
-        numbers = range(recipe.seed, recipe.seed + num_seeds)
-        each = {folder / f"seed-{number}": dataclasses.replace(recipe, seed=number) for number in numbers}
-        recipes = each if num_seeds > 1 else {folder: recipe}
+            raise UsageError("torchrun has already started the processes; remove --processes")
+        seeds = range(recipe.seed, recipe.seed + num_seeds)
+        seed_recipes = {folder / f"seed-{seed}": dataclasses.replace(recipe, seed=seed) for seed in seeds}
+        recipes = seed_recipes if num_seeds > 1 else {folder: recipe}
         if resume and "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun repeats the command unchanged after a failure
             _check_resumable(list(recipes), folder)
         if processes > 1:
-            words = [
+            launch_arguments = [
                 "train",
                 name,
-                *_remove_flag("--processes", rest),
+                *_remove_flag("--processes", options),
                 *(["--out", str(folder)] if out is None else []),
             ]
-            return functools.partial(_launch_processes, words, processes, device, list(recipes))
+            return functools.partial(_launch_processes, launch_arguments, processes, device, list(recipes))
         return functools.partial(
             train_recipes, recipes, device=device, precision=precision, compile=compile, resume=resume,
             allow_changed_data=allow_changed_data, timeout=timeout,
         )  # fmt: skip
 
-    return cast(Callable[[], None], run_recipe_cli(run, recipe_class, rest, f"fukami train {name}", default))
+    return cast(Callable[[], None], run_recipe_cli(run, recipe_class, options, f"fukami train {name}", default))
 
 
 def _check_resumable(runs: list[Path], folder: Path) -> None:
@@ -90,16 +90,17 @@ def _check_resumable(runs: list[Path], folder: Path) -> None:
         checkpoint.check_run_exists(folder)
 
 
-def _launch_processes(words: list[str], processes: int, device: str, runs: list[Path]) -> None:
+def _launch_processes(arguments: list[str], processes: int, device: str, runs: list[Path]) -> None:
     from fukami.engine.launch import launch_processes
 
-    launch_processes(words, processes, device, runs)
+    launch_processes(arguments, processes, device, runs)
 
 
-def _remove_flag(flag: str, words: list[str]) -> list[str]:
+def _remove_flag(flag: str, arguments: list[str]) -> list[str]:
     """Return the arguments without a flag and its value."""
-    kept = [word for word, before in zip(words, ["", *words], strict=False) if flag not in (word, before)]
-    return [word for word in kept if not word.startswith(f"{flag}=")]
+    pairs = zip(arguments, ["", *arguments], strict=False)
+    kept = [argument for argument, previous in pairs if flag not in (argument, previous)]
+    return [argument for argument in kept if not argument.startswith(f"{flag}=")]
 
 
 def _load_resumed_recipe(arguments: list[str], recipe: "type[Recipe]") -> Any:
@@ -107,17 +108,17 @@ def _load_resumed_recipe(arguments: list[str], recipe: "type[Recipe]") -> Any:
     from fukami.engine import checkpoint
     from fukami.engine.recipe import check_data, get_recipe_name, identify_recipe, is_built_in
 
-    given = [value for flag, value in zip(arguments, [*arguments[1:], ""], strict=True) if flag == "--out"]
-    given += [flag.removeprefix("--out=") for flag in arguments if flag.startswith("--out=")]
-    folder = Path(given[-1]) if given else _choose_run_folder(get_recipe_name(recipe), resume=True)
+    folders = [value for flag, value in zip(arguments, [*arguments[1:], ""], strict=True) if flag == "--out"]
+    folders += [flag.removeprefix("--out=") for flag in arguments if flag.startswith("--out=")]
+    folder = Path(folders[-1]) if folders else _choose_run_folder(get_recipe_name(recipe), resume=True)
     seeds = sorted(folder.glob("seed-*"), key=lambda run: (len(run.name), run.name))
     existing = [run for run in (folder, *seeds) if (run / "recipe.json").is_file()]
     if not existing:
         return None
     if checkpoint.read_recipe_name(existing[0]) != identify_recipe(recipe)["recipe"]:
-        return None  # the training reports it
+        return None  # run_training reports it
     loaded, _ = checkpoint.read_recipe(existing[0], None if is_built_in(recipe) else recipe)
-    if not any(word.partition("=")[0] == "--data" for word in arguments):
+    if not any(argument.partition("=")[0] == "--data" for argument in arguments):
         check_data(loaded)
     return loaded
 
@@ -125,10 +126,10 @@ def _load_resumed_recipe(arguments: list[str], recipe: "type[Recipe]") -> Any:
 def _choose_run_folder(name: str, resume: bool) -> Path:
     """Return a new folder ``runs/RECIPE``, ``runs/RECIPE-2`` ...; with ``resume`` the last one that exists."""
     base = Path("runs") / Path(name).stem.replace("_", "-")
-    candidates = (base if number == 1 else base.with_name(f"{base.name}-{number}") for number in range(1, 10**6))
+    candidates = (base if n == 1 else base.with_name(f"{base.name}-{n}") for n in range(1, 10**6))
     latest = base
     for folder in candidates:
         if not folder.exists():
             return latest if resume else folder
         latest = folder
-    raise Error(f"there are a million runs beside {base}; give --out")
+    raise Error(f"there are a million runs beside {base}; specify --out")

@@ -85,14 +85,14 @@ class DatasetAnnotations:
         labels: class names, in order.
         splits: annotations of ``train``, ``val``, ``trainval`` and ``test``; the key is empty if the dataset has no
             splits.
-        unusable_images: images that are missing or whose annotation is broken.
+        unreadable_images: images that are missing or whose annotation is unreadable.
         orphan_annotations: annotations without an image or a class.
         unannotated_images: images without an annotation.
     """
 
     labels: tuple[str, ...] = ()
     splits: dict[str, list[ImageAnnotation]] = field(default_factory=dict)
-    unusable_images: list[AnnotationProblem] = field(default_factory=list)
+    unreadable_images: list[AnnotationProblem] = field(default_factory=list)
     orphan_annotations: list[AnnotationProblem] = field(default_factory=list)
     unannotated_images: list[Path] = field(default_factory=list)
 
@@ -160,7 +160,7 @@ def compute_pixel_corners(annotation: ImageAnnotation, header: ImageHeader) -> l
 
 
 def find_box_problem(corners: Corners, size: tuple[int, int]) -> str:
-    """Return the problem of an unusable box, as named by ``fukami doctor``; empty if the box is usable."""
+    """Return the problem of an invalid box, as in ``fukami doctor``; empty if the box is valid."""
     left, top, right, bottom = corners
     if not all(map(math.isfinite, corners)):
         return "not a number"
@@ -176,23 +176,23 @@ def find_box_problem(corners: Corners, size: tuple[int, int]) -> str:
 def build_samples(
     annotations: Sequence[ImageAnnotation],
     labels: Sequence[str],
-    unusable_images: Sequence[AnnotationProblem],
+    unreadable_images: Sequence[AnnotationProblem],
     max_broken: int,
 ) -> list[Sample]:
-    """Build the samples of a split, in order; unusable images and boxes are left out and summarized in a warning.
+    """Build the samples of a split, in order; unreadable images and invalid boxes are skipped and reported.
 
     Raises:
-        Error: more than ``max_broken`` images are missing or broken.
+        Error: more than ``max_broken`` images are missing or unreadable.
     """
     class_indices = {label: i for i, label in enumerate(labels)}
     samples: list[Sample] = []
     errors = [
         f"{problem.file}{f', line {problem.line}' if problem.line else ''}: {problem.detail}"
-        for problem in unusable_images
+        for problem in unreadable_images
     ]
     num_dropped = 0
     annotations = merge_annotations(annotations)
-    for annotation, header in zip(annotations, read_headers([each.image_path for each in annotations]), strict=True):
+    for annotation, header in zip(annotations, read_headers([item.image_path for item in annotations]), strict=True):
         if isinstance(header, Error):
             errors.append(str(header))
             continue
@@ -206,11 +206,11 @@ def build_samples(
         samples.append(_build_sample(annotation.image_path, size, boxes))
     if errors:
         logger.warning(
-            f"{len(errors)} of {len(samples) + len(errors)} images are left out:\n{image_folder.format_errors(errors)}"
+            f"{len(errors)} of {len(samples) + len(errors)} images are skipped:\n{image_folder.format_errors(errors)}"
         )
     if num_dropped:
         logger.warning(
-            f"{num_dropped} of {num_dropped + sum(len(sample.classes) for sample in samples)} boxes are left out: "
+            f"{num_dropped} of {num_dropped + sum(len(sample.classes) for sample in samples)} boxes are skipped: "
             "empty, inverted, outside their image or of an unknown class; fukami doctor lists them"
         )
     image_folder.check_broken(errors, max_broken)
@@ -220,7 +220,7 @@ def build_samples(
 def merge_annotations(annotations: Sequence[ImageAnnotation]) -> list[ImageAnnotation]:
     """Merge the annotations of each image into one.
 
-    An image listed twice would otherwise train each half of its boxes as background.
+    Otherwise, each entry of an image would use the boxes of the other as background.
     """
     merged: dict[Path, ImageAnnotation] = {}
     for annotation in annotations:
@@ -250,7 +250,7 @@ def select_splits(annotations: DatasetAnnotations) -> tuple[tuple[str, ...], str
     used. A split without boxes is not used for evaluation.
     """
     splits = {name for name, images in annotations.splits.items() if images} | {
-        problem.split for problem in annotations.unusable_images
+        problem.split for problem in annotations.unreadable_images
     }
     for name in sorted(splits & {"test", "val"}):
         if not any(image.boxes for image in annotations.splits.get(name, ())):
@@ -269,10 +269,10 @@ def separate_trainval(annotations: DatasetAnnotations) -> None:
             annotations.splits[other] = [
                 image for image in annotations.splits.pop("trainval") if image.image_path not in paths
             ]
-            files = {problem.file for problem in annotations.unusable_images if problem.split == half}
-            annotations.unusable_images = [
+            files = {problem.file for problem in annotations.unreadable_images if problem.split == half}
+            annotations.unreadable_images = [
                 problem._replace(split=other) if problem.split == "trainval" else problem
-                for problem in annotations.unusable_images
+                for problem in annotations.unreadable_images
                 if problem.split != "trainval" or problem.file not in files
             ]
 
@@ -292,7 +292,7 @@ def list_images(folder: Path, *, recursive: bool = False) -> list[Path]:
 def is_outside_archive(image: Path, source: Path) -> bool:
     """Return whether annotations in an archive refer to an image outside it.
 
-    Annotations outside archives are the user's own and may refer to images anywhere.
+    Annotations outside archives may refer to images anywhere.
     """
     root = archives.find_archive_root(source)
     return root is not None and not archives.is_inside(image, root)
@@ -301,7 +301,7 @@ def is_outside_archive(image: Path, source: Path) -> bool:
 def keep_existing_images(
     annotations: Iterable[ImageAnnotation], dataset: DatasetAnnotations, split: str, source: Path
 ) -> list[ImageAnnotation]:
-    """Return the annotations of a split whose image exists; the others are added to ``dataset.unusable_images``.
+    """Return the annotations of a split whose image exists; the others are added to ``dataset.unreadable_images``.
 
     ``source`` is the file that the annotations come from.
     """
@@ -315,7 +315,7 @@ def keep_existing_images(
             continue
         else:
             detail = f"the image {path} does not exist; put it there, or remove its annotation"
-        dataset.unusable_images.append(
+        dataset.unreadable_images.append(
             AnnotationProblem("missing", annotation.annotation_path, annotation.line, detail, split)
         )
     return existing

@@ -1,7 +1,7 @@
 """Safe extraction of dataset archives into the cache folder.
 
-Archives are untrusted. A member with an absolute path or ``..`` in its name, a link or a device makes the whole archive
-invalid. The unpacked size is limited by the size of the archive, so that a small file cannot fill the disk. Images
+Archives are untrusted. An archive is rejected if a member has an absolute path or ``..`` in its name, or is a link or
+a device. The unpacked size is limited by the size of the archive, so that a small file cannot fill the disk. Images
 hardly compress, and annotations compress at most about a hundredfold.
 """
 
@@ -43,14 +43,14 @@ ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 def unpack(archive: Path) -> Path:
     """Unpack an archive, unless that was done before, and return the folder with its content.
 
-    The folder gets its final name only after complete extraction; a refused archive leaves no files.
+    The folder gets its final name only after complete extraction; a rejected archive leaves no files.
 
     Raises:
-        Error: the file is not a zip or tar archive, is damaged, or has invalid members.
+        Error: the file is not a zip or tar archive, is corrupted, or has invalid members.
     """
-    facts = archive.stat()
+    status = archive.stat()
     key = hashlib.sha256(
-        f"{RULES_VERSION} {archive.resolve()} {facts.st_size} {facts.st_mtime_ns}".encode()
+        f"{RULES_VERSION} {archive.resolve()} {status.st_size} {status.st_mtime_ns}".encode()
     ).hexdigest()[:12]
     target = _get_unpack_folder() / f"{archive.stem}-{key}"
     if target.exists():
@@ -64,13 +64,13 @@ def unpack(archive: Path) -> Path:
             "folder"
         ) from error
     try:
-        _extract(temporary, archive, facts.st_size)
+        _extract(temporary, archive, status.st_size)
         temporary.rename(target)
-    except Exception as error:  # readers raise errors of any type on a damaged archive
+    except Exception as error:  # readers raise errors of any type on a corrupted archive
         if not target.exists():  # otherwise another process unpacked it at the same time
             reason = str(error) or type(error).__name__
             raise Error(
-                f"{archive} cannot be unpacked ({reason}); give a folder, or a zip or tar archive of one"
+                f"{archive} cannot be unpacked ({reason}); use a folder, or a zip or tar archive of one"
             ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -183,7 +183,7 @@ class _ZipEntry:
 def _iterate_zip(archive: zipfile.ZipFile, size: int) -> Iterator[_Member]:
     """Iterate over the members of a zip archive.
 
-    Overlapping members are refused: with shared bytes, a small file can unpack to any size (zip bomb).
+    Overlapping members are rejected: with shared bytes, a small file can unpack to any size (zip bomb).
     """
     infos = archive.infolist()
     extents = sorted((info.header_offset, info.compress_size, info.filename) for info in infos)

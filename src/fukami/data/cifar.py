@@ -19,7 +19,7 @@ def load_cifar(name: str) -> Path | tuple[tuple[Any, Any], tuple[str, ...]]:
     the original is downloaded.
 
     Raises:
-        Error: the files are damaged, or are missing and cannot be downloaded.
+        Error: the files are corrupted, or are missing and cannot be downloaded.
     """
     from torchvision.datasets import CIFAR10, CIFAR100
 
@@ -34,9 +34,9 @@ def load_cifar(name: str) -> Path | tuple[tuple[Any, Any], tuple[str, ...]]:
         folder = get_cache_folder()
     try:
         splits = [reader(str(folder), train=train, download=folder == get_cache_folder()) for train in (True, False)]
-    except Exception as error:  # readers raise errors of any type on a damaged file
+    except Exception as error:  # readers raise errors of any type on a corrupted file
         raise Error(
-            f"{name} was not found in {', '.join(map(str, list_data_folders()))}, or is damaged, and the download "
+            f"{name} was not found in {', '.join(map(str, list_data_folders()))}, or is corrupted, and the download "
             f"failed ({error}); unpack its python version there, and set FUKAMI_DATA to the folder that contains "
             f"{FOLDERS[name]}"
         ) from error

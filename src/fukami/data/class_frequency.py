@@ -32,7 +32,7 @@ def count_class_pixels(samples: Sequence[Sample], num_classes: int) -> ClassCoun
             cached = np.array(json.loads(cache.read_text()), np.int64)
             if cached.shape == (2, num_classes):
                 return cached
-        except (OSError, ValueError):  # missing or damaged
+        except (OSError, ValueError):  # missing or invalid
             pass
     with ThreadPoolExecutor() as threads:
         sample_counts = threads.map(lambda sample: _count_sample(sample, num_classes), samples)

@@ -1,4 +1,4 @@
-"""Class tables, which map mask values or colors to classes: those of well-known datasets, and readers of files."""
+"""Class tables, which map mask values or colors to classes: those of common datasets, and readers of files."""
 
 import csv
 import hashlib
@@ -16,7 +16,7 @@ from fukami.data.parsing import MAX_SMALL_FILE_BYTES, read_text
 from fukami.errors import Error
 
 Color = tuple[int, int, int]
-IGNORED_NAMES = {"void", "unlabelled", "unlabeled", "ignore", "ignored"}  # names of unlabelled pixels
+IGNORED_NAMES = {"void", "unlabelled", "unlabeled", "ignore", "ignored"}  # names of unlabeled pixels
 IGNORE_INDEX = 255  # mask value of unlabeled pixels in most datasets
 TABLE_FILES = (
     "classes.txt", "classes.csv", "class_dict.csv", "_classes.csv", "labels.txt", "codes.txt", "label_colors.txt",
@@ -73,24 +73,24 @@ CITYSCAPES_LABELS = (
 CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 
 
-def compute_voc_color(number: int) -> Color:
-    """Compute a color of the VOC palette; the bits of ``number`` alternate between red, green and blue."""
+def compute_voc_color(index: int) -> Color:
+    """Compute a color of the VOC palette; the bits of ``index`` alternate between red, green and blue."""
     levels = [0, 0, 0]
     for bit in range(8):
         for channel in range(3):
-            levels[channel] |= (number >> (3 * bit + channel) & 1) << (7 - bit)
+            levels[channel] |= (index >> (3 * bit + channel) & 1) << (7 - bit)
     return levels[0], levels[1], levels[2]
 
 
 VOC = build_class_table(VOC_LABELS, (IGNORE_INDEX,))
 VOC_COLORED = ClassTable(
     VOC_LABELS,
-    color_to_class={compute_voc_color(number): number for number in range(21)} | {compute_voc_color(IGNORE_INDEX): -1},
+    color_to_class={compute_voc_color(index): index for index in range(21)} | {compute_voc_color(IGNORE_INDEX): -1},
 )
 CAMVID = build_class_table(CAMVID_LABELS, (11, IGNORE_INDEX))
 CITYSCAPES = ClassTable(
     CITYSCAPES_LABELS,
-    dict.fromkeys((*range(34), IGNORE_INDEX), -1) | {value: n for n, value in enumerate(CITYSCAPES_IDS)},
+    dict.fromkeys((*range(34), IGNORE_INDEX), -1) | {value: index for index, value in enumerate(CITYSCAPES_IDS)},
 )
 CITYSCAPES_TRAIN_IDS = build_class_table(CITYSCAPES_LABELS, (IGNORE_INDEX,))
 
@@ -113,15 +113,17 @@ def read_class_table(path: Path) -> ClassTable:
     """
     lines = read_text(path, max_bytes=MAX_SMALL_FILE_BYTES).splitlines()
     rows = [
-        _parse_row(path, number, line) for number, line in enumerate(lines, 1) if line.strip() and line[0] not in "#;"
+        _parse_row(path, line_number, line)
+        for line_number, line in enumerate(lines, 1)
+        if line.strip() and line[0] not in "#;"
     ]
     if rows and path.suffix.lower() == ".csv" and not rows[0][1]:
         rows = rows[1:]  # column names
     if not rows:
-        raise Error(f"{path} names no class; write a line for each, such as road 128 64 128, or its name only")
+        raise Error(f"{path} contains no class; write a line for each, such as road 128 64 128, or its name only")
     num_values = {len(numbers) for _, numbers in rows}
     if len(num_values) > 1:
-        raise Error(f"{path} gives some classes a color or a value and others none; give each of them the same")
+        raise Error(f"{path} contains classes with and without a value or color; use one format for all")
     names = [name for name, _ in rows]
     labels = tuple(name for name in dict.fromkeys(names) if name.lower() not in IGNORED_NAMES)
     class_indices = {**dict.fromkeys(names, -1), **{name: index for index, name in enumerate(labels)}}
@@ -129,20 +131,20 @@ def read_class_table(path: Path) -> ClassTable:
     duplicate = next((key for key, count in Counter(keys).items() if count > 1), None)
     if duplicate is not None or not labels:
         problem = f"two classes with {' '.join(map(str, duplicate))}" if duplicate else "no class except unlabeled ones"
-        raise Error(f"{path} has {problem}; give each class a value of its own")
+        raise Error(f"{path} has {problem}; use a different value for each class")
     classes = [class_indices[name] for name in names]
     if num_values == {3}:
         return ClassTable(labels, color_to_class=dict(zip(keys, classes, strict=True)))  # type: ignore[arg-type]
     return ClassTable(labels, {key[0]: index for key, index in zip(keys, classes, strict=True)})
 
 
-def _parse_row(path: Path, number: int, line: str) -> tuple[str, tuple[int, ...]]:
+def _parse_row(path: Path, line_number: int, line: str) -> tuple[str, tuple[int, ...]]:
     """Parse the class name and the numbers of a line: none, a value, or a color."""
     try:
         separated = next(csv.reader([line], skipinitialspace=True)) if "," in line and ":" not in line else None
     except csv.Error as error:
         raise Error(
-            f"{path}, line {number}: is not valid CSV ({error}); expected a name and optional numbers"
+            f"{path}, line {line_number}: is not valid CSV ({error}); expected a name and optional numbers"
         ) from None
     cells = [cell.strip() for cell in separated or re.split(r"[\s,:;]+", line.strip()) if cell.strip()]
     numbers = tuple(int(cell) for cell in cells if re.fullmatch(r"\d{1,5}", cell))
@@ -150,7 +152,7 @@ def _parse_row(path: Path, number: int, line: str) -> tuple[str, tuple[int, ...]
     is_valid = len(numbers) in (0, 1, 3) and name_parts and (len(numbers) < 3 or max(numbers) < 256)
     if not is_valid:
         raise Error(
-            f"{path}, line {number}: {line.strip()[:200]!r} is not a class; expected its name and optionally its "
+            f"{path}, line {line_number}: {line.strip()[:200]!r} is not a class; expected its name and optionally its "
             "value, or its red, green and blue from 0 to 255"
         )
     return " ".join(name_parts), numbers

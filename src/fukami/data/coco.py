@@ -137,42 +137,43 @@ def _parse_lists(text: str) -> Iterator[tuple[str, list[Record]]]:
     decoder = json.JSONDecoder()
     line, counted = 1, 0
 
-    def skip_whitespace(at: int) -> int:
-        match = WHITESPACE.match(text, at)
-        return match.end() if match else at
+    def skip_whitespace(position: int) -> int:
+        match = WHITESPACE.match(text, position)
+        return match.end() if match else position
 
-    def expect(at: int, characters: str) -> int:
-        if text[at : at + 1] not in {*characters}:
-            raise json.JSONDecodeError(f"expected {' or '.join(characters)}", text, min(at, len(text)))
-        return skip_whitespace(at + 1)
+    def expect(position: int, characters: str) -> int:
+        if text[position : position + 1] not in {*characters}:
+            raise json.JSONDecodeError(f"expected {' or '.join(characters)}", text, min(position, len(text)))
+        return skip_whitespace(position + 1)
 
-    at = expect(skip_whitespace(0), "{")
-    while text[at : at + 1] != "}":
-        key, at = decoder.raw_decode(text, at)
-        at = expect(skip_whitespace(at), ":")
-        if key not in LISTS or text[at : at + 1] != "[":
-            at = skip_whitespace(decoder.raw_decode(text, at)[1])
+    position = expect(skip_whitespace(0), "{")
+    while text[position : position + 1] != "}":
+        key, position = decoder.raw_decode(text, position)
+        position = expect(skip_whitespace(position), ":")
+        if key not in LISTS or text[position : position + 1] != "[":
+            position = skip_whitespace(decoder.raw_decode(text, position)[1])
         else:
             records: list[Record] = []
-            at = skip_whitespace(at + 1)
-            while text[at : at + 1] != "]":
-                line, counted = line + text.count("\n", counted, at), at
-                fields, at = decoder.raw_decode(text, at)
+            position = skip_whitespace(position + 1)
+            while text[position : position + 1] != "]":
+                line, counted = line + text.count("\n", counted, position), position
+                fields, position = decoder.raw_decode(text, position)
                 if isinstance(fields, dict):
                     records.append(Record(line, fields))
-                at = skip_whitespace(at)
-                if text[at : at + 1] != "]":
-                    at = expect(at, ",")
-            at = skip_whitespace(at + 1)
+                position = skip_whitespace(position)
+                if text[position : position + 1] != "]":
+                    position = expect(position, ",")
+            position = skip_whitespace(position + 1)
             yield key, records
-        if text[at : at + 1] != "}":
-            at = expect(at, ",")
+        if text[position : position + 1] != "}":
+            position = expect(position, ",")
 
 
 def _parse_annotations(path: Path, records: Records, dataset: DatasetAnnotations) -> Iterator[ImageAnnotation]:
-    labels = {to_key(each.fields.get("id")): to_text(each.fields.get("name")) for each in list_used_categories(records)}
+    categories = [category.fields for category in list_used_categories(records)]
+    labels = {to_key(category.get("id")): to_text(category.get("name")) for category in categories}
     dataset.labels = tuple(dict.fromkeys([*dataset.labels, *labels.values()]))
-    image_ids = {to_key(each.fields.get("id")) for each in records["images"]}
+    image_ids = {to_key(image.fields.get("id")) for image in records["images"]}
     boxes: dict[Any, list[Box]] = {}
     for line, fields in records["annotations"]:
         identifier = f"annotation {to_text(fields.get('id'))}"
@@ -199,14 +200,14 @@ def _parse_annotations(path: Path, records: Records, dataset: DatasetAnnotations
 
 def list_used_categories(records: Records) -> list[Record]:
     """List the categories without unused supercategories, which Roboflow puts first."""
-    used = {to_key(each.fields.get("category_id")) for each in records["annotations"]}
-    supercategories = {to_text(each.fields.get("supercategory")) for each in records["categories"]}
+    used = {to_key(annotation.fields.get("category_id")) for annotation in records["annotations"]}
+    supercategories = {to_text(category.fields.get("supercategory")) for category in records["categories"]}
     return [
-        each
-        for each in records["categories"]
-        if to_key(each.fields.get("id")) in used
-        or to_text(each.fields.get("name")) not in supercategories
-        or to_text(each.fields.get("supercategory")) not in ("none", "")
+        category
+        for category in records["categories"]
+        if to_key(category.fields.get("id")) in used
+        or to_text(category.fields.get("name")) not in supercategories
+        or to_text(category.fields.get("supercategory")) not in ("none", "")
     ]
 
 
@@ -243,8 +244,8 @@ def _parse_split(stem: str) -> str:
 
 
 def _is_coco_file(path: Path) -> bool:
-    """Return whether a file looks like COCO's; a short file with only categories belongs to a labelling tool."""
+    """Return whether a file looks like COCO's; a short file with only categories belongs to a labeling tool."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
-        start, rest = file.read(SNIFF_LENGTH), file.read(1)
-    lists = "images|annotations" + ("|categories|licenses" if rest else "")
+        start, next_character = file.read(SNIFF_LENGTH), file.read(1)
+    lists = "images|annotations" + ("|categories|licenses" if next_character else "")
     return bool(re.match(r"\s*\{", start) and re.search(rf'"({lists})"\s*:\s*\[', start))

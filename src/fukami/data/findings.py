@@ -101,7 +101,7 @@ class Findings:
 
 
 def hash_images(items: Iterable[ImageItem], findings: Findings) -> Iterator[tuple[ImageItem, bytes]]:
-    """Check images in threads; yield the readable ones with the digest of their pixels and add problems of the rest."""
+    """Check images in threads; yield the readable ones with a digest of their pixels, and add the problems of all."""
     console = Console(stderr=True)
     columns = (
         TextColumn("checking"),
@@ -214,7 +214,7 @@ def check_classes(findings: Findings) -> None:
             count = format_count(size, unit)
             detail = f"has {count}, and {largest!r} has {largest_size}: more than {MAX_IMBALANCE} times as many"
             findings.add("unbalanced", detail, label=label)
-        if not present and not any(each.kind == "empty" and each.label == label for each in findings.problems):
+        if not present and not any(problem.kind == "empty" and problem.label == label for problem in findings.problems):
             detail = "none of its images can be read" if unit == "image" else f"has no valid {unit}"
             findings.add("empty", detail, label=label)
 
@@ -250,7 +250,7 @@ def pluralize(noun: str) -> str:
 
 
 class PathNames:
-    """Names of files relative to the dataset that the user named, also for files of an unpacked archive."""
+    """Names of files relative to the dataset's path, also for files of an unpacked archive."""
 
     def __init__(self, source: Path) -> None:
         is_archive = source.is_file() and source.suffix.lower() not in (".json", ".yaml", ".yml")

@@ -19,8 +19,8 @@ from fukami.image.transform import SquareTransform
 
 logger = logging.getLogger(__name__)
 TRAIN_NAMES, TEST_NAMES = ("train", "training"), ("test", "testing", "val", "valid", "validation")
-MAX_LISTED = 5  # broken images listed in a message
-MAX_BROKEN = 100  # default number of broken images allowed per split
+MAX_LISTED = 5  # unreadable images listed in a message
+MAX_BROKEN = 100  # default maximum number of unreadable images per split and process
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -62,8 +62,7 @@ def read_csv(path: Path) -> tuple[FolderSplit, FolderSplit | None]:
     Paths are relative to the file's folder. A split is one of train, training, test, testing, val, valid, validation.
 
     Raises:
-        Error: a column is missing, a field is empty, or a split has another name (the message names the line), or the
-            file is not UTF-8 text.
+        Error: a column is missing, a field is empty, a split has another name, or the file is not in UTF-8.
     """
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), skipinitialspace=True)
     splits: dict[bool, list[tuple[Path, str]]] = {False: [], True: []}
@@ -86,7 +85,7 @@ def read_csv(path: Path) -> tuple[FolderSplit, FolderSplit | None]:
     except csv.Error as error:
         raise Error(f"{path}, line {reader.line_num}: is not valid CSV ({error}); fix it") from None
     if not any(splits.values()):
-        raise Error(f"{path} names no image; expected a line for each, as in: cats/1.jpg,cat")
+        raise Error(f"{path} contains no image; expected a line for each, as in: cats/1.jpg,cat")
     train, test = (
         FolderSplit(*map(tuple, zip(*rows, strict=True))) if rows else FolderSplit((), ()) for rows in splits.values()
     )
@@ -94,22 +93,22 @@ def read_csv(path: Path) -> tuple[FolderSplit, FolderSplit | None]:
 
 
 def stack_images(
-    results: Iterable["UInt8Array | Error"], count: int, prepare: SquareTransform, max_broken: int = MAX_BROKEN
+    results: Iterable["UInt8Array | Error"], count: int, transform: SquareTransform, max_broken: int = MAX_BROKEN
 ) -> tuple[list[int], UInt8Array]:
     """Stack the readable images as ``(N, H, W, C)``; also return their indices.
 
-    Unreadable images are left out and listed in a warning.
+    Unreadable images are skipped and reported.
 
     Args:
         results: each image, or the error of reading it.
         count: number of results.
-        prepare: transform that defines the size and the channels.
-        max_broken: number of broken images allowed.
+        transform: preprocessing, which defines the size and the channels.
+        max_broken: maximum number of unreadable images.
 
     Raises:
-        Error: more than ``max_broken`` images are broken, or no image can be read.
+        Error: more than ``max_broken`` images are unreadable, or all are.
     """
-    images = np.zeros((count, prepare.size, prepare.size, prepare.channels), np.uint8)
+    images = np.zeros((count, transform.size, transform.size, transform.channels), np.uint8)
     indices: list[int] = []
     errors: list[str] = []
     for index, result in enumerate(results):
@@ -119,28 +118,28 @@ def stack_images(
             images[len(indices)] = result
             indices.append(index)
     if errors and not indices:
-        raise Error(f"not one of the {count} images can be read; the first: {errors[0]}")
+        raise Error(f"none of the {count} images can be read; the first: {errors[0]}")
     if errors:
-        logger.warning(f"{len(errors)} of {count} images are left out:\n{format_errors(errors)}")
+        logger.warning(f"{len(errors)} of {count} images are skipped:\n{format_errors(errors)}")
     check_broken(errors, max_broken)
     return indices, images[: len(indices)]
 
 
 def check_broken(errors: Sequence[str], max_broken: int) -> None:
-    """Check the number of broken images against the limit.
+    """Check that at most ``max_broken`` images are unreadable.
 
     Raises:
-        Error: more than ``max_broken`` images are broken; the message lists the first.
+        Error: there are more; the message lists the first.
     """
     if len(errors) > max_broken:
         raise Error(
-            f"{len(errors)} images are broken, and --max-broken allows {max_broken}; fix them or allow more. "
+            f"{len(errors)} images are unreadable, and --max-broken allows {max_broken}; fix them or allow more. "
             f"The first:\n{format_errors(errors)}"
         )
 
 
 def format_errors(errors: Sequence[str]) -> str:
-    """Format the first ``MAX_LISTED`` errors, one per line, and the number of the rest."""
+    """Format the first ``MAX_LISTED`` errors, one per line, and the number of the others."""
     more = f"\n  ... and {len(errors) - MAX_LISTED} more" if len(errors) > MAX_LISTED else ""
     return "  " + "\n  ".join(errors[:MAX_LISTED]) + more
 

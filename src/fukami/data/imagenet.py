@@ -35,7 +35,7 @@ def _load_split(root: Path, split: str) -> image_folder.FolderSplit:
 
     try:
         dataset = ImageNet(str(root), split=split)
-    except Exception as error:  # readers raise errors of any type on a damaged file
+    except Exception as error:  # readers raise errors of any type on a corrupted file
         raise Error(
             f"{root} does not contain the complete ImageNet ({error}); put the three original archives there"
         ) from error

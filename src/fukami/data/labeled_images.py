@@ -56,22 +56,22 @@ class LabeledImages:
             items = tuple(self.items[i] for i in np.flatnonzero(mask))
         return LabeledImages(items, self.targets[mask])
 
-    def decode(self, prepare: SquareTransform, max_broken: int = image_folder.MAX_BROKEN) -> DecodedImages:
-        """Decode and preprocess all images in memory; broken images are left out and listed in a warning.
+    def decode(self, transform: SquareTransform, max_broken: int = image_folder.MAX_BROKEN) -> DecodedImages:
+        """Decode and preprocess all images in memory; unreadable images are skipped and reported.
 
         Raises:
-            Error: more than ``max_broken`` images are broken, or no image can be read.
+            Error: more than ``max_broken`` images are unreadable, or all are.
         """
         from fukami.data import streaming, webdataset
 
         if isinstance(self.items, np.ndarray):
-            return DecodedImages(_resize(self.items, prepare), torch.from_numpy(self.targets))
+            return DecodedImages(_resize(self.items, transform), torch.from_numpy(self.targets))
         if isinstance(self.items, shards.ShardSamples):
-            results = webdataset.decode_shards(self.items, prepare)
+            results = webdataset.decode_shards(self.items, transform)
             max_broken -= len(self.items.problems)  # already reported
         else:
-            results = streaming.decode_files(self.items, prepare)
-        indices, images = image_folder.stack_images(results, len(self.items), prepare, max_broken)
+            results = streaming.decode_files(self.items, transform)
+        indices, images = image_folder.stack_images(results, len(self.items), transform, max_broken)
         is_readable = np.zeros(len(self.items), bool)
         is_readable[indices] = True
         readable = self.select(is_readable).items
@@ -91,7 +91,7 @@ def load_labeled_images(spec: str, holdout: float) -> tuple[LabeledImages, Label
 
     Raises:
         UsageError: ``spec`` is neither a dataset name nor an existing path.
-        Error: the dataset is damaged or missing.
+        Error: the dataset is corrupted or missing.
     """
     arrays: tuple[Any, Any] | None = None
     labels: tuple[str, ...] = DIGIT_LABELS
@@ -139,17 +139,17 @@ def _hold_out(train: LabeledImages, test: LabeledImages | None, holdout: float) 
     return train.select(~is_held_out), train.select(is_held_out)
 
 
-def _resize(images: image_folder.UInt8Array, prepare: SquareTransform) -> Tensor:
+def _resize(images: image_folder.UInt8Array, transform: SquareTransform) -> Tensor:
     """Resize images ``(N, H, W)`` or ``(N, H, W, 3)`` to ``(N, C, size, size)``; fast if the size is already right.
 
-    Named datasets need no other preprocessing: their digits are already extracted and centered.
+    Built-in datasets need no other preprocessing: their digits are already extracted and centered.
     """
     channels = 1 if images.ndim == 3 else 3
-    if images.shape[1] != prepare.size or (channels, prepare.channels) == (3, 1):
+    if images.shape[1] != transform.size or (channels, transform.channels) == (3, 1):
         resized = [
-            image_io.resize_and_crop(Image.fromarray(image), channels=prepare.channels, size=prepare.size)
+            image_io.resize_and_crop(Image.fromarray(image), channels=transform.channels, size=transform.size)
             for image in images
         ]
         return torch.from_numpy(np.stack(resized))
-    tensor = torch.from_numpy(np.ascontiguousarray(images)).view(len(images), prepare.size, prepare.size, channels)
-    return tensor.permute(0, 3, 1, 2).repeat(1, prepare.channels // channels, 1, 1)
+    tensor = torch.from_numpy(np.ascontiguousarray(images)).view(len(images), transform.size, transform.size, channels)
+    return tensor.permute(0, 3, 1, 2).repeat(1, transform.channels // channels, 1, 1)

@@ -19,7 +19,7 @@ SEQUENTIAL_BATCH_SIZE = 256  # batch size of an iteration in order, without trai
 
 
 class BatchLoader:
-    """Base class of the loaders: the order of a labeled dataset in each epoch, and its augmentation draws.
+    """Base class of the loaders: the order of a labeled dataset in each epoch, and its random numbers.
 
     Both are functions of the seed and the epoch only. A run can therefore resume within an epoch from its position, and
     several processes share a batch without communication.
@@ -30,9 +30,9 @@ class BatchLoader:
         names: image names, for messages.
         batch_size: global batch size, over all processes.
         seed: seed of shuffling and augmentation; the last incomplete batch is dropped. None: each image once, in order.
-        balanced: class-balanced sampling: the images of an epoch are drawn with replacement, with equal class
+        balanced: class-balanced sampling: the images of an epoch are sampled with replacement, with equal class
             probabilities.
-        augment: augmentation of each training batch, applied on the device.
+        augmentation: data augmentation of each training batch, applied on the device.
     """
 
     def __init__(
@@ -44,12 +44,12 @@ class BatchLoader:
         names: Sequence[str] = (),
         seed: int | None = None,
         balanced: bool = False,
-        augment: Augmentation | None = None,
+        augmentation: Augmentation | None = None,
     ) -> None:
         if batch_size < 1:
             raise UsageError(f"the batch size must be at least 1, not {batch_size}")
         self.targets, self.labels, self.names = targets, labels, names
-        self.seed, self.balanced, self.augment = seed, balanced, augment
+        self.seed, self.balanced, self.augmentation = seed, balanced, augmentation
         self.batch_size = min(batch_size, max(len(targets), 1)) if seed is not None else batch_size
         self.rank, self.world_size = 0, 1
         self.epoch = self.position = 0
@@ -62,7 +62,7 @@ class BatchLoader:
             UsageError: the batch size is not divisible by the number of processes.
         """
         if self.seed is not None and len(self.targets) == 0:
-            raise Error("there is no training image; give a folder with images, or a smaller --holdout")
+            raise Error("there is no training image; use a folder with images, or a smaller --holdout")
         if self.seed is not None and self.batch_size % runtime.world_size:
             raise UsageError(
                 f"{runtime.world_size} processes cannot share a batch of {self.batch_size} evenly; change --batch-size"
@@ -76,9 +76,9 @@ class BatchLoader:
         )
 
     @property
-    def num_draws(self) -> int:
+    def num_random_values(self) -> int:
         """Number of random numbers per image."""
-        return self.augment.num_draws if self.augment else 0
+        return self.augmentation.num_random_values if self.augmentation else 0
 
     def __iter__(self) -> Iterator[Batch]:
         """Iterate over the batches of one epoch, ``(images (N, C, H, W) in 0..255, targets)``.
@@ -92,11 +92,11 @@ class BatchLoader:
         raise NotImplementedError
 
     def iterate_local_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Iterate over this process's indices ``(n,)`` and draws of each remaining batch of the epoch."""
-        order, draws = self._plan_epoch(self.epoch) if self.seed is not None else self._plan_in_order()
+        """Iterate over this process's indices ``(n,)`` and random numbers of each remaining batch."""
+        order, random_values = self._plan_epoch(self.epoch) if self.seed is not None else self._plan_in_order()
         size, rank, world = self.batch_size, self.rank, self.world_size
-        slices = (slice(at * size + rank, (at + 1) * size, world) for at in range(self.position, len(self)))
-        return ((order[local], draws[local]) for local in slices)
+        slices = (slice(index * size + rank, (index + 1) * size, world) for index in range(self.position, len(self)))
+        return ((order[local], random_values[local]) for local in slices)
 
     def advance(self) -> None:
         """Count a batch, before it is yielded, so that a checkpoint includes it."""
@@ -121,33 +121,34 @@ class BatchLoader:
                 raise ValueError(f"the {name} of the data is {state[name]!r:.100}")
         self.epoch, self.position = state["epoch"], min(state["position"], len(self))  # the dataset may have shrunk
 
-    def list_items(self) -> Iterator[ManifestItem]:
-        """List all items in order, for a run's manifest, from :meth:`list_sizes` and :meth:`list_annotations`."""
-        return map(ManifestItem, self.names, self.list_sizes(), self.list_annotations())
+    def iterate_items(self) -> Iterator[ManifestItem]:
+        """Iterate over all items in order, for a run's manifest."""
+        return map(ManifestItem, self.names, self.iterate_sizes(), self.iterate_annotations())
 
-    def list_sizes(self) -> Iterable[int]:
-        """Return the file size of each item in bytes, -1 for an item without a file."""
+    def iterate_sizes(self) -> Iterable[int]:
+        """Iterate over the file size of each item in bytes, -1 for an item without a file."""
         sizes: Iterable[int] | None = getattr(self.names, "sizes", None)
         return map(file_size, self.names) if sizes is None else sizes
 
-    def list_annotations(self) -> Iterable[bytes]:
-        """Return the target of each item as bytes."""
+    def iterate_annotations(self) -> Iterable[bytes]:
+        """Iterate over the target of each item as bytes."""
         return (row.tobytes() for row in self.targets.cpu().numpy())
 
     def describe_batch(self, step: int) -> str:
         """Describe the batch of training step ``step`` (from 0) for messages."""
-        epoch, at = divmod(step, len(self))
-        indices = self._plan_epoch(epoch)[0][at * self.batch_size : (at + 1) * self.batch_size].tolist()
+        epoch, batch_index = divmod(step, len(self))
+        start = batch_index * self.batch_size
+        indices = self._plan_epoch(epoch)[0][start : start + self.batch_size].tolist()
         first = ", ".join(self.names[i] if self.names else f"#{i}" for i in indices[:4])
         ellipsis = " ..." if len(indices) > 4 else ""
-        return f"batch {at + 1} of {len(self)} in epoch {epoch + 1} (images {first}{ellipsis})"
+        return f"batch {batch_index + 1} of {len(self)} in epoch {epoch + 1} (images {first}{ellipsis})"
 
     def _make_generator(self, epoch: int) -> torch.Generator:
         """Return the random generator of an epoch, at its start."""
         return torch.Generator().manual_seed(((self.seed or 0) * 1_000_003 + epoch) % 2**63)
 
     def _plan_epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """Return the order ``(N,)`` of the images in an epoch, and their draws ``(N, num_draws)`` in that order."""
+        """Plan an epoch: the order ``(N,)`` of the images and their random numbers ``(N, num_random_values)``."""
         generator = self._make_generator(epoch)
         count = len(self.targets)
         if self.balanced:
@@ -158,7 +159,7 @@ class BatchLoader:
             order = order.clamp(max=count - 1)
         else:
             order = torch.randperm(count, generator=generator)
-        return order, torch.rand(count, self.num_draws, generator=generator)
+        return order, torch.rand(count, self.num_random_values, generator=generator)
 
     def _plan_in_order(self) -> tuple[Tensor, Tensor]:
         return torch.arange(len(self.targets)), torch.zeros(len(self.targets), 0)
@@ -169,7 +170,7 @@ class InMemoryLoader(BatchLoader):
 
     Args:
         images: ``(N, C, H, W)`` uint8 images.
-        targets, labels, batch_size, names, seed, balanced, augment: as for :class:`BatchLoader`.
+        targets, labels, batch_size, names, seed, balanced, augmentation: as for :class:`BatchLoader`.
         image_size: side of the network's input, if the stored images are larger to allow random crops.
     """
 
@@ -183,11 +184,11 @@ class InMemoryLoader(BatchLoader):
         names: Sequence[str] = (),
         seed: int | None = None,
         balanced: bool = False,
-        augment: Augmentation | None = None,
+        augmentation: Augmentation | None = None,
         image_size: int | None = None,
     ) -> None:
         super().__init__(
-            targets, labels, batch_size=batch_size, names=names, seed=seed, balanced=balanced, augment=augment
+            targets, labels, batch_size=batch_size, names=names, seed=seed, balanced=balanced, augmentation=augmentation
         )
         self.images = images
         self.image_size = image_size or images.shape[-1]
@@ -200,10 +201,10 @@ class InMemoryLoader(BatchLoader):
             self.images, self.targets = self.images.to(runtime.device), self.targets.to(runtime.device)
         self.assemble = runtime.capture(self._assemble, enabled=True)
 
-    def list_items(self) -> Iterator[ManifestItem]:
-        """List all items in order; a single item if the images have no names."""
+    def iterate_items(self) -> Iterator[ManifestItem]:
+        """Iterate over all items in order; a single item if the images have no names."""
         if len(self.names):
-            return super().list_items()
+            return super().iterate_items()
         return iter([ManifestItem("images in memory", *hash_tensors(self.images, self.targets))])
 
     def __iter__(self) -> Iterator[Batch]:
@@ -212,27 +213,25 @@ class InMemoryLoader(BatchLoader):
         An interrupted epoch is continued at its position.
         """
         if self.seed is None:
-            for at in range(len(self)):
-                local = slice(at * self.batch_size + self.rank, (at + 1) * self.batch_size, self.world_size)
+            for index in range(len(self)):
+                local = slice(index * self.batch_size + self.rank, (index + 1) * self.batch_size, self.world_size)
                 yield self.images[local], self.targets[local]
             return
-        order, draws = (plan.to(self.images.device) for plan in self._plan_epoch(self.epoch))
+        order, random_values = (plan.to(self.images.device) for plan in self._plan_epoch(self.epoch))
         while self.position < len(self):
             local = slice(
                 self.position * self.batch_size + self.rank, (self.position + 1) * self.batch_size, self.world_size
             )
             self.advance()
-            images, targets = self.assemble((order[local], draws[local]))
+            images, targets = self.assemble((order[local], random_values[local]))
             yield images.clone(), targets.clone()  # a captured CUDA graph writes its outputs to the same memory
         self.finish_epoch()
 
     def iterate_in_order(self) -> Iterator[Batch]:
         """Iterate over every image once, in order and not augmented; the training position does not change."""
-        for at in range(0, len(self.targets), SEQUENTIAL_BATCH_SIZE):
-            yield (
-                self.resize_images(self.images[at : at + SEQUENTIAL_BATCH_SIZE]),
-                self.targets[at : at + SEQUENTIAL_BATCH_SIZE],
-            )
+        for start in range(0, len(self.targets), SEQUENTIAL_BATCH_SIZE):
+            batch = slice(start, start + SEQUENTIAL_BATCH_SIZE)
+            yield self.resize_images(self.images[batch]), self.targets[batch]
 
     def resize_images(self, images: Tensor) -> Tensor:
         """Resize images ``(N, C, H, W)`` to the network's input size."""
@@ -242,6 +241,6 @@ class InMemoryLoader(BatchLoader):
         return resized.round().to(torch.uint8)
 
     def _assemble(self, plan: tuple[Tensor, Tensor]) -> Batch:
-        indices, draws = plan
+        indices, random_values = plan
         images, targets = self.images[indices], self.targets[indices]
-        return self.augment(images, targets, draws) if self.augment else (images, targets)
+        return self.augmentation(images, targets, random_values) if self.augmentation else (images, targets)

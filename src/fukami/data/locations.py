@@ -1,4 +1,4 @@
-"""Locations of named datasets: the data folder and the cache folder."""
+"""Locations of built-in datasets: the data folder and the cache folder."""
 
 import os
 from collections.abc import Callable, Collection
@@ -15,10 +15,10 @@ def list_data_folders() -> list[Path]:
 
 
 def find_dataset(name: str, description: str) -> Path:
-    """Find the folder or the zip archive of a named dataset.
+    """Find the folder or the zip archive of a built-in dataset.
 
     Raises:
-        Error: no data folder contains it; the message names ``description`` as the missing content.
+        Error: no data folder contains it; the message contains ``description``.
     """
     for folder in list_data_folders():
         for path in (folder / name, folder / f"{name}.zip"):
@@ -29,7 +29,7 @@ def find_dataset(name: str, description: str) -> Path:
 
 
 def is_known_dataset(spec: str, names: Collection[str], detect_layout: Callable[[Path], object]) -> bool:
-    """Return whether ``spec`` is a known name, or a path with a layout that ``detect_layout`` recognizes.
+    """Return whether ``spec`` is a built-in dataset, or a path with a layout that ``detect_layout`` recognizes.
 
     An archive is unpacked for this.
     """

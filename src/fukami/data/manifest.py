@@ -36,9 +36,9 @@ class ManifestItem(NamedTuple):
 class Manifest:
     """List of the training and validation data of a run.
 
-    A loader is listed through its method ``list_items``, which yields a :class:`ManifestItem` per item in order, and
-    its ``names``. A list or tuple of tensors is one item. Other data, such as a game, are not listed. Files are not
-    read: their sizes come from the operating system.
+    A loader is listed through its method ``iterate_items``, which yields a :class:`ManifestItem` per item in order, and
+    its ``names``. A list or tuple of tensors is one item. Other data, such as an environment, are not listed.
+    Files are not read: their sizes come from the operating system.
 
     Args:
         train, val: data that the run is trained and evaluated on.
@@ -101,11 +101,11 @@ class Manifest:
 
     def _iterate_items(self) -> Iterator[tuple[str, ManifestItem]]:
         """Iterate over the items with their split; names are relative to the common folder."""
-        name_lists = [data.names for data in self.splits.values() if hasattr(data, "list_items") and len(data.names)]
+        name_lists = [data.names for data in self.splits.values() if hasattr(data, "iterate_items") and len(data.names)]
         extremes = [select(names) for names in name_lists for select in (min, max)]
         folder, slash, _ = os.path.commonprefix(extremes).rpartition(os.sep)  # noqa: RUF071  to the last separator
         for split, data in self.splits.items():
-            for item in data.list_items() if hasattr(data, "list_items") else [_describe_tensors(data)]:
+            for item in data.iterate_items() if hasattr(data, "iterate_items") else [_describe_tensors(data)]:
                 yield split, item._replace(name=item.name.removeprefix(folder + slash))
 
     def _iterate_lines(self, *, header: bool = False) -> Iterator[bytes]:
@@ -149,14 +149,14 @@ def _describe_item(split: str, item: ManifestItem) -> list[Any]:
 
 
 def _is_listed(data: Any) -> bool:
-    return hasattr(data, "list_items") or (isinstance(data, list | tuple) and len(data) > 0)
+    return hasattr(data, "iterate_items") or (isinstance(data, list | tuple) and len(data) > 0)
 
 
 def _parse_line(path: Path, line: bytes) -> list[Any]:
     """Parse one line of a manifest: a name and values.
 
     Raises:
-        Error: the line is invalid although the digest matches, so it was written with malicious intent.
+        Error: the line is invalid although the digest matches, so the file is malicious.
     """
     try:
         values = json.loads(line)
@@ -164,7 +164,7 @@ def _parse_line(path: Path, line: bytes) -> list[Any]:
             return values
     except (ValueError, RecursionError):
         pass
-    raise Error(f"{path} is damaged: it has an invalid line; the run cannot be resumed with changed data")
+    raise Error(f"{path} is corrupted: it has an invalid line; the run cannot be resumed with changed data")
 
 
 def _describe_tensors(data: Any) -> ManifestItem:

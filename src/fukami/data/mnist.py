@@ -28,10 +28,10 @@ def load_mnist() -> tuple[tuple[UInt8Array, UInt8Array], tuple[UInt8Array, UInt8
     """Load ``(images, labels)`` of the training set and of the test set.
 
     Returns:
-        uint8 arrays: images ``(60000, 28, 28)`` and ``(10000, 28, 28)`` in 0..255 with light ink on 0, labels 0..9.
+        uint8 arrays: images ``(60000, 28, 28)`` and ``(10000, 28, 28)`` in 0..255, light on black; labels 0..9.
 
     Raises:
-        Error: a file is damaged, or MNIST is not found and cannot be downloaded.
+        Error: a file is corrupted, or MNIST is not found and cannot be downloaded.
     """
     folder = find_mnist()
     images, labels, test_images, test_labels = (read_idx(folder / name, md5) for name, md5 in CHECKSUMS.items())
@@ -69,7 +69,7 @@ def read_unpacked(path: Path, md5: str) -> bytes:
     """Read an original file, plain or gzip (``path`` plus ``.gz``), and verify the MD5 of its unpacked content.
 
     Raises:
-        Error: the file is damaged, too large or differs from the original.
+        Error: the file is corrupted, too large or differs from the original.
     """
     packed = path.with_name(path.name + ".gz")
     file = path if path.is_file() else packed

@@ -14,7 +14,7 @@ from fukami.data.class_frequency import ClassCounts, count_class_pixels
 from fukami.data.image_folder import MAX_BROKEN
 from fukami.data.loader import BatchLoader
 from fukami.data.manifest import file_size
-from fukami.data.sample_decoder import FrameDecoder, FrameSize, decode_samples
+from fukami.data.sample_decoder import PaddedDecoder, PaddedSize, decode_samples
 from fukami.data.samples import PaddedBatch, Sample
 from fukami.data.streaming import StreamingLoader
 from fukami.errors import Error
@@ -23,29 +23,35 @@ from fukami.image.transform import ResizeTransform
 if TYPE_CHECKING:
     from fukami.engine.runtime import Runtime
 
-SLOT_MULTIPLE = 8  # the boxes of a batch are padded to a multiple of it, for few distinct shapes
-# width divided by height, bounds between the groups, as in torchvision
+BOX_COUNT_MULTIPLE = 8  # the boxes of a batch are padded to a multiple of it, for few distinct shapes
+# bounds between the groups of width divided by height, as in torchvision
 ASPECT_RATIO_BOUNDS = tuple(2 ** (third / 3) for third in range(-3, 4))
 
 
 class BatchPlan(NamedTuple):
-    """Plan of a process's slice of a batch: image indices ``(n,)``, random numbers, shape of the global batch."""
+    """Plan of a process's slice of a batch.
+
+    Attributes:
+        indices: ``(n,)`` image indices.
+        random_values: ``(n, num_random_values)`` random numbers.
+        padded_size, max_boxes: padded size and number of boxes per image, the same for all processes.
+    """
 
     indices: Tensor
-    draws: Tensor
-    frame_size: FrameSize
-    num_slots: int
+    random_values: Tensor
+    padded_size: PaddedSize
+    max_boxes: int
 
 
 def build_padded_loader(
     samples: Sequence[Sample],
     labels: tuple[str, ...],
-    prepare: ResizeTransform,
+    transform: ResizeTransform,
     *,
     batch_size: int,
     seed: int | None = None,
-    augment: AugmentationPipeline | None = None,
-    window_size: int = 0,
+    augmentation: AugmentationPipeline | None = None,
+    crop_size: int = 0,
     memory_limit: float = 4.0,
     max_broken: int = MAX_BROKEN,
 ) -> "PaddedLoader":
@@ -54,40 +60,41 @@ def build_padded_loader(
     Args:
         samples: samples of the split.
         labels: class names.
-        prepare: resizes an image.
+        transform: preprocessing, which resizes an image.
         batch_size: global batch size, over all processes.
         seed: seed of shuffling and augmentation, dropping the incomplete last batch; None: evaluate all images once.
-        augment: data augmentation of the training images from
+        augmentation: data augmentation of the training images from
             :func:`fukami.data.augment_boxes.parse_box_augmentation`.
-        window_size: side in pixels of the random crops from larger training images; 0 disables them.
+        crop_size: side in pixels of the random crops from larger training images; 0 disables them.
         memory_limit: memory limit of the decoded images in gigabytes.
-        max_broken: maximum number of broken images; they are left out and named.
+        max_broken: maximum number of unreadable images per split and process; they are skipped, and one more stops the
+            run.
 
     Raises:
-        Error: more images than ``max_broken`` are broken, or all are.
+        Error: more than ``max_broken`` images are unreadable, or all are.
     """
-    sides = [prepare.compute_size(*sample.size) for sample in samples]
+    sides = [transform.compute_size(*sample.size) for sample in samples]
     arrays = all(isinstance(sample.source, np.ndarray) for sample in samples)
     if arrays or count_channels(samples) * sum(width * height for width, height in sides) <= memory_limit * 1e9:
-        kept, images = decode_samples(samples, prepare, max_broken)
+        kept, images = decode_samples(samples, transform, max_broken)
         return PaddedLoader(
             kept,
             labels,
-            prepare,
+            transform,
             batch_size=batch_size,
             seed=seed,
-            augment=augment,
-            window_size=window_size,
+            augmentation=augmentation,
+            crop_size=crop_size,
             images=images,
         )
     return PaddedStreamingLoader(
         samples,
         labels,
-        prepare,
+        transform,
         batch_size=batch_size,
         seed=seed,
-        augment=augment,
-        window_size=window_size,
+        augmentation=augmentation,
+        crop_size=crop_size,
         max_broken=max_broken,
     )
 
@@ -106,33 +113,36 @@ class PaddedLoader(BatchLoader):
     Args:
         images: resized image of each sample, ``(3, H, W)`` uint8, or ``(4, H, W)`` with its mask; moved to the
             device.
-        samples, labels, prepare, batch_size, seed, augment, window_size: as for :func:`build_padded_loader`.
+        samples, labels, transform, batch_size, seed, augmentation, crop_size: as for :func:`build_padded_loader`.
     """
 
     def __init__(
         self,
         samples: Sequence[Sample],
         labels: tuple[str, ...],
-        prepare: ResizeTransform,
+        transform: ResizeTransform,
         *,
         batch_size: int,
         seed: int | None = None,
-        augment: AugmentationPipeline | None = None,
-        window_size: int = 0,
+        augmentation: AugmentationPipeline | None = None,
+        crop_size: int = 0,
         images: Sequence[Tensor] = (),
     ) -> None:
         names = [sample.name for sample in samples]
         super().__init__(torch.arange(len(samples)), labels, batch_size=batch_size, names=names, seed=seed)
-        self.samples, self.prepare, self.images, self.augmentation = tuple(samples), prepare, list(images), augment
-        self.window_size = window_size
+        self.samples, self.transform, self.images = tuple(samples), transform, list(images)
+        self.augmentation: AugmentationPipeline | None = augmentation
+        self.crop_size = crop_size
         self.channels = count_channels(samples)
         self.device = torch.device("cpu")
         sizes = np.array([sample.size for sample in samples], np.int64).reshape(-1, 2)
         self.original_sizes = torch.from_numpy(sizes).flip(1)
-        self.resized_sizes = torch.tensor([prepare.compute_size(*size) for size in sizes.tolist()]).view(-1, 2).flip(1)
+        self.resized_sizes = (
+            torch.tensor([transform.compute_size(*size) for size in sizes.tolist()]).view(-1, 2).flip(1)
+        )
         self.num_boxes = torch.tensor([len(sample.boxes) for sample in samples], dtype=torch.int64)
-        shape = self.resized_sizes[:, 1] / self.resized_sizes[:, 0].clamp(min=1)
-        self.shape_groups = torch.bucketize(shape, torch.tensor(ASPECT_RATIO_BOUNDS))
+        aspect_ratio = self.resized_sizes[:, 1] / self.resized_sizes[:, 0].clamp(min=1)
+        self.aspect_ratio_groups = torch.bucketize(aspect_ratio, torch.tensor(ASPECT_RATIO_BOUNDS))
 
     def setup(self, runtime: "Runtime") -> None:
         """Move the images to the device, and select this process's slice of each batch."""
@@ -142,30 +152,30 @@ class PaddedLoader(BatchLoader):
             self.images = [image.to(runtime.device) for image in self.images]
 
     @property
-    def num_draws(self) -> int:
-        """Number of random numbers per image: one for the detector, then for augmentation, then for the window."""
-        return 1 + (self.augmentation.num_draws if self.augmentation else 0) + (2 if self.window_size else 0)
+    def num_random_values(self) -> int:
+        """Number of random numbers per image: one for the detector, then for augmentation, then for the crop."""
+        return 1 + (self.augmentation.num_random_values if self.augmentation else 0) + (2 if self.crop_size else 0)
 
     def __iter__(self) -> Iterator[PaddedBatch]:  # type: ignore[override]
         """Iterate over the batches of one epoch, from the current position."""
         for plan in self.iterate_plans():
             self.advance()
             if len(plan.indices):
-                yield self.assemble(self._build_frames(plan), plan)
+                yield self.assemble(self._pad_images(plan), plan)
         self.finish_epoch()
 
     def iterate_in_order(self) -> Iterator[PaddedBatch]:  # type: ignore[override]
         """Iterate over all images once, in order and without augmentation; the training state does not change."""
         for plan in self._plan_all():
-            yield self.assemble(self._build_frames(plan), plan, unaugmented=True)
+            yield self.assemble(self._pad_images(plan), plan, unaugmented=True)
 
-    def list_sizes(self) -> Iterable[int]:
-        """Return the size of each image's file, or of its pixels, in bytes."""
+    def iterate_sizes(self) -> Iterable[int]:
+        """Iterate over the size of each image's file, or of its pixels, in bytes."""
         sources = (sample.source for sample in self.samples)
         return (source.nbytes if isinstance(source, np.ndarray) else file_size(source) for source in sources)
 
-    def list_annotations(self) -> Iterable[bytes]:
-        """Return the boxes and mask fingerprint of each image as bytes; also the pixels of an image without a file."""
+    def iterate_annotations(self) -> Iterable[bytes]:
+        """Iterate over the boxes and mask fingerprint of each image as bytes; images in memory add their pixels."""
         for sample in self.samples:
             annotations = sample.boxes.tobytes() + sample.classes.tobytes() + sample.kinds.tobytes()
             pixels = sample.source.tobytes() if isinstance(sample.source, np.ndarray) else b""
@@ -177,99 +187,102 @@ class PaddedLoader(BatchLoader):
 
     def iterate_plans(self) -> Iterator[BatchPlan]:
         """Iterate over this process's slices of the remaining batches of the epoch."""
-        order, draws = self._plan_epoch(self.epoch) if self.seed is not None else self._plan_in_order()
-        for at in range(self.position, len(self)):
-            batch = slice(at * self.batch_size, (at + 1) * self.batch_size)
-            yield self._build_plan(order[batch], draws[batch], slice(self.rank, None, self.world_size))
+        order, random_values = self._plan_epoch(self.epoch) if self.seed is not None else self._plan_in_order()
+        for batch_index in range(self.position, len(self)):
+            batch = slice(batch_index * self.batch_size, (batch_index + 1) * self.batch_size)
+            yield self._build_plan(order[batch], random_values[batch], slice(self.rank, None, self.world_size))
 
     def assemble(self, images: Tensor, plan: BatchPlan, *, unaugmented: bool = False) -> PaddedBatch:
         """Assemble a batch from images ``(n, 3, H, W)`` on the device, or ``(n, 4, H, W)`` with masks.
 
         Training images are augmented, unless ``unaugmented`` is set.
         """
-        boxes = torch.zeros(len(plan.indices), plan.num_slots, 4)
+        boxes = torch.zeros(len(plan.indices), plan.max_boxes, 4)
         classes = torch.full(boxes.shape[:2], -1)
         kinds = torch.zeros(boxes.shape[:2], dtype=torch.uint8)
         sides, originals = self.resized_sizes[plan.indices].float(), self.original_sizes[plan.indices].float()
-        for row, number in enumerate(plan.indices.tolist()):
-            sample = self.samples[number]
-            slots = slice(0, len(sample.boxes))
-            boxes[row, slots], kinds[row, slots] = torch.from_numpy(sample.boxes), torch.from_numpy(sample.kinds)
-            classes[row, slots] = torch.from_numpy(sample.classes)
+        for row, index in enumerate(plan.indices.tolist()):
+            sample = self.samples[index]
+            count = len(sample.boxes)
+            boxes[row, :count], kinds[row, :count] = torch.from_numpy(sample.boxes), torch.from_numpy(sample.kinds)
+            classes[row, :count] = torch.from_numpy(sample.classes)
         boxes *= (sides / originals).flip(1).repeat(1, 2).unsqueeze(1)
         training = self.seed is not None and not unaugmented
-        seeds = (plan.draws[:, 0] * 2**31).long() * training
+        seeds = (plan.random_values[:, 0] * 2**31).long() * training
         masks = images[:, 3] if self.channels == 4 else torch.zeros(len(images), 0, 0, dtype=torch.uint8)
-        rest = (sides, originals, boxes, classes, kinds, plan.indices, seeds, masks)
-        batch = PaddedBatch(images[:, :3], *(tensor.to(self.device, non_blocking=True) for tensor in rest))
+        annotations = (sides, originals, boxes, classes, kinds, plan.indices, seeds, masks)
+        batch = PaddedBatch(images[:, :3], *(tensor.to(self.device, non_blocking=True) for tensor in annotations))
         if not training:
             return batch
-        num_augment_draws = self.augmentation.num_draws if self.augmentation else 0
-        _, draws, positions = plan.draws.to(self.device).tensor_split((1, 1 + num_augment_draws), 1)
-        batch = augment_boxes.augment_batch(self.augmentation, batch, draws) if self.augmentation else batch
-        return augment_boxes.crop_batch(batch, self.window_size, positions) if self.window_size else batch
+        num_augmentation_values = self.augmentation.num_random_values if self.augmentation else 0
+        _, random_values, positions = plan.random_values.to(self.device).tensor_split(
+            (1, 1 + num_augmentation_values), 1
+        )
+        batch = augment_boxes.augment_batch(self.augmentation, batch, random_values) if self.augmentation else batch
+        return augment_boxes.crop_batch(batch, self.crop_size, positions) if self.crop_size else batch
 
     def _plan_all(self) -> Iterator[BatchPlan]:
         """Plan batches of all images in order."""
-        for at in range(0, len(self.samples), self.batch_size):
-            members = torch.arange(at, min(at + self.batch_size, len(self.samples)))
-            yield self._build_plan(members, torch.zeros(len(members), 1), slice(None))
+        for start in range(0, len(self.samples), self.batch_size):
+            indices = torch.arange(start, min(start + self.batch_size, len(self.samples)))
+            yield self._build_plan(indices, torch.zeros(len(indices), 1), slice(None))
 
-    def _build_plan(self, members: Tensor, draws: Tensor, local: slice) -> BatchPlan:
+    def _build_plan(self, indices: Tensor, random_values: Tensor, local: slice) -> BatchPlan:
         """Plan a process's slice of a batch; all processes use the shape of the global batch."""
-        height, width = (-(-int(side) // SIZE_DIVISOR) * SIZE_DIVISOR for side in self.resized_sizes[members].amax(0))
-        slots = max(1, -(-int(self.num_boxes[members].amax()) // SLOT_MULTIPLE)) * SLOT_MULTIPLE
-        return BatchPlan(members[local], draws[local], (height, width), slots)
+        height, width = (-(-int(side) // SIZE_DIVISOR) * SIZE_DIVISOR for side in self.resized_sizes[indices].amax(0))
+        max_boxes = max(1, -(-int(self.num_boxes[indices].amax()) // BOX_COUNT_MULTIPLE)) * BOX_COUNT_MULTIPLE
+        return BatchPlan(indices[local], random_values[local], (height, width), max_boxes)
 
-    def _build_frames(self, plan: BatchPlan) -> Tensor:
-        """Pad the images of a plan to their frames."""
-        shape = (len(plan.indices), *plan.frame_size, self.channels)  # channels last, as worker processes send them
-        frames = torch.zeros(shape, dtype=torch.uint8, device=self.device).permute(0, 3, 1, 2)
-        for frame, number in zip(frames, plan.indices.tolist(), strict=True):
-            image = self.images[number]
-            frame[:, : image.shape[1], : image.shape[2]] = image
-        return frames
+    def _pad_images(self, plan: BatchPlan) -> Tensor:
+        """Pad the images of a plan to its padded size."""
+        shape = (len(plan.indices), *plan.padded_size, self.channels)  # channels last, as worker processes send them
+        padded_images = torch.zeros(shape, dtype=torch.uint8, device=self.device).permute(0, 3, 1, 2)
+        for padded_image, index in zip(padded_images, plan.indices.tolist(), strict=True):
+            image = self.images[index]
+            padded_image[:, : image.shape[1], : image.shape[2]] = image
+        return padded_images
 
     def _plan_epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """Plan an epoch: the order of the images, grouped by shape, in full batches, and their random numbers."""
+        """Plan an epoch: the order of the images in batches of similar aspect ratio, and their random numbers."""
         generator = self._make_generator(epoch)
         order = torch.randperm(len(self.samples), generator=generator)[: len(self) * self.batch_size]
-        batches = self._sort_by_shape(order).view(-1, self.batch_size)
+        batches = self._sort_by_aspect_ratio(order).view(-1, self.batch_size)
         order = batches[torch.randperm(len(batches), generator=generator)].flatten()
-        return order, torch.rand(len(order), self.num_draws, generator=generator)
+        return order, torch.rand(len(order), self.num_random_values, generator=generator)
 
     def _plan_in_order(self) -> tuple[Tensor, Tensor]:
-        order = self._sort_by_shape(torch.arange(len(self.samples)))
+        order = self._sort_by_aspect_ratio(torch.arange(len(self.samples)))
         return order, torch.zeros(len(order), 1)
 
-    def _sort_by_shape(self, order: Tensor) -> Tensor:
-        return order[self.shape_groups[order].argsort(stable=True)]
+    def _sort_by_aspect_ratio(self, order: Tensor) -> Tensor:
+        return order[self.aspect_ratio_groups[order].argsort(stable=True)]
 
 
 class PaddedStreamingLoader(PaddedLoader, StreamingLoader):
     """Loader of the same batches for images that do not fit into memory; worker processes decode them.
 
     Args:
-        max_broken: maximum number of broken images; one more is an error.
-        samples, labels, prepare, batch_size, seed, augment, window_size: as for :func:`build_padded_loader`.
+        max_broken: maximum number of unreadable images per split and process; they are skipped, and one more stops the
+            run.
+        samples, labels, transform, batch_size, seed, augmentation, crop_size: as for :func:`build_padded_loader`.
     """
 
     def __init__(
         self,
         samples: Sequence[Sample],
         labels: tuple[str, ...],
-        prepare: ResizeTransform,
+        transform: ResizeTransform,
         *,
         batch_size: int,
         seed: int | None = None,
-        augment: AugmentationPipeline | None = None,
-        window_size: int = 0,
+        augmentation: AugmentationPipeline | None = None,
+        crop_size: int = 0,
         max_broken: int = MAX_BROKEN,
     ) -> None:
         super().__init__(
-            samples, labels, prepare, batch_size=batch_size, seed=seed, augment=augment, window_size=window_size
+            samples, labels, transform, batch_size=batch_size, seed=seed, augmentation=augmentation, crop_size=crop_size
         )
-        self.setup_decoder(FrameDecoder(self.samples, prepare), max_broken)
+        self.setup_decoder(PaddedDecoder(self.samples, transform), max_broken)
 
     def __iter__(self) -> Iterator[PaddedBatch]:  # type: ignore[override]
         """Iterate over the batches of one epoch, from the current position."""
@@ -277,7 +290,7 @@ class PaddedStreamingLoader(PaddedLoader, StreamingLoader):
         for decoded in self._iterate_timed(self.reader):
             plan = next(plans)
             self.advance()
-            if self.seed is None and not decoded[1]:  # no image of the batch can be read; the rest is evaluated
+            if self.seed is None and not decoded[1]:  # no image of the batch can be read; the others are evaluated
                 self._record_broken(decoded[2])
                 continue
             any_readable = True
@@ -299,14 +312,14 @@ class PaddedStreamingLoader(PaddedLoader, StreamingLoader):
     def _assemble_decoded(self, decoded: Any, plan: BatchPlan, *, unaugmented: bool = False) -> PaddedBatch:
         if not decoded[1]:  # a batch without targets, as other processes may still take this step
             self._record_broken(decoded[2])
-            shape = (len(plan.indices), self.channels, *plan.frame_size)
+            shape = (len(plan.indices), self.channels, *plan.padded_size)
             black = torch.zeros(shape, dtype=torch.uint8, device=self.device)
             empty = self.assemble(black, plan, unaugmented=True)
             return empty._replace(boxes=empty.boxes * 0, classes=torch.full_like(empty.classes, -1))
         images, _, kept = self._move_to_device(decoded, plan.indices)
-        readable = plan._replace(indices=plan.indices[kept], draws=plan.draws[kept])
+        readable = plan._replace(indices=plan.indices[kept], random_values=plan.random_values[kept])
         return self.assemble(images, readable, unaugmented=unaugmented)
 
 
-def _build_requests(plan: BatchPlan) -> list[tuple[int, FrameSize]]:
-    return [(number, plan.frame_size) for number in plan.indices.tolist()]
+def _build_requests(plan: BatchPlan) -> list[tuple[int, PaddedSize]]:
+    return [(index, plan.padded_size) for index in plan.indices.tolist()]

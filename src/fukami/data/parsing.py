@@ -1,4 +1,4 @@
-"""Bounded reading of untrusted text files; errors name the file that is broken or malicious.
+"""Bounded reading of untrusted text files; errors name the invalid or malicious file.
 
 Nothing here opens a path that a file contains: :func:`fukami.data.annotations.keep_existing_images` decides which
 images may be read.
@@ -21,7 +21,7 @@ def read_text(path: Path, *, max_bytes: int | None = None, errors: str = "strict
     """Read a text file in UTF-8, with or without a byte order mark.
 
     Args:
-        path: a regular file; pipes and devices are refused because they might never end.
+        path: a regular file; pipes and devices are rejected because they might never end.
         max_bytes: maximum size of the file in bytes.
         errors: error handling as in :meth:`bytes.decode`.
 
@@ -45,7 +45,7 @@ def read_bytes(path: Path, *, max_bytes: int | None = None) -> bytes:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise Error(f"{path} is not a regular file; give a file")
+            raise Error(f"{path} is not a regular file; use a regular file")
         if max_bytes is not None and status.st_size > max_bytes:
             raise Error(f"{path} has {status.st_size:,} bytes, more than the limit of {max_bytes:,} for such a file")
         return path.read_bytes()
@@ -54,10 +54,10 @@ def read_bytes(path: Path, *, max_bytes: int | None = None) -> bytes:
 
 
 def parse_json(content: bytes | str) -> Any:
-    """Parse a JSON text.
+    """Parse JSON.
 
     Raises:
-        ValueError: the text is not JSON, or is nested too deeply.
+        ValueError: the content is not JSON, or is nested too deeply.
     """
     try:
         return json.loads(content)
@@ -66,7 +66,7 @@ def parse_json(content: bytes | str) -> Any:
 
 
 def to_text(value: Any) -> str:
-    """Convert a scalar of untrusted JSON to text; empty for a list, an object or null."""
+    """Convert a scalar of untrusted JSON to a string; empty for a list, an object or null."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()  # a lone surrogate can neither be printed nor name a file
     return str(value) if isinstance(value, int | float) else ""
@@ -78,7 +78,7 @@ def to_key(value: Any) -> Hashable:
 
 
 def to_number(value: Any) -> float:
-    """Convert a value of JSON or text to a float; NaN if it is not a number or exceeds the range."""
+    """Convert a value of JSON or a string to a float; NaN if it is not a number or exceeds the range."""
     try:
         return math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):

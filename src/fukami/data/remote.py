@@ -1,4 +1,4 @@
-"""Random access to the bytes of a file or an HTTP object; a broken connection resumes where it broke."""
+"""Random access to the bytes of a file or an HTTP object; after a lost connection, reading resumes."""
 
 import functools
 import http.client
@@ -61,7 +61,7 @@ class DiskStream:
             self.file = Path(path).open("rb", buffering=0)  # noqa: SIM115  closed by close()
             self.size: int = Path(path).stat().st_size
         except OSError as error:
-            raise NotFoundError(f"{path} cannot be opened ({error.strerror}); get it again, or leave it out") from None
+            raise NotFoundError(f"{path} cannot be opened ({error.strerror}); get it again, or omit it") from None
 
     def read(self, start: int, count: int) -> bytes:
         """Read bytes; see :meth:`Stream.read`."""
@@ -74,7 +74,7 @@ class DiskStream:
 
 
 class HttpStream:
-    """HTTP object: one connection is read forwards, and a new one is opened where that does not suffice.
+    """HTTP object: one connection is read forwards, and a new one is opened for other positions.
 
     A server without ``Range`` support sends the object from its start; the preceding bytes are discarded.
     """

@@ -1,4 +1,4 @@
-"""Decoding and resizing of images with boxes or masks: all at once, or one by one in padded frames."""
+"""Decoding and resizing of images with boxes or masks: all at once, or one by one with padding."""
 
 import itertools
 import logging
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 DECODE_BATCH_SIZE = 16  # images decoded at a time
 MIN_PARALLEL_SAMPLES = 200  # number of files from which worker processes pay off
 
-FrameSize = tuple[int, int]  # height and width
+PaddedSize = tuple[int, int]  # height and width
 
 
 class SampleDecoder(Dataset[Any]):
@@ -32,8 +32,8 @@ class SampleDecoder(Dataset[Any]):
     Items are arrays, because each tensor sent by another process keeps a file open.
     """
 
-    def __init__(self, samples: Sequence[Sample], prepare: ResizeTransform) -> None:
-        self.samples, self.prepare = samples, prepare
+    def __init__(self, samples: Sequence[Sample], transform: ResizeTransform) -> None:
+        self.samples, self.transform = samples, transform
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -42,37 +42,37 @@ class SampleDecoder(Dataset[Any]):
         sample = self.samples[request]
         try:
             with convert_memory_errors(sample.name):
-                image = decode_sample(sample, self.prepare)
+                image = decode_sample(sample, self.transform)
         except Error as error:
             return error
         return image if isinstance(image, Error) else image.numpy()
 
 
-class FrameDecoder(SampleDecoder):
-    """Dataset of images padded to a frame, ``(H, W, 3 or 4)`` uint8; a request is a number and a frame size."""
+class PaddedDecoder(SampleDecoder):
+    """Dataset of padded images, ``(H, W, 3 or 4)`` uint8; a request is an image index and a padded size."""
 
-    def __getitem__(self, request: tuple[int, FrameSize]) -> UInt8Array | Error:
-        number, (height, width) = request
-        image = super().__getitem__(number)
+    def __getitem__(self, request: tuple[int, PaddedSize]) -> UInt8Array | Error:
+        index, (height, width) = request
+        image = super().__getitem__(index)
         if isinstance(image, Error):
             return image
-        frame = np.zeros((height, width, len(image)), np.uint8)
-        frame[: image.shape[1], : image.shape[2]] = image.transpose(1, 2, 0)
-        return frame
+        padded = np.zeros((height, width, len(image)), np.uint8)
+        padded[: image.shape[1], : image.shape[2]] = image.transpose(1, 2, 0)
+        return padded
 
 
-def decode_sample(sample: Sample, prepare: ResizeTransform) -> Tensor | Error:
+def decode_sample(sample: Sample, transform: ResizeTransform) -> Tensor | Error:
     """Decode and resize an image, ``(3, H, W)`` uint8, with its mask as a fourth channel; or return the error."""
     try:
-        image = prepare.read_image(sample.source, sample.name if isinstance(sample.source, Path) else "")
+        image = transform.read_image(sample.source, sample.name if isinstance(sample.source, Path) else "")
     except Error as error:
         return error
     if (image.shape[2], image.shape[1]) != sample.size:
-        was, now = "×".join(map(str, sample.size)), f"{image.shape[2]}×{image.shape[1]}"
+        old_size, new_size = "×".join(map(str, sample.size)), f"{image.shape[2]}×{image.shape[1]}"
         return Error(
-            f"{sample.name} has {now} pixels, and had {was} when its header was read; restore the original file"
+            f"{sample.name} has {new_size} pixels, but its header stated {old_size}; restore the original file"
         )
-    pixels = prepare(image).round().to(torch.uint8)
+    pixels = transform(image).round().to(torch.uint8)
     if sample.mask is None:
         return pixels
     try:
@@ -87,9 +87,9 @@ def decode_sample(sample: Sample, prepare: ResizeTransform) -> Tensor | Error:
 
 
 def decode_samples(
-    samples: Sequence[Sample], prepare: ResizeTransform, max_broken: int = MAX_BROKEN
+    samples: Sequence[Sample], transform: ResizeTransform, max_broken: int = MAX_BROKEN
 ) -> tuple[list[Sample], list[Tensor]]:
-    """Decode images; return the readable samples and their images. The log names the others.
+    """Decode images; return the readable samples and their images. The others are skipped and logged.
 
     Raises:
         Error: more than ``max_broken`` images are unreadable, or all.
@@ -99,10 +99,11 @@ def decode_samples(
     errors: list[str] = []
     files = sum(isinstance(sample.source, Path) for sample in samples)
     batches = [
-        list(range(at, min(at + DECODE_BATCH_SIZE, len(samples)))) for at in range(0, len(samples), DECODE_BATCH_SIZE)
+        list(range(start, min(start + DECODE_BATCH_SIZE, len(samples))))
+        for start in range(0, len(samples), DECODE_BATCH_SIZE)
     ]
     reader = DataLoader(
-        SampleDecoder(samples, prepare),
+        SampleDecoder(samples, transform),
         batch_sampler=batches,
         num_workers=count_workers() if files >= MIN_PARALLEL_SAMPLES else 0,
         collate_fn=list,
@@ -118,7 +119,7 @@ def decode_samples(
     if errors and not kept:
         raise Error(f"none of the {len(samples)} images can be read; the first: {errors[0]}")
     if errors:
-        logger.warning(f"{len(errors)} of {len(samples)} images are left out:\n{format_errors(errors)}")
+        logger.warning(f"{len(errors)} of {len(samples)} images are skipped:\n{format_errors(errors)}")
     check_broken(errors, max_broken)
     return kept, images
 

@@ -59,13 +59,13 @@ class Sample:
 
 
 class PaddedBatch(NamedTuple):
-    """Padded images of one batch, each in the upper left corner of a common frame, and their annotations.
+    """Padded images of one batch, each in the upper left corner of its padded image, and their annotations.
 
     Attributes:
         images: ``(N, 3, H, W)`` uint8, or float in 0..255 after color augmentation; H and W are multiples of 32.
-        sizes: ``(N, 2)`` float32, height and width of each image in the frame; the padding is 0.
+        sizes: ``(N, 2)`` float32, height and width of each image without its padding, which is 0.
         original_sizes: ``(N, 2)`` float32, height and width of each image in its file.
-        boxes: ``(N, M, 4)`` float32 in pixels of the frame, padded with zeros; M is at least 1.
+        boxes: ``(N, M, 4)`` float32 in pixels of the padded image, padded with zeros; M is at least 1.
         classes: ``(N, M)`` int64, -1 for padding and region proposals.
         kinds: ``(N, M)`` uint8 as in :class:`Sample`.
         indices: ``(N,)`` int64, indices of the images in their split.

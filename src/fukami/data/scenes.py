@@ -24,7 +24,7 @@ from fukami.data.shapes import DIGIT_CLASSES, TEXTURES, FloatArray, sample_unifo
 LABELS = ("circle", "cross", "eight", "ring", "seven", "square", "star", "triangle")
 MASK_LABELS: tuple[str, ...] = ("background", *LABELS)  # class of each pixel
 COUNT_WORDS = ("no", "a", "two", "three", "four", "five", "six")
-NUM_TRAIN, NUM_TEST = 2000, 200  # images of the dataset, numbered consecutively
+NUM_TRAIN, NUM_TEST = 2000, 200  # number of images of the splits, consecutive scenes
 NUM_CAPTIONED = 8000  # images with few objects for captioning
 MAX_SMALL_SIZE, MIN_LARGE_SIZE = 48.0, 68.0  # bounds of the size that a caption calls small or large
 MIN_RELATION_DISTANCE = 12.0  # minimum distance of two centers in pixels for a spatial relation
@@ -135,9 +135,9 @@ class SceneLayout:
     full_areas: list[int] = field(default_factory=list)
 
 
-def generate_scene(seed: int, number: int, config: SceneConfig = CROWDED) -> Scene:
-    """Generate scene ``number`` of a seed, deterministically."""
-    random = np.random.Generator(np.random.PCG64([seed, number]))
+def generate_scene(seed: int, index: int, config: SceneConfig = CROWDED) -> Scene:
+    """Generate scene ``index`` of a seed, deterministically."""
+    random = np.random.Generator(np.random.PCG64([seed, index]))
     height, width = (int(side) for side in random.integers(*config.side_range, 2, endpoint=True))
     canvas = _render_background(random, height, width)
     for _ in range(int(random.integers(0, config.max_bars + 1))):
@@ -169,7 +169,7 @@ def generate_scene(seed: int, number: int, config: SceneConfig = CROWDED) -> Sce
 @functools.lru_cache(maxsize=4)
 def generate_box_samples(first: int, count: int, seed: int = 0) -> tuple[Sample, ...]:
     """Generate scenes ``first`` to ``first + count`` of a seed as samples with boxes."""
-    generated = (generate_scene(seed, number) for number in range(first, first + count))
+    generated = (generate_scene(seed, index) for index in range(first, first + count))
     return tuple(
         Sample(
             scene.image,
@@ -177,24 +177,24 @@ def generate_box_samples(first: int, count: int, seed: int = 0) -> tuple[Sample,
             scene.boxes,
             scene.classes,
             np.full(len(scene.classes), REGULAR, np.uint8),
-            f"scene {number}",
+            f"scene {index}",
         )
-        for number, scene in enumerate(generated, first)
+        for index, scene in enumerate(generated, first)
     )
 
 
 @functools.lru_cache(maxsize=4)
 def generate_mask_samples(first: int, count: int, seed: int = 0) -> tuple[Sample, ...]:
     """Generate scenes ``first`` to ``first + count`` of a seed as samples with masks; bars are background."""
-    generated = ((number, generate_scene(seed, number)) for number in range(first, first + count))
+    generated = ((index, generate_scene(seed, index)) for index in range(first, first + count))
     return tuple(
         Sample.from_mask(
             scene.image,
             (scene.image.shape[1], scene.image.shape[0]),
-            f"scene {number}",
+            f"scene {index}",
             ArrayMask(np.concatenate([[1], scene.classes + 2]).astype(np.uint8)[scene.instances]),
         )
-        for number, scene in generated
+        for index, scene in generated
     )
 
 
@@ -203,7 +203,7 @@ def generate_captioned_images(
     first: int, count: int, seed: int = 0
 ) -> tuple[tuple[npt.NDArray[np.uint8], ...], tuple[tuple[str], ...]]:
     """Generate scenes ``first`` to ``first + count`` of one or two objects: images, and the caption of each."""
-    generated = [generate_scene(seed, number, SPARSE) for number in range(first, first + count)]
+    generated = [generate_scene(seed, index, SPARSE) for index in range(first, first + count)]
     return tuple(scene.image for scene in generated), tuple((scene.caption,) for scene in generated)
 
 
@@ -217,7 +217,7 @@ def _draw_object(
 ) -> None:
     """Draw an object at a position that satisfies occlusion and distance limits, if one is found; record it.
 
-    Without a ``layout``, it is no object of the scene and is drawn anywhere.
+    Without a ``layout``, it is a distractor, drawn anywhere and not recorded.
     """
     height, width = canvas.shape[:2]
     size = min(size, 0.75 * min(height, width))
@@ -226,25 +226,27 @@ def _draw_object(
         x, y = sample_uniform(random, margin, width - margin), sample_uniform(random, margin, height - margin)
         reach = int(0.62 * size) + 3
         left, top = max(0, int(x) - reach), max(0, int(y) - reach)
-        cut = np.s_[top : min(height, int(y) + reach), left : min(width, int(x) + reach)]
-        rows, columns = (axis.astype(np.float32) for axis in np.ogrid[cut])
+        region = np.s_[top : min(height, int(y) + reach), left : min(width, int(x) + reach)]
+        rows, columns = (axis.astype(np.float32) for axis in np.ogrid[region])
         distance, u, v = shapes.compute_shape(random, label, columns + (0.5 - x), rows + (0.5 - y), size / 2)
         inner = distance <= 0
         if layout:
             count = len(layout.full_areas) + 1
-            visible = np.bincount(np.where(inner, 0, layout.instances[cut]).ravel(), minlength=count)
-            before = np.bincount(layout.instances[cut].ravel(), minlength=count)
+            visible = np.bincount(np.where(inner, 0, layout.instances[region]).ravel(), minlength=count)
+            before = np.bincount(layout.instances[region].ravel(), minlength=count)
             remaining = (np.bincount(layout.instances.ravel(), minlength=count) - before + visible)[1:]
             hidden = (remaining < config.min_visible_fraction * np.array(layout.full_areas)).any()
             if hidden or any(abs(x - other.x) < config.min_distance for other in layout.objects):
                 continue
-            layout.instances[cut][inner] = count
+            layout.instances[region][inner] = count
             layout.full_areas.append(int(inner.sum()))
         appearance, fill = (
-            _sample_color(random, canvas[cut]) if config.untextured else _sample_texture(random, u, v, canvas[cut])
+            _sample_color(random, canvas[region])
+            if config.untextured
+            else _sample_texture(random, u, v, canvas[region])
         )
         alpha = np.clip(0.5 - distance, 0, 1)[..., None]
-        canvas[cut] += alpha * (fill - canvas[cut])
+        canvas[region] += alpha * (fill - canvas[region])
         if layout:
             layout.objects.append(SceneObject(label, appearance, size, x, y))
         return
@@ -327,10 +329,10 @@ def _describe_scene(random: np.random.Generator, objects: Sequence[SceneObject])
         phrases = [f"{COUNT_WORDS[n]} {_pluralize(label) if n > 1 else label}" for label, n in counts.most_common()]
         phrases = [f"an{phrase[1:]}" if phrase == "a eight" else phrase for phrase in phrases]
         return " and ".join([", ".join(phrases[:-1]), phrases[-1]] if len(phrases) > 1 else phrases)
-    at = int(random.integers(len(objects)))
-    anchor, others = objects[at], [*objects[:at], *objects[at + 1 :]]
+    anchor_index = int(random.integers(len(objects)))
+    anchor, others = objects[anchor_index], [*objects[:anchor_index], *objects[anchor_index + 1 :]]
     chosen = random.permutation(len(others))[: 1 + (random.random() < 0.5)]
-    relations = [f"{_describe_relation(anchor, others[i], i < at)} {others[i].phrase}" for i in chosen]
+    relations = [f"{_describe_relation(anchor, others[i], i < anchor_index)} {others[i].phrase}" for i in chosen]
     return f"{anchor.phrase} {' and '.join(relations)}"
 
 

@@ -44,7 +44,7 @@ def compute_shape(
     u, v = flip * (cos * x + sin * y), flip * (cos * y - sin * x)
     a, b = u / (radius * sample_uniform(random, 0.88, 1)), v / (radius * sample_uniform(random, 0.88, 1))
     if label in DIGIT_CLASSES:
-        level = compute_digit_ink(random, DIGIT_CLASSES[label], a, b)
+        level = compute_digit_intensity(random, DIGIT_CLASSES[label], a, b)
         return (0.45 - level) * (radius / 4), u, v
     if label == "circle":
         distance = np.sqrt(a * a + b * b) - 1
@@ -64,15 +64,15 @@ def compute_shape(
     return distance * radius, u, v
 
 
-def compute_digit_ink(random: np.random.Generator, digit: int, a: FloatArray, b: FloatArray) -> FloatArray:
-    """Sample the ink of a handwritten digit, 0 to 1, at points of the square from -1 to 1, bilinearly."""
+def compute_digit_intensity(random: np.random.Generator, digit: int, a: FloatArray, b: FloatArray) -> FloatArray:
+    """Interpolate the intensity of a handwritten digit, 0 to 1, bilinearly at points of the square from -1 to 1."""
     templates = load_digit_templates()[digit]
-    ink = templates[random.integers(len(templates))]
+    template = templates[random.integers(len(templates))]
     column, row = np.clip(a * 4.4 + 5, 0, 9.999), np.clip(b * 4.4 + 5, 0, 9.999)
     i, j = np.floor(row).astype(int), np.floor(column).astype(int)
     down, right = row - i, column - j
-    above = ink[i, j] * (1 - right) + ink[i, j + 1] * right
-    below = ink[i + 1, j] * (1 - right) + ink[i + 1, j + 1] * right
+    above = template[i, j] * (1 - right) + template[i, j + 1] * right
+    below = template[i + 1, j] * (1 - right) + template[i + 1, j + 1] * right
     return np.asarray(above * (1 - down) + below * down)
 
 

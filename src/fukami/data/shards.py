@@ -44,7 +44,7 @@ class ShardSamples:
         shard_indices: ``(N,)`` index of the shard of each sample.
         sample_numbers: ``(N,)`` number of each sample in its shard, from 1.
         starts, lengths: ``(N,)`` byte range of each sample with its headers.
-        problems: problems of the samples that are left out.
+        problems: problems of the samples that are skipped.
     """
 
     shards: tuple[str, ...]
@@ -57,40 +57,40 @@ class ShardSamples:
     def __len__(self) -> int:
         return len(self.shard_indices)
 
-    def __getitem__(self, number: int) -> bytes:
+    def __getitem__(self, index: int) -> bytes:
         """Read the content of a sample's image file."""
-        (block,) = self.read_blocks([number])
-        return tar.extract_image(block, *self.locate(number))[1]
+        (block,) = self.read_blocks([index])
+        return tar.extract_image(block, *self.locate(index))[1]
 
     def select(self, mask: npt.NDArray[np.bool_]) -> "ShardSamples":
         """Select the samples that are true in ``mask`` ``(N,)``."""
         columns = ("shard_indices", "sample_numbers", "starts", "lengths")
         return replace(self, **{name: getattr(self, name)[mask] for name in columns})
 
-    def locate(self, number: int) -> tuple[str, int]:
+    def locate(self, index: int) -> tuple[str, int]:
         """Return the name of a sample's shard, and its number in the shard."""
-        return self.shards[self.shard_indices[number]].rpartition("/")[2], int(self.sample_numbers[number])
+        return self.shards[self.shard_indices[index]].rpartition("/")[2], int(self.sample_numbers[index])
 
     @property
     def names(self) -> Sequence[str]:
         """Names of the samples for messages."""
         return _SampleNames(self)
 
-    def read_blocks(self, numbers: Iterable[int]) -> Iterator[bytes]:
-        """Read the bytes of each sample, fewer where a shard is cut short; samples in file order are one stream.
+    def read_blocks(self, indices: Iterable[int]) -> Iterator[bytes]:
+        """Read the bytes of each sample, fewer where a shard is truncated; samples in file order are one stream.
 
         Raises:
             Error: a shard is missing, or a server does not respond.
         """
         stream, shard = None, -1
         try:
-            for number in numbers:
-                if stream is None or self.shard_indices[number] != shard:
+            for index in indices:
+                if stream is None or self.shard_indices[index] != shard:
                     if stream is not None:
                         stream.close()
-                    shard = int(self.shard_indices[number])
+                    shard = int(self.shard_indices[index])
                     stream = data_remote.open_stream(self.shards[shard])
-                yield stream.read(int(self.starts[number]), int(self.lengths[number]))
+                yield stream.read(int(self.starts[index]), int(self.lengths[index]))
         finally:
             if stream is not None:
                 stream.close()
@@ -110,9 +110,9 @@ class _SampleNames(Sequence[str]):
         """Size of each sample with its headers in bytes, from the index."""
         return self.samples.lengths.tolist()  # type: ignore[no-any-return]
 
-    def __getitem__(self, number: Any) -> Any:
-        shard, position = self.samples.locate(number)
-        return f"{shard}, sample {position}"
+    def __getitem__(self, index: Any) -> Any:
+        shard, number = self.samples.locate(index)
+        return f"{shard}, sample {number}"
 
 
 ShardSplit = tuple[ShardSamples, IntArray]  # the samples, and the class index of each
@@ -145,7 +145,7 @@ def load_shards(spec: str) -> tuple[ShardSplit, ShardSplit | None, tuple[str, ..
 
     Raises:
         UsageError: the spec names no tar files.
-        Error: a shard is missing, or the index is damaged.
+        Error: a shard is missing, or the index is corrupted.
     """
     base, index = load_index(spec)
     for shard in (*index["train"], *index["test"]):
@@ -156,7 +156,7 @@ def load_shards(spec: str) -> tuple[ShardSplit, ShardSplit | None, tuple[str, ..
             )
     for shard in (*index["train"], *index["test"]):
         for problem in shard.get("problems", ()):
-            logger.warning(f"{problem}; it is left out")
+            logger.warning(f"{problem}; it is skipped")
     train, test = (_build_split(base, index[name]) for name in ("train", "test"))
     return train, test if index["test"] else None, tuple(index["labels"])
 
@@ -220,12 +220,12 @@ def build_index(base: str, names: Sequence[str]) -> ShardIndex:
     if not labels:
         problems = "; ".join(problem for scan in scans for problem in scan.problems[:1])
         raise Error(f"{base} has no classified image in its shards; {problems or 'they are empty'}")
-    class_of = {label: number for number, label in enumerate(labels)}
+    class_indices = {label: i for i, label in enumerate(labels)}
     index: ShardIndex = {"labels": labels, "train": [], "test": []}
     for name, scan in zip(names, scans, strict=True):
         words = re.split("[^a-z]+", name.lower())
         index["test" if set(words) & set(image_folder.TEST_NAMES) else "train"].append({
-            "name": name, "bytes": scan.size, "classes": [class_of[label] for label in scan.classes],
+            "name": name, "bytes": scan.size, "classes": [class_indices[label] for label in scan.classes],
             "starts": scan.starts, "lengths": scan.lengths, "problems": scan.problems,
         })  # fmt: skip
     return index
@@ -244,14 +244,14 @@ def save_index(index: ShardIndex, path: Path) -> None:
 def get_index_cache_path(base: str) -> Path:
     """Return the path in the cache folder of the index of shards whose own folder is not writable.
 
-    The base comes from the user; the file does not contain the location of the shards.
+    The base is part of the spec; the file does not contain the location of the shards.
     """
     location = base if data_remote.is_url(base) else str(Path(base).resolve())
     return get_cache_folder() / "indexes" / f"{hashlib.sha256(location.encode()).hexdigest()[:24]}.json"
 
 
 def locate_shard(base: str, name: str) -> str:
-    """Return the path or URL of a shard below the folder that the user gave.
+    """Return the path or URL of a shard below the folder of the shards.
 
     Raises:
         Error: the name leads out of the folder.
@@ -260,7 +260,7 @@ def locate_shard(base: str, name: str) -> str:
     if not name or data_remote.is_url(name) or path.is_absolute() or ".." in path.parts or UNSAFE_NAME.search(name):
         raise Error(
             f"the shard {name[:200]!r} is not below {base or 'this folder'}, where its {INDEX_FILE} is; copy the "
-            f"{INDEX_FILE} next to the shards, and give that folder"
+            f"{INDEX_FILE} next to the shards, and use that folder"
         )
     return f"{base}/{name}" if base else name
 
@@ -269,10 +269,10 @@ def expand_pattern(pattern: str) -> list[str]:
     """Expand a pattern to all names: ``{000..012}`` counts, ``{a,b}`` lists.
 
     Raises:
-        UsageError: the pattern has more than a million names.
+        UsageError: the pattern matches more than a million names.
     """
-    names, rest = [""], pattern
-    while match := BRACES.search(rest):
+    names, remainder = [""], pattern
+    while match := BRACES.search(remainder):
         first, last, listed = match.groups()
         if listed is None:
             numbers = range(int(first), int(last) + 1)
@@ -280,11 +280,11 @@ def expand_pattern(pattern: str) -> list[str]:
         else:
             count = listed.count(",") + 1
         if count * len(names) > MAX_SHARDS:
-            raise UsageError(f"{pattern[:200]} names more than {MAX_SHARDS:,} shards; give a shorter range")
+            raise UsageError(f"{pattern[:200]} matches more than {MAX_SHARDS:,} shards; use a shorter range")
         words = [f"{number:0{len(first)}}" for number in numbers] if listed is None else listed.split(",")
-        names = [name + rest[: match.start()] + word for name in names for word in words]
-        rest = rest[match.end() :]
-    return [name + rest for name in names]
+        names = [name + remainder[: match.start()] + word for name in names for word in words]
+        remainder = remainder[match.end() :]
+    return [name + remainder for name in names]
 
 
 def _read_index(base: str, required: bool) -> ShardIndex | None:
@@ -299,7 +299,7 @@ def _read_index(base: str, required: bool) -> ShardIndex | None:
     except data_remote.NotFoundError as error:
         if required:
             raise Error(
-                f"{error}. Shards without an {INDEX_FILE} are given by a pattern: {base}/train-{{000..009}}.tar"
+                f"{error}. Specify shards without an {INDEX_FILE} by a pattern: {base}/train-{{000..009}}.tar"
             ) from None
         return None
     finally:
@@ -319,7 +319,7 @@ def _read_index(base: str, required: bool) -> ShardIndex | None:
 
 
 def check_index(index: Any) -> None:
-    """Validate an index of shards.
+    """Check that an index of shards is valid.
 
     Raises:
         ValueError, KeyError, TypeError: the index is invalid; the message gives the reason.
@@ -345,7 +345,7 @@ def check_index(index: Any) -> None:
 
 
 def _check_numbers(name: str, values: Any, maximum: int) -> list[int]:
-    """Validate a list of integers from 0 to ``maximum``, and return it."""
+    """Check that a value is a list of integers from 0 to ``maximum``, and return it."""
     if not (isinstance(values, list) and all(type(value) is int and 0 <= value <= maximum for value in values)):
         raise ValueError(f"{name} has a value that is not an integer between 0 and {maximum:,}")
     return values

@@ -41,53 +41,53 @@ class ImageDecoder(Dataset[Any]):
 
     Args:
         files: image files.
-        prepare: resizes an image to the input size.
+        transform: preprocessing, which resizes an image to the input size.
         min_area: minimum area fraction of the random resized crop of a request with random numbers.
     """
 
-    def __init__(self, files: Sequence[Path], prepare: SquareTransform, min_area: float = 1.0) -> None:
-        self.files, self.prepare, self.min_area = files, prepare, min_area
+    def __init__(self, files: Sequence[Path], transform: SquareTransform, min_area: float = 1.0) -> None:
+        self.files, self.transform, self.min_area = files, transform, min_area
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, request: DecodeRequest) -> UInt8Array | Error:
-        number, draws = request
+        index, random_values = request
         try:
-            return self.decode(self.files[number], draws)
+            return self.decode(self.files[index], random_values)
         except Error as error:
             return error
 
-    def decode(self, file: Path | bytes, draws: list[float], name: str = "") -> UInt8Array:
-        """Decode and preprocess an image, with a random crop if ``draws`` is not empty; errors name it ``name``."""
-        if draws:
+    def decode(self, file: Path | bytes, random_values: list[float], name: str = "") -> UInt8Array:
+        """Decode and preprocess an image; it is randomly cropped unless ``random_values`` is empty."""
+        if random_values:
             with convert_memory_errors(name or str(file)):
-                return self._decode_crop(file, draws, name)
-        return self.prepare.read_and_transform(file, name).transpose(1, 2, 0)
+                return self._decode_crop(file, random_values, name)
+        return self.transform.read_and_transform(file, name).transpose(1, 2, 0)
 
-    def _decode_crop(self, file: Path | bytes, draws: list[float], name: str) -> UInt8Array:
+    def _decode_crop(self, file: Path | bytes, random_values: list[float], name: str) -> UInt8Array:
         """Decode a random resized crop; a JPEG is decoded no larger than the crop needs."""
-        size = self.prepare.size
+        size = self.transform.size
         with image_io.open_image(file, name=name) as image:
-            wide, high, _, _ = compute_crop(draws, self.min_area, image.width / image.height)
-            image.draft(None, (int(size / wide), int(size / high)))
-            full = image_io.convert_mode(image_io.decode_image(image), "L" if self.prepare.channels == 1 else "RGB")
-        wide, high, left, top = compute_crop(draws, self.min_area, full.width / full.height)
-        box = (left * full.width, top * full.height, (left + wide) * full.width, (top + high) * full.height)
+            width, height, _, _ = compute_crop(random_values, self.min_area, image.width / image.height)
+            image.draft(None, (int(size / width), int(size / height)))
+            full = image_io.convert_mode(image_io.decode_image(image), "L" if self.transform.channels == 1 else "RGB")
+        width, height, left, top = compute_crop(random_values, self.min_area, full.width / full.height)
+        box = (left * full.width, top * full.height, (left + width) * full.width, (top + height) * full.height)
         crop = full.resize((size, size), Image.Resampling.BILINEAR, box=box)
         return np.array(crop).reshape(size, size, -1)
 
 
-def compute_crop(draws: Sequence[float], min_area: float, aspect: float) -> tuple[float, float, float, float]:
+def compute_crop(random_values: Sequence[float], min_area: float, aspect: float) -> tuple[float, float, float, float]:
     """Compute the crop of one image, like :func:`fukami.data.augment.compute_crops` for a batch, but faster."""
-    area, ratio = min_area + (1 - min_area) * draws[0], MAX_ASPECT_RATIO ** (2 * draws[1] - 1)
-    wide, high = min(1.0, math.sqrt(area * ratio / aspect)), min(1.0, math.sqrt(area / ratio * aspect))
-    return wide, high, (1 - wide) * draws[2], (1 - high) * draws[3]
+    area, ratio = min_area + (1 - min_area) * random_values[0], MAX_ASPECT_RATIO ** (2 * random_values[1] - 1)
+    width, height = min(1.0, math.sqrt(area * ratio / aspect)), min(1.0, math.sqrt(area / ratio * aspect))
+    return width, height, (1 - width) * random_values[2], (1 - height) * random_values[3]
 
 
-def decode_files(files: Sequence[Path], prepare: SquareTransform) -> Iterator[UInt8Array | Error]:
+def decode_files(files: Sequence[Path], transform: SquareTransform) -> Iterator[UInt8Array | Error]:
     """Decode each file in order, ``(H, W, C)`` uint8, or yield its error; worker processes decode many files."""
-    decoder = ImageDecoder(files, prepare)
+    decoder = ImageDecoder(files, transform)
     workers = count_workers() if len(files) >= MIN_PARALLEL_FILES else 0
     for batch in DataLoader(decoder, batch_sampler=_plan_requests(len(files)), num_workers=workers, collate_fn=list):
         yield from batch
@@ -96,8 +96,8 @@ def decode_files(files: Sequence[Path], prepare: SquareTransform) -> Iterator[UI
 def _plan_requests(count: int) -> list[list[DecodeRequest]]:
     """Plan requests for all images once, in order, uncropped."""
     return [
-        [(number, []) for number in range(at, min(at + SEQUENTIAL_BATCH_SIZE, count))]
-        for at in range(0, count, SEQUENTIAL_BATCH_SIZE)
+        [(index, []) for index in range(start, min(start + SEQUENTIAL_BATCH_SIZE, count))]
+        for start in range(0, count, SEQUENTIAL_BATCH_SIZE)
     ]
 
 
@@ -109,8 +109,8 @@ def count_workers() -> int:
 class StreamingLoader(BatchLoader):
     """Base class of loaders whose images are decoded by worker processes during training.
 
-    The decoder defines the format of requests and results. A subclass implements :meth:`iterate_requests`. An image
-    that cannot be read is left out of its batch and named.
+    The decoder defines the format of requests and results. A subclass implements :meth:`iterate_requests`. An
+    unreadable image is skipped and reported.
     """
 
     def setup_decoder(self, decoder: Dataset[Any], max_broken: int) -> None:
@@ -124,7 +124,7 @@ class StreamingLoader(BatchLoader):
         self.clock = PhaseTimer(self.device)
         self.wait_seconds, self.wait_start = 0.0, time.monotonic()
         self.max_broken = max_broken
-        self.broken_images: dict[str, None] = {}  # error of each broken image, in order of occurrence
+        self.broken_images: dict[str, None] = {}  # error of each unreadable image, in order of occurrence
 
     def setup(self, runtime: "Runtime") -> None:
         """Set the device of the batches, and select this process's slice of each."""
@@ -136,11 +136,11 @@ class StreamingLoader(BatchLoader):
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the training position, and the broken images up to it."""
+        """Return the training position, and the unreadable images up to it."""
         return {**super().state_dict(), "broken": list(self.broken_images)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the training position and the broken images."""
+        """Restore the training position and the unreadable images."""
         super().load_state_dict(state)
         self.broken_images = dict.fromkeys(state.get("broken", ()))
 
@@ -160,7 +160,7 @@ class StreamingLoader(BatchLoader):
             persistent_workers=persistent,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_leave_process_group,
-            generator=torch.Generator(),  # seeding the workers must not advance the training's generator
+            generator=torch.Generator(),  # seeding the workers must not advance the run's generator
         )
 
     def _iterate_timed(self, reader: Iterable[Any]) -> Iterator[Any]:
@@ -189,7 +189,7 @@ class StreamingLoader(BatchLoader):
             return images, targets.to(self.device, non_blocking=True), kept
 
     def _record_broken(self, errors: Sequence[str]) -> None:
-        """Log each broken image once.
+        """Log each unreadable image once.
 
         Raises:
             Error: there are more than ``max_broken``.
@@ -197,7 +197,7 @@ class StreamingLoader(BatchLoader):
         for error in errors:
             if error not in self.broken_images:
                 self.broken_images[error] = None
-                logger.warning(f"{error}; it is left out")
+                logger.warning(f"{error}; it is skipped")
         check_broken(tuple(self.broken_images), self.max_broken)
 
 
@@ -205,14 +205,15 @@ class FileStreamingLoader(StreamingLoader):
     """Loader of a labeled dataset in files: decoded and cropped by workers, augmented on the device in batches.
 
     Order, crops and augmentation depend only on the seed and the epoch, as in
-    :class:`fukami.data.loader.InMemoryLoader`. An image that cannot be read is left out of its batch and named.
+    :class:`fukami.data.loader.InMemoryLoader`. Unreadable images are skipped and reported.
 
     Args:
         files: image files, one for each of ``targets``.
-        prepare: resizes an image to the input size if it is not cropped.
+        transform: preprocessing, which resizes an image to the input size if it is not cropped.
         min_area: minimum area fraction of the random resized crops of the training images; None: no cropping.
-        max_broken: maximum number of broken images; one more is an error.
-        targets, labels, batch_size, seed, balanced, augment: as for :class:`fukami.data.loader.BatchLoader`.
+        max_broken: maximum number of unreadable images per split and process; they are skipped, and one more stops the
+            run.
+        targets, labels, batch_size, seed, balanced, augmentation: as for :class:`fukami.data.loader.BatchLoader`.
     """
 
     decoder_class = ImageDecoder
@@ -222,12 +223,12 @@ class FileStreamingLoader(StreamingLoader):
         files: Sequence[Path],
         targets: Tensor,
         labels: tuple[str, ...],
-        prepare: SquareTransform,
+        transform: SquareTransform,
         *,
         batch_size: int,
         seed: int | None = None,
         balanced: bool = False,
-        augment: Augmentation | None = None,
+        augmentation: Augmentation | None = None,
         min_area: float | None = None,
         max_broken: int = MAX_BROKEN,
     ) -> None:
@@ -238,30 +239,32 @@ class FileStreamingLoader(StreamingLoader):
             names=list(map(str, files)),
             seed=seed,
             balanced=balanced,
-            augment=augment,
+            augmentation=augmentation,
         )
-        self.num_crop_draws = 0 if min_area is None else 4
-        self.setup_decoder(self.decoder_class(files, prepare, min_area or 1.0), max_broken)
+        self.num_crop_values = 0 if min_area is None else 4
+        self.setup_decoder(self.decoder_class(files, transform, min_area or 1.0), max_broken)
 
     @property
-    def num_draws(self) -> int:
+    def num_random_values(self) -> int:
         """Number of random numbers per image: first for its crop, then for its augmentation."""
-        return self.num_crop_draws + super().num_draws
+        return self.num_crop_values + super().num_random_values
 
     def __iter__(self) -> Iterator[Batch]:
         """Iterate over the remaining batches of an epoch, ``(images (N, C, H, W) in 0..255, targets)``."""
         local_batches = self.iterate_local_batches()
         any_readable = False
         for decoded in self._iterate_timed(self.reader):
-            members, draws = next(local_batches)
+            indices, random_values = next(local_batches)
             self.advance()
-            if self.seed is None and not decoded[1]:  # a missing range of images; the rest is evaluated
+            if self.seed is None and not decoded[1]:  # a missing range of images; the others are evaluated
                 self._record_broken(decoded[2])
                 continue
-            images, targets, kept = self._move_to_device(decoded, members)
+            images, targets, kept = self._move_to_device(decoded, indices)
             any_readable = True
-            if self.augment is not None and self.seed is not None:
-                images, targets = self.augment(images, targets, draws[kept, self.num_crop_draws :].to(self.device))
+            if self.augmentation is not None and self.seed is not None:
+                images, targets = self.augmentation(
+                    images, targets, random_values[kept, self.num_crop_values :].to(self.device)
+                )
             yield images, targets
         if self.seed is None and self.broken_images and not any_readable:
             raise Error(f"no image can be read; the first: {next(iter(self.broken_images))}")
@@ -270,18 +273,17 @@ class FileStreamingLoader(StreamingLoader):
     def iterate_in_order(self) -> Iterator[Batch]:
         """Iterate over all images in order, without crops and augmentation; the training state does not change."""
         for requests, decoded in zip(plan := _plan_requests(len(self.targets)), self._build_reader(plan), strict=True):
-            yield self._move_to_device(decoded, torch.tensor([number for number, _ in requests]))[:2]
+            yield self._move_to_device(decoded, torch.tensor([index for index, _ in requests]))[:2]
 
     def iterate_requests(self) -> Iterator[list[Any]]:
         """Iterate over the decoding requests of the remaining batches, independently of the loader."""
-        crops = self.num_crop_draws
         return (
-            list(zip(members.tolist(), draws[:, :crops].tolist(), strict=True))
-            for members, draws in self.iterate_local_batches()
+            list(zip(indices.tolist(), random_values[:, : self.num_crop_values].tolist(), strict=True))
+            for indices, random_values in self.iterate_local_batches()
         )
 
 
-def _leave_process_group(number: int) -> None:
+def _leave_process_group(worker_index: int) -> None:
     """Leave the process group, so that Ctrl-C and torchrun's signals reach only the process that saves."""
     os.setpgrp()
 

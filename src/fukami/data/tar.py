@@ -49,7 +49,7 @@ class TarMember:
 
     @property
     def extension(self) -> str:
-        """Remainder of the name in lower case: ``jpg``, ``cls``, ``seg.png``."""
+        """Rest of the name in lower case: ``jpg``, ``cls``, ``seg.png``."""
         return self.name.rpartition("/")[2].partition(".")[2].lower()
 
     @property
@@ -77,26 +77,28 @@ def iterate_members(read: Callable[[int, int], bytes], *, errors: str = "replace
         errors: error handling for names that are not in UTF-8, as in :meth:`bytes.decode`.
 
     Raises:
-        tarfile.HeaderError: a header is cut short or damaged.
+        tarfile.HeaderError: a header is truncated or corrupted.
     """
-    start = at = 0
+    start = position = 0
     name, size = "", -1
-    while (header := read(at, BLOCK_BYTES)).strip(b"\0"):
+    while (header := read(position, BLOCK_BYTES)).strip(b"\0"):
         info = tarfile.TarInfo.frombuf(header, "utf-8", errors)
         if info.size < 0:
             raise tarfile.HeaderError(f"a header has a size of {info.size}")
         if info.type in (*LONG_NAME_TYPES, *SKIPPED_TYPES):
             if info.size > MAX_HEADER_BYTES:
                 raise tarfile.HeaderError(f"a header has a name of {info.size:,} bytes")
-            content, at = at + BLOCK_BYTES, at + BLOCK_BYTES + -(-info.size // BLOCK_BYTES) * BLOCK_BYTES
+            content = position + BLOCK_BYTES
+            position = content + -(-info.size // BLOCK_BYTES) * BLOCK_BYTES
             if info.type in LONG_NAME_TYPES:
                 long_name, long_size = _parse_long_header(read(content, info.size), info.type, errors)
                 name, size = long_name or name, long_size if long_size >= 0 else size
         else:
             size = info.size if size < 0 else size
-            content, at = at + BLOCK_BYTES, at + BLOCK_BYTES + -(-size // BLOCK_BYTES) * BLOCK_BYTES
-            yield TarMember((name or info.name).removeprefix("./"), start, content, size, at, info.type)
-            start, name, size = at, "", -1
+            content = position + BLOCK_BYTES
+            position = content + -(-size // BLOCK_BYTES) * BLOCK_BYTES
+            yield TarMember((name or info.name).removeprefix("./"), start, content, size, position, info.type)
+            start, name, size = position, "", -1
 
 
 def extract_image(content: bytes, shard: str, number: int) -> tuple[str, bytes]:
@@ -107,18 +109,18 @@ def extract_image(content: bytes, shard: str, number: int) -> tuple[str, bytes]:
         shard, number: name of the shard and number of the sample in it, from 1, for messages.
 
     Raises:
-        Error: the sample is cut short, or has no image.
+        Error: the sample is truncated, or has no image.
     """
     try:
         for member in iterate_members(lambda start, count: content[start : start + count]):
             if member.is_file and member.is_image:
                 image = content[member.content_start : member.content_start + member.size]
                 if len(image) < member.size:
-                    raise Error(f"{shard}/{member.name} is cut short; get the shard again")
+                    raise Error(f"{shard}/{member.name} is truncated; get the shard again")
                 return f"{shard}/{member.name}", image
     except tarfile.HeaderError as error:
-        raise Error(f"{shard}, sample {number}, is damaged ({error}); get the shard again") from None
-    problem = "has no image" if content else "is missing; the shard is cut short: get it again"
+        raise Error(f"{shard}, sample {number}, is corrupted ({error}); get the shard again") from None
+    problem = "has no image" if content else "is missing; the shard is truncated: get it again"
     raise Error(f"{shard}, sample {number}, {problem}")
 
 
@@ -153,10 +155,10 @@ def scan_shard(location: str) -> ShardContents:
             _add_sample(contents, sample, shard)
             sample = {}
         if not stream.read(end, BLOCK_BYTES):
-            contents.problems.append(f"{shard} has no end marker; it may be cut short: get it again")
+            contents.problems.append(f"{shard} has no end marker; it may be truncated: get it again")
     except tarfile.HeaderError as error:
         where = f" at {next(iter(sample)).key}" if sample else ""
-        contents.problems.append(f"{shard} is cut short or damaged{where} ({error}); get it again")
+        contents.problems.append(f"{shard} is truncated or corrupted{where} ({error}); get it again")
     finally:
         contents.size = stream.size or end
         stream.close()
@@ -171,10 +173,10 @@ def write_shard(path: Path, samples: Iterable[TarSample]) -> tuple[list[int], li
     """
     classes, starts, lengths = [], [], []
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
-        for key, suffix, content, number in samples:
+        for key, suffix, content, class_index in samples:
             starts.append(tar.offset)
-            classes.append(number)
-            for name, data in ((key + suffix, content), (f"{key}.cls", str(number).encode())):
+            classes.append(class_index)
+            for name, data in ((key + suffix, content), (f"{key}.cls", str(class_index).encode())):
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))

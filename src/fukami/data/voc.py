@@ -32,7 +32,7 @@ BOX_FIELDS = ("xmin", "ymin", "xmax", "ymax")
 ENCODING = re.compile(rb"""^<\?xml[^>]*encoding=["']([\w.:-]+)""")
 LINE_ATTRIBUTE = "line of the file"  # an attribute name that is invalid in XML
 MAX_NESTING = 50  # depth of nested elements; VOC has four
-REFUSED_ENCODINGS = {"idna", "punycode"}  # Python encodings with quadratic run time
+REJECTED_ENCODINGS = {"idna", "punycode"}  # Python encodings with quadratic run time
 
 
 def find_voc(year: str) -> Path:
@@ -46,11 +46,11 @@ def find_voc(year: str) -> Path:
         for root in (folder / "VOCdevkit" / name, folder / name, folder / name.lower(), folder / name.lower() / name):
             if (root / "Annotations").is_dir():
                 return root
-    places = ", ".join(str(folder / "VOCdevkit" / name) for folder in list_data_folders())
+    folders = ", ".join(str(folder / "VOCdevkit" / name) for folder in list_data_folders())
     archives = "VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar"
     archives = archives if year == "2007" else "VOCtrainval_11-May-2012.tar"
     raise Error(
-        f"VOC {year} was not found in {places}; unpack {archives} from host.robots.ox.ac.uk/pascal/VOC/voc{year} into "
+        f"VOC {year} was not found in {folders}; unpack {archives} from host.robots.ox.ac.uk/pascal/VOC/voc{year} into "
         "a folder, and set FUKAMI_DATA to that folder, which then contains VOCdevkit"
     )
 
@@ -87,7 +87,7 @@ def parse_xml(path: Path) -> ElementTree.Element:
     """Parse an XML file and return its root; every element has its line number as an attribute.
 
     Raises:
-        Error: the file is not XML, declares entities, is nested too deeply or too large; the message names the line.
+        Error: the file is not XML, declares entities, is nested too deeply or too large; the message contains the line.
     """
     content = read_bytes(path, max_bytes=MAX_SMALL_FILE_BYTES)
     try:
@@ -97,7 +97,7 @@ def parse_xml(path: Path) -> ElementTree.Element:
             declared = ENCODING.search(content)
             name = declared[1].decode() if declared else "utf-8"
             try:
-                if codecs.lookup(name).name in REFUSED_ENCODINGS:
+                if codecs.lookup(name).name in REJECTED_ENCODINGS:
                     raise LookupError
                 return _build_tree(content.decode(name))
             except (ValueError, LookupError):
@@ -128,10 +128,10 @@ def _build_tree(content: bytes | str) -> ElementTree.Element:
         depth -= 1
         builder.end(tag)
 
-    def refuse_entity(*_: object) -> None:  # a few lines of entities can expand to a text of any length
+    def reject_entity(*_: object) -> None:  # a few lines of entities can expand to a text of any length
         raise _UnsafeXMLError("declares an entity", parser.CurrentLineNumber)
 
-    parser.EntityDeclHandler = refuse_entity
+    parser.EntityDeclHandler = reject_entity
     parser.StartElementHandler = start
     parser.EndElementHandler = end
     parser.CharacterDataHandler = builder.data
@@ -214,13 +214,13 @@ def _add_to_split(result: ImageAnnotation | AnnotationProblem, split: str, datas
     if isinstance(result, ImageAnnotation):
         dataset.splits.setdefault(split, []).append(result)
     else:
-        dataset.unusable_images.append(result._replace(split=split))
+        dataset.unreadable_images.append(result._replace(split=split))
 
 
 def _read_annotations(
     files: dict[str, Path], images: list[tuple[str, Path]], folder: Path | None, dataset: DatasetAnnotations
 ) -> dict[str, ImageAnnotation | AnnotationProblem]:
-    """Read each file, or record why it is unusable; also record the images without annotation.
+    """Read each file, or record its problem; also record the images without annotation.
 
     Args:
         files: annotation files by name.
@@ -242,7 +242,7 @@ def _read_annotations(
 def _read_annotation(
     path: Path, folder: Path, image: Path | None, dataset: DatasetAnnotations
 ) -> ImageAnnotation | AnnotationProblem:
-    """Read the annotation of the image of the same name, or else of the image that the file names."""
+    """Read the annotation of the image of the same name, or else of the image in the file's ``filename``."""
     try:
         root = parse_xml(path)
     except Error as error:
@@ -255,7 +255,7 @@ def _read_annotation(
     for element in root.iter("object"):
         if not (element.findtext("name") or "").strip():
             dataset.orphan_annotations.append(
-                AnnotationProblem("no class", path, _get_line(element), "the box has no name, and is left out")
+                AnnotationProblem("no class", path, _get_line(element), "the box has no name, and is skipped")
             )
     stated = folder / Path((root.findtext("filename") or f"{path.stem}.jpg").strip()).name
     if image is None or (stated.stem == image.stem and is_file(stated)):  # of two images that differ in their suffix

@@ -36,10 +36,10 @@ class ShardDecoder(ImageDecoder):
     """Dataset of preprocessed images of samples, ``(H, W, C)`` uint8, or the error of an unreadable one."""
 
     def __getitem__(self, request: Any) -> UInt8Array | Error:
-        shard, number, block, draws = request
+        shard, number, block, random_values = request
         try:
             name, content = tar.extract_image(block, shard, number)
-            return self.decode(content, draws, name)
+            return self.decode(content, random_values, name)
         except Error as error:
             return error
 
@@ -53,11 +53,11 @@ class ShardStreamingLoader(FileStreamingLoader):
 
     Args:
         samples: samples in shards, one for each of ``targets``.
-        prepare, min_area, max_broken: as for :class:`fukami.data.streaming.FileStreamingLoader`.
-        targets, labels, batch_size, seed, augment: as for :class:`fukami.data.loader.BatchLoader`.
+        transform, min_area, max_broken: as for :class:`fukami.data.streaming.FileStreamingLoader`.
+        targets, labels, batch_size, seed, augmentation: as for :class:`fukami.data.loader.BatchLoader`.
 
     Raises:
-        Error: the index lists more broken samples than ``max_broken``.
+        Error: the index lists more than ``max_broken`` unreadable samples.
     """
 
     decoder_class = ShardDecoder
@@ -67,15 +67,15 @@ class ShardStreamingLoader(FileStreamingLoader):
         samples: ShardSamples,
         targets: Tensor,
         labels: tuple[str, ...],
-        prepare: SquareTransform,
+        transform: SquareTransform,
         *,
         batch_size: int,
         seed: int | None = None,
-        augment: Augmentation | None = None,
+        augmentation: Augmentation | None = None,
         min_area: float | None = None,
         max_broken: int = MAX_BROKEN,
     ) -> None:
-        super().__init__((), targets, labels, prepare, batch_size=batch_size, seed=seed, augment=augment,
+        super().__init__((), targets, labels, transform, batch_size=batch_size, seed=seed, augmentation=augmentation,
                          min_area=min_area, max_broken=max_broken)  # fmt: skip
         self.samples, self.names = samples, samples.names
         check_broken(samples.problems, max_broken)
@@ -111,15 +111,15 @@ class ShardStreamingLoader(FileStreamingLoader):
     def iterate_requests(self) -> Iterator[list[Any]]:
         """Iterate over the decoding requests of the remaining batches, independently of the loader."""
         plan = list(self.iterate_local_batches())
-        local = torch.cat([members for members, _ in plan]) if plan else torch.zeros(0, dtype=torch.int64)
+        local = torch.cat([indices for indices, _ in plan]) if plan else torch.zeros(0, dtype=torch.int64)
         if self.seed is None:
-            return read_requests(self.samples, [local.numpy()], plan, self.num_crop_draws, self.failures)
+            return read_requests(self.samples, [local.numpy()], plan, self.num_crop_values, self.failures)
         rank_in_order = torch.empty(len(self.targets), dtype=torch.int64)
         rank_in_order[self._order_by_shard(self._make_generator(self.epoch))] = torch.arange(len(rank_in_order))
         num_lanes = self.num_readers // self.world_size
         lanes = [local[lane::num_lanes] for lane in range(num_lanes)]
         orders = [lane[rank_in_order[lane].argsort()].numpy() for lane in lanes]
-        return read_requests(self.samples, orders, plan, self.num_crop_draws, self.failures)
+        return read_requests(self.samples, orders, plan, self.num_crop_values, self.failures)
 
     def finish_epoch(self) -> None:
         """Record the end of the epoch.
@@ -136,9 +136,9 @@ class ShardStreamingLoader(FileStreamingLoader):
         indices = torch.arange(len(self.targets))
         plan = split_into_batches(indices, SEQUENTIAL_BATCH_SIZE)
         reader = self._build_reader(read_requests(self.samples, [indices.numpy()], plan, 0))
-        for (members, _), decoded in zip(plan, reader, strict=True):
+        for (batch_indices, _), decoded in zip(plan, reader, strict=True):
             if decoded[1]:
-                yield self._move_to_device(decoded, members)[:2]
+                yield self._move_to_device(decoded, batch_indices)[:2]
             else:  # a missing range of images
                 self._record_broken(decoded[2])
 
@@ -159,7 +159,7 @@ class ShardStreamingLoader(FileStreamingLoader):
             for low, high in pairwise(bounds)
         ]
         order = torch.stack(lane_orders, 1).flatten()
-        return order, torch.rand(len(order), self.num_draws, generator=generator)
+        return order, torch.rand(len(order), self.num_random_values, generator=generator)
 
 
 def compute_buffer_order(count: int, buffer_size: int, generator: torch.Generator) -> Tensor:
@@ -181,16 +181,16 @@ def compute_buffer_order(count: int, buffer_size: int, generator: torch.Generato
     order[by_slot[1:][has_successor] - buffer_length] = by_slot[:-1][
         has_successor
     ]  # a sample leaves when the next one of its slot enters
-    rest = torch.cat([by_slot[:-1][~has_successor], by_slot[-1:]])
-    order[count - buffer_length :] = rest[torch.randperm(buffer_length, generator=generator)]
+    remaining = torch.cat([by_slot[:-1][~has_successor], by_slot[-1:]])
+    order[count - buffer_length :] = remaining[torch.randperm(buffer_length, generator=generator)]
     return order
 
 
 def split_into_batches(indices: Tensor, batch_size: int) -> list[BatchIndices]:
     """Split indices into batches, without random numbers."""
     return [
-        (indices[at : at + batch_size], torch.zeros(batch_size, 0)[: len(indices) - at])
-        for at in range(0, len(indices), batch_size)
+        (indices[start : start + batch_size], torch.zeros(batch_size, 0)[: len(indices) - start])
+        for start in range(0, len(indices), batch_size)
     ]
 
 
@@ -209,20 +209,20 @@ class SequentialReader:
         except Error as error:
             self.error = error
 
-    def take(self, number: int, draws: list[float]) -> ShardRequest:
+    def take(self, index: int, random_values: list[float]) -> ShardRequest:
         """Take a sample, with the random numbers of its crop."""
         if self.error is not None:
             raise self.error
-        while number not in self.buffer:
+        while index not in self.buffer:
             self.buffer.update([next(self.pending)])
-        return *self.samples.locate(number), self.buffer.pop(number), draws
+        return *self.samples.locate(index), self.buffer.pop(index), random_values
 
 
 def read_requests(
     samples: ShardSamples,
     orders: Sequence[IntArray],
     plan: Sequence[BatchIndices],
-    num_crop_draws: int,
+    num_crop_values: int,
     failures: list[BaseException] | None = None,
 ) -> Iterator[list[ShardRequest]]:
     """Read the samples of each batch of a plan with their bytes, ahead of the requests.
@@ -231,7 +231,7 @@ def read_requests(
         samples: samples in shards.
         orders: order in which each lane reads its samples.
         plan: the batches; row ``i`` comes from lane ``i % len(orders)``.
-        num_crop_draws: number of random numbers per crop; they come first.
+        num_crop_values: number of random numbers per crop; they come first.
         failures: list to which an error that ends the batches early is appended; None: it is raised. A DataLoader whose
             batch sampler raises cannot shut down cleanly.
     """
@@ -244,9 +244,9 @@ def read_requests(
                 thread.start()
             for thread in threads:
                 thread.join()
-        for members, draws in plan:
-            rows = enumerate(zip(members.tolist(), draws[:, :num_crop_draws].tolist(), strict=True))
-            yield [lanes[row % len(lanes)].take(number, crop) for row, (number, crop) in rows]
+        for indices, random_values in plan:
+            rows = enumerate(zip(indices.tolist(), random_values[:, :num_crop_values].tolist(), strict=True))
+            yield [lanes[row % len(lanes)].take(index, crop_values) for row, (index, crop_values) in rows]
 
     return prefetch(batches(), failures)
 
@@ -290,10 +290,10 @@ def prefetch(source: Iterator[Any], failures: list[BaseException] | None) -> Ite
         closed = True
 
 
-def decode_shards(samples: ShardSamples, prepare: SquareTransform) -> Iterator[UInt8Array | Error]:
+def decode_shards(samples: ShardSamples, transform: SquareTransform) -> Iterator[UInt8Array | Error]:
     """Decode each sample in order, ``(H, W, C)`` uint8, or yield its error; worker processes decode many samples."""
     indices = torch.arange(len(samples))
     workers = count_workers() if len(samples) >= MIN_PARALLEL_FILES else 0
     requests = read_requests(samples, [indices.numpy()], split_into_batches(indices, SEQUENTIAL_BATCH_SIZE), 0)
-    for batch in DataLoader(ShardDecoder((), prepare), batch_sampler=requests, num_workers=workers, collate_fn=list):
+    for batch in DataLoader(ShardDecoder((), transform), batch_sampler=requests, num_workers=workers, collate_fn=list):
         yield from batch

@@ -43,7 +43,7 @@ def write_shards(
         seed: seed of the order.
 
     Returns:
-        Number of samples of each split, of shards, and of broken images, which are left out.
+        Number of samples of each split, of shards, and of skipped, unreadable images.
 
     Raises:
         UsageError: ``out`` is not empty, or a value is out of range.
@@ -65,9 +65,9 @@ def write_shards(
         for split, source in (("train", train), ("test", test)):
             images = KeyedSamples(source, labels, order.permutation(len(source)))
             shard_length = samples_per_shard or _compute_shard_length(source, shard_megabytes)
-            for number in range(-(-len(source) // shard_length)):
-                samples = images.iterate_range(number * shard_length, (number + 1) * shard_length)
-                index[split].append(_write_shard(work / f"{split}-{number:06d}.tar", samples))
+            for shard_index in range(-(-len(source) // shard_length)):
+                samples = images.iterate_range(shard_index * shard_length, (shard_index + 1) * shard_length)
+                index[split].append(_write_shard(work / f"{split}-{shard_index:06d}.tar", samples))
         counts = _count_samples(index)
         if counts["train"] + counts["test"] == 0:
             raise Error(f"{spec} has no readable image; fukami doctor {spec} reports the problem of each")
@@ -76,7 +76,7 @@ def write_shards(
             file.rename(out / file.name)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return {"out": str(out), **counts, "left_out": len(train) + len(test) - counts["train"] - counts["test"]}
+    return {"out": str(out), **counts, "skipped": len(train) + len(test) - counts["train"] - counts["test"]}
 
 
 def write_index(spec: str, out: Path | None = None) -> dict[str, int | str]:
@@ -90,7 +90,7 @@ def write_index(spec: str, out: Path | None = None) -> dict[str, int | str]:
             or not writable, the index goes to the cache folder and is used for the same folder or URL.
 
     Raises:
-        UsageError: the spec names no shards, or the index exists.
+        UsageError: the spec contains no shards, or the index exists.
         Error: a shard is missing, or no shard has a labeled image.
     """
     if not shards.is_shard_spec(spec):
@@ -104,12 +104,12 @@ def write_index(spec: str, out: Path | None = None) -> dict[str, int | str]:
     else:
         path = folder / shards.INDEX_FILE
     if path.exists():
-        raise UsageError(f"{path} exists already; delete it, or give another folder")
+        raise UsageError(f"{path} exists already; delete it, or use another folder")
     _, index = shards.load_index(spec)
     path.parent.mkdir(parents=True, exist_ok=True)
     shards.save_index(index, path)
-    num_left_out = sum(len(shard.get("problems", ())) for split in ("train", "test") for shard in index[split])
-    return {"out": str(path), **_count_samples(index), "left_out": num_left_out}
+    num_skipped = sum(len(shard.get("problems", ())) for split in ("train", "test") for shard in index[split])
+    return {"out": str(path), **_count_samples(index), "skipped": num_skipped}
 
 
 def check_empty_folder(out: Path) -> None:
@@ -119,7 +119,7 @@ def check_empty_folder(out: Path) -> None:
         UsageError: the folder is not empty.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} is not empty; give a new folder, or delete it first")
+        raise UsageError(f"{out} is not empty; use a new folder, or delete it first")
 
 
 class KeyedSamples:
@@ -136,30 +136,30 @@ class KeyedSamples:
         self.key_counts: dict[str, int] = {}
 
     def iterate_range(self, start: int, stop: int) -> Iterator[tar.TarSample]:
-        """Iterate over the samples from ``start`` to ``stop``; unreadable images are left out and named."""
-        for number in self.order[start:stop].tolist():
-            target = int(self.source.targets[number])
+        """Iterate over the samples from ``start`` to ``stop``; unreadable images are skipped and reported."""
+        for index in self.order[start:stop].tolist():
+            target = int(self.source.targets[index])
             try:
-                name, suffix, content = self._read_image(number)
+                name, suffix, content = self._read_image(index)
             except (Error, OSError) as error:
-                logger.warning(f"{error}; it is left out")
+                logger.warning(f"{error}; it is skipped")
                 continue
             key = f"{_sanitize(self.labels[target])}/{_sanitize(name)}"
             count = self.key_counts[key] = self.key_counts.get(key, 0) + 1
             yield (key if count == 1 else f"{key}-again{count}"), suffix, content, target
 
-    def _read_image(self, number: int) -> tuple[str, str, bytes]:
+    def _read_image(self, index: int) -> tuple[str, str, bytes]:
         """Return name, suffix and bytes of an image; an array is encoded as PNG."""
         items = self.source.items
         if isinstance(items, np.ndarray):
             packed = io.BytesIO()
-            Image.fromarray(items[number]).save(packed, "PNG")
-            return f"{number:06d}", ".png", packed.getvalue()
+            Image.fromarray(items[index]).save(packed, "PNG")
+            return f"{index:06d}", ".png", packed.getvalue()
         if isinstance(items, shards.ShardSamples):
-            (block,) = items.read_blocks([number])
-            name, content = tar.extract_image(block, *items.locate(number))
+            (block,) = items.read_blocks([index])
+            name, content = tar.extract_image(block, *items.locate(index))
         else:
-            name, content = str(items[number]), items[number].read_bytes()
+            name, content = str(items[index]), items[index].read_bytes()
         with image_io.open_image(content, name=name):  # verifies the header
             return Path(name).stem, Path(name).suffix, content
 

@@ -56,7 +56,7 @@ def read_yolo(path: Path) -> DatasetAnnotations:
     """Read the annotations of a folder of label files, or of those that a YAML file describes.
 
     Raises:
-        Error: the description is broken, or class names are missing.
+        Error: the description is invalid, or class names are missing.
     """
     dataset = DatasetAnnotations()
     files = [path] if path.is_file() else [file for file in find_description_files(path) if _has_class_names(file)]
@@ -96,8 +96,8 @@ def find_label_file(image: Path) -> Path:
     """Return the label file of an image: in ``labels`` for an image in ``images``, otherwise next to it."""
     parts = list(image.parts)
     if "images" in parts[:-1]:
-        at = len(parts) - 2 - parts[-2::-1].index("images")
-        label_file = Path(*parts[:at], "labels", *parts[at + 1 :]).with_suffix(".txt")
+        images_index = len(parts) - 2 - parts[-2::-1].index("images")
+        label_file = Path(*parts[:images_index], "labels", *parts[images_index + 1 :]).with_suffix(".txt")
         if is_file(label_file) or not is_file(image.with_suffix(".txt")):
             return label_file
     return image.with_suffix(".txt")
@@ -113,12 +113,12 @@ def _read_annotation(image: Path, names: dict[int, str], dataset: DatasetAnnotat
     for line, text in enumerate(read_text(path, max_bytes=MAX_SMALL_FILE_BYTES, errors="replace").splitlines(), 1):
         if not text.strip():
             continue
-        number, corners = _parse_box_line(text)
-        if number is None or number not in names:
+        class_index, corners = _parse_box_line(text)
+        if class_index is None or class_index not in names:
             word = text.split()[0][:50]
             detail = f"has class {word}, but there are {len(names)} classes: 0 to {max(names, default=0)}"
             dataset.orphan_annotations.append(AnnotationProblem("no class", path, line, detail))
-        boxes.append(Box("" if number is None else names.get(number, ""), corners, line=line))
+        boxes.append(Box("" if class_index is None else names.get(class_index, ""), corners, line=line))
     return ImageAnnotation(image, path, tuple(boxes), is_relative=True)
 
 
@@ -142,15 +142,15 @@ def _add_orphan_labels(dataset: DatasetAnnotations) -> None:
 def _parse_box_line(text: str) -> tuple[int | None, tuple[float, float, float, float]]:
     """Parse the class and the corners of a line, relative to the image size."""
     first, *values = map(to_number, text.split())
-    number = int(first) if first.is_integer() else None
+    class_index = int(first) if first.is_integer() else None
     if not all(map(math.isfinite, values)):
-        return number, (math.nan,) * 4
+        return class_index, (math.nan,) * 4
     if len(values) == 4:
         x, y, width, height = values
-        return number, (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+        return class_index, (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
     if len(values) >= 6 and len(values) % 2 == 0:
-        return number, (min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2]))
-    return number, (math.nan,) * 4
+        return class_index, (min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2]))
+    return class_index, (math.nan,) * 4
 
 
 def _read_description(path: Path) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def _read_description(path: Path) -> dict[str, Any]:
 def load_yaml(path: Path) -> dict[str, Any]:
     """Load the mapping of a YAML file, with scalars as their source text, or None without a value.
 
-    Anchors are refused: a few lines of them can expand to a value of any size.
+    Anchors are rejected: a few lines of them can expand to a value of any size.
 
     Raises:
         Error: the file is not valid YAML, nested too deeply, too large, or has anchors.
@@ -198,7 +198,7 @@ class _PlainLoader(yaml.BaseLoader):
 
 
 def _has_class_names(path: Path) -> bool:
-    """Return whether a YAML file has class names; assumed for a broken ``data.yaml``, whose reading raises an error."""
+    """Return whether a YAML file has class names; assumed for an invalid ``data.yaml``, which raises an error later."""
     try:
         return bool(_read_description(path).get("names"))
     except Error:
@@ -220,7 +220,7 @@ def _parse_class_names(path: Path, description: dict[str, Any]) -> dict[int, str
         )
     try:
         entries = dict(names.items() if isinstance(names, dict) else enumerate(names))
-        class_names = {int(number): name for number, name in entries.items()}
+        class_names = {int(index): name for index, name in entries.items()}
     except (TypeError, ValueError):
         class_names = {}
     if not class_names or not all(isinstance(name, str) for name in class_names.values()):
@@ -259,7 +259,9 @@ def _locate_paths(path: Path, description: dict[str, Any], key: str) -> Iterator
         if location is None and key == "test":
             continue  # test splits are often listed but not distributed
         if location is None:
-            raise Error(f"{path} names {name}, and there is no {candidates[0]}; put the images there, or fix the file")
+            raise Error(
+                f"{path} refers to {name}, but there is no {candidates[0]}; put the images there, or fix the file"
+            )
         yield location
 
 

@@ -72,8 +72,8 @@ class AlternatingDetectionTask(DetectionTask):
         }
 
     def schedule(self, progress: float) -> float:
-        """Set the learning rate, whose schedule restarts in each training step; starts the steps when they are due."""
-        step = max(number for number in range(4) if progress >= STEP_BOUNDARIES[number])
+        """Set the learning rate, whose schedule restarts in each training step, and start the steps that are due."""
+        step = max(index for index in range(4) if progress >= STEP_BOUNDARIES[index])
         if step != self.current_step:
             self._start_step(step)
         return super().schedule(
@@ -114,11 +114,11 @@ class AlternatingDetectionTask(DetectionTask):
             self._start_step(TRAIN_RPN)
         images, sizes, truth = self.prepare_training_inputs(batch)
         if self.current_step in (TRAIN_RPN, FINETUNE_RPN):
-            samples, _ = self.training_model(images, sizes, truth, part="rpn")
+            samples, _ = self.training_model(images, sizes, truth, stage="rpn")
             losses = self.compute_stage_losses(samples, "objectness", "anchor_boxes")
         else:
             proposals = self.proposal_network.propose(images, sizes) if self.current_step == TRAIN_DETECTOR else None  # type: ignore[operator]
-            _, samples = self.training_model(images, sizes, truth, proposals, part="regions")
+            _, samples = self.training_model(images, sizes, truth, proposals, stage="regions")
             losses = self.compute_stage_losses(samples, "classification", "region_boxes")
         zero = torch.zeros((), device=images.device)
         all_losses = {

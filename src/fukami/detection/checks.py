@@ -14,10 +14,10 @@ from fukami.errors import Error
 MIN_SIDE = 4.0  # pixels; a smaller object cannot be recognized
 BORDER_TOLERANCE = 0.5  # pixels that a box may exceed its image by, since coordinates are often rounded
 FAULT_MESSAGES = {
-    "not a number": "is not four finite numbers, and is left out",
-    "inverted box": "has right < left or bottom < top, and is left out",
-    "empty box": "has no area, and is left out",
-    "outside": "is outside its image, and is left out",
+    "not a number": "is not four finite numbers, and is skipped",
+    "inverted box": "has right < left or bottom < top, and is skipped",
+    "empty box": "has no area, and is skipped",
+    "outside": "is outside its image, and is skipped",
 }
 
 
@@ -39,7 +39,7 @@ def check_samples(spec: str, findings: Findings) -> Iterator[tuple[ImageItem, by
         add_read_error(error, names, findings)
         return
     for problem in dict.fromkeys(
-        problem._replace(split="") for problem in (*dataset.unusable_images, *dataset.orphan_annotations)
+        problem._replace(split="") for problem in (*dataset.unreadable_images, *dataset.orphan_annotations)
     ):
         findings.add(problem.kind, problem.detail, file=names(problem.file), line=problem.line)
     for image in dataset.unannotated_images:
@@ -121,10 +121,10 @@ def _find_warnings(corners: Corners, size: tuple[int, int], starts_at_zero: bool
 
 
 def _check_scenes(findings: Findings) -> Iterator[tuple[ImageItem, bytes]]:
-    """Validate the embedded dataset, which has no files."""
+    """Validate the bundled dataset, which has no files."""
     train, test, labels = detection_data.load_dataset("scenes", 0)
     for split, samples in (("train", train), ("test", test)):
         for sample in samples:
             findings.image_counts[split][""] += 1
-            findings.annotation_counts[split].update(labels[number] for number in sample.classes.tolist())
+            findings.annotation_counts[split].update(labels[class_index] for class_index in sample.classes.tolist())
             yield ImageItem(Path(), sample.name, "", split), hash_pixels(np.asarray(sample.source))

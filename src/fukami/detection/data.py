@@ -31,15 +31,15 @@ def load_dataset(
     """Load the training samples, the evaluation samples and the class names of a dataset.
 
     Args:
-        spec: ``scenes`` (embedded), ``bccd``, ``voc-animals``, ``voc2007``, ``voc2012``, ``coco``, or the path of a
+        spec: ``scenes`` (bundled), ``bccd``, ``voc-animals``, ``voc2007``, ``voc2012``, ``coco``, or the path of a
             folder (or archive) or file in VOC, COCO or YOLO format.
         holdout: fraction of the images held out for evaluation, if the dataset has no splits.
-        max_broken: maximum number of missing or broken images per split; they are left out and named in a warning.
+        max_broken: maximum number of missing or unreadable images per split; they are skipped with a warning.
         include_train: whether to load the training samples; if False, they may be missing.
 
     Raises:
         UsageError: the name is unknown, or the path does not exist.
-        Error: the dataset has no known layout, is damaged, or is not on this machine.
+        Error: the dataset has no known layout, is corrupted, or is not on this machine.
     """
     if spec == "scenes":
         return (
@@ -56,15 +56,16 @@ def load_dataset(
     if eval_split is not None:
         return train, _load_splits(dataset, (eval_split,), max_broken), labels
     is_held_out = image_folder.select_holdout(find_rarest_classes(train), holdout).tolist()
-    kept = tuple(sample for sample, out in zip(train, is_held_out, strict=True) if not out)
-    return kept, tuple(sample for sample, out in zip(train, is_held_out, strict=True) if out), labels
+    kept = tuple(sample for sample, held_out in zip(train, is_held_out, strict=True) if not held_out)
+    evaluation = tuple(sample for sample, held_out in zip(train, is_held_out, strict=True) if held_out)
+    return kept, evaluation, labels
 
 
 def _load_splits(dataset: DatasetAnnotations, splits: tuple[str, ...], max_broken: int) -> Samples:
     """Build the samples of these splits."""
     entries = [entry for name in splits for entry in dataset.splits.get(name, ())]
-    unusable = [problem for problem in dataset.unusable_images if problem.split in splits]
-    return tuple(build_samples(entries, dataset.labels, unusable, max_broken))
+    unreadable = [problem for problem in dataset.unreadable_images if problem.split in splits]
+    return tuple(build_samples(entries, dataset.labels, unreadable, max_broken))
 
 
 def find_dataset(spec: str) -> Path:
@@ -94,7 +95,7 @@ def read_annotations(path: Path) -> DatasetAnnotations:
     """Read the annotations of a dataset in VOC, COCO or YOLO format.
 
     Raises:
-        Error: the annotations have no known layout, or are damaged.
+        Error: the annotations have no known layout, or are corrupted.
     """
     layout_and_root = detect_layout(path)
     if layout_and_root is None:

@@ -68,7 +68,7 @@ class FasterRCNNVGG16(FasterRCNNRecipe):
     width_multiplier: float = 1.0
     """Multiplier of the number of channels of the backbone."""
     stride: Literal[8, 16] = 16
-    """Stride of the feature map in pixels; 8 omits the fourth pooling, for small objects."""
+    """Stride of the feature map in pixels; with 8 the fourth pooling has stride 1, for small objects."""
 
     def __post_init__(self) -> None:
         """Validate the fields."""

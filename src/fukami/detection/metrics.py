@@ -25,17 +25,17 @@ def compute_coco_metrics(
 
     Any number of detections inside a crowd (``iscrowd``) are ignored. A difficult object (VOC) is matched by IoU, once,
     and its detection is ignored, as COCO does for objects outside a size range. Treated as a crowd it would absorb more
-    detections. Sizes without a counted object are left out.
+    detections. Sizes without a counted object are omitted.
 
     Args:
-        samples: number, :class:`Prediction` and :class:`GroundTruth` of each image.
+        samples: image index, :class:`Prediction` and :class:`GroundTruth` of each image.
         num_classes: number of classes.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
     objects, detections = _build_coco_annotations(samples)
-    images = [{"id": number} for number in sorted({entry["image_id"] for entry in objects + detections})]
-    categories = [{"id": number, "name": str(number)} for number in range(num_classes)]
+    images = [{"id": image_index} for image_index in sorted({entry["image_id"] for entry in objects + detections})]
+    categories = [{"id": class_index, "name": str(class_index)} for class_index in range(num_classes)]
     truth, predictions = (
         COCO({"images": images, "categories": categories, "annotations": entries}) for entries in (objects, detections)
     )
@@ -55,10 +55,10 @@ def compute_coco_metrics(
         for index, size in enumerate(OBJECT_SIZES, start=1)
     }
     metrics["coco_ar100"] = _compute_valid_mean(recall[:, :, 0, 0])
-    class_aps = {number: _compute_valid_mean(all_sizes[:, :, number]) for number in range(num_classes)}
+    class_aps = {index: _compute_valid_mean(all_sizes[:, :, index]) for index in range(num_classes)}
     return (
         {name: value for name, value in metrics.items() if not np.isnan(value)},
-        {number: value for number, value in class_aps.items() if not np.isnan(value)},
+        {class_index: value for class_index, value in class_aps.items() if not np.isnan(value)},
     )
 
 
@@ -74,14 +74,14 @@ def _build_coco_annotations(
     """Build the objects and the detections in COCO's JSON format; ids start at 1."""
     objects: list[dict[str, Any]] = []
     detections: list[dict[str, Any]] = []
-    for number, prediction, truth in samples:
+    for image_index, prediction, truth in samples:
         for box, kind, label in zip(_convert_to_xywh(truth.boxes), truth.kinds, truth.classes.tolist(), strict=True):
             area = box[2] * box[3] if kind in (REGULAR, CROWD) else UNCOUNTED_AREA
-            objects.append({"id": len(objects) + 1, "image_id": number, "category_id": label, "bbox": box, "area": area,
-                            "iscrowd": int(kind == CROWD)})  # fmt: skip
+            objects.append({"id": len(objects) + 1, "image_id": image_index, "category_id": label, "bbox": box,
+                            "area": area, "iscrowd": int(kind == CROWD)})  # fmt: skip
         boxes, classes = _convert_to_xywh(prediction.boxes), prediction.classes.tolist()
         for box, label, score in zip(boxes, classes, prediction.scores.tolist(), strict=True):
-            detections.append({"id": len(detections) + 1, "image_id": number, "category_id": label, "bbox": box,
+            detections.append({"id": len(detections) + 1, "image_id": image_index, "category_id": label, "bbox": box,
                                "area": box[2] * box[3], "score": score})  # fmt: skip
     return objects, detections
 
@@ -198,8 +198,8 @@ class DetectionResults:
     def merge(self, others: Iterable[Self]) -> None:
         """Add the results of other processes; an image that several processes have counts once."""
         for other in others:
-            for number, image in other.images.items():
-                self.images.setdefault(number, image)
+            for image_index, image in other.images.items():
+                self.images.setdefault(image_index, image)
         self._clear_cache()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -211,21 +211,21 @@ class DetectionResults:
 
         ``map`` is the mean over the classes of the area under the precision-recall curve, at an IoU of 0.5; ``map_11``
         is its 11-point approximation (VOC 2007). ``coco_ap`` is the mean over the IoUs 0.50, 0.55 ... 0.95. Classes
-        and sizes without a counted object are left out.
+        and sizes without a counted object are omitted.
 
         Raises:
             Error: no object is annotated.
         """
         num_objects = self.num_objects
         if not num_objects.any():
-            raise Error("there is no object to evaluate on; give a dataset whose test split has annotated objects")
-        present = [number for number in range(len(self.labels)) if num_objects[number]]
+            raise Error("there is no object to evaluate on; use a dataset whose test split has annotated objects")
+        present = [index for index in range(len(self.labels)) if num_objects[index]]
         coco_metrics, coco_aps = compute_coco_metrics(self._sort_images(), len(self.labels))
         classes = {}
-        for number in present:
-            ap, ap_11 = self.compute_average_precision(number)
-            metrics = {"ap": ap, "ap_11": ap_11, "coco_ap": coco_aps[number], "objects": int(num_objects[number])}
-            classes[self.labels[number]] = metrics
+        for index in present:
+            ap, ap_11 = self.compute_average_precision(index)
+            metrics = {"ap": ap, "ap_11": ap_11, "coco_ap": coco_aps[index], "objects": int(num_objects[index])}
+            classes[self.labels[index]] = metrics
         means = {f"m{name}": float(np.mean([row[name] for row in classes.values()])) for name in ("ap", "ap_11")}
         counts = {"count": len(self.images), "objects": int(num_objects.sum())}
         return {**means, **coco_metrics, **counts, "classes": classes}
@@ -250,7 +250,7 @@ class DetectionResults:
         return area, float(np.append(monotone, 0.0)[first].mean())
 
     def compute_curve(self, class_index: int) -> PrecisionRecallCurve:
-        """Compute the precision-recall curve of a class; ignored detections are left out."""
+        """Compute the precision-recall curve of a class; ignored detections are excluded."""
         matches = self._match_table
         ranked = self._ranked_detections[class_index]
         num_correct = np.cumsum(matches.outcome[ranked] == CORRECT)
@@ -274,10 +274,9 @@ class DetectionResults:
         A class has as many top detections as objects (Hoiem et al. 2012, section 2.1).
         """
         matches, counts = self._match_table, np.zeros((len(self.labels), len(OUTCOMES)), np.int64)
-        for number, num_objects in enumerate(self.num_objects):
-            counts[number] = np.bincount(
-                matches.outcome[self._ranked_detections[number][:num_objects]], minlength=len(OUTCOMES)
-            )
+        for class_index, num_objects in enumerate(self.num_objects):
+            top_detections = self._ranked_detections[class_index][:num_objects]
+            counts[class_index] = np.bincount(matches.outcome[top_detections], minlength=len(OUTCOMES))
         return counts
 
     def find_false_negatives(self, limit: int) -> list[ErrorCase]:
@@ -286,7 +285,7 @@ class DetectionResults:
         An object counts as missed if its score is below the best threshold of its class.
         """
         matches = self._match_table
-        thresholds = np.array([self.find_best_threshold(number) for number in range(len(self.labels))])
+        thresholds = np.array([self.find_best_threshold(class_index) for class_index in range(len(self.labels))])
         indices = np.flatnonzero(
             (matches.object_kinds == REGULAR) & (matches.best_score < thresholds[matches.object_classes])
         )
@@ -325,7 +324,7 @@ class DetectionResults:
             self.__dict__.pop(name, None)
 
     def _sort_images(self) -> list[tuple[int, Prediction, GroundTruth]]:
-        return [(number, *self.images[number]) for number in sorted(self.images)]
+        return [(image_index, *self.images[image_index]) for image_index in sorted(self.images)]
 
     @functools.cached_property
     def _ranked_detections(self) -> list[IntArray]:
@@ -340,13 +339,13 @@ class DetectionResults:
         """Matches of all images, in the order of their indices, so that the number of processes has no effect."""
         columns: list[tuple[npt.NDArray[Any], ...]] = []
         offset = 0
-        for number, prediction, truth in self._sort_images():
+        for image_index, prediction, truth in self._sort_images():
             outcome, target, best_score, rival = _match_boxes(prediction, truth)
             num_detections, num_objects = len(outcome), len(best_score)
             target = np.where(target >= 0, target + offset, -1)
             offset += num_objects
-            detection_columns = (np.full(num_detections, number), *prediction, outcome, target)
-            columns.append((*detection_columns, np.full(num_objects, number), *truth, best_score, rival))
+            detection_columns = (np.full(num_detections, image_index), *prediction, outcome, target)
+            columns.append((*detection_columns, np.full(num_objects, image_index), *truth, best_score, rival))
         empty: list[npt.NDArray[Any]] = [np.zeros(0, np.int64)] * 12
         empty[1] = empty[7] = np.zeros((0, 4))
         return _MatchTable(*(np.concatenate(column) for column in zip(empty, *columns, strict=True)))
@@ -373,12 +372,13 @@ def _match_boxes(prediction: Prediction, truth: GroundTruth) -> tuple[IntArray, 
     area = _compute_area(boxes)[:, None]
     iou = np.where(is_crowd, 0.0, intersection / np.maximum(area + _compute_area(objects) - intersection, 1e-12))
     same_class = classes[:, None] == labels
-    own_iou, other_iou = np.where(same_class, iou, 0.0), np.where(same_class, 0.0, iou)
-    rows, nearest = np.arange(count), own_iou.argmax(1)
-    max_own, max_other = own_iou[rows, nearest], other_iou.max(1)
-    is_match = max_own >= MATCH_IOU
-    outcome[max_other >= RELATED_IOU], outcome[max_own >= RELATED_IOU] = OTHER_CLASS, LOCALIZATION
-    related = np.where(outcome == LOCALIZATION, nearest, other_iou.argmax(1))
+    same_class_iou, other_class_iou = np.where(same_class, iou, 0.0), np.where(same_class, 0.0, iou)
+    rows, nearest = np.arange(count), same_class_iou.argmax(1)
+    best_same_class_iou, best_other_class_iou = same_class_iou[rows, nearest], other_class_iou.max(1)
+    is_match = best_same_class_iou >= MATCH_IOU
+    outcome[best_other_class_iou >= RELATED_IOU] = OTHER_CLASS
+    outcome[best_same_class_iou >= RELATED_IOU] = LOCALIZATION
+    related = np.where(outcome == LOCALIZATION, nearest, other_class_iou.argmax(1))
     target = np.where(outcome != BACKGROUND, related, -1)
     crowd_overlap = np.where(same_class & is_crowd, intersection / np.maximum(area, 1e-12), 0.0).max(1)
     outcome[is_match] = DUPLICATE
@@ -387,7 +387,7 @@ def _match_boxes(prediction: Prediction, truth: GroundTruth) -> tuple[IntArray, 
     best_detections = order[is_match[order]][first]
     outcome[best_detections], best_score[matched] = CORRECT, scores[best_detections]
     outcome[is_match & (kinds[nearest] == DIFFICULT) | ~is_match & (crowd_overlap >= MATCH_IOU)] = IGNORED
-    rivals = np.where((other_iou >= MATCH_IOU) & (outcome != CORRECT)[:, None], scores[:, None], -np.inf)
+    rivals = np.where((other_class_iou >= MATCH_IOU) & (outcome != CORRECT)[:, None], scores[:, None], -np.inf)
     return outcome, target, best_score, np.where(np.isfinite(rivals.max(0)), classes[rivals.argmax(0)], -1)
 
 

@@ -65,13 +65,13 @@ def plot_precision_recall(results: DetectionResults) -> Figure:
     The line is the measured precision, the area is the average precision (AP), and the point is the best threshold.
     """
     present = np.flatnonzero(results.num_objects).tolist()
-    shown = sorted(sorted(present, key=lambda number: results.compute_average_precision(number)[0])[:MAX_CURVES])
+    shown = sorted(sorted(present, key=lambda index: results.compute_average_precision(index)[0])[:MAX_CURVES])
     columns = min(NUM_COLUMNS, len(shown))
     rows = -(-len(shown) // columns)
     figure = Figure(figsize=(max(3.4, 2 * columns), 0.5 + 1.9 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for axes, number in zip(grid.flat, shown, strict=False):
-        _plot_curve(axes, results, number)
+    for axes, class_index in zip(grid.flat, shown, strict=False):
+        _plot_curve(axes, results, class_index)
     for axes in grid.flat[len(shown) :]:
         axes.axis("off")
     figure.supxlabel("recall", fontsize=9)
@@ -134,9 +134,7 @@ def plot_outcomes(results: DetectionResults) -> Figure:
         widths = percentages[order, outcome]
         axes.barh(range(len(order)), widths, left=left, color=OUTCOME_COLORS[outcome], label=name)
         left += widths
-    axes.set_yticks(
-        range(len(order)), [_shorten_label(results.labels[number]) for number in present[order]], fontsize=9
-    )
+    axes.set_yticks(range(len(order)), [_shorten_label(results.labels[index]) for index in present[order]], fontsize=9)
     axes.set_ylim(len(order) - 0.4, -0.6)
     axes.set_xlim(0, 100)
     axes.set_xlabel("% of the objects; blank: no detection")

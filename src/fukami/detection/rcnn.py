@@ -58,9 +58,9 @@ class RCNNRecipe(DetectionRecipe):
     batch_norm: bool = False
     """Batch normalization after each convolution."""
     regions_per_image: int = 16
-    """Number of regions per image and step; at most a quarter of them are objects."""
+    """Number of regions per image and step; at most a quarter of them are positive."""
     cache_limit: float = 10.0
-    """Disk space of the feature cache, in gigabytes; features that do not fit are recomputed. 0 disables the cache."""
+    """Disk space of the feature cache, in gigabytes; further features are recomputed. 0 disables the cache."""
     init: str = ""
     """Initial weights."""
 
@@ -76,7 +76,7 @@ class RCNNRecipe(DetectionRecipe):
         check_range(self, 0, 0.99, "dropout")
         check_range(self, 1 / 64, 4, "width_multiplier")
         if self.activation_checkpointing:
-            raise UsageError("R-CNN does not support --activation-checkpointing; give --accumulate to save memory")
+            raise UsageError("R-CNN does not support --activation-checkpointing; use --accumulate to save memory")
 
     def build_model(self, num_classes: int) -> "RCNNModel":
         """Build the network for ``num_classes`` classes without the background."""
@@ -129,7 +129,7 @@ class RCNNRecipe(DetectionRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RCNNSolverRecipe(RCNNRecipe):
+class FrozenFeatureRecipe(RCNNRecipe):
     """Base recipe of a stage without gradient descent, which continues the previous stage's run image by image."""
 
     previous_recipe: ClassVar[str] = ""  # name of the previous stage's recipe
@@ -163,14 +163,17 @@ class RCNNSolverRecipe(RCNNRecipe):
         """
         from fukami.engine import checkpoint
 
-        own = get_recipe_name(type(self))
+        recipe_name = get_recipe_name(type(self))
         if not self.init:
-            raise UsageError(f"{own} continues a run of {self.previous_recipe}; give its folder: --init DIR")
+            raise UsageError(
+                f"{recipe_name} continues a run of {self.previous_recipe}; specify its folder with --init DIR"
+            )
         folder = checkpoint.locate_run(self.init)
         other, _ = checkpoint.read_recipe(folder)
         if get_recipe_name(type(other)) != self.previous_recipe:
             raise UsageError(
-                f"{folder} is a run of {get_recipe_name(type(other))}; {own} continues a run of {self.previous_recipe}"
+                f"{folder} is a run of {get_recipe_name(type(other))}; {recipe_name} continues a run of "
+                f"{self.previous_recipe}"
             )
         if not checkpoint.is_finished(folder):
             raise UsageError(
@@ -182,7 +185,7 @@ class RCNNSolverRecipe(RCNNRecipe):
         }
         if different_fields:
             flags = " ".join(_format_flag(name, value) for name, value in different_fields.items())
-            raise UsageError(f"{folder} was trained with other field values; give the same ones: {flags}")
+            raise UsageError(f"{folder} was trained with other field values; use the same ones: {flags}")
         return folder
 
     def initialize_task(self, task: "Task") -> None:
@@ -276,7 +279,7 @@ class RCNNFinetune(RCNNRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RCNNSVM(RCNNSolverRecipe):
+class RCNNSVM(FrozenFeatureRecipe):
     """R-CNN's second stage: linear SVMs with hard negative mining (Girshick et al. 2014, section 2.3).
 
     Result: 72.06 % mAP on BCCD at 320 pixels as the second stage of rcnn. The paper: 54.2 % mAP on VOC 2007.
@@ -305,11 +308,11 @@ class RCNNSVM(RCNNSolverRecipe):
         from fukami.detection.rcnn_svm_task import SVMTask
 
         return SVMTask(self.build_model(len(labels)), labels, self.build_preprocessing(), self.build_region_settings(),
-                        cost=self.svm_cost, max_iou=self.svm_iou, seed=self.seed)  # fmt: skip
+                        cost=self.svm_cost, negative_iou_threshold=self.svm_iou, seed=self.seed)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class RCNNBoxes(RCNNSolverRecipe):
+class RCNNBoxes(FrozenFeatureRecipe):
     """R-CNN's third stage: bounding-box regression (Girshick et al. 2014, appendix C).
 
     Result: 73.15 % mAP on BCCD at 320 pixels as the last stage of rcnn. The paper: 58.5 % mAP on VOC 2007.
@@ -393,7 +396,7 @@ class RCNN(RCNNFinetune):
     def _build_stage(self, kind: type[RCNNRecipe], init: str) -> RCNNRecipe:
         """Build the recipe of a stage from the fields of this recipe."""
         names = {field.name for field in dataclasses.fields(kind)} & {field.name for field in dataclasses.fields(self)}
-        unused = GRADIENT_FIELDS if issubclass(kind, RCNNSolverRecipe) else ()
+        unused = GRADIENT_FIELDS if issubclass(kind, FrozenFeatureRecipe) else ()
         return kind(**{name: getattr(self, name) for name in names.difference(unused)} | {"init": init})
 
     def build_loader(self, samples: "tuple[Sample, ...]", labels: tuple[str, ...], *, train: bool) -> "PaddedLoader":

@@ -1,4 +1,4 @@
-"""R-CNN's second and third stage: SVMs and box regressors, fitted to the features of regions by solvers."""
+"""R-CNN's second and third stage: SVMs and bounding-box regressors, fitted to the features of regions."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -22,15 +22,16 @@ if TYPE_CHECKING:
 TARGET_NORM = 20.0  # mean norm that the features are scaled to; the SVM costs and the ridge penalty assume it
 INTERCEPT_SCALING = 10.0  # value of the constant feature; a large one keeps the bias almost unregularized
 NORM_SAMPLES = 8  # proposals per image in the estimate of the mean norm
-HARD_MARGIN, EASY_MARGIN = -1.0, -1.2  # a negative is kept above the first and removed below the second
-RETRAIN_INTERVAL = 2000  # new negatives after which an SVM is trained again
-ABSENT_CLASS_MARGIN = -10.0  # bias of a class without objects
+HARD_NEGATIVE_THRESHOLD = -1.0  # decision value above which a negative is added
+EASY_NEGATIVE_THRESHOLD = -1.2  # decision value below which a negative is removed
+RETRAIN_INTERVAL = 2000  # new negatives after which an SVM is fitted again
+ABSENT_CLASS_BIAS = -10.0  # bias of a class without objects
 
 
-class RCNNSolverTask(RCNNTask):
-    """Base class of a stage with a frozen network and one step per image."""
+class FrozenFeatureTask(RCNNTask):
+    """Base class of a stage that collects features of a frozen network, one image per step, and fits to them."""
 
-    min_score = 1 / (1 + math.exp(1.5))  # a margin of -1.5
+    min_score = 1 / (1 + math.exp(1.5))  # a decision value of -1.5
     num_epochs = 1
     num_images = 0  # of the training split; set by count_steps
 
@@ -50,7 +51,7 @@ class RCNNSolverTask(RCNNTask):
         self.store = TensorStore()
 
     def count_steps(self, train: Any) -> tuple[int, int]:
-        """Return the number of steps, one per image and epoch, and the evaluation interval, which is the same."""
+        """Return the number of steps, one per image and epoch, and an evaluation interval of the same length."""
         self.num_images = len(train)
         steps = self.num_epochs * self.num_images
         return steps, steps
@@ -60,11 +61,11 @@ class RCNNSolverTask(RCNNTask):
         return 0.0
 
     def get_stateful_objects(self) -> dict[str, Any]:
-        """Return the network with the fitted layers, and the tensors that were collected."""
+        """Return the network with the fitted layers, and the collected tensors."""
         return {"model": self.model, "store": self.store}
 
     def score_regions(self, fc7: Tensor) -> Tensor:
-        """Map the SVM margins to [0, 1] by a sigmoid; 0.5 is on the boundary. The scores are not probabilities."""
+        """Map the decision values of the SVMs to scores in [0, 1] by a sigmoid; they are not probabilities."""
         return torch.sigmoid(self.model.svm(fc7).float())  # type: ignore[operator]
 
     def step(self, batch: "PaddedBatch") -> dict[str, Tensor]:
@@ -76,18 +77,18 @@ class RCNNSolverTask(RCNNTask):
             return self.process_image(image, batch, next(self.iterate_proposals(batch)))
 
     def process_image(self, image: Tensor, batch: "PaddedBatch", proposals: Tensor) -> dict[str, Tensor]:
-        """Collect features of an image and its proposals, and fit when it is due; returns scalars for the log."""
+        """Collect the features of an image, fit when enough are collected, and return scalars for the log."""
         raise NotImplementedError(f"{type(self).__name__} does not define process_image(image, batch, proposals)")
 
 
 class TensorStore:
-    """Growing tensors by name, saved in the checkpoint of a stage."""
+    """Tensors by name that grow by rows and are saved in the checkpoint of a stage."""
 
     def __init__(self) -> None:
         self.chunks: dict[str, list[Tensor]] = {}
 
     def __getitem__(self, name: str) -> Tensor:
-        """Return the tensor of a name, on the CPU."""
+        """Return the tensor with this name, on the CPU."""
         if len(self.chunks[name]) > 1:
             self.chunks[name] = [torch.cat(self.chunks[name])]
         return self.chunks[name][0]
@@ -110,17 +111,17 @@ class TensorStore:
             self[name] = rows
 
 
-class SVMTask(RCNNSolverTask):
-    """Stage 2: a linear SVM per class, with hard negative mining over all images (section 2.3, appendix B).
+class SVMTask(FrozenFeatureTask):
+    """Stage 2: a linear SVM per class, fitted with hard negative mining (Girshick et al. 2014, section 2.3).
 
-    The first epoch collects the positives, which are the objects themselves, and the mean norm of the features. In the
-    second, regions that overlap every object of a class by less than ``max_iou`` are its negatives. Hard negatives,
-    with an SVM margin above -1, are kept. After 2,000 new ones, and at the end, the SVM is trained again and easy
-    negatives are removed. Regions on difficult objects and crowds are neither positives nor negatives.
+    The first epoch collects the positives, the annotated objects, and the mean norm of the features. The second epoch
+    mines negatives: regions whose IoU with every object of the class is below ``negative_iou_threshold``. Negatives
+    with a decision value above -1 are hard and are added. After 2,000 new ones, and at the end, the SVM is fitted
+    again and easy negatives are removed. Regions on difficult objects and crowds are neither positives nor negatives.
 
     Args:
         cost: C of the SVMs; positives have weight 2.
-        max_iou: IoU threshold of a negative.
+        negative_iou_threshold: IoU with every object of a class below which a region is a negative.
         seed: seed of the solver.
         model, labels, prepare, region_settings: as for :class:`RCNNTask`.
     """
@@ -135,11 +136,11 @@ class SVMTask(RCNNSolverTask):
         region_settings: RegionSettings,
         *,
         cost: float = 1e-3,
-        max_iou: float = 0.3,
+        negative_iou_threshold: float = 0.3,
         seed: int = 0,
     ) -> None:
         super().__init__(model, labels, prepare, region_settings)
-        self.cost, self.max_iou, self.seed = cost, max_iou, seed
+        self.cost, self.negative_iou_threshold, self.seed = cost, negative_iou_threshold, seed
 
     def setup(self, runtime: "Runtime") -> None:
         """Move to the device and prepare for training."""
@@ -154,7 +155,7 @@ class SVMTask(RCNNSolverTask):
             classes=torch.zeros(0, dtype=torch.int64),
             negatives=no_features,
             is_negative=torch.zeros(0, classes, dtype=torch.bool),  # whether each row is a negative of each class
-            num_new=torch.zeros(classes, dtype=torch.int64),  # negatives since the last training
+            num_new=torch.zeros(classes, dtype=torch.int64),  # negatives since the last fit
         )
 
     def process_image(self, image: Tensor, batch: "PaddedBatch", proposals: Tensor) -> dict[str, Tensor]:
@@ -169,8 +170,9 @@ class SVMTask(RCNNSolverTask):
         else:
             num_hard = self.mine_hard_negatives(image, batch, proposals)
             is_last = num_processed == self.num_epochs * self.num_images
-            for number in (store["num_new"] >= (1 if is_last else RETRAIN_INTERVAL)).nonzero().flatten().tolist():
-                self.train_svm(number)
+            is_due = store["num_new"] >= (1 if is_last else RETRAIN_INTERVAL)
+            for class_index in is_due.nonzero().flatten().tolist():
+                self.update_svm(class_index)
         counts = {
             "hard_negatives": num_hard,
             "negatives": len(store["negatives"]),
@@ -191,20 +193,21 @@ class SVMTask(RCNNSolverTask):
         is_present = self.store["classes"].bincount(minlength=len(self.labels)) > 0
         svm: Any = self.model.svm
         svm.weight.zero_()
-        svm.bias.copy_(torch.where(is_present, 0.0, ABSENT_CLASS_MARGIN))
+        svm.bias.copy_(torch.where(is_present, 0.0, ABSENT_CLASS_BIAS))
 
     def mine_hard_negatives(self, image: Tensor, batch: "PaddedBatch", proposals: Tensor) -> int:
-        """Keep the hard negatives of an image; returns their number."""
+        """Add the hard negatives of an image, and return their number."""
         features = self.get_features(image, proposals)
-        margins = self.model.svm(features.float())  # type: ignore[operator]
-        is_hard = (margins > HARD_MARGIN) & find_negatives(batch, proposals, len(self.labels), self.max_iou)
+        decision_values = self.model.svm(features.float())  # type: ignore[operator]
+        is_negative = find_negatives(batch, proposals, len(self.labels), self.negative_iou_threshold)
+        is_hard = (decision_values > HARD_NEGATIVE_THRESHOLD) & is_negative
         rows = is_hard.any(1)
         self.store.append(negatives=features[rows], is_negative=is_hard[rows])
         self.store["num_new"] = self.store["num_new"] + is_hard.sum(0).cpu()
         return int(is_hard.sum())
 
-    def train_svm(self, class_index: int) -> None:
-        """Train the SVM of a class on its positives and the kept negatives, and remove the easy ones."""
+    def update_svm(self, class_index: int) -> None:
+        """Fit the SVM of a class to its positives and negatives, and remove the easy negatives."""
         store, is_negative = self.store, self.store["is_negative"][:, class_index]
         positives, negatives = store["positives"][store["classes"] == class_index], store["negatives"][is_negative]
         scale = TARGET_NORM / max(float(store["norm"][0] / store["norm"][1].clamp(min=1)), 1e-12)
@@ -215,7 +218,7 @@ class SVMTask(RCNNSolverTask):
         svm.weight[class_index] = scale * weight
         svm.bias[class_index] = bias
         is_kept = is_negative.clone()
-        is_kept[is_negative] = (x[len(positives) :] @ weight + bias) >= EASY_MARGIN
+        is_kept[is_negative] = (x[len(positives) :] @ weight + bias) >= EASY_NEGATIVE_THRESHOLD
         all_classes = store["is_negative"].clone()
         all_classes[:, class_index] = is_kept
         rows = all_classes.any(1)
@@ -225,38 +228,39 @@ class SVMTask(RCNNSolverTask):
         store["num_new"] = num_new
 
 
-def find_negatives(batch: "PaddedBatch", proposals: Tensor, num_classes: int, max_iou: float) -> Tensor:
+def find_negatives(batch: "PaddedBatch", proposals: Tensor, num_classes: int, negative_iou_threshold: float) -> Tensor:
     """Find the proposals that are negatives of each class, as a mask ``(P, classes)``.
 
-    A negative overlaps every object of the class by an IoU below ``max_iou``, and lies by less than half in a crowd.
+    The IoU of a negative with every object of the class is below ``negative_iou_threshold``. Less than half of its
+    area is inside a crowd of the class.
     """
     is_annotated = batch.classes[0] >= 0
     objects, classes, kinds = (values[0][is_annotated] for values in (batch.boxes, batch.classes, batch.kinds))
-    is_near = boxes.compute_iou(proposals, objects) >= max_iou
+    overlaps_object = boxes.compute_iou(proposals, objects) >= negative_iou_threshold
     is_inside = boxes.compute_intersection(proposals, objects) >= 0.5 * boxes.compute_area(proposals).unsqueeze(1)
-    is_excluded = torch.where(kinds == CROWD, is_inside, is_near)
+    is_excluded = torch.where(kinds == CROWD, is_inside, overlaps_object)
     is_class = nn.functional.one_hot(classes, num_classes).bool()
     return ~(is_excluded.unsqueeze(2) & is_class).any(1)
 
 
 def fit_svm(x: Tensor, y: Tensor, cost: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Fit a linear SVM to samples ``(n, d)``, positive where ``y`` is true; returns weights ``(d,)`` and bias."""
-    solver = LinearSVC(
+    """Fit a linear SVM to samples ``(n, d)``, positive where ``y`` is true; return weights ``(d,)`` and bias."""
+    estimator = LinearSVC(
         C=cost, loss="hinge", intercept_scaling=INTERCEPT_SCALING, class_weight={True: 2.0}, tol=0.01, max_iter=20_000,
         random_state=seed,
     )  # fmt: skip
     with threadpool_limits(torch.get_num_threads(), "blas"):  # the number of threads affects the rounding of sums
-        solver.fit(x.numpy(), y.numpy())
-    return torch.from_numpy(solver.coef_[0]), torch.from_numpy(solver.intercept_)[0]
+        estimator.fit(x.numpy(), y.numpy())
+    return torch.from_numpy(estimator.coef_[0]), torch.from_numpy(estimator.intercept_)[0]
 
 
-class BoxRegressionTask(RCNNSolverTask):
-    """Stage 3: bounding-box regression per class, by ridge regression on pool5 features (appendix C).
+class BoxRegressionTask(FrozenFeatureTask):
+    """Stage 3: bounding-box regression per class, fitted to pool5 features (Girshick et al. 2014, appendix C).
 
     Args:
         ridge: regularization parameter λ, for features of norm 20.
         min_iou: minimum IoU of a training region with an object.
-        max_pairs: maximum number of training regions per class; the first ones in the shuffled order are used.
+        max_training_regions: maximum number of training regions per class, the first ones in shuffled order.
         model, labels, prepare, region_settings: as for :class:`RCNNTask`.
     """
 
@@ -269,18 +273,18 @@ class BoxRegressionTask(RCNNSolverTask):
         *,
         ridge: float = 1000.0,
         min_iou: float = 0.6,
-        max_pairs: int = 4000,
+        max_training_regions: int = 4000,
     ) -> None:
         super().__init__(model, labels, prepare, region_settings)
-        self.ridge, self.min_iou, self.max_pairs = ridge, min_iou, max_pairs
+        self.ridge, self.min_iou, self.max_training_regions = ridge, min_iou, max_training_regions
 
     def setup(self, runtime: "Runtime") -> None:
         """Move to the device and prepare for training."""
         super().setup(runtime)
-        box: Any = self.model.bbox
+        bbox_regressor: Any = self.model.bbox
         self.store.append(
             num_processed=torch.zeros(1, dtype=torch.int64),
-            features=torch.zeros(0, box.in_features, dtype=torch.float16),
+            features=torch.zeros(0, bbox_regressor.in_features, dtype=torch.float16),
             classes=torch.zeros(0, dtype=torch.int64),
             targets=torch.zeros(0, 4),
         )
@@ -291,35 +295,34 @@ class BoxRegressionTask(RCNNSolverTask):
         store["num_processed"] = store["num_processed"] + 1
         is_object = (batch.classes[0] >= 0) & (batch.kinds[0] == REGULAR)
         if is_object.any() and len(proposals):
-            truth, classes = batch.boxes[0][is_object], batch.classes[0][is_object]
-            max_iou, nearest = boxes.compute_iou(proposals, truth).max(1)
-            is_full = store["classes"].bincount(minlength=len(self.labels)) >= self.max_pairs
-            is_used = (max_iou >= self.min_iou) & ~is_full.to(nearest.device)[classes[nearest]]
-            regions, objects = proposals[is_used], truth[nearest[is_used]]
+            ground_truth_boxes, classes = batch.boxes[0][is_object], batch.classes[0][is_object]
+            best_iou, nearest = boxes.compute_iou(proposals, ground_truth_boxes).max(1)
+            is_full = store["classes"].bincount(minlength=len(self.labels)) >= self.max_training_regions
+            is_used = (best_iou >= self.min_iou) & ~is_full.to(nearest.device)[classes[nearest]]
+            regions, objects = proposals[is_used], ground_truth_boxes[nearest[is_used]]
             features = self.extract_features(image, regions, "pool5")
             targets = boxes.encode_boxes(objects, regions)
             store.append(features=features, classes=classes[nearest[is_used]], targets=targets)
         if int(store["num_processed"]) == self.num_images:
             self.fit_regressors()
-        return {"pairs": torch.tensor(float(len(store["classes"])))}
+        return {"training_regions": torch.tensor(float(len(store["classes"])))}
 
     def fit_regressors(self) -> None:
         """Fit the regressor of each class that has regions, and discard the features."""
         store = self.store
-        box: Any = self.model.bbox
+        bbox_regressor: Any = self.model.bbox
         norms = [chunk.float().norm(dim=1) for chunk in torch.split(store["features"], REGION_BATCH_SIZE)]
         scale = TARGET_NORM / max(float(torch.cat(norms).mean().nan_to_num()), 1e-12)
-        for number in sorted(set(store["classes"].tolist())):
-            is_class = store["classes"] == number
-            solver = Ridge(
-                self.ridge, solver="cholesky"
-            )  # solves for the smaller of the number of features and samples
+        for class_index in sorted(set(store["classes"].tolist())):
+            is_class = store["classes"] == class_index
+            # this solver's matrix has the smaller of the numbers of features and samples
+            estimator = Ridge(self.ridge, solver="cholesky")
             features, targets = scale * store["features"][is_class].double(), store["targets"][is_class].double()
             with threadpool_limits(torch.get_num_threads(), "blas"):
-                solver.fit(features.numpy(), targets.numpy())
-            rows = slice(4 * number, 4 * number + 4)
-            box.weight[rows] = torch.from_numpy(scale * solver.coef_)
-            box.bias[rows] = torch.from_numpy(solver.intercept_)
+                estimator.fit(features.numpy(), targets.numpy())
+            rows = slice(4 * class_index, 4 * class_index + 4)
+            bbox_regressor.weight[rows] = torch.from_numpy(scale * estimator.coef_)
+            bbox_regressor.bias[rows] = torch.from_numpy(estimator.intercept_)
         store["features"] = store["features"][:0].clone()
 
     def refine_boxes(self, image: Tensor, regions: Tensor, classes: Tensor) -> Tensor:

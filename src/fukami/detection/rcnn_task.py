@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fukami.data.samples import PaddedBatch
 
 FEATURE_VERSION = 1  # of the warping and the features; cached features of another version are not used
-MIN_PROPOSAL_SIZE = 20  # minimum width and height of a proposal in pixels of the frame, as in the authors' code
+MIN_PROPOSAL_SIZE = 20  # minimum width and height of a proposal in pixels of the padded image, as in the authors' code
 MAX_PROPOSALS = 2000  # per image, about as many as in the paper
 REGION_BATCH_SIZE = 256  # regions per forward pass
 NMS_IOU = 0.3  # IoU threshold of the non-maximum suppression, per class
@@ -129,9 +129,9 @@ class RCNNTask(DetectionTask):
         """Detect objects in a normalized image ``(3, H, W)`` from its proposals ``(P, 4)`` and their features.
 
         Args:
-            image: normalized, in a frame.
-            size: height and width of the image in the frame, ``(2,)``.
-            proposals: in pixels of the frame.
+            image: normalized and padded.
+            size: height and width of the image without padding, ``(2,)``.
+            proposals: in pixels of the padded image.
             fc7: features of the proposals, ``(P, hidden)``.
         """
         dtype = next(self.model.parameters()).dtype
@@ -184,10 +184,11 @@ def filter_proposals(proposals: search.Boxes) -> search.Boxes:
 
 
 class RCNNFinetuneTask(RCNNTask):
-    """Stage 1: fine-tuning of the classifier on warped regions of objects and background (section 2.3).
+    """Stage 1: fine-tuning of the classifier on warped regions of background (Girshick et al. 2014, section 2.3).
 
-    Each image of a batch contributes ``regions_per_image`` regions. At most a quarter are objects or overlap one by
-    an IoU of 0.5 or more; the rest is background. (The paper samples 32 and 96 regions from all images together.)
+    Each image of a batch contributes ``regions_per_image`` regions. At most a quarter are positive: objects, and
+    regions that overlap one by an IoU of 0.5 or more. The other regions are background. (The paper samples 32 and 96
+    regions from all images together.)
     """
 
     def score_regions(self, fc7: Tensor) -> Tensor:

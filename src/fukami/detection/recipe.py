@@ -23,7 +23,7 @@ class DetectionRecipe(SupervisedRecipe):
     """Base recipe of an object detector."""
 
     data: str = "scenes"
-    """Dataset: scenes (embedded), bccd, voc-animals, voc2007, voc2012, coco, or a folder or archive in Pascal VOC, COCO
+    """Dataset: scenes (bundled), bccd, voc-animals, voc2007, voc2012, coco, or a folder or archive in Pascal VOC, COCO
     or YOLO format."""
     min_size: int = 600
     """Input size: shorter side of the resized image, in pixels."""
@@ -47,7 +47,7 @@ class DetectionRecipe(SupervisedRecipe):
         return ResizeTransform(min_size=self.min_size, max_size=self.max_size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
     def load_data(self) -> Data:
-        """Load the dataset: in memory if it fits, else streamed from its files."""
+        """Load the dataset, in memory up to ``memory_limit``, otherwise streamed from its files."""
         from fukami.detection import data as detection_data
 
         train, test, labels = detection_data.load_dataset(self.data, self.holdout, self.max_broken)
@@ -72,7 +72,7 @@ class DetectionRecipe(SupervisedRecipe):
             self.build_preprocessing(),
             batch_size=batch,
             seed=seed,
-            augment=augmentation,
+            augmentation=augmentation,
             memory_limit=self.memory_limit,
             max_broken=self.max_broken,
         )
@@ -94,8 +94,8 @@ class FasterRCNNRecipe(DetectionRecipe):
     lr: float = 2.5e-3
     """Peak learning rate."""
     schedule: str = "multistep=0.667,0.917"
-    """Learning-rate schedule: constant, step=DROPS, multistep=FRACTION,FRACTION, exponential=END, polynomial=POWER,
-    cosine, one-cycle or plateau=PATIENCE."""
+    """Learning-rate schedule: constant, step=NUM_DROPS, multistep=FRACTION,FRACTION, exponential=FINAL_FACTOR,
+    polynomial=POWER, cosine, one-cycle or plateau=PATIENCE."""
     warmup: float = 0.02
     """Fraction of the training steps with a linear warm-up."""
     clip_norm: float = 10.0
@@ -105,7 +105,7 @@ class FasterRCNNRecipe(DetectionRecipe):
     init: str = ""
     """Initial weights: imagenet (torchvision's, downloaded), a state-dict file of a classifier or a detector, or a
     run's folder."""
-    freeze: int = 2
+    frozen_stages: int = 2
     """Number of frozen backbone stages, from the first one, if init is given; 0 to 5."""
     anchor_sizes: tuple[float, ...] = (128.0, 256.0, 512.0)
     """Sides of the square anchors, in pixels; the aspect ratios are 2:1, 1:1 and 1:2."""
@@ -117,13 +117,13 @@ class FasterRCNNRecipe(DetectionRecipe):
     def __post_init__(self) -> None:
         """Validate the fields."""
         super().__post_init__()
-        check_range(self, 0, 5, "freeze")
+        check_range(self, 0, 5, "frozen_stages")
         if len(self.anchor_sizes) < 1 or min(self.anchor_sizes) < 2:
             raise UsageError(f"anchor-sizes should be anchor sides of at least 2 pixels each, not {self.anchor_sizes}")
         if self.schedule.startswith("plateau") and self.training == "alternating":
             raise UsageError(
                 "--schedule plateau cannot be combined with --training alternating, whose steps have fixed lengths; "
-                "give another --schedule"
+                "use another --schedule"
             )
 
     def build_model(self, num_classes: int) -> "Network":
@@ -138,7 +138,7 @@ class FasterRCNNRecipe(DetectionRecipe):
 
         model = self.build_model(len(labels))
         if self.init:
-            pretrained.freeze_stages(model.get_submodule(self.backbone_prefix), self.freeze)
+            pretrained.freeze_stages(model.get_submodule(self.backbone_prefix), self.frozen_stages)
         task_class = AlternatingDetectionTask if self.training == "alternating" else DetectionTask
         return task_class(
             model,

@@ -62,9 +62,9 @@ class DetectionTask(PaddedTask):
     def get_signature(self) -> ModelSignature:
         """Return the input shape of the network, and its preprocessing, labels and output as metadata."""
         output = (
-            "boxes: left, top, right, bottom in pixels of the frame; classes: indices of labels; highest score first"
+            "boxes: left, top, right, bottom in pixels of the image; classes: indices of labels; highest score first"
         )
-        return self.build_frame_signature("detector", output)
+        return self.build_padded_signature("detector", output)
 
     def compile(self) -> None:
         """Compile the modules with fixed shapes, the backbone and the fully connected layers of the head."""
@@ -74,7 +74,7 @@ class DetectionTask(PaddedTask):
                 module._compiled_call_impl = self.runtime.compile(module._call_impl)
 
     def compute_loss(self, batch: "PaddedBatch") -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the losses of both stages: objectness, classification and box regression (equation 1)."""
+        """Compute the losses of objectness, classification and box regression (Ren et al. 2015, equation 1)."""
         rpn_samples, region_samples = self.training_model(*self.prepare_training_inputs(batch))
         losses = {
             **self.compute_stage_losses(rpn_samples, "objectness", "anchor_boxes"),
@@ -91,10 +91,10 @@ class DetectionTask(PaddedTask):
     def compute_stage_losses(self, samples: SampledBoxes, class_loss: str, box_loss: str) -> dict[str, Tensor]:
         """Compute the cross entropy and the smooth L1 loss of the boxes, averaged over the samples of all processes."""
         count = self.runtime.all_reduce_sum(samples.valid.sum()).clamp(min=1) / self.runtime.world_size
-        if samples.scores.ndim == 2:
-            entropies = F.binary_cross_entropy_with_logits(samples.scores, samples.targets.float(), reduction="none")
+        if samples.logits.ndim == 2:
+            entropies = F.binary_cross_entropy_with_logits(samples.logits, samples.targets.float(), reduction="none")
         else:
-            entropies = F.cross_entropy(samples.scores.transpose(1, 2), samples.targets, reduction="none")
+            entropies = F.cross_entropy(samples.logits.transpose(1, 2), samples.targets, reduction="none")
         errors = F.smooth_l1_loss(samples.deltas, samples.target_deltas, reduction="none", beta=SMOOTH_L1_BETA).sum(2)
         is_object = samples.valid & (samples.targets > 0)
         return {
@@ -103,14 +103,14 @@ class DetectionTask(PaddedTask):
         }
 
     def detect(self, images: Tensor, sizes: Tensor) -> list[Detections]:
-        """Detect objects in images ``(N, 3, H, W)`` in 0..255; boxes are in pixels of the frame."""
+        """Detect objects in images ``(N, 3, H, W)`` in 0..255; boxes are in pixels of the padded image."""
         with half_precision.enable_float32_fallback(self.model):
             dtype = next(self.model.parameters()).dtype
             detections: list[Detections] = self.model(self.normalize_images(images, sizes).to(dtype), sizes)
         return detections
 
     def detect_batch(self, batch: "PaddedBatch") -> list[Detections]:
-        """Detect objects in the images of a batch; boxes are in pixels of the frame."""
+        """Detect objects in the images of a batch; boxes are in pixels of the padded image."""
         return self.detect(batch.images.to(self.runtime.device), batch.sizes.to(self.runtime.device))
 
     def collect_results(self, batches: Iterable["PaddedBatch"]) -> DetectionResults:
@@ -146,15 +146,15 @@ class DetectionTask(PaddedTask):
         A box is ``{"label", "score", "box": [left, top, right, bottom]}`` in pixels of the upright image.
         """
         height, width = images.shape[-2:]
-        frames, sizes = self.resize_and_pad(images)
+        padded, sizes = self.resize_and_pad(images)
         ratio = torch.tensor([width, height] * 2) / sizes[0].cpu().flip(0).repeat(2)
         predictions = []
-        for detections in self.detect(frames, sizes):
+        for detections in self.detect(padded, sizes):
             boxes = (detections.boxes.float().cpu() * ratio).tolist()
             rows = zip(boxes, detections.classes.tolist(), detections.scores.tolist(), strict=True)
             labeled_boxes = [
-                {"label": self.labels[number], "score": round(score, 4), "box": [round(side, 2) for side in box]}
-                for box, number, score in rows
+                {"label": self.labels[class_index], "score": round(score, 4), "box": [round(side, 2) for side in box]}
+                for box, class_index, score in rows
             ]
             predictions.append({"boxes": labeled_boxes})
         return predictions
@@ -173,5 +173,5 @@ class DetectionTask(PaddedTask):
         if self.runtime.is_main:
             samples = getattr(batches, "samples", ())
             yield from detection_plots.plot_evaluation(
-                results, lambda number: image_io.read_image(samples[number].source)
+                results, lambda image_index: image_io.read_image(samples[image_index].source)
             )

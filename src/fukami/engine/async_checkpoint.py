@@ -74,7 +74,7 @@ class CheckpointWriter:
         """Wait until the last checkpoint is on disk.
 
         Raises:
-            Error: it could not be written; the previous checkpoint stays.
+            Error: it could not be written; the previous checkpoint is kept.
         """
         if self.thread is not None:
             self.thread.join()
@@ -101,9 +101,9 @@ class CheckpointWriter:
                 )
             for file in files:
                 _sync_file(file)
-            # the state last: a training that resumes from an older state writes the weights again
+            # the state last: a run that resumes from an older state writes the weights again
             checkpoint.write_weights(self.folder, {name: value.contiguous() for name, value in weights.items()})
-            checkpoint.write_state(self.folder, state)
+            checkpoint.write_checkpoint(self.folder, state)
         except WriteError as error:
             self.error = Error(f"cannot write the checkpoint of step {state['step']}: {error}")
         except Exception as error:
@@ -128,7 +128,7 @@ def _use_copy_stream(ready: "torch.cuda.Event | None") -> contextlib.AbstractCon
     """Enter a separate CUDA stream that waits for the copies, so that training steps do not wait for the transfer."""
     if ready is None:
         return contextlib.nullcontext()
-    # the default device of a new thread is the first GPU, which may not be the one of the training
+    # the default device of a new thread is the first GPU, which may not be the run's device
     stream = torch.cuda.Stream(ready.device)  # type: ignore[no-untyped-call]
     stream.wait_event(ready)
     return torch.cuda.stream(stream)

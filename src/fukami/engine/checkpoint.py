@@ -1,7 +1,9 @@
-"""Runs on disk: files are written atomically, so that a crash loses nothing, and read without executing code.
+"""Read and write run folders.
+
+Files are replaced atomically, so a crash leaves no partial file, and reading never executes code.
 
 A run is a folder with ``recipe.json`` (recipe, fields, labels, versions), ``weights.safetensors``, ``metrics.jsonl``,
-``report.html``, and ``last.ckpt``, which only a resumed training reads.
+``report.html``, and ``last.ckpt``, which only a resumed run reads.
 """
 
 import contextlib
@@ -27,6 +29,7 @@ from torch.nn.modules.module import (
 )
 
 from fukami.engine import precision as precisions
+from fukami.engine.checkpoint_file import decode_checkpoint, encode_checkpoint
 from fukami.engine.locking import lock_folder
 from fukami.engine.recipe import (
     Recipe,
@@ -39,11 +42,10 @@ from fukami.engine.recipe import (
     parse_overrides,
 )
 from fukami.engine.runtime import PRECISIONS, Runtime
-from fukami.engine.state_file import encode_state, load_state
 from fukami.engine.task import Task
 from fukami.errors import Error, UsageError, WriteError, build_unknown_error
 
-SHIPPED_WEIGHTS_DIR = Path(__file__).parents[1] / "weights"
+BUNDLED_WEIGHTS_DIR = Path(__file__).parents[1] / "weights"
 RUN_FILES = (
     "recipe.json",
     "weights.safetensors",
@@ -64,13 +66,13 @@ CHECKPOINT_FIELDS = {
     "manifest": (str, NONE_TYPE),
 }  # types of the metadata of a checkpoint
 MAX_RECIPE_BYTES = 64 << 20  # bytes of a recipe.json; one with a thousand classes has 30 kB
-RecipeSource = str | os.PathLike[str] | type[Recipe]  # the file of a private recipe, or its class
+RecipeSource = str | os.PathLike[str] | type[Recipe]  # the file of a custom recipe, or its class
 
 logger = logging.getLogger(__name__)
 
 
 class ComputeConfig(NamedTuple):
-    """Compute settings of a training; ``num_threads`` is None if not set yet."""
+    """Compute configuration of a training run; ``num_threads`` is None if not set yet."""
 
     device: str
     precision: str
@@ -89,27 +91,27 @@ def load(
     """Load the task of a run, ready to predict and evaluate; several runs form an ensemble.
 
     Args:
-        runs: folders, or names of weights that ship with the package (``deep-convnet``).
+        runs: folders, or names of bundled weights (``deep-convnet``).
         device: ``auto``, ``cpu``, ``cuda`` ...
         precision: ``float32``, ``bfloat16`` or ``float16`` (dtype of weights and activations); ``int8``, ``binary`` or
             ``onnx`` (converted as by ``fukami export``); ``auto`` (the exported precision, else float32).
         vote: ensemble by majority vote instead of averaged probabilities.
         overrides: new values of recipe fields by name, such as ``{"beam_size": 3}``.
-        recipe: for runs of a private recipe, its file (or class), since code is never taken from a run. Its SHA-256
+        recipe: for runs of a custom recipe, its file (or class), since code is never loaded from a run. Its SHA-256
             must equal the one that the run recorded.
 
     Raises:
         UsageError: a run does not exist, cannot be computed at this precision, or needs another ``recipe``.
-        Error: a run is damaged, its weights do not fit its recipe, or a layer cannot be converted.
+        Error: a run is corrupted, its weights do not match its recipe, or a layer cannot be converted.
     """
     if not runs:
-        raise UsageError("give at least one run: a folder, or the name of weights that ship with the package")
+        raise UsageError("specify at least one run: a folder, or the name of bundled weights")
     first, *others = (_load_run(locate_run(run), device, precision, overrides or {}, recipe) for run in runs)
     return first.ensemble_with(others, vote=vote) if others else first
 
 
 def locate_run(run: str | os.PathLike[str]) -> Path:
-    """Return the folder of a run, given as a folder or as the name of shipped weights.
+    """Return the folder of a run, specified as a folder or as the name of bundled weights.
 
     Raises:
         UsageError: it is neither.
@@ -119,31 +121,31 @@ def locate_run(run: str | os.PathLike[str]) -> Path:
     if (folder / "recipe.json").is_file():
         check_run_files(folder)
         return folder
-    if (SHIPPED_WEIGHTS_DIR / folder.name / "recipe.json").is_file() and str(run) == folder.name:
-        return SHIPPED_WEIGHTS_DIR / folder.name
-    shipped = ", ".join(sorted(path.parent.name for path in SHIPPED_WEIGHTS_DIR.glob("*/recipe.json")))
-    what = "is a folder without a recipe.json" if folder.is_dir() else "is neither a run's folder nor shipped weights"
-    raise UsageError(f"{str(run)!r} {what}; give a folder that fukami train wrote, or one of: {shipped}")
+    if (BUNDLED_WEIGHTS_DIR / folder.name / "recipe.json").is_file() and str(run) == folder.name:
+        return BUNDLED_WEIGHTS_DIR / folder.name
+    bundled = ", ".join(sorted(path.parent.name for path in BUNDLED_WEIGHTS_DIR.glob("*/recipe.json")))
+    reason = "is a folder without a recipe.json" if folder.is_dir() else "is neither a run's folder nor bundled weights"
+    raise UsageError(f"{str(run)!r} {reason}; specify a folder that fukami train wrote, or one of: {bundled}")
 
 
 def check_run_files(folder: Path, *, for_writing: bool = False) -> None:
-    """Refuse a run's folder that contains links, pipes or devices: nothing outside of it may be read or written.
+    """Check that a run's folder contains no links, pipes or devices: nothing outside of it may be read or written.
 
     Args:
         folder: the run's folder.
-        for_writing: whether files will be written: also check subfolders, and refuse hard links, such as those of
+        for_writing: whether files will be written: also check subfolders, and reject hard links, such as those of
             ``cp -l``, through which the original run would change.
 
     Raises:
         Error: there is such an entry; the message names it.
     """
     for path in sorted(folder.rglob("*") if for_writing else folder.iterdir()):
-        facts = path.lstat()
-        regular, linked = stat.S_ISREG(facts.st_mode), for_writing and facts.st_nlink > 1
-        if not (stat.S_ISDIR(facts.st_mode) or (regular and not linked)):
-            what = "a link" if stat.S_ISLNK(facts.st_mode) else "a hard link" if regular else "not a regular file"
+        status = path.lstat()
+        regular, linked = stat.S_ISREG(status.st_mode), for_writing and status.st_nlink > 1
+        if not (stat.S_ISDIR(status.st_mode) or (regular and not linked)):
+            kind = "a link" if stat.S_ISLNK(status.st_mode) else "a hard link" if regular else "not a regular file"
             raise Error(
-                f"{path} is {what}, which a run may not contain; replace it by a copy of the file, or remove it"
+                f"{path} is {kind}, which a run may not contain; replace it by a copy of the file, or remove it"
             )
 
 
@@ -151,15 +153,14 @@ def read_recipe(folder: Path, recipe: RecipeSource | None = None) -> tuple[Recip
     """Read the recipe and the labels from ``recipe.json``; ``recipe`` as for :func:`load`.
 
     Raises:
-        UsageError: the run has a private recipe and ``recipe`` is not it, or ``recipe`` is given for a built-in one.
-        Error: the file is damaged.
+        UsageError: the run has a custom recipe and ``recipe`` is not it, or ``recipe`` is set for a built-in one.
+        Error: the file is corrupted.
     """
     record = _read_record(folder)
     versions = record.get("versions")
-    writer = str(versions.get("fukami", "")) if isinstance(versions, dict) else ""
-    return build_recipe(_resolve_recipe_class(folder, record, recipe), record["fields"], writer), tuple(
-        record["labels"]
-    )
+    writer_version = str(versions.get("fukami", "")) if isinstance(versions, dict) else ""
+    recipe_class = _resolve_recipe_class(folder, record, recipe)
+    return build_recipe(recipe_class, record["fields"], writer_version), tuple(record["labels"])
 
 
 def _resolve_recipe_class(folder: Path, record: dict[str, Any], source: RecipeSource | None) -> type[Recipe]:
@@ -167,28 +168,28 @@ def _resolve_recipe_class(folder: Path, record: dict[str, Any], source: RecipeSo
     name = record["recipe"]
     if "recipe_sha256" not in record:
         if source is not None:
-            raise UsageError(f"{folder} is a run of {name!r}, which is not a private recipe: leave out the recipe file")
+            raise UsageError(f"{folder} is a run of {name!r}, which is not a custom recipe: omit the recipe file")
         if name not in list_recipes():
-            raise Error(f"{folder / 'recipe.json'} is damaged or of another version of fukami: "
+            raise Error(f"{folder / 'recipe.json'} is corrupted or of another version of fukami: "
                         f"{build_unknown_error('recipe', name, list_recipes())}")  # fmt: skip
         return get_recipe(name)
     digest = record["recipe_sha256"]
     if not (isinstance(digest, str) or digest is None):
-        raise Error(f"{folder / 'recipe.json'} is damaged: 'recipe_sha256' should be text, not {digest!r:.100}")
+        raise Error(f"{folder / 'recipe.json'} is corrupted: 'recipe_sha256' should be a string, not {digest!r:.100}")
     if source is None:
         raise UsageError(
-            f"{folder} is a run of the private recipe {name}, and code is never taken from a run: give the recipe "
-            f"file, --recipe {name} (in Python: recipe={name!r})"
+            f"{folder} is a run of the custom recipe {name}, and code is never loaded from a run; specify the "
+            f"recipe file with --recipe {name} (in Python: recipe={name!r})"
         )
     if not isinstance(source, type):
         if digest is None:
-            raise UsageError(f"{folder} is a run of {name}, which is not defined in a file: in Python, give the class")
+            raise UsageError(f"{folder} is a run of {name}, which is not defined in a file: in Python, pass the class")
         return load_recipe_file(Path(source), digest)
     identity = identify_recipe(source)
     if identity != {"recipe": name, "recipe_sha256": digest}:
         raise UsageError(
             f"{folder} is a run of {name} with the SHA-256 {digest}, not of {identity['recipe']} with "
-            f"{identity.get('recipe_sha256')}: give the original recipe"
+            f"{identity.get('recipe_sha256')}: use the original recipe"
         )
     return source
 
@@ -221,12 +222,12 @@ def _read_record(folder: Path) -> dict[str, Any]:
             raise ValueError(f"it has more than {MAX_RECIPE_BYTES:,} bytes")
         record = json.loads(path.read_bytes())
         name, fields, labels = record["recipe"], record["fields"], record["labels"]
-        json.dumps(record, ensure_ascii=False).encode()  # refuse lone surrogates, which cannot be written again
+        json.dumps(record, ensure_ascii=False).encode()  # reject lone surrogates, which cannot be written again
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Error(f"{path} is damaged ({type(error).__name__}: {error}); the run cannot be used") from error
-    are_texts = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
-    if not (isinstance(name, str) and isinstance(fields, dict) and are_texts):
-        raise Error(f"{path} is damaged: 'recipe' should be text, 'fields' an object, 'labels' a list of texts")
+        raise Error(f"{path} is corrupted ({type(error).__name__}: {error}); the run cannot be used") from error
+    are_strings = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+    if not (isinstance(name, str) and isinstance(fields, dict) and are_strings):
+        raise Error(f"{path} is corrupted: 'recipe' should be a string, 'fields' an object, 'labels' a list of strings")
     return dict(record)
 
 
@@ -240,7 +241,7 @@ def read_precision(folder: Path) -> str:
     exported = _read_record(folder).get("exported")
     precision = exported.get("to") if isinstance(exported, dict) else "float32"
     if precision not in (*PRECISIONS, *precisions.CONVERTED_PRECISIONS):
-        raise Error(f"{folder / 'recipe.json'} is damaged: it was exported to {precision!r}; the run cannot be used")
+        raise Error(f"{folder / 'recipe.json'} is corrupted: it was exported to {precision!r}; the run cannot be used")
     return str(precision)
 
 
@@ -254,7 +255,7 @@ def locate_unconverted_run(run: str | os.PathLike[str]) -> Path:
     precision = read_precision(folder)
     if precision in precisions.CONVERTED_PRECISIONS:
         raise UsageError(
-            f"{run} was exported to {precision} already, which replaced its layers; give the run that it was exported "
+            f"{run} was exported to {precision} already, which replaced its layers; use the run that it was exported "
             "from"
         )
     return folder
@@ -265,28 +266,28 @@ def _load_run(
 ) -> Task:
     recipe, labels = read_recipe(folder, source)
     recipe = dataclasses.replace(recipe, **overrides)
-    own = read_precision(folder)
-    precision = precisions.resolve_precision(precision, own, folder)
+    stored_precision = read_precision(folder)
+    precision = precisions.resolve_precision(precision, stored_precision, folder)
     built_in = is_built_in(type(recipe))  # tasks of built-in recipes have no tensors outside of their networks
     with torch.device("meta") if built_in else contextlib.nullcontext():
         task = _build_task(folder, recipe, labels)
         modules = task.get_modules()
-        if own == "binary":
+        if stored_precision == "binary":
             from fukami.quantization.binary_layers import pack_model
 
             modules = {name: pack_model(module) for name, module in modules.items()}
-    if own in precisions.ONNX_PRECISIONS:
+    if stored_precision in precisions.ONNX_PRECISIONS:
         from fukami.quantization.onnx_export import OnnxNetwork
 
         modules = {name: OnnxNetwork(_read_file(folder / f"{name}.onnx")) for name in modules}
     else:
         assign_weights(modules, read_weights(folder), folder / "weights.safetensors")
-    if built_in or own in precisions.CONVERTED_PRECISIONS:
+    if built_in or stored_precision in precisions.CONVERTED_PRECISIONS:
         task.replace_modules(modules)
     task.setup(Runtime.start(*precisions.resolve_device_and_precision(device, precision)))
     for module in modules.values():
         module.to(PRECISIONS.get(precision, torch.float32)).eval()
-    if precision in precisions.CONVERTED_PRECISIONS and precision != own:
+    if precision in precisions.CONVERTED_PRECISIONS and precision != stored_precision:
         task.replace_modules(precisions.convert_task(task, precision, recipe))
     return task
 
@@ -327,10 +328,10 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         return read_tensors(path)
     except FileNotFoundError:
         raise Error(
-            f"{folder} has no weights.safetensors yet; its training has to reach its first checkpoint"
+            f"{folder} has no weights.safetensors yet; its training has not reached the first checkpoint"
         ) from None
     except (SafetensorError, OSError, RuntimeError, MemoryError) as error:  # the last two if it is too large to map
-        raise Error(f"{path} is damaged ({error}); the run cannot be used") from error
+        raise Error(f"{path} is corrupted ({error}); the run cannot be used") from error
 
 
 def _read_file(path: Path) -> bytes:
@@ -365,15 +366,18 @@ def assign_weights(modules: dict[str, nn.Module], tensors: dict[str, Tensor], so
     for name, module in modules.items():
         prefix = f"{name}."
         # cloned: the tensors are mapped from the file and would change with it
-        own = {key.removeprefix(prefix): value.clone() for key, value in tensors.items() if key.startswith(prefix)}
-        module.load_state_dict(own, assign=True)
+        state = {key.removeprefix(prefix): value.clone() for key, value in tensors.items() if key.startswith(prefix)}
+        module.load_state_dict(state, assign=True)
         for key, value in [*module.named_parameters(), *module.named_buffers()]:
             if value.is_meta:
-                raise Error(f"{source} lacks {name}.{key}, which the network leaves out of its state_dict; include it")
+                raise Error(
+                    f"{source} lacks {name}.{key}, which is not in the network's state_dict; register it with "
+                    "persistent=True"
+                )
 
 
 def check_tensors(modules: dict[str, nn.Module], tensors: dict[str, Tensor], source: Path) -> None:
-    """Refuse tensors that do not match those of the modules; arguments as for :func:`assign_weights`.
+    """Check that tensors match those of the modules; arguments as for :func:`assign_weights`.
 
     Raises:
         Error: tensors are missing, unexpected, of another shape or dtype, or not finite; the message lists them.
@@ -394,7 +398,7 @@ def check_tensors(modules: dict[str, nn.Module], tensors: dict[str, Tensor], sou
         listed = "; ".join(sorted(mismatches)[:MAX_LISTED_TENSORS]) + (
             f"; and {len(mismatches) - MAX_LISTED_TENSORS} more" if mismatches[MAX_LISTED_TENSORS:] else ""
         )
-        raise Error(f"{source} does not fit its recipe: {listed}")
+        raise Error(f"{source} does not match its recipe: {listed}")
 
 
 @contextlib.contextmanager
@@ -429,7 +433,7 @@ def lock_run(folder: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
             check_run_files(folder, for_writing=True)
             if resume:
                 check_same_recipe(folder, recipe)
-            _remove_temporaries(folder)
+            _remove_temporary_files(folder)
             yield
     finally:
         if new:
@@ -438,32 +442,32 @@ def lock_run(folder: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
 
 
 def check_run_exists(folder: Path) -> None:
-    """Refuse to resume in a folder without a run.
+    """Check that a folder contains a run to resume.
 
     Raises:
         UsageError: the folder does not exist, or has no ``recipe.json``.
     """
     if not (folder / "recipe.json").is_file():
-        what = "contains no run (it has no recipe.json)" if folder.is_dir() else "does not exist"
+        reason = "contains no run (it has no recipe.json)" if folder.is_dir() else "does not exist"
         raise UsageError(
-            f"nothing to resume in {folder}, which {what}; give the folder of a run with --out, or leave --resume out "
+            f"nothing to resume in {folder}, which {reason}; specify the folder of a run with --out, or omit --resume "
             "to start one"
         )
 
 
 def check_folder_unused(folder: Path, recipe: Recipe) -> None:
-    """Refuse a folder that contains more than hidden files and stages of the recipe.
+    """Check that a folder contains nothing but hidden files and stages of the recipe.
 
     Raises:
-        UsageError: the folder is in use.
+        UsageError: the folder contains other files.
     """
     stages = recipe.stages(folder)
     if any(not path.name.startswith(".") and path.name not in stages for path in folder.iterdir()):
-        raise UsageError(f"{folder} exists and is not empty; give another --out, or --resume to continue the run in it")
+        raise UsageError(f"{folder} exists and is not empty; use another --out, or --resume to continue the run in it")
 
 
 def check_same_recipe(folder: Path, recipe: Recipe) -> None:
-    """Refuse to resume the run in the folder with another recipe.
+    """Check that the run in the folder was started with this recipe.
 
     Raises:
         UsageError: the run was started with another recipe or other fields.
@@ -474,7 +478,7 @@ def check_same_recipe(folder: Path, recipe: Recipe) -> None:
     if record.get("recipe_sha256") != identity.get("recipe_sha256"):
         raise UsageError(
             f"{folder} was started with {identity['recipe']} of the SHA-256 {record.get('recipe_sha256')}, not with "
-            f"{identity.get('recipe_sha256')}: resume it with the original recipe, or give another --out"
+            f"{identity.get('recipe_sha256')}: resume it with the original recipe, or use another --out"
         )
     differences = [
         f"{name} {record['fields'].get(name)!r}, not {fields.get(name)!r}"
@@ -484,12 +488,12 @@ def check_same_recipe(folder: Path, recipe: Recipe) -> None:
     ]
     if differences:
         raise UsageError(
-            f"{folder} was started with {'; '.join(differences)}: resume it with the original values, or give another "
+            f"{folder} was started with {'; '.join(differences)}: resume it with the original values, or use another "
             "--out"
         )
 
 
-def _remove_temporaries(folder: Path) -> None:
+def _remove_temporary_files(folder: Path) -> None:
     """Remove the temporary files of a process that was killed while writing."""
     for name in RUN_FILES:
         with contextlib.suppress(OSError):
@@ -509,18 +513,18 @@ def is_finished(folder: Path) -> bool:
 
 
 def resolve_compute_config(folder: Path, device: str, precision: str, compile: bool) -> ComputeConfig:
-    """Return the compute settings: those of the run in the folder if there is one, else the arguments.
+    """Return the compute configuration: that of the run in the folder if there is one, else the arguments.
 
     Raises:
-        UsageError: the arguments differ from the settings of the run.
-        Error: ``recipe.json`` is damaged.
+        UsageError: the arguments differ from the configuration of the run.
+        Error: ``recipe.json`` is corrupted.
     """
     if not (folder / "recipe.json").is_file():
         return ComputeConfig(device, precision, compile, None)
     record = _read_record(folder)
     for name, kind in RESUME_FIELDS.items():
         if type(record.get(name)) is not kind:
-            raise Error(f"{folder / 'recipe.json'} is damaged: {name!r} should be of type {kind.__name__}, not "
+            raise Error(f"{folder / 'recipe.json'} is corrupted: {name!r} should be of type {kind.__name__}, not "
                         f"{record.get(name)!r:.100}; the run cannot be resumed")  # fmt: skip
     requested = {"device": device.partition(":")[0], "precision": precision, "compile": compile or "auto"}
     for name, value in requested.items():
@@ -532,7 +536,7 @@ def resolve_compute_config(folder: Path, device: str, precision: str, compile: b
     device = record.get("device", device) if device == "auto" else device
     threads = record.get("threads")
     if threads is not None and not (type(threads) is int and 1 <= threads <= MAX_THREADS):
-        raise Error(f"{folder / 'recipe.json'} is damaged: 'threads' should be 1 to {MAX_THREADS}, not {threads!r}")
+        raise Error(f"{folder / 'recipe.json'} is corrupted: 'threads' should be 1 to {MAX_THREADS}, not {threads!r}")
     return ComputeConfig(device, record.get("precision", precision), bool(record.get("compile", compile)), threads)
 
 
@@ -545,7 +549,7 @@ def write_file(path: Path, content: bytes) -> None:
     """Replace a file atomically: after a crash it has either the old content or the new.
 
     Raises:
-        WriteError: the file cannot be written; the old content stays.
+        WriteError: the file cannot be written; the old content is kept.
     """
     temporary = _get_temporary_path(path)
     try:
@@ -584,10 +588,10 @@ def record_value(folder: Path, name: str, value: Any) -> None:
     write_file(folder / "recipe.json", (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def record_resumption(folder: Path, facts: dict[str, Any]) -> None:
-    """Append what changed at a resumption to ``recipe.json``."""
-    before = _read_record(folder).get("resumed")
-    record_value(folder, "resumed", [*(before if isinstance(before, list) else ()), facts])
+def record_resumption(folder: Path, changes: dict[str, Any]) -> None:
+    """Append the changes at a resumption to ``recipe.json``."""
+    previous = _read_record(folder).get("resumed")
+    record_value(folder, "resumed", [*(previous if isinstance(previous, list) else ()), changes])
 
 
 def get_versions() -> dict[str, str]:
@@ -598,37 +602,37 @@ def get_versions() -> dict[str, str]:
 def write_weights(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype | None = None) -> None:
     """Write ``weights.safetensors`` from the result of :func:`copy_tensors_to_cpu`.
 
-    Floating-point tensors are stored as ``dtype``, if given.
+    Floating-point tensors are stored as ``dtype`` unless it is None.
     """
     if dtype is not None:
         tensors = {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
     write_file(folder / "weights.safetensors", write_tensors(tensors))
 
 
-def write_state(folder: Path, state: dict[str, Any]) -> None:
+def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     """Write ``last.ckpt``, which contains only tensors and plain values."""
-    write_file(folder / "last.ckpt", encode_state(state))
+    write_file(folder / "last.ckpt", encode_checkpoint(state))
 
 
-def read_state(folder: Path, device: torch.device) -> dict[str, Any] | None:
+def read_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None:
     """Read ``last.ckpt``, or return None if it does not exist; nothing in the file is executed.
 
     Raises:
-        Error: the file is damaged, or is not a checkpoint of fukami.
+        Error: the file is corrupted, or is not a checkpoint of fukami.
     """
     path = folder / "last.ckpt"
     if not path.exists():
         return None
     try:
-        state = load_state(path, device)
+        state = decode_checkpoint(path, device)
         if not isinstance(state, dict) or type(state["step"]) is not int or state["step"] < 0:
             raise ValueError("it has no valid step")
         for name, kinds in CHECKPOINT_FIELDS.items():
             if name in state and type(state[name]) not in kinds:
                 raise ValueError(f"its {name} is of type {type(state[name]).__name__}")
-    except Exception as error:  # a damaged file can fail in any way
+    except Exception as error:  # a corrupted file can fail in any way
         raise Error(
-            f"{path} is damaged, or not a checkpoint of this version of fukami ({type(error).__name__}: {error}); "
-            "nothing of it was used: remove it to restart the run from its first step"
+            f"{path} is corrupted, or not a checkpoint of this version of fukami ({type(error).__name__}: {error}); "
+            "it was not loaded; delete it to restart the run from step 0"
         ) from error
     return state

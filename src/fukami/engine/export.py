@@ -20,25 +20,25 @@ def export_run(
     """Export the run to the precision ``to``, as a new run in the folder ``out``.
 
     Args:
-        run: a folder, or the name of weights that ship with the package.
+        run: a folder, or the name of bundled weights.
         to: ``float32``, ``bfloat16``, ``float16``, ``int8``, ``binary`` or ``onnx``.
         out: a new or empty folder; it becomes a run when all files are written.
         calibration: dataset to calibrate int8 with, a name or a path; by default the training set.
-        recipe: the file (or class) of the run's private recipe.
+        recipe: the file (or class) of the run's custom recipe.
 
     Returns:
         ``run``, ``from``, ``to``, ``file``, its ``bytes``, and ``compression_ratio``: the bytes of the float32 weights
         over those of the exported files.
 
     Raises:
-        UsageError: there is no such run, or it is exported already; ``out`` is in use.
+        UsageError: there is no such run, or it is exported already; ``out`` is not empty.
         Error: a layer cannot be converted; the message names it and the reason.
     """
     source = checkpoint.locate_unconverted_run(run)
     if calibration is not None and to != "int8":
-        raise UsageError(f"{to} needs no calibration; leave out --calibration, or export to int8")
+        raise UsageError(f"{to} needs no calibration; omit --calibration, or export to int8")
     if out.is_dir() and any(out.iterdir()):
-        raise UsageError(f"{out} exists and is not empty; give another --out")
+        raise UsageError(f"{out} exists and is not empty; use another --out")
     experiment, labels = checkpoint.read_recipe(source, recipe)
     task = checkpoint.load(run, device="cpu", precision="float32", recipe=recipe)
     before = task.get_modules()
@@ -53,8 +53,8 @@ def export_run(
             checkpoint.write_weights(out, checkpoint.copy_tensors_to_cpu(modules), PRECISIONS.get(to))
         checkpoint.write_recipe(out, experiment, labels, {"exported": {"to": to, "from": str(run)}})
     size = sum(file.stat().st_size for file in files)
-    facts = {"run": str(out), "from": str(run), "to": to, "file": str(files[0]), "bytes": size}
-    return facts | {"compression_ratio": round(sum(map(_count_bytes, before.values())) / size, 2)}
+    result: dict[str, Any] = {"run": str(out), "from": str(run), "to": to, "file": str(files[0]), "bytes": size}
+    return result | {"compression_ratio": round(sum(map(_count_bytes, before.values())) / size, 2)}
 
 
 def _count_bytes(module: nn.Module) -> int:

@@ -42,7 +42,7 @@ def launch_processes(args: Sequence[str], num_processes: int, device: str, runs:
     gpus = torch.cuda.device_count()
     if gpus and num_processes > gpus and device in ("auto", "cuda"):
         raise UsageError(
-            f"--processes {num_processes} needs a GPU per process, and there are {gpus}; give fewer, or --device cpu"
+            f"--processes {num_processes} needs a GPU per process, and there are {gpus}; use fewer, or --device cpu"
         )
     threads = [
         checkpoint.resolve_compute_config(run, "auto", "auto", False).num_threads for run in runs if "--resume" in args

@@ -34,13 +34,15 @@ def lock_folder(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise UsageError(
-            f"another training{_describe_holder(path)} is writing to {folder}; wait for its end, stop it, or give "
+            f"another training run{_describe_holder(path)} is writing to {folder}; wait for its end, stop it, or use "
             "another --out"
         ) from None
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in UNSUPPORTED_ERRNOS:
-            raise Error(f"{folder} cannot be written ({error.strerror}); give a writable folder with --out") from None
-        logger.warning(f"the file system of {folder} has no locks; make sure that no other training writes there")
+            raise Error(
+                f"{folder} cannot be written ({error.strerror}); specify a writable folder with --out"
+            ) from None
+        logger.warning(f"the file system of {folder} has no locks; make sure that no other training run writes there")
     try:
         if lock.is_locked:
             path.write_text(str(os.getpid()))
@@ -56,7 +58,7 @@ def _describe_holder(path: Path) -> str:
     """Describe the process that holds a lock; return an empty string if it is unknown."""
     try:
         with path.open("rb") as file:
-            number = file.read(20)
+            process_id = file.read(20)
     except OSError:
         return ""
-    return f" (process {int(number)})" if number.isdigit() else ""
+    return f" (process {int(process_id)})" if process_id.isdigit() else ""

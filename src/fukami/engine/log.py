@@ -33,7 +33,7 @@ class TrainingLogger:
     Args:
         folder: the run's folder.
         recipe, runtime: the recipe that is trained, and its runtime.
-        num_steps: steps in the whole training.
+        num_steps: steps of the whole run.
         steps_per_epoch: steps per epoch.
         count_work: returns the work before a step, which estimates the remaining time.
     """
@@ -62,14 +62,14 @@ class TrainingLogger:
         self.step = 0
         self.console = Console(stderr=True, quiet=not runtime.is_main)
         self.progress = Progress(
-            TextColumn("{task.fields[place]}"),
+            TextColumn("{task.fields[position]}"),
             BarColumn(bar_width=12),
             TextColumn("{task.fields[values]}"),
             TimeRemainingColumn(compact=True),
             console=self.console,
             disable=not (runtime.is_main and self.console.is_terminal),
         )
-        self.bar = self.progress.add_task("", total=count_work(num_steps), place=self._format_position(0), values="")
+        self.bar = self.progress.add_task("", total=count_work(num_steps), position=self._format_position(0), values="")
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -108,7 +108,7 @@ class TrainingLogger:
             metrics: the means by name; the first one is the loss.
             lr: the learning rate.
             samples_per_step: samples per step, over all processes.
-            unit: what a sample is called, such as ``images``.
+            unit: name of the samples, such as ``images``.
         """
         now = time.monotonic()
         speed = (step - self.step) * samples_per_step / max(now - self.last_log_time, 1e-9)
@@ -120,7 +120,7 @@ class TrainingLogger:
         self.progress.update(
             self.bar,
             completed=self.count_work(step),
-            place=self._format_position(step),
+            position=self._format_position(step),
             values=f"{name} {first:.4f} · {speed:,.0f} {unit}/s",
         )
 
@@ -134,13 +134,17 @@ class TrainingLogger:
             buffer = io.BytesIO()
             preview.save(buffer, "PNG")
             checkpoint.write_file(self.folder / "preview.png", buffer.getvalue())
-        done, total = self.count_work(step), self.count_work(self.num_steps)
-        left = "" if self.progress.disable is False else f"  {_format_duration(elapsed / done * (total - done))} left"
+        completed, total = self.count_work(step), self.count_work(self.num_steps)
+        remaining = (
+            ""
+            if self.progress.disable is False
+            else f"  {_format_duration(elapsed / completed * (total - completed))} left"
+        )
         results = "  ".join(
             f"{name} {_format_number(value)}" for name, value in metrics.items() if not isinstance(value, dict)
         )
         self.console.print(
-            f"{self._format_position(step)}  {self.last_summary}{left}  |  {results}",
+            f"{self._format_position(step)}  {self.last_summary}{remaining}  |  {results}",
             soft_wrap=True,
             highlight=False,
         )
@@ -220,7 +224,7 @@ class TrainingLogger:
 
 
 def describe_compute_config(recipe: Recipe, runtime: Runtime, compile: bool) -> dict[str, Any]:
-    """Return the compute settings of a run and the command that repeats it, for ``recipe.json``."""
+    """Return the compute configuration of a run and the command that repeats it, for ``recipe.json``."""
     device, precision = runtime.device.type, runtime.precision
     return {
         "device": device,
@@ -237,5 +241,5 @@ def _format_number(value: float) -> str:
 
 
 def _format_duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"
+    minutes, seconds_left = divmod(round(seconds), 60)
+    return f"{minutes}:{seconds_left:02d}"

@@ -40,7 +40,7 @@ def find_lr(
     Nothing is saved.
 
     Raises:
-        UsageError: the bounds, the number of steps or the recipe's own learning rate are invalid.
+        UsageError: the bounds, the number of steps or the recipe's learning rate are invalid.
         Error: the loss diverges at the lowest learning rates.
     """
     if not (0 < min_lr < max_lr < math.inf) or num_steps < 10:
@@ -58,7 +58,7 @@ def find_lr(
     recipe.initialize_task(task)
     highest = max(group["initial_lr"] for group in task.optimizer.param_groups)
     if highest == 0:
-        raise UsageError("a recipe with --lr 0 does not learn at any rate; leave --lr out")
+        raise UsageError("a recipe with --lr 0 does not learn at any rate; omit --lr")
     rates: list[float] = []
     losses: list[float] = []
     average = 0.0

@@ -1,4 +1,4 @@
-"""Base class of detection and segmentation tasks: images of any size, padded to frames on the right and below."""
+"""Base class of detection and segmentation tasks: images of any size, padded on the right and below."""
 
 import json
 from collections.abc import Sequence
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from fukami.data.samples import PaddedBatch
     from fukami.engine.runtime import Runtime
 
-SIZE_DIVISOR = 32  # the sides of a frame are multiples of this, in pixels
+SIZE_DIVISOR = 32  # the sides of a padded image are multiples of this, in pixels
 PREDICT_BATCH_SIZE = 8  # maximum number of images per prediction batch
 
 
 class PaddedTask(CachedEvaluationTask):
-    """Task whose network takes images padded to frames, whose sides are multiples of 32.
+    """Task whose network takes padded images, whose sides are multiples of 32.
 
     Args:
-        model: network of normalized frames.
+        model: network of normalized, padded images.
         labels: names of the classes.
         prepare: resizes and normalizes the images.
         options: optimizer, lr_schedule, epochs, eval_every, accumulate and clip_norm, as for :class:`fukami.Task`.
@@ -46,11 +46,11 @@ class PaddedTask(CachedEvaluationTask):
         mean, std = (255 * torch.tensor(value).view(-1, 1, 1) for value in (self.prepare.mean, self.prepare.std))
         self.mean, self.std = mean.to(runtime.device), std.to(runtime.device)
 
-    def build_frame_signature(self, kind: Literal["detector", "segmenter"], output: str) -> ModelSignature:
+    def build_padded_signature(self, kind: Literal["detector", "segmenter"], output: str) -> ModelSignature:
         """Build the signature of a network of this ``kind``; ``output`` describes the outputs in words."""
-        frame = "the frame's sides are multiples of 32, its values 0 to the right of the image and below it"
+        padding = "the sides are multiples of 32, the values 0 to the right of the image and below it"
         metadata = {
-            "preprocessing": json.dumps({**self.prepare.describe(), "frame": frame}),
+            "preprocessing": json.dumps({**self.prepare.describe(), "padding": padding}),
             "labels": json.dumps(self.labels, ensure_ascii=False),
             "output": output,
         }
@@ -121,7 +121,7 @@ class PaddedTask(CachedEvaluationTask):
         if len(images) > 1:
             pairs = zip(sources, images, strict=True)
             return [result for source, image in pairs for result in self.predict_within_memory([source], [image])]
-        name = str(sources[0]) if isinstance(sources[0], str | Path) else "the image given"
+        name = str(sources[0]) if isinstance(sources[0], str | Path) else "the input image"
         return [{"error": f"{name} needs more memory than is available; make it smaller"}]
 
     def predict_batch(self, images: Tensor) -> list[dict[str, Any]]:
@@ -129,7 +129,7 @@ class PaddedTask(CachedEvaluationTask):
         raise NotImplementedError(f"{type(self).__name__} does not define predict_batch(images)")
 
     def resize_and_pad(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Resize images of one size ``(N, 3, h, w)`` uint8 and pad them to frames; also return sizes ``(N, 2)``."""
+        """Resize images of one size ``(N, 3, h, w)`` uint8 and pad them; also return sizes ``(N, 2)``."""
         resized = torch.stack([self.prepare(image) for image in images.to(self.runtime.device)])
         sizes = torch.tensor([resized.shape[-2:]] * len(resized), device=resized.device, dtype=torch.float32)
         return F.pad(resized, (0, -resized.shape[-1] % SIZE_DIVISOR, 0, -resized.shape[-2] % SIZE_DIVISOR)), sizes

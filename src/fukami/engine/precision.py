@@ -45,7 +45,7 @@ def convert_task(task: Task, precision: str, recipe: Recipe, calibration: str | 
 
         return {name: pack_model(module) for name, module in task.get_modules().items()}
     if quantization_aware and calibration is not None:
-        raise UsageError("the run was trained with int8 quantization and needs no calibration; leave --calibration out")
+        raise UsageError("the run was trained with int8 quantization and needs no calibration; omit --calibration")
     from fukami.quantization import int8, onnx_export
 
     kind, shape, metadata = task.get_signature()
@@ -97,8 +97,8 @@ def _load_calibration_images(task: Task, recipe: Recipe, spec: str | None) -> li
         check_data(plain)
         return list(_iterate_inputs(task, plain.load_data().train))
     changes["data"] = spec
-    other = dataclasses.replace(recipe, **changes)
-    images = list(_iterate_inputs(task, other.load_data().train))
+    calibration_recipe = dataclasses.replace(recipe, **changes)
+    images = list(_iterate_inputs(task, calibration_recipe.load_data().train))
     logger = logging.getLogger("fukami")
     try:
         check_data(plain)
@@ -144,8 +144,8 @@ def _compute_image_statistics(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return images.flatten(1).mean(1), images.flatten(1).std(1), detail
 
 
-def resolve_precision(precision: str, own: str, run: Any) -> str:
-    """Return the precision at which to compute a run that was exported to ``own``; ``auto`` is ``own``.
+def resolve_precision(precision: str, stored_precision: str, run: Any) -> str:
+    """Return the precision at which to compute a run; ``auto`` is its stored precision.
 
     Raises:
         UsageError: the precision is unknown, or the exported run cannot be converted to it.
@@ -153,11 +153,12 @@ def resolve_precision(precision: str, own: str, run: Any) -> str:
     valid = ("auto", *PRECISIONS, *CONVERTED_PRECISIONS)
     if precision not in valid:
         raise build_unknown_error("precision", precision, valid)
-    if own in CONVERTED_PRECISIONS and precision not in ("auto", own):
+    if stored_precision in CONVERTED_PRECISIONS and precision not in ("auto", stored_precision):
         raise UsageError(
-            f"{run} was exported to {own} and cannot be computed in {precision}; give the run that it was exported from"
+            f"{run} was exported to {stored_precision} and cannot be computed in {precision}; use the run that it was "
+            "exported from"
         )
-    return own if precision == "auto" else precision
+    return stored_precision if precision == "auto" else precision
 
 
 def resolve_device_and_precision(device: str, precision: str) -> tuple[str, str]:
@@ -167,5 +168,5 @@ def resolve_device_and_precision(device: str, precision: str) -> tuple[str, str]
         UsageError: the precision is not available on this device.
     """
     if precision in ONNX_PRECISIONS and device not in ("auto", "cpu"):
-        raise UsageError(f"{precision} is computed on the CPU, by ONNX Runtime, not on {device}; leave out --device")
+        raise UsageError(f"{precision} is computed on the CPU, by ONNX Runtime, not on {device}; omit --device")
     return ("cpu" if precision in ONNX_PRECISIONS else device), (precision if precision in PRECISIONS else "float32")

@@ -69,7 +69,7 @@ def build_layerwise_groups(model: nn.Module, lr: float, decay: float) -> list[di
 def initialize_classifier(model: nn.Module, name: str, init: str) -> None:
     """Initialize a classifier with the weights ``init``: torchvision's, or those of a file or a run.
 
-    All features must fit. Head tensors that do not fit, such as those of another number of classes, keep their random
+    All features must match. Head tensors that do not, such as those of another number of classes, keep their random
     values, and a warning names them. For grayscale input, the three color channels of the first layer are summed.
 
     Args:
@@ -78,7 +78,7 @@ def initialize_classifier(model: nn.Module, name: str, init: str) -> None:
         init: ``imagenet``, a file (safetensors, or a state dict that torch saved), or a run's folder.
 
     Raises:
-        Error: there are no such weights, or they do not fit; missing, unexpected and mismatched tensors are listed.
+        Error: there are no such weights, or they do not match; missing, unexpected and mismatched tensors are listed.
     """
     tensors = _standardize_tensors(
         _fetch_torchvision_weights(name) if init == "imagenet" else _read_weights_file(Path(init))
@@ -89,16 +89,16 @@ def initialize_classifier(model: nn.Module, name: str, init: str) -> None:
         tensors[first] = tensors[first].sum(1, keepdim=True)
     mismatches = dict(find_mismatches(tensors, expected))
     optional = (*head, "aux1", "aux2")
-    errors = [f"{key} {what}" for key, what in mismatches.items() if key.partition(".")[0] not in optional]
+    errors = [f"{key} {mismatch}" for key, mismatch in mismatches.items() if key.partition(".")[0] not in optional]
     if errors:
-        raise Error(f"{init} does not fit {name}: {'; '.join(errors)}")
+        raise Error(f"{init} does not match {name}: {'; '.join(errors)}")
     if not tensors.keys() & expected.keys():
         raise Error(f"{init} contains no weights of {name}")
     random = [key for key in mismatches if key in expected]
     if random:
         logger.warning(f"{init} has no {', '.join(random)} for this network: they are initialized randomly")
-    fitting = {key: value for key, value in tensors.items() if key in expected and key not in mismatches}
-    model.load_state_dict(fitting, strict=False)
+    matching = {key: value for key, value in tensors.items() if key in expected and key not in mismatches}
+    model.load_state_dict(matching, strict=False)
 
 
 def freeze_stages(backbone: nn.Module, num_stages: int) -> None:
@@ -121,7 +121,7 @@ def freeze_stages(backbone: nn.Module, num_stages: int) -> None:
 def initialize_detector(model: nn.Module, prefix: str, name: str, init: str, labels: tuple[str, ...] = ()) -> None:
     """Initialize a detector with the weights ``init`` of a detector, or its backbone with those of a classifier.
 
-    Weights of other classes are initialized randomly, and a warning names them; all others must fit.
+    Weights of other classes are initialized randomly, and a warning names them; all others must match.
 
     Args:
         model: the detector.
@@ -131,10 +131,10 @@ def initialize_detector(model: nn.Module, prefix: str, name: str, init: str, lab
         labels: the model's classes; if empty, weights of the same number of classes are assumed to match.
 
     Raises:
-        Error: there are no such weights, or they do not fit; missing and mismatched tensors are listed.
+        Error: there are no such weights, or they do not match; missing and mismatched tensors are listed.
     """
     if init == "coco" and name != "resnet50":
-        raise Error(f"there are no published COCO weights of a detector on {name}; give imagenet, a file or a run")
+        raise Error(f"there are no published COCO weights of a detector on {name}; use imagenet, a file or a run")
     tensors = (
         _standardize_tensors(_fetch_torchvision_weights(name)) if init == "imagenet" else load_detector_weights(init)
     )
@@ -145,14 +145,16 @@ def initialize_detector(model: nn.Module, prefix: str, name: str, init: str, lab
     init_labels = _read_labels(init)
     if is_detector and labels and init_labels and labels != init_labels:
         tensors = {key: value for key, value in tensors.items() if not key.startswith(class_prefixes)}
-    mismatches = {key: what for key, what in find_mismatches(tensors, expected) if key in expected}
-    errors = [f"{key} {what}" for key, what in mismatches.items() if not key.startswith(class_prefixes or ("-",))]
+    mismatches = {key: mismatch for key, mismatch in find_mismatches(tensors, expected) if key in expected}
+    errors = [
+        f"{key} {mismatch}" for key, mismatch in mismatches.items() if not key.startswith(class_prefixes or ("-",))
+    ]
     if errors:
-        raise Error(f"{init} does not fit {'the detector' if is_detector else name}: {'; '.join(errors)}")
+        raise Error(f"{init} does not match {'the detector' if is_detector else name}: {'; '.join(errors)}")
     if mismatches:
         logger.warning(f"{init} has no {', '.join(mismatches)} for these classes: they are initialized randomly")
-    fitting = {key: value for key, value in tensors.items() if key in expected and key not in mismatches}
-    target.load_state_dict(fitting, strict=False)
+    matching = {key: value for key, value in tensors.items() if key in expected and key not in mismatches}
+    target.load_state_dict(matching, strict=False)
 
 
 def build_backbone_groups(model: Any, lr: float, backbone_lr_factor: float) -> list[dict[str, Any]]:
@@ -173,7 +175,7 @@ def build_backbone_groups(model: Any, lr: float, backbone_lr_factor: float) -> l
 def initialize_segmenter(model: Any, name: str, init: str, labels: tuple[str, ...] = ()) -> bool:
     """Initialize a segmentation network with the weights ``init``, or its backbone with those of a classifier.
 
-    Weights of other classes are initialized randomly, and a warning names them; all of the backbone must fit. Returns
+    Weights of other classes are initialized randomly, and a warning names them; all of the backbone must match. Returns
     whether the weights are of a classifier without batch normalization, whose activations may have any scale.
 
     Args:
@@ -185,12 +187,12 @@ def initialize_segmenter(model: Any, name: str, init: str, labels: tuple[str, ..
         labels: the model's classes, compared with those of a run; if empty, only their number has to match.
 
     Raises:
-        Error: there are no such weights, or they do not fit; missing and mismatched tensors are listed.
+        Error: there are no such weights, or they do not match; missing and mismatched tensors are listed.
     """
     if init == "imagenet" and not name:
-        raise Error("there are no published weights for this network; give --init a file or a run, or leave it out")
+        raise Error("there are no published weights for this network; use a file or a run with --init, or omit it")
     if init == "coco" and not name.startswith("resnet"):
-        raise Error(f"there are no published COCO weights of an FCN on {name or 'this network'}; give a file or a run")
+        raise Error(f"there are no published COCO weights of an FCN on {name or 'this network'}; use a file or a run")
     published = {"imagenet": name, "coco": f"fcn_{name}"}.get(init)
     tensors = _standardize_tensors(
         _fetch_torchvision_weights(published) if published else _read_weights_file(Path(init))
@@ -199,7 +201,7 @@ def initialize_segmenter(model: Any, name: str, init: str, labels: tuple[str, ..
     is_segmenter = any(key in tensors for key in expected if not key.startswith(f"{model.backbone_prefix}."))
     tensors = tensors if is_segmenter else model.convert_classifier_weights(tensors)
     init_labels = _read_labels(init) if init != "coco" else ()
-    mismatches = {key: what for key, what in find_mismatches(tensors, expected) if key in expected}
+    mismatches = {key: mismatch for key, mismatch in find_mismatches(tensors, expected) if key in expected}
     if is_segmenter and labels and init_labels and labels != init_labels:  # even if their number is the same
         mismatches |= {key: "is of other classes" for key in expected if key.startswith(model.class_prefixes)}
     required = [key for key in expected if key.startswith(f"{model.backbone_prefix}.")]
@@ -209,12 +211,12 @@ def initialize_segmenter(model: Any, name: str, init: str, labels: tuple[str, ..
         required = [key for key in required if key.rpartition(".")[0] not in norms]
     errors = [f"{key} {mismatches[key]}" for key in required if key in mismatches]
     if errors:
-        raise Error(f"{init} does not fit {type(model).__name__}: {'; '.join(errors)}")
+        raise Error(f"{init} does not match {type(model).__name__}: {'; '.join(errors)}")
     random = [key for key in mismatches if not key.endswith("num_batches_tracked")]
     if is_segmenter and random:
         logger.warning(f"{init} has no {_format_names(random)} for this network: they are initialized randomly")
-    fitting = {key: value for key, value in tensors.items() if key in expected and key not in mismatches}
-    model.load_state_dict(fitting, strict=False)
+    matching = {key: value for key, value in tensors.items() if key in expected and key not in mismatches}
+    model.load_state_dict(matching, strict=False)
     return is_plain and not is_segmenter
 
 
@@ -263,9 +265,11 @@ def _select_vgg_convolutions(tensors: dict[str, Tensor], source: str) -> dict[st
             f"{source} is not of VGG-16 or VGG-19 without batch normalization: it should have 13 or 16 convolutions "
             f"with biases, named features.0.weight and so on, and has {count}"
         )
-    errors = [f"{key} {what}" for key, what in find_mismatches(convolutions, _build_vgg_tensors(VGG_GROUPS[count]))]
+    errors = [
+        f"{key} {mismatch}" for key, mismatch in find_mismatches(convolutions, _build_vgg_tensors(VGG_GROUPS[count]))
+    ]
     if errors:
-        raise Error(f"{source} does not fit VGG-{count + 3}: {_format_names(errors)}")
+        raise Error(f"{source} does not match VGG-{count + 3}: {_format_names(errors)}")
     return convolutions
 
 
@@ -294,19 +298,19 @@ def initialize_captioner(model: Any, name: str, init: str, labels: tuple[str, ..
         labels: the model's vocabulary, which a run has to have, too.
 
     Raises:
-        Error: there are no such weights, or they do not fit; missing and mismatched tensors are listed.
+        Error: there are no such weights, or they do not match; missing and mismatched tensors are listed.
     """
     tensors = _standardize_tensors(
         _fetch_torchvision_weights(name) if init == "imagenet" else _read_weights_file(Path(init))
     )
     is_captioner = any(key.startswith("lstm.") for key in tensors)
     if is_captioner and labels and _read_labels(init) != labels:
-        raise Error(f"{init} has another vocabulary; give a run that was trained on the same captions")
+        raise Error(f"{init} has another vocabulary; use a run that was trained on the same captions")
     target = model if is_captioner else model.encoder
     expected = target.state_dict()
-    errors = [f"{key} {what}" for key, what in find_mismatches(tensors, expected) if key in expected]
+    errors = [f"{key} {mismatch}" for key, mismatch in find_mismatches(tensors, expected) if key in expected]
     if errors:
-        raise Error(f"{init} does not fit {'the network' if is_captioner else name}: {'; '.join(errors)}")
+        raise Error(f"{init} does not match {'the network' if is_captioner else name}: {'; '.join(errors)}")
     target.load_state_dict({key: tensors.get(key, value) for key, value in expected.items()})
 
 
@@ -364,8 +368,8 @@ def find_mismatches(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> 
         if key not in tensors:
             if not key.endswith("num_batches_tracked"):  # files older than 2019 have none
                 yield key, "is missing"
-        elif misfit := find_mismatch(tensors[key], value):
-            yield key, misfit
+        elif mismatch := find_mismatch(tensors[key], value):
+            yield key, mismatch
     for key in tensors:
         if key not in expected:
             yield key, "is unexpected"
@@ -386,7 +390,7 @@ def _read_weights_file(path: Path) -> dict[str, Tensor]:
     precision = _read_export_precision(path)
     if precision in ("int8", "binary", "onnx"):
         raise Error(
-            f"{path} was exported to {precision} and has no weights to train; give the run that it was exported from"
+            f"{path} was exported to {precision} and has no weights to train; use the run that it was exported from"
         )
     try:
         content = file.read_bytes()
@@ -394,13 +398,13 @@ def _read_weights_file(path: Path) -> dict[str, Tensor]:
             return _check_tensors(path, read_tensors(content))
         value = load_torch(content)
     except OSError as error:
-        raise Error(f"{path} cannot be read ({error.strerror}); give imagenet, a file of weights or a run") from None
+        raise Error(f"{path} cannot be read ({error.strerror}); use imagenet, a file of weights or a run") from None
     except Error:
         raise
-    except Exception as error:  # a damaged file can fail in any way
-        reason = "damaged" if isinstance(error, SafetensorError) else "damaged, or contains more than tensors"
+    except Exception as error:  # a corrupted file can fail in any way
+        reason = "corrupted" if isinstance(error, SafetensorError) else "corrupted, or contains more than tensors"
         raise Error(
-            f"{path} is {reason} ({explain_load_error(error)}); give a state dict as safetensors or as torch.save "
+            f"{path} is {reason} ({explain_load_error(error)}); use a state dict as safetensors or as torch.save "
             "wrote it"
         ) from None
     value = value.get("state_dict", value) if isinstance(value, dict) else value
@@ -419,7 +423,7 @@ def _check_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     faults = find_faults(tensors)
     if faults:
         listed = [f"{name[:100]} {fault}" for name, fault in list(faults.items())[:4]]
-        raise Error(f"{path} contains tensors that cannot be weights: {'; '.join(listed)}; give other weights")
+        raise Error(f"{path} contains tensors that cannot be weights: {'; '.join(listed)}; use other weights")
     return tensors
 
 
@@ -443,8 +447,8 @@ def _standardize_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
     From a run with snapshots, the last one is selected.
     """
-    numbers = [int(match[1]) for key in tensors if (match := re.match(r"model\.models\.(\d{1,6})\.", key))]
-    snapshot = max(numbers, default=0) if any(key.endswith(".num_active") for key in tensors) else 0
+    snapshots = [int(match[1]) for key in tensors if (match := re.match(r"model\.models\.(\d{1,6})\.", key))]
+    snapshot = max(snapshots, default=0) if any(key.endswith(".num_active") for key in tensors) else 0
     tensors = {key: value for key, value in tensors.items() if key.startswith(f"model.models.{snapshot}.")} or tensors
     for prefix in (f"model.models.{snapshot}.", "model.", "module."):
         if all(key.startswith(prefix) for key in tensors):
@@ -462,7 +466,7 @@ def _fetch_torchvision_weights(name: str) -> dict[str, Tensor]:
     from torchvision.models import get_model_weights, list_models
 
     if name not in list_models():
-        raise Error(f"there are no published weights for {name}; give --init a file, or leave it out")
+        raise Error(f"there are no published weights for {name}; use a file with --init, or omit it")
     weights = next(iter(get_model_weights(name)))
     try:
         tensors = dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
@@ -471,5 +475,5 @@ def _fetch_torchvision_weights(name: str) -> dict[str, Tensor]:
         file = os.path.basename(weights.url)  # noqa: PTH119
         raise Error(
             f"cannot download the published weights of {name} ({explain_load_error(error)}); get {weights.url} by "
-            f"other means, and give --init {file}"
+            f"other means, and use --init {file}"
         ) from error

@@ -95,7 +95,7 @@ class Recipe:
 
 
 def check_data(recipe: Recipe) -> None:
-    """Log the local dataset that a run names, and refuse a dataset on the web.
+    """Check that a run's dataset is not on the web, and log its path if it is local.
 
     Raises:
         UsageError: the recipe's dataset is a URL.
@@ -103,7 +103,7 @@ def check_data(recipe: Recipe) -> None:
     spec = str(getattr(recipe, "data", ""))
     if "://" in spec:
         raise UsageError(
-            f"the run names a dataset on the web, {spec[:200]}, which is downloaded only if you name it yourself: give "
+            f"the run names a dataset on the web, {spec[:200]}, which is downloaded only if you name it yourself: use "
             "--data (fukami export: --calibration)"
         )
     if os.path.exists(spec):  # noqa: PTH110  Path.exists raises where a name is too long
@@ -157,7 +157,7 @@ def is_same_dataset(one: str, other: str) -> bool:
 
 
 def list_recipes() -> list[str]:
-    """Return the names of all recipes that ship with the package."""
+    """Return the names of all built-in recipes."""
     return list(RECIPES)
 
 
@@ -189,12 +189,14 @@ def load_recipe_file(path: Path, sha256: str | None = None) -> type[Recipe]:
     """
     path = path.resolve()
     if not path.is_file():
-        raise UsageError(f"there is no recipe file {path}; give the path of a Python file that defines a fukami.Recipe")
+        raise UsageError(
+            f"there is no recipe file {path}; specify the path of a Python file that defines a fukami.Recipe"
+        )
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     if sha256 not in (None, digest):
         raise UsageError(
-            f"{path} has SHA-256 {digest}, but the run was trained with {sha256}; give the unchanged recipe file"
+            f"{path} has SHA-256 {digest}, but the run was trained with {sha256}; use the unchanged recipe file"
         )
     for module in list(sys.modules.values()):
         if getattr(module, "__file__", None) == str(path) and _digests.get(module.__name__, digest) == digest:
@@ -225,7 +227,7 @@ def _get_recipe_class(module: types.ModuleType, name: str) -> type[Recipe]:
 
 
 def is_built_in(recipe: type[Recipe]) -> bool:
-    """Return whether the recipe ships with fukami."""
+    """Return whether the recipe is built in."""
     return any(entry.location == _get_location(recipe) for entry in RECIPES.values())
 
 
@@ -235,7 +237,7 @@ def _get_location(recipe: type[Recipe]) -> str:
 
 
 def get_recipe_name(recipe: type[Recipe]) -> str:
-    """Return the name for :func:`get_recipe`: ``deep-convnet``, or the path of a private recipe's file."""
+    """Return the name for :func:`get_recipe`: ``deep-convnet``, or the path of a custom recipe's file."""
     if is_built_in(recipe):
         return next(name for name, entry in RECIPES.items() if entry.location == _get_location(recipe))
     file = getattr(sys.modules[recipe.__module__], "__file__", None)  # a notebook has none
@@ -243,7 +245,7 @@ def get_recipe_name(recipe: type[Recipe]) -> str:
 
 
 def identify_recipe(recipe: type[Recipe]) -> dict[str, str | None]:
-    """Return what ``recipe.json`` records of a recipe: its name, and for a private recipe the file name and SHA-256.
+    """Return the record of a recipe in ``recipe.json``: its name, and for a custom recipe the file name and SHA-256.
 
     The digest is None for a class that was not defined in a file, for example in a notebook.
     """
@@ -260,16 +262,16 @@ def build_train_command(recipe: Recipe) -> str:
     """Return the shell command that trains this recipe: its name and the fields that differ from their defaults."""
     import shlex
 
-    words = ["fukami", "train", get_recipe_name(type(recipe))]
+    arguments = ["fukami", "train", get_recipe_name(type(recipe))]
     for field in dataclasses.fields(recipe):
         value = getattr(recipe, field.name)
         if value != field.default:
             flag = field.name.replace("_", "-")
             if isinstance(value, bool):
-                words.append(f"--{flag}" if value else f"--no-{flag}")
+                arguments.append(f"--{flag}" if value else f"--no-{flag}")
             else:
-                words += [f"--{flag}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
-    return shlex.join(words)
+                arguments += [f"--{flag}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    return shlex.join(arguments)
 
 
 def build_recipe(recipe: type[Recipe], fields: dict[str, Any], version: str = "") -> Recipe:

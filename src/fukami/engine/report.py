@@ -44,11 +44,11 @@ def write_report(folder: Path, figures: Sequence[tuple[str, Figure | Sequence[Im
     lines = _read_log(folder / "metrics.jsonl")
     train_lines = [line for line in lines if line["phase"] == "train"]
     eval_lines = [line for line in lines if line["phase"] == "eval"]
-    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     device = (
         f"{record['device']}, {record['precision']}, {record['threads']} threads, {record['processes']} process(es)"
     )
-    facts = {**record["fields"], "versions": versions, "device": device, "time": f"{seconds:,.0f} s"}
+    configuration = {**record["fields"], "versions": versions, "device": device, "time": f"{seconds:,.0f} s"}
     last_metrics = {
         name: value
         for name, value in (eval_lines or train_lines)[-1].items()
@@ -61,7 +61,7 @@ def write_report(folder: Path, figures: Sequence[tuple[str, Figure | Sequence[Im
         render_figure("Training curves", plot_curves(train_lines, eval_lines)),
         "<h2>Time by phase</h2>" + render_time_table(record["time"]),
         *(render_figure(title, figure) for title, figure in figures),
-        "<h2>Configuration</h2>" + render_table(facts),
+        "<h2>Configuration</h2>" + render_table(configuration),
     ]
     return _write_page(folder, record["recipe"], body)
 
@@ -84,8 +84,8 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
             raise ValueError("it is empty")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise Error(
-            f"{path} is damaged ({type(error).__name__}: {error}), so the report cannot be written; the weights of the "
-            "run are complete"
+            f"{path} is corrupted ({type(error).__name__}: {error}), so the report cannot be written; the weights of "
+            "the run are complete"
         ) from error
     return lines
 
@@ -93,17 +93,17 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
 def write_evaluation_report(
     folder: Path,
     result: dict[str, Any],
-    facts: dict[str, Any],
+    configuration: dict[str, Any],
     figures: Sequence[tuple[str, Figure | Sequence[Image]]],
     command: str,
 ) -> Path:
     """Write the report of an evaluation, such as of an ensemble, into ``folder``, and return its path."""
     body = [
-        f"<h1>{html.escape(', '.join(map(str, facts['runs'])))}</h1>",
+        f"<h1>{html.escape(', '.join(map(str, configuration['runs'])))}</h1>",
         f"<p class=metrics>{html.escape(format_metrics(result))}</p>",
         f"<h2>Command</h2><pre>{html.escape(command)}</pre>",
         *(render_figure(title, figure) for title, figure in figures),
-        "<h2>Configuration</h2>" + render_table(facts),
+        "<h2>Configuration</h2>" + render_table(configuration),
     ]
     return _write_page(folder, "fukami eval", body)
 
@@ -113,20 +113,20 @@ def write_precision_report(
     columns: Sequence[str],
     rows: Sequence[Sequence[str]],
     figure: Figure,
-    left_out: dict[str, str],
-    facts: dict[str, Any],
+    skipped: dict[str, str],
+    configuration: dict[str, Any],
     command: str,
 ) -> Path:
     """Write the report that compares a run at every precision into ``folder``, and return its path."""
     head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
     lines = [head, *("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)]
     body = [
-        f"<h1>Precision comparison: {html.escape(', '.join(facts['runs']))}</h1>",
+        f"<h1>Precision comparison: {html.escape(', '.join(configuration['runs']))}</h1>",
         f"<h2>Command</h2><pre>{html.escape(command)}</pre>",
         f"<h2>Results</h2><table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>",
         render_figure("Comparison", figure),
-        "<h2>Skipped precisions</h2>" + render_table(left_out) if left_out else "",
-        "<h2>Configuration</h2>" + render_table(facts),
+        "<h2>Skipped precisions</h2>" + render_table(skipped) if skipped else "",
+        "<h2>Configuration</h2>" + render_table(configuration),
     ]
     return _write_page(folder, "fukami eval", body)
 
@@ -148,10 +148,11 @@ def format_metrics(metrics: dict[str, Any]) -> str:
     ).replace("_", " ")
 
 
-def render_table(facts: dict[str, Any]) -> str:
+def render_table(values: dict[str, Any]) -> str:
     """Render a two-column HTML table."""
     rows = (
-        f"<tr><td>{html.escape(str(name))}</td><td>{html.escape(str(value))}</td></tr>" for name, value in facts.items()
+        f"<tr><td>{html.escape(str(name))}</td><td>{html.escape(str(value))}</td></tr>"
+        for name, value in values.items()
     )
     return f"<table>{''.join(rows)}</table>"
 
@@ -185,7 +186,7 @@ def _format_large_number(value: float) -> str:
 
 
 def render_figure(title: str, figure: Figure | Sequence[Image]) -> str:
-    """Render a figure, or an animation of several images, as a section of the report with an embedded image."""
+    """Render a figure, or an animation of several images, as a section of the report with the image as a data URL."""
     buffer = io.BytesIO()
     kind = "png" if isinstance(figure, Figure) else "webp"
     if isinstance(figure, Figure):
@@ -208,7 +209,7 @@ def render_figure(title: str, figure: Figure | Sequence[Image]) -> str:
 
 
 def disable_mathtext(figure: Figure) -> None:
-    """Draw dollar signs in the texts of a figure literally, since names of classes, metrics and runs may contain them.
+    """Draw dollar signs in the text of a figure literally, since names of classes, metrics and runs may contain them.
 
     The tick labels of logarithmic axes, in which matplotlib uses mathtext itself, are unchanged.
     """

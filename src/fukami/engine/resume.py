@@ -1,4 +1,4 @@
-"""Exact resumption of a training: random states, checkpoint metadata, loader position and signals."""
+"""Exact resumption of a run: random states, checkpoint metadata, loader position and signals."""
 
 import logging
 import random
@@ -16,7 +16,7 @@ from fukami.engine import checkpoint
 from fukami.errors import Error, UsageError
 
 logger = logging.getLogger(__name__)
-CHECKPOINT_FORMAT = 2  # format version of last.ckpt
+CHECKPOINT_FORMAT = 3  # format version of last.ckpt
 
 
 def set_random_seed(seed: int) -> None:
@@ -88,29 +88,31 @@ def check_checkpoint_metadata(
             f"the format {CHECKPOINT_FORMAT}: resume the run with its original version, or start it again in another "
             "--out"
         )
-    facts = {name: current[name] for name in ("versions", "threads") if current[name] != previous[name]}
+    changes = {name: current[name] for name in ("versions", "threads") if current[name] != previous[name]}
     if current["manifest"] != previous["manifest"]:
-        changes = manifest.compare(folder, previous["manifest"])
+        data_changes = manifest.compare(folder, previous["manifest"])
         if not allow_changed_data:
             raise UsageError(
-                f"the data of {folder} have changed since its checkpoint: {changes}; restore them, or continue with "
-                "--allow-changed-data, which the run records"
+                f"the data of {folder} have changed since its checkpoint: {data_changes}; restore them, or continue "
+                "with --allow-changed-data, which the run records"
             )
-        logger.warning(f"the data have changed since the checkpoint: {changes}; the run continues with the new data")
-        facts["data"] = changes
+        logger.warning(
+            f"the data have changed since the checkpoint: {data_changes}; the run continues with the new data"
+        )
+        changes["data"] = data_changes
         manifest.write(folder)
-    if "versions" in facts:
+    if "versions" in changes:
         logger.warning(
             f"the checkpoint is of {_format_versions(previous['versions'])}, and this is "
             f"{_format_versions(current['versions'])}: equal numbers are not guaranteed"
         )
-    if "threads" in facts:
+    if "threads" in changes:
         logger.warning(
             f"the checkpoint was computed with {previous['threads']} threads, and this process has "
             f"{current['threads']} (OMP_NUM_THREADS): sums may be rounded differently"
         )
-    if facts:
-        checkpoint.record_resumption(folder, {"step": state["step"], **facts})
+    if changes:
+        checkpoint.record_resumption(folder, {"step": state["step"], **changes})
     return current
 
 
@@ -169,16 +171,16 @@ class SignalHandler:
 
     def __enter__(self) -> Self:
         self.previous_handlers: dict[int, Any] = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for signal_number in (signal.SIGINT, signal.SIGTERM):
             try:
-                self.previous_handlers[number] = signal.signal(number, self.handle)
+                self.previous_handlers[signal_number] = signal.signal(signal_number, self.handle)
             except ValueError:  # outside the main thread, the caller handles signals
                 break
         return self
 
-    def handle(self, number: int, frame: FrameType | None) -> None:
+    def handle(self, signal_number: int, frame: FrameType | None) -> None:
         """Record the signal; exit if it is the second one."""
-        is_second, self.received_signal = self.received_signal > 0, number
+        is_second, self.received_signal = self.received_signal > 0, signal_number
         if is_second:
             self.exit()
 
@@ -189,8 +191,8 @@ class SignalHandler:
         raise SystemExit(128 + signal.SIGTERM)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for number, handler in self.previous_handlers.items():
-            signal.signal(number, handler)
+        for signal_number, handler in self.previous_handlers.items():
+            signal.signal(signal_number, handler)
         if self.received_signal and kind is None:
             self.exit()  # the signal arrived after the last step, such as during the report: run nothing after it
         if self.received_signal and kind is not None and issubclass(kind, Exception):

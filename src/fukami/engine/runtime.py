@@ -75,7 +75,7 @@ class Runtime:
         if precision == "tf32" and not (
             resolved.type == "cuda" and torch.cuda.get_device_capability(resolved) >= (8, 0)
         ):
-            raise UsageError("tf32 needs an NVIDIA GPU since Ampere (compute capability 8.0); give another --precision")
+            raise UsageError("tf32 needs an NVIDIA GPU since Ampere (compute capability 8.0); use another --precision")
         if resolved.type == "cuda":
             torch.cuda.set_device(resolved)
             # float32 stays exact; at lower precisions the remaining float32 operations may use TF32
@@ -131,8 +131,8 @@ class Runtime:
         else:
             is_available = any(map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++")))
         if not is_available:
-            what = "Triton" if self.device.type == "cuda" else "a C++ compiler such as g++"
-            raise UsageError(f"--compile needs {what}, which is not installed; install it, or leave --compile out")
+            compiler = "Triton" if self.device.type == "cuda" else "a C++ compiler such as g++"
+            raise UsageError(f"--compile needs {compiler}, which is not installed; install it, or omit --compile")
 
     def compile(self, module: Module) -> Module:
         """Compile the module (``torch.compile``), with kernels that depend only on the shape of its input.
@@ -240,7 +240,7 @@ def _resolve_device(name: str) -> torch.device:
     if (device.index or 0) >= count.get(device.type, 0):
         available = [kind for kind, n in count.items() if n]
         raise UsageError(
-            f"there is no device {name!r} on this machine; give --device auto or one of: {', '.join(available)}"
+            f"there is no device {name!r} on this machine; use --device auto or one of: {', '.join(available)}"
         )
     return device
 

@@ -1,7 +1,7 @@
-"""Learning-rate schedules: functions from the progress of the training, in [0, 1], to a factor of the learning rate.
+"""Learning-rate schedules: functions from the progress of training, in [0, 1], to a factor of the learning rate.
 
-Because of the progress instead of a step number, a schedule fits any number of steps, and a resumed run needs only the
-step. Only ``plateau`` has a state, which depends on the evaluations.
+Because of the progress instead of a step number, a schedule works for any number of steps, and a resumed run needs
+only the step. Only ``plateau`` has a state, which depends on the evaluations.
 """
 
 import math
@@ -32,9 +32,9 @@ def build_multistep_schedule(milestones: tuple[float, ...], factor: float) -> Sc
     return lambda progress: factor ** sum(progress >= milestone for milestone in milestones)
 
 
-def build_exponential_schedule(end_factor: float) -> Schedule:
-    """Build an exponential schedule, from 1 to ``end_factor``."""
-    return lambda progress: end_factor**progress
+def build_exponential_schedule(final_factor: float) -> Schedule:
+    """Build an exponential schedule, from 1 to ``final_factor``."""
+    return lambda progress: final_factor**progress
 
 
 def build_polynomial_schedule(power: float) -> Schedule:
@@ -66,7 +66,7 @@ def build_one_cycle_schedule(warmup: float) -> Schedule:
 def add_warmup(schedule: Schedule, warmup: float) -> Schedule:
     """Add a linear warm-up over the fraction ``warmup`` of the training (Goyal et al. 2017, section 2.2).
 
-    The schedule covers the rest of the training.
+    The schedule covers the remaining steps.
 
     Raises:
         ValueError: ``warmup`` is not in [0, 1).
@@ -130,8 +130,8 @@ def parse_schedule(spec: str, *, factor: float = 0.1, warmup: float = 0.0) -> Sc
     """Parse a schedule such as ``cosine``, ``step=3`` or ``multistep=0.5,0.75``.
 
     Args:
-        spec: ``constant``; ``step=DROPS``; ``multistep=FRACTION,...``; ``exponential=END``; ``polynomial=POWER``;
-            ``cosine``; ``one-cycle``; ``plateau=PATIENCE``.
+        spec: ``constant``; ``step=NUM_DROPS``; ``multistep=FRACTION,...``; ``exponential=FINAL_FACTOR``;
+            ``polynomial=POWER``; ``cosine``; ``one-cycle``; ``plateau=PATIENCE``.
         factor: factor of each drop of step, multistep and plateau.
         warmup: fraction of the training steps with a linear warm-up from 0 (one-cycle: along a cosine from 1/25) to 1.
 

@@ -52,16 +52,17 @@ class SupervisedRecipe(Recipe):
     lr: float = 0.02
     """Peak learning rate, for the recipe's default batch size."""
     lr_scaling: Literal["none", "linear", "sqrt"] = "none"
-    """Scaling of the learning rate with another batch size: none, linear (Goyal et al. 2017) or square root."""
+    """Scaling of the learning rate if the batch size differs from the default: none, linear (Goyal et al. 2017) or
+    sqrt."""
     clip_norm: float = 0.0
     """Maximum gradient norm (gradient clipping); 0 disables it."""
     momentum: float = 0.9
-    """Momentum of momentum, nesterov and rmsprop."""
+    """Momentum factor of momentum, nesterov and rmsprop."""
     weight_decay: float = 5e-4
     """Weight decay; decoupled with adamw (Loshchilov and Hutter 2019)."""
     schedule: str = "cosine"
-    """Learning-rate schedule: constant, step=DROPS, multistep=FRACTION,FRACTION, exponential=END, polynomial=POWER,
-    cosine, one-cycle or plateau=PATIENCE."""
+    """Learning-rate schedule: constant, step=NUM_DROPS, multistep=FRACTION,FRACTION, exponential=FINAL_FACTOR,
+    polynomial=POWER, cosine, one-cycle or plateau=PATIENCE."""
     drop_factor: float = 0.1
     """Learning-rate factor at each drop of step, multistep and plateau."""
     warmup: float = 0.1
@@ -79,7 +80,7 @@ class SupervisedRecipe(Recipe):
         check_range(self, 0, 1, "holdout", "drop_factor")
         check_range(self, 0, 0.9999999, "warmup", "momentum")
         self.build_schedule()
-        augment.parse_strengths(self.augment)
+        augment.parse_transform_values(self.augment)
 
     def get_training_options(self) -> "TrainingOptions":
         """Return the training options of the task."""
@@ -103,10 +104,10 @@ class SupervisedRecipe(Recipe):
         seed: int | None,
         balanced: bool = False,
     ) -> "BatchLoader":
-        """Build a loader of augmented images: from memory if they fit ``memory_limit``, streamed otherwise.
+        """Build a loader of augmented images: in memory up to ``memory_limit``, streamed otherwise.
 
         Raises:
-            UsageError: balanced sampling was requested for shards that do not fit.
+            UsageError: balanced sampling was requested for shards larger than the limit.
         """
         import torch
 
@@ -116,26 +117,26 @@ class SupervisedRecipe(Recipe):
         from fukami.data.streaming import FileStreamingLoader
         from fukami.data.webdataset import ShardStreamingLoader
 
-        crop = augment.parse_strengths(augmentations).get("crop")
+        crop = augment.parse_transform_values(augmentations).get("crop")
         uncropped = crop is None or prepare.mnist_digit  # digits have one size
         resized = prepare if uncropped else dataclasses.replace(prepare, size=round(prepare.size * RESIZE_RATIO))
         targets = torch.from_numpy(source.targets)
         options: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
         if isinstance(source.items, tuple | ShardSamples) and len(source) * resized.nbytes > self.memory_limit * 1e9:
             # the decoder crops
-            others = [name for name in augmentations if name.partition("=")[0] != "crop"]
+            other_augmentations = [name for name in augmentations if name.partition("=")[0] != "crop"]
             options |= {
-                "augment": build_augmentation(others, prepare, labels),
+                "augmentation": build_augmentation(other_augmentations, prepare, labels),
                 "min_area": crop,
                 "max_broken": self.max_broken,
             }
             if isinstance(source.items, tuple):
                 return FileStreamingLoader(source.items, targets, labels, prepare, balanced=balanced, **options)
             if balanced:
-                raise UsageError("--balance sampling cannot be streamed from shards; give --balance loss")
+                raise UsageError("--balance sampling cannot be streamed from shards; use --balance loss")
             return ShardStreamingLoader(source.items, targets, labels, prepare, **options)
         decoded = source.decode(resized, self.max_broken)
-        options |= {"augment": build_augmentation(augmentations, prepare, labels), "image_size": prepare.size}
+        options |= {"augmentation": build_augmentation(augmentations, prepare, labels), "image_size": prepare.size}
         options |= {"names": decoded.names, "balanced": balanced}
         return InMemoryLoader(decoded.images, decoded.targets, labels, **options)
 

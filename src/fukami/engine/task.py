@@ -35,7 +35,7 @@ class ModelSignature(NamedTuple):
     Attributes:
         model_type: kind of network, which determines its inputs and outputs.
         input_shape: shape ``(C, H, W)`` of an input image.
-        metadata: preprocessing, labels and meaning of the outputs, as texts by name; the metadata of an ONNX file.
+        metadata: preprocessing, labels and meaning of the outputs, as strings by name; the metadata of an ONNX file.
     """
 
     model_type: Literal["classifier", "detector", "segmenter"]
@@ -189,8 +189,8 @@ class Task:
         size = len(leaves[0])
         if size < self.accumulate:
             raise UsageError(f"cannot split a batch of {size} samples into {self.accumulate} parts; lower --accumulate")
-        for number, part in enumerate(zip(*(leaf.tensor_split(self.accumulate) for leaf in leaves), strict=True), 1):
-            yield len(part[0]) / size, pytree.tree_unflatten(part, spec), number == self.accumulate
+        for index, part in enumerate(zip(*(leaf.tensor_split(self.accumulate) for leaf in leaves), strict=True), 1):
+            yield len(part[0]) / size, pytree.tree_unflatten(part, spec), index == self.accumulate
 
     def on_step(self) -> None:
         """Run after each optimizer step; does nothing by default."""
@@ -230,11 +230,11 @@ class Task:
         """Return this task with test-time augmentation over ``num_views`` views, the first being the input itself."""
         if num_views == 1:
             return self
-        raise UsageError(f"{type(self).__name__} does not support test-time augmentation; leave out --views")
+        raise UsageError(f"{type(self).__name__} does not support test-time augmentation; omit --views")
 
     def ensemble_with(self, others: Sequence[Self], *, vote: bool = False) -> Self:
         """Return the ensemble of this task and ``others``: averaged, or by majority vote."""
-        raise UsageError(f"{type(self).__name__} does not support ensembles; give one run")
+        raise UsageError(f"{type(self).__name__} does not support ensembles; use one run")
 
 
 def _supports_capture(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> bool:

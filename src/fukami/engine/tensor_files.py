@@ -15,14 +15,15 @@ FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def load_torch(content: bytes, device: torch.device | str = "cpu") -> Any:
     """Load a value that ``torch.save`` wrote; only tensors and plain values are allowed.
 
-    ``torch.save`` does not compress, and a compressed file could expand to a thousand times its size, so it is refused.
+    ``torch.save`` does not compress, and a compressed file could expand to a thousand times its size, so it is
+    rejected.
 
     Args:
         content: the content of the file.
         device: the device of the loaded tensors.
 
     Raises:
-        Exception: the file is damaged, contains other objects, or is compressed. torch's messages often suggest an
+        Exception: the file is corrupted, contains other objects, or is compressed. torch's messages often suggest an
             option that would execute the file's code: :func:`explain_load_error` omits it.
     """
     if content.startswith(b"PK"):
@@ -37,10 +38,12 @@ def load_torch(content: bytes, device: torch.device | str = "cpu") -> Any:
 
 def explain_load_error(error: Exception) -> str:
     """Explain in one line why a file cannot be loaded, without torch's advice to disable its protection."""
-    refused = re.search(r"GLOBAL (\S+)", str(error))
+    rejected = re.search(r"GLOBAL (\S+)", str(error))
     first_line = str(error).strip().partition("\n")[0]
-    if refused or "weights only" in first_line.lower().replace("_", " "):
-        return f"it contains {refused[1][:100]}, which is not a tensor" if refused else "it is not a pickle of tensors"
+    if rejected or "weights only" in first_line.lower().replace("_", " "):
+        return (
+            f"it contains {rejected[1][:100]}, which is not a tensor" if rejected else "it is not a pickle of tensors"
+        )
     return first_line[:300] or type(error).__name__
 
 
@@ -57,7 +60,7 @@ def find_faults(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 def find_mismatch(tensor: Tensor, expected: Tensor) -> str:
     """Explain why a tensor cannot replace the expected one; return an empty string if it can.
 
-    The shapes must be equal, and so must the dtypes, except that all floating-point dtypes fit each other.
+    The shapes must be equal, and so must the dtypes, except that all floating-point dtypes are interchangeable.
     """
     if tensor.shape != expected.shape:
         return f"is {tuple(tensor.shape)} instead of {tuple(expected.shape)}"

@@ -36,7 +36,7 @@ MAX_LOG_INTERVAL = 100  # maximum number of steps until the loop waits for the d
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Options of a training; see :func:`train`."""
+    """Options of a training run; see :func:`train`."""
 
     device: str
     precision: str
@@ -66,28 +66,28 @@ def train(
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``mps``.
         precision: ``auto`` (bfloat16 where it is faster), ``float32``, ``tf32``, ``bfloat16``, ``float16``.
         compile: compile the network (``torch.compile``) from the second step on, which takes a minute or two, for
-            faster steps; a resumed run keeps the setting.
+            faster steps; a resumed run keeps it.
         resume: continue from the last checkpoint; the result equals that of an uninterrupted run, bit for bit.
         allow_changed_data: resume although the data have changed since the checkpoint; the run records it.
         timeout: seconds that one process may keep the others waiting before the run is aborted.
 
     Raises:
-        UsageError: ``out`` is in use, such as by another training; or ``resume`` is given without a run, or with
-            another recipe, precision, device or data than the run's.
-        Error: the loss or the weights are not finite, or a file cannot be written; the last valid checkpoint stays.
+        UsageError: ``out`` is not empty or another run is writing to it; or ``resume`` is set and ``out`` contains no
+            run, or one with another recipe, precision, device or data.
+        Error: the loss or the weights are not finite, or a file cannot be written; the last valid checkpoint is kept.
         KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM, after a checkpoint is written.
     """
-    settings = RunOptions(device, precision, compile, resume, allow_changed_data, timeout)
-    return run_training(recipe, Path(out), settings)
+    options = RunOptions(device, precision, compile, resume, allow_changed_data, timeout)
+    return run_training(recipe, Path(out), options)
 
 
-def run_training(recipe: Recipe, folder: Path, settings: RunOptions) -> dict[str, float]:
+def run_training(recipe: Recipe, folder: Path, options: RunOptions) -> dict[str, float]:
     """Run the training of :func:`train`."""
     with (
-        open_run(recipe, folder, settings) as (runtime, compile, last_stage),
+        prepare_run(recipe, folder, options) as (runtime, compile, last_stage),
         SignalHandler() as signals,
-        Watchdog(runtime, settings.timeout),
-        CheckpointWriter(folder, runtime.is_main) as saver,
+        Watchdog(runtime, options.timeout),
+        CheckpointWriter(folder, runtime.is_main) as writer,
     ):
         set_random_seed(recipe.seed)
         data, loader = prepare_data(recipe, folder, runtime)
@@ -100,7 +100,7 @@ def run_training(recipe: Recipe, folder: Path, settings: RunOptions) -> dict[str
             folder, recipe, runtime, steps, operator.length_hint(loader, interval), task.count_work
         ) as log:
             progress = TrainingProgress(task, loader, log)
-            step = progress.restore(folder, manifest, settings.allow_changed_data)
+            step = progress.restore(folder, manifest, options.allow_changed_data)
             check_same_step(step, runtime)
             if step == 0:
                 recipe.initialize_task(task) if last_stage is None else recipe.continue_from_stage(task, last_stage)
@@ -114,51 +114,51 @@ def run_training(recipe: Recipe, folder: Path, settings: RunOptions) -> dict[str
                 lr = task.schedule(step / steps)
                 with log.clock("data"):
                     batch = next(batches)
-                compiles = compile and step > 0  # not the first step of a run, which counts the multiply-adds
-                if compiles:
+                should_compile = compile and step > 0  # not the first step of a run, which counts the multiply-adds
+                if should_compile:
                     task.compile()
                     run_step, compile = runtime.capture(task.step, task.supports_cuda_graph), False
-                with log.count_multiply_adds(step), log.clock.count_as("compilation" if compiles else ""):
+                with log.count_multiply_adds(step), log.clock.count_as("compilation" if should_compile else ""):
                     progress.add_metrics(run_step(batch))
                 step += 1
-                evaluates = step % interval == 0 or step == steps
-                logs = evaluates or step % log_interval == 0
+                should_evaluate = step % interval == 0 or step == steps
+                should_log = should_evaluate or step % log_interval == 0
                 needs_checkpoint = getattr(loader, "needs_checkpoint", False)
-                if not (logs or needs_checkpoint or (signals.received_signal and runtime.world_size == 1)):
+                if not (should_log or needs_checkpoint or (signals.received_signal and runtime.world_size == 1)):
                     continue
-                if logs:
+                if should_log:
                     progress.log_steps(step, lr, batch)
-                if evaluates and data.val:
+                if should_evaluate and data.val:
                     progress.evaluate(step, data.val)
                 if (
-                    runtime.all_reduce_any(signals.received_signal > 0 or saver.is_due or needs_checkpoint)
+                    runtime.all_reduce_any(signals.received_signal > 0 or writer.is_due or needs_checkpoint)
                     or step == steps
                 ):
-                    progress.save(saver, step)
+                    progress.save(writer, step)
                 if runtime.all_reduce_any(signals.received_signal > 0):
-                    saver.wait()
+                    writer.wait()
                     log.log_stop(step)
                     signals.exit()
-            return progress.finish(saver, data.val)
+            return progress.finish(writer, data.val)
 
 
 @contextlib.contextmanager
-def open_run(recipe: Recipe, folder: Path, settings: RunOptions) -> Iterator[tuple[Runtime, bool, Path | None]]:
+def prepare_run(recipe: Recipe, folder: Path, options: RunOptions) -> Iterator[tuple[Runtime, bool, Path | None]]:
     """Lock the folder, start the runtime, and train the preceding stages.
 
     Yields the runtime, whether to compile, and the folder of the last stage.
     """
-    with checkpoint.lock_run(folder, recipe, settings.resume):
-        config = checkpoint.resolve_compute_config(folder, settings.device, settings.precision, settings.compile)
-        threads = config.num_threads or settings.num_threads
-        runtime = Runtime.start(config.device, config.precision, timeout=settings.timeout, num_threads=threads)
+    with checkpoint.lock_run(folder, recipe, options.resume):
+        config = checkpoint.resolve_compute_config(folder, options.device, options.precision, options.compile)
+        threads = config.num_threads or options.num_threads
+        runtime = Runtime.start(config.device, config.precision, timeout=options.timeout, num_threads=threads)
         if config.compile:
             runtime.check_compiler()
-        yield runtime, config.compile, train_stages(recipe, folder, runtime, replace(settings, compile=config.compile))
+        yield runtime, config.compile, train_stages(recipe, folder, runtime, replace(options, compile=config.compile))
 
 
 def prepare_data(recipe: Recipe, folder: Path, runtime: Runtime) -> tuple[Data, Any]:
-    """Load the recipe's data onto their device; also return the resumable loader of the training batches."""
+    """Load the recipe's data and move it to the device; also return the resumable loader of the training batches."""
     with runtime.clock("data"):
         data = recipe.load_data()
         loader = data.train if hasattr(data.train, "state_dict") else ResumableLoader(data.train)
@@ -170,20 +170,20 @@ def prepare_data(recipe: Recipe, folder: Path, runtime: Runtime) -> tuple[Data, 
     return data, loader
 
 
-def train_stages(recipe: Recipe, folder: Path, runtime: Runtime, settings: RunOptions) -> Path | None:
+def train_stages(recipe: Recipe, folder: Path, runtime: Runtime, options: RunOptions) -> Path | None:
     """Train the unfinished stages that precede the recipe, and return the folder of the last one."""
     stages = recipe.stages(folder)
     if stages and runtime.is_main and not (folder / "recipe.json").is_file():  # so that the run can be resumed
-        checkpoint.write_recipe(folder, recipe, (), describe_compute_config(recipe, runtime, settings.compile))
+        checkpoint.write_recipe(folder, recipe, (), describe_compute_config(recipe, runtime, options.compile))
     for name, stage in stages.items():
         if checkpoint.is_finished(folder / name):
             checkpoint.check_same_recipe(folder / name, stage)
             continue
         resume = (folder / name / "recipe.json").is_file()
-        stage_settings = replace(
-            settings, device=str(runtime.device), precision=runtime.precision, num_threads=torch.get_num_threads()
+        stage_options = replace(
+            options, device=str(runtime.device), precision=runtime.precision, num_threads=torch.get_num_threads()
         )
-        run_training(stage, folder / name, replace(stage_settings, resume=resume))
+        run_training(stage, folder / name, replace(stage_options, resume=resume))
     return folder / list(stages)[-1] if stages else None
 
 
@@ -221,21 +221,21 @@ class MetricBuffer:
         for offset, row in enumerate(rows.tolist()):
             for name, value in zip(self.names, row, strict=True):
                 if not math.isfinite(value):
-                    number = step - len(rows) + offset
+                    step_index = step - len(rows) + offset
                     where = (
-                        loader.describe_batch(number)
+                        loader.describe_batch(step_index)
                         if hasattr(loader, "describe_batch")
-                        else f"batch {number % len(loader) + 1}"
+                        else f"batch {step_index % len(loader) + 1}"
                     )
                     raise Error(
-                        f"the {name} became {value} at step {number + 1}, on {where}; the run stops here and keeps its "
-                        "last valid checkpoint: try a lower learning rate, or --precision float32"
+                        f"the {name} became {value} at step {step_index + 1}, on {where}; the run stops here and keeps "
+                        "its last valid checkpoint: try a lower learning rate, or --precision float32"
                     )
         return dict(zip(self.names, rows.mean(0).tolist(), strict=True))
 
 
 class TrainingProgress:
-    """Progress of a training: logging, evaluation, and saving and restoring of checkpoints."""
+    """Progress of a training run: logging, evaluation, and saving and restoring of checkpoints."""
 
     def __init__(self, task: Task, loader: Any, log: TrainingLogger) -> None:
         self.task, self.loader, self.log = task, loader, log
@@ -250,7 +250,7 @@ class TrainingProgress:
         """Log the mean metrics of the steps since the last log line."""
         metrics = self.metric_buffer.compute_means(step, self.loader)
         if hasattr(self.loader, "compute_wait_fraction"):
-            metrics["waiting"] = self.loader.compute_wait_fraction()
+            metrics["data_wait_fraction"] = self.loader.compute_wait_fraction()
         samples_per_step = getattr(self.loader, "items_per_step", (self.log.runtime.count_samples(batch), "images"))
         self.log.log_training(step, metrics, lr, *samples_per_step)
 
@@ -261,10 +261,10 @@ class TrainingProgress:
         self.task.on_evaluation(metrics)
         self.log.log_evaluation(step, metrics, self.task.preview())
 
-    def finish(self, saver: CheckpointWriter, val: Any) -> dict[str, float]:
+    def finish(self, writer: CheckpointWriter, val: Any) -> dict[str, float]:
         """Wait for the last checkpoint, write the report, and return the metrics of the last evaluation."""
         with self.log.clock("checkpoint"):
-            saver.wait()
+            writer.wait()
         if hasattr(self.loader, "delete_files"):
             self.loader.delete_files()
         with self.log.clock("evaluation"):
@@ -276,9 +276,9 @@ class TrainingProgress:
         if self.log.runtime.is_main:
             self.checkpoint_metadata = get_checkpoint_metadata(manifest.write(folder))
 
-    def save(self, saver: CheckpointWriter, step: int) -> None:
+    def save(self, writer: CheckpointWriter, step: int) -> None:
         """Start to save the checkpoint and the weights of this step."""
-        if not saver.is_writer:
+        if not writer.is_writer:
             return
         with self.log.clock("checkpoint"):
             state = {
@@ -287,33 +287,33 @@ class TrainingProgress:
                 "task": {name: value.state_dict() for name, value in self.task.get_stateful_objects().items()},
                 "loader": self.loader.state_dict(),
                 "log": self.log.state_dict(),
-                "history": self.metric_buffer.state_dict(),
+                "metric_buffer": self.metric_buffer.state_dict(),
                 "random": get_random_states(),
             }
             files = [self.log.path, *getattr(self.loader, "checkpoint_files", ())]
-            saver.save(state, checkpoint.collect_tensors(self.task.get_modules()), files)
+            writer.save(state, checkpoint.collect_tensors(self.task.get_modules()), files)
 
     def restore(self, folder: Path, manifest: Manifest, allow_changed_data: bool) -> int:
         """Restore the last checkpoint and return its step, or 0 if there is none.
 
         Raises:
             UsageError: the data have changed.
-            Error: the checkpoint is damaged, of an unknown format, or of another network.
+            Error: the checkpoint is corrupted, of an unknown format, or of another network.
         """
         runtime = self.log.runtime
-        state = checkpoint.read_state(folder, runtime.device)
+        state = checkpoint.read_checkpoint(folder, runtime.device)
         if state is None:
             return 0
         if runtime.is_main:
             self.checkpoint_metadata = check_checkpoint_metadata(folder, state, manifest, allow_changed_data)
         try:
             if state["step"] > self.log.num_steps:
-                raise ValueError(f"it is of step {state['step']}, and the training has {self.log.num_steps}")
+                raise ValueError(f"it is of step {state['step']}, and the run has {self.log.num_steps} steps")
             for name, value in self.task.get_stateful_objects().items():
                 value.load_state_dict(state["task"][name])
             self.loader.load_state_dict(state["loader"])
             self.log.load_state_dict(state["log"])
-            self.metric_buffer.load_state_dict(state["history"])
+            self.metric_buffer.load_state_dict(state["metric_buffer"])
             set_random_states(state["random"])
             return int(state["step"])
         except Error:
@@ -321,8 +321,8 @@ class TrainingProgress:
         except Exception as error:  # load_state_dict may raise anything for a state of another object
             first_line, _, _ = str(error).partition("\n")
             raise Error(
-                f"{folder / 'last.ckpt'} does not fit the run ({type(error).__name__}: {first_line}); remove it to "
-                "restart the run from its first step"
+                f"{folder / 'last.ckpt'} does not match the run ({type(error).__name__}: {first_line}); delete it to "
+                "restart the run from step 0"
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""Watchdog of the processes of a training: it reports a process that hangs and stops the others."""
+"""Watchdog of the processes of a training run: it reports a process that hangs and stops the others."""
 
 import json
 import logging
@@ -53,12 +53,12 @@ class Watchdog:
             self.thread.join()
 
     def _monitor(self) -> None:
-        clock, pause, number = self.runtime.clock, self.timeout / CHECKS_PER_TIMEOUT, 0
+        clock, pause, check_index = self.runtime.clock, self.timeout / CHECKS_PER_TIMEOUT, 0
         while not self.stop_event.wait(pause):
-            phase, start, number = clock.phase, clock.phase_start, number + 1
+            phase, start, check_index = clock.phase, clock.phase_start, check_index + 1
             elapsed = time.monotonic() - start
             host = socket.gethostname()
-            state = {"step": clock.step, "phase": phase, "host": host, "elapsed": elapsed, "check": number}
+            state = {"step": clock.step, "phase": phase, "host": host, "elapsed": elapsed, "check": check_index}
             try:
                 self.store.set(f"fukami/{self.runtime.rank}", json.dumps(state))
                 if clock.step >= 0 and elapsed > self.timeout and phase not in UNTIMED_PHASES:
@@ -79,10 +79,10 @@ class Watchdog:
         behind = [rank for rank, position in positions.items() if position == min(positions.values())]
         for rank in missing or stopped or behind:
             state = states.get(rank)
-            what = f"on {state['host']} in step {state['step'] + 1} ({state['phase']})" if state else "never reported"
+            status = f"on {state['host']} in step {state['step'] + 1} ({state['phase']})" if state else "never reported"
             logger.error(
-                f"fukami: rank {rank}, {what}, keeps the others waiting for more than {self.timeout:g} s (--timeout); "
-                f"rank {self.runtime.rank} stops here: continue with --resume"
+                f"fukami: rank {rank}, {status}, keeps the others waiting for more than {self.timeout:g} s "
+                f"(--timeout); rank {self.runtime.rank} stops here: continue with --resume"
             )
         os._exit(HUNG_EXIT_STATUS)
 

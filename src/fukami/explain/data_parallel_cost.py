@@ -94,7 +94,7 @@ class StepEstimate:
         step_time: time from one step to the next.
         compute_time: time of the computation, including waiting for slower devices.
         network_time: time of the all-reduces, overlapped or not.
-        input_time: time of reading the images, in parallel with the rest.
+        input_time: time of reading the images, in parallel with the other work.
         efficiency: scaling efficiency: images per second and device, as a fraction of the speed of a single device.
     """
 

@@ -63,8 +63,8 @@ def find_top_patches(
 ) -> dict[str, list[list[Patch]]]:
     """Find the patches with the strongest activations for each unit, strongest first.
 
-    A patch is the theoretical receptive field of the position where the unit's map has its maximum, at most one per
-    image, with gray outside the image. If the field is no smaller than the image, the patch is the whole image.
+    A patch is the receptive field of the position where the unit's map has its maximum, at most one per image, with
+    gray outside the image. If the receptive field covers the image, the patch is the whole image.
 
     Args:
         model: the network.
@@ -82,11 +82,11 @@ def find_top_patches(
         outputs = extractor(normalize(images))
         for (layer, channels), maps in zip(units, outputs, strict=True):
             values, positions = maps[:, list(channels)].float().flatten(2).max(2)
-            for number, patches in enumerate(result[layer.name]):
-                top = values[:, number].topk(min(num_patches, len(values)))
+            for unit, patches in enumerate(result[layer.name]):
+                top = values[:, unit].topk(min(num_patches, len(values)))
                 for value, index in zip(top.values.tolist(), top.indices.tolist(), strict=True):
                     if len(patches) < num_patches or value > patches[-1].activation:
-                        row, column = divmod(int(positions[index, number]), maps.shape[3])
+                        row, column = divmod(int(positions[index, unit]), maps.shape[3])
                         region = layer.get_input_region(row, column)
                         patches.append(Patch(value, crop_region(images[index].cpu(), region)))
                         patches.sort(key=lambda patch: -patch.activation)
@@ -228,8 +228,8 @@ def tile_images(
     count, _, height, width = images.shape
     rows = -(-count // columns)
     page = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), background, np.float32)
-    for number, image in enumerate(images.float().cpu().numpy()):
-        top, left = number // columns * (height + gap), number % columns * (width + gap)
+    for index, image in enumerate(images.float().cpu().numpy()):
+        top, left = index // columns * (height + gap), index % columns * (width + gap)
         page[top : top + height, left : left + width] = image.transpose(1, 2, 0)
     return page
 

@@ -1,7 +1,7 @@
 """Weights of stacked small filters compared with one large filter of the same receptive field.
 
 n layers of m×m filters have a receptive field of n(m-1)+1 pixels in each direction and n·m² weights for each pair of
-channels. One filter of that size has (n(m-1)+1)² weights. VGG is based on this (Simonyan and Zisserman 2015, section
+channels. One filter of that size has (n(m-1)+1)² weights. VGG uses such stacks (Simonyan and Zisserman 2015, section
 2.3).
 """
 
@@ -77,8 +77,8 @@ def plot_weight_savings(kernel_sizes: Sequence[int] = KERNEL_SIZES, depths: Sequ
     for depth in (3, 4) if {3, 4} <= {*depths} and 3 in kernel_sizes else ():
         side = compute_receptive_field(depth, 3)
         text = f"{side}×{side}: {compute_weight_savings(depth, 3):.2f}"
-        at = (depth, 100 * compute_weight_savings(depth, 3))
-        axes.annotate(text, at, (8, -12), textcoords="offset points", fontsize=8)
+        point = (depth, 100 * compute_weight_savings(depth, 3))
+        axes.annotate(text, point, (8, -12), textcoords="offset points", fontsize=8)
     axes.set_ylim(0, 100)
     axes.set_xlim(min(depths), max(depths))
     axes.set_xticks(list(depths))

@@ -1,4 +1,4 @@
-"""Model summary: output shape, parameters, cost and theoretical receptive field of each layer.
+"""Model summary: output shape, parameters, cost and receptive field of each layer.
 
 The network is traced once (``torch.fx``) and run on the meta device, which computes only shapes. The receptive field of
 a unit is an interval of pixels in each direction, propagated from layer to layer (Araujo, Norris and Sim, "Computing
@@ -44,10 +44,10 @@ class LayerInfo:
         output_bytes: bytes of the output in float32; 0 if it uses the input's memory (in place, reshaped, dropout).
         receptive_field: height and width in pixels, including padding. None: the whole image, as for all layers after
             global pooling or flattening.
-        effective_stride: distance in pixels between the fields of neighboring units, vertical and horizontal; None
-            without spatial positions.
-        start: first row and column of the first unit's field, negative in the padding; None as for
-            ``receptive_field``. In upsampled maps, several units have the same field, and this is the first unit's.
+        effective_stride: distance in pixels between the receptive fields of neighboring units, vertical and horizontal;
+            None without spatial positions.
+        start: first row and column of the first unit's receptive field, negative in the padding; None as for
+            ``receptive_field``. In upsampled maps, several units share a receptive field; this is the first unit's.
         depth: number of layers with weights on the longest path up to this one, as in the names VGG-16 and ResNet-50.
         on_trunk: whether every path to the output passes through this layer, so that it is not in a branch.
     """
@@ -65,7 +65,7 @@ class LayerInfo:
     on_trunk: bool
 
     def get_input_region(self, row: int, column: int) -> tuple[int, int, int, int] | None:
-        """Return first row, first column, last row + 1 and last column + 1 of a unit's field; None: the whole image."""
+        """Return first row, first column, last row + 1 and last column + 1 of a receptive field; None: all pixels."""
         if self.receptive_field is None or self.effective_stride is None or self.start is None:
             return None
         top, left = (round(s + i * j) for s, i, j in zip(self.start, (row, column), self.effective_stride, strict=True))
@@ -76,7 +76,7 @@ class LayerInfo:
 class Interval:
     """Receptive field of the first unit in one direction, from pixel ``first`` to ``last``.
 
-    The field of the next unit is shifted by ``effective_stride``.
+    The receptive field of the next unit is shifted by ``effective_stride``.
     """
 
     first: float = 0.0
@@ -90,7 +90,7 @@ class Interval:
         return Interval(self.first + first, self.last + last, self.effective_stride * stride)
 
     def apply_transposed_window(self, kernel: int, stride: int, padding: int, dilation: int) -> "Interval":
-        """Apply a transposed convolution; the field is that of the units with the largest one."""
+        """Apply a transposed convolution; the result is the largest receptive field of its units."""
         extent = (kernel - 1) * dilation
         first = math.ceil((padding - extent) / stride)
         last = first + math.ceil((extent + 1) / stride) - 1
@@ -182,14 +182,15 @@ def find_last_activation(layers: Sequence[LayerInfo]) -> LayerInfo:
     Raises:
         UsageError: the network has no convolution.
     """
-    convolutions = [number for number, layer in enumerate(layers) if layer.multiply_adds and layer.receptive_field]
+    convolutions = [index for index, layer in enumerate(layers) if layer.multiply_adds and layer.receptive_field]
     if not convolutions:
         raise UsageError("the network has no convolution, so no units with a limited receptive field")
-    rest = [layer for layer in layers[convolutions[-1] :] if layer.receptive_field]
-    activations = [layer for layer in rest if layer.on_trunk and "lu" in layer.op_type.lower()]  # ReLU, relu_, GELU ...
+    candidates = [layer for layer in layers[convolutions[-1] :] if layer.receptive_field]
+    # ReLU, relu_, GELU ...
+    activations = [layer for layer in candidates if layer.on_trunk and "lu" in layer.op_type.lower()]
     if activations:
         return activations[0]
-    return [layer for layer in rest if layer.effective_stride == rest[0].effective_stride][-1]
+    return [layer for layer in candidates if layer.effective_stride == candidates[0].effective_stride][-1]
 
 
 def plot_costs(layers: Sequence[LayerInfo]) -> "Figure":
@@ -203,12 +204,12 @@ def plot_costs(layers: Sequence[LayerInfo]) -> "Figure":
             if len(layer.output_shape) == 3 and layer.output_shape[1:] != (1, 1)
             else "vectors"
         )
-        for number, value in enumerate((layer.multiply_adds, layer.num_parameters, layer.output_bytes)):
-            costs.setdefault(name, [0, 0, 0])[number] += value
+        for kind, value in enumerate((layer.multiply_adds, layer.num_parameters, layer.output_bytes)):
+            costs.setdefault(name, [0, 0, 0])[kind] += value
     figure = Figure(figsize=(9, 1.0 + 0.3 * len(costs)), layout="constrained")
     titles = ("multiply-adds, %", "parameters, %", "output memory, %")
-    for number, (axes, title) in enumerate(zip(figure.subplots(1, 3, sharey=True), titles, strict=True)):
-        values = [row[number] for row in costs.values()]
+    for kind, (axes, title) in enumerate(zip(figure.subplots(1, 3, sharey=True), titles, strict=True)):
+        values = [row[kind] for row in costs.values()]
         percentages = [100 * value / max(sum(values), 1) for value in values]
         axes.bar_label(
             axes.barh(range(len(costs)), percentages, color="#4878a8", height=0.65), fmt="%.1f", fontsize=8, padding=3
@@ -334,8 +335,8 @@ class _LayerInterpreter(fx.Interpreter):
     def _describe_layer(
         self, node: fx.Node, module: nn.Module | None, inputs: Sequence[Tensor], out: Tensor
     ) -> LayerInfo:
-        own = [] if module is None else [p for p in module.parameters() if id(p) not in self.counted]
-        self.counted |= {id(parameter) for parameter in own}
+        new_parameters = [] if module is None else [p for p in module.parameters() if id(p) not in self.counted]
+        self.counted |= {id(parameter) for parameter in new_parameters}
         shares_memory = any(out.untyped_storage()._cdata == value.untyped_storage()._cdata for value in inputs)
         field = self.fields[node]
         unlimited = field is None or any(math.isinf(axis.first) for axis in field)
@@ -343,7 +344,7 @@ class _LayerInterpreter(fx.Interpreter):
             name=self.names[node],
             op_type=type(module).__name__ if module is not None else _get_function_name(node),
             output_shape=tuple(out.shape[1:]),
-            num_parameters=sum(parameter.numel() for parameter in own),
+            num_parameters=sum(parameter.numel() for parameter in new_parameters),
             multiply_adds=_count_multiply_adds(module, inputs, out),
             output_bytes=0 if shares_memory else out[0].numel() * FLOAT_BYTES,
             receptive_field=None if unlimited else tuple(int(axis.last - axis.first) + 1 for axis in field),  # type: ignore[union-attr,arg-type]
@@ -361,11 +362,11 @@ def _get_function_name(node: fx.Node) -> str:
 
 def _find_trunk(graph: fx.Graph) -> set[fx.Node]:
     """Find the nodes after which no earlier output is used."""
-    order = {node: number for number, node in enumerate(graph.nodes)}
-    last_uses = {node: max((order[user] for user in node.users), default=number) for node, number in order.items()}
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    last_uses = {node: max((order[user] for user in node.users), default=index) for node, index in order.items()}
     trunk, last_use = set(), 0
-    for node, number in order.items():
-        if last_use <= number:
+    for node, index in order.items():
+        if last_use <= index:
             trunk.add(node)
         last_use = max(last_use, last_uses[node])
     return trunk
@@ -397,12 +398,12 @@ def _compute_receptive_field(
     window, offsets = _get_window(node, module), _get_offsets(node, module)
     transposed = isinstance(module, nn.ConvTranspose2d)
     result = []
-    for number, (axis, size, extent) in enumerate(zip(joined, sizes, out.shape[2:], strict=True)):
+    for direction, (axis, size, extent) in enumerate(zip(joined, sizes, out.shape[2:], strict=True)):
         if window:
-            sides = [values[number] for values in window]
+            sides = [values[direction] for values in window]
             result.append(axis.apply_transposed_window(*sides) if transposed else axis.apply_window(*sides))
         elif offsets:
-            first, step = offsets[number]
+            first, step = offsets[direction]
             result.append(axis.apply_window(1, step, -first, 1))
         elif extent > size:  # upsampling: nearest, or linear between two neighbors
             finer = replace(axis, effective_stride=axis.effective_stride * size / extent)

@@ -13,7 +13,7 @@ from fukami.image import io as image_io
 
 DEFAULT_SIZE = 64  # image side in pixels, if the images are not thumbnails
 THUMBNAIL_SIZES = (28, 32)
-NUM_INSPECTED_IMAGES = 100  # images images to infer size and channels
+NUM_INSPECTED_IMAGES = 100  # images from which size and channels are inferred
 
 
 def load_dataset(spec: str, holdout: float) -> tuple[LabeledImages, LabeledImages]:
@@ -26,7 +26,7 @@ def load_dataset(spec: str, holdout: float) -> tuple[LabeledImages, LabeledImage
 
     Raises:
         UsageError: there is no dataset of this name and no such path.
-        Error: the data is damaged or has fewer than two images.
+        Error: the data is invalid or has fewer than two images.
     """
     source = _load_source(spec)
     if len(source) < 2:
@@ -43,7 +43,7 @@ def infer_image_shape(source: LabeledImages) -> tuple[int, int]:
         return DEFAULT_SIZE, 3
     images = []
     for item in source.items[:: max(1, len(source) // NUM_INSPECTED_IMAGES)]:
-        with contextlib.suppress(Error):  # training reports broken images
+        with contextlib.suppress(Error):  # training reports unreadable images
             images.append(image_io.read_image(item))
     sides = {side for image in images for side in image.size}
     size = next((side for side in THUMBNAIL_SIZES if sides == {side}), DEFAULT_SIZE)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fukami.generation.task import GANTask
     from fukami.image.transform import SquareTransform
 
-ADAM_BETAS = (0.5, 0.999)  # section 4
+ADAM_BETAS = (0.5, 0.999)  # Radford et al. 2016, section 4
 EVAL_BATCH_SIZE = 500  # real images per batch of the evaluation
 
 
@@ -33,7 +33,7 @@ class DCGAN(SupervisedRecipe):
     """
 
     data: str = "digits"
-    """Dataset: digits (embedded), scenes (embedded), mnist, cifar10, cifar100, imagenet, or a folder, an archive, a CSV
+    """Dataset: digits (bundled), scenes (bundled), mnist, cifar10, cifar100, imagenet, or a folder, an archive, a CSV
     file or shards of images; labels are ignored."""
     holdout: float = 0.0
     """Fraction of the images held out as reference images for evaluation; 0 compares samples with the training
@@ -43,7 +43,7 @@ class DCGAN(SupervisedRecipe):
     channels: Literal[0, 1, 3] = 0
     """Image channels: 1 grayscale, 3 color; 0 selects 1 if all inspected images are grayscale."""
     base_channels: int = 64
-    """Number of feature maps next to the image, the width of the networks; 128 in the paper."""
+    """Number of channels of the layer next to the image, the width of the networks; 128 in the paper."""
     kernel_size: Literal[4, 5] = 4
     """Kernel size of the convolutions; 5 in the paper."""
     stable: bool = False
@@ -53,8 +53,8 @@ class DCGAN(SupervisedRecipe):
     eval_samples: int = 1000
     """Number of samples per evaluation, and of real images compared with them."""
     eval_features: str = "auto"
-    """Features of the evaluation: digits (the included DeepConvNet), inception or vgg (with downloaded weights), a file
-    of such weights, or pixels; auto selects the first that fits."""
+    """Features of the evaluation: digits (the bundled DeepConvNet), inception or vgg (with downloaded weights), a file
+    of such weights, or pixels; auto selects the first available."""
     epochs: int = 25
     """Number of epochs."""
     eval_every: int = 5
@@ -68,8 +68,8 @@ class DCGAN(SupervisedRecipe):
     weight_decay: float = 0.0
     """Weight decay; decoupled with adamw (Loshchilov and Hutter 2019)."""
     schedule: str = "constant"
-    """Learning-rate schedule: constant, step=DROPS, multistep=FRACTION,FRACTION, exponential=END, polynomial=POWER,
-    cosine, one-cycle or plateau=PATIENCE."""
+    """Learning-rate schedule: constant, step=NUM_DROPS, multistep=FRACTION,FRACTION, exponential=FINAL_FACTOR,
+    polynomial=POWER, cosine, one-cycle or plateau=PATIENCE."""
     warmup: float = 0.0
     """Fraction of the training steps with a linear warm-up."""
 
@@ -81,12 +81,12 @@ class DCGAN(SupervisedRecipe):
         check_range(self, 0, 0.9999999, "ema_decay")
         if self.accumulate > 1 or self.activation_checkpointing:
             raise UsageError(
-                "dcgan supports neither --accumulate nor --activation-checkpointing; give a smaller --batch-size"
+                "dcgan supports neither --accumulate nor --activation-checkpointing; use a smaller --batch-size"
             )
-        mixing = {"mixup", "cutmix"} & {word.partition("=")[0] for word in self.augment}
+        mixing = {"mixup", "cutmix"} & {name.partition("=")[0] for name in self.augment}
         if mixing:
             raise UsageError(
-                f"--augment {' and '.join(sorted(mixing))} would make the generator generate mixed images; leave it out"
+                f"--augment {' and '.join(sorted(mixing))} would train the generator on mixed images; omit it"
             )
 
     def build_transform(self, size: int, channels: int) -> "SquareTransform":

@@ -17,7 +17,7 @@ from fukami.engine.supervised import IMAGENET_MEAN, IMAGENET_STD
 from fukami.errors import Error
 
 INCEPTION_PREFIXES = ("pt_inception", "inception_v3")  # file name prefixes: FID's weights before torchvision's
-INPUT_SIZES = {"inception": 299, "vgg": 224}  # image side in pixels, as in training
+INPUT_SIZES = {"inception": 299, "vgg": 224}  # image side in pixels in the training of the weights
 PIXEL_GRID_SIZE = 8  # side in pixels of the downsampled images of the pixel features
 LEGIBLE_PROBABILITY = 0.95  # minimum class probability of a legible digit
 BATCH_SIZE = 20  # images per batch; VGG needs 13 MB for each
@@ -52,14 +52,17 @@ class FeatureExtractor:
 
     @torch.inference_mode()
     def measure_legibility(self, features: Tensor) -> dict[str, float]:
-        """Return the fraction of legible digits (``legible``) and the number of predicted classes (``classes``).
+        """Return the fraction of legible digits and the number of predicted classes.
 
-        The result is empty without a classifier.
+        The metrics are ``legible_fraction`` and ``num_predicted_classes``; there are none without a classifier.
         """
         if self.classifier is None:
             return {}
-        best, digit = self.classifier.cpu()(features).softmax(1).max(1)
-        return {"legible": float((best > LEGIBLE_PROBABILITY).double().mean()), "classes": int(digit.unique().numel())}
+        probabilities, digits = self.classifier.cpu()(features).softmax(1).max(1)
+        return {
+            "legible_fraction": float((probabilities > LEGIBLE_PROBABILITY).double().mean()),
+            "num_predicted_classes": int(digits.unique().numel()),
+        }
 
 
 def load_feature_extractor(name: str, size: int, channels: int) -> FeatureExtractor:
@@ -91,7 +94,9 @@ def load_feature_extractor(name: str, size: int, channels: int) -> FeatureExtrac
     if name == "inception":
         file = pretrained.find_weights_file(*INCEPTION_PREFIXES)
         if file is None:
-            raise Error(f"no weights file {'* or '.join(INCEPTION_PREFIXES)}* found; give its path as --eval-features")
+            raise Error(
+                f"no weights file {'* or '.join(INCEPTION_PREFIXES)}* found; specify its path as --eval-features"
+            )
         return _build_inception(pretrained.read_state_dict(file), str(file))
     if name == "vgg":
         return _build_vgg("")
@@ -160,17 +165,17 @@ class FIDPoolingMode(TorchFunctionMode):
 
 def _build_inception(tensors: dict[str, Tensor], source: str) -> FeatureExtractor:
     """Build Inception v3: the original FID network (2015) for 1,008 classes, torchvision's for 1,000."""
-    classes = len(tensors.get("fc.bias", ()))
-    if classes not in (1000, 1008):
-        raise Error(f"{source} is not Inception v3: it should have 1,000 or 1,008 classes, not {classes}")
-    network = inception_v3(weights=None, num_classes=classes, aux_logits=False, init_weights=False)
+    num_classes = len(tensors.get("fc.bias", ()))
+    if num_classes not in (1000, 1008):
+        raise Error(f"{source} is not Inception v3: it should have 1,000 or 1,008 classes, not {num_classes}")
+    network = inception_v3(weights=None, num_classes=num_classes, aux_logits=False, init_weights=False)
     tensors = {key: value for key, value in tensors.items() if not key.startswith("AuxLogits.")}
     mismatches = [f"{key} {problem}" for key, problem in pretrained.find_mismatches(tensors, network.state_dict())]
     if mismatches:
-        raise Error(f"{source} does not fit Inception v3: {'; '.join(mismatches)}")
+        raise Error(f"{source} does not match Inception v3: {'; '.join(mismatches)}")
     network.load_state_dict(tensors, strict=False)
     network.fc = nn.Identity()
-    is_fid_network = classes == 1008
+    is_fid_network = num_classes == 1008
     layers = FIDInceptionV3(network.eval()) if is_fid_network else network
     name = "inception" if is_fid_network else "torchvision_inception"
     return FeatureExtractor(name, PooledFeatures(layers, (0.5,) * 3, (0.5,) * 3, INPUT_SIZES["inception"]))
@@ -183,7 +188,7 @@ def _build_vgg(path: str) -> FeatureExtractor:
     name, tensors = pretrained.load_vgg(path)
     if not tensors:
         raise Error(
-            "no weights file vgg19* or vgg16* found; give its path as --eval-features, or give --eval-features pixels"
+            "no weights file vgg19* or vgg16* found; specify its path as --eval-features, or use --eval-features pixels"
         )
     network = getattr(models, name)(1, hidden=0)
     network.load_state_dict(tensors, strict=False)
@@ -191,7 +196,7 @@ def _build_vgg(path: str) -> FeatureExtractor:
 
 
 def _build_digits() -> FeatureExtractor:
-    """Build the included DeepConvNet without its last layer."""
+    """Build the bundled DeepConvNet without its last layer."""
     from fukami.engine import checkpoint
 
     task = checkpoint.load("deep-convnet", device="cpu")

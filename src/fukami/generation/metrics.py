@@ -6,18 +6,18 @@ The distances depend on the feature extractor and on the number of images; compa
 import torch
 from torch import Tensor
 
-REPETITION_QUANTILE = 0.01  # quantile of the nearest-neighbor distances of real images below which a sample is repeated
+DUPLICATE_QUANTILE = 0.01  # quantile of the nearest-neighbor distances of real images; duplicates lie below it
 KERNEL_DEGREE = 3  # degree of the polynomial kernel
 
 
-def compute_repetition(generated: Tensor, real: Tensor) -> float:
+def compute_duplicate_fraction(generated: Tensor, real: Tensor) -> float:
     """Compute the fraction of generated images that are near-duplicates of other generated images.
 
     A duplicate's nearest-neighbor distance is below the 1 % quantile of those of real images. ``generated`` and
     ``real`` are features ``(N, F)`` of the same number of images. The fraction is near 0.01 if the generated images
     vary as much as the real ones, and near 1 after mode collapse.
     """
-    threshold = compute_nearest_distances(real).quantile(REPETITION_QUANTILE)
+    threshold = compute_nearest_distances(real).quantile(DUPLICATE_QUANTILE)
     return float((compute_nearest_distances(generated) < threshold).double().mean())
 
 

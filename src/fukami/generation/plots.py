@@ -22,18 +22,18 @@ def plot_latent_arithmetic(columns: Sequence[tuple[int, Tensor, Tensor]], neighb
     grid = figure.subplots(rows, num_columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
-    for number, (sign, samples, mean) in enumerate(columns):
+    for column, (sign, samples, mean) in enumerate(columns):
         for row, image in enumerate(samples):
-            _show_image(grid[rows - 1 - len(samples) + row, number], image)
-        _show_image(grid[rows - 1, number], mean)
-        mark = "−" if sign < 0 else "+" if number else ""
-        grid[rows - 1, number].text(-0.2, 0.5, mark, transform=grid[rows - 1, number].transAxes, fontsize=16,
+            _show_image(grid[rows - 1 - len(samples) + row, column], image)
+        _show_image(grid[rows - 1, column], mean)
+        mark = "−" if sign < 0 else "+" if column else ""
+        grid[rows - 1, column].text(-0.2, 0.5, mark, transform=grid[rows - 1, column].transAxes, fontsize=16,
                                      ha="center", va="center")  # fmt: skip
     grid[rows - 1, len(columns)].text(0.5, 0.5, "=", fontsize=20, ha="center", va="center")
-    for number, image in enumerate(neighbors):
-        axes = grid[rows - 3 + number // 3, len(columns) + 1 + number % 3]
+    for index, image in enumerate(neighbors):
+        axes = grid[rows - 3 + index // 3, len(columns) + 1 + index % 3]
         _show_image(axes, image)
-        if number == 4:
+        if index == 4:
             axes.axis("on")
             axes.set(xticks=[], yticks=[])
             for spine in axes.spines.values():
@@ -46,8 +46,8 @@ def plot_nearest_images(rows: Sequence[Tensor]) -> Figure:
     num_columns = len(rows[0])
     figure = Figure(figsize=(IMAGE_INCHES * num_columns, IMAGE_INCHES * len(rows) + 0.3), layout="constrained")
     grid = figure.subplots(len(rows), num_columns, squeeze=False)
-    for line, images in zip(grid, rows, strict=True):
-        for axes, image in zip(line, images, strict=True):
+    for axes_row, images in zip(grid, rows, strict=True):
+        for axes, image in zip(axes_row, images, strict=True):
             axes.axis("off")
             _show_image(axes, image)
     grid[0, 0].set_title("generated", fontsize=9)

@@ -17,7 +17,7 @@ from fukami.generation.task import GANTask, draw_image_grid
 from fukami.image import io as image_io
 
 NUM_NEAREST = 4  # nearest training images per sample
-NEIGHBOR_NOISE = 0.25  # scale of the noise around the result of latent arithmetic (section 6.3.2)
+NEIGHBOR_NOISE = 0.25  # scale of the noise around the result of latent arithmetic (Radford et al. 2016, section 6.3.2)
 FRAME_MILLISECONDS = 60  # duration of a frame of the interpolation
 
 
@@ -32,16 +32,15 @@ class Term:
 def write_samples(task: GANTask, latents: Tensor, seed: int, folder: Path) -> tuple[Tensor, list[dict[str, Any]]]:
     """Generate an image from each latent vector and write the images and a grid of them.
 
-    Returns the images and for each its ``file``, ``number`` and ``seed``, and the discriminator's probability that it
-    is ``real``.
+    Returns the images and for each its ``file``, ``number``, ``seed`` and ``real_probability``, by the discriminator.
     """
     images = task.generate_images(latents)
     digits = max(4, len(str(len(images))))
     results = []
-    for number, (image, real) in enumerate(zip(images, task.predict_real_probability(images), strict=True), 1):
+    for number, (image, probability) in enumerate(zip(images, task.predict_real_probability(images), strict=True), 1):
         file = folder / f"{number:0{digits}d}.png"
         image_io.convert_array_to_image(image.permute(1, 2, 0).numpy()).save(file)
-        results.append({"file": str(file), "number": number, "seed": seed, "real": real})
+        results.append({"file": str(file), "number": number, "seed": seed, "real_probability": probability})
     draw_image_grid(images).save(folder / "grid.png")
     return images, results
 
@@ -93,12 +92,12 @@ def parse_arithmetic(text: str, num_samples: int) -> list[Term]:
     Raises:
         UsageError: the syntax is wrong, or a number is greater than ``num_samples``.
     """
-    form = f"expected sample numbers from 1 to {num_samples} separated by + and -, as in '1 2 3 - 4 5 6 + 7 8 9'"
+    expected = f"expected sample numbers from 1 to {num_samples} separated by + and -, as in '1 2 3 - 4 5 6 + 7 8 9'"
     terms = []
     for sign, numbers in re.findall(r"([+-]|^)([^+-]*)", text.strip()):
         words = re.split(r"[\s,]+", numbers.strip())
         if not all(word.isdecimal() and 1 <= int(word) <= num_samples for word in words):
-            raise UsageError(f"--arithmetic {text!r}: {form}")
+            raise UsageError(f"--arithmetic {text!r}: {expected}")
         terms.append(Term(-1 if sign == "-" else 1, tuple(map(int, words))))
     return terms
 
@@ -108,23 +107,26 @@ def write_nearest_images(
 ) -> list[dict[str, Any]]:
     """Write a figure of each image and its nearest training images; return the name and distance of the nearest."""
     features = feature_extractor.extract(images, device)
-    best = torch.full((len(images), NUM_NEAREST), torch.inf)
-    numbers = torch.zeros(len(images), NUM_NEAREST, dtype=torch.long)
-    kept: dict[int, Tensor] = {}
+    nearest_distances = torch.full((len(images), NUM_NEAREST), torch.inf)
+    nearest_indices = torch.zeros(len(images), NUM_NEAREST, dtype=torch.long)
+    nearest_images: dict[int, Tensor] = {}
     for first, batch in _enumerate_offsets(batch_images for batch_images, _ in loader.iterate_in_order()):
         distances = torch.cdist(features, feature_extractor.extract(batch.cpu(), device))
-        best, order = torch.cat([best, distances], 1).topk(NUM_NEAREST, largest=False)
+        nearest_distances, order = torch.cat([nearest_distances, distances], 1).topk(NUM_NEAREST, largest=False)
         candidates = torch.arange(first, first + len(batch)).expand(len(images), -1)
-        numbers = torch.cat([numbers, candidates], 1).gather(1, order)
-        nearest = set(numbers.flatten().tolist())
-        new = {number: batch[number - first].cpu() for number in nearest if number >= first}
-        kept = {number: image for number, image in (kept | new).items() if number in nearest}
-    rows = [torch.stack([own, *(kept[n] for n in near)]) for own, near in zip(images, numbers.tolist(), strict=True)]
+        nearest_indices = torch.cat([nearest_indices, candidates], 1).gather(1, order)
+        kept = set(nearest_indices.flatten().tolist())
+        new_images = {index: batch[index - first].cpu() for index in kept if index >= first}
+        nearest_images = {index: image for index, image in (nearest_images | new_images).items() if index in kept}
+    rows = [
+        torch.stack([image, *(nearest_images[index] for index in indices)])
+        for image, indices in zip(images, nearest_indices.tolist(), strict=True)
+    ]
     generation_plots.plot_nearest_images(rows).savefig(folder / "nearest.png", dpi=110)
-    names = loader.names or [f"#{number}" for number in range(len(loader.targets))]
+    names = loader.names or [f"#{index}" for index in range(len(loader.targets))]
     return [
-        {"nearest": names[number], "distance": distance, "features": feature_extractor.name}
-        for number, distance in zip(numbers[:, 0].tolist(), best[:, 0].tolist(), strict=True)
+        {"nearest": names[index], "distance": distance, "features": feature_extractor.name}
+        for index, distance in zip(nearest_indices[:, 0].tolist(), nearest_distances[:, 0].tolist(), strict=True)
     ]
 
 

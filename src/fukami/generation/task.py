@@ -32,9 +32,9 @@ Batch = tuple[Tensor, Tensor]
 BATCH_SIZE = 100  # images per batch in inference
 NUM_PREVIEW_IMAGES = 64  # samples in the preview grid
 MAX_FRAMES = 48  # maximum number of preview grids kept
-EMA_WARMUP_STEPS = 10  # steps in which the average of the generator weights the current weights more strongly
+EMA_WARMUP_CONSTANT = 10  # c in the update weight max(c / (c + step), 1 - ema_decay)
 DISCRIMINATOR_ACCURACY_MOMENTUM = 0.02  # weight of a step in the moving average of the discriminator accuracy
-MAX_REPETITION, MAX_DISCRIMINATOR_ACCURACY = 0.2, 0.98  # fractions above which a warning is logged
+MAX_DUPLICATE_FRACTION, MAX_DISCRIMINATOR_ACCURACY = 0.2, 0.98  # fractions above which a warning is logged
 WEBP_QUALITY = 85  # quality of the stored preview grids
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class GANTask(CachedEvaluationTask):
     """Adversarial training of a generator and a discriminator (Goodfellow et al. 2014, equation 1).
 
     Args:
-        generator: maps noise ``(N, 100)`` in -1..1 to images ``(N, C, H, W)`` in -1..1.
+        generator: maps latent vectors ``(N, latent_dim)`` in -1..1 to images ``(N, C, H, W)`` in -1..1.
         discriminator: maps such images to scores ``(N,)``, positive for real images.
         transform: preprocessing of the discriminator's input images.
         load_feature_extractor: loads the feature extractor of the evaluation.
@@ -77,9 +77,8 @@ class GANTask(CachedEvaluationTask):
         self.latent_dim: int = generator.latent_dim  # type: ignore[assignment]
         self.ema_generator = copy.deepcopy(generator) if ema_decay else generator
         self.preview_history = PreviewHistory()
-        self.cached_real_features: tuple[Any, FeatureExtractor, list[Tensor]] | None = (
-            None  # batches of real images, the extractor and their features
-        )
+        # batches of real images, the extractor and their features
+        self.cached_real_features: tuple[Any, FeatureExtractor, list[Tensor]] | None = None
 
     def setup(self, runtime: "Runtime") -> None:
         """Move the networks to the device and create an optimizer for each."""
@@ -104,7 +103,7 @@ class GANTask(CachedEvaluationTask):
     def get_stateful_objects(self) -> dict[str, Any]:
         """Return the networks, the optimizers, the averaged generator, the statistics and the preview grids."""
         discriminator = {"discriminator": self.discriminator, "discriminator optimizer": self.discriminator_optimizer}
-        others = {
+        state = {
             "discriminator scaler": self.discriminator_scaler,
             "statistics": self.statistics,
             "preview history": self.preview_history,
@@ -112,7 +111,7 @@ class GANTask(CachedEvaluationTask):
         return (
             super().get_stateful_objects()
             | discriminator
-            | others
+            | state
             | ({"ema generator": self.ema_generator} if self.ema_decay else {})
         )
 
@@ -140,7 +139,7 @@ class GANTask(CachedEvaluationTask):
         clock = self.runtime.clock
         real = self.normalize_images(batch[0])
         with clock("forward"), self.runtime.autocast():
-            generated = self.training_model(self.sample_noise(len(real)))
+            generated = self.training_model(self.sample_training_latents(len(real)))
             with self.cache_normalized_weights():
                 real_scores, generated_scores = (
                     self.training_discriminator(real).float(),
@@ -178,8 +177,8 @@ class GANTask(CachedEvaluationTask):
             return (1 - real_scores).relu().mean() + (1 + generated_scores).relu().mean()
         return F.softplus(-real_scores).mean() + F.softplus(generated_scores).mean()
 
-    def sample_noise(self, count: int) -> Tensor:
-        """Sample noise ``(count, 100)``: this process's rows of the noise for all processes."""
+    def sample_training_latents(self, count: int) -> Tensor:
+        """Sample latent vectors ``(count, latent_dim)``: this process's rows of those for all processes."""
         rank, world = self.runtime.rank, self.runtime.world_size
         return 2 * torch.rand(count * world, self.latent_dim, device=self.runtime.device)[rank::world] - 1
 
@@ -203,8 +202,9 @@ class GANTask(CachedEvaluationTask):
                 [value for value in network.state_dict().values() if value.is_floating_point()]
                 for network in (self.ema_generator, self.model)
             )
+            update_weight = (EMA_WARMUP_CONSTANT / (EMA_WARMUP_CONSTANT + count)).clamp(min=1 - self.ema_decay)
             change = torch._foreach_sub(values, averages)
-            torch._foreach_mul_(change, (EMA_WARMUP_STEPS / (EMA_WARMUP_STEPS + count)).clamp(min=1 - self.ema_decay))
+            torch._foreach_mul_(change, update_weight)
             torch._foreach_add_(averages, change)
 
     def normalize_images(self, images: Tensor) -> Tensor:
@@ -213,12 +213,12 @@ class GANTask(CachedEvaluationTask):
         return (images.float() / 127.5 - 1).to(dtype).contiguous(memory_format=torch.channels_last)
 
     def sample_latents(self, count: int, seed: int = 0) -> Tensor:
-        """Sample latent vectors ``(count, 100)`` that depend only on the seed, on any device."""
+        """Sample latent vectors ``(count, latent_dim)`` that depend only on the seed, on any device."""
         return 2 * torch.rand(count, self.latent_dim, generator=torch.Generator().manual_seed(seed)) - 1
 
     @torch.inference_mode()
     def generate_images(self, latents: Tensor) -> Tensor:
-        """Generate images ``(N, C, H, W)`` uint8 from latent vectors ``(N, 100)`` in -1..1."""
+        """Generate images ``(N, C, H, W)`` uint8 from latent vectors ``(N, latent_dim)`` in -1..1."""
         dtype = next(self.ema_generator.parameters()).dtype
         images = []
         with self.inference_mode(), half_precision.enable_float32_fallback(self.ema_generator):
@@ -252,8 +252,8 @@ class GANTask(CachedEvaluationTask):
         images = self.generate_images(latents[rank::world])
         generated = [torch.empty_like(features) for features in real]
         for features, extract in zip(generated, extractor.build_extractors(self.runtime.device), strict=True):
-            for other, rows in enumerate(self.runtime.all_gather(extract(images))):
-                features[other::world] = rows
+            for process, rows in enumerate(self.runtime.all_gather(extract(images))):
+                features[process::world] = rows
         return GenerationResults(extractor, generated, real, self.generate_images(latents[:NUM_PREVIEW_IMAGES]))
 
     def on_evaluation(self, metrics: dict[str, Any]) -> None:
@@ -261,10 +261,10 @@ class GANTask(CachedEvaluationTask):
         super().on_evaluation(metrics)
         assert self.last_results is not None
         self.preview_history.add(draw_image_grid(self.last_results[1].samples))
-        if metrics["repeated"] > MAX_REPETITION:
+        if metrics["duplicate_fraction"] > MAX_DUPLICATE_FRACTION:
             logger.warning(
-                f"the generator repeats itself: {metrics['repeated']:.0%} of its samples are as close to another "
-                "sample as only 1 % of the real images are to another; try --stable, or a lower --lr"
+                f"mode collapse: {metrics['duplicate_fraction']:.0%} of the samples are near-duplicates (1 % is "
+                "expected); try --stable, or a lower --lr"
             )
         if self.statistics.discriminator_accuracy > MAX_DISCRIMINATOR_ACCURACY:
             logger.warning(
@@ -277,7 +277,7 @@ class GANTask(CachedEvaluationTask):
         return draw_image_grid(self.last_results[1].samples) if self.last_results else None
 
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
-        """Predict the probability that each image is ``real``, 0 to 1, by the discriminator.
+        """Predict the ``real_probability`` of each image, by the discriminator: 0 generated, 1 real.
 
         ``inputs`` are paths, PIL images or arrays as :func:`fukami.image.io.read_image` accepts them. An unreadable
         image yields ``{"file", "error"}``.
@@ -286,19 +286,19 @@ class GANTask(CachedEvaluationTask):
         for source in inputs:
             file = {"file": str(source)} if isinstance(source, str | Path) else {}
             try:
-                (real,) = self.predict_real_probability(
+                (probability,) = self.predict_real_probability(
                     torch.from_numpy(self.transform.read_and_transform(source))[None]
                 )
             except Error as error:
                 predictions.append({**file, "error": str(error)})
                 continue
-            predictions.append({**file, "real": real})
+            predictions.append({**file, "real_probability": probability})
         return predictions
 
     def draw_prediction(self, source: Any, prediction: dict[str, Any]) -> Image.Image:
         """Draw the image next to the preprocessed one, with the probability that it is real."""
         image = image_io.read_image(source)
-        return image_io.draw_prediction(image, self.transform(image), f"{prediction['real']:.1%} real")
+        return image_io.draw_prediction(image, self.transform(image), f"{prediction['real_probability']:.1%} real")
 
     def plot_evaluation(self, batches: Any) -> "Iterator[tuple[str, Figure | Sequence[Image.Image]]]":
         """Yield the animation of the preview grids, the current grid and a grid of real images."""
@@ -326,7 +326,7 @@ class GenerationResults(NamedTuple):
     samples: Tensor
 
     def compute_metrics(self) -> dict[str, Any]:
-        """Compute the Fréchet and kernel distance, the fraction of repeated samples and the legibility of digits.
+        """Compute the Fréchet and kernel distance, the fraction of duplicates and the legibility of digits.
 
         Only with the original FID network are the distances named ``fid_inception`` and ``kid_inception``. With other
         features they are named ``frechet_...`` and ``kernel_...``, since they are not comparable with those of papers.
@@ -337,7 +337,7 @@ class GenerationResults(NamedTuple):
         metrics: dict[str, Any] = {
             f"{frechet}_{name}": generation_metrics.compute_frechet_distance(generated, real),
             f"{kernel}_{name}": generation_metrics.compute_kernel_distance(generated, real),
-            "repeated": generation_metrics.compute_repetition(generated_pixels, real_pixels),
+            "duplicate_fraction": generation_metrics.compute_duplicate_fraction(generated_pixels, real_pixels),
         }
         return metrics | self.feature_extractor.measure_legibility(generated) | {"count": len(generated)}
 
@@ -355,7 +355,7 @@ class TrainingStatistics(nn.Module):
 
 
 class PreviewHistory:
-    """Preview grids of a training; when there are too many, every other one is deleted."""
+    """Preview grids of a training run; when there are too many, every other one is deleted."""
 
     def __init__(self) -> None:
         self.encoded_frames: list[Tensor] = []

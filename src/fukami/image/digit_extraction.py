@@ -75,7 +75,7 @@ def locate_digit(image: Image.Image) -> tuple[Mask, bool]:
         candidates.append((score_digit_mask(mask, levels, ink), light, mask))
     score, light, mask = max(candidates, key=lambda candidate: candidate[0])
     if score < MIN_DIGIT_SCORE:
-        raise Error("no ink was found in the image; give one with a digit that stands out from an even background")
+        raise Error("no ink was found in the image; use one with a digit that stands out from an even background")
     return mask, light
 
 
@@ -175,7 +175,7 @@ def segment_ink(levels: UInt8Array, hint: Mask) -> Mask:
 
     coarse = np.asarray(Image.fromarray(levels).reduce(4), np.float32)
     window = int(0.35 * max(coarse.shape)) | 1
-    paper = ndimage.gray_closing(coarse, (window, window, 1), mode="nearest")
+    paper = ndimage.grey_closing(coarse, (window, window, 1), mode="nearest")
     paper = np.dstack([upsample_map(channel, levels) for channel in paper.transpose(2, 0, 1)])
     dark = np.clip(1 - levels / np.maximum(paper, 32), 0, 1)
     left, top, right, bottom = np.maximum(enlarge_box(compute_bounding_box(hint), 0.1), 0).astype(int)
@@ -208,10 +208,10 @@ def remove_ruled_lines(mask: Mask, span: float) -> Mask:
         )
         lines = flat & ~high
         components, _ = ndimage.label(ndimage.maximum_filter(lines, (3, 7)), np.ones((3, 3)))
-        for number, (_, columns) in enumerate(ndimage.find_objects(components), 1):
+        for index, (_, columns) in enumerate(ndimage.find_objects(components), 1):
             from_border = columns.start == 0 or columns.stop == width
             if from_border and columns.stop - columns.start >= span * width:
-                cleaned &= ~((components == number) & ndimage.maximum_filter(lines, (3, 1)))
+                cleaned &= ~((components == index) & ndimage.maximum_filter(lines, (3, 1)))
     return cleaned_mask
 
 

@@ -75,17 +75,17 @@ def read_image(
             pixels, or an aspect ratio above 200.
 
     Raises:
-        Error: the file is missing, not an image, truncated, damaged or too large.
+        Error: the file is missing, not an image, unreadable or too large.
     """
     if isinstance(source, np.ndarray):
         with convert_memory_errors("the array given"):
             return convert_array_to_image(source)
     if isinstance(source, Image.Image):
         try:
-            with convert_memory_errors("the image given"):
+            with convert_memory_errors("the input image"):
                 return decode_image(source)
         except (OSError, SyntaxError, ValueError) as error:  # Pillow decodes lazily
-            raise Error(f"the image given is damaged or incomplete ({error}); open it again") from error
+            raise Error(f"the input image is unreadable ({error}); open it again") from error
     with open_image(source, name=name, max_pixels=max_pixels) as image:
         return decode_image(image)
 
@@ -110,17 +110,17 @@ def open_image(
     except Error:
         raise
     except FileNotFoundError:
-        raise Error(f"{name} does not exist; give the path of an image") from None
+        raise Error(f"{name} does not exist; specify the path of an image") from None
     except IsADirectoryError:
-        raise Error(f"{name} is a folder; give the path of an image") from None
+        raise Error(f"{name} is a folder; specify the path of an image") from None
     except UnidentifiedImageError:
         is_empty = not source if isinstance(source, bytes) else os.path.getsize(source) == 0  # noqa: PTH202
         reason = "is empty" if is_empty else "is not an image in a known format"
-        raise Error(f"{name} {reason}; give a PNG, JPEG or other image file") from None
+        raise Error(f"{name} {reason}; use a PNG, JPEG or other image file") from None
     except Image.DecompressionBombError as error:
         raise Error(f"{name} is too large ({error}); make it smaller") from None
-    except Exception as error:  # a decoder may fail in any way on a damaged file
-        raise Error(f"{name} is damaged or incomplete ({type(error).__name__}: {error}); get the file again") from error
+    except Exception as error:  # a decoder may fail in any way on a corrupted file
+        raise Error(f"{name} is unreadable ({type(error).__name__}: {error}); get the file again") from error
 
 
 def check_size(width: int, height: int, name: str, max_pixels: int = MAX_PIXELS) -> None:
@@ -175,7 +175,7 @@ def resize_and_crop(image: Image.Image, *, channels: int, size: int) -> UInt8Arr
 def draw_prediction(image: Image.Image, model_input: UInt8Array, caption: str) -> Image.Image:
     """Draw an image next to the network's input ``(C, H, W)`` uint8, with a caption below."""
     input_image = Image.fromarray(model_input.transpose(1, 2, 0).squeeze())
-    left, right = (_resize_for_display(each.convert("RGB")) for each in (image, input_image))
+    left, right = (_resize_for_display(panel.convert("RGB")) for panel in (image, input_image))
     margin, line = 10, 30
     width = left.width + right.width + 3 * margin
     canvas = Image.new("RGB", (width, DISPLAY_HEIGHT + 2 * margin + line), WHITE)
@@ -206,22 +206,22 @@ def draw_boxes(image: Image.Image, boxes: Sequence[dict[str, Any]], labels: Sequ
     line = max(2, round(max(size) / 300))
     font_size = max(14, round(max(size) / 45))
     font = ImageFont.load_default(font_size)
-    ranked = sorted(boxes, key=lambda each: -each["score"])
-    class_indices = {label: number for number, label in enumerate(labels)}
-    colors = [get_class_color(class_indices.get(each["label"], len(labels))) for each in ranked]
-    outlines = [_compute_outline(each["box"], factor, line, size) for each in ranked]
-    for box, color in zip(reversed(outlines), reversed(colors), strict=True):
-        draw.rectangle(_expand_box(box, 1, size), outline=choose_text_color(color), width=line + 2)
-        draw.rectangle(box, outline=color, width=line)
-    texts = [
-        _truncate_label(_escape_text(each["label"]), f" {each['score']:.2f}", font, 0.6 * size[0]) for each in ranked
-    ]
+    ranked = sorted(boxes, key=lambda box: -box["score"])
+    class_indices = {label: index for index, label in enumerate(labels)}
+    colors = [get_class_color(class_indices.get(box["label"], len(labels))) for box in ranked]
+    outlines = [_compute_outline(box["box"], factor, line, size) for box in ranked]
+    for outline, color in zip(reversed(outlines), reversed(colors), strict=True):
+        draw.rectangle(_expand_box(outline, 1, size), outline=choose_text_color(color), width=line + 2)
+        draw.rectangle(outline, outline=color, width=line)
+    texts = [_truncate_label(_escape_text(box["label"]), f" {box['score']:.2f}", font, 0.6 * size[0]) for box in ranked]
     pad = font_size // 5
     sizes = [(font.getlength(text) + 2 * pad, 1.25 * font_size + pad) for text in texts[:MAX_LABELED_BOXES]]
-    for place, text, color in zip(place_labels(outlines[:MAX_LABELED_BOXES], sizes, size), texts, colors, strict=False):
-        if place:
-            draw.rounded_rectangle(place, radius=pad, fill=color)
-            draw.text((place[0] + pad, place[1] + pad / 2), text, choose_text_color(color), font)
+    for label_box, text, color in zip(
+        place_labels(outlines[:MAX_LABELED_BOXES], sizes, size), texts, colors, strict=False
+    ):
+        if label_box:
+            draw.rounded_rectangle(label_box, radius=pad, fill=color)
+            draw.text((label_box[0] + pad, label_box[1] + pad / 2), text, choose_text_color(color), font)
     return canvas
 
 
@@ -234,7 +234,7 @@ def get_class_color(class_index: int) -> tuple[int, int, int]:
 
 def get_class_colors(labels: Sequence[str]) -> list[Color]:
     """Return the color of each class: that of Cityscapes, or one far from those before it."""
-    return [CITYSCAPES_COLORS.get(label, get_class_color(number)) for number, label in enumerate(labels)]
+    return [CITYSCAPES_COLORS.get(label, get_class_color(index)) for index, label in enumerate(labels)]
 
 
 def overlay_mask(image: Image.Image, mask: UInt8Array, colors: Sequence[Color]) -> Image.Image:
@@ -276,8 +276,8 @@ def draw_legend(
     canvas = Image.new("RGB", (image.width, image.height + -(-max_entries // columns) * row + pad), WHITE)
     canvas.paste(image, (0, 0))
     draw = ImageDraw.Draw(canvas)
-    for number, (name, color) in enumerate(entries[:max_entries]):
-        left, top = pad + number % columns * column_pitch, image.height + pad + number // columns * row
+    for index, (name, color) in enumerate(entries[:max_entries]):
+        left, top = pad + index % columns * column_pitch, image.height + pad + index // columns * row
         text = _truncate_label(_escape_text(name), "", font, column_pitch - font_size - 2 * pad)
         draw.rectangle((left, top, left + font_size, top + font_size), fill=color, outline=(120, 120, 120))
         draw.text((left + font_size + pad, top - font_size // 8), text, (34, 34, 34), font)
@@ -301,8 +301,8 @@ def draw_caption(image: Image.Image, caption: str) -> Image.Image:
     canvas = Image.new("RGB", (image.width, image.height + round(1.4 * font_size * len(lines)) + 2 * pad), WHITE)
     canvas.paste(image, (0, 0))
     draw = ImageDraw.Draw(canvas)
-    for number, line in enumerate(lines):
-        draw.text((pad, image.height + pad + round(1.4 * font_size * number)), line, (34, 34, 34), font)
+    for index, line in enumerate(lines):
+        draw.text((pad, image.height + pad + round(1.4 * font_size * index)), line, (34, 34, 34), font)
     return canvas
 
 

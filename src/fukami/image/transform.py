@@ -76,7 +76,7 @@ class SquareTransform:
         """
         image = image_io.read_image(source, name=name)
         name = name or (os.fspath(source) if isinstance(source, str | os.PathLike) else "")
-        with convert_memory_errors(name or "the image given"):
+        with convert_memory_errors(name or "the input image"):
             try:
                 return self(image)
             except Error as error:
@@ -134,6 +134,6 @@ class ResizeTransform:
             fukami.Error: the image cannot be read, or needs more memory than there is.
         """
         image = image_io.read_image(source, name=name)
-        name = name or (os.fspath(source) if isinstance(source, str | os.PathLike) else "the image given")
+        name = name or (os.fspath(source) if isinstance(source, str | os.PathLike) else "the input image")
         with convert_memory_errors(name):
             return torch.from_numpy(np.array(image_io.convert_mode(image, "RGB"))).permute(2, 0, 1)

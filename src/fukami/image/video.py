@@ -38,7 +38,7 @@ class Frame:
     """A frame of a video.
 
     Args:
-        index: number of the frame in the video, from 0.
+        index: index of the frame in the video, from 0.
         timestamp: presentation time in seconds from the start of the video.
         frame_rate: frames of the video per second.
         image: upright image, "RGB".
@@ -69,32 +69,32 @@ def read_frames(path: str | os.PathLike[str], every: int = 1) -> Iterator[Frame]
     """Read every ``every``-th frame of a video, lazily.
 
     Raises:
-        Error: PyAV is not installed, or the file is missing, not a video, or damaged, possibly after some frames.
+        Error: PyAV is not installed, or the file is missing, not a video, or corrupted, possibly after some frames.
     """
-    av, name, number, end_seconds = _import_av(), os.fspath(path), -1, 0.0
+    av, name, index, end_seconds = _import_av(), os.fspath(path), -1, 0.0
     try:
         with av.open(name) as container:
             if not container.streams.video:
-                raise Error(f"{name} has no video stream, only sound; give a video")
+                raise Error(f"{name} has no video stream, only sound; use a video")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
-            for number, frame in enumerate(container.decode(stream)):
-                seconds = float(number / rate)
+            for index, frame in enumerate(container.decode(stream)):
+                seconds = float(index / rate)
                 if frame.pts is not None:
                     seconds = float((frame.pts - (stream.start_time or 0)) * frame.time_base)
                 end_seconds = seconds + float((frame.duration or 0) * (frame.time_base or 0))
-                if number % every == 0:
-                    image_io.check_size(frame.width, frame.height, f"{name}, in frame {number},")
+                if index % every == 0:
+                    image_io.check_size(frame.width, frame.height, f"{name}, in frame {index},")
                     image = frame.to_image().rotate(frame.rotation, expand=True)
-                    yield Frame(number, seconds, rate, image)
+                    yield Frame(index, seconds, rate, image)
             duration = _get_duration(container, stream)
     except FileNotFoundError:
-        raise Error(f"{name} does not exist; give the path of a video") from None
+        raise Error(f"{name} does not exist; specify the path of a video") from None
     except (av.FFmpegError, OSError) as error:
-        reason = f"damaged after {number + 1} frames" if number >= 0 else "damaged, or not a video"
+        reason = f"corrupted after {index + 1} frames" if index >= 0 else "corrupted, or not a video"
         raise Error(f"{name} is {reason} ({error.strerror}); get the file again") from None
-    if number < 0:
+    if index < 0:
         raise Error(f"{name} contains no frame; get the file again")
     if end_seconds < 0.9 * duration:
         raise Error(f"{name} ends after {end_seconds:.1f} of {duration:.1f} seconds; get the file again")
@@ -106,11 +106,11 @@ def read_image_sequence(files: Sequence[str], frame_rate: float, errors: list[Er
     Unreadable files are skipped, and their errors appended to ``errors``.
     """
     exact_rate = Fraction(frame_rate).limit_denominator(1001)
-    for number, file in enumerate(files):
+    for index, file in enumerate(files):
         try:
             yield Frame(
-                number,
-                float(number / exact_rate),
+                index,
+                float(index / exact_rate),
                 exact_rate,
                 image_io.convert_mode(image_io.read_image(file), "RGB"),
                 file,

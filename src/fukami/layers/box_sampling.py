@@ -76,13 +76,13 @@ def _hash_uint32(value: Tensor) -> Tensor:
 
 
 def sample_balanced(targets: Tensor, priorities: Tensor, count: int, positive_fraction: float) -> tuple[Tensor, Tensor]:
-    """Sample ``count`` references of each image: at most ``positive_fraction`` objects, the rest background.
+    """Sample ``count`` references of each image: positives up to ``positive_fraction``, and background.
 
     Args:
         targets: labels ``(N, A)`` from :func:`match_boxes`.
         priorities: random numbers ``(N, A)`` in [0, 1); the references with the highest are sampled.
         count: number of references per image.
-        positive_fraction: maximum fraction of objects.
+        positive_fraction: maximum fraction of positives.
 
     Returns:
         Indices ``(N, count)``, and a mask ``(N, count)`` that is False where too few references exist.

@@ -25,13 +25,13 @@ class SampledBoxes(NamedTuple):
     """Predictions and targets of the boxes that one stage samples for its loss.
 
     Attributes:
-        scores: logits ``(N, K)``, or ``(N, K, classes + 1)`` in the second stage, background first.
+        logits: objectness ``(N, K)``, or class logits ``(N, K, classes + 1)``, background first.
         targets: labels ``(N, K)``, 0 for background.
         deltas, target_deltas: box deltas ``(N, K, 4)``, meaningless for background.
         valid: ``(N, K)``, False for padding.
     """
 
-    scores: Tensor
+    logits: Tensor
     targets: Tensor
     deltas: Tensor
     target_deltas: Tensor

@@ -35,9 +35,9 @@ class FrozenBatchNorm2d(nn.Module):
         scale, offset = (value.to(x.dtype).view(1, -1, 1, 1) for value in self.compute_scale_and_offset())
         return x * scale + offset
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         state_dict.pop(f"{prefix}num_batches_tracked", None)  # only nn.BatchNorm2d counts batches
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class FoldedConv2d(nn.Conv2d):

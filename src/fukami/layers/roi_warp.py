@@ -9,7 +9,7 @@ def warp_regions(image: Tensor, boxes: Tensor, size: int, context_padding: int) 
     """Warp regions of an image to ``size`` by ``size`` pixels, with image context around each box.
 
     As in the paper's code, the warp is bilinear, without antialiasing, and ignores the aspect ratio. Pixels outside
-    the image are 0, the mean color (appendix A).
+    the image are 0, the mean color.
 
     Args:
         image: ``(3, H, W)``, float32, normalized.

@@ -101,13 +101,13 @@ def _build_binary_convnet(
         raise ValueError(f"end_layers must be 'float' or 'binary', not {end_layers!r}")
     layers: list[nn.Module] = []
     inputs, side = channels, size
-    for number, (width, padding) in enumerate(zip(widths, paddings, strict=True), start=1):
-        if number > 1 or end_layers == "binary":
+    for layer_number, (width, padding) in enumerate(zip(widths, paddings, strict=True), start=1):
+        if layer_number > 1 or end_layers == "binary":
             layers.append(BinaryConv2d(inputs, width, 3, padding=padding, scaling_factors=scaling_factors))
         else:
             layers.append(StemConv2d(inputs, width, 3, padding=padding, bias=False))
         side += 2 * padding - 2
-        if number % 2 == 0:
+        if layer_number % 2 == 0:
             layers.append(nn.MaxPool2d(2))  # before the sign: max pooling of signs gives mostly +1
             side //= 2
         layers += [nn.BatchNorm2d(width), Sign(width if learned_thresholds else 0)]

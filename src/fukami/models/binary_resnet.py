@@ -44,13 +44,13 @@ def binary_resnet18(
     if stem == "7x7":
         layers["maxpool"] = nn.MaxPool2d(3, stride=2, padding=1)  # N × 64 × 56 × 56
     inputs = 64
-    for number, width in enumerate((64, 128, 256, 512), start=1):  # the last is N × 512 × 7 × 7
+    for stage_number, width in enumerate((64, 128, 256, 512), start=1):  # the last is N × 512 × 7 × 7
         strides = (1 if width == inputs else 2, 1, 1, 1)  # two blocks of two convolutions
         stage = []
         for stride_of_block in strides:
             stage.append(BinaryBasicBlock(inputs, width, stride_of_block, scaling_factors, learned_thresholds))
             inputs = width
-        layers[f"layer{number}"] = nn.Sequential(*stage)
+        layers[f"layer{stage_number}"] = nn.Sequential(*stage)
     layers |= {"avgpool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "fc": nn.Linear(512, num_classes)}
     network = nn.Sequential(OrderedDict(layers))
     for layer in network.modules():
@@ -60,7 +60,7 @@ def binary_resnet18(
 
 
 class BinaryBasicBlock(nn.Module):
-    """Residual block of figure 3 (b): sign, binary 3×3 convolution, batch normalization, plus the shortcut."""
+    """Residual block of sign, binary 3×3 convolution and batch normalization (Liu et al. 2018, figure 3b)."""
 
     def __init__(self, inputs: int, width: int, stride: int, scaling_factors: bool, learned_thresholds: bool) -> None:
         super().__init__()

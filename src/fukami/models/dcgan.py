@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-LATENT_DIM = 100  # length of the latent vectors (section 4)
-NEGATIVE_SLOPE = 0.2  # slope of LeakyReLU below 0 (section 4)
-INIT_STD = 0.02  # standard deviation of the initial weights (section 4)
+LATENT_DIM = 100  # length of the latent vectors (Radford et al. 2016, section 4)
+NEGATIVE_SLOPE = 0.2  # slope of LeakyReLU below 0 (Radford et al. 2016, section 4)
+INIT_STD = 0.02  # standard deviation of the initial weights (Radford et al. 2016, section 4)
 IMAGE_SIZES = (28, 32, 64, 128)  # supported image sizes
 INITIAL_SIZE = 4  # side of the generator's first maps
 MAX_CHANNEL_FACTOR = 8  # maximum multiple of base_channels; reached at 64×64
@@ -108,7 +108,7 @@ class Discriminator(nn.Module):
         return self.score(self.features(images).flatten(1)).squeeze(1)  # type: ignore[no-any-return]
 
     def extract_features(self, images: Tensor) -> list[Tensor]:
-        """Return the maps after each LeakyReLU, as features for a classifier (section 5.1)."""
+        """Return the maps after each LeakyReLU, as features for a classifier (Radford et al. 2016, section 5.1)."""
         features, x = [], images
         for layer in self.features:
             x = layer(x)

@@ -43,12 +43,12 @@ def deep_convnet(
         raise ValueError(f"deep_convnet pools three times and needs images of at least 4×4, not {size}×{size}")
     layers: list[nn.Module] = []
     inputs = channels
-    for number, (width, padding) in enumerate(zip(widths, PADDINGS, strict=True), start=1):
+    for layer_number, (width, padding) in enumerate(zip(widths, PADDINGS, strict=True), start=1):
         convolution = nn.Conv2d if layers else StemConv2d
         layers.append(convolution(inputs, width, kernel_size=3, padding=padding))
         if batch_norm:
             layers.append(nn.BatchNorm2d(width))
-        if number % 2 == 0:
+        if layer_number % 2 == 0:
             layers.append(nn.MaxPool2d(2))  # before the ReLU: same result, a quarter of the values
         layers.append(nn.ReLU(inplace=True))
         inputs = width
@@ -56,6 +56,6 @@ def deep_convnet(
     layers += [nn.Dropout(dropout), nn.Linear(hidden, num_classes)]
     for layer in layers:
         if isinstance(layer, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # He et al. 2015, eq. 10
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # He et al. 2015, equation 10
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return nn.Sequential(*layers)

@@ -65,7 +65,7 @@ class DQN(nn.Module):
         self.layers, self.values = nn.Sequential(*layers), nn.Linear(inputs, num_actions)
         for layer in self.layers:
             if isinstance(layer, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # He et al. 2015, eq. 10
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # He et al. 2015, equation 10
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         nn.init.orthogonal_(self.values.weight, OUTPUT_INIT_GAIN)
         nn.init.zeros_(self.values.bias)

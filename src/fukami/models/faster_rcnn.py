@@ -1,4 +1,4 @@
-"""Faster R-CNN: two-stage detection by a region proposal network and RoI heads on common feature maps.
+"""Faster R-CNN: two-stage detection by a region proposal network and RoI heads on shared feature maps.
 
 Ren et al., "Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks", NIPS 2015; with a feature
 pyramid: Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017.
@@ -29,7 +29,7 @@ from fukami.models.resnet import resnet50
 from fukami.models.vgg import build_vgg_features
 
 RoIPooling = Literal["align", "pool"]
-TrainingPart = Literal["both", "rpn", "regions"]
+TrainingStage = Literal["both", "rpn", "regions"]
 POOLED_SIZE = 7  # side of a pooled region
 
 
@@ -77,7 +77,7 @@ def faster_rcnn_vgg16(
     width_multiplier: float = 1.0,
     stride: Literal[8, 16] = 16,
 ) -> "FasterRCNN":
-    """Build Faster R-CNN on VGG-16 without its last pooling, stride 16 (sections 3.3 and 3.1.1).
+    """Build Faster R-CNN on VGG-16 without its last pooling, stride 16 (Ren et al. 2015, sections 3.1.1 and 3.3).
 
     Args:
         num_classes: number of classes without the background.
@@ -87,7 +87,7 @@ def faster_rcnn_vgg16(
         roi_pooling: ``"align"``, RoIAlign (He et al. 2017), or ``"pool"``, the paper's RoIPool.
         batch_norm: batch normalization after every convolution of the backbone.
         width_multiplier: number of channels of the backbone, as a fraction of the paper's.
-        stride: stride of the feature map in pixels.
+        stride: stride of the feature map in pixels; with 8 the fourth pooling has stride 1.
     """
     backbone = VGGBackbone(batch_norm, width_multiplier, stride)
     rpn = RegionProposalNetwork(backbone.channels, [anchors.compute_cell_anchors(anchor_sizes)], inside_only=True)
@@ -131,7 +131,7 @@ class FasterRCNN(nn.Module):
         sizes: Tensor,
         ground_truth: GroundTruth | None = None,
         proposals: tuple[Tensor, Tensor] | None = None,
-        part: TrainingPart = "both",
+        stage: TrainingStage = "both",
     ) -> Any:
         """Detect objects or, with ground truth, sample boxes for the losses.
 
@@ -140,18 +140,18 @@ class FasterRCNN(nn.Module):
             sizes: heights and widths without the padding, ``(N, 2)``.
             ground_truth: None: detect.
             proposals: external proposals ``(N, P, 4)`` and their validity mask ``(N, P)``, instead of the RPN's.
-            part: stages to sample boxes for; the result of the other stage is None.
+            stage: stage to sample boxes for, or both; the result of the other stage is None.
 
         Returns:
             Without ``ground_truth`` a list of :class:`Detections`; with it the :class:`SampledBoxes` of the two stages.
         """
         maps = self.backbone(images)
         anchor_samples = None
-        if proposals is None or (ground_truth is not None and part != "regions"):
+        if proposals is None or (ground_truth is not None and stage != "regions"):
             output = self.rpn(maps, (images.shape[-2], images.shape[-1]))
-            if ground_truth is not None and part != "regions":
+            if ground_truth is not None and stage != "regions":
                 anchor_samples = self.rpn.sample_anchors(output, sizes, ground_truth, self.limits)
-            if proposals is None and part != "rpn":
+            if proposals is None and stage != "rpn":
                 proposals = self.rpn.select_proposals(output, sizes, self.limits)
         if proposals is None:
             return anchor_samples, None
@@ -160,7 +160,7 @@ class FasterRCNN(nn.Module):
         return anchor_samples, self.roi_heads.sample_regions(maps, *proposals, ground_truth, self.limits)
 
     def get_traceable_module(self) -> nn.Module:
-        """Return the layers with fixed shapes, which can be traced, on one region: the entire image."""
+        """Return the layers with fixed shapes, which can be traced, with the entire image as the only region."""
         return TraceableFasterRCNN(self)
 
     def propose(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,7 +185,7 @@ class TraceableFasterRCNN(nn.Module):
 
 
 class RegionProposalNetwork(nn.Module):
-    """Region proposal network: objectness and box deltas of each anchor (section 3.1)."""
+    """Region proposal network: objectness and box deltas of each anchor (Ren et al. 2015, section 3.1)."""
 
     def __init__(self, channels: int, cell_anchors: Sequence[anchors.CellAnchors], *, inside_only: bool) -> None:
         super().__init__()
@@ -206,7 +206,7 @@ class RegionProposalNetwork(nn.Module):
     def sample_anchors(
         self, output: RPNOutput, sizes: Tensor, ground_truth: GroundTruth, limits: DetectionLimits
     ) -> SampledBoxes:
-        """Sample the anchors of the RPN loss, at most half of them objects (section 3.1.3)."""
+        """Sample the anchors of the RPN loss, at most half of them positive (Ren et al. 2015, section 3.1.3)."""
         anchor_boxes, inside = output.anchors, None
         with torch.no_grad():
             if self.inside_only:  # cross-boundary anchors cause large errors that are hard to correct
@@ -245,17 +245,17 @@ class RegionProposalNetwork(nn.Module):
         ]
         indices = torch.cat(top_indices, 1)
         levels = torch.cat(
-            [torch.full_like(level_indices[0], number) for number, level_indices in enumerate(top_indices)]
+            [torch.full_like(level_indices[0], level) for level, level_indices in enumerate(top_indices)]
         )
         proposals = boxes.clip_boxes(
             boxes.decode_boxes(box_sampling.gather_by_index(output.deltas, indices), output.anchors[indices]), sizes
         )
         nonempty = (proposals[..., 2:] - proposals[..., :2] >= 1e-3).all(2)
         proposals = proposals.where(nonempty.unsqueeze(2), 0.0)  # boxes of a diverged network may not be finite
-        scores = output.logits.gather(1, indices).masked_fill(~nonempty, -torch.inf)
+        logits = output.logits.gather(1, indices).masked_fill(~nonempty, -torch.inf)
         selected, masks = [], []
-        for candidates, candidate_scores, valid in zip(proposals, scores, nonempty, strict=True):
-            keep = boxes.apply_nms(candidates, candidate_scores, levels, 0.7)
+        for candidates, candidate_logits, valid in zip(proposals, logits, nonempty, strict=True):
+            keep = boxes.apply_nms(candidates, candidate_logits, levels, 0.7)
             in_range = torch.arange(post_nms_top_n, device=keep.device) < keep.shape[0]
             keep = F.pad(keep, (0, post_nms_top_n))[:post_nms_top_n]
             selected.append(candidates[keep])
@@ -284,7 +284,7 @@ class RPNHead(nn.Module):
 
 
 class RoIHeads(nn.Module):
-    """RoI heads: class scores and a box per class of each proposal (Girshick 2015, "Fast R-CNN")."""
+    """RoI heads: class logits and a box per class of each proposal (Girshick 2015, "Fast R-CNN")."""
 
     def __init__(
         self,
@@ -308,7 +308,7 @@ class RoIHeads(nn.Module):
         ground_truth: GroundTruth,
         limits: DetectionLimits,
     ) -> SampledBoxes:
-        """Sample the regions of the loss from proposals and ground-truth boxes, at most a quarter of them objects."""
+        """Sample the regions of the loss from proposals and ground-truth boxes, at most a quarter of them positive."""
         with torch.no_grad():
             objects = (ground_truth.classes >= 0) & ~ground_truth.ignored
             proposals, valid = torch.cat([proposals, ground_truth.boxes], 1), torch.cat([valid, objects], 1)
@@ -328,23 +328,23 @@ class RoIHeads(nn.Module):
                 boxes.ROI_WEIGHTS,
             )
             target_deltas = target_deltas.where((targets > 0).unsqueeze(2), 0.0)
-        scores, deltas = self(maps, proposals)
+        class_logits, deltas = self(maps, proposals)
         target_class_deltas = box_sampling.gather_by_index(deltas.flatten(0, 1), targets.view(-1, 1)).view_as(
             target_deltas
         )
-        return SampledBoxes(scores, targets, target_class_deltas, target_deltas, sampled_valid)
+        return SampledBoxes(class_logits, targets, target_class_deltas, target_deltas, sampled_valid)
 
     def detect(
         self, maps: Sequence[Tensor], proposals: Tensor, valid: Tensor, sizes: Tensor, limits: DetectionLimits
     ) -> list[Detections]:
         """Return the detections: boxes with a score above 5 % after NMS per class (IoU 0.5)."""
-        scores, deltas = self(maps, proposals)
-        scores = scores.softmax(2)[..., 1:] * valid.unsqueeze(2)
+        class_logits, deltas = self(maps, proposals)
+        class_scores = class_logits.softmax(2)[..., 1:] * valid.unsqueeze(2)
         class_boxes = boxes.decode_boxes(deltas[:, :, 1:], proposals.unsqueeze(2), boxes.ROI_WEIGHTS)
         class_boxes = boxes.clip_boxes(class_boxes, sizes)
-        candidates = (scores > 0.05) & ((class_boxes[..., 2:] - class_boxes[..., :2]) >= 1e-2).all(3)
+        candidates = (class_scores > 0.05) & ((class_boxes[..., 2:] - class_boxes[..., :2]) >= 1e-2).all(3)
         detections = []
-        for image_boxes, image_scores, mask in zip(class_boxes, scores, candidates, strict=True):
+        for image_boxes, image_scores, mask in zip(class_boxes, class_scores, candidates, strict=True):
             _, classes = mask.nonzero(as_tuple=True)
             image_boxes, image_scores = image_boxes[mask], image_scores[mask]
             keep = boxes.apply_nms(image_boxes, image_scores, classes, 0.5)[: limits.detections_per_image]
@@ -352,21 +352,21 @@ class RoIHeads(nn.Module):
         return detections
 
     def forward(self, maps: Sequence[Tensor], regions: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute scores ``(N, P, classes + 1)`` and deltas ``(N, P, classes + 1, 4)`` of ``(N, P, 4)``, float32."""
+        """Compute logits ``(N, P, classes + 1)`` and deltas ``(N, P, classes + 1, 4)`` of ``(N, P, 4)``, float32."""
         pooled = self.pool_regions(maps, regions)
-        scores, deltas = self.box_predictor(self.box_head(pooled.to(maps[0].dtype)))
+        class_logits, deltas = self.box_predictor(self.box_head(pooled.to(maps[0].dtype)))
         shape = regions.shape[:2]
-        return scores.float().view(*shape, -1), deltas.float().view(*shape, -1, 4)
+        return class_logits.float().view(*shape, -1), deltas.float().view(*shape, -1, 4)
 
     def pool_regions(self, maps: Sequence[Tensor], regions: Tensor) -> Tensor:
         """Pool regions ``(N, P, 4)`` to ``(N P, C, 7, 7)``, each from the pyramid level that matches its size."""
-        number = torch.arange(len(regions), device=regions.device, dtype=regions.dtype)
-        flat = torch.cat([number.repeat_interleave(regions.shape[1]).unsqueeze(1), regions.flatten(0, 1)], 1)
+        image_indices = torch.arange(len(regions), device=regions.device, dtype=regions.dtype)
+        flat = torch.cat([image_indices.repeat_interleave(regions.shape[1]).unsqueeze(1), regions.flatten(0, 1)], 1)
         if len(self.strides) == 1:
             return self._pool_level(maps[0], flat, self.strides[0])
         side = boxes.compute_area(flat[:, 1:]).clamp(min=0).sqrt()
         level = (4 + (side / 224).log2() + 1e-6).floor().clamp(2, 5).long() - 2  # Lin et al. 2017, equation 1
-        rows = [(level == number).nonzero().squeeze(1) for number in range(len(self.strides))]
+        rows = [(level == index).nonzero().squeeze(1) for index in range(len(self.strides))]
         regions_by_level = [flat[row] for row in rows]
         pooled = torch.cat(
             [self._pool_level(*arguments) for arguments in zip(maps, regions_by_level, self.strides, strict=False)]
@@ -391,20 +391,20 @@ class TwoMLPHead(nn.Module):
 
     def forward(self, regions: Tensor) -> Tensor:
         """Compute features ``(K, hidden)`` of pooled regions ``(K, C, 7, 7)``."""
-        hidden = self.dropout(F.relu(self.fc6(regions.flatten(1))))
-        return self.dropout(F.relu(self.fc7(hidden)))  # type: ignore[no-any-return]
+        features = self.dropout(F.relu(self.fc6(regions.flatten(1))))
+        return self.dropout(F.relu(self.fc7(features)))  # type: ignore[no-any-return]
 
 
 class FastRCNNPredictor(nn.Module):
-    """Class scores, background first, and box deltas per class."""
+    """Predictor of class logits, background first, and of box deltas per class."""
 
     def __init__(self, inputs: int, num_classes: int) -> None:
         super().__init__()
         self.cls_score, self.bbox_pred = nn.Linear(inputs, num_classes + 1), nn.Linear(inputs, 4 * (num_classes + 1))
 
-    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute scores ``(K, classes + 1)`` and deltas ``(K, 4 (classes + 1))`` of features ``(K, inputs)``."""
-        return self.cls_score(hidden), self.bbox_pred(hidden)
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute logits ``(K, classes + 1)`` and deltas ``(K, 4 (classes + 1))`` of features ``(K, inputs)``."""
+        return self.cls_score(features), self.bbox_pred(features)
 
 
 class VGGBackbone(nn.Module):
@@ -414,7 +414,7 @@ class VGGBackbone(nn.Module):
         super().__init__()
         layers = list(build_vgg_features("D", batch_norm=batch_norm, width_multiplier=width_multiplier))[:-1]
         if stride == 8:
-            (*_, fourth) = (number for number, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d))
+            (*_, fourth) = (index for index, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d))
             layers[fourth] = nn.MaxPool2d(3, stride=1, padding=1)
         self.features = nn.Sequential(*layers)
         self.channels = round(512 * width_multiplier)
@@ -446,7 +446,10 @@ class ResNetFPNBackbone(nn.Module):
 
 
 class FeaturePyramidNetwork(nn.Module):
-    """Feature pyramid: each level adds a 1×1 convolution of its stage and the upsampled coarser level (figure 3)."""
+    """Feature pyramid: each level adds a 1×1 convolution of its stage and the upsampled coarser level.
+
+    See Lin et al. 2017, figure 3.
+    """
 
     def __init__(self, inputs: Sequence[int], channels: int) -> None:
         super().__init__()

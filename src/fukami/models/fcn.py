@@ -11,9 +11,9 @@ Long, Shelhamer and Darrell, "Fully Convolutional Networks for Semantic Segmenta
                                                                          └→ ×8:                          FCN-8s
 
 Upsampling is a transposed convolution initialized as bilinear interpolation. The score layers of pool4 and pool3 are
-initialized with zeros, so that a finer network starts with the predictions of the coarser one (section 4.2). The
-convolutions have torchvision's names. On ResNet, as torchvision's ``fcn_resnet50``: dilated convolutions replace the
-strides of layer3 and layer4 (Chen et al. 2017), and scores at stride 8 are interpolated.
+initialized with zeros, so that a finer network starts with the predictions of the coarser one (Long et al. 2015,
+section 4.2). The convolutions have torchvision's names. The networks on ResNet are torchvision's: dilated convolutions
+replace the strides of layer3 and layer4 (Chen et al. 2017), and scores at stride 8 are interpolated.
 """
 
 from collections import OrderedDict
@@ -90,7 +90,7 @@ def fcn_resnet101(num_classes: int = 21, *, aux_loss: bool = True) -> "FCNResNet
 
 
 class FCNVGG(nn.Module):
-    """FCN on VGG-16, whose scores are upsampled by ``stride`` to the image (section 4)."""
+    """FCN on VGG-16, whose scores are upsampled by ``stride`` to the image (Long et al. 2015, section 4)."""
 
     backbone_prefix = "features"  # layers of the classifier
     class_prefixes = (
@@ -115,11 +115,11 @@ class FCNVGG(nn.Module):
         self.features = build_vgg_features("D", batch_norm=batch_norm, width_multiplier=width_multiplier)
         c3, c4, c5 = (round(width_multiplier * channels) for channels in (256, 512, 512))
         layers: OrderedDict[str, nn.Module] = OrderedDict()
-        for number, inputs, side in ((6, c5, 7), (7, hidden, 1)):  # N × hidden × H/32 × W/32
-            layers[f"fc{number}"] = nn.Conv2d(inputs, hidden, side, padding=side // 2)
+        for layer_number, inputs, side in ((6, c5, 7), (7, hidden, 1)):  # N × hidden × H/32 × W/32
+            layers[f"fc{layer_number}"] = nn.Conv2d(inputs, hidden, side, padding=side // 2)
             if batch_norm:
-                layers[f"norm{number}"] = nn.BatchNorm2d(hidden)
-            layers |= {f"relu{number}": nn.ReLU(inplace=True), f"drop{number}": nn.Dropout(dropout)}
+                layers[f"norm{layer_number}"] = nn.BatchNorm2d(hidden)
+            layers |= {f"relu{layer_number}": nn.ReLU(inplace=True), f"drop{layer_number}": nn.Dropout(dropout)}
         layers["score"] = nn.Conv2d(hidden, num_classes, 1)  # N × classes × H/32 × W/32
         self.head = nn.Sequential(layers)
         for name in ("fc6", "fc7"):
@@ -131,7 +131,7 @@ class FCNVGG(nn.Module):
         self.score3 = _build_zero_conv(c3, num_classes) if stride < 16 else None
         self.upsample3 = BilinearConvTranspose2d(num_classes, 2) if stride < 16 else None
         self.upsample = BilinearConvTranspose2d(num_classes, stride)
-        pool3, pool4 = [n for n, layer in enumerate(self.features, 1) if isinstance(layer, nn.MaxPool2d)][2:4]
+        pool3, pool4 = [index for index, layer in enumerate(self.features, 1) if isinstance(layer, nn.MaxPool2d)][2:4]
         # a list, so that the layers are not registered twice
         self.stages = [self.features[:pool3], self.features[pool3:pool4], self.features[pool4:], self.head]
 
@@ -160,7 +160,7 @@ class FCNVGG(nn.Module):
         return [*self.features, *list(self.head)[:-1]]
 
     def convert_classifier_weights(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Convert a classifier's weights: its fully connected layers become convolutions (figure 2)."""
+        """Convert a classifier's weights, fully connected layers to convolutions (Long et al. 2015, figure 2)."""
         converted = renumber_conv_weights(tensors, self.features)
         for old, new in (("classifier.0", "head.fc6"), ("classifier.3", "head.fc7")):
             weight, expected = tensors.get(f"{old}.weight"), self.get_parameter(f"{new}.weight")

@@ -57,7 +57,7 @@ def googlenet(
 
 
 class GoogLeNet(nn.Module):
-    """GoogLeNet of table 1, without the auxiliary heads."""
+    """GoogLeNet (Szegedy et al. 2015, table 1) without the auxiliary heads."""
 
     def __init__(self, num_classes: int, channels: int, kernel_size: int, dropout: float) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class GoogLeNet(nn.Module):
 
 
 class Inception(nn.Module):
-    """Inception module (figure 2b): parallel 1×1, 3×3, 5×5 and pooling branches, concatenated."""
+    """Inception module (Szegedy et al. 2015, figure 2b): parallel 1×1, 3×3, 5×5 and pooling branches, concatenated."""
 
     def __init__(
         self, inputs: int, ones: int, threes: tuple[int, int], fives: tuple[int, int], pooled: int, kernel_size: int
@@ -118,7 +118,7 @@ class Inception(nn.Module):
 
 
 class InceptionAux(nn.Module):
-    """Auxiliary classifier on an intermediate module, which strengthens the early layers' gradient (section 5)."""
+    """Auxiliary classifier, which strengthens the gradient of the early layers (Szegedy et al. 2015, section 5)."""
 
     def __init__(self, inputs: int, num_classes: int, dropout: float) -> None:
         super().__init__()

@@ -65,10 +65,10 @@ class StyleFeatures(nn.Module):
         with torch.autocast(images.device.type, enabled=False):  # bfloat16 loses small changes of a pixel
             x = first(images)
         style, content = [], x
-        for number, layer in enumerate(layers, 1):
+        for index, layer in enumerate(layers, 1):
             x = layer(x)
-            if number in self.style_layers:
+            if index in self.style_layers:
                 style.append(x)
-            if number == self.content_layer:
+            if index == self.content_layer:
                 content = x
         return style, content

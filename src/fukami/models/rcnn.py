@@ -8,8 +8,8 @@ segmentation", CVPR 2014.
                                           └→ fc: a box regressor per class
 
 The classifier keeps its parameter names, so that its weights load here. Its last layer is the fine-tuning layer, "a
-randomly initialized (N + 1)-way classification layer" (section 2.3). SVMs and box regressors are fitted in closed form
-or by a solver, without gradients.
+randomly initialized (N + 1)-way classification layer" (Girshick et al. 2014, section 2.3). SVMs and box regressors are
+fitted without gradients.
 """
 
 from collections import OrderedDict

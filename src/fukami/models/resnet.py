@@ -55,7 +55,7 @@ def resnet18(num_classes: int = 1000, *, channels: int = 3, stem: Stem = "7x7") 
 
 
 def resnet34(num_classes: int = 1000, *, channels: int = 3, stem: Stem = "7x7") -> nn.Sequential:
-    """Build ResNet-34 of table 1. The arguments are those of ``resnet18``."""
+    """Build ResNet-34 (He et al. 2016, table 1). The arguments are those of ``resnet18``."""
     return _build_imagenet_resnet(BasicBlock, (3, 4, 6, 3), num_classes, channels, stem)
 
 
@@ -78,14 +78,14 @@ def resnet50(
 def resnet101(
     num_classes: int = 1000, *, channels: int = 3, stem: Stem = "7x7", stride_in: StrideIn = "3x3"
 ) -> nn.Sequential:
-    """Build ResNet-101 of table 1. The arguments are those of ``resnet50``."""
+    """Build ResNet-101 (He et al. 2016, table 1). The arguments are those of ``resnet50``."""
     return _build_imagenet_resnet(_make_bottleneck(stride_in), (3, 4, 23, 3), num_classes, channels, stem)
 
 
 def resnet152(
     num_classes: int = 1000, *, channels: int = 3, stem: Stem = "7x7", stride_in: StrideIn = "3x3"
 ) -> nn.Sequential:
-    """Build ResNet-152 of table 1. The arguments are those of ``resnet50``."""
+    """Build ResNet-152 (He et al. 2016, table 1). The arguments are those of ``resnet50``."""
     return _build_imagenet_resnet(_make_bottleneck(stride_in), (3, 8, 36, 3), num_classes, channels, stem)
 
 
@@ -105,17 +105,17 @@ def resnet20(num_classes: int = 10, *, channels: int = 3, shortcut: Literal["A",
 
 
 def resnet32(num_classes: int = 10, *, channels: int = 3, shortcut: Literal["A", "B"] = "A") -> nn.Sequential:
-    """Build ResNet-32 of section 4.2. The arguments are those of ``resnet20``."""
+    """Build ResNet-32 (He et al. 2016, section 4.2). The arguments are those of ``resnet20``."""
     return _build_cifar_resnet(5, num_classes, channels, shortcut)
 
 
 def resnet44(num_classes: int = 10, *, channels: int = 3, shortcut: Literal["A", "B"] = "A") -> nn.Sequential:
-    """Build ResNet-44 of section 4.2. The arguments are those of ``resnet20``."""
+    """Build ResNet-44 (He et al. 2016, section 4.2). The arguments are those of ``resnet20``."""
     return _build_cifar_resnet(7, num_classes, channels, shortcut)
 
 
 def resnet56(num_classes: int = 10, *, channels: int = 3, shortcut: Literal["A", "B"] = "A") -> nn.Sequential:
-    """Build ResNet-56 of section 4.2. The arguments are those of ``resnet20``."""
+    """Build ResNet-56 (He et al. 2016, section 4.2). The arguments are those of ``resnet20``."""
     return _build_cifar_resnet(9, num_classes, channels, shortcut)
 
 
@@ -128,7 +128,7 @@ BlockFactory = Callable[[int, int, int], nn.Module]  # inputs, width, stride
 
 
 class BasicBlock(nn.Module):
-    """Residual block of two 3×3 convolutions (figure 5, left)."""
+    """Residual block of two 3×3 convolutions (He et al. 2016, figure 5, left)."""
 
     def __init__(self, inputs: int, width: int, stride: int, shortcut: str = "B") -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Bottleneck block (figure 5, right): 1×1 to fewer channels, 3×3, and 1×1 to four times as many."""
+    """Bottleneck block of a 1×1, a 3×3 and a 1×1 convolution (He et al. 2016, figure 5, right)."""
 
     def __init__(self, inputs: int, width: int, stride: int, stride_in: str) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ class Bottleneck(nn.Module):
 
 
 class Subsample(nn.Module):
-    """Shortcut option A (section 3.3): subsampling, and zero padding of the channels."""
+    """Shortcut option A: subsampling, and zero padding of the channels (He et al. 2016, section 3.3)."""
 
     def __init__(self, missing: int, stride: int) -> None:
         super().__init__()
@@ -214,7 +214,7 @@ def _make_layer(
 def _build_imagenet_resnet(
     block: BlockFactory, num_blocks: tuple[int, int, int, int], classes: int, channels: int, stem: Stem
 ) -> nn.Sequential:
-    """Build the ResNet of one column of table 1."""
+    """Build the ResNet of one column of He et al. 2016, table 1."""
     if stem not in ("7x7", "3x3"):
         raise ValueError(f"stem must be '7x7' (the paper's, with a pooling) or '3x3' (for small images), not {stem!r}")
     expansion = 1 if block is BasicBlock else 4  # a bottleneck block outputs four times its width
@@ -239,7 +239,7 @@ def _build_imagenet_resnet(
 
 
 def _build_cifar_resnet(n: int, classes: int, channels: int, shortcut: str) -> nn.Sequential:
-    """Build the ResNet with 6n + 2 layers of section 4.2."""
+    """Build the ResNet with 6n + 2 layers of He et al. 2016, section 4.2."""
     if shortcut not in ("A", "B"):
         raise ValueError(f"shortcut must be 'A' (zeros for new channels) or 'B' (a 1×1 convolution), not {shortcut!r}")
     block = partial(BasicBlock, shortcut=shortcut)
@@ -262,5 +262,5 @@ def _build_cifar_resnet(n: int, classes: int, channels: int, shortcut: str) -> n
 def _init_weights(network: nn.Sequential) -> nn.Sequential:
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")  # He et al. 2015, eq. 14
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")  # He et al. 2015, equation 14
     return network

@@ -39,11 +39,11 @@ def segnet_vgg16(num_classes: int = 11, *, width_multiplier: float = 1.0) -> "Se
     """
     widths = [[round(width_multiplier * channels) for channels in group] for group in CONFIGS["D"]]
     decoder = []
-    for number in range(4, -1, -1):
-        group = widths[number]
-        last = widths[number - 1][-1] if number else num_classes
+    for index in range(4, -1, -1):
+        group = widths[index]
+        last = widths[index - 1][-1] if index else num_classes
         channels = [group[-1], *reversed(group[1:]), last]
-        decoder.append(nn.Sequential(*_build_decoder_stage(list(pairwise(channels)), outputs_scores=number == 0)))
+        decoder.append(nn.Sequential(*_build_decoder_stage(list(pairwise(channels)), outputs_scores=index == 0)))
     return SegNet(build_vgg_features("D", batch_norm=True, width_multiplier=width_multiplier), decoder)
 
 
@@ -56,8 +56,8 @@ def segnet_basic(num_classes: int = 11, *, channels: int = 3, num_filters: int =
         num_filters: number of filters of every convolution.
     """
     encoder: list[nn.Module] = []
-    for number in range(4):
-        first = StemConv2d(channels, num_filters, 7, padding=3) if number == 0 else _conv7x7(num_filters)
+    for index in range(4):
+        first = StemConv2d(channels, num_filters, 7, padding=3) if index == 0 else _conv7x7(num_filters)
         encoder += [first, nn.BatchNorm2d(num_filters), nn.ReLU(inplace=True), nn.MaxPool2d(2, 2)]
     decoder = [nn.Sequential(_conv7x7(num_filters), nn.BatchNorm2d(num_filters)) for _ in range(4)]
     decoder[-1].append(nn.Conv2d(num_filters, num_classes, 1))
@@ -75,7 +75,7 @@ class SegNet(nn.Module):
         super().__init__()
         self.features = features
         self.decoder = nn.ModuleList(decoder)
-        pool_indices = [number for number, layer in enumerate(features) if isinstance(layer, nn.MaxPool2d)]
+        pool_indices = [index for index, layer in enumerate(features) if isinstance(layer, nn.MaxPool2d)]
         stage_bounds = pairwise([-1, *pool_indices])
         self.class_prefixes = (f"decoder.{len(self.decoder) - 1}.{len(self.decoder[-1]) - 1}.",)  # type: ignore[arg-type]
         # a list, so that the layers are not registered twice
@@ -99,8 +99,8 @@ class SegNet(nn.Module):
     def get_traceable_module(self) -> nn.Module:
         """Return the layers as a sequential model, with nearest-neighbor upsampling instead of unpooling."""
         layers: dict[str, nn.Module] = {"features": self.features}
-        for number, stage in enumerate(self.decoder):
-            layers |= {f"unpool{number}": nn.Upsample(scale_factor=2), f"decoder{number}": stage}
+        for index, stage in enumerate(self.decoder):
+            layers |= {f"unpool{index}": nn.Upsample(scale_factor=2), f"decoder{index}": stage}
         return nn.Sequential(OrderedDict(layers))
 
     def list_backbone_layers(self) -> list[nn.Module]:
@@ -113,7 +113,7 @@ class SegNet(nn.Module):
 
 
 def unpool(x: Tensor, indices: Tensor) -> Tensor:
-    """Unpool maps ``(N, C, H, W)`` to ``(N, C, 2 H, 2 W)``: each value at its index, 0 elsewhere (figure 3)."""
+    """Unpool maps ``(N, C, H, W)`` to ``(N, C, 2 H, 2 W)``: each value at its index, 0 elsewhere."""
     size = (2 * x.shape[2], 2 * x.shape[3])
     if torch.compiler.is_exporting():  # the export format has no unpooling
         flat = x.new_zeros(1).expand(*x.shape[:2], size[0] * size[1])
@@ -124,9 +124,9 @@ def unpool(x: Tensor, indices: Tensor) -> Tensor:
 def _build_decoder_stage(pairs: list[tuple[int, int]], outputs_scores: bool) -> list[nn.Module]:
     """Build 3×3 convolutions, each with batch normalization and ReLU, except the last one with ``outputs_scores``."""
     layers: list[nn.Module] = []
-    for number, (inputs, outputs) in enumerate(pairs, 1):
+    for layer_number, (inputs, outputs) in enumerate(pairs, 1):
         layers.append(nn.Conv2d(inputs, outputs, 3, padding=1))
-        if not (outputs_scores and number == len(pairs)):
+        if not (outputs_scores and layer_number == len(pairs)):
             layers += [nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
     for layer in layers:
         if not (

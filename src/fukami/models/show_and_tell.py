@@ -102,6 +102,6 @@ class ShowAndTell(nn.Module):
         outputs, state = self.lstm(inputs, tuple(value.unsqueeze(0).contiguous() for value in state))
         return tuple(value[0] for value in state), self.compute_scores(outputs[:, 0]).float().log_softmax(1)
 
-    def compute_scores(self, hidden: Tensor) -> Tensor:
+    def compute_scores(self, outputs: Tensor) -> Tensor:
         """Compute scores ``(..., vocab_size)`` of LSTM outputs ``(..., hidden)``."""
-        return F.linear(self.dropout(hidden), self.words.weight, self.bias)
+        return F.linear(self.dropout(outputs), self.words.weight, self.bias)

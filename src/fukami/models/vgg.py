@@ -100,7 +100,7 @@ def vgg19_bn(
 def _vgg(
     column: str, batch_norm: bool, num_classes: int, channels: int, size: int, hidden: int, dropout: float
 ) -> nn.Sequential:
-    """Build the network of one column of table 1."""
+    """Build the network of one column of Simonyan and Zisserman 2015, table 1."""
     if size < 32:
         raise ValueError(f"VGG pools five times and needs images of at least 32×32, not {size}×{size}: enlarge them")
     side = min(7, size // 32) if hidden else 1
@@ -114,7 +114,7 @@ def _vgg(
     )
     for layer in network.modules():
         if isinstance(layer, nn.Linear):
-            nn.init.normal_(layer.weight, std=0.01)  # as torchvision; section 3.1: variance 0.01
+            nn.init.normal_(layer.weight, std=0.01)  # as in torchvision; the paper's variance is 0.01
             nn.init.zeros_(layer.bias)
     return network
 

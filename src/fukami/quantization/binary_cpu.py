@@ -135,9 +135,9 @@ def _build_tile_kernel(pixels: int, sums: bool) -> Any:
                 arguments
             )
 
-            def at(base: ir.Value, number: int, size: ir.Value | int) -> ir.Value:
+            def offset(base: ir.Value, index: int, size: ir.Value | int) -> ir.Value:
                 size = ir.Constant(word, size) if isinstance(size, int) else size
-                return builder.add(base, builder.mul(size, ir.Constant(word, number)))
+                return builder.add(base, builder.mul(size, ir.Constant(word, index)))
 
             def read(address: ir.Value) -> ir.Value:
                 return builder.load(builder.inttoptr(address, word.as_pointer()))
@@ -146,11 +146,11 @@ def _build_tile_kernel(pixels: int, sums: bool) -> Any:
                 builder.module, ir.FunctionType(vector, [vector]), f"llvm.ctpop.v{LANES}i64"
             )
             counts = [[cgutils.alloca_once(builder, vector) for _ in range(TILE_VECTORS)] for _ in range(pixels)]
-            offset_indices = [read(at(index_address, p, 8)) for p in range(pixels)]
+            offset_indices = [read(offset(index_address, p, 8)) for p in range(pixels)]
             for p in range(pixels):
                 offsets = builder.add(count_offsets, builder.mul(offset_indices[p], width))
                 for v in range(TILE_VECTORS):
-                    builder.store(_load_vector(builder, at(offsets, v, 8 * LANES), word), counts[p][v])
+                    builder.store(_load_vector(builder, offset(offsets, v, 8 * LANES), word), counts[p][v])
             with cgutils.for_range(builder, rows) as outer:
                 line = builder.add(x, builder.mul(outer.index, row))
                 first = builder.mul(outer.index, row_words)
@@ -158,28 +158,28 @@ def _build_tile_kernel(pixels: int, sums: bool) -> Any:
                     word_address = builder.add(line, builder.mul(inner.index, ir.Constant(word, 8)))
                     index = builder.mul(builder.add(first, inner.index), ir.Constant(word, 8 * BLOCK_OUTPUTS))
                     weights = [
-                        _load_vector(builder, at(builder.add(weight, index), v, 8 * LANES), word)
+                        _load_vector(builder, offset(builder.add(weight, index), v, 8 * LANES), word)
                         for v in range(TILE_VECTORS)
                     ]
                     for p in range(pixels):
-                        bits = _broadcast(builder, read(at(word_address, p, step)))
+                        bits = _broadcast(builder, read(offset(word_address, p, step)))
                         for v in range(TILE_VECTORS):
                             num_differing = builder.call(count, [builder.xor(bits, weights[v])])
                             builder.store(builder.add(builder.load(counts[p][v]), num_differing), counts[p][v])
             for p in range(pixels):
                 for v in range(TILE_VECTORS):
-                    total, target = builder.load(counts[p][v]), at(out, p, distance)
+                    total, target = builder.load(counts[p][v]), offset(out, p, distance)
                     if sums:
                         terms = _broadcast(
                             builder, read(builder.add(num_terms, builder.mul(offset_indices[p], ir.Constant(word, 8))))
                         )
-                        number = builder.sub(terms, builder.shl(total, ir.Constant(vector, [1] * LANES)))
-                        narrow = builder.trunc(number, ir.VectorType(ir.IntType(32), LANES))
+                        value = builder.sub(terms, builder.shl(total, ir.Constant(vector, [1] * LANES)))
+                        narrow = builder.trunc(value, ir.VectorType(ir.IntType(32), LANES))
                         real = builder.sitofp(narrow, ir.VectorType(ir.FloatType(), LANES))
-                        _store_vector(builder, real, at(target, v, 4 * LANES), 4)
+                        _store_vector(builder, real, offset(target, v, 4 * LANES), 4)
                     else:
                         small = builder.icmp_signed("<", total, ir.Constant(vector, [1] * LANES))
-                        _store_vector(builder, builder.bitcast(small, byte), at(target, v, 1), 1)
+                        _store_vector(builder, builder.bitcast(small, byte), offset(target, v, 1), 1)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 12), emit

@@ -139,9 +139,9 @@ def _convolve_kernel(
     block = tl.program_id(0) % blocks
     output = block * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
     pixel_mask, output_mask = pixel < pixels, output < outputs
-    place = pixel % (rows * columns)
+    position = pixel % (rows * columns)
     image = (pixel // (rows * columns)).to(tl.int64)
-    top, left = place // columns * stride - padding, place % columns * stride - padding
+    top, left = position // columns * stride - padding, position % columns * stride - padding
     # differing bits: parity of the count at each of the 32 bit positions, and number of pairs over all positions
     odd, pairs = tl.zeros((PIXELS, BLOCK_OUTPUTS), tl.int32), tl.zeros((PIXELS, BLOCK_OUTPUTS), tl.int32)
     weights = weight + output
@@ -158,7 +158,7 @@ def _convolve_kernel(
                 pairs += _popcount((odd & low) | (odd & high) | (low & high))
                 odd ^= low ^ high
                 weights += blocks * BLOCK_OUTPUTS
-    indices = tl.load(offset_index + place)
+    indices = tl.load(offset_index + position)
     mask = pixel_mask[:, None] & output_mask[None, :]
     offset = tl.load(
         count_offsets + indices[:, None] * offset_stride + output[None, :], mask=output_mask[None, :], other=1

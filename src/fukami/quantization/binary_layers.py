@@ -67,12 +67,12 @@ def _pack_sequence(layers: list[nn.Module]) -> Iterator[nn.Module]:
             pool = (
                 layers[0] if layers and isinstance(layers[0], nn.MaxPool2d) and _is_supported_pool(layers[0]) else None
             )
-            step = _find_leading_sign(layers[1:] if pool else layers)
-            packed = PackedLayer(layer, step, channels)
+            following = _find_leading_sign(layers[1:] if pool else layers)
+            packed = PackedLayer(layer, following, channels)
             yield packed
-            channels = packed.outputs if step else 0
-            del layers[: len(step) + 1 if pool and step else len(step)]
-            if pool and step:
+            channels = packed.outputs if following else 0
+            del layers[: len(following) + 1 if pool and following else len(following)]
+            if pool and following:
                 yield PackedPool(pool, packed.falling)
         elif channels and isinstance(layer, nn.Flatten) and any(isinstance(x, BinaryLinear) for x in layers[1:2]):
             yield layers.pop(0)

@@ -83,14 +83,14 @@ def unpack_words(words: Tensor, count: int) -> Tensor:
 def pack_bytes(bits: Tensor) -> Tensor:
     """Pack bools ``(..., C)`` to bytes ``(..., ceil(C / 8))`` uint8, least significant bit first."""
     padded = F.pad(bits, (0, -bits.shape[-1] % 8)).to(torch.uint8)
-    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
-    return (padded.view(*padded.shape[:-1], -1, 8) << places).sum(-1, dtype=torch.uint8)
+    shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    return (padded.view(*padded.shape[:-1], -1, 8) << shifts).sum(-1, dtype=torch.uint8)
 
 
 def unpack_bytes(packed: Tensor, count: int) -> Tensor:
     """Unpack the first ``count`` bits of bytes ``(..., bytes)`` to bools ``(..., count)``."""
-    places = torch.arange(8, dtype=torch.uint8, device=packed.device)
-    return (packed.unsqueeze(-1) >> places & 1).flatten(-2)[..., :count].bool()
+    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    return (packed.unsqueeze(-1) >> shifts & 1).flatten(-2)[..., :count].bool()
 
 
 def popcount(x: Tensor) -> Tensor:

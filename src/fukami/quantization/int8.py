@@ -8,8 +8,8 @@ int8.
 
 Both methods share three steps: :func:`prepare_fake_quantization` inserts fake quantization into the network's graph,
 calibration or training determines the activation ranges, and :func:`export_int8` exports the same numbers. Unlike in
-the papers, batch normalization is folded into the weights after rounding. The result is equal, because a channel's scale is set by its
-largest weight: the factor of the normalization changes the scale, not the integers.
+the papers, batch normalization is folded into the weights after rounding. The result is equal, because the largest
+weight of a channel sets its scale: the factor of the normalization changes the scale, not the integers.
 
 torchao (PT2E with the x86 quantizer) has several limits. It cannot prepare the ResNets, whose blocks call one ReLU
 twice; it fails under bfloat16 autocast; GoogLeNet would keep its auxiliary classifiers in inference; and its result has
@@ -207,10 +207,15 @@ class FakeQuantActivation(nn.Module):
         new_range = torch.stack((low.clamp(max=0), high.clamp(min=0)))
         if self.calibrating:
             new_range = torch.stack(
-                (torch.minimum(self.activation_range[0], new_range[0]), torch.maximum(self.activation_range[1], new_range[1]))
+                (
+                    torch.minimum(self.activation_range[0], new_range[0]),
+                    torch.maximum(self.activation_range[1], new_range[1]),
+                )
             )
         else:
-            new_range = torch.where(self.activation_range.any(), self.activation_range.lerp(new_range, RANGE_MOMENTUM), new_range)
+            new_range = torch.where(
+                self.activation_range.any(), self.activation_range.lerp(new_range, RANGE_MOMENTUM), new_range
+            )
         self.activation_range.copy_(new_range)
 
 
@@ -239,7 +244,9 @@ class QuantizedActivation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the rounded ``x`` in float32."""
         quantized = symbolic("QuantizeLinear", (x, self.scale, self.zero_point), dtype=torch.uint8, shape=x.shape)
-        return symbolic("DequantizeLinear", (quantized, self.scale, self.zero_point), dtype=torch.float32, shape=x.shape)
+        return symbolic(
+            "DequantizeLinear", (quantized, self.scale, self.zero_point), dtype=torch.float32, shape=x.shape
+        )
 
 
 class QuantizedLayer(nn.Module):

@@ -175,8 +175,8 @@ def check_model(content: bytes) -> None:
     """Check that an ONNX file is self-contained and limited in operators and memory.
 
     Raises:
-        Error: the file is corrupted, has weights in other files (external data), operators of other libraries, loops, or
-            a tensor of more than 67 million numbers that does not depend on the input.
+        Error: the file is corrupted, has weights in other files (external data), operators of other libraries, loops,
+            or a tensor of more than 67 million numbers that does not depend on the input.
     """
     try:
         model = onnx.ModelProto.FromString(content)

@@ -1,7 +1,7 @@
-"""Catch: an embedded game in which a paddle has to catch a falling ball; agents learn it within minutes.
+"""Catch: a bundled game in which a paddle has to catch a falling ball; agents learn it within minutes.
 
-After Mnih, Heess, Graves and Kavukcuoglu, "Recurrent Models of Visual Attention", 2014, section 4.2. Here the ball also
-moves sideways and bounces off the walls, so predicting where it lands requires several frames.
+The game follows Mnih, Heess, Graves and Kavukcuoglu, "Recurrent Models of Visual Attention", 2014, section 4.2. Here
+the ball also moves sideways and bounces off the walls, so predicting where it lands requires several frames.
 """
 
 import numpy as np
@@ -37,10 +37,10 @@ class Catch:
     def reset(self, mask: npt.NDArray[np.bool_], seeds: npt.NDArray[np.int64]) -> StepResult:
         """Reset the environments selected by ``mask`` ``(E,)``, each with its seed; return the frames of all."""
         for index in np.flatnonzero(mask):
-            random = np.random.default_rng(int(seeds[index]))
-            self.ball[index] = random.integers(GRID_SIZE), 0
-            self.drift[index] = random.integers(-1, 2)
-            self.paddle[index] = random.integers(GRID_SIZE - PADDLE_WIDTH + 1)
+            rng = np.random.default_rng(int(seeds[index]))
+            self.ball[index] = rng.integers(GRID_SIZE), 0
+            self.drift[index] = rng.integers(-1, 2)
+            self.paddle[index] = rng.integers(GRID_SIZE - PADDLE_WIDTH + 1)
         return self._build_step_result(np.zeros(self.num_envs, np.float32), np.zeros(self.num_envs, bool))
 
     def send(self, actions: npt.NDArray[np.int64]) -> None:
@@ -76,8 +76,8 @@ class Catch:
 
     def _build_step_result(self, rewards: npt.NDArray[np.float32], terminated: npt.NDArray[np.bool_]) -> StepResult:
         frames = np.array([0, 255, 160], np.uint8)[self._compute_cells()].repeat(CELL_SIZE, 1).repeat(CELL_SIZE, 2)
-        never = np.zeros(self.num_envs, bool)
-        return StepResult(frames, rewards, terminated, never, never)
+        all_false = np.zeros(self.num_envs, bool)
+        return StepResult(frames, rewards, terminated, all_false, all_false)
 
     def close(self) -> None:
         """Do nothing."""

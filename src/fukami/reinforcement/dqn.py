@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class DQN(Recipe):
     """Deep Q-Network (Mnih et al. 2015).
 
-    Result: mean return 1.0 on catch (embedded), the maximum, in about 65 seconds; 19.17 on Pong after 1.2 million steps
+    Result: mean return 1.0 on catch (bundled), the maximum, in about 65 seconds; 19.17 on Pong after 1.2 million steps
     with Double DQN and Adam, in 71 minutes; both on 2 cores of an AMD EPYC. The paper: 18.9 on Pong.
 
     Example:
@@ -27,7 +27,7 @@ class DQN(Recipe):
     """
 
     env: str = "catch"
-    """Environment: catch (embedded), an Atari game such as pong, or a gymnasium environment such as CartPole-v1."""
+    """Environment: catch (bundled), an Atari game such as pong, or a gymnasium environment such as CartPole-v1."""
     steps: int = 24_000
     """Total number of environment steps, over all environments; an Atari step is four frames."""
     num_envs: int = 4
@@ -52,7 +52,7 @@ class DQN(Recipe):
     target_update_interval: int = 250
     """Update interval of the target network in optimizer steps; 10,000 in the paper."""
     double: bool = False
-    """Double Q-learning: the online network selects the action that the target network evaluates (van Hasselt et al.
+    """Double DQN: the online network selects the action that the target network evaluates (van Hasselt et al.
     2016)."""
     clip_rewards: bool = True
     """Clip rewards to -1..1, so that one learning rate suits all games."""
@@ -65,8 +65,8 @@ class DQN(Recipe):
     lr: float = 2.5e-4
     """Peak learning rate."""
     schedule: str = "constant"
-    """Learning-rate schedule: constant (as in the paper), step=DROPS, multistep=FRACTION,FRACTION, exponential=END,
-    polynomial=POWER, cosine, one-cycle or plateau=PATIENCE."""
+    """Learning-rate schedule: constant (as in the paper), step=NUM_DROPS, multistep=FRACTION,FRACTION,
+    exponential=FINAL_FACTOR, polynomial=POWER, cosine, one-cycle or plateau=PATIENCE."""
     clip_norm: float = 0.0
     """Maximum gradient norm (gradient clipping); 0, as in the paper, disables it."""
     eval_every: int = 8_000
@@ -138,7 +138,7 @@ class DQN(Recipe):
         with contextlib.closing(env_registry.make_envs(self.env, 1)) as env:
             shape = env.frame_shape
         shape = (self.frame_stack, *shape) if len(shape) == 2 else (self.frame_stack * shape[0],)
-        num_updates = (self.steps - self.learning_starts) // self.train_frequency
+        num_optimizer_steps = (self.steps - self.learning_starts) // self.train_frequency
         return QLearningTask(
             models.dqn(len(labels), state_shape=shape, hidden=self.hidden),
             labels,
@@ -148,7 +148,7 @@ class DQN(Recipe):
             double=self.double,
             clip_rewards=self.clip_rewards,
             reduction="sum" if self.optimizer == "rmsprop" else "mean",
-            step_counts=(num_updates, max(1, self.eval_every // self.train_frequency)),
+            step_counts=(num_optimizer_steps, max(1, self.eval_every // self.train_frequency)),
             optimizer=self.get_optimizer_factory(),
             lr_schedule=schedules.parse_schedule(self.schedule),
             clip_norm=self.clip_norm,

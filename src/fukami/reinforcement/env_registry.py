@@ -7,7 +7,7 @@ from fukami.reinforcement.vector_env import VectorEnv
 
 
 def make_envs(name: str, num_envs: int, *, render: bool = False) -> VectorEnv:
-    """Create ``num_envs`` parallel environments: ``catch`` (embedded), an Atari game such as ``pong``, or gymnasium's.
+    """Create ``num_envs`` parallel environments: ``catch`` (bundled), an Atari game such as ``pong``, or gymnasium's.
 
     ``render`` enables color frames for videos, which takes longer.
 

@@ -70,8 +70,8 @@ class AtariEnv:
             else:
                 self.rendered_frames = frames
         self.has_reset = True
-        none = np.zeros(self.num_envs, bool)
-        return StepResult(self.frames[:, 0], np.zeros(self.num_envs, np.float32), none, none, none)
+        all_false = np.zeros(self.num_envs, bool)
+        return StepResult(self.frames[:, 0], np.zeros(self.num_envs, np.float32), all_false, all_false, all_false)
 
     def send(self, actions: npt.NDArray[np.int64]) -> None:
         """Start a step with the actions ``(E,)`` in the background threads."""
@@ -130,7 +130,7 @@ class GymnasiumEnv:
         if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) not in (1, 2, 3):
             raise UsageError(f"{name} has the observation space {space}; choose an environment with images or vectors")
         self.first_action = int(actions.start)
-        self.action_names = tuple(str(number) for number in range(int(actions.n)))
+        self.action_names = tuple(str(action) for action in range(int(actions.n)))
         self.is_vector = len(space.shape) == 1
         self.frame_shape: tuple[int, ...] = space.shape if self.is_vector else (FRAME_SIZE, FRAME_SIZE)
         dtype = np.float32 if self.is_vector else np.uint8
@@ -144,8 +144,8 @@ class GymnasiumEnv:
             observation, _ = self.envs[index].reset(seed=int(seeds[index]))
             self.frames[index] = self._preprocess_observation(observation)
         self.is_done = self.is_done & ~mask
-        none = np.zeros(self.num_envs, bool)
-        return StepResult(self.frames.copy(), np.zeros(self.num_envs, np.float32), none, none, none)
+        all_false = np.zeros(self.num_envs, bool)
+        return StepResult(self.frames.copy(), np.zeros(self.num_envs, np.float32), all_false, all_false, all_false)
 
     def send(self, actions: npt.NDArray[np.int64]) -> None:
         """Store the actions ``(E,)`` of the next step."""

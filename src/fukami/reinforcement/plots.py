@@ -42,12 +42,12 @@ def draw_step(
     draw.text((left, top + 30), "action values", TEXT_COLOR, font)
     min_value, max_value = min(values), max(values)
     line_height = min(30.0, (GAME_HEIGHT - top - 70) / len(labels))
-    for number, (label, value) in enumerate(zip(labels, values, strict=True)):
-        y = top + 60 + number * line_height
+    for index, (label, value) in enumerate(zip(labels, values, strict=True)):
+        y = top + 60 + index * line_height
         fraction = (value - min_value) / max(max_value - min_value, 1e-9)
         draw.rectangle(
             (left, y, left + 6 + 110 * fraction, y + line_height - 8),
-            fill=ACTION_COLOR if number == action else BAR_COLOR,
+            fill=ACTION_COLOR if index == action else BAR_COLOR,
         )
         draw.text((left + 124, y - 2), f"{value:.3f}  {label}", (34, 34, 34), font)
     return page

@@ -17,8 +17,8 @@ from fukami.reinforcement.vector_env import VectorEnv
 if TYPE_CHECKING:
     from fukami.engine.runtime import Runtime
 
-SLACK_FRACTION = 0.05  # additional slots, as a fraction of the capacity, that keep a checkpoint's steps for resuming
-MIN_SLACK = 1024  # minimum number of additional slots
+RESERVE_FRACTION = 0.05  # reserve slots, as a fraction of the capacity, that keep the last checkpoint's time steps
+MIN_RESERVE_STEPS = 1024  # minimum number of reserve slots
 MAX_GPU_FRACTION = 0.8  # maximum fraction of the free GPU memory that the buffer may use
 NUM_RECENT_EPISODES = 100  # episodes whose returns are averaged
 
@@ -49,20 +49,20 @@ class ReplayBuffer:
     """Ring buffer of the frames, actions and rewards of parallel environments; it stores each frame once.
 
     The buffer is on the device or in CPU memory. With :meth:`open_files`, files contain it as well, for resumed runs.
-    The slack keeps the steps that the last checkpoint needs from being overwritten, provided that there is a checkpoint
-    every :attr:`slack` steps.
+    A time step is a step of all environments. Beyond the capacity, :attr:`num_reserve_steps` slots protect the time
+    steps that the last checkpoint needs from being overwritten until the next checkpoint.
 
     Args:
         num_envs: number of environments.
         frame_shape: shape of a frame: two sides for uint8 images, one length for float32 vectors.
-        capacity: number of steps per environment.
+        capacity: number of time steps.
     """
 
     def __init__(self, num_envs: int, frame_shape: tuple[int, ...], capacity: int) -> None:
         dtype = torch.uint8 if len(frame_shape) == 2 else torch.float32
         self.num_envs, self.capacity = num_envs, capacity
-        self.slack = max(MIN_SLACK, round(SLACK_FRACTION * capacity))
-        self.num_slots = capacity + self.slack
+        self.num_reserve_steps = max(MIN_RESERVE_STEPS, round(RESERVE_FRACTION * capacity))
+        self.num_slots = capacity + self.num_reserve_steps
         self.specs: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "frames": ((self.num_slots, num_envs, *frame_shape), dtype),
             "episode_starts": ((self.num_slots, num_envs), torch.bool),  # whether the frame is an episode's first
@@ -74,8 +74,8 @@ class ReplayBuffer:
         self.device = torch.device("cpu")
         self.file_tensors: dict[str, Tensor] = {}
         self.tensors: dict[str, Tensor] = {}
-        self.current_step = -1  # step of the latest frames
-        self.is_new = False  # whether a file was created
+        self.current_step = -1  # time step of the latest frames
+        self.files_were_created = False  # whether a file was missing or had the wrong size
 
     @property
     def num_bytes(self) -> int:
@@ -108,7 +108,7 @@ class ReplayBuffer:
                     f"{self.num_bytes / 1e9:.1f} GB of disk space: free some, or lower --buffer-size"
                 ) from None
             self.file_tensors[name] = torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(shape)
-        self.is_new = bool(new_paths)
+        self.files_were_created = bool(new_paths)
 
     @property
     def paths(self) -> list[Path]:
@@ -133,12 +133,12 @@ class ReplayBuffer:
             }
 
     def add(self, frames: Tensor, episode_starts: Tensor) -> None:
-        """Start a step: store the frames of the environments and whether they are the first of an episode."""
+        """Start a time step: store the frames of the environments and whether they are the first of an episode."""
         self.current_step += 1
         self.write(self.current_step, frames=frames, episode_starts=episode_starts)
 
     def write(self, step: int, **values: Tensor) -> None:
-        """Write values of a step by name."""
+        """Write values of a time step by name."""
         slot = step % self.num_slots
         for name, value in values.items():
             self.tensors[name][slot].copy_(value, non_blocking=True)
@@ -152,9 +152,10 @@ class ReplayBuffer:
                 tensor.copy_(self.file_tensors[name])
 
     def stack_frames(self, steps: Tensor, env_indices: Tensor, num_frames: int, num_next_frames: int = 0) -> Tensor:
-        """Return the frames ``(N, num_frames + num_next_frames, ...)`` up to each of ``steps`` ``(N,)`` and after it.
+        """Return the frames up to and after each of the time ``steps`` ``(N,)``.
 
-        The first frame of an episode is repeated in place of frames before its start.
+        The shape is ``(N, num_frames + num_next_frames, ...)``. The first frame of an episode is repeated in place of
+        frames before its start.
         """
         offsets = torch.arange(1 - num_frames, 1 + num_next_frames, device=self.device)
         state_slots = (steps.unsqueeze(1) + offsets[:num_frames]) % self.num_slots
@@ -172,24 +173,24 @@ class ReplayBuffer:
         return self.tensors["frames"].flatten(0, 1).index_select(0, rows)
 
     def find_oldest_step(self) -> int:
-        """Return the oldest step within the capacity."""
+        """Return the oldest time step within the capacity."""
         return max(0, self.current_step - self.capacity + 1)
 
 
 class ExperienceCollector:
     """Collector of experience: an epsilon-greedy policy in parallel environments, and a replay buffer to sample from.
 
-    Random numbers depend only on the seed and the step, so a resumed run continues exactly. It resets the environments
-    with the seeds of their episodes and repeats the actions of these.
+    Random numbers depend only on the seed and the time step, so a resumed run continues exactly. To resume, it resets
+    each environment with its episode's seed and replays the episode's actions.
 
     Args:
         envs: parallel environments.
         batch_size: number of transitions per batch.
         frame_stack: number of frames per state.
-        buffer_size: capacity of the replay buffer in steps, over all environments.
-        learning_starts: steps with random actions before training starts.
+        buffer_size: capacity of the replay buffer in environment steps, over all environments.
+        learning_starts: environment steps with random actions before training starts.
         train_frequency: environment steps per optimizer step.
-        exploration_steps: steps in which the exploration rate decreases linearly.
+        exploration_steps: environment steps in which the exploration rate decreases linearly.
         epsilon_start, epsilon_end: initial and final exploration rate epsilon.
         seed: seed of the environments, the exploration and the sampling.
     """
@@ -213,10 +214,10 @@ class ExperienceCollector:
         self.exploration_steps, self.epsilon_start, self.epsilon_end = exploration_steps, epsilon_start, epsilon_end
         self.buffer = ReplayBuffer(envs.num_envs, envs.frame_shape, -(-buffer_size // envs.num_envs))
         self.device = self.buffer.device
-        self.num_vector_steps = self.num_updates = 0
-        self.checkpoint_step = 0  # step of the last checkpoint
-        self.is_buffer_missing = False  # whether the files were missing when the run was resumed
-        self.episode_numbers = np.zeros(envs.num_envs, np.int64)  # index of each environment's current episode
+        self.num_vector_steps = self.num_optimizer_steps = 0
+        self.checkpoint_step = 0  # time step of the last checkpoint
+        self.is_buffer_missing = False  # whether files were missing when the run was resumed
+        self.episode_indices = np.zeros(envs.num_envs, np.int64)  # index of each environment's current episode
         self.episode_actions: list[list[int]] = [[] for _ in range(envs.num_envs)]  # actions of these episodes
         self.episode_returns = np.zeros(envs.num_envs)  # returns of these episodes so far
         self.recent_returns: list[float] = []
@@ -226,11 +227,11 @@ class ExperienceCollector:
         self.buffer.open_files(folder / "replay_buffer")
 
     def delete_files(self) -> None:
-        """Delete the files after the training."""
+        """Delete the files after training."""
         self.buffer.delete_files()
 
     def setup(self, runtime: "Runtime") -> None:
-        """Allocate the replay buffer on the device if it fits, else in CPU memory; batches are always on the device.
+        """Allocate the replay buffer on the device if memory suffices, else on the CPU; batches are on the device.
 
         Raises:
             UsageError: there are several processes.
@@ -243,12 +244,11 @@ class ExperienceCollector:
         self.buffer.allocate(device)
 
     @property
-    def steps_until_update(self) -> int:
-        """Number of calls of :meth:`collect` due before the next optimizer step, given by ``train_frequency``."""
+    def collections_until_step(self) -> int:
+        """Number of calls of :meth:`collect` before the next optimizer step, according to ``train_frequency``."""
         count = self.envs.num_envs
-        return (
-            self.learning_starts + self.num_updates * self.train_frequency - self.num_vector_steps * count + count - 1
-        ) // count
+        due_step = self.learning_starts + self.num_optimizer_steps * self.train_frequency
+        return (due_step - self.num_vector_steps * count + count - 1) // count
 
     @property
     def epsilon(self) -> float:
@@ -264,13 +264,12 @@ class ExperienceCollector:
 
     @property
     def needs_checkpoint(self) -> bool:
-        """True if a checkpoint is due before new steps overwrite those that the last checkpoint on disk needs.
+        """True if a checkpoint is due before new time steps overwrite those that the last one on disk needs.
 
-        While a checkpoint is written in the background, the last one on disk is the one before; it is complete when the
-        next one starts. Between a checkpoint on disk and the end of the next are thus two thirds of the slack, and a
-        few steps.
+        A checkpoint is written in the background, and is on disk when the next one starts at the latest. Up to two
+        checkpoint intervals pass before the next checkpoint is on disk, so the interval is one third of the reserve.
         """
-        return self.buffer.current_step - self.checkpoint_step > self.buffer.slack // 3
+        return self.buffer.current_step - self.checkpoint_step > self.buffer.num_reserve_steps // 3
 
     @property
     def checkpoint_files(self) -> list[Path]:
@@ -278,7 +277,7 @@ class ExperienceCollector:
         return self.buffer.paths
 
     def describe_batch(self, step: int) -> str:
-        """Describe the batch of training step ``step`` for messages."""
+        """Describe the batch of optimizer step ``step`` for messages."""
         num_steps = self.num_vector_steps * self.envs.num_envs
         return f"transitions after {num_steps:,} environment steps (optimizer step {step + 1})"
 
@@ -305,7 +304,7 @@ class ExperienceCollector:
                 self.recent_returns = [*self.recent_returns, float(self.episode_returns[index])][-NUM_RECENT_EPISODES:]
                 self.episode_returns[index], self.episode_actions[index] = 0.0, []
             if episode_starts.any():
-                self.episode_numbers += episode_starts
+                self.episode_indices += episode_starts
                 result = self.envs.reset(episode_starts, self._compute_seeds())
         self.buffer.add(torch.from_numpy(np.ascontiguousarray(result.frames)), torch.from_numpy(episode_starts))
         rng = np.random.default_rng([self.seed, 1, self.num_vector_steps])
@@ -336,7 +335,7 @@ class ExperienceCollector:
                 f"{buffer.folder} is missing or incomplete, so the run cannot be resumed; start a new one in another "
                 "--out"
             )
-        rng = np.random.default_rng([self.seed, 2, self.num_updates])
+        rng = np.random.default_rng([self.seed, 2, self.num_optimizer_steps])
         oldest = buffer.find_oldest_step() + self.frame_stack - 1
         samples = (
             rng.integers(oldest, buffer.current_step, size=self.batch_size),
@@ -358,8 +357,8 @@ class ExperienceCollector:
     def _compute_seeds(self) -> npt.NDArray[np.int64]:
         """Compute the seed of each environment's current episode."""
         return np.array(
-            [np.random.SeedSequence([self.seed, index, int(number)]).generate_state(1)[0] >> 1
-             for index, number in enumerate(self.episode_numbers)], np.int64,
+            [np.random.SeedSequence([self.seed, index, int(episode)]).generate_state(1)[0] >> 1
+             for index, episode in enumerate(self.episode_indices)], np.int64,
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
@@ -367,23 +366,23 @@ class ExperienceCollector:
         self.checkpoint_step = self.buffer.current_step
         return {
             "num_vector_steps": self.num_vector_steps,
-            "num_updates": self.num_updates,
+            "num_optimizer_steps": self.num_optimizer_steps,
             "current_step": self.buffer.current_step,
-            "episode_numbers": torch.from_numpy(self.episode_numbers.copy()),
+            "episode_indices": torch.from_numpy(self.episode_indices.copy()),
             "episode_actions": [torch.tensor(actions, dtype=torch.uint8) for actions in self.episode_actions],
             "episode_returns": torch.from_numpy(self.episode_returns.copy()),
             "recent_returns": list(self.recent_returns),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the progress: reset each environment with its episode's seed and repeat the episode's actions."""
-        self.num_vector_steps, self.num_updates = state["num_vector_steps"], state["num_updates"]
+        """Restore the progress: reset each environment with its episode's seed and replay the episode's actions."""
+        self.num_vector_steps, self.num_optimizer_steps = state["num_vector_steps"], state["num_optimizer_steps"]
         self.buffer.current_step = self.checkpoint_step = state["current_step"]
-        self.episode_numbers = state["episode_numbers"].cpu().numpy()
+        self.episode_indices = state["episode_indices"].cpu().numpy()
         self.episode_returns = state["episode_returns"].cpu().numpy()
         self.episode_actions = [actions.tolist() for actions in state["episode_actions"]]
         self.recent_returns = state["recent_returns"]
-        self.is_buffer_missing = self.buffer.is_new
+        self.is_buffer_missing = self.buffer.files_were_created
         self.buffer.restore()
         if self.num_vector_steps:
             max_length = max(map(len, self.episode_actions))
@@ -391,12 +390,12 @@ class ExperienceCollector:
             delays = np.array([max_length - len(actions) for actions in self.episode_actions])
             seeds = self._compute_seeds()
             self.envs.reset(np.ones(self.envs.num_envs, bool), seeds)
-            for number in range(max_length):
-                self.envs.reset(delays == number, seeds)
+            for step in range(max_length):
+                self.envs.reset(delays == step, seeds)
                 actions = [
-                    episode_actions[number - delay] if number >= delay else 0
+                    episode_actions[step - delay] if step >= delay else 0
                     for episode_actions, delay in zip(self.episode_actions, delays, strict=True)
                 ]
                 self.envs.send(np.array(actions))
-                if number < max_length - 1:  # the next collect() receives the results of the last actions
+                if step < max_length - 1:  # the next collect() receives the results of the last actions
                     self.envs.receive()

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-DECAY = 0.95  # decay of both averages: "gradient momentum", "squared gradient momentum" (extended data table 1)
-MIN_SQUARED_GRADIENT = 0.01  # "min squared gradient"
+DECAY = 0.95  # "gradient momentum" and "squared gradient momentum" (Mnih et al. 2015, extended data table 1)
+MIN_SQUARED_GRADIENT = 0.01  # "min squared gradient" (the same table)
 
 
 class CenteredRMSprop(torch.optim.Optimizer):

@@ -41,7 +41,7 @@ class QLearningTask(CachedEvaluationTask):
             2016).
         clip_rewards: clip rewards to -1..1, so that one learning rate suits all games.
         reduction: reduction of the loss of a batch, ``"mean"``, or ``"sum"`` as in DeepMind's code.
-        step_counts: number of optimizer steps of the training, and the evaluation interval in these.
+        step_counts: number of optimizer steps of the training run, and the evaluation interval in optimizer steps.
         options: optimizer, lr_schedule and clip_norm, as for :class:`fukami.Task`.
     """
 
@@ -94,13 +94,13 @@ class QLearningTask(CachedEvaluationTask):
         The environments step in the background during the optimizer step.
         """
         while True:
-            for _ in range(train.steps_until_update):
+            for _ in range(train.collections_until_step):
                 train.collect(self.select_actions)
-            if train.num_updates == 0 and len(self.state_shape) == 3:
+            if train.num_optimizer_steps == 0 and len(self.state_shape) == 3:
                 self.model.fit_input_statistics(train.buffer.sample_frames(NUM_STANDARDIZATION_FRAMES))  # type: ignore[operator]
-            if train.num_updates % self.target_update_interval == 0:
+            if train.num_optimizer_steps % self.target_update_interval == 0:
                 self.target_network.load_state_dict(self.model.state_dict())
-            train.num_updates += 1
+            train.num_optimizer_steps += 1
             yield train.sample_batch()
 
     @torch.inference_mode()
@@ -116,7 +116,7 @@ class QLearningTask(CachedEvaluationTask):
     def compute_loss(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the temporal-difference loss, Huber's loss with threshold 1.
 
-        Mnih et al. 2015, equation 3 of the methods, and "Training details": the error term is clipped to -1..1.
+        The error term is clipped to -1..1 (Mnih et al. 2015, methods, equation 3 and "Training details").
         """
         action_values = self.training_model(batch.frames[:, :-1])
         values = action_values.gather(1, batch.actions.unsqueeze(1)).squeeze(1)
@@ -154,7 +154,7 @@ class QLearningTask(CachedEvaluationTask):
         for source in inputs:
             file = {"file": str(source)} if isinstance(source, str | Path) else {}
             try:
-                with convert_memory_errors(file.get("file", "the image given")):
+                with convert_memory_errors(file.get("file", "the image")):
                     image = image_io.convert_mode(image_io.read_image(source), "L").resize(
                         self.state_shape[:0:-1], Image.Resampling.BOX
                     )
@@ -164,8 +164,10 @@ class QLearningTask(CachedEvaluationTask):
             frame = torch.from_numpy(np.array(image))
             with torch.inference_mode(), self.inference_mode():
                 (values,) = self.predict_values(frame.expand(1, *self.state_shape)).tolist()
-            by_action = dict(zip(self.labels, values, strict=True))
-            predictions.append({**file, "action": max(by_action, key=by_action.__getitem__), "values": by_action})
+            action_values = dict(zip(self.labels, values, strict=True))
+            predictions.append(
+                {**file, "action": max(action_values, key=action_values.__getitem__), "values": action_values}
+            )
         return predictions
 
     def draw_prediction(self, source: Any, prediction: dict[str, Any]) -> Image.Image:

@@ -55,14 +55,16 @@ def read_params(path: str | Path) -> dict[str, Array]:
         if invalid := [key for key, array in arrays.items() if array.dtype.kind != "f"]:
             raise TypeError(f"{invalid[0]:.50} is {arrays[invalid[0]].dtype}, not floating point")
         return {key: np.array(array, array.dtype.newbyteorder("="), order="C") for key, array in arrays.items()}
-    except Exception as error:  # a broken or hostile file can raise anything
+    except Exception as error:  # a corrupted or hostile file can raise anything
         raise Error(
             f"{path} cannot be loaded: {error!r:.300}; expected safetensors or a pickled dict of arrays"
         ) from error
 
 
 def _unpickle(content: bytes) -> dict[str, Array]:
-    if any("PUT" in code.name and int(number or 0) > len(content) for code, number, _ in pickletools.genops(content)):
+    if any(
+        "PUT" in code.name and int(argument or 0) > len(content) for code, argument, _ in pickletools.genops(content)
+    ):
         raise ValueError("a memo index exceeds the file size")  # genops also raises for lengths beyond the end
     loaded, arrays, size = _Unpickler(io.BytesIO(content), encoding="latin1").load(), dict[str, Array](), 0
     if type(loaded) is not dict:

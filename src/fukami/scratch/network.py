@@ -33,21 +33,21 @@ class DeepConvNet:
         self.layers: list[Convolution | Relu | Pooling | Affine | Dropout] = []
 
         def weights(outputs: int, *shape: int) -> tuple[Array, Array]:
-            number, W, b = len(self.params) // 2 + 1, np.random.randn(*shape), np.zeros(outputs)
+            index, W, b = len(self.params) // 2 + 1, np.random.randn(*shape), np.zeros(outputs)
             W *= np.sqrt(2.0 / (W.size // outputs))  # He initialization with the fan-in (He et al. 2015)
-            self.params |= {f"W{number}": W, f"b{number}": b}
+            self.params |= {f"W{index}": W, f"b{index}": b}
             return W, b
 
         filters = conv_param_1, conv_param_2, conv_param_3, conv_param_4, conv_param_5, conv_param_6
-        for number, param in enumerate(filters, 1):
+        for index, param in enumerate(filters, 1):
             count, size, pad, stride = (param[key] for key in ("filter_num", "filter_size", "pad", "stride"))
             self.layers += [Convolution(*weights(count, count, channels, size, size), stride, pad), Relu()]
             channels, h, w = count, (h + 2 * pad - size) // stride + 1, (w + 2 * pad - size) // stride + 1
-            if number % 2 == 0:
+            if index % 2 == 0:
                 self.layers.append(Pooling(pool_h=2, pool_w=2, stride=2))
                 h, w = h // 2, w // 2
             if min(h, w) < 1:
-                raise Error(f"images of {self.input_dim} are too small: the output of conv {number} is empty")
+                raise Error(f"images of {self.input_dim} are too small: the output of conv {index} is empty")
         self.layers += [Affine(*weights(hidden_size, channels * h * w, hidden_size)), Relu(), Dropout(0.5)]
         self.layers += [Affine(*weights(output_size, hidden_size, output_size)), Dropout(0.5)]
         self.weighted_layers = [layer for layer in self.layers if isinstance(layer, Convolution | Affine)]
@@ -91,13 +91,13 @@ class DeepConvNet:
         """Load the parameters of a file with their dtype.
 
         Raises:
-            Error: the parameters do not fit; the network is unchanged.
+            Error: the parameters do not match; the network is unchanged.
         """
         loaded = read_params(file_name)
         expected, actual = ({key: value.shape for key, value in params.items()} for params in (self.params, loaded))
         if wrong := sorted({key for key, _ in expected.items() ^ actual.items()}):
             parts = (f"{k:.50} is {actual.get(k, 'missing')}, expected {expected.get(k, 'nothing')}" for k in wrong[:5])
-            raise Error(f"{file_name} does not fit this network: {'; '.join(parts)}")
+            raise Error(f"{file_name} does not match this network: {'; '.join(parts)}")
         for i, layer in enumerate(self.weighted_layers, 1):
             layer.W, layer.b = self.params[f"W{i}"], self.params[f"b{i}"] = loaded[f"W{i}"], loaded[f"b{i}"]
 

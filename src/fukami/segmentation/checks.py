@@ -97,15 +97,15 @@ def _find_unknown_values(mask: MaskFile) -> Iterator[tuple[str, str]]:
     unknown = np.flatnonzero(~np.isin(values, known))
     for index in unknown[np.argsort(-counts[unknown])][:MAX_VALUES_LISTED].tolist():
         row, column = divmod(int(first[index]), codes.shape[1])
-        where = f"in {findings.format_count(int(counts[index]), 'pixel')}, the first at column {column} of row {row}"
-        detail = f"has {mask.describe_code(int(values[index]))} {where}, which the class table does not have"
+        location = f"in {findings.format_count(int(counts[index]), 'pixel')}, the first at column {column} of row {row}"
+        detail = f"has {mask.describe_code(int(values[index]))} {location}, which the class table does not have"
         yield "unknown color" if mask.class_table.color_to_class else "unknown value", detail
     if len(unknown) > MAX_VALUES_LISTED:
         yield "unknown value", f"has {len(unknown)} unknown values in total; was it saved as JPEG, or resized?"
 
 
 def _check_scenes(report: Findings) -> Iterator[tuple[ImageItem, bytes]]:
-    """Yield the images of the embedded dataset, which has no files."""
+    """Yield the images of the bundled dataset, which has no files."""
     train, test, labels = segmentation_data.load_dataset("scenes", 0)
     for split, samples in (("train", train), ("test", test)):
         for sample in samples:

@@ -22,7 +22,7 @@ from fukami.image import io as image_io
 BACKGROUND = "background"
 OUTLINE_PATTERN = re.compile(r'"segmentation"\s*:\s*(\[\s*\[|\{)')
 CHUNK_SIZE, CHUNK_OVERLAP = 2**20, 64  # characters searched at a time
-MAX_CORNER_DISTANCE = 16  # how far a polygon's corner may lie outside the image, in multiples of its longer side
+MAX_CORNER_DISTANCE = 16  # maximum coordinate of a polygon's corner, in multiples of the image's longer side
 MAX_PERIMETER = 1e6  # pixels of a polygon's outline; rasterizing takes 50 bytes each
 MAX_RENDERED_PIXELS = 5e10  # image pixels times objects, each rasterized at the full image size: about a minute
 
@@ -65,7 +65,7 @@ class COCOMask:
                 "be rasterized in a minute; cut the image into tiles"
             )
         pixels = np.ones((height, width), np.uint8)
-        for shape in sorted(self.objects, key=lambda each: -each.area):
+        for shape in sorted(self.objects, key=lambda shape: -shape.area):
             try:
                 pixels[_decode_outline(shape.outline, width, height)] = shape.mask_value
             except Exception as error:  # faster_coco_eval raises various errors for invalid outlines
@@ -78,8 +78,8 @@ class COCOMask:
         for shape in self.objects:
             digest.update(f"{shape.mask_value} {shape.area} ".encode())
             polygons = shape.outline if isinstance(shape.outline, list) else [shape.outline]
-            for each in polygons:
-                digest.update(each.tobytes() if isinstance(each, np.ndarray) else repr(each).encode())
+            for polygon in polygons:
+                digest.update(polygon.tobytes() if isinstance(polygon, np.ndarray) else repr(polygon).encode())
         return digest.digest()
 
 
@@ -87,7 +87,7 @@ def _decode_outline(outline: Any, width: int, height: int) -> npt.NDArray[np.boo
     """Rasterize an outline: ``(height, width)``, true inside it.
 
     Raises:
-        Exception: the outline does not fit the image size, or rasterizing it takes too much memory.
+        Exception: the outline does not match the image size, or rasterizing it takes too much memory.
     """
     from faster_coco_eval.core import mask
 
@@ -100,7 +100,7 @@ def _decode_outline(outline: Any, width: int, height: int) -> npt.NDArray[np.boo
                 raise ValueError("a corner lies far outside the image")
             if np.abs(np.diff(corners, axis=0, append=corners[:1])).sum() > MAX_PERIMETER:
                 raise ValueError(f"a polygon is longer than {MAX_PERIMETER:,.0f} pixels")
-        run_lengths = mask.merge(mask.frPyObjects([each.tolist() for each in outline], height, width))
+        run_lengths = mask.merge(mask.frPyObjects([polygon.tolist() for polygon in outline], height, width))
     else:
         if list(outline.get("size", ())) != [height, width]:
             raise ValueError(f"its size is not that of the image, [{height}, {width}]")
@@ -137,7 +137,8 @@ def read_coco_masks(root: Path) -> tuple[DatasetAnnotations, dict[Path, COCOMask
 def _build_masks(path: Path, records: coco.Records, labels: Sequence[str]) -> Iterator[tuple[Path, COCOMask]]:
     """Yield the images of a file with their masks."""
     used = {
-        to_key(each.fields.get("id")): to_text(each.fields.get("name")) for each in coco.list_used_categories(records)
+        to_key(category.fields.get("id")): to_text(category.fields.get("name"))
+        for category in coco.list_used_categories(records)
     }
     name_to_value = {name: value for value, name in enumerate(labels, 2)}  # after the background, which is 1
     category_to_value = {key: name_to_value[name] for key, name in used.items()}

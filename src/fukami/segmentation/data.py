@@ -1,4 +1,4 @@
-"""Segmentation datasets by name or path: embedded, downloaded, folders of masks, COCO's JSON."""
+"""Segmentation datasets by name or path: bundled, downloaded, folders of masks, COCO's JSON."""
 
 import logging
 from collections.abc import Sequence
@@ -52,16 +52,16 @@ def load_dataset(
     """Load the training samples, the evaluation samples and the class names of a dataset.
 
     Args:
-        spec: ``scenes`` (embedded), ``camvid``, ``voc2012``, ``cityscapes``, ``coco``, or the path of a folder (or
+        spec: ``scenes`` (bundled), ``camvid``, ``voc2012``, ``cityscapes``, ``coco``, or the path of a folder (or
             archive) of images and masks, or of COCO's JSON.
         holdout: fraction of the images held out for evaluation, if the dataset has no splits.
-        max_broken: maximum number of missing or broken images per split; they are left out and logged.
+        max_broken: maximum number of missing or unreadable images per split; they are skipped and logged.
         ignore_index: mask value of ignored pixels.
         include_train: also load the training samples; otherwise they need not exist.
 
     Raises:
         UsageError: ``spec`` is neither a known name nor a path.
-        Error: the layout is unknown, a file is damaged, or there are no images.
+        Error: the layout is unknown, a file is invalid, or there are no images.
     """
     if spec == "scenes":
         labels = scenes.MASK_LABELS
@@ -78,15 +78,15 @@ def load_dataset(
     if eval_split is not None:
         return train, _load_split(index.splits[eval_split], max_broken), labels
     is_held_out = image_folder.select_holdout(np.zeros(len(train), int), holdout).tolist()
-    kept = tuple(each for each, out in zip(train, is_held_out, strict=True) if not out)
-    return kept, tuple(each for each, out in zip(train, is_held_out, strict=True) if out), labels
+    kept = tuple(sample for sample, held_out in zip(train, is_held_out, strict=True) if not held_out)
+    return kept, tuple(sample for sample, held_out in zip(train, is_held_out, strict=True) if held_out), labels
 
 
 def index_dataset(path: Path, ignore_index: int = class_tables.IGNORE_INDEX) -> DatasetIndex:
     """Index the folders or the COCO JSON at a path.
 
     Raises:
-        Error: the layout is unknown, or a file is damaged.
+        Error: the layout is unknown, or a file is invalid.
     """
     layout, root = detect_layout(path) or ("folders", image_folder.unpack_archive(path) if path.is_file() else path)
     if layout == "COCO":
@@ -123,10 +123,10 @@ def _build_mask(pair: mask_folders.FilePair, class_table: ClassTable) -> Mask:
 
 
 def _load_split(pairs: Sequence[tuple[Path, Mask]], max_broken: int) -> Samples:
-    """Load the samples of a split whose mask fits the image; the others are left out, with one warning.
+    """Load the samples of a split whose mask matches the image; the others are skipped, with one warning.
 
     Raises:
-        Error: more than ``max_broken`` are left out, or none remains.
+        Error: more than ``max_broken`` are skipped, or none remains.
     """
     kept: list[Sample] = []
     errors: list[str] = []
@@ -139,13 +139,13 @@ def _load_split(pairs: Sequence[tuple[Path, Mask]], max_broken: int) -> Samples:
     if errors and not kept:
         raise Error(f"none of the {len(errors)} images can be used; the first: {errors[0]}")
     if errors:
-        logger.warning(f"{len(errors)} of {len(pairs)} images are left out:\n{image_folder.format_errors(errors)}")
+        logger.warning(f"{len(errors)} of {len(pairs)} images are skipped:\n{image_folder.format_errors(errors)}")
     image_folder.check_broken(errors, max_broken)
     return tuple(kept)
 
 
 def find_mismatch(image_path: Path, image_header: ImageHeader, mask: Mask) -> str:
-    """Return why a mask does not fit its image, or an empty string; only the headers are read."""
+    """Return why a mask does not match its image, or an empty string; only the headers are read."""
     if isinstance(mask, masks.MissingMask):
         return mask.detail
     if isinstance(mask, coco_masks.COCOMask):
@@ -193,7 +193,7 @@ def detect_layout(path: Path) -> tuple[str, Path] | None:
     """Return the layout of a folder, archive or file and its root folder; None if it has no masks.
 
     Raises:
-        Error: the archive cannot be unpacked, or a JSON file is damaged.
+        Error: the archive cannot be unpacked, or a JSON file is invalid.
     """
     if path.is_file():
         if path.suffix.lower() == ".json":

@@ -92,12 +92,12 @@ def index_voc(root: Path) -> FolderIndex | None:
         split = parse_split(path.stem)
         if split in ("train", "val", "test"):
             names = [line.strip() for line in read_text(path, errors="replace").splitlines()]
-            for number, name in enumerate(names, 1):
+            for line_number, name in enumerate(names, 1):
                 if name in stem_to_pair:
                     index.splits.setdefault(split, []).append(stem_to_pair[name])
                 elif name:
                     detail = f"lists {name}, which has no image in JPEGImages; add it, or remove the line"
-                    index.problems.append(AnnotationProblem("missing", path, number, detail, split))
+                    index.problems.append(AnnotationProblem("missing", path, line_number, detail, split))
     if "test" in index.splits and not any(pair.mask_path for pair in index.splits["test"]):
         del index.splits["test"]  # VOC does not publish the test masks
     if not index.splits:
@@ -176,7 +176,7 @@ def _infer_class_table(paths: Iterable[Path | None]) -> ClassTable:
         )
     return ClassTable(
         tuple(map(str, class_values)),
-        {value: number for number, value in enumerate(class_values)} | {IGNORE_INDEX: -1},
+        {value: index for index, value in enumerate(class_values)} | {IGNORE_INDEX: -1},
     )
 
 
@@ -207,7 +207,7 @@ def _match_masks(image_dir: Path | None, mask_dir: Path | None) -> _Matches:
 
 
 def _is_auxiliary(path: Path) -> bool:
-    """Return whether a file is one of Cityscapes' color or instance images, which are no class masks."""
+    """Return whether a file is one of Cityscapes' color or instance images, which are not class masks."""
     return path.stem.endswith(("_gtFine_color", "_gtFine_instanceIds", "_gtFine_instanceTrainIds"))
 
 
@@ -266,6 +266,6 @@ def _find_paired_folders(root: Path) -> dict[str, tuple[Path, Path]]:
 
 
 def _iterate_images(folder: Path) -> Iterator[Path]:
-    """Yield the image files below a folder; a folder without any holds text annotations, not masks."""
+    """Yield the image files below a folder; a folder without any contains text annotations, not masks."""
     suffixes = image_io.get_image_suffixes()
     return (path for path in folder.rglob("*") if path.suffix.lower() in suffixes)

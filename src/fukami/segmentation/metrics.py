@@ -50,9 +50,9 @@ class SegmentationResults:
         """Replace these results by the union of ``results``."""
         all_results = list(results)
         self.confusion_matrix = sum(
-            (each.confusion_matrix for each in all_results), np.zeros_like(self.confusion_matrix)
+            (result.confusion_matrix for result in all_results), np.zeros_like(self.confusion_matrix)
         )
-        self.image_scores = {index: scores for each in all_results for index, scores in each.image_scores.items()}
+        self.image_scores = {index: scores for result in all_results for index, scores in result.image_scores.items()}
 
     def compute_metrics(self) -> dict[str, Any]:
         """Compute the metrics of all images.
@@ -68,7 +68,7 @@ class SegmentationResults:
         class_pixels = self.confusion_matrix.sum(1)
         pixels = int(class_pixels.sum())
         if pixels == 0:
-            raise Error("there is no labeled pixel to evaluate; give data with a test split, or a larger --holdout")
+            raise Error("there is no labeled pixel to evaluate; use data with a test split, or a larger --holdout")
         occurs = class_pixels > 0
         ious = compute_iou(self.confusion_matrix)
         accuracies = np.diag(self.confusion_matrix) / np.maximum(class_pixels, 1)
@@ -76,12 +76,12 @@ class SegmentationResults:
         finite = boundary_f1[np.isfinite(boundary_f1)]
         classes = {
             label: {
-                "iou": float(ious[number]),
-                "accuracy": float(accuracies[number]),
-                "pixels": int(class_pixels[number]),
+                "iou": float(ious[index]),
+                "accuracy": float(accuracies[index]),
+                "pixels": int(class_pixels[index]),
             }
-            for number, label in enumerate(self.labels)
-            if occurs[number]
+            for index, label in enumerate(self.labels)
+            if occurs[index]
         }
         return {
             "miou": float(ious[occurs].mean()),
@@ -110,8 +110,8 @@ def compute_boundary_f1(prediction: UInt8Array, truth: UInt8Array) -> float:
     """Compute the boundary F-measure of an image, averaged over its true classes (Csurka et al. 2013, section 3.1).
 
     Precision is the fraction of a class's predicted boundary within 0.75 % of the diagonal of the true one; recall is
-    the reverse. A boundary separates two classes; the image border and unlabeled pixels are no boundary. NaN if no
-    class has a boundary.
+    the reverse. A boundary separates two classes; the image border and unlabeled pixels do not count. The result is NaN
+    if no class has a boundary.
     """
     max_distance = BOUNDARY_TOLERANCE * float(np.hypot(*truth.shape)) + 1e-9
     (predicted_points, predicted_classes), (true_points, true_classes) = (

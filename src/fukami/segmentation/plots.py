@@ -11,9 +11,8 @@ from fukami.image import io as image_io
 from fukami.image.io import UInt8Array
 from fukami.segmentation.metrics import SegmentationResults
 
-SegmentationExample = tuple[
-    Image.Image, UInt8Array, UInt8Array
-]  # the image, and its true and its predicted map of class index + 1
+# the image, and its true and its predicted map of class index + 1
+SegmentationExample = tuple[Image.Image, UInt8Array, UInt8Array]
 IMAGES_PER_GROUP = 2  # number of best, median and worst images
 MAX_ANNOTATED_CLASSES = 25  # maximum number of classes for numbers in the cells
 BLUE, PALE = "#4878a8", "#c3d3e6"
@@ -55,15 +54,15 @@ def plot_class_iou(results: SegmentationResults) -> Figure:
     """Plot the IoU and the accuracy of each class that occurs, highest IoU first."""
     classes = results.compute_metrics()["classes"]
     ranked = sorted(classes.items(), key=lambda item: -item[1]["iou"])
-    total_pixels = sum(each["pixels"] for each in classes.values())
+    total_pixels = sum(metrics["pixels"] for metrics in classes.values())
     figure = Figure(figsize=(8, 1.1 + 0.3 * len(ranked)), layout="constrained")
     axes = figure.add_subplot()
     for name, color, label in (("accuracy", PALE, "accuracy"), ("iou", BLUE, "IoU")):
-        axes.barh(range(len(ranked)), [100 * each[name] for _, each in ranked], color=color, label=label)
-    for row, (_, each) in enumerate(ranked):
-        axes.text(100 * max(each["iou"], each["accuracy"]) + 0.8, row, f"{100 * each['iou']:.1f}", va="center",
+        axes.barh(range(len(ranked)), [100 * metrics[name] for _, metrics in ranked], color=color, label=label)
+    for row, (_, metrics) in enumerate(ranked):
+        axes.text(100 * max(metrics["iou"], metrics["accuracy"]) + 0.8, row, f"{100 * metrics['iou']:.1f}", va="center",
                   fontsize=8)  # fmt: skip
-    names = [f"{label[:24]}  ({each['pixels'] / total_pixels:.1%})" for label, each in ranked]
+    names = [f"{label[:24]}  ({metrics['pixels'] / total_pixels:.1%})" for label, metrics in ranked]
     axes.set_yticks(range(len(ranked)), names, fontsize=9)
     axes.set_xlim(0, 106)
     axes.set_ylim(len(ranked) - 0.4, -0.6)
@@ -83,7 +82,7 @@ def plot_confusion_matrix(results: SegmentationResults) -> Figure:
     axes = figure.add_subplot(xlabel="predicted", ylabel="true")
     axes.imshow(percentages, cmap="Blues", vmin=0, vmax=100)
     if len(occurring) <= MAX_ANNOTATED_CLASSES:
-        names = [results.labels[number][:20] for number in occurring]
+        names = [results.labels[index][:20] for index in occurring]
         axes.set_xticks(range(len(occurring)), names, rotation=60, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(occurring)), names)
         for row, column in np.argwhere(percentages >= 0.5):
@@ -96,7 +95,7 @@ def plot_examples(rows: Sequence[tuple[str, Image.Image, UInt8Array, UInt8Array]
     """Plot images next to their true and their predicted masks, with a legend of the classes that occur."""
     colors = [image_io.WHITE, *image_io.get_class_colors(labels)]
     heights = [image.height / image.width for _, image, _, _ in rows]
-    occurring = sorted({int(number) for _, _, *maps in rows for pixels in maps for number in np.unique(pixels)} - {0})
+    occurring = sorted({int(value) for _, _, *maps in rows for pixels in maps for value in np.unique(pixels)} - {0})
     legend_rows = -(-len(occurring) // 6)
     figure = Figure(figsize=(10.5, 3.4 * sum(heights) + 0.3 * len(rows) + 0.25 * legend_rows), layout="constrained")
     axes_rows = figure.subplots(len(rows), 3, squeeze=False, height_ratios=heights)
@@ -108,8 +107,7 @@ def plot_examples(rows: Sequence[tuple[str, Image.Image, UInt8Array, UInt8Array]
             axes.set_title(title, fontsize=9)
             axes.axis("off")
     patches = [
-        Patch(fc=[level / 255 for level in colors[number]], ec="#888888", label=labels[number - 1])
-        for number in occurring
+        Patch(fc=[level / 255 for level in colors[value]], ec="#888888", label=labels[value - 1]) for value in occurring
     ]
     figure.legend(handles=patches, loc="outside lower center", ncols=6, frameon=False, fontsize=8)
     return figure

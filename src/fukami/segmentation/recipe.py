@@ -27,10 +27,10 @@ BALANCE_POWERS = {"none": 0.0, "root": 0.5, "median": 1.0}  # exponents of the c
 class SegmentationRecipe(SupervisedRecipe):
     """Fields of every recipe for semantic segmentation."""
 
-    backbone: ClassVar[str] = ""  # the classifier whose published weights fit
+    backbone: ClassVar[str] = ""  # the classifier whose published weights match
 
     data: str = "scenes"
-    """Dataset: scenes (embedded), camvid, voc2012, cityscapes, coco, or a folder or archive of images and masks, or
+    """Dataset: scenes (bundled), camvid, voc2012, cityscapes, coco, or a folder or archive of images and masks, or
     COCO's JSON."""
     ignore_index: int = 255
     """Mask value of ignored pixels, excluded from the loss and the metrics."""
@@ -38,7 +38,7 @@ class SegmentationRecipe(SupervisedRecipe):
     """Shorter side of the input images, in pixels; 0 keeps the original size."""
     max_size: int = 0
     """Maximum longer side of the input images, in pixels; 0: no limit."""
-    window_size: int = 512
+    crop_size: int = 512
     """Side of the random training crops of larger images, in pixels; 0 disables cropping."""
     augment: tuple[str, ...] = ("flip", "crop=0.5")
     """Data augmentation of the training images and masks, such as flip crop=0.5 rotate brightness; the flag without a
@@ -56,8 +56,8 @@ class SegmentationRecipe(SupervisedRecipe):
     weight_decay: float = 0.01
     """Weight decay; decoupled with adamw (Loshchilov and Hutter 2019)."""
     schedule: str = "polynomial=0.9"
-    """Learning-rate schedule: constant, step=DROPS, multistep=FRACTION,FRACTION, exponential=END, polynomial=POWER,
-    cosine, one-cycle or plateau=PATIENCE."""
+    """Learning-rate schedule: constant, step=NUM_DROPS, multistep=FRACTION,FRACTION, exponential=FINAL_FACTOR,
+    polynomial=POWER, cosine, one-cycle or plateau=PATIENCE."""
     warmup: float = 0.02
     """Fraction of the training steps with a linear warm-up."""
     eval_every: int = 5
@@ -72,12 +72,12 @@ class SegmentationRecipe(SupervisedRecipe):
     def __post_init__(self) -> None:
         """Check the ranges of the fields."""
         super().__post_init__()
-        check_range(self, 0, MAX_IMAGE_SIDE, "min_size", "max_size", "window_size")
+        check_range(self, 0, MAX_IMAGE_SIDE, "min_size", "max_size", "crop_size")
         check_range(self, 0, 1, "backbone_lr_factor")
         check_range(self, 0, 65535, "ignore_index")
         if self.max_size and self.max_size < self.min_size:
             raise UsageError(f"max-size should be at least min-size, {self.min_size}, or 0, not {self.max_size}")
-        for name in ("min_size", "max_size", "window_size"):
+        for name in ("min_size", "max_size", "crop_size"):
             if 0 < (value := getattr(self, name)) < 32:
                 raise UsageError(f"{name.replace('_', '-')} should be at least 32 pixels, or 0, not {value}")
 
@@ -88,7 +88,7 @@ class SegmentationRecipe(SupervisedRecipe):
         return ResizeTransform(min_size=self.min_size, max_size=self.max_size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
     def load_data(self) -> Data:
-        """Load the dataset: into memory if it fits, streamed from its files otherwise."""
+        """Load the dataset: into memory up to the memory limit, streamed from its files otherwise."""
         from fukami.segmentation import data as segmentation_data
 
         train, test, labels = segmentation_data.load_dataset(
@@ -109,7 +109,7 @@ class SegmentationRecipe(SupervisedRecipe):
         """Build the loader of a split, for training or for evaluation."""
         from fukami.data import augment_boxes, padded_loader
 
-        seed, batch, window = (self.seed, self.batch_size, self.window_size) if train else (None, EVAL_BATCH_SIZE, 0)
+        seed, batch, crop_size = (self.seed, self.batch_size, self.crop_size) if train else (None, EVAL_BATCH_SIZE, 0)
         augmentation = augment_boxes.parse_box_augmentation(self.augment if train else ())
         return padded_loader.build_padded_loader(
             samples,
@@ -117,15 +117,15 @@ class SegmentationRecipe(SupervisedRecipe):
             self.build_preprocessing(),
             batch_size=batch,
             seed=seed,
-            augment=augmentation,
-            window_size=window,
+            augmentation=augmentation,
+            crop_size=crop_size,
             memory_limit=self.memory_limit,
             max_broken=self.max_broken,
         )
 
     @property
     def pretrained_name(self) -> str:
-        """Name in :mod:`fukami.models` of the classifier whose weights fit the backbone; empty: none."""
+        """Name in :mod:`fukami.models` of the classifier whose weights match the backbone; empty: none."""
         return self.backbone
 
     def build_model(self, num_classes: int) -> "nn.Module":
@@ -222,7 +222,7 @@ class SkipFCN(FCNVGG):
         super().__post_init__()
         check_range(self, 1e-6, 1, "stage_lr_factor")
         if self.training == "at-once" and self.stage_lr_factor != type(self).stage_lr_factor:
-            raise UsageError("--stage-lr-factor needs staged training; add --training staged, or leave it out")
+            raise UsageError("--stage-lr-factor needs staged training; add --training staged, or omit it")
 
     @property
     def peak_lr(self) -> float:
@@ -238,11 +238,11 @@ class SkipFCN(FCNVGG):
 
         recipes: dict[str, Recipe] = {}
         init = self.init
-        for number, name in enumerate(self.coarser_recipes):
+        for stage, name in enumerate(self.coarser_recipes):
             kind = get_recipe(name)
             shared = {field.name for field in dataclasses.fields(kind)} - {"training", "stage_lr_factor"}
             fields = {name: value for name, value in vars(self).items() if name in shared}
-            recipes[name] = kind(**{**fields, "init": init, "lr": self.lr * self.stage_lr_factor**number})
+            recipes[name] = kind(**{**fields, "init": init, "lr": self.lr * self.stage_lr_factor**stage})
             init = str(folder.resolve() / name)
         return recipes
 

@@ -26,10 +26,7 @@ if TYPE_CHECKING:
     from fukami.data.samples import PaddedBatch
     from fukami.engine.runtime import Runtime
 
-TILE_SIZE, TILE_OVERLAP = (
-    1024,
-    256,
-)  # pixels; larger images are predicted in overlapping square tiles
+TILE_SIZE, TILE_OVERLAP = 1024, 256  # pixels; larger images are predicted in overlapping square tiles
 AUX_LOSS_WEIGHT = 0.5  # weight of the auxiliary loss, as in torchvision's reference training
 MAX_LEGEND_CLASSES = 21  # maximum number of classes named below an image, the largest first
 MAX_STRIP_SCORES = 2**25  # scores that are resized at a time
@@ -72,9 +69,9 @@ class SegmentationTask(PaddedTask):
         super().setup(runtime)
 
     def get_signature(self) -> ModelSignature:
-        """Return the signature of the network: a frame to the scores of its pixels."""
-        output = "scores of each pixel of the frame; the class with the highest score is predicted"
-        return self.build_frame_signature("segmenter", output)
+        """Return the signature of the network: a padded image to the scores of its pixels."""
+        output = "scores of each pixel of the padded image; the class with the highest score is predicted"
+        return self.build_padded_signature("segmenter", output)
 
     def iterate_batches(self, train: Any) -> Iterable["PaddedBatch"]:
         """Yield training batches, epoch after epoch; compute the class weights first, if there are any."""
@@ -91,7 +88,7 @@ class SegmentationTask(PaddedTask):
         batch = self.move_to_device(batch)
         targets = batch.masks.long() - 1
         scores = self.training_model(self.normalize_images(batch.images, batch.sizes))
-        scores, *aux_scores = scores if isinstance(scores, tuple) else (scores,)
+        scores, *auxiliary = scores if isinstance(scores, tuple) else (scores,)
         labeled = targets >= 0
         weights = labeled.float() if self.class_weights is None else self.class_weights[targets.clamp(min=0)] * labeled
         correct = (scores.detach().argmax(1) == targets) & labeled
@@ -100,7 +97,7 @@ class SegmentationTask(PaddedTask):
             / self.runtime.world_size
         )
         loss = self.compute_cross_entropy(scores, targets) + AUX_LOSS_WEIGHT * sum(
-            self.compute_cross_entropy(each, targets) for each in aux_scores
+            self.compute_cross_entropy(aux_scores, targets) for aux_scores in auxiliary
         )
         return loss / counts[0], {"accuracy": correct.sum() / counts[1]}
 
@@ -109,23 +106,23 @@ class SegmentationTask(PaddedTask):
         return F.cross_entropy(scores.float(), targets, self.class_weights, ignore_index=-1, reduction="none").sum()
 
     def predict_scores(self, images: Tensor, sizes: Tensor) -> Tensor:
-        """Predict scores ``(N, classes, H, W)``, float32, of frames ``(N, 3, H, W)`` in 0..255.
+        """Predict scores ``(N, classes, H, W)``, float32, of padded images ``(N, 3, H, W)`` in 0..255.
 
-        Frames larger than a tile are predicted in overlapping tiles, whose probabilities are blended to avoid seams;
+        Images larger than a tile are predicted in overlapping tiles, whose probabilities are blended to avoid seams;
         for these, probabilities are returned.
         """
         dtype = next(self.model.parameters()).dtype
-        frames = self.normalize_images(images, sizes).to(dtype)
+        inputs = self.normalize_images(images, sizes).to(dtype)
         with half_precision.enable_float32_fallback(self.model):
-            if max(frames.shape[-2:]) <= TILE_SIZE:
-                scores: Tensor = self.model(frames)
+            if max(inputs.shape[-2:]) <= TILE_SIZE:
+                scores: Tensor = self.model(inputs)
                 return scores.float()
-            height, width = frames.shape[-2:]
-            blended = torch.zeros(len(frames), len(self.labels), height, width, device=frames.device)
+            height, width = inputs.shape[-2:]
+            blended = torch.zeros(len(inputs), len(self.labels), height, width, device=inputs.device)
             for top in compute_tile_starts(height):
                 for left in compute_tile_starts(width):
                     window = np.s_[..., top : top + TILE_SIZE, left : left + TILE_SIZE]
-                    tile = frames[window]
+                    tile = inputs[window]
                     weight = compute_blend_weights(tile.shape[-2], blended).unsqueeze(1) * compute_blend_weights(
                         tile.shape[-1], blended
                     )
@@ -165,16 +162,16 @@ class SegmentationTask(PaddedTask):
         from faster_coco_eval.core import mask
 
         height, width = images.shape[-2:]
-        frames, sizes = self.resize_and_pad(images)
+        padded, sizes = self.resize_and_pad(images)
         predictions = []
-        for scores, size in zip(self.predict_scores(frames, sizes), sizes.int().tolist(), strict=True):
+        for scores, size in zip(self.predict_scores(padded, sizes), sizes.int().tolist(), strict=True):
             pixels = resize_and_argmax(scores[:, : size[0], : size[1]], height, width).cpu().numpy()
             counts = np.bincount(pixels.ravel(), minlength=len(self.labels) + 1)[1:]
             fractions, masks = {}, {}
-            for number in np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)].tolist():
-                label = self.labels[number]
-                fractions[label] = round(float(counts[number] / pixels.size), 6)
-                run_lengths = mask.encode(np.asfortranarray(pixels == number + 1, np.uint8))
+            for class_index in np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)].tolist():
+                label = self.labels[class_index]
+                fractions[label] = round(float(counts[class_index] / pixels.size), 6)
+                run_lengths = mask.encode(np.asfortranarray(pixels == class_index + 1, np.uint8))
                 masks[label] = {"size": [height, width], "counts": run_lengths["counts"].decode()}
             predictions.append({"fractions": fractions, "masks": masks})
         return predictions
@@ -212,7 +209,7 @@ class SegmentationTask(PaddedTask):
             UsageError: the classes or the preprocessing differ, or ``vote`` is set.
         """
         if vote:
-            raise UsageError("segmentation ensembles average probabilities; leave out --vote")
+            raise UsageError("segmentation ensembles average probabilities; omit --vote")
         for other in others:
             if other.labels != self.labels or other.prepare != self.prepare:
                 raise UsageError("the runs of an ensemble must have the same classes and the same preprocessing")

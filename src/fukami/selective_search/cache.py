@@ -30,7 +30,7 @@ def compute_proposals(
     """Compute the proposals of :func:`propose_regions` for each image, in threads.
 
     Each image has a file in the cache folder. An interrupted computation continues where it stopped, and an image in
-    two datasets is computed once. A changed image is computed again, and so is one with a damaged cache file.
+    two datasets is computed once. A changed image is computed again, and so is one with a corrupted cache file.
 
     Args:
         images: samples; only ``source`` and ``name`` are used.
@@ -55,15 +55,15 @@ def compute_proposals(
         TimeRemainingColumn(compact=True),
     )
     rank, world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    first, numbers = len(images) * rank // world, range(len(images))
-    order = (*numbers[first:], *numbers[:first])  # processes start apart, and reuse the files of the others
+    first, indices = len(images) * rank // world, range(len(images))
+    order = (*indices[first:], *indices[:first])  # processes start apart, and reuse the files of the others
     threads = ThreadPoolExecutor(max(1, count_cpus() // world))
     try:
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-            futures = {number: threads.submit(_load_or_compute, images[number], mode, prepare) for number in order}
+            futures = {index: threads.submit(_load_or_compute, images[index], mode, prepare) for index in order}
             for future in progress.track(as_completed(futures.values()), total=len(futures)):
                 future.result()  # raises the first error
-        return [futures[number].result() for number in numbers]
+        return [futures[index].result() for index in indices]
     finally:
         threads.shutdown(cancel_futures=True)
 
@@ -107,18 +107,18 @@ def _read_content(image: "Sample") -> tuple[bytes, image_io.UInt8Array | None]:
 
 
 def _read_cached(path: Path, key: str) -> Boxes | None:
-    """Read the boxes of a cache file; None if it is missing or damaged, which the archive's checksum detects."""
+    """Read the boxes of a cache file; None if it is missing or corrupted, which the archive's checksum detects."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             boxes, stored_key = arrays["boxes"], arrays["key"]
-    except Exception:  # a damaged file can raise any exception
+    except Exception:  # a corrupted file can raise any exception
         return None
     is_valid = boxes.ndim == 2 and boxes.shape[1:] == (4,) and boxes.dtype == np.int32
     return boxes.astype(np.float32) if is_valid and stored_key.shape == () and str(stored_key) == key else None
 
 
 def _write_cached(path: Path, key: str, boxes: Boxes) -> None:
-    """Write the boxes to a file atomically, so that no reader and no crash sees an incomplete file."""
+    """Write the boxes to a file atomically, so that no reader finds an incomplete file, even after a crash."""
     temporary = path.with_name(f".{key}.{os.getpid()}-{threading.get_ident()}")  # unique to this process and thread
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

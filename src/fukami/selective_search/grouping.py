@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from fukami.selective_search.superpixels import Labels, Planes, build_gaussian_kernel, convolve_separable, find_root
+from fukami.selective_search.superpixels import Image, Labels, build_gaussian_kernel, convolve_separable, find_root
 
 COLOR_BINS = 25  # histogram bins of a channel
 TEXTURE_BINS = 10  # histogram bins of a channel's derivative in one direction
@@ -37,23 +37,25 @@ class Regions(NamedTuple):
     image_area: int
 
 
-def compute_features(planes: Planes) -> npt.NDArray[np.uint8]:
-    """Compute the histogram bins ``(H, W, C + 8C)`` of each pixel of planes ``(C, H, W)`` in 0..255.
+def compute_features(image: Image) -> npt.NDArray[np.uint8]:
+    """Compute the histogram bins ``(H, W, C + 8C)`` of each pixel of an image ``(C, H, W)`` in 0..255.
 
     The first C are color bins. The others are bins of the Gaussian derivative (sigma 1) of each channel in eight
     directions; a negative derivative is set to 0. The last bin ends at the derivative of a step from 0 to 255.
     """
-    bell, slope = build_gaussian_kernel(1.0), build_gaussian_kernel(1.0, derivative=True)
-    across, down = convolve_separable(planes, bell, slope), convolve_separable(planes, slope, bell)
-    features: npt.NDArray[np.uint8] = _compute_features(planes, across, down, 255 * float(slope[slope > 0].sum()))
+    gaussian, gaussian_derivative = build_gaussian_kernel(1.0), build_gaussian_kernel(1.0, derivative=True)
+    gradient_x = convolve_separable(image, gaussian, gaussian_derivative)
+    gradient_y = convolve_separable(image, gaussian_derivative, gaussian)
+    max_derivative = 255 * float(gaussian_derivative[gaussian_derivative > 0].sum())
+    features: npt.NDArray[np.uint8] = _compute_features(image, gradient_x, gradient_y, max_derivative)
     return features
 
 
-def describe_regions(labels: Labels, features: npt.NDArray[np.uint8]) -> Regions:
+def build_regions(labels: Labels, features: npt.NDArray[np.uint8]) -> Regions:
     """Build the regions of a segmentation ``(H, W)`` from the features of its pixels."""
     channels = features.shape[2] // (1 + NUM_DIRECTIONS)
-    sizes, boxes, histograms, codes = _describe_regions(labels, int(labels.max()) + 1, features, channels)
-    pairs = np.stack(np.divmod(np.unique(codes), len(sizes)), axis=1).astype(np.int32)
+    sizes, boxes, histograms, packed_pairs = _build_regions(labels, int(labels.max()) + 1, features, channels)
+    pairs = np.stack(np.divmod(np.unique(packed_pairs), len(sizes)), axis=1).astype(np.int32)
     return Regions(sizes, boxes, histograms, channels * COLOR_BINS, pairs, labels.size)
 
 
@@ -61,7 +63,7 @@ def group_regions(regions: Regions, similarity: str) -> tuple[npt.NDArray[np.int
     """Group ``n`` regions hierarchically by similarity.
 
     Args:
-        regions: the regions that :func:`describe_regions` returns.
+        regions: the output of :func:`build_regions`.
         similarity: letters of the similarities that are added: C (color), T (texture), S (size), F (fill).
 
     Returns:
@@ -82,15 +84,15 @@ def group_regions(regions: Regions, similarity: str) -> tuple[npt.NDArray[np.int
 
 
 @njit(cache=True, nogil=True)
-def _compute_features(planes, across, down, max_derivative):  # pragma: no cover
-    channels, height, width = planes.shape
+def _compute_features(image, gradient_x, gradient_y, max_derivative):  # pragma: no cover
+    channels, height, width = image.shape
     features = np.empty((height, width, channels * (1 + NUM_DIRECTIONS)), np.uint8)
     half, step = np.float32(np.sqrt(0.5)), np.float32(TEXTURE_BINS / max_derivative)
     for y in range(height):
         for x in range(width):
             for c in range(channels):
-                a, b = across[c, y, x], down[c, y, x]
-                features[y, x, c] = min(np.int64(planes[c, y, x] * np.float32(COLOR_BINS / 256)), COLOR_BINS - 1)
+                a, b = gradient_x[c, y, x], gradient_y[c, y, x]
+                features[y, x, c] = min(np.int64(image[c, y, x] * np.float32(COLOR_BINS / 256)), COLOR_BINS - 1)
                 axes = (a, (a + b) * half, b, (b - a) * half)
                 for direction in range(NUM_DIRECTIONS):
                     value = axes[direction] if direction < 4 else -axes[direction - 4]
@@ -100,7 +102,7 @@ def _compute_features(planes, across, down, max_derivative):  # pragma: no cover
 
 
 @njit(cache=True, nogil=True)
-def _describe_regions(labels, count, features, channels):  # pragma: no cover
+def _build_regions(labels, count, features, channels):  # pragma: no cover
     height, width = labels.shape
     sizes = np.zeros(count, np.int64)
     boxes = np.empty((count, 4), np.int32)
@@ -111,8 +113,8 @@ def _describe_regions(labels, count, features, channels):  # pragma: no cover
     for f in range(len(offsets)):
         offsets[f] = f * COLOR_BINS if f < channels else num_color_bins + (f - channels) * TEXTURE_BINS
     histograms = np.zeros((count, total), np.float32)
-    codes = [np.int64(0)]
-    codes.clear()
+    packed_pairs = [np.int64(0)]
+    packed_pairs.clear()
     latest = np.full(count, -1, np.int32)  # adjacent pixels usually repeat the last pair, which is skipped
     for y in range(height):
         for x in range(width):
@@ -129,12 +131,12 @@ def _describe_regions(labels, count, features, channels):  # pragma: no cover
                     low, high = min(a, b), max(a, b)
                     if low != high and latest[low] != high:
                         latest[low] = high
-                        codes.append(np.int64(low) * count + high)
+                        packed_pairs.append(np.int64(low) * count + high)
     for a in range(count):
         for f in range(total):
             num_values = channels if f < num_color_bins else channels * NUM_DIRECTIONS
             histograms[a, f] /= np.float32(sizes[a] * num_values)
-    return sizes, boxes, histograms, np.array(codes)
+    return sizes, boxes, histograms, np.array(packed_pairs)
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "nsz"})

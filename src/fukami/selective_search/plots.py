@@ -34,7 +34,7 @@ def draw_stages(image: Image.Image, proposals: Boxes, mode: search.Mode, max_box
     setting = search.SETTINGS[mode]
     space, scale, similarity = setting.color_spaces[0], setting.scales[0], setting.similarities[0]
     labels = search.segment_image(pixels, scale, space)
-    regions = grouping.describe_regions(labels, grouping.compute_features(search.convert_color_space(pixels, space)))
+    regions = grouping.build_regions(labels, grouping.compute_features(search.convert_color_space(pixels, space)))
     merged_labels = merge_regions(labels, grouping.group_regions(regions, similarity)[1], NUM_REGIONS_SHOWN)
     size = _compute_panel_size(image, SMALL_PANEL_SIZE)
     panels = [
@@ -91,8 +91,8 @@ def merge_regions(labels: superpixels.Labels, merges: npt.NDArray[np.int32], num
     count = len(merges) + 1
     parents = np.arange(2 * count - 1)
     # in reverse order, so that the final region of a merged region is set before those of its two parts
-    for number in reversed(range(max(0, count - num_regions))):
-        parents[merges[number]] = parents[count + number]
+    for index in reversed(range(max(0, count - num_regions))):
+        parents[merges[index]] = parents[count + index]
     return parents[labels].astype(np.int32)
 
 
@@ -103,8 +103,8 @@ def arrange_panels(panels: Sequence[tuple[Image.Image, str]], columns: int) -> I
     size = (MARGIN + columns * (width + MARGIN), MARGIN + rows * (height + CAPTION_HEIGHT + MARGIN // 2))
     sheet = Image.new("RGB", size, BACKGROUND_COLOR)
     draw = ImageDraw.Draw(sheet)
-    for number, (panel, caption) in enumerate(panels):
-        row, column = divmod(number, columns)
+    for index, (panel, caption) in enumerate(panels):
+        row, column = divmod(index, columns)
         position = (MARGIN + column * (width + MARGIN), MARGIN + row * (height + CAPTION_HEIGHT + MARGIN // 2))
         sheet.paste(panel, position)
         font = ImageFont.load_default(FONT_SIZE)

@@ -21,7 +21,7 @@ Boxes = npt.NDArray[np.float32]
 
 
 class SearchSettings(NamedTuple):
-    """Diversification strategies (section 5.3, table 5); each combination is one grouping."""
+    """Diversification strategies (Uijlings et al. 2013, section 5.3); each combination is one grouping."""
 
     color_spaces: tuple[str, ...]
     scales: tuple[int, ...]
@@ -39,8 +39,8 @@ SETTINGS: dict[str, SearchSettings] = {
 def propose_regions(image: UInt8Array, mode: Mode = "fast") -> Boxes:
     """Compute region proposals, boxes that may contain an object, without duplicates and best first.
 
-    They are ranked as in the paper (section 3.3): by the position of a region in its hierarchy, 1 for the whole image,
-    times a random number. The random numbers are the same in every call.
+    They are ranked by the position of a region in its hierarchy, 1 for the whole image, times a random number (Uijlings
+    et al. 2013, section 3.3). The random numbers are the same in every call.
 
     Args:
         image: RGB, ``(H, W, 3)`` uint8.
@@ -67,21 +67,21 @@ def rank_boxes(hierarchies: list[npt.NDArray[np.int32]], generator: np.random.Ge
     position = np.concatenate([np.arange(len(hierarchy), 0, -1) for hierarchy in hierarchies])
     ranked = boxes[np.argsort(position * generator.random(len(boxes)), kind="stable")]
     width, height = boxes.max(0)[2:] + 1
-    # one number per box, since the rows are far slower to compare
-    codes = np.ravel_multi_index(tuple(ranked.T), (width, height, width, height))
-    first = np.unique(codes, return_index=True)[1]
+    # one integer per box, since comparing rows is far slower
+    packed_boxes = np.ravel_multi_index(tuple(ranked.T), (width, height, width, height))
+    first = np.unique(packed_boxes, return_index=True)[1]
     return ranked[np.sort(first)].astype(np.float32)
 
 
 def build_hierarchies(image: UInt8Array, settings: SearchSettings) -> Iterator[npt.NDArray[np.int32]]:
     """Yield the boxes of each grouping, from the regions of its segmentation to the whole image."""
     for name in settings.color_spaces:
-        planes = convert_color_space(image, name)
-        edges = _compute_edges(planes)
-        features = grouping.compute_features(planes)
+        converted = convert_color_space(image, name)
+        edges = _compute_edges(converted)
+        features = grouping.compute_features(converted)
         for scale in settings.scales:
-            labels = superpixels.segment_graph(edges, planes.shape[1:], scale, scale)
-            regions = grouping.describe_regions(labels, features)
+            labels = superpixels.segment_graph(edges, converted.shape[1:], scale, scale)
+            regions = grouping.build_regions(labels, features)
             for similarity in settings.similarities:
                 yield grouping.group_regions(regions, similarity)[0]
 
@@ -94,16 +94,16 @@ def segment_image(image: UInt8Array, scale: int = 100, color_space: str = "hsv")
         scale: k of Felzenszwalb and Huttenlocher (2004), and the minimum size of a region in pixels.
         color_space: one of the color spaces of :func:`convert_color_space`.
     """
-    planes = convert_color_space(image, color_space)
-    return superpixels.segment_graph(_compute_edges(planes), planes.shape[1:], scale, scale)
+    converted = convert_color_space(image, color_space)
+    return superpixels.segment_graph(_compute_edges(converted), converted.shape[1:], scale, scale)
 
 
-def _compute_edges(planes: superpixels.Planes) -> superpixels.Edges:
-    bell = superpixels.build_gaussian_kernel(SMOOTHING_SIGMA)
-    return superpixels.build_edges(superpixels.convolve_separable(planes, bell, bell))
+def _compute_edges(image: superpixels.Image) -> superpixels.Edges:
+    gaussian = superpixels.build_gaussian_kernel(SMOOTHING_SIGMA)
+    return superpixels.build_edges(superpixels.convolve_separable(image, gaussian, gaussian))
 
 
-def convert_color_space(image: UInt8Array, color_space: str) -> superpixels.Planes:
+def convert_color_space(image: UInt8Array, color_space: str) -> superpixels.Image:
     """Convert an image to a color space, with channels in 0..255: ``(3 or 1, H, W)`` float32.
 
     Args:
@@ -121,18 +121,18 @@ def convert_color_space(image: UInt8Array, color_space: str) -> superpixels.Plan
     pixels = np.ascontiguousarray(image.transpose(2, 0, 1))
     if color_space == "lab":
         return _convert_to_lab(pixels)
-    planes = pixels.astype(np.float32)
+    rgb = pixels.astype(np.float32)
     if color_space in ("rgi", "intensity"):
-        total: superpixels.Planes = planes.sum(0, keepdims=True)
+        total: superpixels.Image = rgb.sum(0, keepdims=True)
         intensity = total / np.float32(3)
         if color_space == "intensity":
             return intensity
-        return np.concatenate([planes[:2] * (255 / np.maximum(total, 1)), intensity])
+        return np.concatenate([rgb[:2] * (255 / np.maximum(total, 1)), intensity])
     if color_space not in ("hsv", "hue"):
         raise build_unknown_error("color space", color_space, ("hsv", "lab", "rgi", "hue", "intensity"))
-    red, green, blue = planes
-    value = planes.max(0)
-    chroma = value - planes.min(0)
+    red, green, blue = rgb
+    value = rgb.max(0)
+    chroma = value - rgb.min(0)
     scale = 1 / np.maximum(chroma, 1)
     sextant = np.where(value == red, (green - blue) * scale, 2 + (blue - red) * scale)
     sextant = np.where((value == blue) & (value != red) & (value != green), 4 + (red - green) * scale, sextant)
@@ -151,7 +151,7 @@ _RGB_TO_XYZ = np.array(
 _RGB_TO_RELATIVE_XYZ = (_RGB_TO_XYZ / _RGB_TO_XYZ.sum(1, keepdims=True)).astype(np.float32)
 
 
-def _convert_to_lab(pixels: UInt8Array) -> superpixels.Planes:
+def _convert_to_lab(pixels: UInt8Array) -> superpixels.Image:
     """Convert sRGB to L*a*b*: L* scaled from 0..100 to 0..255, and a* and b* plus 128."""
     linear = _SRGB_TO_LINEAR[pixels].reshape(3, -1)
     relative_xyz = _RGB_TO_RELATIVE_XYZ @ linear

@@ -12,7 +12,7 @@ from numba import njit
 
 WEIGHT_LEVELS = 8192  # steps of a weight per intensity level; the heaviest edge, √3 × 255, then fits into 22 bits
 RADIX_BITS = 11  # bits per pass of the radix sort
-Planes = npt.NDArray[np.float32]
+Image = npt.NDArray[np.float32]
 Edges = npt.NDArray[np.uint64]
 Labels = npt.NDArray[np.int32]
 
@@ -26,21 +26,19 @@ def build_gaussian_kernel(sigma: float, *, derivative: bool = False) -> npt.NDAr
     return np.asarray(kernel * x / sigma**2 if derivative else kernel, np.float32)
 
 
-def convolve_separable(
-    planes: Planes, vertical: npt.NDArray[np.float32], horizontal: npt.NDArray[np.float32]
-) -> Planes:
-    """Convolve planes ``(C, H, W)`` with a separable kernel; the borders are replicated."""
-    out: Planes = _convolve_separable(planes, vertical, horizontal)
+def convolve_separable(image: Image, vertical: npt.NDArray[np.float32], horizontal: npt.NDArray[np.float32]) -> Image:
+    """Convolve an image ``(C, H, W)`` with a separable kernel; the borders are replicated."""
+    out: Image = _convolve_separable(image, vertical, horizontal)
     return out
 
 
-def build_edges(planes: Planes) -> Edges:
-    """Build the edges of the graph of planes ``(C, H, W)`` in 0..255, with C <= 3, sorted by weight.
+def build_edges(image: Image) -> Edges:
+    """Build the edges of the graph of an image ``(C, H, W)`` in 0..255, with C <= 3, sorted by weight.
 
     The upper 32 bits of an edge are its weight times ``WEIGHT_LEVELS``. The lower 32 bits are four times the index of
     its first pixel, plus 0 to 3 for the neighbor to the right, below, below right or above right.
     """
-    edges: Edges = _radix_sort(_build_edges(planes))
+    edges: Edges = _radix_sort(_build_edges(image))
     return edges
 
 
@@ -58,30 +56,30 @@ def segment_graph(edges: Edges, shape: tuple[int, int], scale: float, min_size: 
 
 
 @njit(cache=True, nogil=True)
-def _convolve_separable(planes, down, across):  # pragma: no cover
-    channels, height, width = planes.shape
-    top, left = len(down) // 2, len(across) // 2
-    out = np.zeros_like(planes)
+def _convolve_separable(image, vertical, horizontal):  # pragma: no cover
+    channels, height, width = image.shape
+    top, left = len(vertical) // 2, len(horizontal) // 2
+    out = np.zeros_like(image)
     line = np.empty(width + 2 * left, np.float32)
     for c in range(channels):
         for y in range(height):
             line[:] = 0
-            for t in range(len(down)):
-                source = planes[c, min(max(y + t - top, 0), height - 1)]
+            for t in range(len(vertical)):
+                source = image[c, min(max(y + t - top, 0), height - 1)]
                 for x in range(width):
-                    line[left + x] += down[t] * source[x]
+                    line[left + x] += vertical[t] * source[x]
             line[:left] = line[left]
             line[left + width :] = line[left + width - 1]
             target = out[c, y]
-            for t in range(len(across)):
+            for t in range(len(horizontal)):
                 for x in range(width):
-                    target[x] += across[t] * line[x + t]
+                    target[x] += horizontal[t] * line[x + t]
     return out
 
 
 @njit(cache=True, nogil=True)
-def _build_edges(planes):  # pragma: no cover
-    channels, height, width = planes.shape
+def _build_edges(image):  # pragma: no cover
+    channels, height, width = image.shape
     edges = np.empty(4 * height * width, np.uint64)
     count = 0
     for y in range(height):
@@ -91,7 +89,7 @@ def _build_edges(planes):  # pragma: no cover
                 if 0 <= v < height and u < width:
                     square = np.float32(0)
                     for c in range(channels):
-                        difference = planes[c, y, x] - planes[c, v, u]
+                        difference = image[c, y, x] - image[c, v, u]
                         square += difference * difference
                     weight = np.uint64(np.sqrt(square) * np.float32(WEIGHT_LEVELS) + np.float32(0.5))
                     edges[count] = weight << np.uint64(32) | np.uint64((y * width + x) * 4 + direction)
@@ -155,12 +153,12 @@ def _segment_graph(edges, height, width, scale, min_size):  # pragma: no cover
             parent[b] = a
             size[a] += size[b]
     labels = np.empty((height, width), np.int32)
-    number = np.full(height * width, -1, np.int32)
+    label_of_root = np.full(height * width, -1, np.int32)
     num_labels = 0
     for pixel in range(height * width):
         root = find_root(parent, pixel)
-        if number[root] < 0:
-            number[root] = num_labels
+        if label_of_root[root] < 0:
+            label_of_root[root] = num_labels
             num_labels += 1
-        labels[pixel // width, pixel % width] = number[root]
+        labels[pixel // width, pixel % width] = label_of_root[root]
     return labels

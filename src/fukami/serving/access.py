@@ -58,7 +58,7 @@ class AccessMiddleware:
         ):
             status, error, extra_headers = (
                 401,
-                "give the token: Authorization: Bearer TOKEN",
+                "send the token: Authorization: Bearer TOKEN",
                 {"WWW-Authenticate": BASIC_CHALLENGE},
             )
         else:

@@ -22,7 +22,7 @@ from fukami.errors import UsageError
 from fukami.serving import page, request_body
 from fukami.serving.access import LOCAL_HOSTS, AccessMiddleware
 from fukami.serving.metrics import CONTENT_TYPE, Metrics, MetricsMiddleware
-from fukami.serving.worker import DEADLINE, ClientDisconnected, Slot, Worker
+from fukami.serving.worker import REQUEST_TIMEOUT, ClientDisconnected, Slot, Worker
 
 T = TypeVar("T")
 MAX_FILES = 100  # images per request
@@ -43,19 +43,19 @@ def create_app(
     *,
     hosts: Collection[str] = LOCAL_HOSTS,
     token: str = "",
-    deadline: float = DEADLINE,
+    request_timeout: float = REQUEST_TIMEOUT,
 ) -> FastAPI:
     """Create the application that serves the predictions of ``task``.
 
     Args:
-        task: loaded task; it predicts one image at a time, in a thread of its own.
+        task: loaded task; it predicts one image at a time, in a separate thread.
         run_info: response of ``/run``: ``recipe``, ``members``, ``labels``, ``precision`` and ``versions``.
         hosts: names and addresses of the server; see :class:`fukami.serving.access.AccessMiddleware`.
         token: token that clients have to send; "": none.
-        deadline: seconds until the prediction for an image is due, including its time in the queue.
+        request_timeout: maximum seconds per prediction, including time in the queue.
     """
     metrics = Metrics()
-    worker = Worker(task, metrics, deadline)
+    worker = Worker(task, metrics, request_timeout)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -133,12 +133,12 @@ def _add_monitoring(app: FastAPI, worker: Worker) -> None:
 
 
 def predict_file(worker: Worker, slot: Slot, name: str, file: BinaryIO) -> dict[str, Any]:
-    """Predict for a file; return the prediction as ``fukami predict`` prints it, or ``{"file", "error"}``."""
+    """Run inference on a file; return the prediction as ``fukami predict`` prints it, or ``{"file", "error"}``."""
     return worker.predict(slot, name, file.read())[0]  # without the image, which would stay in memory
 
 
 def predict_section(worker: Worker, slot: Slot, name: str, file: BinaryIO) -> tuple[dict[str, Any], str]:
-    """Predict for a file; return the prediction and its section of the page."""
+    """Run inference on a file; return the prediction and its section of the page."""
     prediction, image = worker.predict(slot, name, file.read())
     drawing = None
     if "error" not in prediction:

@@ -40,17 +40,17 @@ class Connection(H11Protocol):
         if len(self.connections) >= self.max_connections:
             self.close_oldest()
         super().connection_made(transport)
-        self.update_deadline()
+        self.update_timeout()
 
     def data_received(self, data: bytes) -> None:
         """Parse bytes, and start the timeout of the phase that they open."""
         super().data_received(data)
-        self.update_deadline()
+        self.update_timeout()
 
     def on_response_complete(self) -> None:
         """Start the timeout of the next head, or of the end of the connection."""
         super().on_response_complete()
-        self.update_deadline()
+        self.update_timeout()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel the timeout."""
@@ -58,16 +58,16 @@ class Connection(H11Protocol):
             self.timer.cancel()
         super().connection_lost(exc)
 
-    def update_deadline(self) -> None:
+    def update_timeout(self) -> None:
         """Start the timeout of the current phase if it is new."""
         phase = {h11.IDLE: "head", h11.SEND_BODY: "body"}.get(self.conn.their_state, "")
         if self.transport.is_closing():
             phase = "sent"
         if phase != self.phase:
             self.phase_start = self.loop.time()
-            self.start_deadline(phase)
+            self.start_timeout(phase)
 
-    def start_deadline(self, phase: str) -> None:
+    def start_timeout(self, phase: str) -> None:
         """Start the timeout of a phase."""
         self.phase = phase
         if self.timer:
@@ -78,7 +78,7 @@ class Connection(H11Protocol):
     def expire(self) -> None:
         """Close the connection, with a response if its body is late; wait if the client still receives a response."""
         if self.phase == "head" and self.transport.get_write_buffer_size():
-            self.start_deadline("sent")
+            self.start_timeout("sent")
             return
         if self.phase == "body" and not self.cycle.response_started:
             self.transport.write(TIMEOUT_RESPONSE)

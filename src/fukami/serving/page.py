@@ -46,17 +46,17 @@ def render_page(
     command = f"curl {TOKEN_OPTION if needs_token else ''}-F file=@image.png {address}predict"
     labels = run_info["labels"]
     label_text = ", ".join(labels[:20]) + (" ..." if len(labels) > 20 else "")
-    facts = {
+    shown_info = {
         **run_info,
         "labels": f"{len(labels)}: {label_text}",
-        "versions": ", ".join(f"{name} {number}" for name, number in run_info["versions"].items()),
+        "versions": ", ".join(f"{name} {version}" for name, version in run_info["versions"].items()),
     }
     body = [
         f"<h1>{name}</h1>",
         FORM,
         *predictions,
         f"<h2>HTTP API</h2><pre>{html.escape(command)}</pre>",
-        "<h2>Run</h2>" + report.render_table(facts),
+        "<h2>Run</h2>" + report.render_table(shown_info),
         SCRIPT,
     ]
     return report.PAGE_TEMPLATE.format(title=f"{name} – fukami serve", body="\n".join(body))
@@ -79,7 +79,9 @@ def render_prediction(prediction: dict[str, Any], drawing: Image.Image | None) -
     sections.append(f"<p class=metrics>{html.escape(text)}</p>")
     sections += [render_bars(prediction[name], value) for name, value in BAR_VALUES.items() if prediction.get(name)]
     if "captions" in prediction:
-        entries = [{"label": each["caption"], "probability": each["probability"]} for each in prediction["captions"]]
+        entries = [
+            {"label": caption["caption"], "probability": caption["probability"]} for caption in prediction["captions"]
+        ]
         sections.append(render_bars(entries, "probability"))
     if "fractions" in prediction:
         fractions = [{"label": label, "fraction": fraction} for label, fraction in prediction["fractions"].items()]
@@ -114,7 +116,7 @@ def _render_corners(box: Sequence[float] | None) -> str:
 
 
 def render_image(image: Image.Image) -> str:
-    """Render an image as an ``img`` element with embedded data."""
+    """Render an image as an ``img`` element with inline data."""
     image.thumbnail(MAX_IMAGE_SIZE)
     buffer = io.BytesIO()
     image.save(buffer, format="png")

@@ -1,4 +1,4 @@
-"""The prediction thread, with a bounded queue and deadlines."""
+"""The prediction thread, with a bounded queue and a timeout per request."""
 
 import asyncio
 import math
@@ -21,7 +21,7 @@ from fukami.serving.metrics import Metrics
 T = TypeVar("T")
 MAX_PIXELS = 50_000_000  # pixels of an image; cameras have up to 50 million
 MAX_DECODE_SECONDS = 20.0  # seconds per image; 50 megapixels of JPEG 2000, the slowest format, take 3
-DEADLINE = 60.0  # seconds per image, including its time in the queue
+REQUEST_TIMEOUT = 60.0  # seconds per prediction, including time in the queue
 MAX_REQUESTS = 100  # waiting or running; further ones are rejected
 MAX_BUFFERED_BYTES = 512 * 2**20  # bytes of all bodies in memory
 
@@ -39,30 +39,31 @@ class Slot:
 
 
 class Worker:
-    """Predicts one image at a time, in a thread of its own.
+    """Predicts one image at a time, in a separate thread.
 
     Admission: at most ``MAX_REQUESTS`` requests have a slot; another one is rejected at once (429). This bounds the
     length of the queue.
 
-    Deadline: an image without a prediction by then fails (503). If its work has not started, it is canceled. Running
-    work cannot be interrupted; its request keeps the slot until it ends, so that accepted work cannot pile up. It does
-    end: decoding is killed after ``MAX_DECODE_SECONDS``, and a prediction has at most ``MAX_PIXELS`` pixels.
+    Timeout: an image without a prediction after ``request_timeout`` fails (503). If its work has not started, it is
+    canceled. Running work cannot be interrupted; its request keeps the slot until it ends, so that accepted work cannot
+    accumulate. It always ends: decoding is killed after ``MAX_DECODE_SECONDS``, and an image has at most
+    ``MAX_PIXELS`` pixels.
 
     Args:
         task: loaded task.
         metrics: counters of the predictions.
-        deadline: seconds until the prediction for an image is due, including its time in the queue.
+        request_timeout: maximum seconds per prediction, including time in the queue.
     """
 
-    def __init__(self, task: Task, metrics: Metrics, deadline: float = DEADLINE) -> None:
-        self.task, self.metrics, self.deadline = task, metrics, deadline
+    def __init__(self, task: Task, metrics: Metrics, request_timeout: float = REQUEST_TIMEOUT) -> None:
+        self.task, self.metrics, self.request_timeout = task, metrics, request_timeout
         self.decoder = Decoder(MAX_PIXELS, MAX_DECODE_SECONDS)
         # One thread: tasks are not thread-safe, and each thread would get its own pool of torch threads. Runtime.start
         # sets flush-denormal for the loading thread only; set here too, the results are equal to the last digit.
         self.executor = ThreadPoolExecutor(1, initializer=torch.set_flush_denormal, initargs=(True,))
         self.lock = threading.Lock()
         self.used_slots = 0
-        self.num_overdue = 0  # images past their deadline that are still running
+        self.num_overdue = 0  # images past their timeout that are still running
         self.buffered_bytes = 0  # bytes of bodies
         self.last_duration = 0.0  # seconds of the last image
         metrics.queue_length.set_function(lambda: self.used_slots)
@@ -134,13 +135,15 @@ class Worker:
 
         Raises:
             ClientDisconnected: the client has disconnected.
-            HTTPException: 503, the deadline has passed.
+            HTTPException: 503, the timeout has passed.
         """
         future: Future[T] = self.executor.submit(function)
         slot.future = future
         waiting: asyncio.Future[Any] = asyncio.wrap_future(future)
-        waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # also if it is no longer awaited
-        await asyncio.wait({waiting, disconnected}, timeout=self.deadline, return_when=asyncio.FIRST_COMPLETED)
+        waiting.add_done_callback(
+            lambda finished: finished.cancelled() or finished.exception()
+        )  # also if it is no longer awaited
+        await asyncio.wait({waiting, disconnected}, timeout=self.request_timeout, return_when=asyncio.FIRST_COMPLETED)
         if future.done():
             return future.result()
         if disconnected.done():
@@ -151,7 +154,7 @@ class Worker:
             with self.lock:
                 self.num_overdue += 1
             future.add_done_callback(lambda _: self._finish_overdue())
-        message = f"no prediction within {self.deadline:g} seconds; try again later, or send a smaller image"
+        message = f"no prediction within {self.request_timeout:g} seconds; try again later, or send a smaller image"
         raise HTTPException(503, message, {"Retry-After": "60"})
 
     def _finish_overdue(self) -> None:
@@ -159,7 +162,7 @@ class Worker:
             self.num_overdue -= 1
 
     def predict(self, slot: Slot, name: str, content: bytes) -> tuple[dict[str, Any], Image.Image | None]:
-        """Predict for the content of a file.
+        """Run inference on the content of a file.
 
         Returns:
             The prediction as ``fukami predict`` prints it and the image, or ``{"file", "error"}`` and None.

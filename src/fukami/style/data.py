@@ -1,4 +1,4 @@
-"""Default images of neural style transfer; they come with dependencies, without a download."""
+"""Default images of neural style transfer, which dependencies include."""
 
 from PIL import Image
 

@@ -8,10 +8,8 @@ from torch import Tensor, nn
 
 HISTORY_SIZE = 20  # stored update pairs; each takes the memory of two images
 EPSILON = 1e-30  # avoids a division by 0 where the gradient is 0
-MAX_FIRST_CHANGE, MAX_CHANGE = (
-    0.02,
-    0.1,
-)  # maximum change of a pixel value, in 0..1, in the first step and in later ones
+# maximum change of a pixel value, in 0..1, in the first step and in later ones
+MAX_FIRST_CHANGE, MAX_CHANGE = 0.02, 0.1
 
 
 class LBFGS(torch.optim.LBFGS):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class GramFunction(torch.autograd.Function):
-    """Gram matrix (equation 3) with a gradient that uses its symmetry; autograd needs twice the multiplications."""
+    """Gram matrix with a gradient that uses its symmetry; autograd needs twice the multiplications."""
 
     @staticmethod
     def forward(context: Any, maps: Tensor) -> Tensor:
@@ -38,15 +38,16 @@ def _flatten_maps(maps: Tensor) -> Tensor:
 def compute_gram_matrix(maps: Tensor) -> Tensor:
     """Compute the Gram matrix ``(C, C)`` of feature maps ``(1, C, H, W)``, which represents style.
 
-    Equation 3. The division by the number M of positions is here and not in equation 4, so that images of different
-    sizes are comparable. The result is float32 or higher, since the sums may overflow 16-bit types.
+    The division by the number M of positions is here and not in the style loss, so that images of different sizes are
+    comparable (Gatys et al. 2016, equations 3 and 4). The result is float32 or higher, since the sums may overflow
+    16-bit types.
     """
     with torch.autocast(maps.device.type, enabled=False):
         return GramFunction.apply(maps)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def compute_style_loss(grams: list[Tensor], targets: list[Tensor]) -> Tensor:
-    """Compute the style loss (equations 4 and 5), the mean over the layers."""
+    """Compute the style loss, the mean over the layers (Gatys et al. 2016, equations 4 and 5)."""
     losses = [
         (gram - target).square().sum() / (4 * len(gram) ** 2) for gram, target in zip(grams, targets, strict=True)
     ]
@@ -54,7 +55,7 @@ def compute_style_loss(grams: list[Tensor], targets: list[Tensor]) -> Tensor:
 
 
 def compute_content_loss(maps: Tensor, target: Tensor) -> Tensor:
-    """Compute the content loss (equation 1)."""
+    """Compute the content loss (Gatys et al. 2016, equation 1)."""
     return (maps.to(target.dtype) - target).square().sum() / 2
 
 

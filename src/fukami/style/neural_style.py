@@ -27,9 +27,9 @@ class NeuralStyle(Recipe):
     """
 
     content: str = ""
-    """Content image; by default an embedded photograph."""
+    """Content image; by default a bundled photograph."""
     style: tuple[str, ...] = ()
-    """Style images; by default an embedded image."""
+    """Style images; by default a bundled image."""
     style_weights: tuple[float, ...] = ()
     """Relative weight of each style image; by default all are equal."""
     size: int = 512
@@ -64,7 +64,7 @@ class NeuralStyle(Recipe):
         check_range(self, 0, 12, "levels")
         check_range(self, 1, math.inf, "iterations", "eval_every")
         if self.style_weights and len(self.style_weights) != max(1, len(self.style)):
-            raise UsageError(f"give as many style-weights as styles, {len(self.style)}, not {len(self.style_weights)}")
+            raise UsageError(f"specify one style-weight per style, {len(self.style)}, not {len(self.style_weights)}")
         if any(not 0 <= weight < math.inf for weight in self.style_weights) or sum(self.style_weights or (1,)) <= 0:
             raise UsageError(f"style-weights should be 0 or greater, and not all 0, not {self.style_weights}")
 
@@ -126,8 +126,8 @@ class NeuralStyle(Recipe):
         _, tensors = pretrained.load_vgg(self.weights)
         if not tensors:
             logger.warning(
-                "no trained VGG weights found: its filters are random, which transfers only colors and coarse texture; "
-                "give --weights FILE, or --weights imagenet, which downloads torchvision's VGG-19 once"
+                "no VGG weights found: random filters are used, which transfer only colors and coarse texture; "
+                "use --weights FILE, or --weights imagenet, which downloads torchvision's VGG-19 once"
             )
         state = task.model.state_dict()
         task.model.load_state_dict({key: tensors.get(key, value) for key, value in state.items()})

@@ -31,10 +31,8 @@ CALIBRATION_SIZE = 256  # side in pixels of the square images that calibrate the
 STYLE_WEIGHT = 300.0  # weight of the style loss per activation of the content layer, at strength 1
 RANGE_PENALTY_WEIGHT = 100.0  # weight of the squared distance of values from 0..1
 TV_WEIGHT = 1.0  # weight of the total variation, at tv_weight 1
-IMAGENET_MEAN, IMAGENET_STD = (
-    (0.485, 0.456, 0.406),
-    (0.229, 0.224, 0.225),
-)  # per channel, the normalization of VGG's training
+# per channel, the normalization of VGG's training
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LUMINANCE_WEIGHTS = (0.299, 0.587, 0.114)  # red, green and blue (ITU-R BT.601)
 
 
@@ -58,9 +56,9 @@ class ImagePyramid(nn.Module):
         super().__init__()
         self.images = nn.ParameterList([nn.Parameter(torch.zeros(num_channels, *size)) for size in sizes])
         self.register_buffer("level", torch.tensor(0.0))
-        for number in range(len(sizes)):
+        for level in range(len(sizes)):
             for layer, count in enumerate(style_channels, 1):
-                self.register_buffer(f"style{number}_{layer}", torch.zeros(count, count))
+                self.register_buffer(f"style{level}_{layer}", torch.zeros(count, count))
         self.num_layers = len(style_channels)
 
     def get_style_targets(self, level: int) -> list[Tensor]:
@@ -79,13 +77,13 @@ class StyleOptions:
     """Options of the style transfer.
 
     Attributes:
-        longer_side: longer side in pixels of images given to :meth:`StyleTransferTask.predict`; 0 keeps their size.
+        longer_side: longer side in pixels of the inputs of :meth:`StyleTransferTask.predict`; 0 keeps their size.
         style_weights: relative weight of each style image.
         strength: factor of the style loss; 1 suits most images.
         tv_weight: weight of the total variation, which smooths the image; 0 disables it.
         init: initial image, the content image or noise.
         colors: colors of the style images or of the content image.
-        levels: number of resolutions, from coarse to fine, each twice the previous one; too small ones are left out. 0
+        levels: number of resolutions, from coarse to fine, each twice the previous one; too small ones are omitted. 0
             starts at a longer side of 128 to 256 pixels.
         iterations: steps at the finest level; half as many at each other.
     """
@@ -159,7 +157,7 @@ class StyleTransferTask(Task):
         self.model, self.pyramid = modules["model"], modules["pyramid"]  # type: ignore[assignment]
 
     def count_steps(self, train: Any) -> tuple[int, int]:
-        """Return the number of steps of the training and the evaluation interval in steps."""
+        """Return the number of training steps and the evaluation interval in steps."""
         return self.level_starts[-1] + self.options.iterations, self.eval_every
 
     def count_work(self, step: int) -> float:
@@ -228,7 +226,7 @@ class StyleTransferTask(Task):
         self.pyramid.level.fill_(self.next_level)  # type: ignore[operator]
 
     def compute_loss(self, batch: StyleInputs) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the total loss (equation 7) at the current level, and its terms."""
+        """Compute the total loss at the current level, and its terms (Gatys et al. 2016, equation 7)."""
         level = int(self.pyramid.level)  # type: ignore[arg-type]
         return self.compute_losses(self.pyramid.images[level], batch.content, level)
 
@@ -279,7 +277,7 @@ class StyleTransferTask(Task):
         for source in inputs:
             file = {"file": str(source)} if isinstance(source, str | Path) else {}
             try:
-                with convert_memory_errors(file.get("file", "the image given")):
+                with convert_memory_errors(file.get("file", "the input image")):
                     task, metrics = self.stylize_image(load_image(source, self.options.longer_side))
             except Error as error:
                 predictions.append({**file, "error": str(error)})
@@ -298,11 +296,11 @@ class StyleTransferTask(Task):
         task = StyleTransferTask(self.model, (content.shape[3], content.shape[2]), self.options, self.make_optimizer)
         task.setup(replace(self.runtime, precision="float32"))  # the weights keep their dtype
         for level in range(len(task.level_sizes)):
-            own_level = max(0, len(self.level_sizes) - len(task.level_sizes) + level)
-            for target, own_target in zip(
-                task.pyramid.get_style_targets(level), self.pyramid.get_style_targets(own_level), strict=True
+            source_level = max(0, len(self.level_sizes) - len(task.level_sizes) + level)
+            for target, source in zip(
+                task.pyramid.get_style_targets(level), self.pyramid.get_style_targets(source_level), strict=True
             ):
-                target.copy_(own_target)
+                target.copy_(source)
         with torch.no_grad():
             task.initialize_image(task.preprocess_image(content))
         batch = StyleInputs(content, ())

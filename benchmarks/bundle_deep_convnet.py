@@ -1,7 +1,7 @@
 """Train the DeepConvNet whose weights are part of the package, and write them with their model card.
 
-    python benchmarks/ship_deep_convnet.py train OUT [--seeds 8]    one run per seed
-    python benchmarks/ship_deep_convnet.py ship OUT                 the best run, evaluated at each precision
+    python benchmarks/bundle_deep_convnet.py train OUT [--seeds 8]    one run per seed
+    python benchmarks/bundle_deep_convnet.py export OUT               the best run, evaluated at each precision
 
 The best run is selected by its test accuracy; the card states this and the mean over the seeds.
 Needs MNIST in $FUKAMI_DATA. Results go to results.csv.
@@ -25,7 +25,7 @@ COMMAND = (
     "fukami train deep-convnet --data mnist --epochs 60 --weight-decay 0.05 --dropout 0.4 "
     "--augment shift=2 rotate=15 scale=0.15 shear=0.2"
 )
-FOLDER = checkpoint.SHIPPED_WEIGHTS_DIR / "deep-convnet"
+FOLDER = checkpoint.BUNDLED_WEIGHTS_DIR / "deep-convnet"
 
 
 def train(options):
@@ -35,14 +35,14 @@ def train(options):
         subprocess.run([sys.executable, "-m", *command], check=True)
 
 
-def ship(options):
+def export(options):
     """Write the best run's weights in float16, and its model card."""
     runs = sorted(path.parent for path in options.out.glob("*/report.html"))
     last_lines = {run: json.loads((run / "metrics.jsonl").read_text().splitlines()[-1]) for run in runs}
     best = max(runs, key=lambda run: last_lines[run]["accuracy"])
     for run in runs:
         command = f"{COMMAND} --seed {run.name}"
-        record("deep-convnet mnist shipped", "test accuracy", last_lines[run]["accuracy"], command=command,
+        record("deep-convnet mnist bundled", "test accuracy", last_lines[run]["accuracy"], command=command,
                seed=run.name, seconds=last_lines[run]["seconds"], note="bfloat16 training on an H100")  # fmt: skip
     recipe, labels = checkpoint.read_recipe(best)
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -64,18 +64,18 @@ def ship(options):
     checkpoint.write_recipe(FOLDER, recipe, labels, {"card": card})
     for precision, metrics in precisions.items():
         command = f"fukami eval deep-convnet --data mnist --precision {precision}"
-        record("deep-convnet shipped weights", f"test accuracy, {precision}", metrics["accuracy"], command=command)
+        record("deep-convnet bundled weights", f"test accuracy, {precision}", metrics["accuracy"], command=command)
 
 
 def main():
-    """Train or ship."""
+    """Train or export."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("action", choices=["train", "ship"])
+    options.add_argument("action", choices=["train", "export"])
     options.add_argument("out", type=Path)
     options.add_argument("--seeds", type=int, default=8)
     options.add_argument("--device", default="auto")
     options = options.parse_args()
-    {"train": train, "ship": ship}[options.action](options)
+    {"train": train, "export": export}[options.action](options)
 
 
 if __name__ == "__main__":

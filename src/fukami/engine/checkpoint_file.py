@@ -1,4 +1,4 @@
-"""File format of a checkpoint: safetensors for the tensors, JSON in its metadata for everything else.
+"""File format of checkpoints: safetensors for the tensors, JSON in its metadata for everything else.
 
 Unlike a pickle, such a file cannot execute code, so a checkpoint from any source can be read.
 """
@@ -15,8 +15,8 @@ from torch import Tensor
 TENSOR_KEY, TUPLE_KEY, ITEMS_KEY = "$tensor", "$tuple", "$items"  # JSON keys of tensors, tuples and dicts by items
 
 
-def encode_state(state: dict[str, Any]) -> bytes:
-    """Serialize nested dicts, lists and tuples of tensors and of ``None``, bool, int, float and str.
+def encode_checkpoint(state: dict[str, Any]) -> bytes:
+    """Encode nested dicts, lists and tuples of tensors and of ``None``, bool, int, float and str.
 
     Tensors keep their dtype and memory format (such as channels last), but not their device.
 
@@ -46,11 +46,11 @@ def encode_state(state: dict[str, Any]) -> bytes:
     return save(tensors, {"state": json.dumps(encode(state))})
 
 
-def load_state(path: str | os.PathLike[str], device: torch.device) -> Any:
-    """Load a state that :func:`encode_state` serialized, with its tensors on ``device``.
+def decode_checkpoint(path: str | os.PathLike[str], device: torch.device) -> Any:
+    """Read and decode a checkpoint file that :func:`encode_checkpoint` encoded, with its tensors on ``device``.
 
     Raises:
-        Exception: any exception, if the file is damaged or of another format.
+        Exception: any exception, if the file is corrupted or of another format.
     """
     with safe_open(path, "pt", device=str(device)) as file:
         state = json.loads(file.metadata()["state"])
