@@ -2,7 +2,9 @@
 
 import csv
 import html.parser
+import importlib.metadata
 import json
+import re
 from collections import defaultdict
 from statistics import fmean
 
@@ -103,6 +105,19 @@ def test_recipes_are_listed_by_name_and_restored_from_json():
 
 
 # the later stages of R-CNN need the run of an earlier one: test_rcnn.py trains them
+def test_run_of_an_older_version_is_rejected_with_both_versions(tmp_path):
+    """Its fields had other names; the error names the version that wrote them and this one."""
+    record = json.loads((checkpoint.BUNDLED_WEIGHTS_DIR / "deep-convnet" / "recipe.json").read_text())
+    fields = {"dataset" if name == "data" else name: value for name, value in record["fields"].items()}
+    versions = {**record["versions"], "fukami": "0.0.9"}
+    (tmp_path / "recipe.json").write_text(json.dumps({**record, "fields": fields, "versions": versions}))
+    installed = re.escape(importlib.metadata.version("fukami"))
+    with pytest.raises(
+        Error, match=rf"'dataset'; did you mean 'data'.* fukami 0\.0\.9 wrote the run, and this is fukami {installed}"
+    ):
+        checkpoint.read_recipe(tmp_path)
+
+
 @pytest.mark.parametrize("name", [name for name in recipe.list_recipes() if name not in ("rcnn-svm", "rcnn-boxes")])
 def test_every_recipe_trains_two_steps_on_bundled_data(name, digit_files, few_scenes, no_reports, tmp_path):
     cls, family = package.get_recipe(name), RECIPES[name].task

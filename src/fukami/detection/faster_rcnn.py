@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 class FasterRCNNResNet50FPN(FasterRCNNRecipe):
     """Faster R-CNN with a ResNet-50 feature pyramid, as in torchvision (Lin et al. 2017).
 
-    RATE torchvision's weights, which --init coco downloads, have 37.0 % AP on COCO.
+    Not trained here; training runs at 0.6 images per second of 1152×800 on 2 cores of an AMD EPYC. torchvision's
+    weights, which --init coco downloads, have 37.0 % AP on COCO.
 
     Example:
         fukami train faster-rcnn-resnet50-fpn --data my-boxes --init coco

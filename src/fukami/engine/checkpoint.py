@@ -157,10 +157,20 @@ def read_recipe(folder: Path, recipe: RecipeSource | None = None) -> tuple[Recip
         Error: the file is corrupted.
     """
     record = _read_record(folder)
-    versions = record.get("versions")
-    writer_version = str(versions.get("fukami", "")) if isinstance(versions, dict) else ""
     recipe_class = _resolve_recipe_class(folder, record, recipe)
-    return build_recipe(recipe_class, record["fields"], writer_version), tuple(record["labels"])
+    try:
+        return build_recipe(recipe_class, record["fields"]), tuple(record["labels"])
+    except Error as error:
+        raise type(error)(f"{error}{_describe_writer(record)}") from error
+
+
+def _describe_writer(record: dict[str, Any]) -> str:
+    """Explain an error of ``recipe.json`` by the version of fukami that wrote it, if it is another one."""
+    versions, installed = record.get("versions"), version("fukami")
+    writer = versions.get("fukami") if isinstance(versions, dict) else None
+    if writer == installed:
+        return ""
+    return f"; fukami {str(writer)[:50]} wrote the run, and this is fukami {installed}: train again with this version"
 
 
 def _resolve_recipe_class(folder: Path, record: dict[str, Any], source: RecipeSource | None) -> type[Recipe]:
@@ -170,8 +180,8 @@ def _resolve_recipe_class(folder: Path, record: dict[str, Any], source: RecipeSo
         if source is not None:
             raise UsageError(f"{folder} is a run of {name!r}, which is not a custom recipe: omit the recipe file")
         if name not in list_recipes():
-            raise Error(f"{folder / 'recipe.json'} is corrupted or of another version of fukami: "
-                        f"{build_unknown_error('recipe', name, list_recipes())}")  # fmt: skip
+            problem = build_unknown_error("recipe", name, list_recipes())
+            raise Error(f"{folder / 'recipe.json'} cannot be read: {problem}{_describe_writer(record)}")
         return get_recipe(name)
     digest = record["recipe_sha256"]
     if not (isinstance(digest, str) or digest is None):

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import importlib
-import importlib.metadata
 import logging
 import math
 import os
@@ -274,13 +273,8 @@ def build_train_command(recipe: Recipe) -> str:
     return shlex.join(arguments)
 
 
-def build_recipe(recipe: type[Recipe], fields: dict[str, Any], version: str = "") -> Recipe:
+def build_recipe(recipe: type[Recipe], fields: dict[str, Any]) -> Recipe:
     """Build a recipe from the fields of a ``recipe.json``: lists become tuples; names and types are checked.
-
-    Args:
-        recipe: class of the recipe.
-        fields: values by field name.
-        version: version of fukami that wrote the fields, for error messages.
 
     Raises:
         Error: a field is unknown, or its value has another type or is out of range.
@@ -290,8 +284,7 @@ def build_recipe(recipe: type[Recipe], fields: dict[str, Any], version: str = ""
     values: dict[str, Any] = {}
     for name, value in fields.items():
         if name not in known:
-            problem = build_unknown_error(f"field of {get_recipe_name(recipe)}", name, known)
-            raise Error(f"{problem}{_describe_version_mismatch(version)}")
+            raise Error(str(build_unknown_error(f"field of {get_recipe_name(recipe)}", name, known)))
         value = tuple(value) if isinstance(value, list) else value
         if not _matches_type(value, hints[name]):
             raise Error(
@@ -302,13 +295,6 @@ def build_recipe(recipe: type[Recipe], fields: dict[str, Any], version: str = ""
         return recipe(**values)
     except (TypeError, ValueError, ArithmeticError) as error:
         raise Error(f"{get_recipe_name(recipe)} cannot have these fields ({type(error).__name__}: {error})") from error
-
-
-def _describe_version_mismatch(version: str) -> str:
-    """Explain an unknown field by the version of fukami that wrote it."""
-    installed = importlib.metadata.version("fukami")
-    written = f"fukami {version[:50]}" if version else "another version of fukami"
-    return f"; it was written by {written} and this is fukami {installed}: train again with this version"
 
 
 def _matches_type(value: Any, kind: Any) -> bool:
