@@ -4,7 +4,6 @@ import difflib
 import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 
 class Error(Exception):
@@ -44,9 +43,8 @@ def build_unknown_error(kind: str, name: str, choices: Iterable[str]) -> UsageEr
 
 
 def get_install_command(extra: str) -> str:
-    """Return the command that installs an optional dependency: from the checkout if the package is in one."""
-    checkout = Path(__file__).parents[2]
-    return f"pip install '{'.' if (checkout / 'pyproject.toml').is_file() else 'fukami'}[{extra}]'"
+    """Return the command that installs an optional dependency."""
+    return f"pip install 'fukami[{extra}]', or in a checkout pip install '.[{extra}]'"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
