@@ -7,7 +7,6 @@ at the precision that ``auto`` selects. Results go to results.csv.
 """
 
 import argparse
-import itertools
 import time
 from typing import Any
 
@@ -25,8 +24,8 @@ NUM_IMAGES = 32  # of the dataset, from which the batches are taken
 
 def measure_rate(name: str, seconds: float) -> tuple[float, str]:
     """Train the recipe's network for about ``seconds``; returns images per second, and what a batch is."""
-    fields: dict[str, Any] = {"batch_size": 8} if RECIPES[name].task == "classification" else {"batch_size": 2}
-    recipe = get_recipe(name)(**fields)
+    batch_size = 8 if RECIPES[name].task == "classification" else 2
+    recipe: Any = get_recipe(name)(batch_size=batch_size)
     runtime = Runtime.start("auto", "auto")
     data = recipe.load_data()
     data.train.setup(runtime)
@@ -36,18 +35,14 @@ def measure_rate(name: str, seconds: float) -> tuple[float, str]:
     batch = next(iter(task.iterate_batches(data.train)))
     for _ in range(2):
         task.step(batch)
-    start = time.monotonic()
-    for count in itertools.count(1):  # noqa: B007 -- count is used after the loop
+    start, count, elapsed = time.monotonic(), 0, 0.0
+    while elapsed <= seconds:
         task.step(batch)
         if runtime.device.type == "cuda":
             torch.cuda.synchronize()
-        elapsed = time.monotonic() - start
-        if elapsed > seconds:
-            break
+        count, elapsed = count + 1, time.monotonic() - start
     side = f"{batch.images.shape[-2]}×{batch.images.shape[-1]}" if hasattr(batch, "images") else str(recipe.size)
-    return count * fields[
-        "batch_size"
-    ] / elapsed, f"batches of {fields['batch_size']}, {side} pixels, {runtime.precision}"
+    return count * batch_size / elapsed, f"batches of {batch_size}, {side} pixels, {runtime.precision}"
 
 
 def main() -> None:

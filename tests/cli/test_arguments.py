@@ -85,3 +85,27 @@ def test_list_imports_no_recipe():
     assert "resnet152" in process.stdout
     modules = set(process.stdout.splitlines()[-1].split())
     assert not {"torch", "fukami.engine.recipe", "fukami.classification.resnet"} & modules
+
+
+def test_a_recipe_without_a_docstring_and_with_a_default_factory(fukami, tmp_path, narrow):
+    """Its flags have the defaults of the factory, and its help shows no signature."""
+    (tmp_path / "recipe.py").write_text(
+        "from dataclasses import dataclass, field\n"
+        "from fukami.classification.deep_convnet import DeepConvNet\n\n\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass Custom(DeepConvNet):\n"
+        '    names: tuple[str, ...] = field(default_factory=lambda: (\'a\', \'b\'))\n    """Names."""\n'
+        "    half: float = field(init=False, default=0.5)\n"
+    )
+    text = fukami("train", "recipe.py", "--help").out
+    assert "Custom(" not in text
+    assert "Names. (default: a b)" in text
+    assert "--half" not in text
+
+
+def test_help_of_all_commands_imports_no_parser():
+    code = "import sys; from fukami.cli.main import main\ntry: main(['--help'])\nfinally: print(*sys.modules)"
+    modules = (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.splitlines()[-1].split()
+    )
+    assert "fukami.cli.train" in modules
+    assert not {"tyro", "docstring_parser", "torch"} & set(modules)

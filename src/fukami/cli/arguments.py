@@ -2,16 +2,13 @@
 
 import dataclasses
 import inspect
-import re
+import operator
 import shutil
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
-
-import docstring_parser
-import tyro
 
 from fukami.errors import UsageError
 
@@ -41,11 +38,12 @@ GROUPS = {
 
 def run_cli(function: Callable[..., Any], arguments: Sequence[str], prog: str) -> Any:
     """Call a function with the parsed arguments; its signature defines them and its docstring describes them."""
-    helps = _parse_helps(function)
-    for name, kind in typing.get_type_hints(function, include_extras=True).items():
-        if name != "return":
-            function.__annotations__[name] = _describe(name, kind, helps.get(name))
-    _check_repeated_flags(arguments, [(name, kind) for name, kind in typing.get_type_hints(function).items()])
+    import tyro
+
+    helps, kinds = _parse_helps(function), typing.get_type_hints(function, include_extras=True)
+    kinds.pop("return", None)
+    _check_repeated_flags(arguments, kinds.items())
+    function.__annotations__ |= {name: _describe(name, kind, helps.get(name)) for name, kind in kinds.items()}
     description = _wrap((inspect.getdoc(function) or "").partition("Args:\n")[0].split("\n\n"))
     return tyro.cli(function, args=arguments, prog=prog, description=description, config=(tyro.conf.OmitArgPrefixes,))
 
@@ -66,13 +64,16 @@ def run_recipe_cli(
         prog: name of the command in the help.
         default: recipe whose fields are the defaults; without it those of the class.
     """
+    import tyro
+
     bases = [cls for cls in reversed(recipe.__mro__) if dataclasses.is_dataclass(cls)]
     helps = {name: text for cls in bases for name, text in _parse_helps(cls).items()}
     hints = typing.get_type_hints(recipe, include_extras=True)
     placement = {name: group for group, names in GROUPS.items() for name in names.split()}
     groups: dict[str, list[tuple[Any, ...]]] = {group: [] for group in GROUPS}
-    for field in dataclasses.fields(recipe):
-        value = field.default if default is None else getattr(default, field.name)
+    for field in filter(operator.attrgetter("init"), dataclasses.fields(recipe)):
+        value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        value = value if default is None else getattr(default, field.name)
         flag = _build_flag(field.name, hints[field.name], helps.get(field.name), value)
         groups[placement.get(field.name, "model")].append(flag)
     hints, helps = typing.get_type_hints(function), _parse_helps(function)
@@ -99,8 +100,13 @@ def run_recipe_cli(
 
 
 def build_description(recipe: "type[Recipe]") -> str:
-    """Build the text above a recipe's flags: the example of its docstring first, then what precedes it there."""
-    text, _, example = (inspect.getdoc(recipe) or "").partition("Example:\n")
+    """Build the text above a recipe's flags: the example of its docstring first, then what precedes it there.
+
+    The signature that :mod:`dataclasses` writes in place of a missing docstring is not shown.
+    """
+    docstring = inspect.getdoc(recipe) or ""
+    docstring = "" if docstring.startswith(f"{recipe.__name__}(") else docstring
+    text, _, example = docstring.partition("Example:\n")
     return _wrap([f"example: {example}" if example else "", *text.split("\n\n")])
 
 
@@ -118,6 +124,8 @@ def _wrap(paragraphs: Sequence[str]) -> str:
 
 def _parse_helps(source: Any) -> dict[str, str]:
     """Parse the descriptions of a function's arguments or of a dataclass's fields, each as one paragraph."""
+    import docstring_parser
+
     parsed = (
         docstring_parser.parse(inspect.getdoc(source) or "")
         if inspect.isfunction(source)
@@ -128,6 +136,8 @@ def _parse_helps(source: Any) -> dict[str, str]:
 
 def _describe(name: str, kind: Any, help: str | None) -> Any:
     """Annotate the type of an argument with its help text and with the placeholder of its value."""
+    import tyro
+
     return Annotated[
         kind, tyro.conf.arg(help=help, metavar=_build_metavar(name, kind), help_behavior_hint=_format_default)
     ]
@@ -158,13 +168,13 @@ def _format_default(default: str) -> str:
     return "" if default in ("", "''", "None") else f"(default: {default})"
 
 
-def _check_repeated_flags(arguments: Sequence[str], kinds: Sequence[tuple[str, Any]]) -> None:
+def _check_repeated_flags(arguments: Sequence[str], kinds: Iterable[tuple[str, Any]]) -> None:
     """Check that no flag with several values is repeated; only its last occurrence would count.
 
     Raises:
         UsageError: a flag is repeated; the message names it.
     """
-    flags = [re.sub("_", "-", word.partition("=")[0]) for word in arguments if word.startswith("--")]
+    flags = [word.partition("=")[0].replace("_", "-") for word in arguments if word.startswith("--")]
     for name, kind in kinds:
         flag = f"--{name.replace('_', '-')}"
         kind = typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fukami.engine.supervised import IMAGENET_MEAN, IMAGENET_STD
 from fukami.engine.task import OptimizerFactory, Task
 from fukami.errors import Error, convert_memory_errors
 from fukami.image import io as image_io
@@ -31,8 +32,6 @@ CALIBRATION_SIZE = 256  # side in pixels of the square images that calibrate the
 STYLE_WEIGHT = 300.0  # weight of the style loss per activation of the content layer, at strength 1
 RANGE_PENALTY_WEIGHT = 100.0  # weight of the squared distance of values from 0..1
 TV_WEIGHT = 1.0  # weight of the total variation, at tv_weight 1
-# per channel, the normalization of VGG's training
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LUMINANCE_WEIGHTS = (0.299, 0.587, 0.114)  # red, green and blue (ITU-R BT.601)
 
 
