@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 
-import fukami
 from common.record import record
 from fukami.engine import checkpoint
 
@@ -46,10 +45,10 @@ def export(options):
                seed=run.name, seconds=last_lines[run]["seconds"], note="bfloat16 training on an H100")  # fmt: skip
     recipe, labels = checkpoint.read_recipe(best)
     FOLDER.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_weights(FOLDER, checkpoint.copy_tensors_to_cpu(fukami.load(best).get_modules()), torch.float16)
+    checkpoint.write_weights(FOLDER, checkpoint.copy_tensors_to_cpu(checkpoint.load(best).get_modules()), torch.float16)
     checkpoint.write_recipe(FOLDER, recipe, labels, {})
     val = recipe.load_data().val
-    precisions = {precision: fukami.load(FOLDER, precision=precision).evaluate(val)
+    precisions = {precision: checkpoint.load(FOLDER, precision=precision).evaluate(val)
                   for precision in ("float32", "bfloat16", "float16")}  # fmt: skip
     accuracies = [line["accuracy"] for line in last_lines.values()]
     card = {

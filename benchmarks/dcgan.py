@@ -197,10 +197,10 @@ def time_steps(step, options: argparse.Namespace, pipe) -> None:
 
 def evaluate_features(options: argparse.Namespace) -> None:
     """Train a linear SVM on the discriminator's maps, each max-pooled to 4×4 (section 5.1)."""
-    import fukami
     from fukami.data import labeled_images
+    from fukami.engine import checkpoint
 
-    task = fukami.load(options.archive)
+    task = checkpoint.load(options.archive)
     train, test, labels = labeled_images.load_labeled_images("cifar10", 0.2)
     splits = [split.decode(task.transform) for split in (train, test)]
     features = [extract_features(task, split.images) for split in splits]
@@ -229,7 +229,7 @@ def evaluate_features(options: argparse.Namespace) -> None:
 def extract_features(task, images: Tensor) -> Tensor:
     """Extract the discriminator's features ``(N, F)`` of images ``(N, C, H, W)`` uint8."""
     features = []
-    with task.inference_mode():
+    with task.evaluation_mode():
         for batch in images.split(500):
             maps = task.discriminator.extract_features(task.normalize_images(batch.to(DEVICE)))
             features.append(torch.cat([F.adaptive_max_pool2d(x, POOLED_SIZE).flatten(1) for x in maps], 1).cpu())

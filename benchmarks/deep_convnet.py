@@ -190,7 +190,7 @@ def train_to_goal(options, seed, pipe):
     )
     while start := pipe.recv():
         with tempfile.TemporaryDirectory() as out:
-            accuracy = fukami.train(recipe, f"{out}/run")["accuracy"]
+            accuracy = fukami.train(recipe, f"{out}/run").metrics["accuracy"]
             total_seconds = time.monotonic() - start
             lines = map(json.loads, Path(out, "run", "metrics.jsonl").read_text().splitlines())
             at_goal = [line for line in lines if line["phase"] == "eval" and line["accuracy"] >= options.goal]

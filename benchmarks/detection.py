@@ -213,7 +213,7 @@ def train_ours(recipe) -> float:
     import fukami
 
     with tempfile.TemporaryDirectory() as folder:
-        return fukami.train(recipe, f"{folder}/run", compile=False)["map"]
+        return fukami.train(recipe, f"{folder}/run", compile=False).metrics["map"]
 
 
 def train_torchvision(recipe) -> float:

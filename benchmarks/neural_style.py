@@ -57,7 +57,7 @@ def run_ours(options: argparse.Namespace, pipe) -> None:
     while count := pipe.recv():
         for _, step in zip(range(count), steps, strict=False):
             start = time.monotonic()
-            task.schedule(min(step / task.count_steps(None)[0], 1 - 1e-9))
+            task.schedule(min(step / task.epochs, 1 - 1e-9))
             task.step(batch)
             synchronize()
             total_seconds += time.monotonic() - start

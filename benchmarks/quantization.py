@@ -25,8 +25,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils import mkldnn
 from torch.utils.benchmark import Timer
 
-import fukami
 from common.record import FILE, record, run_command
+from fukami.engine import checkpoint
 from fukami.layers.binary import BinaryConv2d, BinaryLinear, Sign
 from fukami.models import binary_convnet
 from fukami.quantization import binary_reference
@@ -237,7 +237,7 @@ def compare_precisions(options):
 
 def compare_with_counterpart(binary, counterpart):
     """Measure the speedup of a packed binary run over its counterpart in float32."""
-    packed, full = fukami.load(binary, device="cpu", precision="binary"), fukami.load(counterpart, device="cpu")
+    packed, full = checkpoint.load(binary, device="cpu", precision="binary"), checkpoint.load(counterpart, device="cpu")
     (channels, side, _), _ = full.get_signature()
     values = {}
     for count, prefix in ((1, "one image"), (256, "256 images")):

@@ -26,7 +26,7 @@ from fukami.captioning.task import CaptioningTask
 from fukami.classification.task import ClassificationTask
 from fukami.cli.main import main
 from fukami.detection.task import DetectionTask
-from fukami.engine import async_checkpoint
+from fukami.engine import async_checkpoint, checkpoint
 from fukami.engine.checkpoint_file import decode_checkpoint
 from fukami.engine.recipe import build_train_command
 from fukami.engine.runtime import Runtime
@@ -73,14 +73,14 @@ def check_evaluation_changes_nothing(make):
 def check_saves_and_loads(make, inputs, tmp_path):
     """Check that a loaded run has the metrics of the training run, and that its predictions can be written as JSON."""
     recipe = make()
-    result = fukami.train(recipe, tmp_path / "run", device="cpu", precision="float32")
-    task = fukami.load(tmp_path / "run", device="cpu")
+    result = fukami.train(recipe, tmp_path / "run", device="cpu", precision="float32").metrics
+    task = checkpoint.load(tmp_path / "run", device="cpu")
     loaded = task.evaluate(recipe.load_data().val)
     assert {**loaded, "loss": 0} == {**result, "loss": 0}
     predictions = task.predict(inputs)
     assert json.loads(json.dumps(predictions)) == predictions
     assert [prediction["file"] for prediction in predictions] == [str(path) for path in inputs]
-    repeated = fukami.load(tmp_path / "run", device="cpu").predict(inputs)
+    repeated = checkpoint.load(tmp_path / "run", device="cpu").predict(inputs)
     assert repeated == predictions
 
 
@@ -92,9 +92,9 @@ def check_precisions(make, inputs, tmp_path):
     assert all(value.isfinite().all() for value in weights.values())
     assert {value.dtype for value in weights.values()} <= {torch.float32, torch.long}
     val = recipe.load_data().val
-    expected = fukami.load(tmp_path / "run", device="cpu").evaluate(val)
+    expected = checkpoint.load(tmp_path / "run", device="cpu").evaluate(val)
     for precision in ("bfloat16", "float16"):
-        task = fukami.load(tmp_path / "run", device="cpu", precision=precision)
+        task = checkpoint.load(tmp_path / "run", device="cpu", precision=precision)
         assert next(task.model.parameters()).dtype == getattr(torch, precision)
         metrics = task.evaluate(val)
         assert metrics["count"] == expected["count"]

@@ -58,7 +58,7 @@ def test_an_ensemble_averages_the_probabilities():
 
 
 def test_evaluation_equals_a_manual_loop(trained):
-    task = package.load(trained, device="cpu")
+    task = checkpoint.load(trained, device="cpu")
     val = DeepConvNet().load_data().val
     with torch.inference_mode():
         scores = torch.cat([task.model(images.float() / 255) for images, _ in val])
@@ -154,7 +154,7 @@ def test_every_recipe_trains_two_steps_on_bundled_data(name, digit_files, few_sc
     else:
         smaller = {"data": str(digit_files), "batch_size": 15} | ({} if name == "deep-convnet" else {"size": 32})
     epochs = {} if family in ("style", "reinforcement") else {"epochs": 1}
-    result = package.train(cls(**epochs, **smaller), tmp_path / "run", device="cpu")
+    result = package.train(cls(**epochs, **smaller), tmp_path / "run", device="cpu").metrics
     assert result["count"] == {"classification": 10, "generation": 10, "style": 1}.get(family, 4)
     if name != "rcnn":  # the last stage of R-CNN has a step for each image
         assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
@@ -187,14 +187,14 @@ def test_corrupted_weights_are_rejected_and_all_mismatches_are_listed(run):
     with pytest.raises(
         Error, match=r"0\.bias is \(3,\) instead of \(16,\); .*0\.weight is missing; .*extra is unexpected"
     ):
-        package.load(run)
+        checkpoint.load(run)
     for content in (b"", b"garbage", save_bytes(weights)[:5000], b"\xff" * 64):
         (run / "weights.safetensors").write_bytes(content)
         with pytest.raises(Error, match=r"weights\.safetensors is corrupted"):
-            package.load(run)
+            checkpoint.load(run)
     (run / "weights.safetensors").unlink()
     with pytest.raises(Error, match=r"no weights\.safetensors yet"):
-        package.load(run)
+        checkpoint.load(run)
 
 
 def save_bytes(tensors):
@@ -219,7 +219,7 @@ def save_bytes(tensors):
 def test_corrupted_recipes_are_rejected(run, content):
     (run / "recipe.json").write_text(content)
     with pytest.raises(Error):
-        package.load(run)
+        checkpoint.load(run)
 
 
 def test_loading_never_unpickles(run, monkeypatch):
@@ -231,7 +231,7 @@ def test_loading_never_unpickles(run, monkeypatch):
     for module, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load")):
         monkeypatch.setattr(module, name, forbidden)
     (run / "last.ckpt").write_bytes(b"corrupted")
-    assert package.load(run).labels == tuple("0123456789")
+    assert checkpoint.load(run).labels == tuple("0123456789")
 
 
 def test_bundled_weights_have_the_accuracy_of_their_card(mnist_folder):
@@ -240,7 +240,7 @@ def test_bundled_weights_have_the_accuracy_of_their_card(mnist_folder):
     val = DeepConvNet(data="mnist").load_data().val
     errors = record["card"]["test errors of 10,000"]
     for precision in ("float32", "float16"):
-        result = package.load("deep-convnet", device="cpu", precision=precision).evaluate(val)
+        result = checkpoint.load("deep-convnet", device="cpu", precision=precision).evaluate(val)
         assert result["count"] == 10_000
         assert abs(result["errors"] - errors[precision]) <= 2
         assert result["accuracy"] >= 0.9965

@@ -1,33 +1,49 @@
 """fukami: landmark models of deep vision behind one interface.
 
 >>> import fukami
->>> recipe = fukami.get_recipe("deep-convnet")(data="mnist")
->>> fukami.train(recipe, "runs/first")
->>> fukami.load("runs/first").predict(["digit.png"])
+>>> run = fukami.train("deep-convnet", data="mnist", epochs=5)
+>>> model = run.load()
+>>> model.predict("digit.png")
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fukami.engine.checkpoint import load
+    from fukami.data.loader import Loader
     from fukami.engine.recipe import Data, Recipe, get_recipe, list_recipes
+    from fukami.engine.run import Model, Run, load, train
     from fukami.engine.task import Task
-    from fukami.engine.train import train
     from fukami.errors import Error, UsageError
 
-__all__ = ["Data", "Error", "Recipe", "Task", "UsageError", "get_recipe", "list_recipes", "load", "train"]
+__all__ = [
+    "Data",
+    "Error",
+    "Loader",
+    "Model",
+    "Recipe",
+    "Run",
+    "Task",
+    "UsageError",
+    "get_recipe",
+    "list_recipes",
+    "load",
+    "train",
+]
 
 _MODULES = {
-    "load": "engine.checkpoint",
-    "Error": "errors",
-    "UsageError": "errors",
-    "train": "engine.train",
     "Data": "engine.recipe",
+    "Error": "errors",
+    "Loader": "data.loader",
+    "Model": "engine.run",
     "Recipe": "engine.recipe",
+    "Run": "engine.run",
+    "Task": "engine.task",
+    "UsageError": "errors",
     "get_recipe": "engine.recipe",
     "list_recipes": "engine.recipe",
-    "Task": "engine.task",
+    "load": "engine.run",
+    "train": "engine.run",
 }
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from fukami import Error, UsageError, load, models, train
+from fukami import Error, UsageError, models, train
 from fukami.captioning import beam_search, tokenizer
 from fukami.captioning import data as captioning_data
 from fukami.captioning import metrics as captioning_metrics
@@ -22,7 +22,7 @@ from fukami.captioning.loader import pad_sequences
 from fukami.captioning.show_and_tell import ShowAndTell
 from fukami.captioning.task import CaptioningTask, DecodingConfig
 from fukami.data import scenes
-from fukami.engine import async_checkpoint
+from fukami.engine import async_checkpoint, checkpoint
 from fukami.engine.runtime import Runtime
 from fukami.image import io as image_io
 from fukami.image.transform import SquareTransform
@@ -426,16 +426,18 @@ def test_captions_of_scenes_name_the_objects():
 
 def test_training_learns_the_colors(folder, tmp_path, no_reports):
     """The captions of held-out images name the right colors."""
-    metrics = train(build_recipe(folder, epochs=40, lr=5e-3), tmp_path / "run", device="cpu", precision="float32")
+    metrics = train(
+        build_recipe(folder, epochs=40, lr=5e-3), tmp_path / "run", device="cpu", precision="float32"
+    ).metrics
     assert metrics["count"] == 3
     assert metrics["exact"] == 1.0
-    task = load(tmp_path / "run", device="cpu")
+    task = checkpoint.load(tmp_path / "run", device="cpu")
     (prediction,) = task.predict([folder / "Images" / "28.png"])
     assert "green" in prediction["caption"]
     assert prediction["captions"][0]["caption"] == prediction["caption"]
     assert 0 < prediction["probability"] <= 1
     assert len({caption["caption"] for caption in prediction["captions"]}) == len(prediction["captions"])
-    drawn = task.draw_prediction(folder / "Images" / "28.png", prediction)
+    drawn = task.draw(image_io.read_image(folder / "Images" / "28.png"), prediction)
     assert drawn.height > drawn.width * 40 / 48
 
 
@@ -453,10 +455,10 @@ def test_features_of_a_frozen_encoder_are_computed_once(folder, tmp_path, no_rep
         return encode_images(self, images)
 
     monkeypatch.setattr(models.show_and_tell.__globals__["ShowAndTell"], "encode_images", count_images)
-    results = [train(recipe, tmp_path / name, device="cpu", precision="float32") for name in ("one", "two")]
+    results = [train(recipe, tmp_path / name, device="cpu", precision="float32").metrics for name in ("one", "two")]
     assert sum(batch_sizes) == 24 + 24 + 3  # training images, their mirror images, and test images
     assert results[0] == results[1]
-    weights = load(tmp_path / "one", device="cpu").model.encoder.state_dict()
+    weights = checkpoint.load(tmp_path / "one", device="cpu").model.encoder.state_dict()
     assert all(torch.equal(value, encoder.state_dict()[key]) for key, value in weights.items())
 
 
@@ -466,7 +468,7 @@ def test_fine_tuning_changes_the_encoder_after_the_frozen_stage(folder, tmp_path
     save_file(encoder.state_dict(), tmp_path / "encoder.safetensors")
     recipe = build_recipe(folder, init=str(tmp_path / "encoder.safetensors"), finetune_epochs=1, epochs=2)
     train(recipe, tmp_path / "run", device="cpu", precision="float32")
-    frozen, finetuned = (load(tmp_path / "run" / stage, device="cpu").model for stage in ("frozen", ""))
+    frozen, finetuned = (checkpoint.load(tmp_path / "run" / stage, device="cpu").model for stage in ("frozen", ""))
     key = "conv1.weight"
     assert torch.equal(frozen.encoder.state_dict()[key], encoder.state_dict()[key])
     assert not torch.equal(finetuned.encoder.state_dict()[key], encoder.state_dict()[key])
@@ -476,7 +478,7 @@ def test_streamed_training_equals_training_from_memory(folder, tmp_path, no_repo
     """Images are streamed from files, with a trained and with a frozen encoder."""
     metrics = train(
         build_recipe(folder, memory_limit=0.0, epochs=2), tmp_path / "run", device="cpu", precision="float32"
-    )
+    ).metrics
     assert metrics["count"] == 3
     torch.manual_seed(0)
     save_file(models.resnet20(10).state_dict(), tmp_path / "encoder.safetensors")
@@ -484,7 +486,7 @@ def test_streamed_training_equals_training_from_memory(folder, tmp_path, no_repo
     results = [
         train(
             build_recipe(folder, memory_limit=limit, **fields), tmp_path / str(limit), device="cpu", precision="float32"
-        )
+        ).metrics
         for limit in (0.0, 4.0)
     ]
     assert results[0] == results[1]

@@ -23,6 +23,7 @@ from fukami.classification.task import ClassificationTask
 from fukami.data.loader import InMemoryLoader
 from fukami.engine import checkpoint
 from fukami.engine.checkpoint_file import decode_checkpoint
+from fukami.engine.ensemble import build_ensemble
 from fukami.engine.runtime import Runtime
 from fukami.engine.supervised import build_augmentation
 from fukami.image.transform import SquareTransform
@@ -267,7 +268,7 @@ def load_weights(folder):
 
 def test_moving_average_is_used_for_inference(tmp_path, frequent_checkpoints):
     recipe = Tiny(ema_decay=0.8, epochs=2)
-    result = package.train(recipe, tmp_path / "run", **CPU)
+    result = package.train(recipe, tmp_path / "run", **CPU).metrics
     torch.manual_seed(recipe.seed)
     average = {key: value.clone() for key, value in recipe.build_model(3).state_dict().items()}
     assert len(recipe.history) == 8
@@ -298,7 +299,7 @@ def build_members(recipe, weights):
 def test_snapshot_ensemble_has_the_weights_at_the_ends_of_the_cycles(tmp_path, frequent_checkpoints, options):
     """Six epochs of four steps in three cycles: after steps 8, 16 and 24."""
     recipe = Tiny(cycles=3, epochs=6, **options)
-    result = package.train(recipe, tmp_path / "run", **CPU)
+    result = package.train(recipe, tmp_path / "run", **CPU).metrics
     assert len(recipe.history) == 24
     saved = load_weights(tmp_path / "run")
     assert saved["num_active"] == 3
@@ -366,7 +367,7 @@ def build_ensemble(*members, vote=False):
     ]
     for task in tasks:
         task.setup(Runtime.start(**CPU))
-    return tasks[0].ensemble_with(tasks[1:], vote=vote) if len(tasks) > 1 else tasks[0]
+    return build_ensemble(tasks, vote=vote) if len(tasks) > 1 else tasks[0]
 
 
 def build_numbered_images(count):
@@ -444,17 +445,16 @@ def test_two_views_of_a_flip_are_the_image_and_its_mirror_image():
     with torch.inference_mode():
         plain, mirrored = (network(normalize(recipe, view)).softmax(1) for view in (images, images.flip(3)))
         torch.testing.assert_close(task.predict_scores(images).exp(), plain)
-        torch.testing.assert_close(
-            task.with_views(2).predict_scores(images).exp(), (plain + mirrored) / 2, atol=1e-4, rtol=1e-4
-        )
+        task.set_num_views(2)
+        torch.testing.assert_close(task.predict_scores(images).exp(), (plain + mirrored) / 2, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(plain, mirrored, atol=1e-2)
 
 
 def test_invalid_numbers_of_views_are_errors():
     with pytest.raises(UsageError, match="at least one view, not 0"):
-        build_task(Tiny(augment=("flip",)))[0].with_views(0)
+        build_task(Tiny(augment=("flip",)))[0].set_num_views(0)
     with pytest.raises(UsageError, match="no views"):
-        build_task(Tiny(augment=("mixup=0.2",)))[0].with_views(2)  # mixup combines images
+        build_task(Tiny(augment=("mixup=0.2",)))[0].set_num_views(2)  # mixup combines images
 
 
 # ---- command line ---------------------------------------------------------------------------------------------------
@@ -479,7 +479,7 @@ def runs(tmp_path_factory):
 def probabilities(runs):
     """Predictions of the runs for the test images and their mirror images ``(2, runs, N, classes)``, and targets."""
     val = package.get_recipe("deep-convnet")(**SMALL).load_data().val
-    tasks = [package.load(run, device="cpu") for run in runs]
+    tasks = [checkpoint.load(run, device="cpu") for run in runs]
     with torch.inference_mode():
         rows = [[task.predict_scores(view).exp() for task in tasks] for view in (val.images, val.images.flip(3))]
     return torch.stack([torch.stack(row) for row in rows]), val.targets
@@ -528,8 +528,8 @@ def test_eval_and_predict_with_two_views(fukami, runs, probabilities, digit_file
         assert metrics["errors"] == (mean.argmax(1) != targets).sum()
         assert metrics["loss"] == pytest.approx(F.nll_loss(mean.log(), targets).item(), rel=1e-3)
     file = next(digit_files.rglob("*.png"))
-    task = package.load(runs[0], device="cpu")
-    image = torch.from_numpy(task.load_image(file)).unsqueeze(0)
+    task = checkpoint.load(runs[0], device="cpu")
+    image = torch.from_numpy(task.transform.read_and_transform(file)).unsqueeze(0)
     with torch.inference_mode():
         expected = (task.predict_scores(image).exp() + task.predict_scores(image.flip(3)).exp())[0] / 2
     (prediction,) = fukami("predict", runs[0], file, "--views", "2", "--device", "cpu").json

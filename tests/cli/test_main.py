@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import fukami as package
 from fukami.catalogue import RECIPES
+from fukami.engine import checkpoint
 
 COMMANDS = [
     "doctor", "shard", "show", "propose", "list", "train", "find-lr", "board", "eval", "predict", "explain", "play",
@@ -340,8 +341,8 @@ def test_call_stack_from_command_to_loss_is_short(fukami, tmp_path):
 
 def test_python_api(trained, digit_files, tmp_path):
     recipe = package.get_recipe("deep-convnet")(epochs=1)
-    metrics = package.train(recipe, tmp_path / "run")
-    task = package.load(tmp_path / "run")
+    metrics = package.train(recipe, tmp_path / "run").metrics
+    task = checkpoint.load(tmp_path / "run")
     evaluated = task.evaluate(recipe.load_data().val)
     assert evaluated["errors"] == metrics["errors"]
     image = Image.open(next(digit_files.rglob("*.png")))

@@ -22,7 +22,7 @@ from fukami import timing
 from fukami.data import augment
 from fukami.data.samples import PROPOSAL, REGULAR, PaddedBatch
 from fukami.detection.task import DetectionTask
-from fukami.engine import async_checkpoint
+from fukami.engine import async_checkpoint, checkpoint
 from fukami.engine import export as engine_export
 from fukami.engine import train as engine_train
 from fukami.engine.checkpoint_file import decode_checkpoint
@@ -180,7 +180,6 @@ def prepare_training(recipe, device, precision, folder):
     set_random_seed(recipe.seed)
     task = recipe.build_task(data.labels)
     task.setup(runtime)
-    task.count_steps(loader)
     recipe.initialize_task(task)
     fix_random_draws(task)
     return task, iter(task.iterate_batches(loader)), data
@@ -212,7 +211,7 @@ def fix_random_draws(task):
 def run_steps(recipe, device, steps, folder, precision="float32"):
     """Run some steps; return their metrics and the change of each tensor of the networks."""
     task, batches, _ = prepare_training(recipe, device, precision, folder)
-    networks = {name: item for name, item in task.get_stateful_objects().items() if isinstance(item, torch.nn.Module)}
+    networks = {name: item for name, item in task.state.items() if isinstance(item, torch.nn.Module)}
     before = copy_weights(networks)
     metrics = []
     for step in range(steps):
@@ -316,7 +315,7 @@ def test_stages_of_rcnn_equal_those_of_the_cpu(stage, device):
         set_random_seed(0)
         task = recipe.build_task(("one", "other"))
         task.setup(runtime)
-        steps, _ = task.count_steps(batches)
+        steps = task.epochs * len(batches)
         before = copy_weights({"model": task.model})
         for step in range(min(steps, 6)):
             task.schedule(step / 6)
@@ -413,7 +412,7 @@ def run_ten_steps(recipe, device, precision, folder, *, capture):
         metrics.append({name: value.clone() for name, value in step_function(batch).items()})
     if isinstance(step_function, GraphedCallable):
         assert step_function.graph is not None
-    states = [item.state_dict() for item in task.get_stateful_objects().values() if hasattr(item, "state_dict")]
+    states = [item.state_dict() for item in task.state.values() if hasattr(item, "state_dict")]
     return task, step_function, pytree.tree_leaves([metrics, states])
 
 
@@ -501,8 +500,8 @@ def test_predictions_equal_those_of_the_cpu(family, device, make, digit_files, t
     """A run trained on the device is loaded, evaluated and used for prediction there and on the CPU."""
     require_device(device)
     recipe, out = make(family, **LONGER_RUNS.get(family, {})), tmp_path / "run"
-    result = package.train(recipe, out, device=device, precision="float32")
-    device_task, cpu_task = (package.load(out, device=name) for name in (device, "cpu"))
+    result = package.train(recipe, out, device=device, precision="float32").metrics
+    device_task, cpu_task = (checkpoint.load(out, device=name) for name in (device, "cpu"))
     assert next(device_task.model.parameters()).device.type == device
     assert next(cpu_task.model.parameters()).device.type == "cpu"
     name = next(iter(result))
@@ -683,7 +682,7 @@ def test_exports_predict_on_a_device_as_on_the_cpu(device, run, digit_files, tmp
     for to in ("float16", "bfloat16")[: 2 if device == "cuda" else 1]:
         out = tmp_path / to
         engine_export.export_run(run(device), to, out)
-        predictions, expected = (package.load(out, device=name).predict(inputs) for name in (device, "cpu"))
+        predictions, expected = (checkpoint.load(out, device=name).predict(inputs) for name in (device, "cpu"))
         for prediction, expected_prediction in zip(predictions, expected, strict=True):
             assert prediction["probability"] == pytest.approx(expected_prediction["probability"], abs=0.05)
 
@@ -694,7 +693,7 @@ def test_a_packed_binary_network_predicts_as_the_unpacked_one(device, request, d
     require_device(device)
     binarized = request.getfixturevalue("binarized")
     engine_export.export_run(binarized, "binary", tmp_path / "bits")
-    packed, unpacked = package.load(tmp_path / "bits", device=device), package.load(binarized, device=device)
+    packed, unpacked = checkpoint.load(tmp_path / "bits", device=device), checkpoint.load(binarized, device=device)
     name = binary_layers.get_kernels(next(packed.model.parameters()).device).__name__
     assert name in (f"fukami.quantization.binary_{device}", "fukami.quantization.binary_reference")
     inputs = sorted(digit_files.rglob("*.png"))[:20]
@@ -704,7 +703,7 @@ def test_a_packed_binary_network_predicts_as_the_unpacked_one(device, request, d
 
 def test_explanations_equal_those_of_the_cpu(device, run, digit_files):
     """Compare Grad-CAM heatmaps and feature maps."""
-    tasks = [package.load(run(device), device=name) for name in ("cpu", device)]
+    tasks = [checkpoint.load(run(device), device=name) for name in ("cpu", device)]
     image = torch.from_numpy(tasks[0].transform.read_and_transform(sorted(digit_files.rglob("*.png"))[0]))
     layers = explain_summary.summarize_layers(tasks[0].model, (1, 28, 28))
     names = [layer.name for layer in explain_summary.find_stages(layers)]
@@ -728,12 +727,12 @@ def test_a_server_predicts_on_a_device(device, run, digit_files):
     from fukami.serving import app as serving
 
     file = sorted(digit_files.rglob("*.png"))[0]
-    task = package.load(run(device), device=device)
+    task = checkpoint.load(run(device), device=device)
     info = {"recipe": "deep-convnet", "members": 1, "labels": list("0123456789"), "precision": "float32"}
     form = [("file", (file.name, file.read_bytes(), "image/png"))]
     with TestClient(serving.create_app(task, info | {"versions": {}}), base_url="http://localhost") as client:
         (prediction,) = client.post("/predict", files=form).json()
-    (expected,) = package.load(run(device), device="cpu").predict([file])
+    (expected,) = checkpoint.load(run(device), device="cpu").predict([file])
     assert prediction["label"] == expected["label"]
     assert prediction["probability"] == pytest.approx(expected["probability"], abs=1e-3)
 
@@ -745,8 +744,8 @@ def test_compiled_training(device, make, tmp_path, no_reports):
     if importlib.util.find_spec("triton") is None:
         pytest.skip("needs Triton")
     recipe, options = make("deep-convnet", epochs=1, augment=()), {"device": device, "precision": "float32"}
-    uncompiled = package.train(recipe, tmp_path / "uncompiled", **options)
-    compiled = package.train(recipe, tmp_path / "compiled", **options, compile=True)
+    uncompiled = package.train(recipe, tmp_path / "uncompiled", **options).metrics
+    compiled = package.train(recipe, tmp_path / "compiled", **options, compile=True).metrics
     assert compiled["loss"] == pytest.approx(uncompiled["loss"], rel=1e-2)
     assert json.loads((tmp_path / "compiled" / "recipe.json").read_text())["compile"] is True
 
@@ -844,7 +843,7 @@ def test_a_skipped_first_step_does_not_affect_the_momentum(device, monkeypatch):
         for gradient in (torch.inf, 4.0, 8.0):
             scaler.scale(torch.zeros((), device=device))
             weight.grad = torch.full_like(weight, gradient)
-            task.apply_gradients(optimizer, scaler)
+            apply_gradients(optimizer, scaler, task.clip_norm)
         weights.append(weight.detach())
     assert weights[0].isfinite().all()
     torch.testing.assert_close(weights[0], weights[1])

@@ -344,7 +344,7 @@ def test_files_deleted_or_unreadable_in_mid_epoch(
     root = shutil.copytree(digit_files, tmp_path / "data")
     recipe = classification(root, memory_limit=memory, holdout=0.0)
     recipe = replace(recipe, epochs=6, batch_size=4)
-    expected = package.train(recipe, tmp_path / "unchanged", **CPU) if memory else None
+    expected = package.train(recipe, tmp_path / "unchanged", **CPU).metrics if memory else None
     victims, real_step, steps = [root / "3" / "3.png", root / "7" / "7.png"], ClassificationTask.step, itertools.count()
 
     def step(self, batch):
@@ -354,7 +354,7 @@ def test_files_deleted_or_unreadable_in_mid_epoch(
         return real_step(self, batch)
 
     monkeypatch.setattr(ClassificationTask, "step", step)
-    metrics = package.train(recipe, tmp_path / "run", **CPU)
+    metrics = package.train(recipe, tmp_path / "run", **CPU).metrics
     if memory:
         assert metrics == expected
         weights = [(tmp_path / run / "weights.safetensors").read_bytes() for run in ("unchanged", "run")]
@@ -576,9 +576,9 @@ def edit_checkpoint(run, **changes):
 
 def test_a_checkpoint_of_other_versions(tmp_path, no_reports, caplog):
     run, recipe = tmp_path / "run", replace(RECIPE, epochs=1)
-    result = package.train(recipe, run, **CPU)
+    result = package.train(recipe, run, **CPU).metrics
     edit_checkpoint(run, versions={"fukami": "0.0.7", "torch": "2.5", "python": "3.10"})
-    assert package.train(recipe, run, **CPU, resume=True) == result
+    assert package.train(recipe, run, **CPU, resume=True).metrics == result
     (message,) = [record.getMessage() for record in caplog.records if "0.0.7" in record.getMessage()]
     assert "equal numbers are not guaranteed" in message
     assert torch.__version__ in message

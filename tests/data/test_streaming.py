@@ -386,7 +386,7 @@ def test_training_from_files_equals_training_from_memory(root, tmp_path, no_repo
     for limit in (0.0, 4.0):
         recipe = build_recipe(root, memory_limit=limit)
         assert isinstance(recipe.load_data().train, InMemoryLoader if limit else FileStreamingLoader)
-        results[limit] = package.train(recipe, tmp_path / str(limit), **CPU)
+        results[limit] = package.train(recipe, tmp_path / str(limit), **CPU).metrics
     assert results[0.0] == results[4.0]
     first, second = (load_file(tmp_path / name / "weights.safetensors") for name in ("0.0", "4.0"))
     assert all(torch.equal(first[key], second[key]) for key in first)

@@ -11,6 +11,7 @@ from fukami import UsageError
 from fukami.detection.alternating_task import NOT_STARTED, STEP_BOUNDARIES, AlternatingDetectionTask
 from fukami.detection.faster_rcnn import FasterRCNNVGG16
 from fukami.detection.task import DetectionTask
+from fukami.engine import checkpoint
 from fukami.engine.runtime import Runtime
 
 
@@ -62,9 +63,11 @@ def test_each_step_trains_only_its_modules(recipe, batch_norm):
             )
         losses = task.step(batch)
         after = copy_weights(task)
-        modes = [module.training for network in task.get_networks() for module in network.modules()]
+        modes = [module.training for network in (task.model, task.proposal_network) for module in network.modules()]
         assert task.evaluate(data.val) == task.evaluate(data.val)
-        assert [module.training for network in task.get_networks() for module in network.modules()] == modes
+        assert [
+            module.training for network in (task.model, task.proposal_network) for module in network.modules()
+        ] == modes
         assert all(torch.equal(value, after[name]) for name, value in copy_weights(task).items())
         changed = {".".join(name.split(".")[:2]) for name in after if not torch.equal(after[name], before[name])}
         assert changed == trained_modules, step
@@ -130,7 +133,7 @@ def test_training_interrupted_and_resumed_in_each_step_equals_uninterrupted_trai
 def test_a_finished_run_predicts_without_the_proposal_network(recipe, tmp_path, scene_files, no_reports):
     fukami.train(recipe, tmp_path / "run", device="cpu", precision="float32")
     assert not any("proposal_network" in name for name in load_file(tmp_path / "run" / "weights.safetensors"))
-    task = fukami.load(tmp_path / "run", device="cpu")
+    task = checkpoint.load(tmp_path / "run", device="cpu")
     files = [scene_files / "valid" / "8.png"]
     predictions = task.predict(files)
     assert predictions[0]["boxes"]

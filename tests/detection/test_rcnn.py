@@ -18,9 +18,9 @@ from fukami import UsageError
 from fukami.data import augment_boxes, feature_cache
 from fukami.data.samples import CROWD, DIFFICULT, PROPOSAL, REGULAR, PaddedBatch
 from fukami.detection import data as detection_data
-from fukami.detection import rcnn_svm_task
+from fukami.detection import frozen_feature_task
+from fukami.detection.frozen_feature_task import BoxRegressionFitter, SVMFitter
 from fukami.detection.rcnn import RCNN, RCNNSVM, RCNNBoxes, RCNNFinetune
-from fukami.detection.rcnn_svm_task import BoxRegressionTask, SVMTask
 from fukami.detection.rcnn_task import RCNNFinetuneTask, filter_proposals
 from fukami.engine import checkpoint
 from fukami.engine.runtime import Runtime
@@ -242,7 +242,7 @@ def build_stage(recipe_class, **fields):
 
 def run_stage(task, loader):
     """Run all steps of a stage; returns the logged metrics of each step."""
-    steps, _ = task.count_steps(loader)
+    steps = task.epochs * len(loader)
     return [task.step(batch) for _, batch in zip(range(steps), task.iterate_batches(loader), strict=False)]
 
 
@@ -260,7 +260,7 @@ def iterate_images(task, loader):
 def test_svms_with_mined_negatives_are_close_to_those_of_all_negatives(
     few_scenes, monkeypatch, retrain_interval, min_correlation, max_cost_ratio
 ):
-    monkeypatch.setattr(rcnn_svm_task, "RETRAIN_INTERVAL", retrain_interval)
+    monkeypatch.setattr(frozen_feature_task, "RETRAIN_INTERVAL", retrain_interval)
     task, loader = build_stage(RCNNSVM, svm_cost=0.05, hidden=256)
     logged = run_stage(task, loader)
     positives, negatives = [[] for _ in task.labels], [[] for _ in task.labels]
@@ -281,7 +281,7 @@ def test_svms_with_mined_negatives_are_close_to_those_of_all_negatives(
         positive, negative = torch.cat(positives[class_index]), torch.cat(negatives[class_index])
         weight, bias = task.model.svm.weight[class_index], task.model.svm.bias[class_index]
         if not len(positive):
-            assert bias == rcnn_svm_task.ABSENT_CLASS_BIAS
+            assert bias == frozen_feature_task.ABSENT_CLASS_BIAS
             continue
         x = scale * torch.cat([positive, negative]).double().numpy()
         y = np.arange(len(positive) + len(negative)) < len(positive)
@@ -293,7 +293,7 @@ def test_svms_with_mined_negatives_are_close_to_those_of_all_negatives(
         assert compute_svm_cost(x, y, weight / scale, bias) < max_cost_ratio * exact_cost
     assert sum(step["hard_negatives"] for step in logged[:8]) == 0
     num_negatives = sum(len(features) for class_features in negatives for features in class_features)
-    assert task.store["is_negative"].sum() < 0.7 * num_negatives  # the easy ones were removed
+    assert task.fitter.store["is_negative"].sum() < 0.7 * num_negatives  # the easy ones were removed
 
 
 def compute_svm_cost(x, y, weight, bias):
@@ -314,7 +314,7 @@ def test_regions_on_difficult_objects_and_crowds_are_not_negatives():
         kinds[None],
         *[torch.zeros(1)] * 3,
     )
-    is_negative = rcnn_svm_task.find_negatives(batch, proposals, 3, 0.3)
+    is_negative = frozen_feature_task.find_negatives(batch, proposals, 3, 0.3)
     assert is_negative.tolist() == [
         [False, True, True], [True, False, True], [True, False, True], [True, True, True], [True, True, True],
     ]  # fmt: skip
@@ -353,7 +353,7 @@ def test_the_number_of_training_regions_of_a_class_is_limited(few_scenes):
     task, loader = build_stage(RCNNBoxes)
     task.max_training_regions = 1
     run_stage(task, loader)
-    assert task.store["classes"].bincount().max() < 40  # the regions of one image
+    assert task.fitter.store["classes"].bincount().max() < 40  # the regions of one image
 
 
 @pytest.mark.parametrize("stage", [RCNNSVM, RCNNBoxes])
@@ -469,11 +469,11 @@ def test_several_processes_are_an_error_before_the_first_stage(monkeypatch):
 def test_a_moved_run_is_resumed(few_scenes, frequent_checkpoints, tmp_path):
     recipe = RCNN(**QUICK)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BoxRegressionTask, "fit_regressors", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(BoxRegressionFitter, "fit_regressors", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             package.train(recipe, tmp_path / "old", device="cpu", precision="float32")
     (tmp_path / "old").rename(tmp_path / "new")
-    assert package.train(recipe, tmp_path / "new", device="cpu", precision="float32", resume=True)["count"] == 4
+    assert package.train(recipe, tmp_path / "new", device="cpu", precision="float32", resume=True).metrics["count"] == 4
 
 
 def test_training_interrupted_and_resumed_in_each_stage_equals_uninterrupted_training(
@@ -481,31 +481,36 @@ def test_training_interrupted_and_resumed_in_each_stage_equals_uninterrupted_tra
 ):
     recipe = RCNN(**QUICK)
     uninterrupted, resumed = tmp_path / "uninterrupted", tmp_path / "resumed"
-    result = package.train(recipe, uninterrupted, device="cpu", precision="float32")
+    result = package.train(recipe, uninterrupted, device="cpu", precision="float32").metrics
     assert result["count"] == 4
-    for task_class, num_steps in ((RCNNFinetuneTask, 3), (SVMTask, 5), (SVMTask, 9), (BoxRegressionTask, 5)):
+    for owner, method, num_steps in (
+        (RCNNFinetuneTask, "step", 3),
+        (SVMFitter, "process_image", 5),
+        (SVMFitter, "process_image", 9),
+        (BoxRegressionFitter, "process_image", 5),
+    ):
         with pytest.MonkeyPatch.context() as patch:
-            steps, step = [], task_class.step
+            steps, step = [], getattr(owner, method)
 
-            def fail(self, batch, *, steps=steps, step=step, num_steps=num_steps):
-                steps.append(batch)
+            def fail(self, *arguments, steps=steps, step=step, num_steps=num_steps):
+                steps.append(arguments)
                 if len(steps) > num_steps:
                     raise KeyboardInterrupt
-                return step(self, batch)
+                return step(self, *arguments)
 
-            patch.setattr(task_class, "step", fail)
+            patch.setattr(owner, method, fail)
             with pytest.raises(KeyboardInterrupt):
                 package.train(recipe, resumed, device="cpu", precision="float32", resume=resumed.exists())
-    resumed_result = package.train(recipe, resumed, device="cpu", precision="float32", resume=True)
+    resumed_result = package.train(recipe, resumed, device="cpu", precision="float32", resume=True).metrics
     assert resumed_result == result
     for name in ("finetune", "svm", "."):
         assert checkpoint.is_finished(resumed / name)
         one, other = ((run / name / "weights.safetensors").read_bytes() for run in (uninterrupted, resumed))
         assert one == other
-    task = package.load(uninterrupted, device="cpu")
+    task = checkpoint.load(uninterrupted, device="cpu")
     assert task.evaluate(recipe.load_data().val) == result
     for name in ("finetune", "svm"):  # each stage is a run
-        assert package.load(uninterrupted / name, device="cpu").evaluate(recipe.load_data().val)["count"] == 4
+        assert checkpoint.load(uninterrupted / name, device="cpu").evaluate(recipe.load_data().val)["count"] == 4
 
 
 @pytest.mark.parametrize("method", ["evaluate", "plot_evaluation"])

@@ -144,7 +144,7 @@ def test_training_with_a_plateau_schedule_resumes_bit_exactly(tmp_path, monkeypa
                          dropout=0.0, holdout=0.9, batch_size=45)  # fmt: skip
 
     def train(out, **options):
-        return fukami.train(recipe, tmp_path / out, device="cpu", precision="float32", **options)
+        return fukami.train(recipe, tmp_path / out, device="cpu", precision="float32", **options).metrics
 
     def on_evaluation(self, metrics, real=schedules.ReduceOnPlateau.on_evaluation):
         evaluations.append(metrics)

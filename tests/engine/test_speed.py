@@ -306,9 +306,9 @@ def test_compile_starts_at_the_second_step_and_is_kept_by_a_resumption(tmp_path,
             raise KeyboardInterrupt
         return real_step(self, batch)
 
-    plain = package.train(recipe, tmp_path / "plain", **options)
+    plain = package.train(recipe, tmp_path / "plain", **options).metrics
     monkeypatch.setattr(ClassificationTask, "step", step)
-    compiled = package.train(recipe, tmp_path / "compiled", **options, compile=True)
+    compiled = package.train(recipe, tmp_path / "compiled", **options, compile=True).metrics
     assert are_compiled == [False] + [True] * (len(are_compiled) - 1)
     assert compiled["loss"] == pytest.approx(plain["loss"], rel=1e-2)  # dropout differs
     monkeypatch.setattr(ClassificationTask, "step", partialmethod(step, stop_at=9))
@@ -317,7 +317,7 @@ def test_compile_starts_at_the_second_step_and_is_kept_by_a_resumption(tmp_path,
         package.train(recipe, tmp_path / "resumed", **options, compile=True)
     torch.compiler.reset()
     monkeypatch.setattr(ClassificationTask, "step", step)
-    assert package.train(recipe, tmp_path / "resumed", **options, resume=True) == compiled
+    assert package.train(recipe, tmp_path / "resumed", **options, resume=True).metrics == compiled
     expected, resumed = ((tmp_path / run / "weights.safetensors").read_bytes() for run in ("compiled", "resumed"))
     assert expected == resumed
     record = json.loads((tmp_path / "resumed" / "recipe.json").read_text())

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-import fukami as package
 from fukami import Error, UsageError, leaderboard, models
+from fukami.engine import checkpoint
 from fukami.engine.runtime import Runtime
 from fukami.generation import data as generation_data
 from fukami.generation import features as generation_features
@@ -256,7 +256,7 @@ def test_features_of_digits_come_from_the_bundled_classifier(few_digits):
     assert extractor.name == "digits"
     val = DCGAN(**SMALL).load_data().val
     features = extractor.extract(val.images, torch.device("cpu"))
-    task = package.load("deep-convnet", device="cpu")
+    task = checkpoint.load("deep-convnet", device="cpu")
     with torch.inference_mode():
         expected = task.model(val.images.float() / 255)
         torch.testing.assert_close(extractor.classifier(features), expected)

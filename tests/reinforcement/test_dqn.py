@@ -498,7 +498,7 @@ def test_predict_image_files(build_task, tmp_path):
     assert json.loads(json.dumps(good)) == good
     assert good["action"] == max(good["values"], key=good["values"].get)
     assert "b.png" in bad["error"]
-    assert task.draw_prediction(tmp_path / "a.png", good).size[1] == 420
+    assert task.draw(image_io.read_image(tmp_path / "a.png"), good).size[1] == 420
 
 
 ATARI = pytest.mark.skipif(importlib.util.find_spec("ale_py") is None, reason="needs the extra: pip install '.[atari]'")
@@ -650,7 +650,7 @@ def test_training_on_cartpole_raises_the_return(build_task):
         **options,
     )
     assert task.evaluate(data.val)["return"] < 50
-    for _, batch in zip(range(task.count_steps(None)[0]), task.iterate_batches(data.train), strict=False):
+    for _, batch in zip(range(task.epochs), task.iterate_batches(data.train), strict=False):
         task.step(batch)
     assert task.evaluate(data.val)["return"] > 70
 

@@ -16,6 +16,8 @@ import fukami as package
 from fukami import Error, UsageError
 from fukami.data import scenes
 from fukami.data.samples import PaddedBatch
+from fukami.engine import checkpoint
+from fukami.engine.ensemble import build_ensemble
 from fukami.engine.runtime import Runtime
 from fukami.image import io as image_io
 from fukami.image.transform import ResizeTransform
@@ -317,12 +319,12 @@ def test_ensembles_average_probabilities():
     with torch.inference_mode():
         frame = tasks[0].normalize_images(images, torch.tensor([[32.0, 64.0]]))
         expected = sum(task.model(frame).softmax(1) for task in tasks).argmax(1)[0]
-    ensemble = tasks[0].ensemble_with(tasks[1:])
+    ensemble = build_ensemble(tasks)
     assert np.array_equal(ensemble.decode_masks(ensemble.predict([image])[0]), expected.numpy())
     with pytest.raises(UsageError, match="omit --vote"):
-        tasks[1].ensemble_with(tasks[2:], vote=True)
+        build_ensemble(tasks[1:], vote=True)
     with pytest.raises(UsageError, match="the same classes"):
-        tasks[1].ensemble_with([build_task(nn.Conv2d(3, 2, 1), tuple("ab"))])
+        build_ensemble([tasks[1], build_task(nn.Conv2d(3, 2, 1), tuple("ab"))])
 
 
 # drawings
@@ -450,7 +452,7 @@ def test_serve_and_explain(run, fukami, mask_files):
     from fukami.serving import metrics, worker
     from fukami.serving.app import predict_section
 
-    task = package.load(run, device="cpu")
+    task = checkpoint.load(run, device="cpu")
     path = sorted((mask_files / "val" / "images").iterdir())[0]
     server = worker.Worker(task, metrics.Metrics())
     with path.open("rb") as file:
@@ -474,12 +476,12 @@ def test_export(name, mask_files, no_reports, tmp_path, fukami):
     recipe = package.get_recipe(name)(data=str(mask_files), min_size=64, epochs=1, batch_size=4, lr=1e-4, **smaller)
     package.train(recipe, tmp_path / "run", device="cpu", precision="float32")
     files = sorted((mask_files / "val" / "images").iterdir())[:2]
-    task = package.load(tmp_path / "run", device="cpu")
+    task = checkpoint.load(tmp_path / "run", device="cpu")
     expected = task.predict(files)
     for to, tolerance in (("onnx", 0.001), ("float16", 0.06), ("bfloat16", 0.3)):
         exported = fukami("export", tmp_path / "run", "--to", to, "--out", tmp_path / to)
         assert exported.status == 0, exported.err
-        predictions = package.load(tmp_path / to, device="cpu").predict(files)
+        predictions = checkpoint.load(tmp_path / to, device="cpu").predict(files)
         for one, other in zip(predictions, expected, strict=True):
             assert (task.decode_masks(one) != task.decode_masks(other)).mean() <= tolerance, to
     result = fukami("export", tmp_path / "run", "--to", "int8")
@@ -532,11 +534,11 @@ def test_import_of_published_weights(fukami, mask_files, tmp_path):
     reference = torchvision.models.segmentation.fcn_resnet50(weights=None, weights_backbone=None, aux_loss=True).eval()
     torch.save(reference.state_dict(), tmp_path / "fcn.pth")
     assert fukami("import", tmp_path / "fcn.pth", "--out", tmp_path / "run").status == 0
-    task = package.load(tmp_path / "run", device="cpu")
+    task = checkpoint.load(tmp_path / "run", device="cpu")
     assert task.labels[15] == "person"
     path = sorted((mask_files / "val" / "images").iterdir())[0]
-    image = task.prepare(task.prepare.read_image(path))
-    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (task.prepare.mean, task.prepare.std))
+    image = task.transform(task.transform.read_image(path))
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (task.transform.mean, task.transform.std))
     normalized = ((image / 255 - mean) / std)[None]
     frame = F.pad(normalized, (0, -normalized.shape[3] % 32, 0, -normalized.shape[2] % 32))
     with torch.inference_mode():
@@ -593,7 +595,7 @@ def test_short_training_on_camvid(camvid, no_reports, tmp_path):
     recipe = package.get_recipe("segnet-basic")(
         data="camvid", min_size=64, filters=16, epochs=1, batch_size=16, lr=0.01
     )
-    result = package.train(recipe, tmp_path / "run", device="cpu")
+    result = package.train(recipe, tmp_path / "run", device="cpu").metrics
     assert result["count"] == 233
     assert result["accuracy"] > 0.3
     assert segmentation_data.is_segmentation_dataset("camvid")

@@ -53,7 +53,7 @@ DIGIT = Path(__file__).parents[2] / "docs" / "digit.png"
 
 @pytest.fixture(scope="module")
 def task():
-    return package.load("deep-convnet")
+    return checkpoint.load("deep-convnet")
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +215,7 @@ def test_page_shows_predictions(client, task, files):
     text = response.text
     prediction = task.predict([str(files[0])])[0]
     drawn = io.BytesIO()
-    task.draw_prediction(str(files[0]), prediction).save(drawn, format="png")
+    task.draw(image_io.read_image(files[0]), prediction).save(drawn, format="png")
     (source,) = re.findall('src="(data:image/png;base64,[^"]+)"', text)
     with urllib.request.urlopen(source) as image:
         assert image.read() == drawn.getvalue()

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-import fukami
 from fukami.captioning import metrics as captioning_metrics
 from fukami.captioning import plots as captioning_plots
 from fukami.captioning import tokenizer
@@ -21,7 +20,7 @@ RANKS = (0.02, 0.2, 0.5, 0.95)  # of the captions by CIDEr-D, the best first
 
 def plot_gallery(run: str) -> Figure:
     """Plot the images at some ranks with the generated caption and a reference caption."""
-    task = fukami.load(run)
+    task = checkpoint.load(run)
     recipe, _ = checkpoint.read_recipe(Path(run))
     eval_data = recipe.load_eval_data()
     results = task.collect_results(eval_data)

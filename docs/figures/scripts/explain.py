@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.torch import load_file
 
-import fukami
 from fukami import models
 from fukami.engine import checkpoint
 from fukami.explain import feature_visualization, receptive_field, stacked_filters
@@ -65,7 +64,7 @@ def plot_fields(weights_file: Path, folder: Path) -> None:
 
 def plot_features() -> None:
     """Plot the Grad-CAM, the feature maps and the top patches of deep-convnet for docs/digit.png."""
-    task = fukami.load("deep-convnet")
+    task = checkpoint.load("deep-convnet")
     (model,) = task.get_modules().values()
     pixels = torch.from_numpy(task.transform.read_and_transform(HERE.parent / "digit.png"))
     image = task.normalize_images(pixels)

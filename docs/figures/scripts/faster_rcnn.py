@@ -13,8 +13,8 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from torch.nn import functional as F
 
-import fukami
 from fukami.data import scenes
+from fukami.engine import checkpoint
 from fukami.image import io as image_io
 
 HERE = Path(__file__).parents[1]
@@ -24,10 +24,10 @@ NUM_PROPOSALS = 60
 @torch.inference_mode()
 def draw(run: str, scene_index: int) -> Figure:
     """Draw the scene, its objectness, its proposals and its detections."""
-    task = fukami.load(run, device="cpu")
+    task = checkpoint.load(run, device="cpu")
     task.model.eval()
     scene = scenes.generate_scene(0, scenes.NUM_TRAIN + scene_index)
-    image = task.prepare(torch.from_numpy(scene.image).permute(2, 0, 1))[None]
+    image = task.transform(torch.from_numpy(scene.image).permute(2, 0, 1))[None]
     sizes = torch.tensor([image.shape[-2:]]).float()
     padded = F.pad(image, (0, -image.shape[3] % 32, 0, -image.shape[2] % 32))
     images = task.normalize_images(padded, sizes)

@@ -20,7 +20,7 @@ from PIL import Image
 import fukami
 from fukami import leaderboard
 from fukami.cli import augmentation_grids
-from fukami.engine import lr_finder, schedules
+from fukami.engine import checkpoint, lr_finder, schedules
 
 HERE = Path(__file__).parents[1]
 OPERATIONS = ("flip", "pad-crop=4", "rotate=15", "brightness", "saturation", "hue=0.05", "cutmix")
@@ -90,7 +90,7 @@ def plot_ensemble() -> None:
             "cpu",
         ]
         subprocess.run([sys.executable, "-m", "fukami", *arguments, "--out", folder], check=True)
-        task = fukami.load(*(f"{folder}/seed-{seed}" for seed in range(3)), device="cpu")
+        task = checkpoint.load(*(f"{folder}/seed-{seed}" for seed in range(3)), device="cpu")
         figures = dict(task.plot_evaluation(fukami.get_recipe("deep-convnet")().load_eval_data()))
         save(figures["Ensemble members"], "ensemble")
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import torch
@@ -15,11 +14,11 @@ from fukami.captioning import beam_search, tokenizer
 from fukami.captioning import metrics as captioning_metrics
 from fukami.captioning.tokenizer import TokenizerName
 from fukami.data.feature_cache import FeatureCache
-from fukami.engine.cached_evaluation import CachedEvaluationTask
-from fukami.engine.task import ModelSignature, TrainingOptions
+from fukami.engine.prediction import Prediction
+from fukami.engine.task import ModelSignature, Task, TrainingOptions
 from fukami.errors import Error, UsageError
 from fukami.image import io as image_io
-from fukami.image.transform import SquareTransform
+from fukami.image.transform import SquareTransform, get_normalization
 from fukami.quantization import half_precision
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 Batch = tuple[Tensor, Tensor]
 FEATURES_VERSION = 2  # version of the preprocessing; cached features of other versions are not read
-PREDICT_BATCH_SIZE = 32  # maximum number of images per prediction batch
+ENCODING_BATCH_SIZE = 32  # images per batch of the encoder, whose features are cached
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class CaptioningResults:
         )
 
 
-class CaptioningTask(CachedEvaluationTask):
+class CaptioningTask(Task):
     """Image captioning: maximum likelihood of each token of a caption, given the image and the previous tokens.
 
     Args:
@@ -104,6 +103,9 @@ class CaptioningTask(CachedEvaluationTask):
         cache_limit: maximum size of the feature cache, in GB; 0 disables it.
         options: optimizer, lr_schedule, epochs, eval_every, accumulate and clip_norm, as for :class:`fukami.Task`.
     """
+
+    predict_batch_size = 32
+    transform: SquareTransform
 
     def __init__(
         self,
@@ -130,8 +132,7 @@ class CaptioningTask(CachedEvaluationTask):
         if self.frozen_encoder:
             self.model.encoder.requires_grad_(False)
         super().setup(runtime)
-        mean, std = (255 * torch.tensor(value).view(-1, 1, 1) for value in (self.transform.mean, self.transform.std))
-        self.mean, self.std = mean.to(runtime.device), std.to(runtime.device)
+        self.mean, self.std = get_normalization(self.transform, runtime.device)
 
     def get_signature(self) -> ModelSignature:
         """Raise a usage error: beam search is not part of the network, so the model cannot be exported."""
@@ -139,11 +140,12 @@ class CaptioningTask(CachedEvaluationTask):
             "captioning models cannot be exported, because beam search is not part of the network; use fukami predict"
         )
 
-    def iterate_batches(self, train: Any) -> Iterable[Batch]:
+    def iterate_batches(self, loader: Any) -> Iterable[Batch]:
         """Yield training batches, epoch after epoch; compute the features of a frozen encoder first."""
         if self.frozen_encoder:
-            train.set_features(torch.stack([self.extract_features(train), self.extract_features(train, flip=True)], 1))
-        return super().iterate_batches(train)
+            views = [self.extract_features(loader), self.extract_features(loader, flip=True)]
+            loader.set_features(torch.stack(views, 1))
+        return super().iterate_batches(loader)
 
     def compute_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the mean negative log-likelihood per token over all processes (Vinyals et al. 2015, equation 13).
@@ -177,7 +179,7 @@ class CaptioningTask(CachedEvaluationTask):
         cache = FeatureCache(self.model.encoder, settings, self.cache_limit) if self.cache_limit else None  # type: ignore[arg-type]
         all_features: list[Tensor] = []
         for images in loader.iterate_images():
-            for batch in images.split(PREDICT_BATCH_SIZE):
+            for batch in images.split(ENCODING_BATCH_SIZE):
                 path = cache.get_path(batch, torch.zeros(0)) if cache else None
                 features = cache.read(path) if cache and path else None
                 if features is None or len(features) != len(batch):
@@ -195,14 +197,10 @@ class CaptioningTask(CachedEvaluationTask):
         if self.frozen_encoder and batches.features is None:
             batches.set_features(self.extract_features(batches).unsqueeze(1))
         captions: dict[int, str] = {}
-        with self.inference_mode():
-            for images, indices in batches:
-                if len(indices):
-                    captions |= zip(
-                        indices.tolist(),
-                        (candidates[0]["caption"] for candidates in self.generate_captions(images)),
-                        strict=True,
-                    )
+        for images, indices in batches:
+            if len(indices):
+                candidates = self.generate_captions(images)
+                captions |= zip(indices.tolist(), (first["caption"] for first, *_ in candidates), strict=True)
         for other in self.runtime.all_gather(captions):
             captions |= other
         if not captions:
@@ -260,47 +258,27 @@ class CaptioningTask(CachedEvaluationTask):
         scores[:, [tokenizer.BEGIN, tokenizer.UNKNOWN]] = -torch.inf
         return state, scores
 
-    @torch.inference_mode()
-    def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
-        """Predict the ``caption`` of each image, its ``probability``, and the best ``captions``.
+    def prepare_image(self, image: Image.Image) -> Tensor:
+        """Preprocess an image to ``(C, H, W)`` uint8."""
+        return torch.from_numpy(self.transform(image))
 
-        ``inputs`` are paths, PIL images or arrays, as for :func:`fukami.image.io.read_image`. An unreadable image
-        yields ``{"file", "error"}``.
-        """
-        self.model.eval()
-        predictions: list[dict[str, Any]] = []
-        for start in range(0, len(inputs), PREDICT_BATCH_SIZE):
-            sources = inputs[start : start + PREDICT_BATCH_SIZE]
-            images = [self.load_image(source) for source in sources]
-            readable = [image for image in images if isinstance(image, Tensor)]
-            generated = iter(self.generate_captions(torch.stack(readable)) if readable else ())
-            for source, image in zip(sources, images, strict=True):
-                file = {"file": str(source)} if isinstance(source, str | Path) else {}
-                if isinstance(image, Error):
-                    predictions.append({**file, "error": str(image)})
-                    continue
-                captions = next(generated)
-                best = {name: captions[0][name] for name in ("caption", "probability")}
-                predictions.append({**file, **best, "captions": captions})
-        return predictions
+    def predict_batch(self, images: Tensor) -> list[Prediction]:
+        """Predict the ``caption`` of each image, its ``probability``, and the best ``captions``."""
+        return [
+            {"caption": captions[0]["caption"], "probability": captions[0]["probability"], "captions": captions}
+            for captions in self.generate_captions(images)
+        ]
 
-    def load_image(self, source: Any) -> Tensor | Error:
-        """Load and transform an image, ``(C, H, W)`` uint8; return the error if it is unreadable."""
-        try:
-            return torch.from_numpy(self.transform.read_and_transform(source))
-        except Error as error:
-            return error
-
-    def draw_prediction(self, source: Any, prediction: dict[str, Any]) -> Image.Image:
+    def draw(self, image: Image.Image, prediction: Prediction) -> Image.Image:
         """Draw the image with its caption below."""
-        return image_io.draw_caption(image_io.read_image(source), prediction["caption"])
+        return image_io.draw_caption(image, prediction["caption"])
 
     @torch.inference_mode()
     def plot_evaluation(self, batches: Any) -> "Iterator[tuple[str, Figure]]":
         """Yield figures of the best, median and worst captions by CIDEr-D, and of the most common captions."""
         from fukami.captioning import plots as captioning_plots
 
-        results: CaptioningResults = self.get_results(batches)
+        results: CaptioningResults = self._get_results(batches)
         image_indices = list(results.captions)
 
         def load_example(position: int) -> captioning_plots.CaptionExample:

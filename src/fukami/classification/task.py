@@ -2,11 +2,9 @@
 
 import copy
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Unpack
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -14,10 +12,11 @@ from torch.nn import functional as F
 from torch.quasirandom import SobolEngine
 
 from fukami.classification import metrics
-from fukami.engine.task import ModelSignature, Task, TrainingOptions
+from fukami.engine.prediction import Prediction
+from fukami.engine.task import ModelSignature, Task, TrainingOptions, match_labels
 from fukami.errors import Error, UsageError
 from fukami.image import io as image_io
-from fukami.image.transform import SquareTransform
+from fukami.image.transform import SquareTransform, get_normalization
 from fukami.layers import binary
 from fukami.layers.activation_checkpointing import enable_activation_checkpointing
 from fukami.layers.ensemble import Ensemble, average_log_probs, combine_log_probs, compute_member_log_probs
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 Batch = tuple[Tensor, Tensor]
 TOP_K = 10  # number of classes in a prediction's ranking
-PREDICT_BATCH_SIZE = 256  # images per batch in predict
 AUX_LOSS_WEIGHT = 0.3  # loss weight of each auxiliary classifier (Szegedy et al. 2015, section 5)
 
 
@@ -56,6 +54,9 @@ class ClassificationTask(Task):
     """
 
     supports_cuda_graph = True
+    ensemble_methods = ("average", "vote")
+    predict_batch_size = 256
+    transform: SquareTransform
 
     def __init__(
         self,
@@ -100,14 +101,9 @@ class ClassificationTask(Task):
         super().setup(runtime)
         self.inference_model = runtime.move_to_device(self.inference_model)
         self.latent_weights = binary.get_latent_weights(self.model)
-        mean, std = (255 * torch.tensor(value).view(-1, 1, 1) for value in (self.transform.mean, self.transform.std))
-        self.mean, self.std = mean.to(runtime.device), std.to(runtime.device)
-
-    def get_stateful_objects(self) -> dict[str, Any]:
-        """Return the objects of :class:`fukami.Task`, and the inference model if it is another one."""
-        return super().get_stateful_objects() | (
-            {} if self.inference_model is self.model else {"inference model": self.inference_model}
-        )
+        self.mean, self.std = get_normalization(self.transform, runtime.device)
+        if self.inference_model is not self.model:
+            self.state["inference model"] = self.inference_model
 
     def get_modules(self) -> dict[str, nn.Module]:
         """Return the inference model: the network, its moving average or its snapshots."""
@@ -117,10 +113,6 @@ class ClassificationTask(Task):
         """Replace the network for inference."""
         self.model = self.ema_model = self.inference_model = modules["model"]
 
-    def prepare_inputs(self, batch: Batch) -> Tensor:
-        """Return the normalized images."""
-        return self.normalize_images(batch[0].to(self.runtime.device))
-
     def get_signature(self) -> ModelSignature:
         """Return the input shape, and the preprocessing and labels as JSON."""
         metadata = {
@@ -129,14 +121,19 @@ class ClassificationTask(Task):
             "output": "logits; softmax converts them to probabilities",
         }
         input_shape = (self.transform.channels, self.transform.size, self.transform.size)
-        return ModelSignature("classifier", input_shape, metadata)
+        return ModelSignature(
+            "classifier",
+            input_shape,
+            metadata,
+            lambda batch: self.normalize_images(batch[0].to(self.runtime.device)),
+        )
 
-    def iterate_batches(self, train: Any) -> Iterable[Batch]:
+    def iterate_batches(self, loader: Any) -> Iterable[Batch]:
         """Yield the batches of all epochs; class weights are computed from the loader's ``targets``."""
         if self.use_class_weights:
-            counts = train.targets.bincount(minlength=len(self.labels)).clamp(min=1)
-            self.class_weights = (len(train.targets) / (len(self.labels) * counts)).to(self.runtime.device)
-        return super().iterate_batches(train)
+            counts = loader.targets.bincount(minlength=len(self.labels)).clamp(min=1)
+            self.class_weights = (len(loader.targets) / (len(self.labels) * counts)).to(self.runtime.device)
+        return super().iterate_batches(loader)
 
     def schedule(self, progress: float) -> float:
         """Set the learning rate; at the end of a cycle, store a snapshot."""
@@ -147,8 +144,15 @@ class ClassificationTask(Task):
                 self.inference_model.add_member(self.ema_model)
         return super().schedule(progress)
 
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """Run one training step, and update what depends on the new weights."""
+        metrics = super().step(batch)
+        with self.runtime.clock("optimizer"):
+            self.update_weights()
+        return metrics
+
     @torch.no_grad()
-    def on_step(self) -> None:
+    def update_weights(self) -> None:
         """Clip the latent weights of binarized layers to -1..1, and update the moving average."""
         if self.latent_weights:
             torch._foreach_clamp_min_(self.latent_weights, -1.0)
@@ -201,7 +205,7 @@ class ClassificationTask(Task):
 
     def predict_scores(self, images: Tensor) -> Tensor:
         """Predict the log-probabilities ``(N, classes)``, float32, of images ``(N, C, H, W)`` in 0..255."""
-        return combine_log_probs(self.predict_member_scores(images), getattr(self.inference_model, "vote", False))
+        return self.combine_members(self.predict_member_scores(images))
 
     def _generate_views(self, images: Tensor) -> Iterator[Tensor]:
         """Yield the images, then their augmented views, with evenly spread parameters equal for all images."""
@@ -213,82 +217,40 @@ class ClassificationTask(Task):
                 random_values = view_values.to(images.device).expand(len(images), -1)
                 yield self.augment(images, torch.zeros(len(images), dtype=torch.long), random_values)[0]
 
-    @torch.inference_mode()
-    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Compute ``accuracy`` in [0, 1], ``errors``, ``count`` and the mean cross entropy ``loss``.
-
-        For more than ten classes, the metrics include ``top5_accuracy``. An ensemble also has ``member_accuracy``, the
-        mean of its members, ``best_member``, the ``gain`` over the mean, and ``disagreement``: the fraction of images
-        on which two members differ, averaged over all pairs. Classes are matched by name if ``batches`` has ``labels``.
+    def collect_results(self, batches: Iterable[Batch]) -> metrics.ClassificationResults:
+        """Count correct and wrong predictions in all ``batches``, over all processes.
 
         Raises:
-            Error: the data have a class that the task does not have, or no images.
+            UsageError: the data have a class that the task does not have.
+            Error: there are no images.
         """
-        result = self.collect_results(batches).compute_metrics()
-        if result["count"] == 0:
-            raise Error("there is no image to evaluate; use data with a test split, or a larger --holdout")
-        return result
-
-    def collect_results(self, batches: Iterable[Batch]) -> metrics.ClassificationResults:
-        """Count correct and wrong predictions in all ``batches``, over all processes."""
-        class_indices = self._get_class_indices(getattr(batches, "labels", self.labels))
         device = next(self.inference_model.parameters()).device
+        class_indices = torch.tensor(match_labels(self.labels, batches), device=device)
         num_members = int(self.inference_model.num_active) if isinstance(self.inference_model, Ensemble) else 1
         results = metrics.ClassificationResults(len(self.labels), num_members, device)
-        modes = [(module, module.training) for module in self.inference_model.modules()]
-        self.inference_model.eval()
-        for images, batch_targets in batches:
-            if len(images) == 0:  # the last batch may have no images for this process
-                continue
-            targets = (
-                class_indices[batch_targets.cpu()].to(device) if class_indices is not None else batch_targets.to(device)
-            )
-            scores = self.predict_member_scores(images)
-            combined = combine_log_probs(scores, getattr(self.inference_model, "vote", False))
-            results.update(scores, combined, targets, images)
-        for module, mode in modes:
-            module.training = mode
+        for images, targets in batches:
+            if len(images):  # the last batch may have no images for this process
+                scores = self.predict_member_scores(images)
+                results.update(scores, self.combine_members(scores), class_indices[targets.to(device)], images)
         for counts in results.totals:
             self.runtime.all_reduce_sum(counts)
+        if not results.confusion_matrix.any():
+            raise Error("there is no image to evaluate; use data with a test split, or a larger --holdout")
         return results
 
-    def _get_class_indices(self, labels: tuple[str, ...]) -> Tensor | None:
-        """Return the task's class index of each of ``labels``, or None if the labels are equal."""
-        if labels == self.labels:
-            return None
-        unknown = [label for label in labels if label not in self.labels]
-        if unknown:
-            known = ", ".join(self.labels[:20])
-            raise UsageError(f"the data have classes that the run does not have: {', '.join(unknown)}; it has {known}")
-        return torch.tensor([self.labels.index(label) for label in labels])
+    def combine_members(self, scores: Tensor) -> Tensor:
+        """Combine the log-probabilities of the members ``(members, N, classes)`` to those of the ensemble."""
+        return combine_log_probs(scores, isinstance(self.inference_model, Ensemble) and self.inference_model.vote)
 
-    @torch.inference_mode()
-    def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
-        """Classify images; return ``file``, ``label``, ``probability`` and the ``ranking`` of the most likely classes.
+    def prepare_image(self, image: Image.Image) -> Tensor:
+        """Preprocess an image to ``(C, H, W)`` uint8."""
+        return torch.from_numpy(self.transform(image))
 
-        ``inputs`` are paths, PIL images or arrays as :func:`fukami.image.io.read_image` accepts them. An unreadable
-        image yields ``{"file", "error"}``.
-        """
-        predictions: list[dict[str, Any]] = []
-        self.inference_model.eval()
-        for start in range(0, len(inputs), PREDICT_BATCH_SIZE):
-            chunk = [self.load_image(source) for source in inputs[start : start + PREDICT_BATCH_SIZE]]
-            images = [torch.from_numpy(image) for image in chunk if not isinstance(image, Error)]
-            probabilities = iter(self.predict_scores(torch.stack(images)).exp().cpu() if images else ())
-            for source, image in zip(inputs[start : start + PREDICT_BATCH_SIZE], chunk, strict=True):
-                file = {"file": str(source)} if isinstance(source, str | Path) else {}
-                error = {"error": str(image)} if isinstance(image, Error) else None
-                predictions.append(file | (error or self._format_prediction(next(probabilities))))
-        return predictions
+    def predict_batch(self, images: Tensor) -> list[Prediction]:
+        """Classify images; return ``label``, ``probability`` and the ``ranking`` of the most likely classes."""
+        return [self._format_prediction(probabilities) for probabilities in self.predict_scores(images).exp().cpu()]
 
-    def load_image(self, source: Any) -> "np.typing.NDArray[np.uint8] | Error":
-        """Load and preprocess an image to ``(C, H, W)`` uint8, or return the error."""
-        try:
-            return self.transform.read_and_transform(source)
-        except Error as error:
-            return error
-
-    def _format_prediction(self, probabilities: Tensor) -> dict[str, Any]:
+    def _format_prediction(self, probabilities: Tensor) -> Prediction:
         top = probabilities.topk(min(TOP_K, len(self.labels)))
         ranking = [
             {"label": self.labels[class_index], "probability": probability}
@@ -296,18 +258,16 @@ class ClassificationTask(Task):
         ]
         return {**ranking[0], "ranking": ranking}
 
-    def draw_prediction(self, source: Any, prediction: dict[str, Any]) -> Image.Image:
+    def draw(self, image: Image.Image, prediction: Prediction) -> Image.Image:
         """Draw the image next to the preprocessed one, with the predicted label."""
-        image = image_io.read_image(source)
         caption = f"{prediction['label']}  ({prediction['probability']:.1%})"
         return image_io.draw_prediction(image, self.transform(image), caption)
 
-    @torch.inference_mode()
     def plot_evaluation(self, batches: Iterable[Batch]) -> "Iterator[tuple[str, Figure]]":
         """Yield figures of the confusion matrix, class accuracies, ensemble members and most confident errors."""
         from fukami.classification import plots as classification_plots
 
-        results = self.collect_results(batches)
+        results: metrics.ClassificationResults = self._get_results(batches)
         if not self.runtime.is_main:
             return
         matrix = results.confusion_matrix.cpu()
@@ -327,8 +287,8 @@ class ClassificationTask(Task):
         if worst:
             yield "Most confident errors", classification_plots.plot_images(images[worst].cpu(), captions)
 
-    def with_views(self, num_views: int) -> Self:
-        """Enable test-time augmentation: average over ``num_views`` augmented views of each image.
+    def set_num_views(self, num_views: int) -> None:
+        """Set the number of views of each image in test-time augmentation, the first being the image itself.
 
         Raises:
             UsageError: ``num_views`` is less than 1, or the run was trained without geometric or color augmentation.
@@ -340,16 +300,15 @@ class ClassificationTask(Task):
                 "the run was trained without geometric or color augmentation, so there are no views; omit --views"
             )
         self.num_views = num_views
-        return self
 
-    def ensemble_with(self, others: Sequence[Self], *, vote: bool = False) -> Self:
-        """Combine this task and ``others`` to an ensemble, by averaged probabilities or by majority vote.
 
-        Raises:
-            UsageError: the classes or the preprocessing differ.
-        """
-        for other in others:
-            if other.labels != self.labels or other.transform != self.transform:
-                raise UsageError("the runs of an ensemble must have the same classes and the same preprocessing")
-        self.inference_model = Ensemble([self.inference_model, *(other.inference_model for other in others)], vote=vote)
-        return self
+def set_num_views(task: Task, num_views: int) -> None:
+    """Set the number of views of test-time augmentation of any task; only a classifier has more than one.
+
+    Raises:
+        UsageError: the task or the run does not support it.
+    """
+    if isinstance(task, ClassificationTask):
+        task.set_num_views(num_views)
+    elif num_views != 1:
+        raise UsageError(f"{type(task).__name__} does not support test-time augmentation; omit --views")

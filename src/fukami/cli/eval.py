@@ -74,7 +74,9 @@ def command(arguments: list[str]) -> None:
             steps, skipped = precision_comparison.compare_precisions(runs[0], data, device, recipe)
             print(json.dumps(_report_precisions(steps, skipped, summary, out, command_line)))
             return
-        task.with_views(views)
+        from fukami.classification.task import set_num_views
+
+        set_num_views(task, views)
         batches = run_recipe.load_eval_data()
         result = task.evaluate(batches)
         if out:

@@ -200,7 +200,7 @@ def get_input_shape(name: str, task: "Task") -> "Shape":
     from fukami.classification.task import ClassificationTask
     from fukami.detection.rcnn_task import RCNNTask
     from fukami.detection.task import DetectionTask
-    from fukami.engine.padded_task import SIZE_DIVISOR
+    from fukami.engine.padded_images import SIZE_DIVISOR
     from fukami.segmentation.task import SegmentationTask
     from fukami.style.task import StyleTransferTask
 
@@ -208,7 +208,7 @@ def get_input_shape(name: str, task: "Task") -> "Shape":
         return 3, task.region_settings.size, task.region_settings.size
     if isinstance(task, DetectionTask):
         height, width = (
-            -(-side // SIZE_DIVISOR) * SIZE_DIVISOR for side in (task.prepare.min_size, task.prepare.max_size)
+            -(-side // SIZE_DIVISOR) * SIZE_DIVISOR for side in (task.transform.min_size, task.transform.max_size)
         )
         return 3, height, width
     if isinstance(task, SegmentationTask):

@@ -9,14 +9,6 @@ from typing import Any
 from fukami.errors import UsageError
 
 
-def list_files(source: str | Path) -> list[str]:
-    """Return the file itself, or all files in a folder except hidden ones."""
-    path = Path(source)
-    if not path.is_dir():
-        return [str(source)]
-    return sorted(str(file) for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-
-
 def split_runs_and_files(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split ``inputs`` into the leading runs and the files after them; a folder expands to the files in it.
 
@@ -24,6 +16,7 @@ def split_runs_and_files(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
         UsageError: there is no run, or no file.
     """
     from fukami.engine import checkpoint
+    from fukami.image.io import list_files
 
     runs = list(itertools.takewhile(_is_run, inputs))
     if not runs and inputs:

@@ -1,7 +1,6 @@
 """The entry point of the command line; heavy modules are imported inside functions."""
 
 import importlib
-import json
 import keyword
 import logging
 import os
@@ -10,8 +9,7 @@ import sys
 import time
 import unicodedata
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
 from fukami.errors import Error, UsageError, build_unknown_error
 
@@ -28,14 +26,27 @@ COMMANDS = tuple(name for names in GROUPS.values() for name in names)
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit with a status: 0 success, 1 failure, 2 wrong usage, 130 interrupted, 143 terminated."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    previous_handler = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        status = run_command(list(sys.argv[1:] if arguments is None else arguments) or ["--help"])
+    finally:
+        if previous_handler is not None:  # None: it was not set from Python
+            signal.signal(signal.SIGTERM, previous_handler)
+    if status and os.environ.get("WORLD_SIZE", "1") != "1":
+        sys.stdout.flush()
+        os._exit(status)  # torch's threads may still wait for the other processes, and would abort this one
+    sys.exit(status)
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Run a command, print its errors, and return the exit status of :func:`main`."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PlainFormatter("%(message)s"))
     logging.basicConfig(handlers=[handler])
     if os.environ.get("RANK", "0") != "0":  # all processes read the same data; only the first one warns about it
         for name in ("annotations", "sample_decoder", "image_folder", "shards"):
             logging.getLogger(f"fukami.data.{name}").setLevel(logging.ERROR)
-    name, *command_arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    name, *command_arguments = arguments
     try:
         if name in ("-h", "--help"):
             print(build_usage())
@@ -46,9 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         elif name not in COMMANDS:
             raise build_unknown_error("command", name, COMMANDS)
         else:
-            action = find_command(name)(command_arguments)
-            if action:  # training starts here, so that few stack frames lie between the command and the loss
-                action()
+            find_command(name)(command_arguments)
         sys.stdout.flush()
         status = 0
     except Error as error:
@@ -68,10 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             print(f"{prefix}: check whether another process ended or cannot be reached", file=sys.stderr)
         print("fukami: this is a bug; FUKAMI_TRACEBACK=1 shows the traceback", file=sys.stderr)
         status = 1
-    if status and os.environ.get("WORLD_SIZE", "1") != "1":
-        sys.stdout.flush()
-        os._exit(status)  # torch's threads may still wait for the other processes, and would abort this one
-    sys.exit(status)
+    return status
 
 
 class PlainFormatter(logging.Formatter):
@@ -109,8 +115,8 @@ def build_usage() -> str:
     return "\n".join([*lines, "", "fukami COMMAND --help shows the arguments of a command."])
 
 
-def find_command(name: str) -> Callable[[list[str]], Callable[[], None] | None]:
-    """Return the function of a command; it runs the command, or returns a function that does."""
+def find_command(name: str) -> Callable[[list[str]], None]:
+    """Return the function that runs a command."""
     module = name.replace("-", "_") + ("_" if keyword.iskeyword(name) else "")
     return importlib.import_module(f"fukami.cli.{module}").command  # type: ignore[no-any-return]
 
@@ -130,39 +136,3 @@ def has_recipe_name(arguments: Sequence[str], description: str | None) -> bool:
         print(text)
         return False
     raise UsageError(f"name the recipe first. {text}")
-
-
-def train_recipes(
-    recipes: dict[Path, Any],
-    *,
-    device: str,
-    precision: str,
-    compile: bool,
-    resume: bool,
-    allow_changed_data: bool,
-    timeout: float,
-) -> None:
-    """Train and print the results; not in ``train.py``, so that four files lead from the command to the loss."""
-    import torch
-
-    from fukami.engine import train as engine_train
-
-    main = int(os.environ.get("RANK", 0)) == 0
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # torchrun --max-restarts
-    for folder, recipe in recipes.items():
-        again = (resume or restarted) and (folder / "recipe.json").is_file()
-        options = engine_train.RunOptions(device, precision, compile, again, allow_changed_data, timeout)
-        result = engine_train.run_training(recipe, folder, options)
-        if main:
-            report = folder / "report.html"
-            if "errors" in result:
-                counts = f"{result['errors']} errors of {result['count']}"
-                print(f"test accuracy {result['accuracy']:.2%}, {counts}", file=sys.stderr)
-            print(f"report: {report}", file=sys.stderr)
-            print(json.dumps({**result, "run": str(folder), "report": str(report)}), flush=True)
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        torch.distributed.destroy_process_group()
-        os.environ["WORLD_SIZE"] = "1"
-    if main and len(recipes) > 1:  # as an ensemble
-        folders = list(map(str, recipes))
-        find_command("eval")([*folders, "--device", device, "--out", str(Path(folders[0]).parent)])

@@ -36,7 +36,7 @@ class GenerationOptions:
 
 
 NO_GENERATION = GenerationOptions()
-IMAGE_BATCH_SIZE, FRAME_BATCH_SIZE = 256, 8  # inputs per call; frames are held in memory
+FRAME_BATCH_SIZE = 8  # frames of a video that are in memory at a time
 
 
 def command(arguments: list[str]) -> None:
@@ -74,6 +74,7 @@ def command(arguments: list[str]) -> None:
             recipe: File of the custom recipe that the run was trained with; a run never contains code.
             generation: Options of image generation.
         """
+        from fukami.classification.task import set_num_views
         from fukami.cli.prediction_page import PredictionPage
         from fukami.engine import checkpoint
         from fukami.image import video
@@ -91,9 +92,8 @@ def command(arguments: list[str]) -> None:
             raise UsageError(f"--fps should be frames per second, from 0 to 1000, not {fps:g}")
         runs, files = split_runs_and_files(inputs)
         overrides = checkpoint.parse_run_overrides(runs, set, recipe)
-        task = checkpoint.load(
-            *runs, device=device, precision=precision, vote=vote, overrides=overrides, recipe=recipe
-        ).with_views(views)
+        task = checkpoint.load(*runs, device=device, precision=precision, vote=vote, overrides=overrides, recipe=recipe)
+        set_num_views(task, views)
         failed = 0
         with PredictionPage(out, task, files) as page:
             for are_videos, group in itertools.groupby(files, video.is_video):
@@ -169,22 +169,23 @@ def _generate_images(
 
 def _predict_images(task: "Task", files: Sequence[str], page: "PredictionPage") -> int:
     """Run inference on images; return the number of files that could not be read or drawn."""
+    from fukami.engine.prediction import iterate_predictions
+
     failed = 0
-    for start in range(0, len(files), IMAGE_BATCH_SIZE):
-        for prediction in task.predict(files[start : start + IMAGE_BATCH_SIZE]):
-            if "error" in prediction:
-                failed += 1
-                print(f"fukami: {prediction['error']}", file=sys.stderr)
-            else:
-                print(format_json_line(prediction), flush=True)
-                try:
-                    with convert_memory_errors(prediction["file"]):
-                        page.add(prediction)
-                except UsageError:
-                    raise
-                except Error as error:
-                    failed += 1
-                    print(f"fukami: {error}", file=sys.stderr)
+    for image, prediction in iterate_predictions(task, files):
+        if image is None or "error" in prediction:
+            failed += 1
+            print(f"fukami: {prediction['error']}", file=sys.stderr)
+            continue
+        print(format_json_line(prediction), flush=True)
+        try:
+            with convert_memory_errors(prediction["file"]):
+                page.add(image, prediction)
+        except UsageError:
+            raise
+        except Error as error:
+            failed += 1
+            print(f"fukami: {error}", file=sys.stderr)
     return failed
 
 

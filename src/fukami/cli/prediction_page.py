@@ -5,14 +5,18 @@ import html
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 from urllib.parse import quote
+
+from PIL.Image import Image
 
 from fukami.cli.inputs import OutputFolder
 from fukami.engine import checkpoint
+from fukami.engine.prediction import Prediction
 from fukami.engine.report import PAGE_TEMPLATE
 from fukami.engine.task import Task
 from fukami.image.video import Frame, VideoWriter
+from fukami.segmentation.task import SegmentationTask
 
 
 class PredictionPage:
@@ -26,17 +30,18 @@ class PredictionPage:
     def __enter__(self) -> Self:
         return self
 
-    def add(self, prediction: dict[str, Any]) -> None:
-        """Draw the prediction for the image ``prediction["file"]``."""
+    def add(self, image: Image, prediction: Prediction) -> None:
+        """Draw the prediction for an image, which was read from ``prediction["file"]``."""
         if self.output:
             path = self.output.reserve_path(prediction["file"], "png")
-            self.task.draw_prediction(Path(prediction["file"]), prediction).save(path)
+            self.task.draw(image, prediction).save(path)
             self.file_names.append(path.name)
-            for name, image in self.task.render_maps(prediction).items():
-                image.save(self.output.reserve_path(f"{path.stem}-{name}", "png"))
+            if isinstance(self.task, SegmentationTask):
+                class_map = self.task.render_class_map(prediction)
+                class_map.save(self.output.reserve_path(f"{path.stem}-classes", "png"))
 
     @contextlib.contextmanager
-    def record_video(self, file: str) -> Iterator[Callable[[Frame, dict[str, Any]], None]]:
+    def record_video(self, file: str) -> Iterator[Callable[[Frame, Prediction], None]]:
         """Yield a function that draws the prediction of a frame; the drawn frames become a video."""
         if self.output is None:
             yield lambda frame, prediction: None
@@ -44,7 +49,7 @@ class PredictionPage:
         path = self.output.reserve_path(file, "mp4")
         with VideoWriter(path) as writer:
             yield lambda frame, prediction: writer.add(
-                self.task.draw_prediction(frame.image, prediction), frame.timestamp, frame.frame_rate
+                self.task.draw(frame.image, prediction), frame.timestamp, frame.frame_rate
             )
         if path.exists():  # a video without frames is not written
             self.file_names.append(path.name)

@@ -57,6 +57,7 @@ def command(arguments: list[str]) -> None:
         """
         import uvicorn
 
+        from fukami.classification.task import set_num_views
         from fukami.engine import checkpoint
         from fukami.serving.access import LOCAL_HOSTS
         from fukami.serving.app import create_app
@@ -67,9 +68,8 @@ def command(arguments: list[str]) -> None:
         if not request_timeout > 0:
             raise UsageError(f"--request-timeout should be more than 0 seconds, not {request_timeout:g}")
         overrides = checkpoint.parse_run_overrides(runs, set, recipe)
-        task = checkpoint.load(
-            *runs, device=device, precision=precision, vote=vote, overrides=overrides, recipe=recipe
-        ).with_views(views)
+        task = checkpoint.load(*runs, device=device, precision=precision, vote=vote, overrides=overrides, recipe=recipe)
+        set_num_views(task, views)
         hosts = {*LOCAL_HOSTS, host, *allowed_hosts}
         application = create_app(
             task, build_run_info(runs, precision, recipe), hosts=hosts, token=secret, request_timeout=request_timeout

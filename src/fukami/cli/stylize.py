@@ -52,7 +52,7 @@ def command(arguments: list[str]) -> None:
         """
         from PIL import Image
 
-        from fukami.engine import train as engine_train
+        from fukami.engine.train import RunOptions, run_training
 
         Image.init()
         if Image.EXTENSION.get(out.suffix.lower()) not in ("PNG", "JPEG", "WEBP", "TIFF"):
@@ -67,7 +67,8 @@ def command(arguments: list[str]) -> None:
         base_recipe = NeuralStyle(**{field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)})
         try:
             is_resumed = (folder / "recipe.json").is_file()
-            metrics = engine_train.train(base_recipe, folder, device=device, precision=precision, resume=is_resumed)
+            options = RunOptions(device, precision, compile=False, resume=is_resumed)
+            metrics = run_training(base_recipe, folder, options)
         except (KeyboardInterrupt, SystemExit):
             if _save_preview(folder, out):
                 print(f"{out} contains the current image; --resume continues the run", file=sys.stderr)

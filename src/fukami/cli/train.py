@@ -1,26 +1,27 @@
 """Command ``fukami train``."""
 
 import dataclasses
-import functools
+import json
 import os
-from collections.abc import Callable
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from fukami.cli.arguments import run_recipe_cli
-from fukami.cli.main import Precision, has_recipe_name, train_recipes
-from fukami.errors import Error, UsageError
+from fukami.cli.main import Precision, has_recipe_name
+from fukami.errors import UsageError
 
 if TYPE_CHECKING:
     from fukami.engine.recipe import Recipe
+    from fukami.engine.train import RunOptions
 
 
-def command(arguments: list[str]) -> Callable[[], None] | None:
+def command(arguments: list[str]) -> None:
     """Train a recipe on a dataset."""
     from fukami.engine.recipe import get_recipe
 
     if not has_recipe_name(arguments, f"{command.__doc__}\nusage: fukami train RECIPE [--field value ...] [--out DIR]"):
-        return None
+        return
     name, *options = arguments
     recipe_class = get_recipe(name)
     default = _load_resumed_recipe(options, recipe_class) if "--resume" in options else None
@@ -36,7 +37,7 @@ def command(arguments: list[str]) -> Callable[[], None] | None:
         num_seeds: int = 1,
         processes: int = 1,
         timeout: float = 600,
-    ) -> Callable[[], None]:
+    ) -> None:
         """Train.
 
         Args:
@@ -53,7 +54,10 @@ def command(arguments: list[str]) -> Callable[[], None] | None:
             processes: Number of processes on this machine that share each batch, one per GPU if there are GPUs.
             timeout: Maximum time in seconds that processes wait for one another before the run stops.
         """
-        folder = out or _choose_run_folder(name, resume)
+        from fukami.engine import checkpoint
+        from fukami.engine.train import RunOptions
+
+        folder = out or checkpoint.choose_run_folder(name, resume)
         for flag, value in (("--num-seeds", num_seeds), ("--processes", processes)):
             if value < 1:
                 raise UsageError(f"{flag} should be at least 1, not {value}")
@@ -73,13 +77,40 @@ def command(arguments: list[str]) -> Callable[[], None] | None:
                 *_remove_flag("--processes", options),
                 *(["--out", str(folder)] if out is None else []),
             ]
-            return functools.partial(_launch_processes, launch_arguments, processes, device, list(recipes))
-        return functools.partial(
-            train_recipes, recipes, device=device, precision=precision, compile=compile, resume=resume,
-            allow_changed_data=allow_changed_data, timeout=timeout,
-        )  # fmt: skip
+            from fukami.engine.launch import launch_processes
 
-    return cast(Callable[[], None], run_recipe_cli(run, recipe_class, options, f"fukami train {name}", default))
+            launch_processes(launch_arguments, processes, device, list(recipes))
+        else:
+            _train_recipes(recipes, RunOptions(device, precision, compile, resume, allow_changed_data, timeout))
+
+    run_recipe_cli(run, recipe_class, options, f"fukami train {name}", default)
+
+
+def _train_recipes(recipes: "dict[Path, Recipe]", options: "RunOptions") -> None:
+    """Train recipes one after the other, each into its folder, and print the results; evaluate several together."""
+    import torch
+
+    from fukami.cli import eval as cli_eval
+    from fukami.engine.train import run_training
+
+    is_main = int(os.environ.get("RANK", 0)) == 0
+    is_restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # torchrun --max-restarts
+    for folder, recipe in recipes.items():
+        resume = (options.resume or is_restarted) and (folder / "recipe.json").is_file()
+        result = run_training(recipe, folder, dataclasses.replace(options, resume=resume))
+        if is_main:
+            report = folder / "report.html"
+            if "errors" in result:
+                counts = f"{result['errors']} errors of {result['count']}"
+                print(f"test accuracy {result['accuracy']:.2%}, {counts}", file=sys.stderr)
+            print(f"report: {report}", file=sys.stderr)
+            print(json.dumps({**result, "run": str(folder), "report": str(report)}), flush=True)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        torch.distributed.destroy_process_group()
+        os.environ["WORLD_SIZE"] = "1"
+    if is_main and len(recipes) > 1:  # as an ensemble
+        folders = list(map(str, recipes))
+        cli_eval.command([*folders, "--device", options.device, "--out", str(Path(folders[0]).parent)])
 
 
 def _check_resumable(runs: list[Path], folder: Path) -> None:
@@ -88,12 +119,6 @@ def _check_resumable(runs: list[Path], folder: Path) -> None:
 
     if not any((run / "recipe.json").is_file() for run in runs):
         checkpoint.check_run_exists(folder)
-
-
-def _launch_processes(arguments: list[str], processes: int, device: str, runs: list[Path]) -> None:
-    from fukami.engine.launch import launch_processes
-
-    launch_processes(arguments, processes, device, runs)
 
 
 def _remove_flag(flag: str, arguments: list[str]) -> list[str]:
@@ -110,7 +135,7 @@ def _load_resumed_recipe(arguments: list[str], recipe: "type[Recipe]") -> Any:
 
     folders = [value for flag, value in zip(arguments, [*arguments[1:], ""], strict=True) if flag == "--out"]
     folders += [flag.removeprefix("--out=") for flag in arguments if flag.startswith("--out=")]
-    folder = Path(folders[-1]) if folders else _choose_run_folder(get_recipe_name(recipe), resume=True)
+    folder = Path(folders[-1]) if folders else checkpoint.choose_run_folder(get_recipe_name(recipe), resume=True)
     seeds = sorted(folder.glob("seed-*"), key=lambda run: (len(run.name), run.name))
     existing = [run for run in (folder, *seeds) if (run / "recipe.json").is_file()]
     if not existing:
@@ -121,15 +146,3 @@ def _load_resumed_recipe(arguments: list[str], recipe: "type[Recipe]") -> Any:
     if not any(argument.partition("=")[0] == "--data" for argument in arguments):
         check_data(loaded)
     return loaded
-
-
-def _choose_run_folder(name: str, resume: bool) -> Path:
-    """Return a new folder ``runs/RECIPE``, ``runs/RECIPE-2`` ...; with ``resume`` the last one that exists."""
-    base = Path("runs") / Path(name).stem.replace("_", "-")
-    candidates = (base if n == 1 else base.with_name(f"{base.name}-{n}") for n in range(1, 10**6))
-    latest = base
-    for folder in candidates:
-        if not folder.exists():
-            return latest if resume else folder
-        latest = folder
-    raise Error(f"there are a million runs beside {base}; specify --out")

@@ -1,11 +1,13 @@
 """Data loaders with a resumable order of batches."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 from fukami.data.augment import Augmentation
 from fukami.data.manifest import ManifestItem, file_size, hash_tensors
@@ -18,8 +20,68 @@ Batch = tuple[Tensor, Tensor]
 SEQUENTIAL_BATCH_SIZE = 256  # batch size of an iteration in order, without training
 
 
-class BatchLoader:
-    """Base class of the loaders: the order of a labeled dataset in each epoch, and its random numbers.
+class Loader:
+    """Base class of loaders: everything that the training loop uses of its data.
+
+    A subclass defines ``__len__`` and ``__iter__``; the rest has defaults for data in memory without a position.
+    """
+
+    labels: tuple[str, ...] = ()  # names of the classes in the data; empty: those of the task
+    names: Sequence[str] = ()  # names of the items, for a run's manifest
+
+    def __len__(self) -> int:
+        """Number of batches per epoch."""
+        raise NotImplementedError(f"{type(self).__name__} does not define __len__")
+
+    def __iter__(self) -> Iterator[Any]:
+        """Iterate over the batches of one epoch."""
+        raise NotImplementedError(f"{type(self).__name__} does not define __iter__")
+
+    def setup(self, runtime: "Runtime") -> None:
+        """Prepare for the device and the processes of a runtime."""
+
+    def open_files(self, folder: Path) -> None:
+        """Open the files in a run's folder whose content is too large for a checkpoint."""
+
+    def delete_files(self) -> None:
+        """Delete these files after the training."""
+
+    @property
+    def needs_checkpoint(self) -> bool:
+        """True if a checkpoint is due."""
+        return False
+
+    @property
+    def checkpoint_files(self) -> Sequence[Path]:
+        """Files to sync to disk before a checkpoint that refers to them."""
+        return ()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position, for a checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the position."""
+
+    def iterate_items(self) -> Iterator[ManifestItem] | None:
+        """Iterate over all items in order, for a run's manifest; None if they cannot be listed."""
+        return None
+
+    def count_samples(self, batch: Any) -> tuple[int, str]:
+        """Return the number of samples in this process's part of a batch, and their unit."""
+        return next((len(leaf) for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)), 1), "images"
+
+    def compute_wait_fraction(self) -> float | None:
+        """Compute the fraction of the time since the last call that the loop waited for data; None: not measured."""
+        return None
+
+    def describe_batch(self, step: int) -> str:
+        """Describe the batch of training step ``step`` (from 0) for messages."""
+        return f"batch {step % len(self) + 1}"
+
+
+class BatchLoader(Loader):
+    """Base class of the loaders of a labeled dataset: its order in each epoch, and its random numbers.
 
     Both are functions of the seed and the epoch only. A run can therefore resume within an epoch from its position, and
     several processes share a batch without communication.

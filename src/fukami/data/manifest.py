@@ -6,13 +6,15 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from fukami.errors import Error, WriteError
+
+if TYPE_CHECKING:
+    from fukami.data.loader import Loader
 
 MANIFEST_FILE = "manifest.jsonl"
 MAX_NAMED = 5  # items named in a message
@@ -36,8 +38,6 @@ class ManifestItem(NamedTuple):
 class Manifest:
     """List of the training and validation data of a run.
 
-    A loader is listed through its method ``iterate_items``, which yields a :class:`ManifestItem` per item in order, and
-    its ``names``. A list or tuple of tensors is one item. Other data, such as an environment, are not listed.
     Files are not read: their sizes come from the operating system.
 
     Args:
@@ -45,9 +45,9 @@ class Manifest:
         labels: class names.
     """
 
-    def __init__(self, train: Any, val: Any, labels: Sequence[str]) -> None:
+    def __init__(self, train: "Loader", val: "Loader", labels: Sequence[str]) -> None:
         self.labels = labels
-        self.splits = {split: data for split, data in (("train", train), ("val", val)) if _is_listed(data)}
+        self.splits = {split: data for split, data in (("train", train), ("val", val)) if data.iterate_items()}
 
     def compute_digest(self) -> str | None:
         """Compute the hash of the list in hexadecimal digits; None if nothing is listed."""
@@ -101,11 +101,11 @@ class Manifest:
 
     def _iterate_items(self) -> Iterator[tuple[str, ManifestItem]]:
         """Iterate over the items with their split; names are relative to the common folder."""
-        name_lists = [data.names for data in self.splits.values() if hasattr(data, "iterate_items") and len(data.names)]
+        name_lists = [data.names for data in self.splits.values() if len(data.names)]
         extremes = [select(names) for names in name_lists for select in (min, max)]
         folder, slash, _ = os.path.commonprefix(extremes).rpartition(os.sep)  # noqa: RUF071  to the last separator
         for split, data in self.splits.items():
-            for item in data.iterate_items() if hasattr(data, "iterate_items") else [_describe_tensors(data)]:
+            for item in data.iterate_items() or ():
                 yield split, item._replace(name=item.name.removeprefix(folder + slash))
 
     def _iterate_lines(self, *, header: bool = False) -> Iterator[bytes]:
@@ -148,10 +148,6 @@ def _describe_item(split: str, item: ManifestItem) -> list[Any]:
     return [split, item.size, hashlib.blake2b(item.label, digest_size=8).hexdigest()]
 
 
-def _is_listed(data: Any) -> bool:
-    return hasattr(data, "iterate_items") or (isinstance(data, list | tuple) and len(data) > 0)
-
-
 def _parse_line(path: Path, line: bytes) -> list[Any]:
     """Parse one line of a manifest: a name and values.
 
@@ -165,11 +161,6 @@ def _parse_line(path: Path, line: bytes) -> list[Any]:
     except (ValueError, RecursionError):
         pass
     raise Error(f"{path} is corrupted: it has an invalid line; the run cannot be resumed with changed data")
-
-
-def _describe_tensors(data: Any) -> ManifestItem:
-    tensors = [leaf for leaf in pytree.tree_leaves(data) if isinstance(leaf, Tensor)]
-    return ManifestItem("batches in memory", *hash_tensors(*tensors))
 
 
 def _hash_file(path: Path) -> str | None:

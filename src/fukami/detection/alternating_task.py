@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from fukami.detection.task import DetectionTask
-from fukami.errors import UsageError
 from fukami.layers.detection_types import Detections
 
 if TYPE_CHECKING:
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 
 STEP_BOUNDARIES = (0, 1 / 3, 1 / 2, 5 / 6, 1)  # the authors' code: 80,000, 40,000, 80,000 and 40,000 iterations
 NOT_STARTED, TRAIN_RPN, TRAIN_DETECTOR, FINETUNE_RPN, FINETUNE_DETECTOR = range(-1, 4)
-MIN_STEPS = 6  # optimizer steps; with fewer, one of the four training steps has none
 
 
 class AlternatingDetectionTask(DetectionTask):
@@ -37,39 +35,26 @@ class AlternatingDetectionTask(DetectionTask):
         if self.is_alternating:
             self.proposal_network = copy.deepcopy(self.model)
             self.step_counter = StepCounter().to(runtime.device)
-            parameters = [parameter for network in self.get_networks() for parameter in network.parameters()]
+            parameters = [*self.model.parameters(), *self.proposal_network.parameters()]
             self.trainable_ids = {id(parameter) for parameter in parameters if parameter.requires_grad}
             self.optimizer = runtime.prepare_optimizer(self.make_optimizer(parameters))
+            self.optimizers = [self.optimizer]
+            self.state |= {
+                "optimizer": self.optimizer,
+                "proposal_network": self.proposal_network,
+                "step_counter": self.step_counter,
+            }
 
-    def get_networks(self) -> list[nn.Module]:
-        """Return the detector and, in training, the separate proposal network."""
-        return [self.model, self.proposal_network] if self.is_alternating else [self.model]
-
-    def count_steps(self, train: Any) -> tuple[int, int]:
-        """Return the number of optimizer steps and the evaluation interval in steps.
-
-        Raises:
-            UsageError: there are fewer optimizer steps than the four training steps need.
-        """
-        steps, interval = super().count_steps(train)
-        if steps < MIN_STEPS:
-            raise UsageError(
-                f"the 4-step training of --training alternating needs {MIN_STEPS} optimizer steps, and {self.epochs} "
-                f"epochs have {steps}; raise --epochs"
-            )
-        return steps, interval
+    def compile(self) -> None:
+        """Compile both networks."""
+        super().compile()
+        for name in ("backbone", "roi_heads.box_head"):
+            self.compile_module(self.proposal_network.get_submodule(name))
 
     def replace_modules(self, modules: dict[str, nn.Module]) -> None:
         """Predict with another network, which is not trained."""
         super().replace_modules(modules)
         self.is_alternating = False
-
-    def get_stateful_objects(self) -> dict[str, Any]:
-        """Return the objects of a checkpoint, with the proposal network and the current training step."""
-        return super().get_stateful_objects() | {
-            "proposal_network": self.proposal_network,
-            "step_counter": self.step_counter,
-        }
 
     def schedule(self, progress: float) -> float:
         """Set the learning rate, whose schedule restarts in each training step, and start the steps that are due."""
@@ -91,7 +76,7 @@ class AlternatingDetectionTask(DetectionTask):
             self.step_counter.step.fill_(step)
         self.current_step = step
         trained_ids = {id(parameter) for module in self._select_modules(step) for parameter in module.parameters()}
-        for module in (module for network in self.get_networks() for module in network.modules()):
+        for module in (module for network in (self.model, self.proposal_network) for module in network.modules()):
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(id(parameter) in trained_ids & self.trainable_ids)
                 parameter.grad = None

@@ -305,10 +305,15 @@ class RCNNSVM(FrozenFeatureRecipe):
 
     def build_task(self, labels: tuple[str, ...]) -> "RCNNTask":
         """Build the task of the stage for the classes ``labels``."""
-        from fukami.detection.rcnn_svm_task import SVMTask
+        from fukami.detection.frozen_feature_task import FrozenFeatureTask, SVMFitter
 
-        return SVMTask(self.build_model(len(labels)), labels, self.build_preprocessing(), self.build_region_settings(),
-                        cost=self.svm_cost, negative_iou_threshold=self.svm_iou, seed=self.seed)  # fmt: skip
+        return FrozenFeatureTask(
+            self.build_model(len(labels)),
+            labels,
+            self.build_preprocessing(),
+            self.build_region_settings(),
+            SVMFitter(cost=self.svm_cost, negative_iou_threshold=self.svm_iou, seed=self.seed),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,15 +343,14 @@ class RCNNBoxes(FrozenFeatureRecipe):
 
     def build_task(self, labels: tuple[str, ...]) -> "RCNNTask":
         """Build the task of the stage for the classes ``labels``."""
-        from fukami.detection.rcnn_svm_task import BoxRegressionTask
+        from fukami.detection.frozen_feature_task import BoxRegressionFitter, FrozenFeatureTask
 
-        return BoxRegressionTask(
+        return FrozenFeatureTask(
             self.build_model(len(labels)),
             labels,
             self.build_preprocessing(),
             self.build_region_settings(),
-            ridge=self.box_ridge,
-            min_iou=self.box_iou,
+            BoxRegressionFitter(ridge=self.box_ridge, min_iou=self.box_iou),
         )
 
 

@@ -17,6 +17,7 @@ from fukami.data.feature_cache import FeatureCache
 from fukami.data.samples import PROPOSAL, REGULAR
 from fukami.detection.metrics import DetectionResults
 from fukami.detection.task import DetectionTask
+from fukami.engine import padded_images
 from fukami.engine.task import ModelSignature, TrainingOptions
 from fukami.errors import UsageError
 from fukami.image.transform import ResizeTransform
@@ -62,8 +63,8 @@ class RCNNTask(DetectionTask):
     Args:
         model: a network with the methods of :class:`fukami.models.rcnn.RCNN`, which compute the features ``fc7`` and
             ``pool5`` of warped regions.
-        region_settings: settings of the regions; saved with the task, as ``prepare`` is.
-        labels, prepare, options: as for :class:`DetectionTask`.
+        region_settings: settings of the regions.
+        labels, transform, options: as for :class:`DetectionTask`.
     """
 
     min_score = 0.01  # minimum score of a detection
@@ -72,11 +73,11 @@ class RCNNTask(DetectionTask):
         self,
         model: nn.Module,
         labels: tuple[str, ...],
-        prepare: ResizeTransform,
+        transform: ResizeTransform,
         region_settings: RegionSettings,
         **options: Unpack[TrainingOptions],
     ) -> None:
-        super().__init__(model, labels, prepare, **options)
+        super().__init__(model, labels, transform, **options)
         self.region_settings = region_settings
         self.feature_cache: FeatureCache | None = None
 
@@ -148,7 +149,7 @@ class RCNNTask(DetectionTask):
 
     def detect_batch(self, batch: "PaddedBatch") -> list[Detections]:
         """Detect objects in the images of a batch, from the proposals in the batch."""
-        batch = self.move_to_device(batch)
+        batch = padded_images.move_batch(batch, self.runtime.device)
         images = self.normalize_images(batch.images, batch.sizes)
         inputs = zip(images, batch.sizes, self.iterate_proposals(batch), strict=True)
         return [
@@ -202,7 +203,7 @@ class RCNNFinetuneTask(RCNNTask):
 
     def compute_loss(self, batch: "PaddedBatch") -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the cross entropy of the sampled regions, and their accuracy."""
-        batch = self.move_to_device(batch)
+        batch = padded_images.move_batch(batch, self.runtime.device)
         regions, targets, is_valid = self.sample_regions(batch)
         images = self.normalize_images(batch.images, batch.sizes)
         size, context = self.region_settings.size, self.region_settings.context_padding

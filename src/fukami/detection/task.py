@@ -1,8 +1,9 @@
 """Task of object detection with a two-stage network."""
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Unpack
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -10,10 +11,11 @@ from torch.nn import functional as F
 
 from fukami.detection import metrics as detection_metrics
 from fukami.detection.metrics import DetectionResults
-from fukami.engine.padded_task import PaddedTask
-from fukami.engine.task import ModelSignature, TrainingOptions
+from fukami.engine import padded_images
+from fukami.engine.prediction import Prediction
+from fukami.engine.task import ModelSignature, Task, TrainingOptions, match_labels
 from fukami.image import io as image_io
-from fukami.image.transform import ResizeTransform
+from fukami.image.transform import ResizeTransform, convert_to_tensor, get_normalization
 from fukami.layers.activation_checkpointing import enable_activation_checkpointing
 from fukami.layers.detection_types import Detections, GroundTruth, SampledBoxes
 from fukami.quantization import half_precision
@@ -28,50 +30,61 @@ SMOOTH_L1_BETA = 1 / 9  # threshold between the quadratic and the linear part of
 MIN_DRAWN_SCORE = 0.5  # minimum score of a box that is drawn
 
 
-class DetectionTask(PaddedTask):
+class DetectionTask(Task):
     """Object detection with a two-stage network.
 
     Args:
         model: called as :class:`fukami.models.faster_rcnn.FasterRCNN`: with normalized images, their sizes and the
             ground truth it returns the samples of both stages; without ground truth it returns the detections.
         labels: class names.
-        prepare: preprocessing, resizing and normalization of an image; saved with the task.
+        transform: resizing and normalization of an image.
         activation_checkpointing: keep only the activations between the blocks of the backbone, and recompute the
             others in the backward pass.
         options: optimizer, lr_schedule, epochs, eval_every, accumulate and clip_norm, as for :class:`fukami.Task`.
     """
 
+    predict_batch_size = 8
+    transform: ResizeTransform
+
     def __init__(
         self,
         model: nn.Module,
         labels: tuple[str, ...],
-        prepare: ResizeTransform,
+        transform: ResizeTransform,
         *,
         activation_checkpointing: bool = False,
         **options: Unpack[TrainingOptions],
     ) -> None:
-        super().__init__(model, labels, prepare, **options)
+        super().__init__(model, **options)
+        self.labels, self.transform = labels, transform
         self.activation_checkpointing = activation_checkpointing
 
     def setup(self, runtime: "Runtime") -> None:
         """Move to the device and prepare for training."""
         if self.activation_checkpointing:
-            enable_activation_checkpointing(self.model.backbone)  # type: ignore[arg-type]
+            enable_activation_checkpointing(self.model.get_submodule("backbone"))
         super().setup(runtime)
+        self.mean, self.std = get_normalization(self.transform, runtime.device)
 
     def get_signature(self) -> ModelSignature:
         """Return the input shape of the network, and its preprocessing, labels and output as metadata."""
         output = (
             "boxes: left, top, right, bottom in pixels of the image; classes: indices of labels; highest score first"
         )
-        return self.build_padded_signature("detector", output)
+        return padded_images.build_padded_signature("detector", output, self.transform, self.labels)
 
     def compile(self) -> None:
         """Compile the modules with fixed shapes, the backbone and the fully connected layers of the head."""
-        for network in self.get_networks():
-            for name in ("backbone", "roi_heads.box_head"):
-                module = network.get_submodule(name)
-                module._compiled_call_impl = self.runtime.compile(module._call_impl)
+        for name in ("backbone", "roi_heads.box_head"):
+            self.compile_module(self.model.get_submodule(name))
+
+    def compile_module(self, module: nn.Module) -> None:
+        """Compile the calls of a module."""
+        module._compiled_call_impl = self.runtime.compile(module._call_impl)
+
+    def normalize_images(self, images: Tensor, sizes: Tensor) -> Tensor:
+        """Normalize images ``(N, 3, H, W)`` in 0..255, and set the padding beyond their sizes ``(N, 2)`` to 0."""
+        return padded_images.normalize_padded_images(images, sizes, self.mean, self.std)
 
     def compute_loss(self, batch: "PaddedBatch") -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the losses of objectness, classification and box regression (Ren et al. 2015, equation 1)."""
@@ -84,7 +97,7 @@ class DetectionTask(PaddedTask):
 
     def prepare_training_inputs(self, batch: "PaddedBatch") -> tuple[Tensor, Tensor, GroundTruth]:
         """Return the normalized images, their sizes and the ground truth, on the device."""
-        batch = self.move_to_device(batch)
+        batch = padded_images.move_batch(batch, self.runtime.device)
         truth = GroundTruth(batch.boxes, batch.classes, batch.kinds > 0, batch.seeds)
         return self.normalize_images(batch.images, batch.sizes), batch.sizes, truth
 
@@ -115,40 +128,43 @@ class DetectionTask(PaddedTask):
 
     def collect_results(self, batches: Iterable["PaddedBatch"]) -> DetectionResults:
         """Collect the detections and the ground truth of all batches, over all processes."""
-        class_indices = self.get_class_indices(getattr(batches, "labels", self.labels))
+        class_indices = np.array(match_labels(self.labels, batches), np.int64)
         results = DetectionResults(self.labels)
-        with self.inference_mode():
-            for batch in batches:
-                if len(batch.images) == 0:  # this process has no image of the last batch
-                    continue
-                detections = self.detect_batch(batch)
-                ratios = (batch.original_sizes.cpu() / batch.sizes.cpu()).flip(1).repeat(1, 2)
-                is_object = batch.classes.cpu() >= 0
-                for i, image_detections in enumerate(detections):
-                    truth = (
-                        (batch.boxes[i].cpu() * ratios[i])[is_object[i]].numpy(),
-                        class_indices[batch.classes[i].cpu()[is_object[i]].numpy()],
-                        batch.kinds[i].cpu()[is_object[i]].numpy(),
-                    )
-                    boxes, classes, scores = (value.float().cpu() for value in image_detections)
-                    prediction = ((boxes * ratios[i]).numpy(), classes.numpy(), scores.numpy())
-                    results.update(
-                        int(batch.indices[i]),
-                        detection_metrics.Prediction(*prediction),
-                        detection_metrics.GroundTruth(*truth),
-                    )
+        for batch in batches:
+            if len(batch.images) == 0:  # this process has no image of the last batch
+                continue
+            detections = self.detect_batch(batch)
+            ratios = (batch.original_sizes.cpu() / batch.sizes.cpu()).flip(1).repeat(1, 2)
+            is_object = batch.classes.cpu() >= 0
+            for i, image_detections in enumerate(detections):
+                truth = (
+                    (batch.boxes[i].cpu() * ratios[i])[is_object[i]].numpy(),
+                    class_indices[batch.classes[i].cpu()[is_object[i]].numpy()],
+                    batch.kinds[i].cpu()[is_object[i]].numpy(),
+                )
+                boxes, classes, scores = (value.float().cpu() for value in image_detections)
+                prediction = ((boxes * ratios[i]).numpy(), classes.numpy(), scores.numpy())
+                results.update(
+                    int(batch.indices[i]),
+                    detection_metrics.Prediction(*prediction),
+                    detection_metrics.GroundTruth(*truth),
+                )
         results.merge(self.runtime.all_gather(results))
         return results
 
-    def predict_batch(self, images: Tensor) -> list[dict[str, Any]]:
-        """Predict the ``boxes`` of each image, highest score first.
+    def prepare_image(self, image: Image.Image) -> Tensor:
+        """Convert an image to RGB, ``(3, h, w)`` uint8, without resizing it."""
+        return convert_to_tensor(image)
+
+    def predict_batch(self, images: Tensor) -> list[Prediction]:
+        """Predict the ``boxes`` of each image, highest score first, and its ``width`` and ``height``.
 
         A box is ``{"label", "score", "box": [left, top, right, bottom]}`` in pixels of the upright image.
         """
         height, width = images.shape[-2:]
-        padded, sizes = self.resize_and_pad(images)
+        padded, sizes = padded_images.resize_and_pad(images.to(self.runtime.device), self.transform)
         ratio = torch.tensor([width, height] * 2) / sizes[0].cpu().flip(0).repeat(2)
-        predictions = []
+        predictions: list[Prediction] = []
         for detections in self.detect(padded, sizes):
             boxes = (detections.boxes.float().cpu() * ratio).tolist()
             rows = zip(boxes, detections.classes.tolist(), detections.scores.tolist(), strict=True)
@@ -156,20 +172,20 @@ class DetectionTask(PaddedTask):
                 {"label": self.labels[class_index], "score": round(score, 4), "box": [round(side, 2) for side in box]}
                 for box, class_index, score in rows
             ]
-            predictions.append({"boxes": labeled_boxes})
+            predictions.append({"width": width, "height": height, "boxes": labeled_boxes})
         return predictions
 
-    def draw_prediction(self, source: Any, prediction: dict[str, Any]) -> Image.Image:
+    def draw(self, image: Image.Image, prediction: Prediction) -> Image.Image:
         """Draw the boxes with a score of at least 0.5 on the image."""
         shown = [box for box in prediction["boxes"] if box["score"] >= MIN_DRAWN_SCORE]
-        return image_io.draw_boxes(image_io.read_image(source), shown, self.labels)
+        return image_io.draw_boxes(image, shown, self.labels)
 
     @torch.inference_mode()
     def plot_evaluation(self, batches: Iterable["PaddedBatch"]) -> "Iterator[tuple[str, Figure]]":
         """Plot average precision, precision-recall curves, error types and the worst errors."""
         from fukami.detection import plots as detection_plots
 
-        results: DetectionResults = self.get_results(batches)
+        results: DetectionResults = self._get_results(batches)
         if self.runtime.is_main:
             samples = getattr(batches, "samples", ())
             yield from detection_plots.plot_evaluation(

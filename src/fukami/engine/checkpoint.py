@@ -30,6 +30,7 @@ from torch.nn.modules.module import (
 
 from fukami.engine import precision as precisions
 from fukami.engine.checkpoint_file import decode_checkpoint, encode_checkpoint
+from fukami.engine.ensemble import build_ensemble
 from fukami.engine.locking import lock_folder
 from fukami.engine.recipe import (
     Recipe,
@@ -107,7 +108,22 @@ def load(
     if not runs:
         raise UsageError("specify at least one run: a folder, or the name of bundled weights")
     first, *others = (_load_run(locate_run(run), device, precision, overrides or {}, recipe) for run in runs)
-    return first.ensemble_with(others, vote=vote) if others else first
+    return build_ensemble([first, *others], vote=vote) if others else first
+
+
+def choose_run_folder(recipe: str, resume: bool) -> Path:
+    """Return a new folder ``runs/RECIPE``, ``runs/RECIPE-2`` ...; with ``resume`` the last one that exists.
+
+    ``recipe`` is the name of the recipe, or the path of a custom recipe's file.
+    """
+    base = Path("runs") / Path(recipe).stem.replace("_", "-")
+    candidates = (base if n == 1 else base.with_name(f"{base.name}-{n}") for n in range(1, 10**6))
+    latest = base
+    for folder in candidates:
+        if not folder.exists():
+            return latest if resume else folder
+        latest = folder
+    raise Error(f"there are a million runs beside {base}; specify --out")
 
 
 def locate_run(run: str | os.PathLike[str]) -> Path:

@@ -3,7 +3,7 @@
 import io
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,7 @@ from fukami.engine.runtime import Runtime
 from fukami.engine.task import Task
 from fukami.errors import WriteError
 from fukami.explain.summary import count_costs
+from fukami.image.transform import SquareTransform
 from fukami.timing import TRAINING_PHASES
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ class TrainingLogger:
         recipe, runtime: the recipe that is trained, and its runtime.
         num_steps: steps of the whole run.
         steps_per_epoch: steps per epoch.
-        count_work: returns the work before a step, which estimates the remaining time.
     """
 
     def __init__(
@@ -45,15 +45,9 @@ class TrainingLogger:
         runtime: Runtime,
         num_steps: int,
         steps_per_epoch: int,
-        count_work: Callable[[int], float],
     ) -> None:
-        self.folder, self.recipe, self.runtime = folder, recipe, runtime
-        self.num_steps, self.steps_per_epoch, self.count_work, self.clock = (
-            num_steps,
-            steps_per_epoch,
-            count_work,
-            runtime.clock,
-        )
+        self.folder, self.recipe, self.runtime, self.clock = folder, recipe, runtime, runtime.clock
+        self.num_steps, self.steps_per_epoch = num_steps, steps_per_epoch
         self.path = folder / "metrics.jsonl"
         self.last_metrics: dict[str, Any] = {}
         self.multiply_adds = 0  # per step, over all processes
@@ -69,7 +63,7 @@ class TrainingLogger:
             console=self.console,
             disable=not (runtime.is_main and self.console.is_terminal),
         )
-        self.bar = self.progress.add_task("", total=count_work(num_steps), position=self._format_position(0), values="")
+        self.bar = self.progress.add_task("", total=num_steps, position=self._format_position(0), values="")
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -81,9 +75,9 @@ class TrainingLogger:
     def start_run(self, labels: tuple[str, ...], compile: bool, task: Task) -> None:
         """Write ``recipe.json`` with the costs of the networks, which ``fukami board`` shows, and an empty log."""
         if self.runtime.is_main:
-            prepare: Any = getattr(task, "transform", None)
-            square = hasattr(prepare, "channels") and hasattr(prepare, "size")
-            shape = (prepare.channels, prepare.size, prepare.size) if square else None
+            shape = None
+            if isinstance(task.transform, SquareTransform):
+                shape = (task.transform.channels, task.transform.size, task.transform.size)
             costs = count_costs(list(task.get_modules().values()), shape)
             extra = {**costs, **describe_compute_config(self.recipe, self.runtime, compile)}
             checkpoint.write_recipe(self.folder, self.recipe, labels, extra)
@@ -119,7 +113,7 @@ class TrainingLogger:
         name, first = next(iter(metrics.items()))  # the bar has one terminal line: the loss and the speed
         self.progress.update(
             self.bar,
-            completed=self.count_work(step),
+            completed=step,
             position=self._format_position(step),
             values=f"{name} {first:.4f} · {speed:,.0f} {unit}/s",
         )
@@ -134,11 +128,10 @@ class TrainingLogger:
             buffer = io.BytesIO()
             preview.save(buffer, "PNG")
             checkpoint.write_file(self.folder / "preview.png", buffer.getvalue())
-        completed, total = self.count_work(step), self.count_work(self.num_steps)
         remaining = (
             ""
             if self.progress.disable is False
-            else f"  {_format_duration(elapsed / completed * (total - completed))} left"
+            else f"  {_format_duration(elapsed / step * (self.num_steps - step))} left"
         )
         results = "  ".join(
             f"{name} {_format_number(value)}" for name, value in metrics.items() if not isinstance(value, dict)

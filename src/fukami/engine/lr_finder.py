@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from fukami.engine.recipe import Recipe
 from fukami.engine.resume import set_random_seed
 from fukami.engine.runtime import Runtime
+from fukami.engine.train import prepare_data
 from fukami.errors import Error, UsageError
 
 SMOOTHING_FACTOR = 0.9  # decay of the moving average of the losses
@@ -49,9 +50,7 @@ def find_lr(
         )
     runtime = Runtime.start(device, precision)
     set_random_seed(recipe.seed)
-    data = recipe.load_data()
-    if hasattr(data.train, "setup"):
-        data.train.setup(runtime)
+    data, loader = prepare_data(recipe, runtime)
     set_random_seed(recipe.seed)
     task = recipe.build_task(data.labels)
     task.setup(runtime)
@@ -62,7 +61,7 @@ def find_lr(
     rates: list[float] = []
     losses: list[float] = []
     average = 0.0
-    for step, batch in zip(range(num_steps), task.iterate_batches(data.train)):  # noqa: B905  the batches have no end
+    for step, batch in zip(range(num_steps), task.iterate_batches(loader)):  # noqa: B905  the batches have no end
         rate = min_lr * (max_lr / min_lr) ** (step / (num_steps - 1))
         for group in task.optimizer.param_groups:
             group["lr"].fill_(rate * group["initial_lr"] / highest)

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -13,10 +13,11 @@ from torch.nn import functional as F
 
 from fukami.engine.recipe import Recipe, check_data
 from fukami.engine.runtime import PRECISIONS
-from fukami.engine.task import Task
+from fukami.engine.task import Batch, Task
 from fukami.errors import Error, UsageError, build_unknown_error
 from fukami.quantization.half_precision import has_native_arithmetic
 
+PrepareInputs = Callable[[Batch], Tensor]
 CONVERTED_PRECISIONS = ("int8", "binary", "onnx")  # these replace layers; the others only change the dtype
 ONNX_PRECISIONS = ("int8", "onnx")  # computed by ONNX Runtime, on the CPU
 NUM_CALIBRATION_IMAGES = 512  # images that calibrate the ranges of the activations
@@ -48,17 +49,17 @@ def convert_task(task: Task, precision: str, recipe: Recipe, calibration: str | 
         raise UsageError("the run was trained with int8 quantization and needs no calibration; omit --calibration")
     from fukami.quantization import int8, onnx_export
 
-    kind, shape, metadata = task.get_signature()
-    if precision != "onnx" and kind != "classifier":
-        raise UsageError(f"int8 is for classifiers; export a {kind} to float16, bfloat16 or onnx")
+    kind, shape, metadata, prepare_inputs = task.get_signature()
     if precision == "onnx":
         encode = partial(
             onnx_export.export_onnx, shape=shape, metadata=metadata, signature=onnx_export.SIGNATURES[kind]
         )
+    elif prepare_inputs is None:
+        raise UsageError(f"int8 is for classifiers; export a {kind} to float16, bfloat16 or onnx")
     elif quantization_aware:
         encode = partial(int8.export_int8, shape=shape, metadata=metadata)
     else:
-        images = _load_calibration_images(task, recipe, calibration)
+        images = _load_calibration_images(prepare_inputs, recipe, calibration)
         encode = partial(int8.quantize, shape=shape, images=images, metadata=metadata)
     return {name: onnx_export.OnnxNetwork(encode(module)) for name, module in task.get_modules().items()}
 
@@ -85,7 +86,7 @@ def _accumulates_in_float32(dtype: torch.dtype, device: torch.device) -> bool:
     return bool(F.conv2d(ones, ones) == 4096)
 
 
-def _load_calibration_images(task: Task, recipe: Recipe, spec: str | None) -> list[Tensor]:
+def _load_calibration_images(prepare_inputs: PrepareInputs, recipe: Recipe, spec: str | None) -> list[Tensor]:
     """Load network inputs of :data:`NUM_CALIBRATION_IMAGES` training images, of the dataset ``spec`` or the recipe's.
 
     The images are not augmented. A warning is logged if those of ``spec`` differ from the recipe's.
@@ -95,14 +96,14 @@ def _load_calibration_images(task: Task, recipe: Recipe, spec: str | None) -> li
     plain = dataclasses.replace(recipe, **changes)
     if spec is None:
         check_data(plain)
-        return list(_iterate_inputs(task, plain.load_data().train))
+        return list(_iterate_inputs(prepare_inputs, plain.load_data().train))
     changes["data"] = spec
     calibration_recipe = dataclasses.replace(recipe, **changes)
-    images = list(_iterate_inputs(task, calibration_recipe.load_data().train))
+    images = list(_iterate_inputs(prepare_inputs, calibration_recipe.load_data().train))
     logger = logging.getLogger("fukami")
     try:
         check_data(plain)
-        reference = list(_iterate_inputs(task, plain.load_data().train))
+        reference = list(_iterate_inputs(prepare_inputs, plain.load_data().train))
     except Error as error:
         logger.warning("cannot compare the calibration data with the training data, which are not available: %s", error)
         return images
@@ -111,11 +112,11 @@ def _load_calibration_images(task: Task, recipe: Recipe, spec: str | None) -> li
     return images
 
 
-def _iterate_inputs(task: Task, train: Any) -> Iterator[Tensor]:
+def _iterate_inputs(prepare_inputs: PrepareInputs, train: Any) -> Iterator[Tensor]:
     """Iterate over batches of network inputs, :data:`NUM_CALIBRATION_IMAGES` images at most."""
     count = 0
     for batch in itertools.islice(train, len(train)):
-        inputs = task.prepare_inputs(batch)[: NUM_CALIBRATION_IMAGES - count]
+        inputs = prepare_inputs(batch)[: NUM_CALIBRATION_IMAGES - count]
         count += len(inputs)
         yield inputs
         if count >= NUM_CALIBRATION_IMAGES:

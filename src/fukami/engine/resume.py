@@ -10,8 +10,10 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from torch.utils import _pytree as pytree
 
-from fukami.data.manifest import Manifest
+from fukami.data.loader import Loader
+from fukami.data.manifest import Manifest, ManifestItem, hash_tensors
 from fukami.engine import checkpoint
 from fukami.errors import Error, UsageError
 
@@ -122,8 +124,8 @@ def _format_versions(versions: Any) -> str:
     return ", ".join(f"{name} {version}" for name, version in known.items()) or "an unknown version"
 
 
-class ResumableLoader:
-    """Wrapper that makes an iterable of batches resumable.
+class ResumableLoader(Loader):
+    """Loader of any iterable of batches.
 
     An interrupted epoch is restarted with its initial random states, and the batches already used are skipped.
     """
@@ -162,6 +164,18 @@ class ResumableLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the position; the next epoch skips the batches before it."""
         self.num_skip, self.start_states = state["position"], state["start_states"]
+
+    def iterate_items(self) -> Iterator[ManifestItem] | None:
+        """Iterate over the only item, the tensors of a list or tuple of batches; other batches are not listed."""
+        if not isinstance(self.batches, list | tuple) or not self.batches:
+            return None
+        tensors = [leaf for leaf in pytree.tree_leaves(self.batches) if isinstance(leaf, torch.Tensor)]
+        return (ManifestItem("batches in memory", *hash_tensors(*part)) for part in (tensors,))
+
+
+def wrap_batches(batches: Iterable[Any]) -> Loader:
+    """Return a loader unchanged, and any other iterable of batches as a loader."""
+    return batches if isinstance(batches, Loader) else ResumableLoader(batches)
 
 
 class SignalHandler:

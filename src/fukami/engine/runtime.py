@@ -15,7 +15,6 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from fukami.engine.cuda_graph import GraphedCallable
 from fukami.errors import Error, UsageError, build_unknown_error
@@ -188,10 +187,6 @@ class Runtime:
     def all_reduce_any(self, flag: bool) -> bool:
         """Return whether the flag is true in any process."""
         return bool(self.all_reduce_sum(torch.tensor(float(flag), device=self.device))) if self.world_size > 1 else flag
-
-    def count_samples(self, batch: Any) -> int:
-        """Count the samples in a batch, over all processes: the length of its first tensor."""
-        return self.world_size * next((len(leaf) for leaf in pytree.tree_leaves(batch) if hasattr(leaf, "shape")), 1)
 
     def capture(self, function: Function, enabled: bool) -> Function:
         """Capture a function of a tree of tensors in a CUDA graph, if ``enabled`` on a single GPU."""

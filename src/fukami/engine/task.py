@@ -1,20 +1,26 @@
 """Task: training step, evaluation and prediction, with one subclass per family of systems."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypedDict
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fukami.data.loader import Loader
+from fukami.engine.prediction import ImageSource, Prediction, iterate_predictions
 from fukami.engine.runtime import Runtime
 from fukami.engine.schedules import ReduceOnPlateau, Schedule, compute_constant_factor
 from fukami.errors import UsageError
+from fukami.image.transform import ResizeTransform, SquareTransform
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
+Batch: TypeAlias = Any  # a tree of tensors, which each family defines
+Metrics: TypeAlias = dict[str, Any]  # numbers, and dicts of the numbers of each class
 OptimizerFactory = Callable[[Iterable[nn.Parameter] | list[dict[str, Any]]], torch.optim.Optimizer]
 
 
@@ -36,18 +42,30 @@ class ModelSignature(NamedTuple):
         model_type: kind of network, which determines its inputs and outputs.
         input_shape: shape ``(C, H, W)`` of an input image.
         metadata: preprocessing, labels and meaning of the outputs, as strings by name; the metadata of an ONNX file.
+        prepare_inputs: returns the network's inputs for a batch, ``(N, ...)``; needed to calibrate int8.
     """
 
     model_type: Literal["classifier", "detector", "segmenter"]
     input_shape: tuple[int, int, int]
     metadata: dict[str, str]
+    prepare_inputs: Callable[[Batch], Tensor] | None = None
+
+
+class Results(Protocol):
+    """Results of an evaluation: predictions and ground truth, over all processes."""
+
+    def compute_metrics(self) -> Metrics:
+        """Compute the metrics and ``count``; the first metric is the main one."""
 
 
 class Task:
-    """Base class of tasks: one model trained by one optimizer; subclasses override what differs.
+    """Base class of tasks: one model trained by one optimizer.
 
-    ``step`` includes the optimizer step, so two optimizers (a GAN), data generated during training (Q-learning) and the
-    optimization of an image (style transfer) need no training loop of their own.
+    A subclass defines ``compute_loss`` (or ``step``), ``collect_results`` (or ``evaluate``) and ``predict_batch``. It
+    may define ``prepare_image``, ``draw``, ``plot_evaluation`` and ``get_signature``, and override what the training
+    loop calls: ``setup``, ``compile``, ``iterate_batches``, ``schedule`` and ``on_evaluation``. ``step`` includes the
+    optimizer step, so two optimizers (a GAN), data generated during training (Q-learning) and the optimization of an
+    image (style transfer) need no training loop of their own.
 
     Args:
         model: the network.
@@ -58,9 +76,13 @@ class Task:
         clip_norm: maximum gradient norm (gradient clipping, Pascanu et al. 2013); 0 disables it.
     """
 
+    labels: tuple[str, ...] = ()  # names of the classes
+    transform: SquareTransform | ResizeTransform | None = None  # preprocessing of images
     supports_cuda_graph = (
         False  # True if every step launches the same GPU work on the same shapes, so that the loop may capture it
     )
+    ensemble_methods: tuple[str, ...] = ()  # of average and vote, those of which an ensemble of these tasks is capable
+    predict_batch_size = 1  # maximum number of images per prediction batch
 
     def __init__(
         self,
@@ -80,9 +102,17 @@ class Task:
         self.eval_every = eval_every
         self.accumulate = accumulate
         self.clip_norm = clip_norm
+        self._last_evaluation: tuple[Any, Any] | None = None  # batches of the last evaluation, and its results
+
+    def __repr__(self) -> str:
+        size = sum(parameter.numel() for module in self.get_modules().values() for parameter in module.parameters())
+        return f"{type(self).__name__}({len(self.labels)} labels, {size:,} parameters)"
 
     def setup(self, runtime: Runtime) -> None:
-        """Move the task to the device and prepare it for training; frozen modules keep their statistics, too."""
+        """Move the task to the device and prepare it for training; frozen modules keep their statistics, too.
+
+        ``state`` has the objects that a checkpoint saves by name; each has ``state_dict`` and ``load_state_dict``.
+        """
         self.runtime = runtime
         self.model = runtime.move_to_device(self.model)
         for module in self.model.modules():
@@ -92,17 +122,16 @@ class Task:
         self.ddp_model = runtime.replicate(self.model)
         self.training_model: Callable[..., Any] = self.ddp_model
         self.optimizer = runtime.prepare_optimizer(self.make_optimizer(self.model.parameters()))
+        self.optimizers = [self.optimizer]  # those whose learning rate is scheduled
         self.scaler = runtime.build_grad_scaler()
         self.supports_cuda_graph = self.supports_cuda_graph and _supports_capture(self.optimizer, self.scaler)
+        self.state: dict[str, Any] = {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}
+        if isinstance(self.lr_schedule, ReduceOnPlateau):
+            self.state["lr_schedule"] = self.lr_schedule
 
     def compile(self) -> None:
         """Compile the network for the following steps."""
         self.training_model = self.runtime.compile(self.ddp_model)
-
-    def get_stateful_objects(self) -> dict[str, Any]:
-        """Return the objects that a checkpoint saves by name; each has ``state_dict`` and ``load_state_dict``."""
-        objects = {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}
-        return objects | ({"lr_schedule": self.lr_schedule} if isinstance(self.lr_schedule, ReduceOnPlateau) else {})
 
     def get_modules(self) -> dict[str, nn.Module]:
         """Return the modules used for inference by name; ``weights.safetensors`` contains their tensors."""
@@ -112,47 +141,26 @@ class Task:
         """Replace the modules used for inference by name, such as by quantized ones; they are not trained."""
         self.model = modules["model"]
 
-    def prepare_inputs(self, batch: Any) -> Tensor:
-        """Return the network's inputs for a batch, ``(N, ...)``."""
-        raise UsageError(f"{type(self).__name__} cannot be calibrated: it does not define prepare_inputs(batch)")
-
-    def get_signature(self) -> ModelSignature:
-        """Return the signature of the network for other programs."""
-        raise UsageError(
-            f"{type(self).__name__} cannot be exported to another program: it does not define get_signature()"
-        )
-
-    def count_steps(self, train: Any) -> tuple[int, int]:
-        """Return the number of steps of the training and the evaluation interval in steps."""
-        return self.epochs * len(train), self.eval_every * len(train)
-
-    def count_work(self, step: int) -> float:
-        """Return the work before a step, in any unit, for the estimate of the remaining time."""
-        return step
-
-    def iterate_batches(self, train: Any) -> Iterable[Any]:
+    def iterate_batches(self, loader: Loader) -> Iterable[Batch]:
         """Iterate over the batches of the training without end, by default epoch after epoch."""
         while True:
-            yield from train
+            yield from loader
 
     def schedule(self, progress: float) -> float:
         """Set the learning rate at ``progress`` in [0, 1) of the training, and return it for the log."""
+        self._last_evaluation = None  # the weights are about to change
         factor = self.lr_schedule(progress)
-        for group in self.optimizer.param_groups:
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        for group in groups:
             group["lr"].fill_(group["initial_lr"] * factor)
-        return float(self.optimizer.param_groups[0]["initial_lr"] * factor)
+        return float(groups[0]["initial_lr"] * factor) if groups else 0.0
 
-    def on_evaluation(self, metrics: dict[str, float]) -> None:
-        """Pass the metrics of an evaluation during training to a plateau schedule."""
-        if isinstance(self.lr_schedule, ReduceOnPlateau):
-            self.lr_schedule.on_evaluation(metrics)
-
-    def step(self, batch: Any) -> dict[str, Tensor]:
+    def step(self, batch: Batch) -> dict[str, Tensor]:
         """Run one training step, and return scalars for the log, on the device."""
         clock = self.runtime.clock
         self.optimizer.zero_grad()
         totals: dict[str, Tensor] = {}
-        for fraction, micro_batch, is_last in self.split_batch(batch):
+        for fraction, micro_batch, is_last in split_batch(batch, self.accumulate):
             with self.runtime.no_sync(self.ddp_model, not is_last):
                 with clock("forward"), self.runtime.autocast():
                     loss, metrics = self.compute_loss(micro_batch)
@@ -161,80 +169,140 @@ class Task:
             for name, value in {"loss": loss.detach(), **metrics}.items():
                 totals[name] = fraction * value + totals[name] if name in totals else fraction * value
         with clock("optimizer"):
-            self.apply_gradients(self.optimizer, self.scaler)
-            self.on_step()
+            apply_gradients(self.optimizer, self.scaler, self.clip_norm)
         return totals
 
-    def apply_gradients(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
-        """Run an optimizer step with the current gradients, after gradient clipping."""
-        if self.clip_norm:
-            scaler.unscale_(optimizer)
-            parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
-            nn.utils.clip_grad_norm_(parameters, self.clip_norm)
-        if scaler.is_enabled():
-            _init_momentum_buffers(optimizer)
-        scaler.step(optimizer)
-        scaler.update()
-
-    def split_batch(self, batch: Any) -> Iterator[tuple[float, Any, bool]]:
-        """Split the batch into ``accumulate`` micro-batches: fraction of the batch, micro-batch, whether it is last.
-
-        Raises:
-            UsageError: the batch has fewer samples.
-        """
-        if self.accumulate == 1:
-            yield 1.0, batch, True
-            return
-        leaves, spec = pytree.tree_flatten(batch)
-        size = len(leaves[0])
-        if size < self.accumulate:
-            raise UsageError(f"cannot split a batch of {size} samples into {self.accumulate} parts; lower --accumulate")
-        for index, part in enumerate(zip(*(leaf.tensor_split(self.accumulate) for leaf in leaves), strict=True), 1):
-            yield len(part[0]) / size, pytree.tree_unflatten(part, spec), index == self.accumulate
-
-    def on_step(self) -> None:
-        """Run after each optimizer step; does nothing by default."""
-
-    def compute_loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def compute_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of a batch, a scalar, and other metrics for the log; call ``self.training_model``."""
         raise NotImplementedError(f"{type(self).__name__} defines neither compute_loss nor step")
 
-    def evaluate(self, batches: Iterable[Any]) -> dict[str, Any]:
+    def collect_results(self, batches: Iterable[Batch]) -> Results:
+        """Collect predictions and ground truth of ``batches`` over all processes; the networks are in eval mode.
+
+        Raises:
+            UsageError: the data contain a class that the task does not have.
+        """
+        raise UsageError(f"{type(self).__name__} cannot be evaluated: it defines neither collect_results nor evaluate")
+
+    @torch.inference_mode()
+    def evaluate(self, batches: Iterable[Batch]) -> Metrics:
         """Compute the metrics and ``count`` over all processes, without a change of the weights.
 
-        The first metric is the main one. All values are numbers; metrics of each class may follow in nested dicts.
+        The first metric is the main one. All values are numbers; metrics of each class may follow in nested dicts. If
+        ``batches`` has ``labels``, classes are matched by name.
+
+        Raises:
+            UsageError: the data contain a class that the task does not have.
+            Error: there is nothing to evaluate.
         """
-        raise UsageError(f"{type(self).__name__} cannot be evaluated: it does not define evaluate(batches)")
+        self._last_evaluation = None
+        results: Results = self._get_results(batches)
+        return results.compute_metrics()
 
-    def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
-        """Predict each input: one dict per input, ready for JSON; ``{"file", "error"}`` if it cannot be read."""
-        raise UsageError(f"{type(self).__name__} cannot predict: it does not define predict(inputs)")
+    def _get_results(self, batches: Iterable[Batch]) -> Any:
+        """Return the results for ``batches``, those of the last evaluation if it was of them."""
+        if self._last_evaluation is None or self._last_evaluation[0] is not batches:
+            with torch.inference_mode(), self.evaluation_mode():
+                self._last_evaluation = batches, self.collect_results(batches)
+        return self._last_evaluation[1]
 
-    def draw_prediction(self, source: Any, prediction: dict[str, Any]) -> "Image":
-        """Draw the prediction of ``source`` as an image."""
-        raise UsageError(f"{type(self).__name__} cannot draw its predictions; predict without --out")
+    @contextmanager
+    def evaluation_mode(self) -> Iterator[None]:
+        """Switch all networks to evaluation mode within the context, and restore the mode of each module after it."""
+        networks = [*self.get_modules().values(), *self.state.values()]
+        modules = {module for network in networks if isinstance(network, nn.Module) for module in network.modules()}
+        modes = {module: module.training for module in modules}
+        for module in modules:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
 
-    def render_maps(self, prediction: dict[str, Any]) -> "dict[str, Image]":
-        """Render further images of a prediction by name, such as label maps; none by default."""
-        return {}
-
-    def preview(self) -> "Image | None":
-        """Return the image of the last evaluation during training, or None if the task has none."""
+    def on_evaluation(self, metrics: Metrics) -> "Image | None":
+        """Run after each evaluation during training; return an image for the run's folder, if the task has one."""
         return None
 
-    def plot_evaluation(self, batches: Iterable[Any]) -> "Iterator[tuple[str, Figure | Sequence[Image]]]":
+    def predict(self, inputs: Iterable[ImageSource]) -> list[Prediction]:
+        """Predict each input: one dict per input, ready for JSON.
+
+        Args:
+            inputs: paths, PIL images or arrays as :func:`fukami.image.io.read_image` accepts them.
+
+        Returns:
+            Dicts that begin with ``file`` for a path; ``{"file", "error"}`` if an input cannot be read.
+        """
+        return [result for _, result in iterate_predictions(self, inputs)]
+
+    def prepare_image(self, image: "Image") -> Tensor:
+        """Convert an image, upright and in mode L or RGB, to an element of a prediction batch, ``(C, H, W)`` uint8.
+
+        Raises:
+            Error: the image cannot be used.
+        """
+        raise UsageError(f"{type(self).__name__} cannot predict: it does not define prepare_image(image)")
+
+    def predict_batch(self, images: Tensor) -> list[Prediction]:
+        """Predict a batch of images ``(N, C, H, W)`` of :meth:`prepare_image`: one dict per image."""
+        raise UsageError(f"{type(self).__name__} cannot predict: it does not define predict_batch(images)")
+
+    def draw(self, image: "Image", prediction: Prediction) -> "Image":
+        """Draw the prediction of an image, which is upright and in mode L or RGB."""
+        raise UsageError(f"{type(self).__name__} cannot draw its predictions; predict without --out")
+
+    def plot_evaluation(self, batches: Iterable[Batch]) -> "Iterator[tuple[str, Figure | Sequence[Image]]]":
         """Plot titled figures of the evaluation for the run's report; a sequence of images is an animation."""
         yield from ()
 
-    def with_views(self, num_views: int) -> Self:
-        """Return this task with test-time augmentation over ``num_views`` views, the first being the input itself."""
-        if num_views == 1:
-            return self
-        raise UsageError(f"{type(self).__name__} does not support test-time augmentation; omit --views")
+    def get_signature(self) -> ModelSignature:
+        """Return the signature of the network for other programs."""
+        raise UsageError(
+            f"{type(self).__name__} cannot be exported to another program: it does not define get_signature()"
+        )
 
-    def ensemble_with(self, others: Sequence[Self], *, vote: bool = False) -> Self:
-        """Return the ensemble of this task and ``others``: averaged, or by majority vote."""
-        raise UsageError(f"{type(self).__name__} does not support ensembles; use one run")
+
+def match_labels(labels: tuple[str, ...], batches: Iterable[Batch]) -> list[int]:
+    """Return the index in ``labels`` of each class of ``batches``; data without class names have these classes.
+
+    Raises:
+        UsageError: the data have a class that is not in ``labels``.
+    """
+    data_labels = (batches.labels if isinstance(batches, Loader) else ()) or labels
+    unknown = [label for label in data_labels if label not in labels]
+    if unknown:
+        known = ", ".join(labels[:20])
+        raise UsageError(f"the data have classes that the run does not have: {', '.join(unknown)}; it has {known}")
+    return [labels.index(label) for label in data_labels]
+
+
+def split_batch(batch: Batch, num_parts: int) -> Iterator[tuple[float, Batch, bool]]:
+    """Split a batch into micro-batches: fraction of the batch, micro-batch, whether it is the last one.
+
+    Raises:
+        UsageError: the batch has fewer samples than parts.
+    """
+    if num_parts == 1:
+        yield 1.0, batch, True
+        return
+    leaves, spec = pytree.tree_flatten(batch)
+    size = len(leaves[0])
+    if size < num_parts:
+        raise UsageError(f"cannot split a batch of {size} samples into {num_parts} parts; lower --accumulate")
+    for index, part in enumerate(zip(*(leaf.tensor_split(num_parts) for leaf in leaves), strict=True), 1):
+        yield len(part[0]) / size, pytree.tree_unflatten(part, spec), index == num_parts
+
+
+def apply_gradients(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, clip_norm: float) -> None:
+    """Run an optimizer step with the current gradients, after gradient clipping."""
+    if clip_norm:
+        scaler.unscale_(optimizer)
+        parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+        nn.utils.clip_grad_norm_(parameters, clip_norm)
+    if scaler.is_enabled():
+        _init_momentum_buffers(optimizer)
+    scaler.step(optimizer)
+    scaler.update()
 
 
 def _supports_capture(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> bool:

@@ -2,8 +2,6 @@
 
 import contextlib
 import math
-import operator
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,21 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fukami.data.loader import Loader
 from fukami.data.manifest import Manifest
 from fukami.engine import checkpoint
 from fukami.engine.async_checkpoint import CheckpointWriter
 from fukami.engine.log import TrainingLogger, describe_compute_config
 from fukami.engine.recipe import Data, Recipe
 from fukami.engine.resume import (
-    ResumableLoader,
     SignalHandler,
     check_checkpoint_metadata,
     get_checkpoint_metadata,
     get_random_states,
     set_random_seed,
     set_random_states,
+    wrap_batches,
 )
 from fukami.engine.runtime import DEFAULT_TIMEOUT, Runtime
+from fukami.engine.schedules import ReduceOnPlateau
 from fukami.engine.task import Task
 from fukami.engine.watchdog import Watchdog
 from fukami.errors import Error
@@ -36,7 +36,7 @@ MAX_LOG_INTERVAL = 100  # maximum number of steps until the loop waits for the d
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Options of a training run; see :func:`train`."""
+    """Options of a training run; see :func:`fukami.train`."""
 
     device: str
     precision: str
@@ -47,42 +47,15 @@ class RunOptions:
     num_threads: int | None = None  # for a stage, that of its run
 
 
-def train(
-    recipe: Recipe,
-    out: str | os.PathLike[str],
-    *,
-    device: str = "auto",
-    precision: str = "auto",
-    compile: bool = False,
-    resume: bool = False,
-    allow_changed_data: bool = False,
-    timeout: float = DEFAULT_TIMEOUT,
-) -> dict[str, float]:
-    """Train the recipe, write the run to the folder ``out``, and return the metrics of the last evaluation.
-
-    Args:
-        recipe: the experiment, for example ``DeepConvNet(data="mnist")``.
-        out: a new or empty folder; with ``resume`` the folder of an interrupted run.
-        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``mps``.
-        precision: ``auto`` (bfloat16 where it is faster), ``float32``, ``tf32``, ``bfloat16``, ``float16``.
-        compile: compile the network (``torch.compile``) from the second step on, which takes a minute or two, for
-            faster steps; a resumed run keeps it.
-        resume: continue from the last checkpoint; the result equals that of an uninterrupted run, bit for bit.
-        allow_changed_data: resume although the data have changed since the checkpoint; the run records it.
-        timeout: seconds that one process may keep the others waiting before the run is aborted.
+def run_training(recipe: Recipe, folder: Path, options: RunOptions) -> dict[str, float]:
+    """Train the recipe, write the run to the folder, and return the metrics of the last evaluation.
 
     Raises:
-        UsageError: ``out`` is not empty or another run is writing to it; or ``resume`` is set and ``out`` contains no
-            run, or one with another recipe, precision, device or data.
+        UsageError: the folder is not empty or another run is writing to it; or, to resume, it contains no run, or one
+            with another recipe, precision, device or data.
         Error: the loss or the weights are not finite, or a file cannot be written; the last valid checkpoint is kept.
         KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM, after a checkpoint is written.
     """
-    options = RunOptions(device, precision, compile, resume, allow_changed_data, timeout)
-    return run_training(recipe, Path(out), options)
-
-
-def run_training(recipe: Recipe, folder: Path, options: RunOptions) -> dict[str, float]:
-    """Run the training of :func:`train`."""
     with (
         prepare_run(recipe, folder, options) as (runtime, compile, last_stage),
         SignalHandler() as signals,
@@ -90,15 +63,13 @@ def run_training(recipe: Recipe, folder: Path, options: RunOptions) -> dict[str,
         CheckpointWriter(folder, runtime.is_main) as writer,
     ):
         set_random_seed(recipe.seed)
-        data, loader = prepare_data(recipe, folder, runtime)
-        manifest = Manifest(data.train, data.val, data.labels)
+        data, loader = prepare_data(recipe, runtime, folder)
+        manifest = Manifest(loader, wrap_batches(data.val), data.labels)
         set_random_seed(recipe.seed)
         task = recipe.build_task(data.labels)
         task.setup(runtime)
-        steps, interval = task.count_steps(loader)
-        with TrainingLogger(
-            folder, recipe, runtime, steps, operator.length_hint(loader, interval), task.count_work
-        ) as log:
+        steps, interval = task.epochs * len(loader), task.eval_every * len(loader)
+        with TrainingLogger(folder, recipe, runtime, steps, len(loader)) as log:
             progress = TrainingProgress(task, loader, log)
             step = progress.restore(folder, manifest, options.allow_changed_data)
             check_same_step(step, runtime)
@@ -123,15 +94,14 @@ def run_training(recipe: Recipe, folder: Path, options: RunOptions) -> dict[str,
                 step += 1
                 should_evaluate = step % interval == 0 or step == steps
                 should_log = should_evaluate or step % log_interval == 0
-                needs_checkpoint = getattr(loader, "needs_checkpoint", False)
-                if not (should_log or needs_checkpoint or (signals.received_signal and runtime.world_size == 1)):
+                if not (should_log or loader.needs_checkpoint or (signals.received_signal and runtime.world_size == 1)):
                     continue
                 if should_log:
                     progress.log_steps(step, lr, batch)
                 if should_evaluate and data.val:
                     progress.evaluate(step, data.val)
                 if (
-                    runtime.all_reduce_any(signals.received_signal > 0 or writer.is_due or needs_checkpoint)
+                    runtime.all_reduce_any(signals.received_signal > 0 or writer.is_due or loader.needs_checkpoint)
                     or step == steps
                 ):
                     progress.save(writer, step)
@@ -157,16 +127,21 @@ def prepare_run(recipe: Recipe, folder: Path, options: RunOptions) -> Iterator[t
         yield runtime, config.compile, train_stages(recipe, folder, runtime, replace(options, compile=config.compile))
 
 
-def prepare_data(recipe: Recipe, folder: Path, runtime: Runtime) -> tuple[Data, Any]:
-    """Load the recipe's data and move it to the device; also return the resumable loader of the training batches."""
+def prepare_data(recipe: Recipe, runtime: Runtime, folder: Path | None = None) -> tuple[Data, Loader]:
+    """Load the recipe's data and move it to the device; also return the loader of the training batches.
+
+    Args:
+        recipe: the recipe.
+        runtime: device and processes.
+        folder: the run's folder, for the files of a loader.
+    """
     with runtime.clock("data"):
         data = recipe.load_data()
-        loader = data.train if hasattr(data.train, "state_dict") else ResumableLoader(data.train)
-        if hasattr(loader, "open_files"):  # files of state that is too large for a checkpoint
+        loader = wrap_batches(data.train)
+        if folder:
             loader.open_files(folder)
-        for part in (loader, data.val):
-            if hasattr(part, "setup"):
-                part.setup(runtime)
+        for part in (loader, wrap_batches(data.val)):
+            part.setup(runtime)
     return data, loader
 
 
@@ -208,7 +183,7 @@ class MetricBuffer:
         """Restore the buffered metrics."""
         self.names, self.rows = list(state["names"]), [row.to(self.runtime.device) for row in state["rows"]]
 
-    def compute_means(self, step: int, loader: Any) -> dict[str, float]:
+    def compute_means(self, step: int, loader: Loader) -> dict[str, float]:
         """Compute the mean of each scalar over the steps since the last call, and clear the buffer.
 
         Raises:
@@ -222,11 +197,7 @@ class MetricBuffer:
             for name, value in zip(self.names, row, strict=True):
                 if not math.isfinite(value):
                     step_index = step - len(rows) + offset
-                    where = (
-                        loader.describe_batch(step_index)
-                        if hasattr(loader, "describe_batch")
-                        else f"batch {step_index % len(loader) + 1}"
-                    )
+                    where = loader.describe_batch(step_index)
                     raise Error(
                         f"the {name} became {value} at step {step_index + 1}, on {where}; the run stops here and keeps "
                         "its last valid checkpoint: try a lower learning rate, or --precision float32"
@@ -237,7 +208,7 @@ class MetricBuffer:
 class TrainingProgress:
     """Progress of a training run: logging, evaluation, and saving and restoring of checkpoints."""
 
-    def __init__(self, task: Task, loader: Any, log: TrainingLogger) -> None:
+    def __init__(self, task: Task, loader: Loader, log: TrainingLogger) -> None:
         self.task, self.loader, self.log = task, loader, log
         self.metric_buffer = MetricBuffer(log.runtime)
         self.checkpoint_metadata: dict[str, Any] = {}
@@ -249,24 +220,25 @@ class TrainingProgress:
     def log_steps(self, step: int, lr: float, batch: Any) -> None:
         """Log the mean metrics of the steps since the last log line."""
         metrics = self.metric_buffer.compute_means(step, self.loader)
-        if hasattr(self.loader, "compute_wait_fraction"):
-            metrics["data_wait_fraction"] = self.loader.compute_wait_fraction()
-        samples_per_step = getattr(self.loader, "items_per_step", (self.log.runtime.count_samples(batch), "images"))
-        self.log.log_training(step, metrics, lr, *samples_per_step)
+        wait_fraction = self.loader.compute_wait_fraction()
+        if wait_fraction is not None:
+            metrics["data_wait_fraction"] = wait_fraction
+        count, unit = self.loader.count_samples(batch)
+        self.log.log_training(step, metrics, lr, count * self.log.runtime.world_size, unit)
 
     def evaluate(self, step: int, val: Any) -> None:
         """Evaluate the task and log the metrics."""
         with self.log.clock("evaluation"):
             metrics = self.task.evaluate(val)
-        self.task.on_evaluation(metrics)
-        self.log.log_evaluation(step, metrics, self.task.preview())
+        if isinstance(self.task.lr_schedule, ReduceOnPlateau):
+            self.task.lr_schedule.on_evaluation(metrics)
+        self.log.log_evaluation(step, metrics, self.task.on_evaluation(metrics))
 
     def finish(self, writer: CheckpointWriter, val: Any) -> dict[str, float]:
         """Wait for the last checkpoint, write the report, and return the metrics of the last evaluation."""
         with self.log.clock("checkpoint"):
             writer.wait()
-        if hasattr(self.loader, "delete_files"):
-            self.loader.delete_files()
+        self.loader.delete_files()
         with self.log.clock("evaluation"):
             figures = list(self.task.plot_evaluation(val)) if val else []
         return self.log.finish(figures)
@@ -284,13 +256,13 @@ class TrainingProgress:
             state = {
                 **self.checkpoint_metadata,
                 "step": step,
-                "task": {name: value.state_dict() for name, value in self.task.get_stateful_objects().items()},
+                "task": {name: value.state_dict() for name, value in self.task.state.items()},
                 "loader": self.loader.state_dict(),
                 "log": self.log.state_dict(),
                 "metric_buffer": self.metric_buffer.state_dict(),
                 "random": get_random_states(),
             }
-            files = [self.log.path, *getattr(self.loader, "checkpoint_files", ())]
+            files = [self.log.path, *self.loader.checkpoint_files]
             writer.save(state, checkpoint.collect_tensors(self.task.get_modules()), files)
 
     def restore(self, folder: Path, manifest: Manifest, allow_changed_data: bool) -> int:
@@ -309,7 +281,7 @@ class TrainingProgress:
         try:
             if state["step"] > self.log.num_steps:
                 raise ValueError(f"it is of step {state['step']}, and the run has {self.log.num_steps} steps")
-            for name, value in self.task.get_stateful_objects().items():
+            for name, value in self.task.state.items():
                 value.load_state_dict(state["task"][name])
             self.loader.load_state_dict(state["loader"])
             self.log.load_state_dict(state["log"])

@@ -5,7 +5,6 @@ import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import torch
@@ -14,9 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from fukami.engine.cached_evaluation import CachedEvaluationTask
-from fukami.engine.task import TrainingOptions
-from fukami.errors import Error
+from fukami.engine.prediction import Prediction
+from fukami.engine.task import Metrics, Task, TrainingOptions, apply_gradients
 from fukami.generation import metrics as generation_metrics
 from fukami.image import io as image_io
 from fukami.image.transform import SquareTransform
@@ -40,7 +38,7 @@ WEBP_QUALITY = 85  # quality of the stored preview grids
 logger = logging.getLogger(__name__)
 
 
-class GANTask(CachedEvaluationTask):
+class GANTask(Task):
     """Adversarial training of a generator and a discriminator (Goodfellow et al. 2014, equation 1).
 
     Args:
@@ -55,6 +53,7 @@ class GANTask(CachedEvaluationTask):
     """
 
     supports_cuda_graph = True
+    transform: SquareTransform
 
     def __init__(
         self,
@@ -89,31 +88,22 @@ class GANTask(CachedEvaluationTask):
         self.training_discriminator: Callable[..., Any] = self.ddp_discriminator
         self.discriminator_optimizer = runtime.prepare_optimizer(self.make_optimizer(self.discriminator.parameters()))
         self.discriminator_scaler = runtime.build_grad_scaler()
+        self.optimizers.append(self.discriminator_optimizer)
         self.statistics = TrainingStatistics().to(runtime.device)
+        self.state |= {
+            "discriminator": self.discriminator,
+            "discriminator optimizer": self.discriminator_optimizer,
+            "discriminator scaler": self.discriminator_scaler,
+            "statistics": self.statistics,
+            "preview history": self.preview_history,
+        }
+        if self.ema_decay:
+            self.state["ema generator"] = self.ema_generator
 
     def compile(self) -> None:
         """Compile the networks for training."""
         super().compile()
         self.training_discriminator = self.runtime.compile(self.ddp_discriminator)
-
-    def get_networks(self) -> list[nn.Module]:
-        """Return the generator used for inference and the discriminator."""
-        return [self.ema_generator, self.discriminator]
-
-    def get_stateful_objects(self) -> dict[str, Any]:
-        """Return the networks, the optimizers, the averaged generator, the statistics and the preview grids."""
-        discriminator = {"discriminator": self.discriminator, "discriminator optimizer": self.discriminator_optimizer}
-        state = {
-            "discriminator scaler": self.discriminator_scaler,
-            "statistics": self.statistics,
-            "preview history": self.preview_history,
-        }
-        return (
-            super().get_stateful_objects()
-            | discriminator
-            | state
-            | ({"ema generator": self.ema_generator} if self.ema_decay else {})
-        )
 
     def get_modules(self) -> dict[str, nn.Module]:
         """Return the generator used for inference and the discriminator, by name."""
@@ -123,13 +113,6 @@ class GANTask(CachedEvaluationTask):
         """Replace the networks for inference."""
         self.model = self.ema_generator = modules["model"]
         self.discriminator = modules["discriminator"]
-
-    def schedule(self, progress: float) -> float:
-        """Set the learning rates of both optimizers."""
-        rate = super().schedule(progress)
-        for group in self.discriminator_optimizer.param_groups:
-            group["lr"].fill_(group["initial_lr"] * self.lr_schedule(progress))
-        return rate
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Do a step of the discriminator, then a step of the generator against the new discriminator.
@@ -150,7 +133,7 @@ class GANTask(CachedEvaluationTask):
             self.discriminator_optimizer.zero_grad()
             self.discriminator_scaler.scale(discriminator_loss).backward()  # type: ignore[no-untyped-call]
         with clock("optimizer"):
-            self.apply_gradients(self.discriminator_optimizer, self.discriminator_scaler)
+            apply_gradients(self.discriminator_optimizer, self.discriminator_scaler, self.clip_norm)
         with clock("forward"), self.runtime.autocast(), self.cache_normalized_weights():
             scores = self.discriminator(generated).float()
         generator_loss = -scores.mean() if self.hinge_loss else F.softplus(-scores).mean()
@@ -160,8 +143,8 @@ class GANTask(CachedEvaluationTask):
             (gradient,) = torch.autograd.grad(self.scaler.scale(generator_loss), generated)
             generated.backward(gradient)
         with clock("optimizer"):
-            self.apply_gradients(self.optimizer, self.scaler)
-            self.on_step()
+            apply_gradients(self.optimizer, self.scaler, self.clip_norm)
+            self.update_average()
         accuracy = torch.cat([real_scores.detach() > 0, generated_scores.detach() < 0]).float().mean()
         self.statistics.discriminator_accuracy.lerp_(accuracy, DISCRIMINATOR_ACCURACY_MOMENTUM)
         metrics = {
@@ -193,9 +176,8 @@ class GANTask(CachedEvaluationTask):
             yield
 
     @torch.no_grad()
-    def on_step(self) -> None:
+    def update_average(self) -> None:
         """Update the moving average of the generator, with a lower decay in the first steps."""
-        super().on_step()
         if self.ema_decay:
             count = self.statistics.steps.add_(1)
             averages, values = (
@@ -221,7 +203,7 @@ class GANTask(CachedEvaluationTask):
         """Generate images ``(N, C, H, W)`` uint8 from latent vectors ``(N, latent_dim)`` in -1..1."""
         dtype = next(self.ema_generator.parameters()).dtype
         images = []
-        with self.inference_mode(), half_precision.enable_float32_fallback(self.ema_generator):
+        with self.evaluation_mode(), half_precision.enable_float32_fallback(self.ema_generator):
             for chunk in torch.split(latents, BATCH_SIZE):
                 values = self.ema_generator(chunk.to(self.runtime.device, dtype)).float()
                 images.append(((values + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu())
@@ -230,7 +212,7 @@ class GANTask(CachedEvaluationTask):
     @torch.inference_mode()
     def predict_real_probability(self, images: Tensor) -> list[float]:
         """Predict the probability, by the discriminator, that each of the images ``(N, C, H, W)`` uint8 is real."""
-        with self.inference_mode(), half_precision.enable_float32_fallback(self.discriminator):
+        with self.evaluation_mode(), half_precision.enable_float32_fallback(self.discriminator):
             chunks = (self.normalize_images(chunk.to(self.runtime.device)) for chunk in torch.split(images, BATCH_SIZE))
             scores = torch.cat([self.discriminator(chunk).float() for chunk in chunks])
         return scores.sigmoid().tolist()
@@ -256,11 +238,12 @@ class GANTask(CachedEvaluationTask):
                 features[process::world] = rows
         return GenerationResults(extractor, generated, real, self.generate_images(latents[:NUM_PREVIEW_IMAGES]))
 
-    def on_evaluation(self, metrics: dict[str, Any]) -> None:
-        """Store a preview grid, and warn of mode collapse or of a discriminator that is too strong."""
-        super().on_evaluation(metrics)
-        assert self.last_results is not None
-        self.preview_history.add(draw_image_grid(self.last_results[1].samples))
+    def on_evaluation(self, metrics: Metrics) -> Image.Image:
+        """Store and return a preview grid; warn of mode collapse or of a discriminator that is too strong."""
+        assert self._last_evaluation is not None
+        results: GenerationResults = self._last_evaluation[1]
+        grid = draw_image_grid(results.samples)
+        self.preview_history.add(grid)
         if metrics["duplicate_fraction"] > MAX_DUPLICATE_FRACTION:
             logger.warning(
                 f"mode collapse: {metrics['duplicate_fraction']:.0%} of the samples are near-duplicates (1 % is "
@@ -271,38 +254,23 @@ class GANTask(CachedEvaluationTask):
                 f"the recent discriminator accuracy is {self.statistics.discriminator_accuracy.item():.1%}, too high "
                 "for the generator to improve; try --stable, or another --lr"
             )
+        return grid
 
-    def preview(self) -> Image.Image | None:
-        """Return the preview grid of the last evaluation."""
-        return draw_image_grid(self.last_results[1].samples) if self.last_results else None
+    def prepare_image(self, image: Image.Image) -> Tensor:
+        """Preprocess an image to ``(C, H, W)`` uint8."""
+        return torch.from_numpy(self.transform(image))
 
-    def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
-        """Predict the ``real_probability`` of each image, by the discriminator: 0 generated, 1 real.
+    def predict_batch(self, images: Tensor) -> list[Prediction]:
+        """Predict the ``real_probability`` of each image, by the discriminator: 0 generated, 1 real."""
+        return [{"real_probability": probability} for probability in self.predict_real_probability(images)]
 
-        ``inputs`` are paths, PIL images or arrays as :func:`fukami.image.io.read_image` accepts them. An unreadable
-        image yields ``{"file", "error"}``.
-        """
-        predictions: list[dict[str, Any]] = []
-        for source in inputs:
-            file = {"file": str(source)} if isinstance(source, str | Path) else {}
-            try:
-                (probability,) = self.predict_real_probability(
-                    torch.from_numpy(self.transform.read_and_transform(source))[None]
-                )
-            except Error as error:
-                predictions.append({**file, "error": str(error)})
-                continue
-            predictions.append({**file, "real_probability": probability})
-        return predictions
-
-    def draw_prediction(self, source: Any, prediction: dict[str, Any]) -> Image.Image:
+    def draw(self, image: Image.Image, prediction: Prediction) -> Image.Image:
         """Draw the image next to the preprocessed one, with the probability that it is real."""
-        image = image_io.read_image(source)
         return image_io.draw_prediction(image, self.transform(image), f"{prediction['real_probability']:.1%} real")
 
     def plot_evaluation(self, batches: Any) -> "Iterator[tuple[str, Figure | Sequence[Image.Image]]]":
         """Yield the animation of the preview grids, the current grid and a grid of real images."""
-        results: GenerationResults = self.get_results(batches)
+        results: GenerationResults = self._get_results(batches)
         real = torch.cat([images for images, _ in batches.iterate_in_order()])[:NUM_PREVIEW_IMAGES]
         frames = self.preview_history.decode_frames()
         if len(frames) > 1:

@@ -12,6 +12,7 @@ import struct
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -54,6 +55,14 @@ OVERLAY_ALPHA = 0.55  # opacity of the class color over an image
 Color = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def list_files(source: str | os.PathLike[str]) -> list[str]:
+    """Return the file itself, or all files in a folder except hidden ones."""
+    path = Path(source)
+    if not path.is_dir():
+        return [os.fspath(source)]
+    return sorted(str(file) for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
 
 
 def read_image(

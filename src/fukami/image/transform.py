@@ -136,4 +136,15 @@ class ResizeTransform:
         image = image_io.read_image(source, name=name)
         name = name or (os.fspath(source) if isinstance(source, str | os.PathLike) else "the input image")
         with convert_memory_errors(name):
-            return torch.from_numpy(np.array(image_io.convert_mode(image, "RGB"))).permute(2, 0, 1)
+            return convert_to_tensor(image)
+
+
+def convert_to_tensor(image: Image.Image) -> Tensor:
+    """Convert an image to RGB, ``(3, H, W)`` uint8."""
+    return torch.from_numpy(np.array(image_io.convert_mode(image, "RGB"))).permute(2, 0, 1)
+
+
+def get_normalization(transform: SquareTransform | ResizeTransform, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the mean and the standard deviation of the channels, in 0..255, ``(C, 1, 1)`` each."""
+    mean, std = (255 * torch.tensor(value).view(-1, 1, 1) for value in (transform.mean, transform.std))
+    return mean.to(device), std.to(device)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fukami.data.loader import Loader
 from fukami.errors import Error, UsageError
 from fukami.reinforcement.vector_env import VectorEnv
 
@@ -177,7 +178,7 @@ class ReplayBuffer:
         return max(0, self.current_step - self.capacity + 1)
 
 
-class ExperienceCollector:
+class ExperienceCollector(Loader):
     """Collector of experience: an epsilon-greedy policy in parallel environments, and a replay buffer to sample from.
 
     Random numbers depend only on the seed and the time step, so a resumed run continues exactly. To resume, it resets
@@ -257,9 +258,12 @@ class ExperienceCollector:
         progress = min(max(steps / max(self.exploration_steps, 1), 0.0), 1.0)
         return self.epsilon_start + (self.epsilon_end - self.epsilon_start) * progress
 
-    @property
-    def items_per_step(self) -> tuple[int, str]:
-        """Environment steps per optimizer step, with their unit."""
+    def __len__(self) -> int:
+        """Number of batches per epoch: an epoch is one optimizer step."""
+        return 1
+
+    def count_samples(self, batch: TransitionBatch) -> tuple[int, str]:
+        """Return the number of environment steps per optimizer step, and their unit."""
         return self.train_frequency, "steps"
 
     @property

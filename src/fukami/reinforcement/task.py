@@ -1,8 +1,7 @@
 """Deep Q-learning: training, evaluation and prediction."""
 
 import copy
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Unpack
 
 import numpy as np
@@ -11,13 +10,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fukami.engine.cached_evaluation import CachedEvaluationTask
-from fukami.engine.task import TrainingOptions
-from fukami.errors import Error, UsageError, convert_memory_errors
+from fukami.engine.prediction import Prediction
+from fukami.engine.task import Task, TrainingOptions
+from fukami.errors import UsageError
 from fukami.image import io as image_io
 from fukami.quantization import half_precision
 from fukami.reinforcement import plots as reinforcement_plots
-from fukami.reinforcement.replay import ExperienceCollector, TransitionBatch
+from fukami.reinforcement.replay import TransitionBatch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 NUM_STANDARDIZATION_FRAMES = 1_000  # frames of the random policy used to compute input statistics
 
 
-class QLearningTask(CachedEvaluationTask):
+class QLearningTask(Task):
     """Deep Q-learning with a replay buffer and a target network (Mnih et al. 2015, algorithm 1).
 
     Args:
@@ -41,8 +40,8 @@ class QLearningTask(CachedEvaluationTask):
             2016).
         clip_rewards: clip rewards to -1..1, so that one learning rate suits all games.
         reduction: reduction of the loss of a batch, ``"mean"``, or ``"sum"`` as in DeepMind's code.
-        step_counts: number of optimizer steps of the training run, and the evaluation interval in optimizer steps.
-        options: optimizer, lr_schedule and clip_norm, as for :class:`fukami.Task`.
+        options: optimizer, lr_schedule, epochs, eval_every and clip_norm, as for :class:`fukami.Task`; an epoch is one
+            optimizer step.
     """
 
     supports_cuda_graph = True
@@ -58,7 +57,6 @@ class QLearningTask(CachedEvaluationTask):
         double: bool,
         clip_rewards: bool,
         reduction: Literal["mean", "sum"] = "mean",
-        step_counts: tuple[int, int],
         **options: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(model, **options)
@@ -68,40 +66,33 @@ class QLearningTask(CachedEvaluationTask):
             gamma,
             target_update_interval,
         )
-        self.double, self.clip_rewards, self.reduction, self.step_counts = double, clip_rewards, reduction, step_counts
+        self.double, self.clip_rewards, self.reduction = double, clip_rewards, reduction
         self.target_network = copy.deepcopy(model)
 
     def setup(self, runtime: "Runtime") -> None:
         """Move the networks to the device and create the optimizer."""
         super().setup(runtime)
         self.target_network = runtime.move_to_device(self.target_network).requires_grad_(False)
-
-    def get_stateful_objects(self) -> dict[str, Any]:
-        """Return the objects of :class:`fukami.Task` and the target network."""
-        return super().get_stateful_objects() | {"target network": self.target_network}
+        self.state["target network"] = self.target_network
 
     def replace_modules(self, modules: dict[str, nn.Module]) -> None:
         """Replace the network for inference."""
         self.model = self.target_network = modules["model"]
 
-    def count_steps(self, train: Any) -> tuple[int, int]:
-        """Return the number of optimizer steps and the evaluation interval."""
-        return self.step_counts
-
-    def iterate_batches(self, train: ExperienceCollector) -> Iterator[TransitionBatch]:
+    def iterate_batches(self, loader: Any) -> Iterator[TransitionBatch]:
         """Yield a batch of transitions for each optimizer step, after collecting experience.
 
         The environments step in the background during the optimizer step.
         """
         while True:
-            for _ in range(train.collections_until_step):
-                train.collect(self.select_actions)
-            if train.num_optimizer_steps == 0 and len(self.state_shape) == 3:
-                self.model.fit_input_statistics(train.buffer.sample_frames(NUM_STANDARDIZATION_FRAMES))  # type: ignore[operator]
-            if train.num_optimizer_steps % self.target_update_interval == 0:
+            for _ in range(loader.collections_until_step):
+                loader.collect(self.select_actions)
+            if loader.num_optimizer_steps == 0 and len(self.state_shape) == 3:
+                self.model.fit_input_statistics(loader.buffer.sample_frames(NUM_STANDARDIZATION_FRAMES))  # type: ignore[operator]
+            if loader.num_optimizer_steps % self.target_update_interval == 0:
                 self.target_network.load_state_dict(self.model.state_dict())
-            train.num_optimizer_steps += 1
-            yield train.sample_batch()
+            loader.num_optimizer_steps += 1
+            yield loader.sample_batch()
 
     @torch.inference_mode()
     def select_actions(self, states: Tensor) -> Tensor:
@@ -135,50 +126,40 @@ class QLearningTask(CachedEvaluationTask):
         return loss, {"value": values.detach().mean(), "epsilon": batch.epsilon, "return": batch.mean_return}
 
     @torch.inference_mode()
-    def collect_results(
-        self, batches: "EvaluationEpisodes", callback: "StepCallback | None" = None
-    ) -> "EpisodeResults":
-        """Run the evaluation episodes with an epsilon-greedy policy; ``callback`` is called before each step."""
-        with self.inference_mode():
-            return EpisodeResults(*batches.run(self.predict_values, callback))
+    def collect_results(self, batches: Any, callback: "StepCallback | None" = None) -> "EpisodeResults":
+        """Run evaluation episodes with an epsilon-greedy policy; ``callback`` is called before each step."""
+        episodes: EvaluationEpisodes = batches
+        with self.evaluation_mode():
+            return EpisodeResults(*episodes.run(self.predict_values, callback))
 
-    def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
-        """Predict the best ``action`` and the action ``values`` for states that repeat one game frame.
+    def prepare_image(self, image: Image.Image) -> Tensor:
+        """Convert an image to a game frame ``(1, H, W)`` uint8.
 
-        ``inputs`` are paths, PIL images or arrays as :func:`fukami.image.io.read_image` accepts them. An unreadable
-        image yields ``{"file", "error"}``.
+        Raises:
+            UsageError: the states are vectors.
         """
         if len(self.state_shape) != 3:
             raise UsageError("the states of this agent are vectors, not images; run it with fukami play")
-        predictions: list[dict[str, Any]] = []
-        for source in inputs:
-            file = {"file": str(source)} if isinstance(source, str | Path) else {}
-            try:
-                with convert_memory_errors(file.get("file", "the image")):
-                    image = image_io.convert_mode(image_io.read_image(source), "L").resize(
-                        self.state_shape[:0:-1], Image.Resampling.BOX
-                    )
-            except Error as error:
-                predictions.append({**file, "error": str(error)})
-                continue
-            frame = torch.from_numpy(np.array(image))
-            with torch.inference_mode(), self.inference_mode():
-                (values,) = self.predict_values(frame.expand(1, *self.state_shape)).tolist()
+        frame = image_io.convert_mode(image, "L").resize(self.state_shape[:0:-1], Image.Resampling.BOX)
+        return torch.from_numpy(np.array(frame))[None]
+
+    def predict_batch(self, images: Tensor) -> list[Prediction]:
+        """Predict the best ``action`` and the action ``values`` for states that repeat one game frame."""
+        predictions: list[Prediction] = []
+        for values in self.predict_values(images.expand(len(images), *self.state_shape)).tolist():
             action_values = dict(zip(self.labels, values, strict=True))
-            predictions.append(
-                {**file, "action": max(action_values, key=action_values.__getitem__), "values": action_values}
-            )
+            predictions.append({"action": max(action_values, key=action_values.__getitem__), "values": action_values})
         return predictions
 
-    def draw_prediction(self, source: Any, prediction: dict[str, Any]) -> Image.Image:
+    def draw(self, image: Image.Image, prediction: Prediction) -> Image.Image:
         """Draw the image and the action values."""
-        image = np.array(image_io.convert_mode(image_io.read_image(source), "RGB"))
         values = list(prediction["values"].values())
-        return reinforcement_plots.draw_step(image, self.labels, values, int(np.argmax(values)), 0.0)
+        frame = np.array(image_io.convert_mode(image, "RGB"))
+        return reinforcement_plots.draw_step(frame, self.labels, values, int(np.argmax(values)), 0.0)
 
     def plot_evaluation(self, batches: Any) -> "Iterator[tuple[str, Figure]]":
         """Yield a figure of the episode returns and lengths."""
-        results: EpisodeResults = self.get_results(batches)
+        results: EpisodeResults = self._get_results(batches)
         yield "Episode returns", reinforcement_plots.plot_returns(results.returns, results.lengths)
 
 

@@ -1,7 +1,7 @@
 """Semantic segmentation task: predict the class of each pixel."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import torch
@@ -9,14 +9,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fukami.engine.padded_task import PaddedTask
-from fukami.engine.task import ModelSignature, TrainingOptions
-from fukami.errors import UsageError
+from fukami.engine import padded_images
+from fukami.engine.prediction import Prediction
+from fukami.engine.task import ModelSignature, Task, TrainingOptions, match_labels
 from fukami.image import io as image_io
-from fukami.image.transform import ResizeTransform
+from fukami.image.transform import ResizeTransform, convert_to_tensor, get_normalization
 from fukami.layers.activation_checkpointing import enable_activation_checkpointing
 from fukami.layers.activation_scaling import rescale_activations
-from fukami.layers.ensemble import Ensemble
 from fukami.quantization import half_precision
 from fukami.segmentation.metrics import SegmentationResults
 
@@ -32,30 +31,36 @@ MAX_LEGEND_CLASSES = 21  # maximum number of classes named below an image, the l
 MAX_STRIP_SCORES = 2**25  # scores that are resized at a time
 
 
-class SegmentationTask(PaddedTask):
+class SegmentationTask(Task):
     """Semantic segmentation: softmax cross entropy over the labeled pixels.
 
     Args:
         model: returns scores ``(N, classes, H, W)`` of normalized images ``(N, 3, H, W)``; in training, a tuple of
             main and auxiliary scores if it has an auxiliary loss, whose weight is 0.5.
-        labels, prepare: as for :class:`fukami.engine.padded_task.PaddedTask`.
+        labels: class names.
+        transform: resizing and normalization of an image.
         balance_power: exponent of the class weights of median-frequency balancing: 0 for equal weights, 1 as in the
             paper.
         activation_checkpointing: keep only the activations between the network's stages, and recompute the others.
         options: optimizer, lr_schedule, epochs, eval_every, accumulate and clip_norm, as for :class:`fukami.Task`.
     """
 
+    ensemble_methods = ("average",)
+    predict_batch_size = 8
+    transform: ResizeTransform
+
     def __init__(
         self,
         model: nn.Module,
         labels: tuple[str, ...],
-        prepare: ResizeTransform,
+        transform: ResizeTransform,
         *,
         balance_power: float = 0.0,
         activation_checkpointing: bool = False,
         **options: Unpack[TrainingOptions],
     ) -> None:
-        super().__init__(model, labels, prepare, **options)
+        super().__init__(model, **options)
+        self.labels, self.transform = labels, transform
         self.balance_power, self.activation_checkpointing = balance_power, activation_checkpointing
         self.needs_calibration = False  # whether the activations of the loaded backbone are rescaled before training
         self.class_weights: Tensor | None = None
@@ -67,25 +72,30 @@ class SegmentationTask(PaddedTask):
             for stage in stages:
                 enable_activation_checkpointing(stage)
         super().setup(runtime)
+        self.mean, self.std = get_normalization(self.transform, runtime.device)
 
     def get_signature(self) -> ModelSignature:
         """Return the signature of the network: a padded image to the scores of its pixels."""
         output = "scores of each pixel of the padded image; the class with the highest score is predicted"
-        return self.build_padded_signature("segmenter", output)
+        return padded_images.build_padded_signature("segmenter", output, self.transform, self.labels)
 
-    def iterate_batches(self, train: Any) -> Iterable["PaddedBatch"]:
+    def normalize_images(self, images: Tensor, sizes: Tensor) -> Tensor:
+        """Normalize images ``(N, 3, H, W)`` in 0..255, and set the padding beyond their sizes ``(N, 2)`` to 0."""
+        return padded_images.normalize_padded_images(images, sizes, self.mean, self.std)
+
+    def iterate_batches(self, loader: Any) -> Iterable["PaddedBatch"]:
         """Yield training batches, epoch after epoch; compute the class weights first, if there are any."""
         if self.balance_power:
-            weight = compute_class_weights(train.count_class_pixels()) ** self.balance_power
+            weight = compute_class_weights(loader.count_class_pixels()) ** self.balance_power
             self.class_weights = torch.from_numpy(weight).to(self.runtime.device)
         if self.needs_calibration:
-            first = self.move_to_device(next(train.iterate_in_order()))
+            first = padded_images.move_batch(next(loader.iterate_in_order()), self.runtime.device)
             rescale_activations(self.model.list_backbone_layers(), self.normalize_images(first.images, first.sizes))  # type: ignore[operator]
-        return super().iterate_batches(train)
+        return super().iterate_batches(loader)
 
     def compute_loss(self, batch: "PaddedBatch") -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the cross entropy and the accuracy over the labeled pixels of all processes."""
-        batch = self.move_to_device(batch)
+        batch = padded_images.move_batch(batch, self.runtime.device)
         targets = batch.masks.long() - 1
         scores = self.training_model(self.normalize_images(batch.images, batch.sizes))
         scores, *auxiliary = scores if isinstance(scores, tuple) else (scores,)
@@ -131,7 +141,7 @@ class SegmentationTask(PaddedTask):
 
     def predict_maps(self, batch: "PaddedBatch") -> Iterator["np.typing.NDArray[np.uint8]"]:
         """Yield the predicted map ``(h, w)`` of class index + 1 of each image, at its original size."""
-        batch = self.move_to_device(batch)
+        batch = padded_images.move_batch(batch, self.runtime.device)
         batch_scores = self.predict_scores(batch.images, batch.sizes)
         sizes = zip(batch_scores, batch.sizes.int().tolist(), batch.original_sizes.int().tolist(), strict=True)
         for scores, (height, width), original_size in sizes:
@@ -139,31 +149,32 @@ class SegmentationTask(PaddedTask):
 
     def build_value_table(self, batches: Any) -> "np.typing.NDArray[np.uint8]":
         """Build the table from mask values of ``batches`` to this task's: 0 unlabeled, else class index + 1."""
-        return np.concatenate([[0], self.get_class_indices(getattr(batches, "labels", self.labels)) + 1]).astype(
-            np.uint8
-        )
+        return np.array([0, *(index + 1 for index in match_labels(self.labels, batches))], np.uint8)
 
     def collect_results(self, batches: Any) -> SegmentationResults:
         """Collect the results of all images of ``batches``, over all processes."""
         results, value_table = SegmentationResults(self.labels), self.build_value_table(batches)
-        with self.inference_mode():
-            for batch in batches:
-                if len(batch.images):  # a process's part of the last batch may be empty
-                    for index, pixels in zip(batch.indices.tolist(), self.predict_maps(batch), strict=True):
-                        results.update(index, pixels, value_table[batches.samples[index].mask.read()])
+        for batch in batches:
+            if len(batch.images):  # a process's part of the last batch may be empty
+                for index, pixels in zip(batch.indices.tolist(), self.predict_maps(batch), strict=True):
+                    results.update(index, pixels, value_table[batches.samples[index].mask.read()])
         results.merge(self.runtime.all_gather(results))
         return results
 
-    def predict_batch(self, images: Tensor) -> list[dict[str, Any]]:
-        """Predict the ``fractions`` of the pixels of each class, the largest first, and the ``masks`` of the classes.
+    def prepare_image(self, image: Image.Image) -> Tensor:
+        """Convert an image to RGB, ``(3, h, w)`` uint8, without resizing it."""
+        return convert_to_tensor(image)
+
+    def predict_batch(self, images: Tensor) -> list[Prediction]:
+        """Predict ``width``, ``height``, the ``fractions`` of the pixels of each class, the largest first, and ``masks``.
 
         A mask is ``{"size": [height, width], "counts"}``, the compressed run lengths of COCO's tools.
         """
         from faster_coco_eval.core import mask
 
         height, width = images.shape[-2:]
-        padded, sizes = self.resize_and_pad(images)
-        predictions = []
+        padded, sizes = padded_images.resize_and_pad(images.to(self.runtime.device), self.transform)
+        predictions: list[Prediction] = []
         for scores, size in zip(self.predict_scores(padded, sizes), sizes.int().tolist(), strict=True):
             pixels = resize_and_argmax(scores[:, : size[0], : size[1]], height, width).cpu().numpy()
             counts = np.bincount(pixels.ravel(), minlength=len(self.labels) + 1)[1:]
@@ -173,10 +184,10 @@ class SegmentationTask(PaddedTask):
                 fractions[label] = round(float(counts[class_index] / pixels.size), 6)
                 run_lengths = mask.encode(np.asfortranarray(pixels == class_index + 1, np.uint8))
                 masks[label] = {"size": [height, width], "counts": run_lengths["counts"].decode()}
-            predictions.append({"fractions": fractions, "masks": masks})
+            predictions.append({"width": width, "height": height, "fractions": fractions, "masks": masks})
         return predictions
 
-    def decode_masks(self, prediction: dict[str, Any]) -> "np.typing.NDArray[np.uint8]":
+    def decode_masks(self, prediction: Prediction) -> "np.typing.NDArray[np.uint8]":
         """Decode the masks of a prediction to the class index of each pixel ``(height, width)``."""
         from faster_coco_eval.core import mask
 
@@ -185,43 +196,25 @@ class SegmentationTask(PaddedTask):
             pixels[mask.decode(run_lengths).astype(bool)] = self.labels.index(label)
         return pixels
 
-    def draw_prediction(self, source: Any, prediction: dict[str, Any]) -> Image.Image:
+    def draw(self, image: Image.Image, prediction: Prediction) -> Image.Image:
         """Draw the predicted classes over the image, with a legend below."""
         colors = dict(zip(self.labels, image_io.get_class_colors(self.labels), strict=True))
         entries = [(f"{label} {fraction:.0%}", colors[label]) for label, fraction in prediction["fractions"].items()]
-        overlay = image_io.overlay_mask(
-            image_io.read_image(source), self.decode_masks(prediction), list(colors.values())
-        )
+        overlay = image_io.overlay_mask(image, self.decode_masks(prediction), list(colors.values()))
         return image_io.draw_legend(
             overlay, entries, [f"{label} 100%" for label in self.labels], min(MAX_LEGEND_CLASSES, len(colors))
         )
 
-    def render_maps(self, prediction: dict[str, Any]) -> dict[str, Image.Image]:
+    def render_class_map(self, prediction: Prediction) -> Image.Image:
         """Render the class map as a palette image, whose values are class indices."""
-        return {
-            "classes": image_io.apply_palette(self.decode_masks(prediction), image_io.get_class_colors(self.labels))
-        }
-
-    def ensemble_with(self, others: Sequence[Self], *, vote: bool = False) -> Self:
-        """Combine this task and ``others`` into an ensemble that averages probabilities.
-
-        Raises:
-            UsageError: the classes or the preprocessing differ, or ``vote`` is set.
-        """
-        if vote:
-            raise UsageError("segmentation ensembles average probabilities; omit --vote")
-        for other in others:
-            if other.labels != self.labels or other.prepare != self.prepare:
-                raise UsageError("the runs of an ensemble must have the same classes and the same preprocessing")
-        self.model = Ensemble([self.model, *(other.model for other in others)])
-        return self
+        return image_io.apply_palette(self.decode_masks(prediction), image_io.get_class_colors(self.labels))
 
     @torch.inference_mode()
     def plot_evaluation(self, batches: Any) -> "Iterator[tuple[str, Figure]]":
         """Yield figures of the IoU by class, the confusion matrix, and the best, median and worst images."""
         from fukami.segmentation import plots as segmentation_plots
 
-        results: SegmentationResults = self.get_results(batches)
+        results: SegmentationResults = self._get_results(batches)
         if not self.runtime.is_main:
             return
         value_table = self.build_value_table(batches)
@@ -232,7 +225,7 @@ class SegmentationTask(PaddedTask):
             (prediction,) = self.predict([image])
             return image, value_table[sample.mask.read()], self.decode_masks(prediction) + 1
 
-        with self.inference_mode():
+        with self.evaluation_mode():
             yield from segmentation_plots.plot_evaluation(results, load_example)
 
 

@@ -141,9 +141,9 @@ def predict_section(worker: Worker, slot: Slot, name: str, file: BinaryIO) -> tu
     """Run inference on a file; return the prediction and its section of the page."""
     prediction, image = worker.predict(slot, name, file.read())
     drawing = None
-    if "error" not in prediction:
+    if image is not None and "error" not in prediction:
         with contextlib.suppress(UsageError):  # a task that cannot draw still predicts
-            drawing = worker.task.draw_prediction(image, prediction)
+            drawing = worker.task.draw(image, prediction)
     return prediction, page.render_prediction(prediction, drawing)
 
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from starlette.exceptions import HTTPException
 
+from fukami.engine.prediction import add_file
 from fukami.engine.task import Task
 from fukami.errors import Error, convert_memory_errors
 from fukami.serving.decoder import Decoder
@@ -185,4 +186,4 @@ class Worker:
         self.metrics.prediction_seconds.observe(self.last_duration)
         result = "timeout" if slot.abandoned.is_set() else "error" if "error" in prediction else "success"
         self.metrics.predictions.labels(result).inc()
-        return {"file": name, **prediction}, image
+        return add_file(prediction, name), image

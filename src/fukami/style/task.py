@@ -1,10 +1,8 @@
 """Neural style transfer: optimization of an image for content and style losses."""
 
 import bisect
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -13,9 +11,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fukami.engine.prediction import Prediction
 from fukami.engine.supervised import IMAGENET_MEAN, IMAGENET_STD
-from fukami.engine.task import OptimizerFactory, Task
-from fukami.errors import Error, convert_memory_errors
+from fukami.engine.task import Metrics, OptimizerFactory, Task
+from fukami.errors import Error
 from fukami.image import io as image_io
 from fukami.layers.activation_scaling import rescale_activations
 from fukami.quantization import half_precision
@@ -97,6 +96,12 @@ class StyleOptions:
     iterations: int = 80
 
 
+class StylizedPrediction(Prediction):
+    """Size and losses of a stylized image, with the image itself as the attribute ``image``."""
+
+    image: Image.Image
+
+
 class StyleTransferTask(Task):
     """Style transfer to one image, whose pixels are the parameters (Gatys et al. 2016).
 
@@ -117,15 +122,16 @@ class StyleTransferTask(Task):
         optimizer: OptimizerFactory,
         eval_every: int = 50,
     ) -> None:
-        super().__init__(model, optimizer=optimizer, eval_every=eval_every)
         self.size, self.options = size, options
         self.level_sizes = compute_level_sizes(size, options.levels)
         coarse_steps = -(-options.iterations // 2)
         self.level_starts = [coarse_steps * level for level in range(len(self.level_sizes))]  # first step of each level
+        num_steps = self.level_starts[-1] + options.iterations
+        # the data are one batch, so that an epoch is a step
+        super().__init__(model, optimizer=optimizer, epochs=num_steps, eval_every=eval_every)
         self.pyramid = ImagePyramid(self.level_sizes, 1 if options.colors == "content" else 3, model.style_channels)  # type: ignore[arg-type]
         self.next_level = 0  # level of the next step
         self.content_targets: dict[int, Tensor] = {}
-        self.stylized_images: dict[Any, Image.Image] = {}
 
     def setup(self, runtime: "Runtime") -> None:
         """Move the network and the image to the device and create an optimizer per level."""
@@ -138,14 +144,11 @@ class StyleTransferTask(Task):
         )
         self.optimizers = [runtime.prepare_optimizer(self.make_optimizer([image])) for image in self.pyramid.images]
         self.optimizer, self.scaler = self.optimizers[0], runtime.build_grad_scaler()
+        optimizers = {f"optimizer {level}": optimizer for level, optimizer in enumerate(self.optimizers)}
+        self.state = {"model": self.model, "pyramid": self.pyramid, "scaler": self.scaler, **optimizers}
 
     def compile(self) -> None:
         """Do nothing: recompilation for each level would take longer than its steps."""
-
-    def get_stateful_objects(self) -> dict[str, Any]:
-        """Return the network, the image pyramid, the gradient scaler and the optimizer of each level."""
-        optimizers = {f"optimizer {level}": optimizer for level, optimizer in enumerate(self.optimizers)}
-        return {"model": self.model, "pyramid": self.pyramid, "scaler": self.scaler, **optimizers}
 
     def get_modules(self) -> dict[str, nn.Module]:
         """Return the network and the image pyramid, by name."""
@@ -154,16 +157,6 @@ class StyleTransferTask(Task):
     def replace_modules(self, modules: dict[str, nn.Module]) -> None:
         """Replace the network and the image pyramid for inference."""
         self.model, self.pyramid = modules["model"], modules["pyramid"]  # type: ignore[assignment]
-
-    def count_steps(self, train: Any) -> tuple[int, int]:
-        """Return the number of training steps and the evaluation interval in steps."""
-        return self.level_starts[-1] + self.options.iterations, self.eval_every
-
-    def count_work(self, step: int) -> float:
-        """Return the number of pixels processed before a step."""
-        ends = [*self.level_starts[1:], math.inf]
-        levels = zip(self.level_sizes, self.level_starts, ends, strict=True)
-        return sum(max(min(step, end) - start, 0) * math.prod(size) for size, start, end in levels)
 
     @torch.no_grad()
     def initialize(self, inputs: StyleInputs) -> None:
@@ -203,7 +196,7 @@ class StyleTransferTask(Task):
 
     def schedule(self, progress: float) -> float:
         """Select the level of the next step and its optimizer; the learning rate is constant."""
-        self.next_level = bisect.bisect(self.level_starts, round(progress * self.count_steps(None)[0])) - 1
+        self.next_level = bisect.bisect(self.level_starts, round(progress * self.epochs)) - 1
         self.optimizer = self.optimizers[self.next_level]
         return super().schedule(progress)
 
@@ -265,33 +258,30 @@ class StyleTransferTask(Task):
         loss, terms = self.compute_losses(self.pyramid.get_image(last).clamp(0, 1), batch.content, last)
         return {"loss": float(loss), **{name: float(term) for name, term in terms.items()}, "count": 1}
 
-    def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
-        """Stylize other images; return ``width``, ``height``, ``loss`` and its terms for each.
-
-        ``inputs`` are paths, PIL images or arrays as :func:`fukami.image.io.read_image` accepts them. An image that
-        cannot be stylized yields ``{"file", "error"}``. :meth:`draw_prediction` returns the stylized images.
-        """
-        predictions: list[dict[str, Any]] = []
-        self.stylized_images = {}
-        for source in inputs:
-            file = {"file": str(source)} if isinstance(source, str | Path) else {}
-            try:
-                with convert_memory_errors(file.get("file", "the input image")):
-                    task, metrics = self.stylize_image(load_image(source, self.options.longer_side))
-            except Error as error:
-                predictions.append({**file, "error": str(error)})
-                continue
-            self.stylized_images[make_cache_key(source)] = task.preview()
-            width, height = task.size
-            predictions.append({**file, "width": width, "height": height, **metrics})
-        return predictions
-
-    def stylize_image(self, content: Tensor) -> "tuple[StyleTransferTask, dict[str, float]]":
-        """Stylize another image ``(1, 3, H, W)``; return its task and losses.
+    def prepare_image(self, image: Image.Image) -> Tensor:
+        """Resize an image to the style transfer's size, ``(3, H, W)`` uint8.
 
         Raises:
             fukami.Error: the image is too narrow.
         """
+        content = resize_longer_side(image, self.options.longer_side)
+        compute_level_sizes((content.shape[2], content.shape[1]), self.options.levels)
+        return content
+
+    def predict_batch(self, images: Tensor) -> list[Prediction]:
+        """Stylize other images; return ``width``, ``height``, ``loss`` and its terms for each."""
+        predictions: list[Prediction] = []
+        with torch.inference_mode(False):  # the pixels are optimized
+            for image in images.clone():
+                task, metrics = self.stylize_image(image[None])
+                width, height = task.size
+                stylized = StylizedPrediction(width=width, height=height, **metrics)
+                stylized.image = task.render_image()
+                predictions.append(stylized)
+        return predictions
+
+    def stylize_image(self, content: Tensor) -> "tuple[StyleTransferTask, Metrics]":
+        """Stylize another image ``(1, 3, H, W)``; return its task and losses."""
         task = StyleTransferTask(self.model, (content.shape[3], content.shape[2]), self.options, self.make_optimizer)
         task.setup(replace(self.runtime, precision="float32"))  # the weights keep their dtype
         for level in range(len(task.level_sizes)):
@@ -303,20 +293,24 @@ class StyleTransferTask(Task):
         with torch.no_grad():
             task.initialize_image(task.preprocess_image(content))
         batch = StyleInputs(content, ())
-        steps, _ = task.count_steps(None)
-        for step in range(steps):
-            task.schedule(step / steps)
+        for step in range(task.epochs):
+            task.schedule(step / task.epochs)
             task.step(batch)
         return task, task.evaluate([batch])
 
-    def draw_prediction(self, source: Any, prediction: dict[str, Any]) -> Image.Image:
+    def draw(self, image: Image.Image, prediction: Prediction) -> Image.Image:
         """Return the stylized image."""
-        if make_cache_key(source) not in self.stylized_images:
-            self.predict([source])
-        return self.stylized_images[make_cache_key(source)]
+        if not isinstance(prediction, StylizedPrediction):  # such as one that was read from JSON
+            (prediction,) = self.predict([image])
+        assert isinstance(prediction, StylizedPrediction)
+        return prediction.image
 
-    def preview(self) -> Image.Image:
-        """Return the current image at full size."""
+    def on_evaluation(self, metrics: Metrics) -> Image.Image:
+        """Return the current image."""
+        return self.render_image()
+
+    def render_image(self) -> Image.Image:
+        """Render the current image at full size."""
         pixels = (
             (255 * self.pyramid.get_image(len(self.level_sizes) - 1).detach().float().clamp(0, 1)).round().byte().cpu()
         )
@@ -332,7 +326,7 @@ class StyleTransferTask(Task):
         (batch,) = batches
         inputs = [Image.fromarray(image[0].permute(1, 2, 0).cpu().numpy()) for image in (batch.content, *batch.styles)]
         names = ["content", *("style" for _ in batch.styles), "output"]
-        yield "Content, style and output", plot_image_row([*inputs, self.preview()], names)
+        yield "Content, style and output", plot_image_row([*inputs, self.render_image()], names)
 
     def preprocess_image(self, image: Tensor) -> Tensor:
         """Convert an image ``(1, 3, H, W)`` uint8 to the pyramid's format: ``(num_channels, H, W)`` in 0..1."""
@@ -357,12 +351,17 @@ def load_image(source: Any, longer_side: int) -> Tensor:
     Raises:
         fukami.Error: the image cannot be read.
     """
-    image = image_io.convert_mode(image_io.read_image(source), "RGB")
+    return resize_longer_side(image_io.read_image(source), longer_side)[None]
+
+
+def resize_longer_side(image: Image.Image, longer_side: int) -> Tensor:
+    """Resize an image to a longer side in pixels, or keep its size with 0; return it as ``(3, H, W)`` uint8."""
+    image = image_io.convert_mode(image, "RGB")
     if longer_side:
         factor = longer_side / max(image.size)
         width, height = (max(1, round(factor * side)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def compute_level_sizes(size: tuple[int, int], num_levels: int) -> list[tuple[int, int]]:
@@ -390,8 +389,3 @@ def match_luminance(image: Tensor, reference: Tensor) -> Tensor:
     Gatys, Bethge, Hertzmann and Shechtman, "Preserving Color in Neural Artistic Style Transfer", 2016, section 4.2.
     """
     return reference.std() / image.std().clamp(min=1e-3) * (image - image.mean()) + reference.mean()
-
-
-def make_cache_key(source: Any) -> Any:
-    """Return the cache key of an image: its path or its id."""
-    return Path(source) if isinstance(source, str | Path) else id(source)

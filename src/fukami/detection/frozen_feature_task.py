@@ -1,7 +1,8 @@
 """R-CNN's second and third stage: SVMs and bounding-box regressors, fitted to the features of regions."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from sklearn.linear_model import Ridge
@@ -9,8 +10,10 @@ from sklearn.svm import LinearSVC
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
+from fukami.data.loader import Loader
 from fukami.data.samples import CROWD, REGULAR
 from fukami.detection.rcnn_task import REGION_BATCH_SIZE, RCNNTask, RegionSettings
+from fukami.engine import padded_images
 from fukami.errors import UsageError
 from fukami.image.transform import ResizeTransform
 from fukami.layers import boxes
@@ -29,11 +32,26 @@ ABSENT_CLASS_BIAS = -10.0  # bias of a class without objects
 
 
 class FrozenFeatureTask(RCNNTask):
-    """Base class of a stage that collects features of a frozen network, one image per step, and fits to them."""
+    """Stage that collects features of a frozen network, one image per step, and fits layers to them.
+
+    Args:
+        fitter: collects the features and fits the layers.
+        model, labels, transform, region_settings: as for :class:`RCNNTask`.
+    """
 
     min_score = 1 / (1 + math.exp(1.5))  # a decision value of -1.5
-    num_epochs = 1
-    num_images = 0  # of the training split; set by count_steps
+
+    def __init__(
+        self,
+        model: nn.Module,
+        labels: tuple[str, ...],
+        transform: ResizeTransform,
+        region_settings: RegionSettings,
+        fitter: "SVMFitter | BoxRegressionFitter",
+    ) -> None:
+        num_epochs = fitter.num_epochs
+        super().__init__(model, labels, transform, region_settings, epochs=num_epochs, eval_every=num_epochs)
+        self.fitter = fitter
 
     def setup(self, runtime: "Runtime") -> None:
         """Move to the device and prepare for training.
@@ -45,40 +63,31 @@ class FrozenFeatureTask(RCNNTask):
             raise UsageError(
                 f"one process fits the SVMs and box regressors of R-CNN, not {runtime.world_size}; start one"
             )
-        for parameter in self.model.parameters():
-            parameter.requires_grad = False
+        self.model.requires_grad_(False)
         super().setup(runtime)
-        self.store = TensorStore()
+        self.fitter.start(self)
+        self.optimizers = []  # there is no learning rate
+        self.state = {"model": self.model, "store": self.fitter.store}
 
-    def count_steps(self, train: Any) -> tuple[int, int]:
-        """Return the number of steps, one per image and epoch, and an evaluation interval of the same length."""
-        self.num_images = len(train)
-        steps = self.num_epochs * self.num_images
-        return steps, steps
-
-    def schedule(self, progress: float) -> float:
-        """Return 0: there is no learning rate."""
-        return 0.0
-
-    def get_stateful_objects(self) -> dict[str, Any]:
-        """Return the network with the fitted layers, and the collected tensors."""
-        return {"model": self.model, "store": self.store}
+    def iterate_batches(self, loader: Loader) -> "Iterable[PaddedBatch]":
+        """Iterate over the images, one per batch."""
+        self.num_images = len(loader)
+        return super().iterate_batches(loader)
 
     def score_regions(self, fc7: Tensor) -> Tensor:
         """Map the decision values of the SVMs to scores in [0, 1] by a sigmoid; they are not probabilities."""
-        return torch.sigmoid(self.model.svm(fc7).float())  # type: ignore[operator]
+        return torch.sigmoid(self.model.get_submodule("svm")(fc7).float())
+
+    def refine_boxes(self, image: Tensor, regions: Tensor, classes: Tensor) -> Tensor:
+        """Predict the boxes of the objects detected in regions, if the box regressors are fitted."""
+        return self.fitter.refine_boxes(self, image, regions, classes)
 
     def step(self, batch: "PaddedBatch") -> dict[str, Tensor]:
         """Process one image."""
-        self.on_step()
         with self.runtime.clock("forward"), torch.inference_mode():
-            batch = self.move_to_device(batch)
+            batch = padded_images.move_batch(batch, self.runtime.device)
             image = self.normalize_images(batch.images, batch.sizes)[0]
-            return self.process_image(image, batch, next(self.iterate_proposals(batch)))
-
-    def process_image(self, image: Tensor, batch: "PaddedBatch", proposals: Tensor) -> dict[str, Tensor]:
-        """Collect the features of an image, fit when enough are collected, and return scalars for the log."""
-        raise NotImplementedError(f"{type(self).__name__} does not define process_image(image, batch, proposals)")
+            return self.fitter.process_image(self, image, batch, next(self.iterate_proposals(batch)))
 
 
 class TensorStore:
@@ -111,7 +120,7 @@ class TensorStore:
             self[name] = rows
 
 
-class SVMTask(FrozenFeatureTask):
+class SVMFitter:
     """Stage 2: a linear SVM per class, fitted with hard negative mining (Girshick et al. 2014, section 2.3).
 
     The first epoch collects the positives, the annotated objects, and the mean norm of the features. The second epoch
@@ -123,30 +132,18 @@ class SVMTask(FrozenFeatureTask):
         cost: C of the SVMs; positives have weight 2.
         negative_iou_threshold: IoU with every object of a class below which a region is a negative.
         seed: seed of the solver.
-        model, labels, prepare, region_settings: as for :class:`RCNNTask`.
     """
 
     num_epochs = 2
 
-    def __init__(
-        self,
-        model: nn.Module,
-        labels: tuple[str, ...],
-        prepare: ResizeTransform,
-        region_settings: RegionSettings,
-        *,
-        cost: float = 1e-3,
-        negative_iou_threshold: float = 0.3,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(model, labels, prepare, region_settings)
+    def __init__(self, *, cost: float = 1e-3, negative_iou_threshold: float = 0.3, seed: int = 0) -> None:
         self.cost, self.negative_iou_threshold, self.seed = cost, negative_iou_threshold, seed
 
-    def setup(self, runtime: "Runtime") -> None:
-        """Move to the device and prepare for training."""
-        super().setup(runtime)
-        svm: Any = self.model.svm
-        classes, hidden = svm.out_features, svm.in_features
+    def start(self, task: FrozenFeatureTask) -> None:
+        """Create an empty store."""
+        self.store = TensorStore()
+        self.svm = get_linear_layer(task.model, "svm")
+        classes, hidden = self.svm.out_features, self.svm.in_features
         no_features = torch.zeros(0, hidden, dtype=torch.float16)
         self.store.append(
             num_processed=torch.zeros(1, dtype=torch.int64),
@@ -158,18 +155,20 @@ class SVMTask(FrozenFeatureTask):
             num_new=torch.zeros(classes, dtype=torch.int64),  # negatives since the last fit
         )
 
-    def process_image(self, image: Tensor, batch: "PaddedBatch", proposals: Tensor) -> dict[str, Tensor]:
+    def process_image(
+        self, task: FrozenFeatureTask, image: Tensor, batch: "PaddedBatch", proposals: Tensor
+    ) -> dict[str, Tensor]:
         """Collect the positives in the first epoch, and mine hard negatives in the second."""
         store = self.store
         store["num_processed"] = store["num_processed"] + 1
         num_processed, num_hard = int(store["num_processed"]), 0
-        if num_processed <= self.num_images:
-            self.collect_positives(image, batch, proposals)
-            if num_processed == self.num_images:
+        if num_processed <= task.num_images:
+            self.collect_positives(task, image, batch, proposals)
+            if num_processed == task.num_images:
                 self.initialize_svms()
         else:
-            num_hard = self.mine_hard_negatives(image, batch, proposals)
-            is_last = num_processed == self.num_epochs * self.num_images
+            num_hard = self.mine_hard_negatives(task, image, batch, proposals)
+            is_last = num_processed == self.num_epochs * task.num_images
             is_due = store["num_new"] >= (1 if is_last else RETRAIN_INTERVAL)
             for class_index in is_due.nonzero().flatten().tolist():
                 self.update_svm(class_index)
@@ -180,26 +179,29 @@ class SVMTask(FrozenFeatureTask):
         }
         return {name: torch.tensor(float(count)) for name, count in counts.items()}
 
-    def collect_positives(self, image: Tensor, batch: "PaddedBatch", proposals: Tensor) -> None:
+    def collect_positives(
+        self, task: FrozenFeatureTask, image: Tensor, batch: "PaddedBatch", proposals: Tensor
+    ) -> None:
         """Collect the positives of an image, and the norms of some features."""
         is_object = (batch.classes[0] >= 0) & (batch.kinds[0] == REGULAR)
-        features = self.extract_features(image, torch.cat([batch.boxes[0][is_object], proposals[:NORM_SAMPLES]]))
+        features = task.extract_features(image, torch.cat([batch.boxes[0][is_object], proposals[:NORM_SAMPLES]]))
         norms = features.float().norm(dim=1)
         self.store["norm"] = self.store["norm"] + torch.tensor([norms.sum().item(), len(norms)], dtype=torch.float64)
         self.store.append(positives=features[: int(is_object.sum())], classes=batch.classes[0][is_object])
 
     def initialize_svms(self) -> None:
         """Initialize the SVMs so that every region is a hard negative, except for classes without positives."""
-        is_present = self.store["classes"].bincount(minlength=len(self.labels)) > 0
-        svm: Any = self.model.svm
-        svm.weight.zero_()
-        svm.bias.copy_(torch.where(is_present, 0.0, ABSENT_CLASS_BIAS))
+        is_present = self.store["classes"].bincount(minlength=self.svm.out_features) > 0
+        self.svm.weight.zero_()
+        self.svm.bias.copy_(torch.where(is_present, 0.0, ABSENT_CLASS_BIAS))
 
-    def mine_hard_negatives(self, image: Tensor, batch: "PaddedBatch", proposals: Tensor) -> int:
+    def mine_hard_negatives(
+        self, task: FrozenFeatureTask, image: Tensor, batch: "PaddedBatch", proposals: Tensor
+    ) -> int:
         """Add the hard negatives of an image, and return their number."""
-        features = self.get_features(image, proposals)
-        decision_values = self.model.svm(features.float())  # type: ignore[operator]
-        is_negative = find_negatives(batch, proposals, len(self.labels), self.negative_iou_threshold)
+        features = task.get_features(image, proposals)
+        decision_values = self.svm(features.float())
+        is_negative = find_negatives(batch, proposals, self.svm.out_features, self.negative_iou_threshold)
         is_hard = (decision_values > HARD_NEGATIVE_THRESHOLD) & is_negative
         rows = is_hard.any(1)
         self.store.append(negatives=features[rows], is_negative=is_hard[rows])
@@ -214,9 +216,8 @@ class SVMTask(FrozenFeatureTask):
         x = torch.cat([positives, negatives]).double() * scale
         y = torch.arange(len(x)) < len(positives)
         weight, bias = fit_svm(x, y, self.cost, self.seed)
-        svm: Any = self.model.svm
-        svm.weight[class_index] = scale * weight
-        svm.bias[class_index] = bias
+        self.svm.weight[class_index] = scale * weight
+        self.svm.bias[class_index] = bias
         is_kept = is_negative.clone()
         is_kept[is_negative] = (x[len(positives) :] @ weight + bias) >= EASY_NEGATIVE_THRESHOLD
         all_classes = store["is_negative"].clone()
@@ -226,6 +227,87 @@ class SVMTask(FrozenFeatureTask):
         num_new = store["num_new"].clone()
         num_new[class_index] = 0
         store["num_new"] = num_new
+
+    def refine_boxes(self, task: FrozenFeatureTask, image: Tensor, regions: Tensor, classes: Tensor) -> Tensor:
+        """Return the regions themselves."""
+        return regions
+
+
+class BoxRegressionFitter:
+    """Stage 3: bounding-box regression per class, fitted to pool5 features (Girshick et al. 2014, appendix C).
+
+    Args:
+        ridge: regularization parameter λ, for features of norm 20.
+        min_iou: minimum IoU of a training region with an object.
+        max_training_regions: maximum number of training regions per class, the first ones in shuffled order.
+    """
+
+    num_epochs = 1
+
+    def __init__(self, *, ridge: float = 1000.0, min_iou: float = 0.6, max_training_regions: int = 4000) -> None:
+        self.ridge, self.min_iou, self.max_training_regions = ridge, min_iou, max_training_regions
+
+    def start(self, task: FrozenFeatureTask) -> None:
+        """Create an empty store."""
+        self.store = TensorStore()
+        self.regressor = get_linear_layer(task.model, "bbox")
+        self.store.append(
+            num_processed=torch.zeros(1, dtype=torch.int64),
+            features=torch.zeros(0, self.regressor.in_features, dtype=torch.float16),
+            classes=torch.zeros(0, dtype=torch.int64),
+            targets=torch.zeros(0, 4),
+        )
+
+    def process_image(
+        self, task: FrozenFeatureTask, image: Tensor, batch: "PaddedBatch", proposals: Tensor
+    ) -> dict[str, Tensor]:
+        """Collect the regions that overlap an object, and fit the regressors after the last image."""
+        store = self.store
+        store["num_processed"] = store["num_processed"] + 1
+        is_object = (batch.classes[0] >= 0) & (batch.kinds[0] == REGULAR)
+        if is_object.any() and len(proposals):
+            ground_truth_boxes, classes = batch.boxes[0][is_object], batch.classes[0][is_object]
+            best_iou, nearest = boxes.compute_iou(proposals, ground_truth_boxes).max(1)
+            is_full = store["classes"].bincount(minlength=len(task.labels)) >= self.max_training_regions
+            is_used = (best_iou >= self.min_iou) & ~is_full.to(nearest.device)[classes[nearest]]
+            regions, objects = proposals[is_used], ground_truth_boxes[nearest[is_used]]
+            features = task.extract_features(image, regions, "pool5")
+            targets = boxes.encode_boxes(objects, regions)
+            store.append(features=features, classes=classes[nearest[is_used]], targets=targets)
+        if int(store["num_processed"]) == task.num_images:
+            self.fit_regressors()
+        return {"training_regions": torch.tensor(float(len(store["classes"])))}
+
+    def fit_regressors(self) -> None:
+        """Fit the regressor of each class that has regions, and discard the features."""
+        store = self.store
+        norms = [chunk.float().norm(dim=1) for chunk in torch.split(store["features"], REGION_BATCH_SIZE)]
+        scale = TARGET_NORM / max(float(torch.cat(norms).mean().nan_to_num()), 1e-12)
+        for class_index in sorted(set(store["classes"].tolist())):
+            is_class = store["classes"] == class_index
+            # this solver's matrix has the smaller of the numbers of features and samples
+            estimator = Ridge(self.ridge, solver="cholesky")
+            features, targets = scale * store["features"][is_class].double(), store["targets"][is_class].double()
+            with threadpool_limits(torch.get_num_threads(), "blas"):
+                estimator.fit(features.numpy(), targets.numpy())
+            rows = slice(4 * class_index, 4 * class_index + 4)
+            self.regressor.weight[rows] = torch.from_numpy(scale * estimator.coef_)
+            self.regressor.bias[rows] = torch.from_numpy(estimator.intercept_)
+        store["features"] = store["features"][:0].clone()
+
+    def refine_boxes(self, task: FrozenFeatureTask, image: Tensor, regions: Tensor, classes: Tensor) -> Tensor:
+        """Predict the boxes of objects detected in regions, by the regressors of their classes."""
+        dtype = next(task.model.parameters()).dtype
+        deltas = self.regressor(task.extract_features(image, regions, "pool5").to(dtype))
+        class_deltas = deltas.float().unflatten(1, (len(task.labels), 4))[torch.arange(len(regions)), classes]
+        return boxes.decode_boxes(class_deltas, regions)
+
+
+def get_linear_layer(model: nn.Module, name: str) -> nn.Linear:
+    """Return a linear layer of the model by name."""
+    layer = model.get_submodule(name)
+    assert isinstance(layer, nn.Linear)
+    return layer
 
 
 def find_negatives(batch: "PaddedBatch", proposals: Tensor, num_classes: int, negative_iou_threshold: float) -> Tensor:
@@ -252,82 +334,3 @@ def fit_svm(x: Tensor, y: Tensor, cost: float, seed: int) -> tuple[Tensor, Tenso
     with threadpool_limits(torch.get_num_threads(), "blas"):  # the number of threads affects the rounding of sums
         estimator.fit(x.numpy(), y.numpy())
     return torch.from_numpy(estimator.coef_[0]), torch.from_numpy(estimator.intercept_)[0]
-
-
-class BoxRegressionTask(FrozenFeatureTask):
-    """Stage 3: bounding-box regression per class, fitted to pool5 features (Girshick et al. 2014, appendix C).
-
-    Args:
-        ridge: regularization parameter λ, for features of norm 20.
-        min_iou: minimum IoU of a training region with an object.
-        max_training_regions: maximum number of training regions per class, the first ones in shuffled order.
-        model, labels, prepare, region_settings: as for :class:`RCNNTask`.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        labels: tuple[str, ...],
-        prepare: ResizeTransform,
-        region_settings: RegionSettings,
-        *,
-        ridge: float = 1000.0,
-        min_iou: float = 0.6,
-        max_training_regions: int = 4000,
-    ) -> None:
-        super().__init__(model, labels, prepare, region_settings)
-        self.ridge, self.min_iou, self.max_training_regions = ridge, min_iou, max_training_regions
-
-    def setup(self, runtime: "Runtime") -> None:
-        """Move to the device and prepare for training."""
-        super().setup(runtime)
-        bbox_regressor: Any = self.model.bbox
-        self.store.append(
-            num_processed=torch.zeros(1, dtype=torch.int64),
-            features=torch.zeros(0, bbox_regressor.in_features, dtype=torch.float16),
-            classes=torch.zeros(0, dtype=torch.int64),
-            targets=torch.zeros(0, 4),
-        )
-
-    def process_image(self, image: Tensor, batch: "PaddedBatch", proposals: Tensor) -> dict[str, Tensor]:
-        """Collect the regions that overlap an object, and fit the regressors after the last image."""
-        store = self.store
-        store["num_processed"] = store["num_processed"] + 1
-        is_object = (batch.classes[0] >= 0) & (batch.kinds[0] == REGULAR)
-        if is_object.any() and len(proposals):
-            ground_truth_boxes, classes = batch.boxes[0][is_object], batch.classes[0][is_object]
-            best_iou, nearest = boxes.compute_iou(proposals, ground_truth_boxes).max(1)
-            is_full = store["classes"].bincount(minlength=len(self.labels)) >= self.max_training_regions
-            is_used = (best_iou >= self.min_iou) & ~is_full.to(nearest.device)[classes[nearest]]
-            regions, objects = proposals[is_used], ground_truth_boxes[nearest[is_used]]
-            features = self.extract_features(image, regions, "pool5")
-            targets = boxes.encode_boxes(objects, regions)
-            store.append(features=features, classes=classes[nearest[is_used]], targets=targets)
-        if int(store["num_processed"]) == self.num_images:
-            self.fit_regressors()
-        return {"training_regions": torch.tensor(float(len(store["classes"])))}
-
-    def fit_regressors(self) -> None:
-        """Fit the regressor of each class that has regions, and discard the features."""
-        store = self.store
-        bbox_regressor: Any = self.model.bbox
-        norms = [chunk.float().norm(dim=1) for chunk in torch.split(store["features"], REGION_BATCH_SIZE)]
-        scale = TARGET_NORM / max(float(torch.cat(norms).mean().nan_to_num()), 1e-12)
-        for class_index in sorted(set(store["classes"].tolist())):
-            is_class = store["classes"] == class_index
-            # this solver's matrix has the smaller of the numbers of features and samples
-            estimator = Ridge(self.ridge, solver="cholesky")
-            features, targets = scale * store["features"][is_class].double(), store["targets"][is_class].double()
-            with threadpool_limits(torch.get_num_threads(), "blas"):
-                estimator.fit(features.numpy(), targets.numpy())
-            rows = slice(4 * class_index, 4 * class_index + 4)
-            bbox_regressor.weight[rows] = torch.from_numpy(scale * estimator.coef_)
-            bbox_regressor.bias[rows] = torch.from_numpy(estimator.intercept_)
-        store["features"] = store["features"][:0].clone()
-
-    def refine_boxes(self, image: Tensor, regions: Tensor, classes: Tensor) -> Tensor:
-        """Predict the boxes of objects detected in regions, by the regressors of their classes."""
-        dtype = next(self.model.parameters()).dtype
-        deltas = self.model.bbox(self.extract_features(image, regions, "pool5").to(dtype))  # type: ignore[operator]
-        class_deltas = deltas.float().unflatten(1, (len(self.labels), 4))[torch.arange(len(regions)), classes]
-        return boxes.decode_boxes(class_deltas, regions)

@@ -1,0 +1,51 @@
+"""Images of any size, padded on the right and below, as networks of detection and segmentation take them."""
+
+import json
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fukami.data.samples import PaddedBatch
+from fukami.engine.task import ModelSignature
+from fukami.image.transform import ResizeTransform
+
+SIZE_DIVISOR = 32  # the sides of a padded image are multiples of this, in pixels
+
+
+def build_padded_signature(
+    kind: Literal["detector", "segmenter"], output: str, transform: ResizeTransform, labels: tuple[str, ...]
+) -> ModelSignature:
+    """Build the signature of a network of padded images; ``output`` describes the outputs in words."""
+    padding = "the sides are multiples of 32, the values 0 to the right of the image and below it"
+    metadata = {
+        "preprocessing": json.dumps({**transform.describe(), "padding": padding}),
+        "labels": json.dumps(labels, ensure_ascii=False),
+        "output": output,
+    }
+    return ModelSignature(kind, (3, 4 * SIZE_DIVISOR, 6 * SIZE_DIVISOR), metadata)
+
+
+def move_batch(batch: PaddedBatch, device: torch.device) -> PaddedBatch:
+    """Return the batch on a device."""
+    return PaddedBatch(*(value.to(device, non_blocking=True) for value in batch))
+
+
+def normalize_padded_images(images: Tensor, sizes: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Normalize images ``(N, 3, H, W)`` in 0..255, and set the padding beyond their sizes ``(N, 2)`` to 0.
+
+    ``mean`` and ``std`` are those of the channels, in 0..255, ``(3, 1, 1)`` each.
+    """
+    across = torch.arange(images.shape[3], device=images.device)
+    down = torch.arange(images.shape[2], device=images.device).unsqueeze(1)
+    height, width = sizes.view(-1, 2, 1, 1, 1).unbind(1)
+    normalized = ((images - mean) / std) * ((down < height) & (across < width))
+    return normalized.contiguous(memory_format=torch.channels_last)
+
+
+def resize_and_pad(images: Tensor, transform: ResizeTransform) -> tuple[Tensor, Tensor]:
+    """Resize images of one size ``(N, 3, h, w)`` uint8 and pad them; also return their sizes ``(N, 2)``."""
+    resized = torch.stack([transform(image) for image in images])
+    sizes = torch.tensor([resized.shape[-2:]] * len(resized), device=resized.device, dtype=torch.float32)
+    return F.pad(resized, (0, -resized.shape[-1] % SIZE_DIVISOR, 0, -resized.shape[-2] % SIZE_DIVISOR)), sizes

@@ -1,0 +1,107 @@
+"""The prediction loop of all tasks: read images, predict in batches, collect errors."""
+
+import os
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from fukami.errors import Error, UsageError, convert_memory_errors, is_out_of_memory
+from fukami.image import io as image_io
+
+if TYPE_CHECKING:
+    from fukami.engine.task import Task
+
+ImageSource: TypeAlias = Any  # as for fukami.image.io.read_image
+Prediction: TypeAlias = dict[str, Any]  # ready for JSON
+MAX_CHUNK_PIXELS = 2**26  # pixels of the decoded images that are in memory at a time
+
+
+class LoadedInput(NamedTuple):
+    """Decoded input of a prediction.
+
+    Attributes:
+        name: path of the file; empty for an image in memory.
+        image: the image, upright and in mode L or RGB; None if it cannot be read.
+        tensor: the element of the prediction batch, ``(C, H, W)``; None if there is an error.
+        error: why the input cannot be predicted.
+    """
+
+    name: str
+    image: Image | None = None
+    tensor: Tensor | None = None
+    error: str = ""
+
+
+def iterate_predictions(task: "Task", inputs: Iterable[ImageSource]) -> Iterator[tuple[Image | None, Prediction]]:
+    """Iterate over the decoded image and the prediction of each input.
+
+    Each file is decoded once, and the images of at most one batch are in memory. An input that cannot be read yields
+    None and ``{"file", "error"}``.
+    """
+    sources = iter(inputs)
+    while chunk := _load_chunk(task, sources):
+        for shape, group in groupby(chunk, lambda item: None if item.tensor is None else item.tensor.shape):
+            items = list(group)
+            results = [{"error": item.error} for item in items] if shape is None else predict_within_memory(task, items)
+            for item, result in zip(items, results, strict=True):
+                yield item.image, add_file(result, item.name) if item.name else result
+
+
+def add_file(prediction: Prediction, name: str) -> Prediction:
+    """Insert the name of the file as the first item, in place, since a prediction may be a subclass of dict."""
+    items = {"file": name, **prediction}
+    prediction.clear()
+    prediction.update(items)
+    return prediction
+
+
+def _load_chunk(task: "Task", sources: Iterator[ImageSource]) -> list[LoadedInput]:
+    """Load the next inputs, at most a batch of them."""
+    chunk: list[LoadedInput] = []
+    num_pixels = 0
+    for source in sources:
+        chunk.append(load_input(task, source))
+        image = chunk[-1].image
+        num_pixels += image.width * image.height if image else 0
+        if len(chunk) == task.predict_batch_size or num_pixels >= MAX_CHUNK_PIXELS:
+            break
+    return chunk
+
+
+def load_input(task: "Task", source: ImageSource) -> LoadedInput:
+    """Decode an input and prepare it for the network, or return the error."""
+    name = os.fspath(source) if isinstance(source, str | os.PathLike) else ""
+    try:
+        image = image_io.read_image(source)
+    except Error as error:
+        return LoadedInput(name, error=str(error))
+    try:
+        with convert_memory_errors(name or "the input image"):
+            try:
+                return LoadedInput(name, image, task.prepare_image(image))
+            except UsageError:
+                raise
+            except Error as error:
+                return LoadedInput(name, error=f"{name}: {error}" if name else str(error))
+    except UsageError:  # the task predicts no image
+        raise
+    except Error as error:
+        return LoadedInput(name, error=str(error))
+
+
+def predict_within_memory(task: "Task", items: list[LoadedInput]) -> list[Prediction]:
+    """Predict inputs of one shape in one batch, or one by one if the batch runs out of memory."""
+    try:
+        images = torch.stack([item.tensor for item in items if item.tensor is not None])
+        with torch.inference_mode(), task.evaluation_mode():
+            return task.predict_batch(images)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    if len(items) > 1:
+        return [result for item in items for result in predict_within_memory(task, [item])]
+    return [{"error": f"{items[0].name or 'the input image'} needs more memory than is available; make it smaller"}]

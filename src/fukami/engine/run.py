@@ -1,0 +1,216 @@
+"""The Python interface: train a recipe by name, and predict, evaluate and draw with the trained model."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from fukami.engine import checkpoint
+from fukami.engine.prediction import ImageSource, Prediction, iterate_predictions
+from fukami.engine.recipe import Recipe, check_data, get_recipe, get_recipe_name
+from fukami.engine.runtime import DEFAULT_TIMEOUT
+from fukami.engine.task import Metrics, Task
+from fukami.engine.train import RunOptions, run_training
+from fukami.errors import Error, UsageError
+from fukami.image import io as image_io
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training run.
+
+    Attributes:
+        folder: folder of the run: weights, recipe, log and report.
+        metrics: metrics of the last evaluation.
+    """
+
+    folder: Path
+    metrics: Metrics
+
+    def load(self, *, device: str = "auto", precision: str = "auto") -> "Model":
+        """Load the trained model; the arguments are those of :func:`fukami.load`."""
+        return load(self.folder, device=device, precision=precision)
+
+    def __repr__(self) -> str:
+        numbers = {name: value for name, value in self.metrics.items() if not isinstance(value, dict)}
+        values = "".join(
+            f", {name}={value:.4g}" if isinstance(value, float) else f", {name}={value}"
+            for name, value in numbers.items()
+        )
+        return f"Run({str(self.folder)!r}{values})"
+
+
+class Model:
+    """A trained model, or an ensemble of several, that predicts, evaluates and draws.
+
+    Attributes:
+        task: task with the weights.
+        recipe: recipe of the (first) run, whose data :meth:`evaluate` uses by default.
+        runs: folders or names of the runs.
+    """
+
+    def __init__(self, task: Task, recipe: Recipe, runs: Sequence[str]) -> None:
+        self.task, self.recipe, self.runs = task, recipe, tuple(runs)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self.task.labels
+
+    def predict(self, inputs: "ImageSource | Iterable[ImageSource]") -> "Prediction | list[Prediction]":
+        """Predict one input, each of several, or each file in a folder.
+
+        Args:
+            inputs: a path, a PIL image, an array ``(H, W)`` or ``(H, W, C)``, a tensor ``(C, H, W)`` or ``(H, W)``
+                (uint8, or float in 0..1) or the content of a file as bytes; a folder; or a sequence of these.
+
+        Returns:
+            For one input a dict, such as ``{"label": ..., "probability": ...}``; for a folder or a sequence a list of
+            them, in which an input that cannot be read is ``{"file", "error"}``.
+
+        Raises:
+            Error: the only input cannot be read.
+        """
+        sources = _list_sources(inputs)
+        if sources is not None:
+            return self.task.predict(map(_convert_tensor, sources))
+        _, prediction = self._predict_one(inputs)
+        return prediction
+
+    def evaluate(self, data: str | None = None) -> Metrics:
+        """Evaluate on the test split of the run's own dataset, or of another one, and return the metrics.
+
+        Args:
+            data: name or path of another dataset with the same classes.
+
+        Raises:
+            UsageError: the dataset is unknown, or has a class that the model does not have.
+            Error: there is nothing to evaluate.
+        """
+        if data is None:
+            check_data(self.recipe)
+            return self.task.evaluate(self.recipe.load_eval_data())
+        return self.task.evaluate(self.recipe.with_data(data).load_eval_data())
+
+    def draw(self, source: "ImageSource") -> "Image":
+        """Draw the prediction for one image, as ``fukami predict --out`` does.
+
+        Raises:
+            UsageError: the task does not draw.
+            Error: the image cannot be read.
+        """
+        return self.task.draw(*self._predict_one(source))
+
+    def _predict_one(self, source: "ImageSource") -> "tuple[Image, Prediction]":
+        """Return the decoded image and the prediction of one input."""
+        ((image, prediction),) = iterate_predictions(self.task, [_convert_tensor(source)])
+        if image is None or "error" in prediction:
+            raise Error(prediction["error"])
+        return image, prediction
+
+    def __repr__(self) -> str:
+        modules = self.task.get_modules().values()
+        size = sum(parameter.numel() for module in modules for parameter in module.parameters())
+        runs = ", ".join(map(repr, self.runs))
+        return f"Model({get_recipe_name(type(self.recipe))}, {runs}, {size:,} parameters)"
+
+
+def train(
+    recipe: str | Recipe,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    compile: bool = False,
+    resume: bool = False,
+    allow_changed_data: bool = False,
+    timeout: float = DEFAULT_TIMEOUT,
+    **fields: Any,
+) -> Run:
+    """Train a recipe, such as ``fukami.train("resnet18", data="flowers", epochs=5)``.
+
+    Args:
+        recipe: name of a recipe, path of a Python file that defines one, or a recipe.
+        out: new or empty folder of the run; with ``resume`` the folder of an interrupted run. By default
+            ``runs/RECIPE``, or ``runs/RECIPE-2`` ... if it exists; with ``resume`` the last of these.
+        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+        precision: ``auto`` (bfloat16 where it is faster), ``float32``, ``tf32``, ``bfloat16`` or ``float16``.
+        compile: compile the network (``torch.compile``) from the second step on, which takes a minute or two, for
+            faster steps; a resumed run keeps it.
+        resume: continue from the last checkpoint; the result equals that of an uninterrupted run, bit for bit.
+        allow_changed_data: resume although the data have changed since the checkpoint; the run records it.
+        timeout: maximum time in seconds that processes wait for one another.
+        fields: fields of the recipe, such as ``data`` and ``epochs``.
+
+    Raises:
+        UsageError: the recipe has no such field; ``out`` is not empty or another run is writing to it; or ``resume`` is
+            set and ``out`` contains no run, or one with another recipe, precision, device or data.
+        Error: the loss or the weights are not finite, or a file cannot be written; the last valid checkpoint is kept.
+        KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM, after a checkpoint is written.
+    """
+    experiment = get_recipe(recipe)(**fields) if isinstance(recipe, str) else replace(recipe, **fields)
+    folder = checkpoint.choose_run_folder(get_recipe_name(type(experiment)), resume) if out is None else Path(out)
+    options = RunOptions(device, precision, compile, resume, allow_changed_data, timeout)
+    return Run(folder, run_training(experiment, folder, options))
+
+
+def load(
+    *runs: str | os.PathLike[str],
+    device: str = "auto",
+    precision: str = "auto",
+    vote: bool = False,
+    overrides: Mapping[str, Any] | None = None,
+    recipe: checkpoint.RecipeSource | None = None,
+) -> Model:
+    """Load the model of a run, ready to predict and evaluate; several runs form an ensemble.
+
+    Args:
+        runs: folders, or names of bundled weights (``deep-convnet``).
+        device: ``auto``, ``cpu``, ``cuda`` ...
+        precision: ``float32``, ``bfloat16`` or ``float16`` (dtype of weights and activations); ``int8``, ``binary`` or
+            ``onnx`` (converted as by ``fukami export``); ``auto`` (the exported precision, else float32).
+        vote: ensemble by majority vote instead of averaged probabilities.
+        overrides: new values of recipe fields by name, such as ``{"beam_size": 3}``.
+        recipe: for runs of a custom recipe, its file (or class), since code is never loaded from a run. Its SHA-256
+            must equal the one that the run recorded.
+
+    Raises:
+        UsageError: a run does not exist, cannot be computed at this precision, or needs another ``recipe``.
+        Error: a run is corrupted, its weights do not match its recipe, or a layer cannot be converted.
+    """
+    task = checkpoint.load(*runs, device=device, precision=precision, vote=vote, overrides=overrides, recipe=recipe)
+    first, _ = checkpoint.read_recipe(checkpoint.locate_run(runs[0]), recipe)
+    return Model(task, replace(first, **(overrides or {})), [os.fspath(run) for run in runs])
+
+
+def _list_sources(inputs: "ImageSource | Iterable[ImageSource]") -> "Iterable[ImageSource] | None":
+    """Return the inputs of an iterable, or the files in a folder; None for one input."""
+    if isinstance(inputs, str | os.PathLike):
+        return image_io.list_files(inputs) if os.path.isdir(inputs) else None  # noqa: PTH112  it may be too long
+    is_one = isinstance(inputs, np.ndarray | torch.Tensor | bytes) or not isinstance(inputs, Iterable)
+    return None if is_one else inputs
+
+
+def _convert_tensor(source: "ImageSource") -> "ImageSource":
+    """Convert a tensor ``(C, H, W)`` or ``(H, W)``, uint8 or float in 0..1, to an array ``(H, W, C)`` or ``(H, W)``.
+
+    Other sources are returned unchanged.
+
+    Raises:
+        UsageError: the tensor has another shape.
+    """
+    if not isinstance(source, torch.Tensor):
+        return source
+    if source.ndim not in (2, 3):
+        raise UsageError(
+            f"an image tensor should be (C, H, W) or (H, W), not {tuple(source.shape)}; pass a list for several images"
+        )
+    pixels = (source.detach().clamp(0, 1) * 255).round().byte() if source.is_floating_point() else source
+    return (pixels.permute(1, 2, 0) if pixels.ndim == 3 else pixels).cpu().numpy()
