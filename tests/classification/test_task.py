@@ -21,9 +21,8 @@ from fukami.classification.deep_convnet import DeepConvNet
 from fukami.classification.recipe import ClassificationRecipe
 from fukami.classification.task import ClassificationTask
 from fukami.data.loader import InMemoryLoader
-from fukami.engine import checkpoint
+from fukami.engine import checkpoint, ensemble
 from fukami.engine.checkpoint_file import decode_checkpoint
-from fukami.engine.ensemble import build_ensemble
 from fukami.engine.runtime import Runtime
 from fukami.engine.supervised import build_augmentation
 from fukami.image.transform import SquareTransform
@@ -367,7 +366,7 @@ def build_ensemble(*members, vote=False):
     ]
     for task in tasks:
         task.setup(Runtime.start(**CPU))
-    return build_ensemble(tasks, vote=vote) if len(tasks) > 1 else tasks[0]
+    return ensemble.build_ensemble(tasks, vote=vote) if len(tasks) > 1 else tasks[0]
 
 
 def build_numbered_images(count):

@@ -29,7 +29,7 @@ from fukami.engine.checkpoint_file import decode_checkpoint
 from fukami.engine.cuda_graph import GraphedCallable
 from fukami.engine.resume import set_random_seed
 from fukami.engine.runtime import Runtime
-from fukami.engine.task import Task
+from fukami.engine.task import Task, apply_gradients
 from fukami.explain import feature_visualization
 from fukami.explain import summary as explain_summary
 from fukami.generation.task import GANTask

@@ -15,10 +15,11 @@ from torch import nn
 
 from fukami import Error
 from fukami.data.streaming import ImageDecoder
+from fukami.engine.runtime import Runtime
 from fukami.engine.task import Task
 from fukami.image import digit_extraction
 from fukami.image import io as image_io
-from fukami.image.transform import ResizeTransform, SquareTransform
+from fukami.image.transform import ResizeTransform, SquareTransform, convert_to_tensor
 
 
 @pytest.fixture

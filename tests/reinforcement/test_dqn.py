@@ -13,6 +13,7 @@ from torch import nn
 import check_task
 from fukami import UsageError, models
 from fukami.engine.runtime import Runtime
+from fukami.image import io as image_io
 from fukami.reinforcement import env_registry, vector_env
 from fukami.reinforcement.catch import GRID_SIZE, PADDLE_WIDTH, Catch
 from fukami.reinforcement.dqn import DQN

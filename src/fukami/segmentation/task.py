@@ -166,7 +166,7 @@ class SegmentationTask(Task):
         return convert_to_tensor(image)
 
     def predict_batch(self, images: Tensor) -> list[Prediction]:
-        """Predict ``width``, ``height``, the ``fractions`` of the pixels of each class, the largest first, and ``masks``.
+        """Predict ``width``, ``height``, the ``fractions`` of the pixels by class, the largest first, and ``masks``.
 
         A mask is ``{"size": [height, width], "counts"}``, the compressed run lengths of COCO's tools.
         """
