@@ -27,7 +27,6 @@ class PhaseTimer:
         self.events: dict[str, tuple[torch.cuda.Event, torch.cuda.Event]] = {}
         self.phase, self.phase_start = "other", time.monotonic()
         self.override = ""  # phase that all time counts for inside count_as()
-        self.step = -1  # current training step, read by the watchdog; -1 before the first step
 
     def __call__(self, phase: str) -> "TimedPhase":
         """Return a context whose time counts for the phase."""

@@ -17,7 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from fukami.engine import checkpoint
-from fukami.engine.watchdog import HUNG_EXIT_STATUS
+from fukami.engine.process_group import HUNG_EXIT_STATUS
 from fukami.errors import Error, UsageError
 from fukami.system import count_cpus
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import datetime
 import importlib.util
 import inspect
 import os
@@ -17,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from fukami.engine.cuda_graph import GraphedCallable
-from fukami.errors import Error, UsageError, build_unknown_error
+from fukami.engine.process_group import init_process_group
+from fukami.errors import UsageError, build_unknown_error
 from fukami.layers.sync_layers import convert_sync_layers
 from fukami.system import count_cpus
 from fukami.timing import PhaseTimer
@@ -88,7 +88,7 @@ class Runtime:
             if "OMP_NUM_THREADS" not in os.environ:
                 torch.set_num_threads(num_threads or max(1, min(torch.get_num_threads(), count_cpus())))
         if world_size > 1 and not torch.distributed.is_initialized():
-            _init_process_group("nccl" if resolved.type == "cuda" else "gloo", timeout)
+            init_process_group("nccl" if resolved.type == "cuda" else "gloo", timeout)
         return cls(resolved, precision, rank, world_size, PhaseTimer(resolved))
 
     @property
@@ -206,19 +206,6 @@ def _stop_openmp_threads() -> None:
     """End the OpenMP threads, since each keeps the denormal mode that it started with."""
     for path in Path(torch.__file__).parent.glob("lib/libgomp*"):
         ctypes.CDLL(str(path)).omp_pause_resource_all(1)
-
-
-def _init_process_group(backend: str, timeout: float) -> None:
-    """Join the process group of ``torchrun``."""
-    try:
-        # the watchdog reports a process that hangs; torch's own timeout is for hangs that it does not detect
-        limit = datetime.timedelta(seconds=timeout + 60)
-        torch.distributed.init_process_group(backend, timeout=limit)
-    except (RuntimeError, ValueError) as error:
-        first_line = str(error).partition("\n")[0]
-        raise Error(
-            f"the {os.environ['WORLD_SIZE']} processes did not connect to each other ({first_line}); start them again"
-        ) from None
 
 
 def _resolve_device(name: str) -> torch.device:

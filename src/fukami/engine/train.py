@@ -15,6 +15,7 @@ from fukami.data.manifest import Manifest
 from fukami.engine import checkpoint
 from fukami.engine.async_checkpoint import CheckpointWriter
 from fukami.engine.log import TrainingLogger, describe_compute_config
+from fukami.engine.process_group import report_timeout
 from fukami.engine.recipe import Data, Recipe
 from fukami.engine.resume import (
     SignalHandler,
@@ -28,7 +29,6 @@ from fukami.engine.resume import (
 from fukami.engine.runtime import DEFAULT_TIMEOUT, Runtime
 from fukami.engine.schedules import ReduceOnPlateau
 from fukami.engine.task import Task
-from fukami.engine.watchdog import Watchdog
 from fukami.errors import Error
 
 MAX_LOG_INTERVAL = 100  # maximum number of steps until the loop waits for the device, logs, and checks the losses
@@ -59,7 +59,7 @@ def run_training(recipe: Recipe, folder: Path, options: RunOptions) -> dict[str,
     with (
         prepare_run(recipe, folder, options) as (runtime, compile, last_stage),
         SignalHandler() as signals,
-        Watchdog(runtime, options.timeout),
+        report_timeout(runtime, options.timeout),
         CheckpointWriter(folder, runtime.is_main) as writer,
     ):
         set_random_seed(recipe.seed)
@@ -81,7 +81,6 @@ def run_training(recipe: Recipe, folder: Path, options: RunOptions) -> dict[str,
             run_step = runtime.capture(task.step, task.supports_cuda_graph)
             log_interval = max(1, min(interval // 10, MAX_LOG_INTERVAL))
             while step < steps:
-                log.clock.step = step
                 lr = task.schedule(step / steps)
                 with log.clock("data"):
                     batch = next(batches)

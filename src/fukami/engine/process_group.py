@@ -1,0 +1,70 @@
+"""Process group of a training: joining it, and reporting a process that hangs."""
+
+import datetime
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from fukami.errors import Error
+
+if TYPE_CHECKING:
+    from fukami.engine.runtime import Runtime
+
+logger = logging.getLogger(__name__)
+HUNG_EXIT_STATUS = 75  # exit status after a timeout (EX_TEMPFAIL of sysexits.h)
+REPORT_FRACTION = 0.15  # of the timeout, in which the processes that wait report it
+
+
+def init_process_group(backend: str, timeout: float) -> None:
+    """Join the process group of ``torchrun``; each operation of it fails after ``timeout`` seconds.
+
+    Raises:
+        Error: the other processes did not join in time.
+    """
+    try:
+        torch.distributed.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
+    except (RuntimeError, ValueError) as error:
+        first_line = str(error).partition("\n")[0]
+        raise Error(
+            f"the {os.environ['WORLD_SIZE']} processes did not connect to each other ({first_line}); start them again"
+        ) from None
+
+
+@contextmanager
+def report_timeout(runtime: "Runtime", timeout: float) -> Iterator[None]:
+    """Within the context, name the processes that keep this one waiting for too long, and end this one.
+
+    The exit status is :data:`HUNG_EXIT_STATUS`, after which the launcher restarts all processes. On GPUs, torch ends
+    a process that waits for too long itself.
+
+    Args:
+        runtime: the runtime.
+        timeout: seconds, as for :func:`init_process_group`.
+    """
+    if runtime.world_size == 1:
+        yield
+        return
+    hosts = runtime.all_gather(socket.gethostname())
+    try:
+        yield
+    except RuntimeError as error:
+        if "timed out" not in str(error).lower():
+            raise
+        store = torch.distributed.distributed_c10d._get_default_store()
+        store.set(f"fukami/timeout/{runtime.rank}", "")
+        time.sleep(REPORT_FRACTION * timeout)
+        for rank, host in enumerate(hosts):
+            if not store.check([f"fukami/timeout/{rank}"]):
+                logger.error(
+                    f"fukami: rank {rank}, on {host}, keeps the others waiting for more than {timeout:g} s (--timeout) "
+                    f"in the phase {runtime.clock.phase!r}; rank {runtime.rank} stops here: continue with --resume"
+                )
+        sys.stderr.flush()
+        os._exit(HUNG_EXIT_STATUS)  # torch's threads would wait for the other processes
