@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fukami import Data, Error, Recipe, Task
+from fukami import Data, Recipe, Task
 from fukami.detection.metrics import DetectionResults, GroundTruth, Prediction
 from fukami.image import io as image_io
 
@@ -27,24 +27,23 @@ class Bright(Task):
             results.update(index, Prediction(box, [0], [0.9 - 0.1 * index]), GroundTruth([[0, 0, 40, 40]], [0], [0]))
         return results.compute_metrics()
 
-    def predict(self, inputs):
-        return [self._format_prediction(source) for source in inputs]
+    def prepare_image(self, image):
+        return torch.from_numpy(np.array(image.convert("L")))[None]
 
-    def _format_prediction(self, source):
-        file = {"file": str(source)} if isinstance(source, str) else {}
-        try:
-            image = image_io.read_image(source).convert("L")
-        except Error as error:
-            return {**file, "error": str(error)}
-        rows, columns = np.nonzero(np.asarray(image) > 128)
+    def predict_batch(self, images):
+        return [self._format_prediction(image) for (image,) in images.numpy()]
+
+    def _format_prediction(self, image):
+        rows, columns = np.nonzero(image > 128)
         boxes = []
         if len(rows):
             box = [float(edge) for edge in (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)]
             boxes.append({"label": "lamp", "score": 0.9, "box": box})
-        return {**file, "width": image.width, "height": image.height, "boxes": boxes}
+        height, width = image.shape
+        return {"width": width, "height": height, "boxes": boxes}
 
-    def draw_prediction(self, source, prediction):
-        return image_io.draw_boxes(image_io.read_image(source), prediction["boxes"], LABELS)
+    def draw(self, image, prediction):
+        return image_io.draw_boxes(image, prediction["boxes"], LABELS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +113,19 @@ with torch.device("meta"):
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
+
+
+def test_no_chain_of_task_classes_is_deeper_than_three():
+    for path in ROOT.rglob("*task.py"):
+        importlib.import_module(f"fukami.{'.'.join(path.relative_to(ROOT).with_suffix('').parts)}")
+
+    def measure_depth(cls):
+        subclasses = [subclass for subclass in cls.__subclasses__() if subclass.__module__.startswith("fukami.")]
+        return max((1 + measure_depth(subclass) for subclass in subclasses), default=0)
+
+    from fukami import Task
+
+    assert measure_depth(Task) == 3
 
 
 def test_public_names():

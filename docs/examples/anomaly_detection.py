@@ -1,24 +1,25 @@
 """A custom task: anomaly detection by the reconstruction error of an autoencoder."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fukami import Data, Error, Recipe, Task
+from fukami import Data, Recipe, Task
 from fukami.data import labeled_images
 from fukami.data.loader import InMemoryLoader
-from fukami.image import io as image_io
 from fukami.image.transform import SquareTransform
 
 
 class ReconstructionTask(Task):
     """Reconstruction of images through a bottleneck; anomalous images have a large error."""
+
+    predict_batch_size = 100
 
     def __init__(self, model: nn.Module, transform: SquareTransform, *, lr: float, epochs: int) -> None:
         super().__init__(model, optimizer=partial(torch.optim.AdamW, lr=lr), epochs=epochs)
@@ -44,18 +45,13 @@ class ReconstructionTask(Task):
         error, count = self.runtime.all_reduce_sum(sums).tolist()
         return {"mse": error / count, "count": int(count)}
 
-    @torch.inference_mode()
-    def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
-        """Compute the error of each image, or report why it cannot be read."""
-        predictions: list[dict[str, Any]] = []
-        for source in inputs:
-            prediction: dict[str, Any] = {"file": str(source)} if isinstance(source, str | Path) else {}
-            try:
-                image = torch.from_numpy(self.transform(image_io.read_image(source)))
-                predictions.append({**prediction, "mse": self.compute_errors(image[None]).item()})
-            except Error as error:
-                predictions.append({**prediction, "error": str(error)})
-        return predictions
+    def prepare_image(self, image: Image) -> Tensor:
+        """Preprocess an image to ``(C, H, W)`` uint8."""
+        return torch.from_numpy(self.transform(image))
+
+    def predict_batch(self, images: Tensor) -> list[dict[str, Any]]:
+        """Compute the error of each image ``(N, C, H, W)``."""
+        return [{"mse": error} for error in self.compute_errors(images).tolist()]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 
@@ -349,6 +350,19 @@ def test_python_api(trained, digit_files, tmp_path):
     (prediction,) = task.predict([image])
     assert set(prediction) == {"label", "probability", "ranking"}
     assert load_file(tmp_path / "run" / "weights.safetensors").keys() >= {"model.0.weight"}
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["list"], ["no-such-command"]])
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL, lambda number, frame: None])
+def test_signal_handlers_are_those_found(fukami, arguments, handler):
+    previous = signal.signal(signal.SIGTERM, handler)
+    try:
+        interrupt = signal.getsignal(signal.SIGINT)
+        fukami(*arguments)
+        assert signal.getsignal(signal.SIGTERM) is handler
+        assert signal.getsignal(signal.SIGINT) is interrupt
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def test_closed_output_pipe_gives_no_traceback(trained, digit_files):

@@ -1,0 +1,143 @@
+"""The Python interface: train by name, and predict, evaluate and draw with the loaded model."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fukami
+from fukami import Error, UsageError
+from fukami.engine import checkpoint
+from fukami.image import io as image_io
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, digit_files):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("work"))
+        run = fukami.train("deep-convnet", data=str(digit_files), epochs=1, device="cpu", precision="float32")
+        return fukami.Run(run.folder.resolve(), run.metrics)
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return run.load(device="cpu")
+
+
+@pytest.fixture
+def file(digit_files):
+    return sorted(digit_files.rglob("*.png"))[0]
+
+
+def test_runs_are_numbered_as_on_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = [fukami.train("deep-convnet", epochs=1, device="cpu").folder for _ in range(2)]
+    assert list(map(str, folders)) == ["runs/deep-convnet", "runs/deep-convnet-2"]
+    resumed = fukami.train("deep-convnet", epochs=1, device="cpu", resume=True)
+    assert str(resumed.folder) == "runs/deep-convnet-2"
+
+
+def test_a_recipe_object_takes_fields_too(tmp_path):
+    recipe = fukami.get_recipe("deep-convnet")(epochs=7)
+    run = fukami.train(recipe, tmp_path / "run", epochs=1, device="cpu")
+    stored, _ = checkpoint.read_recipe(run.folder)
+    assert stored.epochs == 1
+
+
+def test_repr_of_a_run_has_its_folder_and_metrics(run):
+    text = repr(run)
+    assert text.startswith(f"Run({str(run.folder)!r}, accuracy=")
+    assert f"count={run.metrics['count']}" in text
+    assert len(text) < 200
+
+
+def test_repr_of_a_model_has_its_recipe_run_and_size(model, run):
+    size = sum(parameter.numel() for parameter in model.task.model.parameters())
+    assert repr(model) == f"Model(deep-convnet, {str(run.folder)!r}, {size:,} parameters)"
+    assert repr(model.task) == f"ClassificationTask(10 labels, {size:,} parameters)"
+
+
+def test_one_input_has_one_answer_and_several_have_a_list(model, file):
+    (expected,) = model.task.predict([file])
+    assert model.predict(str(file)) == model.predict(file) == expected
+    assert model.predict([file]) == [expected]
+    assert model.predict((file, str(file))) == [expected, expected]
+    assert model.predict(path for path in [file]) == [expected]
+    assert model.predict([]) == []
+
+
+def test_images_of_every_type_have_the_same_prediction(model, file):
+    image = Image.open(file).convert("RGB")
+    array = np.array(image)
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    expected = {name: value for name, value in model.predict(file).items() if name != "file"}
+    for source in (image, array, array[:, :, 0], tensor, tensor[0], tensor.float() / 255, file.read_bytes()):
+        assert model.predict(source) == expected
+        assert model.predict([source, source]) == [expected, expected]
+
+
+def test_a_folder_is_all_its_files(model, tmp_path, file):
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "a.png").write_bytes(file.read_bytes())
+    (tmp_path / "b.png").write_bytes(b"no image")
+    (tmp_path / ".hidden").write_bytes(b"")
+    unreadable, prediction = model.predict(tmp_path)
+    assert unreadable["file"] == str(tmp_path / "b.png")
+    assert "b.png" in unreadable["error"]
+    assert prediction["file"] == str(tmp_path / "more" / "a.png")
+    assert model.predict(f"{tmp_path}/") == [unreadable, prediction]
+
+
+@pytest.mark.parametrize("source", ["nowhere.png", "x" * 10_000, "a\0b", b"no image"])
+def test_the_only_input_that_cannot_be_read_is_an_error(model, source):
+    with pytest.raises(Error):
+        model.predict(source)
+    with pytest.raises(Error):
+        model.draw(source)
+    (prediction,) = model.predict([source])
+    assert "error" in prediction
+
+
+def test_a_batch_tensor_is_not_an_image(model):
+    with pytest.raises(UsageError, match=r"\(C, H, W\) or \(H, W\), not \(2, 3, 8, 8\); pass a list"):
+        model.predict(torch.zeros(2, 3, 8, 8))
+    assert len(model.predict(list(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)))) == 2
+
+
+def test_evaluate_uses_the_own_test_split_or_another_dataset(run, model, digit_files, tmp_path):
+    metrics = model.evaluate()
+    assert {**metrics, "loss": 0} == {**run.metrics, "loss": 0}
+    other = tmp_path / "other"
+    for folder in sorted(digit_files.iterdir())[:2]:
+        (other / folder.name).mkdir(parents=True)
+        for path in sorted(folder.iterdir())[:2]:
+            (other / folder.name / path.name).write_bytes(path.read_bytes())
+    assert model.evaluate(data=str(other))["count"] == 4  # a new dataset without a test split is used as a whole
+    with pytest.raises(UsageError, match="mnits"):
+        model.evaluate("mnits")
+
+
+def test_draw_equals_the_drawing_of_the_command_line(run, model, file, fukami, tmp_path):
+    result = fukami("predict", run.folder, file, "--out", tmp_path / "out", "--device", "cpu")
+    assert result.status == 0, result.err
+    drawing = model.draw(file)
+    assert np.array_equal(drawing, image_io.read_image(tmp_path / "out" / file.name))
+
+
+def test_several_runs_are_an_ensemble(run):
+    model = fukami.load(run.folder, run.folder, device="cpu")
+    assert model.evaluate()["members"] == 2
+    assert len(model.runs) == 2
+
+
+def test_wrong_names_are_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="did you mean 'resnet18'"):
+        fukami.train("resnet-18")
+    with pytest.raises(UsageError, match="did you mean 'epochs'"):
+        fukami.train("deep-convnet", epoch=5)
+    with pytest.raises(UsageError, match="nowhere"):
+        fukami.train("deep-convnet", data="nowhere")
+    with pytest.raises(UsageError, match="no-run"):
+        fukami.load("no-run")
+    assert list(tmp_path.iterdir()) == []
