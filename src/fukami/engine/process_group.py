@@ -63,8 +63,8 @@ def report_timeout(runtime: "Runtime", timeout: float) -> Iterator[None]:
         for rank, host in enumerate(hosts):
             if not store.check([f"fukami/timeout/{rank}"]):
                 logger.error(
-                    f"fukami: rank {rank}, on {host}, keeps the others waiting for more than {timeout:g} s (--timeout); "
-                    f"rank {runtime.rank} stops here: continue with --resume"
+                    f"fukami: rank {rank}, on {host}, keeps the others waiting for more than {timeout:g} s "
+                    f"(--timeout); rank {runtime.rank} stops here: continue with --resume"
                 )
         sys.stderr.flush()
         os._exit(HUNG_EXIT_STATUS)  # torch's threads would wait for the other processes
