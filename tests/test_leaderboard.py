@@ -209,7 +209,7 @@ def test_the_page_is_self_contained(fukami, tmp_path):
     assert page.count("data:image/png;base64,") == 4
     assert "<b>one" not in page
     assert "&lt;b&gt;one&lt;/b&gt;" in page
-    assert "--out &#x27;&lt;other&gt;&#x27;</div>" in page
+    assert "--out &#39;&lt;other&gt;&#39;</div>" in page
     assert re.search(r'<tr class="published"><td class="number">published</td><td class="name">DropConnect', page)
     assert re.search(r'<tr class="unfinished"><td class="number">–</td><td class="name">young', page)
     assert not re.search(r'(src|href)="(?!data:)', page)

@@ -1,7 +1,6 @@
 """Leaderboard of the runs in a folder: ranks for each dataset and metric, with published results."""
 
 import functools
-import html
 import json
 import math
 import re
@@ -23,6 +22,7 @@ from fukami.catalogue import RECIPES
 from fukami.data.labeled_images import DATASET_NAMES
 from fukami.data.parsing import exists
 from fukami.engine import checkpoint, report
+from fukami.engine.html import render_page
 from fukami.errors import Error, UsageError
 
 LOWER_IS_BETTER = {
@@ -51,14 +51,7 @@ MAX_INTEGER = 1 << 62
 WIDE_CONSOLE = Console(width=10_000, markup=False, emoji=False)  # wide enough to measure the unwrapped width of a table
 COLUMNS = ("#", "run", "recipe", "", "best", "parameters", "multiply-adds", "seconds", "epochs", "seed", "device")
 REDUNDANT_COLUMNS = {"recipe", "seed", "device"}  # columns that the command also shows; omitted in a narrow terminal
-STYLE = """<style>
-.wide { overflow-x: auto; } .wide table { font-size: .88rem; } th { text-align: left; color: #666; font-weight: 500; }
-th, td { padding: .2rem .8rem .2rem 0; white-space: nowrap; } td.name, th.name { white-space: normal; }
-th.number, td.number { text-align: right; font-variant-numeric: tabular-nums; } tr { border-bottom: 1px solid #eee; }
-tr.published td, tr.unfinished td { color: #8a8a8a; font-style: italic; }
-h3 { font-size: 1rem; margin: 1.4rem 0 .3rem; }
-pre div { padding-left: 4ch; text-indent: -4ch; } .note { color: #666; font-size: .9rem; }
-</style>"""
+COLUMN_KINDS = ("number", "name", "name", *["number"] * 7, "")  # CSS classes of the columns on the page
 
 
 @dataclass(frozen=True)
@@ -435,37 +428,26 @@ def _format_count(count: int | None) -> str:
 
 def write_page(boards: Sequence[Leaderboard], folder: Path, out: Path) -> None:
     """Write the leaderboards as one self-contained HTML page."""
-    title = f"Leaderboard of {folder.resolve().name}"
-    body = [STYLE, f"<h1>{html.escape(title)}</h1>"]
-    for board in boards:
-        body += [f"<h2>{html.escape(board.title)}</h2>", f'<div class="wide">{_render_table(board)}</div>']
-        body += [f'<p class="note">{html.escape(note[0].upper() + note[1:])}.</p>' for note in board.notes]
-        if board.runs:
-            body += [_demote_heading(report.render_figure("Training curves", plot_curves(board)))]
-            body += [_demote_heading(report.render_figure("Cost", plot_costs(board)))]
-        commands = "".join(f"<div>{rank:>2}  {html.escape(command)}</div>" for rank, command in list_commands(board))
-        body += ["<h3>Commands</h3>", f"<pre>{commands}</pre>"]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_file(out, report.PAGE_TEMPLATE.format(title=html.escape(title), body="\n".join(body)).encode())
-
-
-def _demote_heading(section: str) -> str:
-    """Demote the heading of a section by one level, below that of its dataset."""
-    return section.replace("<h2>", "<h3>").replace("</h2>", "</h3>")
-
-
-def _render_table(board: Leaderboard) -> str:
-    kinds = ["number", "name", "name", *["number"] * 7, ""]
-    headings = "".join(
-        f'<th class="{kind}">{html.escape(name or board.metric)}</th>'
-        for name, kind in zip(COLUMNS, kinds, strict=True)
+    page = render_page(
+        "leaderboard.html", folder=folder.resolve().name, boards=[_build_section(board) for board in boards]
     )
-    lines = [f"<tr>{headings}</tr>"]
-    for row, cells in build_rows(board):
-        cells = ("published", *cells[1:]) if row == "published" else cells
-        columns = (f'<td class="{kind}">{html.escape(cell)}</td>' for cell, kind in zip(cells, kinds, strict=True))
-        lines.append(f'<tr class="{row}">{"".join(columns)}</tr>')
-    return f"<table>{''.join(lines)}</table>"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_file(out, page)
+
+
+def _build_section(board: Leaderboard) -> dict[str, Any]:
+    """Build the values of a leaderboard's section of the page."""
+    figures = [("Training curves", plot_curves), ("Cost", plot_costs)] if board.runs else []
+    return {
+        "title": board.title,
+        "columns": [(name or board.metric, kind) for name, kind in zip(COLUMNS, COLUMN_KINDS, strict=True)],
+        "rows": [
+            (kind, ("published", *cells[1:]) if kind == "published" else cells) for kind, cells in build_rows(board)
+        ],
+        "notes": board.notes,
+        "figures": [report.encode_figure(title, plot(board)) for title, plot in figures],
+        "commands": list_commands(board),
+    }
 
 
 def plot_curves(board: Leaderboard) -> Figure:

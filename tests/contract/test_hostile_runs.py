@@ -531,7 +531,7 @@ def test_names_with_dollar_signs_are_not_formulas(fukami, trained, tmp_path):
     run = copy_run(trained, tmp_path / "runs" / name)
     (run / "metrics.jsonl").write_text(json.dumps({"phase": "eval", "step": 1, name: 0.5}) + "\n")
     assert fukami("board", "runs").status == 0
-    assert report.render_figure(
+    assert report.encode_figure(
         "names of classes", classification_plots.plot_confusion_matrix(torch.eye(2), [name, "other"])
     )
 

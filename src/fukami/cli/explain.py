@@ -1,10 +1,9 @@
 """Command ``fukami explain``."""
 
-import html
 import inspect
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 
     from fukami.classification.task import ClassificationTask
     from fukami.engine.recipe import Recipe
+    from fukami.engine.report import EncodedFigure
     from fukami.engine.task import Task
     from fukami.explain.receptive_field import EffectiveReceptiveField
     from fukami.explain.summary import LayerInfo, Shape
@@ -26,7 +26,6 @@ MIN_IMAGES = 100  # ... and minimum number of images to search
 DETECTION_SHAPE = (3, 608, 992)  # about 600×1000, the input of Faster R-CNN
 SEGMENTATION_SHAPE = (3, 384, 480)  # about 360×480, the input of SegNet
 UNITS_PER_LAYER = 6  # units of a layer whose patches are shown
-TEXT_TEMPLATE = '<pre style="font-size: .72rem; white-space: pre; overflow-x: auto">{}</pre>'
 
 
 def command(arguments: list[str]) -> None:
@@ -97,7 +96,7 @@ def explain_model(name: str, input_shape: str | None, num_classes: int | None, o
     text, layers, field = summarize_network(model, shape, "random weights")
     print(text)
     if out:
-        write_page(out, name, "layers, costs and receptive fields", build_network_sections(text, layers, field))
+        write_page(out, "explain_network.html", name=name, **plot_network(text, layers, field))
 
 
 def explain_run(name: str, out: Path | None, recipe: Path | None) -> None:
@@ -109,7 +108,7 @@ def explain_run(name: str, out: Path | None, recipe: Path | None) -> None:
     text, layers, field = summarize_network(get_network(task), shape, "the run's weights")
     print(text)
     if out:
-        write_page(out, name, "layers, costs and receptive fields", build_network_sections(text, layers, field))
+        write_page(out, "explain_network.html", name=name, **plot_network(text, layers, field))
 
 
 def explain_images(inputs: Sequence[str], out: Path | None, recipe: Path | None) -> None:
@@ -129,12 +128,8 @@ def explain_images(inputs: Sequence[str], out: Path | None, recipe: Path | None)
     if valid_predictions:
         is_bundled = folder.parent == checkpoint.BUNDLED_WEIGHTS_DIR
         page_folder = out or (Path("explain") if is_bundled else folder / "explain")
-        page = write_page(
-            page_folder,
-            runs[0],
-            "feature maps and predictions",
-            list(build_image_sections(run_recipe, task, shape, valid_predictions)),
-        )
+        values = explain_predictions(run_recipe, task, shape, valid_predictions)
+        page = write_page(page_folder, "explain_images.html", name=runs[0], **values)
         for prediction in valid_predictions:
             print(
                 format_json_line(
@@ -322,44 +317,47 @@ def format_field_title(field: "EffectiveReceptiveField") -> str:
     return f"layer {field.layer.name}:\n{size}"
 
 
-def build_network_sections(text: str, layers: "list[LayerInfo]", field: "EffectiveReceptiveField | None") -> list[str]:
-    """Build the page sections of a network: layers, costs, receptive fields, and savings of stacked filters."""
-    from fukami.engine.report import render_figure
-    from fukami.explain import receptive_field, stacked_filters
+def plot_network(text: str, layers: "list[LayerInfo]", field: "EffectiveReceptiveField | None") -> dict[str, Any]:
+    """Return the layer table, the figures and the savings of stacked filters for the page of a network."""
+    from fukami.engine.report import encode_figure
+    from fukami.explain import stacked_filters
     from fukami.explain.summary import plot_costs
 
-    sections = ["<h2>Layers</h2>", TEXT_TEMPLATE.format(html.escape(text)), LAYERS_NOTE]
-    sections.append(render_figure("Cost by resolution", plot_costs(layers)))
-    if field:
-        title = format_field_title(field)
-        sections += [
-            render_figure(
-                "Receptive field of the last spatial layer", receptive_field.plot_receptive_fields((title, field))
-            ),
-            FIELD_NOTE,
-        ]
-    rows = [("layers of 3×3", "single filter", "weights", "weights of the single filter", "saved")]
-    rows += [
-        (str(n), f"{side}×{side}", str(stack_weights), str(single_weights), f"{saving:.3f}")
-        for n, side, stack_weights, single_weights, saving in stacked_filters.tabulate_weight_savings()
-    ]
-    cells = ("".join(f"<td>{cell}</td>" for cell in row) for row in rows)
-    return [
-        *sections,
-        render_figure("Weights saved by stacked small filters", stacked_filters.plot_weight_savings()),
-        STACKING_NOTE,
-        f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>",
-    ]
+    names = ("layers of 3×3", "single filter", "weights", "weights of the single filter", "saved")
+    return {
+        "layer_table": text,
+        "costs": encode_figure("Cost by resolution", plot_costs(layers)),
+        "receptive_field": plot_receptive_field(field),
+        "weight_savings": encode_figure(
+            "Weights saved by stacked small filters", stacked_filters.plot_weight_savings()
+        ),
+        "columns": [(name, "number") for name in names],
+        "rows": [
+            ("", (n, f"{side}×{side}", stack_weights, single_weights, f"{saving:.3f}"))
+            for n, side, stack_weights, single_weights, saving in stacked_filters.tabulate_weight_savings()
+        ],
+    }
 
 
-def build_image_sections(
+def plot_receptive_field(field: "EffectiveReceptiveField | None") -> "EncodedFigure | None":
+    """Plot the effective receptive field; None without one."""
+    from fukami.engine.report import encode_figure
+    from fukami.explain.receptive_field import plot_receptive_fields
+
+    if field is None:
+        return None
+    figure = plot_receptive_fields((format_field_title(field), field))
+    return encode_figure("Receptive field of the last spatial layer", figure)
+
+
+def explain_predictions(
     recipe: "Recipe", task: "ClassificationTask", shape: "Shape", predictions: Sequence[dict[str, Any]]
-) -> Iterator[str]:
-    """Yield the page sections of images and of the network that classified them."""
+) -> dict[str, Any]:
+    """Return the figures of each image and of the network, and its layer table, for the page of these images."""
     import torch
 
-    from fukami.engine.report import render_figure
-    from fukami.explain import feature_visualization, receptive_field
+    from fukami.engine.report import encode_figure
+    from fukami.explain import feature_visualization
     from fukami.explain import summary as analysis
 
     model = get_network(task)
@@ -370,9 +368,10 @@ def build_image_sections(
 
     layers = analysis.summarize_layers(model, shape)
     stages = analysis.find_stages(layers)
-    inputs = [torch.from_numpy(task.transform.read_and_transform(prediction["file"])) for prediction in predictions]
+    figures = []
     max_activations: dict[str, Tensor] = {}
-    for prediction, pixels in zip(predictions, inputs, strict=True):
+    for prediction in predictions:
+        pixels = torch.from_numpy(task.transform.read_and_transform(prediction["file"]))
         image = normalize(pixels[None])[0]
         heatmap = feature_visualization.compute_grad_cam(model, image, task.labels.index(prediction["label"]))
         maps = feature_visualization.compute_feature_maps(model, image, [layer.name for layer in stages])
@@ -380,51 +379,53 @@ def build_image_sections(
             max_activations[name] = torch.maximum(max_activations.get(name, values), values)
         ranking = [(entry["label"], entry["probability"]) for entry in prediction["ranking"]]
         title = f"{prediction['file']}: {prediction['label']} ({prediction['probability']:.1%})"
-        yield render_figure(title, feature_visualization.plot_prediction(pixels, heatmap, ranking))
-        maps_figure = render_untitled_figure(feature_visualization.plot_feature_maps(maps))
-        yield f"<h3>Feature maps</h3>{maps_figure}<p>{MAPS_NOTE}</p>"
-    yield render_figure(
-        "Filters of the first layer",
-        feature_visualization.plot_filters(feature_visualization.get_first_filters(model, shape)),
-    )
-    cost = sum(layer.multiply_adds for layer in layers)
-    train, note = load_training_images(recipe, cost)
-    if train:
-        units = [
-            (layer, feature_visualization.select_strongest_maps(max_activations[layer.name], UNITS_PER_LAYER))
-            for layer in stages
-        ]
-        patches = feature_visualization.find_top_patches(model, train, units, normalize=normalize)
-        rows = [
+        figures.append(
             (
-                f"layer {layer.name}: receptive field {format_receptive_field(layer)}, "
-                f"units {', '.join(map(str, unit_indices))}",
-                patches[layer.name],
+                encode_figure(title, feature_visualization.plot_prediction(pixels, heatmap, ranking)),
+                encode_figure("Feature maps", feature_visualization.plot_feature_maps(maps)),
             )
-            for layer, unit_indices in units
-        ]
-        yield render_figure(
-            "Training patches with the strongest activations", feature_visualization.plot_top_patches(rows)
         )
-        yield f"<p>{PATCHES_NOTE} {note}</p>"
+    filters = feature_visualization.plot_filters(feature_visualization.get_first_filters(model, shape))
+    train, note = load_training_images(recipe, sum(layer.multiply_adds for layer in layers))
     samples = normalize(torch.cat(train)[:: -(-sum(map(len, train)) // 8)]) if train else None
     text, _, field = summarize_network(model, shape, "the run's weights", samples)
-    if field:
-        title = format_field_title(field)
-        yield (
-            render_figure(
-                "Receptive field of the last spatial layer", receptive_field.plot_receptive_fields((title, field))
-            )
-            + FIELD_NOTE
+    return {
+        "images": figures,
+        "filters": encode_figure("Filters of the first layer", filters),
+        "patches": plot_patches(model, train, stages, max_activations, normalize) if train else None,
+        "patches_note": note,
+        "receptive_field": plot_receptive_field(field),
+        "layer_table": text,
+    }
+
+
+def plot_patches(
+    model: "nn.Module",
+    train: "list[Tensor]",
+    stages: "Sequence[LayerInfo]",
+    max_activations: "dict[str, Tensor]",
+    normalize: "Callable[[Tensor], Tensor]",
+) -> "EncodedFigure":
+    """Plot the training patches with the strongest activations of each stage's strongest units."""
+    from fukami.engine.report import encode_figure
+    from fukami.explain import feature_visualization
+
+    units = [
+        (layer, feature_visualization.select_strongest_maps(max_activations[layer.name], UNITS_PER_LAYER))
+        for layer in stages
+    ]
+    patches = feature_visualization.find_top_patches(model, train, units, normalize=normalize)
+    rows = [
+        (
+            f"layer {layer.name}: receptive field {format_receptive_field(layer)}, "
+            f"units {', '.join(map(str, unit_indices))}",
+            patches[layer.name],
         )
-    yield f"<h2>Layers</h2>{TEXT_TEMPLATE.format(html.escape(text))}{LAYERS_NOTE}"
-
-
-def render_untitled_figure(figure: Any) -> str:
-    """Render a figure without a title."""
-    from fukami.engine.report import render_figure
-
-    return render_figure("", figure).removeprefix("<h2></h2>")
+        for layer, unit_indices in units
+    ]
+    return encode_figure(
+        "Training patches with the strongest activations", feature_visualization.plot_top_patches(rows)
+    )
 
 
 def load_training_images(recipe: "Recipe", cost: int) -> "tuple[list[Tensor], str]":
@@ -451,32 +452,15 @@ def load_training_images(recipe: "Recipe", cost: int) -> "tuple[list[Tensor], st
         return [], ""
 
 
-def write_page(folder: Path, name: str, subject: str, sections: Sequence[str]) -> Path:
+def write_page(folder: Path, template: str, **values: Any) -> Path:
     """Write the page, print its path and return it."""
     from fukami.engine import checkpoint
-    from fukami.engine.report import PAGE_TEMPLATE
+    from fukami.engine.html import render_page
 
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; --out should be a folder")
     folder.mkdir(parents=True, exist_ok=True)
-    title = html.escape(f"{name}: {subject}")
-    body = "\n".join((f"<h1>{title}</h1>", *sections))
     page = folder / "index.html"
-    checkpoint.write_file(page, PAGE_TEMPLATE.format(title=title, body=body).encode())
+    checkpoint.write_file(page, render_page(template, **values))
     print(f"page: {page}", file=sys.stderr)
     return page
-
-
-LAYERS_NOTE = """<p>receptive field: height × width in pixels, including padding; all: the whole image. stride: pixels
-between the receptive fields of neighboring units. memory: bytes of the output in float32. In-place layers and reshapes
-are not listed.</p>"""
-FIELD_NOTE = """<p>Mean absolute gradient of the layer's central unit with respect to each pixel (square root for
-display). Pixels near the edge of the receptive field have few paths to the unit and contribute little
-(Luo et al. 2016).</p>"""
-STACKING_NOTE = """<p>n layers of m×m filters have the receptive field of one filter of n(m−1)+1 pixels a side, and save
-1 − n·m²/(n(m−1)+1)² of its weights.</p>"""
-MAPS_NOTE = """Each row shows the feature maps of a layer with the highest values; black is the minimum of a map,
-white its maximum. The layers are the last ones of each resolution."""
-PATCHES_NOTE = """Each square shows the nine patches with the strongest activation of a unit, the strongest at the upper
-left. The units are those with the strongest activations for the images above. A patch is the unit's receptive
-field, gray outside the image; if it is larger than the image, the patch shows the entire image."""

@@ -1,7 +1,7 @@
 """The output folder of ``fukami predict --out``: an annotated image or video for each input, and an HTML page."""
 
 import contextlib
-import html
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,8 +12,8 @@ from PIL.Image import Image
 
 from fukami.cli.inputs import OutputFolder
 from fukami.engine import checkpoint
+from fukami.engine.html import render_page
 from fukami.engine.prediction import Prediction
-from fukami.engine.report import PAGE_TEMPLATE
 from fukami.engine.task import Task
 from fukami.image.video import Frame, VideoWriter
 from fukami.segmentation.task import SegmentationTask
@@ -58,14 +58,6 @@ class PredictionPage:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self.output:
-            sections = (f"<h2>{html.escape(name)}</h2>{_render_media(name)}" for name in self.file_names)
-            body = f"<h1>{len(self.file_names)} predictions</h1>\n" + "\n".join(sections)
-            page = PAGE_TEMPLATE.format(title="fukami predict", body=body).encode(errors="backslashreplace")
+            files = [(name, quote(os.fsencode(name))) for name in self.file_names]
+            page = render_page("predictions.html", files=files)
             checkpoint.write_file(self.output.folder / "index.html", page)
-
-
-def _render_media(name: str) -> str:
-    """Render an image, or a video with controls, as HTML."""
-    if name.endswith(".mp4"):
-        return f'<video src="{quote(name)}" controls loop muted style="max-width: 100%"></video>'
-    return f'<img src="{quote(name)}" alt="">'

@@ -1,12 +1,10 @@
 """HTML report of a run: ``report.html``, a self-contained page."""
 
-import base64
-import html
 import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -14,28 +12,23 @@ from matplotlib.ticker import LogFormatter
 from PIL.Image import Image
 
 from fukami.engine import checkpoint
+from fukami.engine.html import build_data_url, render_page
 from fukami.errors import Error
 
 CURVES_PER_ROW = 3
 FRAME_MS, LAST_FRAME_MS = 250, 3000  # duration of each frame of an animation and of the last one, in milliseconds
+DPI = 110
+MIN_WIDE_WIDTH = 9  # inches from which a figure scrolls on a narrow screen, where its text would be too small
 WEBP_QUALITY = 85  # 0 to 100
 NON_METRIC_KEYS = {"step", "phase", "seconds", "count", "objects", "pixels"}  # keys of a log line that are no metrics
-PAGE_TEMPLATE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
-h1 {{ font-size: 1.6rem; margin-bottom: 0; }} h2 {{ font-size: 1.15rem; margin-top: 2.2rem; }}
-.metrics {{ font-size: 1.25rem; margin: .3rem 0 1rem; color: #1f5c99; }}
-pre {{ background: #f4f4f2; padding: .7rem 1rem; border-radius: 6px; white-space: pre-wrap; overflow-wrap: anywhere; }}
-table {{ border-collapse: collapse; }} td {{ padding: .15rem 1.2rem .15rem 0; vertical-align: top; }}
-th {{ text-align: left; font-weight: 500; color: #666; padding-right: 1.2rem; vertical-align: bottom; }}
-.number {{ text-align: right; font-variant-numeric: tabular-nums; }}
-.bar {{ background: #4878a8; height: .9rem; margin-top: .3rem; }}
-td:first-child {{ color: #666; }} img {{ max-width: 100%; }}
-</style></head><body>
-{body}
-</body></html>
-"""
+
+
+class EncodedFigure(NamedTuple):
+    """Figure or animation of a page: its title, its image as a data URL, and whether it scrolls on a narrow screen."""
+
+    title: str
+    url: str
+    is_wide: bool
 
 
 def write_report(folder: Path, figures: Sequence[tuple[str, Figure | Sequence[Image]]], seconds: float) -> Path:
@@ -54,16 +47,21 @@ def write_report(folder: Path, figures: Sequence[tuple[str, Figure | Sequence[Im
         for name, value in (eval_lines or train_lines)[-1].items()
         if name not in ("step", "phase", "seconds")
     }
-    body = [
-        f"<h1>{html.escape(record['recipe'])}</h1>",
-        f"<p class=metrics>{html.escape(format_metrics(last_metrics))}</p>",
-        f"<h2>Command</h2><pre>{html.escape(record['command'])}</pre>",
-        render_figure("Training curves", plot_curves(train_lines, eval_lines)),
-        "<h2>Time by phase</h2>" + render_time_table(record["time"]),
-        *(render_figure(title, figure) for title, figure in figures),
-        "<h2>Configuration</h2>" + render_table(configuration),
-    ]
-    return _write_page(folder, record["recipe"], body)
+    seconds_by_phase = record["time"]["seconds"]
+    total = sum(seconds_by_phase.values())
+    rate = record["time"]["multiply_adds_per_second"]
+    page = render_page(
+        "report.html",
+        recipe=record["recipe"],
+        metrics=format_metrics(last_metrics),
+        command=record["command"],
+        curves=encode_figure("Training curves", plot_curves(train_lines, eval_lines)),
+        phases=[(phase, value, value / total) for phase, value in seconds_by_phase.items()],
+        multiply_adds=_format_large_number(rate) if rate else "",
+        figures=[encode_figure(title, figure) for title, figure in figures],
+        configuration=configuration,
+    )
+    return _write_page(folder, page)
 
 
 def _read_log(path: Path) -> list[dict[str, Any]]:
@@ -98,14 +96,14 @@ def write_evaluation_report(
     command: str,
 ) -> Path:
     """Write the report of an evaluation, such as of an ensemble, into ``folder``, and return its path."""
-    body = [
-        f"<h1>{html.escape(', '.join(map(str, configuration['runs'])))}</h1>",
-        f"<p class=metrics>{html.escape(format_metrics(result))}</p>",
-        f"<h2>Command</h2><pre>{html.escape(command)}</pre>",
-        *(render_figure(title, figure) for title, figure in figures),
-        "<h2>Configuration</h2>" + render_table(configuration),
-    ]
-    return _write_page(folder, "fukami eval", body)
+    page = render_page(
+        "evaluation.html",
+        metrics=format_metrics(result),
+        command=command,
+        figures=[encode_figure(title, figure) for title, figure in figures],
+        configuration=configuration,
+    )
+    return _write_page(folder, page)
 
 
 def write_precision_report(
@@ -118,24 +116,24 @@ def write_precision_report(
     command: str,
 ) -> Path:
     """Write the report that compares a run at every precision into ``folder``, and return its path."""
-    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
-    lines = [head, *("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)]
-    body = [
-        f"<h1>Precision comparison: {html.escape(', '.join(configuration['runs']))}</h1>",
-        f"<h2>Command</h2><pre>{html.escape(command)}</pre>",
-        f"<h2>Results</h2><table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>",
-        render_figure("Comparison", figure),
-        "<h2>Skipped precisions</h2>" + render_table(skipped) if skipped else "",
-        "<h2>Configuration</h2>" + render_table(configuration),
-    ]
-    return _write_page(folder, "fukami eval", body)
+    kinds = ("name", *["number"] * (len(columns) - 2), "")
+    page = render_page(
+        "precision.html",
+        command=command,
+        columns=list(zip(columns, kinds, strict=True)),
+        rows=[("", row) for row in rows],
+        figure=encode_figure("Comparison", figure),
+        skipped=skipped,
+        configuration=configuration,
+    )
+    return _write_page(folder, page)
 
 
-def _write_page(folder: Path, title: str, body: Sequence[str]) -> Path:
+def _write_page(folder: Path, page: bytes) -> Path:
     """Write ``report.html`` into the folder, which is created if it does not exist."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.html"
-    checkpoint.write_file(path, PAGE_TEMPLATE.format(title=html.escape(title), body="\n".join(body)).encode())
+    checkpoint.write_file(path, page)
     return path
 
 
@@ -148,35 +146,6 @@ def format_metrics(metrics: dict[str, Any]) -> str:
     ).replace("_", " ")
 
 
-def render_table(values: dict[str, Any]) -> str:
-    """Render a two-column HTML table."""
-    rows = (
-        f"<tr><td>{html.escape(str(name))}</td><td>{html.escape(str(value))}</td></tr>"
-        for name, value in values.items()
-    )
-    return f"<table>{''.join(rows)}</table>"
-
-
-def render_time_table(time: dict[str, Any]) -> str:
-    """Render a table of the time by phase, and the multiply-adds per second of the training steps."""
-    seconds = time["seconds"]
-    total = sum(seconds.values())
-    rows = "".join(
-        f"<tr><td>{html.escape(phase)}</td><td class=number>{value:,.1f} s</td>"
-        f"<td class=number>{value / total:.1%}</td>"
-        f"<td><div class=bar style='width: {20 * value / total:.2f}rem'></div></td></tr>"
-        for phase, value in seconds.items()
-    )
-    rate, text = time["multiply_adds_per_second"], ""
-    if rate:
-        text = (
-            f"<p>The training steps computed {_format_large_number(rate)} multiply-adds per second, forward and "
-            "backward; <code>fukami bench</code> measures the peak throughput of the device in a large matrix "
-            "product.</p>"
-        )
-    return f"<table>{rows}</table>{text}"
-
-
 def _format_large_number(value: float) -> str:
     """Format a large number in words, such as 1.2 billion."""
     for size, name in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
@@ -185,27 +154,26 @@ def _format_large_number(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def render_figure(title: str, figure: Figure | Sequence[Image]) -> str:
-    """Render a figure, or an animation of several images, as a section of the report with the image as a data URL."""
+def encode_figure(title: str, figure: Figure | Sequence[Image]) -> EncodedFigure:
+    """Encode a figure, or an animation of several images, with its title."""
     buffer = io.BytesIO()
-    kind = "png" if isinstance(figure, Figure) else "webp"
     if isinstance(figure, Figure):
         disable_mathtext(figure)
-        figure.savefig(buffer, format=kind, dpi=110)
-    else:
-        times = [FRAME_MS] * (len(figure) - 1) + [LAST_FRAME_MS]
-        figure[0].save(
-            buffer,
-            kind,
-            save_all=True,
-            append_images=figure[1:],
-            duration=times,
-            loop=0,
-            quality=WEBP_QUALITY,
-            method=6,
-        )
-    code = base64.b64encode(buffer.getvalue()).decode()
-    return f'<h2>{html.escape(title)}</h2><img alt="{html.escape(title)}" src="data:image/{kind};base64,{code}">'
+        figure.savefig(buffer, format="png", dpi=DPI)
+        is_wide = figure.get_figwidth() >= MIN_WIDE_WIDTH
+        return EncodedFigure(title, build_data_url(buffer.getvalue(), "png"), is_wide)
+    times = [FRAME_MS] * (len(figure) - 1) + [LAST_FRAME_MS]
+    figure[0].save(
+        buffer,
+        "webp",
+        save_all=True,
+        append_images=figure[1:],
+        duration=times,
+        loop=0,
+        quality=WEBP_QUALITY,
+        method=6,
+    )
+    return EncodedFigure(title, build_data_url(buffer.getvalue(), "webp"), is_wide=False)
 
 
 def disable_mathtext(figure: Figure) -> None:

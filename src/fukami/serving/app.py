@@ -5,9 +5,8 @@ The routes of the API are ``/predict``, ``/run``, ``/health``, ``/ready`` and ``
 
 import asyncio
 import contextlib
-import html
 import io
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from functools import partial
 from typing import Any, BinaryIO, TypeVar
 
@@ -75,23 +74,24 @@ def create_app(
                 calls = [partial(function, worker, slot, name, file) for name, file in files]
                 return [await worker.run(slot, disconnected, call) for call in calls]
 
-    def show(request: Request, sections: list[str], status: int = 200, headers: Any = None) -> HTMLResponse:
-        text = page.render_page(run_info, str(request.base_url), sections, bool(token))
+    def show(
+        request: Request, sections: Sequence[page.Section] = (), error: str = "", status: int = 200, headers: Any = None
+    ) -> HTMLResponse:
+        text = page.render_page(run_info, str(request.base_url), sections, error, bool(token))
         return HTMLResponse(text, status, PAGE_HEADERS | (headers or {}))
 
     @app.get("/")
     async def form(request: Request) -> HTMLResponse:
-        return show(request, [])
+        return show(request)
 
     @app.post("/")
     async def predict_form(request: Request) -> HTMLResponse:
         try:
             results = await process_images(predict_section, request)
         except HTTPException as error:
-            return show(request, [f"<p>{html.escape(error.detail)}</p>"], error.status_code, error.headers)
-        return show(
-            request, [section for _, section in results], choose_status([prediction for prediction, _ in results])
-        )
+            return show(request, error=error.detail, status=error.status_code, headers=error.headers)
+        status = choose_status([prediction for prediction, _ in results])
+        return show(request, [section for _, section in results], status=status)
 
     @app.post("/predict")
     async def predict(request: Request) -> JSONResponse:
@@ -137,14 +137,14 @@ def predict_file(worker: Worker, slot: Slot, name: str, file: BinaryIO) -> dict[
     return worker.predict(slot, name, file.read())[0]  # without the image, which would stay in memory
 
 
-def predict_section(worker: Worker, slot: Slot, name: str, file: BinaryIO) -> tuple[dict[str, Any], str]:
+def predict_section(worker: Worker, slot: Slot, name: str, file: BinaryIO) -> tuple[dict[str, Any], page.Section]:
     """Run inference on a file; return the prediction and its section of the page."""
     prediction, image = worker.predict(slot, name, file.read())
     drawing = None
     if image is not None and "error" not in prediction:
         with contextlib.suppress(UsageError):  # a task that cannot draw still predicts
             drawing = worker.task.draw(image, prediction)
-    return prediction, page.render_prediction(prediction, drawing)
+    return prediction, page.build_section(prediction, drawing)
 
 
 def choose_status(predictions: list[dict[str, Any]]) -> int:
