@@ -115,11 +115,11 @@ def test_figures_use_the_results_of_the_last_evaluation(family, request, monkeyp
     assert len(evaluations) == 4
 
 
-def test_loaded_run_equals_the_trained_one(make, inputs, no_reports, tmp_path):
+def test_loaded_run_equals_the_trained_one(make, inputs, tmp_path):
     check_task.check_saves_and_loads(make, inputs, tmp_path)
 
 
-def test_precisions(make, inputs, no_reports, tmp_path):
+def test_precisions(make, inputs, tmp_path):
     check_task.check_precisions(make, inputs, tmp_path)
 
 
