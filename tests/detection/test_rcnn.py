@@ -351,7 +351,7 @@ def test_box_regressors_solve_the_normal_equations(few_scenes):
 
 def test_the_number_of_training_regions_of_a_class_is_limited(few_scenes):
     task, loader = build_stage(RCNNBoxes)
-    task.max_training_regions = 1
+    task.fitter.max_training_regions = 1
     run_stage(task, loader)
     assert task.fitter.store["classes"].bincount().max() < 40  # the regions of one image
 
@@ -369,7 +369,7 @@ def test_an_unreadable_streamed_image_is_skipped(scene_files, tmp_path, stage):
     task = recipe.build_task(labels)
     task.setup(Runtime.start("cpu", "float32"))
     logged = run_stage(task, loader)
-    assert len(logged) == 8 * task.num_epochs
+    assert len(logged) == 8 * task.epochs
     assert len(loader.broken_images) == 1
     fitted = task.model.svm if stage is RCNNSVM else task.model.bbox
     assert fitted.weight.any()
