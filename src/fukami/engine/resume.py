@@ -3,10 +3,10 @@
 import logging
 import random
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Protocol, Self, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,29 @@ from fukami.errors import Error, UsageError
 
 logger = logging.getLogger(__name__)
 CHECKPOINT_FORMAT = 3  # format version of last.ckpt
+CheckpointMetadata = dict[str, int | str | dict[str, str] | None]
+Batch = TypeVar("Batch")
+Batch_co = TypeVar("Batch_co", covariant=True)
+
+
+class RandomStates(TypedDict):
+    """States of all random generators, in values that a checkpoint can contain."""
+
+    python: tuple[int | tuple[int, ...] | float | None, ...]
+    numpy: list[Any]  # kind of generator, list of integers, two integers and a float
+    torch: torch.Tensor
+    cuda: torch.Tensor | None
+
+
+class LoaderState(TypedDict):
+    """Position in the epoch and the random states at its start."""
+
+    position: int
+    start_states: RandomStates | None
+
+
+class SizedIterable(Sized, Iterable[Batch_co], Protocol[Batch_co]):
+    """Batches of an epoch, whose number is known."""
 
 
 def set_random_seed(seed: int) -> None:
@@ -32,8 +55,8 @@ def set_random_seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def get_random_states() -> dict[str, Any]:
-    """Return the state of every random generator, in values that a checkpoint can contain."""
+def get_random_states() -> RandomStates:
+    """Return the state of every random generator."""
     numpy_state = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
@@ -43,7 +66,7 @@ def get_random_states() -> dict[str, Any]:
     }
 
 
-def set_random_states(states: dict[str, Any]) -> None:
+def set_random_states(states: RandomStates) -> None:
     """Restore the states that :func:`get_random_states` returned."""
     random.setstate(states["python"])
     np.random.set_state(tuple(states["numpy"]))
@@ -52,7 +75,7 @@ def set_random_states(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(states["cuda"].cpu())
 
 
-def get_checkpoint_metadata(manifest: str | None) -> dict[str, Any]:
+def get_checkpoint_metadata(manifest: str | None) -> CheckpointMetadata:
     """Return the metadata of a new checkpoint: format, versions, threads and manifest.
 
     Args:
@@ -63,8 +86,8 @@ def get_checkpoint_metadata(manifest: str | None) -> dict[str, Any]:
 
 
 def check_checkpoint_metadata(
-    folder: Path, state: dict[str, Any], manifest: Manifest, allow_changed_data: bool
-) -> dict[str, Any]:
+    folder: Path, state: Mapping[str, object], manifest: Manifest, allow_changed_data: bool
+) -> CheckpointMetadata:
     """Check the metadata of a checkpoint; warn about other versions or threads, and record them in ``recipe.json``.
 
     Returns the metadata of the resumed run.
@@ -89,8 +112,9 @@ def check_checkpoint_metadata(
             "--out"
         )
     changes = {name: current[name] for name in ("versions", "threads") if current[name] != previous[name]}
-    if current["manifest"] != previous["manifest"]:
-        data_changes = manifest.compare(folder, previous["manifest"])
+    digest = previous["manifest"]
+    if current["manifest"] != digest:
+        data_changes = manifest.compare(folder, digest if isinstance(digest, str) else None)
         if not allow_changed_data:
             raise UsageError(
                 f"the data of {folder} have changed since its checkpoint: {data_changes}; restore them, or continue "
@@ -116,28 +140,28 @@ def check_checkpoint_metadata(
     return current
 
 
-def _format_versions(versions: Any) -> str:
+def _format_versions(versions: object) -> str:
     """Format versions by name as text."""
     known = versions if isinstance(versions, dict) else {}
     return ", ".join(f"{name} {version}" for name, version in known.items()) or "an unknown version"
 
 
-class ResumableLoader:
+class ResumableLoader(Generic[Batch]):
     """Wrapper that makes an iterable of batches resumable.
 
     An interrupted epoch is restarted with its initial random states, and the batches already used are skipped.
     """
 
-    def __init__(self, batches: Iterable[Any]) -> None:
+    def __init__(self, batches: SizedIterable[Batch]) -> None:
         self.batches = batches
         self.position = self.num_skip = 0
-        self.start_states: dict[str, Any] | None = None
+        self.start_states: RandomStates | None = None
 
     def __len__(self) -> int:
         """Return the number of batches per epoch."""
-        return len(self.batches)  # type: ignore[arg-type]
+        return len(self.batches)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Batch]:
         """Iterate over one epoch."""
         skip, self.num_skip = self.num_skip, 0
         current_states = get_random_states()
@@ -155,11 +179,11 @@ class ResumableLoader:
             yield batch
         self.position = 0
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> LoaderState:
         """Return the position in the epoch and the random states at its start."""
         return {"position": self.position, "start_states": self.start_states}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: LoaderState) -> None:
         """Restore the position; the next epoch skips the batches before it."""
         self.num_skip, self.start_states = state["position"], state["start_states"]
 
@@ -170,7 +194,7 @@ class SignalHandler:
     received_signal = 0
 
     def __enter__(self) -> Self:
-        self.previous_handlers: dict[int, Any] = {}
+        self.previous_handlers: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
         for signal_number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self.previous_handlers[signal_number] = signal.signal(signal_number, self.handle)
