@@ -5,7 +5,7 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from fukami.cli.arguments import run_recipe_cli
 from fukami.cli.main import Precision, has_recipe_name, train_recipes
@@ -79,7 +79,7 @@ def command(arguments: list[str]) -> Callable[[], None] | None:
             allow_changed_data=allow_changed_data, timeout=timeout,
         )  # fmt: skip
 
-    return cast(Callable[[], None], run_recipe_cli(run, recipe_class, options, f"fukami train {name}", default))
+    return run_recipe_cli(run, recipe_class, options, f"fukami train {name}", default)
 
 
 def _check_resumable(runs: list[Path], folder: Path) -> None:

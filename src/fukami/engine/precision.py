@@ -3,9 +3,10 @@
 import dataclasses
 import itertools
 import logging
+import os
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from fukami.engine.runtime import PRECISIONS
 from fukami.engine.task import Task
 from fukami.errors import Error, UsageError, build_unknown_error
 from fukami.quantization.half_precision import has_native_arithmetic
+
+if TYPE_CHECKING:
+    from fukami.engine.resume import SizedIterable
 
 CONVERTED_PRECISIONS = ("int8", "binary", "onnx")  # these replace layers; the others only change the dtype
 ONNX_PRECISIONS = ("int8", "onnx")  # computed by ONNX Runtime, on the CPU
@@ -111,7 +115,7 @@ def _load_calibration_images(task: Task, recipe: Recipe, spec: str | None) -> li
     return images
 
 
-def _iterate_inputs(task: Task, train: Any) -> Iterator[Tensor]:
+def _iterate_inputs(task: Task, train: "SizedIterable[object]") -> Iterator[Tensor]:
     """Iterate over batches of network inputs, :data:`NUM_CALIBRATION_IMAGES` images at most."""
     count = 0
     for batch in itertools.islice(train, len(train)):
@@ -144,7 +148,7 @@ def _compute_image_statistics(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return images.flatten(1).mean(1), images.flatten(1).std(1), detail
 
 
-def resolve_precision(precision: str, stored_precision: str, run: Any) -> str:
+def resolve_precision(precision: str, stored_precision: str, run: str | os.PathLike[str]) -> str:
     """Return the precision at which to compute a run; ``auto`` is its stored precision.
 
     Raises:
