@@ -8,13 +8,15 @@ import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from fukami.errors import UsageError
 
 if TYPE_CHECKING:
     from fukami.engine.recipe import Recipe
 
+Result = TypeVar("Result")
+Flag = tuple[str, object] | tuple[str, object, object]  # name, annotated type and default
 # Fields of recipes by the group in which --help lists them; every other field is listed under "model".
 GROUPS = {
     "data": """
@@ -36,7 +38,7 @@ GROUPS = {
 }
 
 
-def run_cli(function: Callable[..., Any], arguments: Sequence[str], prog: str) -> Any:
+def run_cli(function: Callable[..., Result], arguments: Sequence[str], prog: str) -> Result:
     """Call a function with the parsed arguments; its signature defines them and its docstring describes them."""
     import tyro
 
@@ -49,12 +51,12 @@ def run_cli(function: Callable[..., Any], arguments: Sequence[str], prog: str) -
 
 
 def run_recipe_cli(
-    function: Callable[..., Any],
+    function: Callable[..., Result],
     recipe: "type[Recipe]",
     arguments: Sequence[str],
     prog: str,
     default: "Recipe | None" = None,
-) -> Any:
+) -> Result:
     """Call a function with a recipe built from the arguments, and with its own parameters.
 
     Args:
@@ -70,7 +72,7 @@ def run_recipe_cli(
     helps = {name: text for cls in bases for name, text in _parse_helps(cls).items()}
     hints = typing.get_type_hints(recipe, include_extras=True)
     placement = {name: group for group, names in GROUPS.items() for name in names.split()}
-    groups: dict[str, list[tuple[Any, ...]]] = {group: [] for group in GROUPS}
+    groups: dict[str, list[Flag]] = {group: [] for group in GROUPS}
     for field in filter(operator.attrgetter("init"), dataclasses.fields(recipe)):
         value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         value = value if default is None else getattr(default, field.name)
@@ -87,7 +89,7 @@ def run_recipe_cli(
         for group, flags in groups.items()
         if flags
     ]
-    parsed: Any = tyro.cli(
+    parsed: object = tyro.cli(
         dataclasses.make_dataclass("Options", [(group, _describe(group, kind, "")) for group, kind in options]),
         args=arguments,
         prog=prog,
@@ -122,7 +124,7 @@ def _wrap(paragraphs: Sequence[str]) -> str:
     )
 
 
-def _parse_helps(source: Any) -> dict[str, str]:
+def _parse_helps(source: object) -> dict[str, str]:
     """Parse the descriptions of a function's arguments or of a dataclass's fields, each as one paragraph."""
     import docstring_parser
 
@@ -134,7 +136,7 @@ def _parse_helps(source: Any) -> dict[str, str]:
     return {entry.arg_name: " ".join((entry.description or "").split()) for entry in parsed.params}
 
 
-def _describe(name: str, kind: Any, help: str | None) -> Any:
+def _describe(name: str, kind: object, help: str | None) -> object:
     """Annotate the type of an argument with its help text and with the placeholder of its value."""
     import tyro
 
@@ -143,13 +145,13 @@ def _describe(name: str, kind: Any, help: str | None) -> Any:
     ]
 
 
-def _build_flag(name: str, kind: Any, help: str | None, default: Any) -> tuple[Any, ...]:
+def _build_flag(name: str, kind: object, help: str | None, default: object) -> Flag:
     """Build a field for :func:`dataclasses.make_dataclass` from an argument; it is required without a default."""
     described = _describe(name, kind, help)
     return (name, described) if default is dataclasses.MISSING else (name, described, default)
 
 
-def _build_metavar(name: str, kind: Any) -> str | None:
+def _build_metavar(name: str, kind: object) -> str | None:
     """Build the placeholder of a value: FLOAT, PATH, VALUE ...; None leaves the choices of a Literal to tyro."""
     positional = typing.get_origin(kind) is Annotated
     kind = typing.get_args(kind)[0] if positional else kind
@@ -168,7 +170,7 @@ def _format_default(default: str) -> str:
     return "" if default in ("", "''", "None") else f"(default: {default})"
 
 
-def _check_repeated_flags(arguments: Sequence[str], kinds: Iterable[tuple[str, Any]]) -> None:
+def _check_repeated_flags(arguments: Sequence[str], kinds: Iterable[tuple[str, object]]) -> None:
     """Check that no flag with several values is repeated; only its last occurrence would count.
 
     Raises:

@@ -1,7 +1,6 @@
 """Conversion of other programs' weights to runs."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -75,7 +74,7 @@ def import_deep_convnet(file: Path, out: Path) -> None:
         checkpoint.write_recipe(out, recipe, labels, {"imported": str(file)})
 
 
-def _list_weighted_layers(model: Any) -> list[Any]:
+def _list_weighted_layers(model: torch.nn.Module) -> list[torch.nn.Conv2d | torch.nn.Linear]:
     """Return the convolutions and fully connected layers of a network in order."""
     return [layer for layer in model.modules() if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)]
 

@@ -8,12 +8,13 @@ import json
 import math
 import os
 import stat
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fukami.errors import Error
 
+Json = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None  # a value of a JSON file
 MAX_SMALL_FILE_BYTES = 8 << 20  # largest annotation file of one image, or class table
 
 

@@ -9,7 +9,6 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import onnx
 import onnxruntime
@@ -151,7 +150,7 @@ class OnnxNetwork(nn.Module):
         self.empty = nn.Parameter(torch.empty(0))  # gives the module a device and dtype
         self.content = content
 
-    def forward(self, *inputs: Tensor) -> Any:
+    def forward(self, *inputs: Tensor) -> Tensor | list[Detections]:
         """Return the scores of normalized images, or a detector's detections for each image, on the CPU."""
         if self.input_names == DETECTOR.input_names:
             return [
@@ -201,12 +200,14 @@ def check_model(content: bytes) -> None:
         raise Error(f"the ONNX file computes a tensor of {largest:,} numbers for any input; export the network again")
 
 
-def _walk_nodes(graph: Any) -> Iterator[tuple[Any, list[Any]]]:
+def _walk_nodes(
+    graph: onnx.GraphProto | onnx.FunctionProto,
+) -> Iterator[tuple[onnx.NodeProto | None, list[onnx.TensorProto]]]:
     """Yield every operator of a graph or function, including subgraphs, with its tensors."""
     sparse = [part for tensor in getattr(graph, "sparse_initializer", ()) for part in (tensor.values, tensor.indices)]
     yield None, [*getattr(graph, "initializer", ()), *sparse]
     for node in graph.node:
-        tensors: list[Any] = []
+        tensors: list[onnx.TensorProto] = []
         for attribute in node.attribute:
             tensors += [attribute.t, *attribute.tensors]
             for tensor in (attribute.sparse_tensor, *attribute.sparse_tensors):
@@ -217,7 +218,7 @@ def _walk_nodes(graph: Any) -> Iterator[tuple[Any, list[Any]]]:
         yield node, tensors
 
 
-def _count_largest_tensor(model: Any) -> int:
+def _count_largest_tensor(model: onnx.ModelProto) -> int:
     """Count the elements of the largest tensor of a model whose shape does not depend on the input.
 
     Weights are removed from ``model`` first; their size is limited by that of the file.

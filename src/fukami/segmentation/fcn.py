@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 from fukami.segmentation.recipe import FCNVGG, SegmentationRecipe, SkipFCN
 
 if TYPE_CHECKING:
-    from torch import nn
+    from fukami.layers.segmentation_model import SegmentationModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +70,11 @@ class FCNResNet50(SegmentationRecipe):
     aux_loss: bool = True
     """Auxiliary loss on the scores of layer3 in training, with weight 0.5."""
 
-    def build_model(self, num_classes: int) -> "nn.Module":
+    def build_model(self, num_classes: int) -> "SegmentationModel":
         """Build the FCN on the recipe's ResNet."""
         from fukami import models
 
-        network: nn.Module = getattr(models, f"fcn_{self.backbone}")(num_classes, aux_loss=self.aux_loss)
+        network: SegmentationModel = getattr(models, f"fcn_{self.backbone}")(num_classes, aux_loss=self.aux_loss)
         return network
 
 

@@ -11,12 +11,11 @@ from fukami.engine.supervised import IMAGENET_MEAN, IMAGENET_STD, OptimizerName,
 from fukami.errors import UsageError
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from fukami.data.padded_loader import PaddedLoader
     from fukami.data.samples import Sample
     from fukami.engine.task import Task
     from fukami.image.transform import ResizeTransform
+    from fukami.layers.segmentation_model import SegmentationModel
     from fukami.segmentation.task import SegmentationTask
 
 EVAL_BATCH_SIZE = 4
@@ -128,7 +127,7 @@ class SegmentationRecipe(SupervisedRecipe):
         """Name in :mod:`fukami.models` of the classifier whose weights match the backbone; empty: none."""
         return self.backbone
 
-    def build_model(self, num_classes: int) -> "nn.Module":
+    def build_model(self, num_classes: int) -> "SegmentationModel":
         """Build the network for a number of classes."""
         raise NotImplementedError(f"{type(self).__name__} does not define build_model(num_classes)")
 
@@ -155,10 +154,12 @@ class SegmentationRecipe(SupervisedRecipe):
     def initialize_task(self, task: "Task") -> None:
         """Load the weights of ``init`` into the network."""
         from fukami.engine import pretrained
+        from fukami.layers.segmentation_model import SegmentationModel
 
         if self.init:
-            labels = getattr(task, "labels", ())
-            needs_calibration = pretrained.initialize_segmenter(task.model, self.pretrained_name, self.init, labels)
+            model, labels = task.model, getattr(task, "labels", ())
+            assert isinstance(model, SegmentationModel)
+            needs_calibration = pretrained.initialize_segmenter(model, self.pretrained_name, self.init, labels)
             setattr(task, "needs_calibration", needs_calibration)  # noqa: B010  Task has no such attribute
 
 
@@ -192,12 +193,12 @@ class FCNVGG(SegmentationRecipe):
         """Name of VGG-16 with or without batch normalization."""
         return self.backbone + ("_bn" if self.batch_norm else "")
 
-    def build_model(self, num_classes: int) -> "nn.Module":
+    def build_model(self, num_classes: int) -> "SegmentationModel":
         """Build the FCN of the recipe."""
         from fukami import models
 
         build_network = getattr(models, get_recipe_name(type(self)).replace("-", "_"))
-        network: nn.Module = build_network(
+        network: SegmentationModel = build_network(
             num_classes,
             hidden=self.hidden,
             dropout=self.dropout,

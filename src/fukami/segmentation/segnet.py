@@ -8,7 +8,7 @@ from fukami.engine.recipe import check_range
 from fukami.segmentation.recipe import SegmentationRecipe
 
 if TYPE_CHECKING:
-    from torch import nn
+    from fukami.layers.segmentation_model import SegmentationModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class SegNetVGG16(SegmentationRecipe):
         super().__post_init__()
         check_range(self, 1 / 64, 4, "width_multiplier")
 
-    def build_model(self, num_classes: int) -> "nn.Module":
+    def build_model(self, num_classes: int) -> "SegmentationModel":
         """Build the network."""
         from fukami.models import segnet_vgg16
 
@@ -75,7 +75,7 @@ class SegNetBasic(SegmentationRecipe):
         super().__post_init__()
         check_range(self, 1, math.inf, "filters")
 
-    def build_model(self, num_classes: int) -> "nn.Module":
+    def build_model(self, num_classes: int) -> "SegmentationModel":
         """Build the network."""
         from fukami.models import segnet_basic
 
