@@ -7,6 +7,7 @@ images may be read.
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Hashable
 from pathlib import Path
@@ -15,6 +16,9 @@ from typing import Any
 from fukami.errors import Error
 
 MAX_SMALL_FILE_BYTES = 8 << 20  # largest annotation file of one image, or class table
+MAX_HEADER_LENGTH = 1 << 16  # characters of a table's header line
+CHUNK_LENGTH, CHUNK_OVERLAP = 1 << 20, 64  # characters searched at a time
+MAX_SEARCHED_CHUNKS = 256
 
 
 def read_text(path: Path, *, max_bytes: int | None = None, errors: str = "strict") -> str:
@@ -51,6 +55,36 @@ def read_bytes(path: Path, *, max_bytes: int | None = None) -> bytes:
         return path.read_bytes()
     except (OSError, ValueError) as error:  # a name that is invalid for files raises ValueError
         raise Error(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def read_columns(path: Path) -> list[str]:
+    """Read the column names of a CSV file, in lower case; none if it cannot be read."""
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            header = file.readline(MAX_HEADER_LENGTH)
+    except OSError:  # reading the file reports the error
+        return []
+    return [name.strip().lower() for name in header.strip().split("|" if "|" in header else ",")]
+
+
+def contains_pattern(path: Path, pattern: re.Pattern[str]) -> bool:
+    """Return whether the first 256 million characters of a text file contain a pattern of up to 64 characters.
+
+    The file is read only up to the first match.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            previous = ""
+            for _ in range(MAX_SEARCHED_CHUNKS):
+                chunk = file.read(CHUNK_LENGTH)
+                if pattern.search(previous + chunk):
+                    return True
+                if not chunk:
+                    break
+                previous = chunk[-CHUNK_OVERLAP:]
+    except OSError:  # reading the file reports the error
+        pass
+    return False
 
 
 def parse_json(content: bytes | str) -> Any:
