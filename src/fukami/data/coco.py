@@ -245,7 +245,7 @@ def _parse_split(stem: str) -> str:
 
 def _is_box_file(path: Path) -> bool:
     """Return whether a file looks like COCO's instances; a short file with only categories is of a labeling tool."""
-    if path.name.startswith("captions_"):
+    if path.name.startswith("captions_") or not is_file(path):
         return False
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         start, next_character = file.read(SNIFF_LENGTH), file.read(1)

@@ -58,7 +58,9 @@ def read_bytes(path: Path, *, max_bytes: int | None = None) -> bytes:
 
 
 def read_columns(path: Path) -> list[str]:
-    """Read the column names of a CSV file, in lower case; none if it cannot be read."""
+    """Read the column names of a CSV file, in lower case; none if it cannot be read or is not a regular file."""
+    if not is_file(path):
+        return []
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as file:
             header = file.readline(MAX_HEADER_LENGTH)
@@ -70,8 +72,10 @@ def read_columns(path: Path) -> list[str]:
 def contains_pattern(path: Path, pattern: re.Pattern[str]) -> bool:
     """Return whether the first 256 million characters of a text file contain a pattern of up to 64 characters.
 
-    The file is read only up to the first match.
+    The file is read only up to the first match. A pipe or a device contains none.
     """
+    if not is_file(path):
+        return False
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as file:
             previous = ""

@@ -163,13 +163,13 @@ class DataSource:
             return found
         _, recipes, missing, expected = KINDS[kind]
         others = [other for other in KINDS if other not in (kind, "images") and self.has(other)]
-        if not others:
+        if kind in self.kinds or not others:
             raise Error(f"{self.location} {missing} {expected}")
         actual = " and ".join(f"{self._describe(other)} for {KINDS[other].recipes}" for other in others)
         needed = f"{recipes} need {KINDS[kind].noun}"
         if self.kinds:
             raise UsageError(f"{self.spec} has {actual}; {needed}: {', '.join(list_names(kind))} or a path")
-        raise Error(f"{self.location} has {actual}; {needed}: {expected}")
+        raise Error(f"{self.location if self.locate else self.spec} has {actual}; {needed}: {expected}")
 
     def _describe(self, kind: Kind) -> str:
         found = None if self.kinds else self.find(kind)
