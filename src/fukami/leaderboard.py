@@ -19,8 +19,8 @@ from rich.table import Table
 from safetensors import safe_open
 
 from fukami.catalogue import RECIPES
-from fukami.data.labeled_images import DATASET_NAMES
 from fukami.data.parsing import exists
+from fukami.data.sources import BUILT_IN
 from fukami.engine import checkpoint, report
 from fukami.engine.html import render_page
 from fukami.errors import Error, UsageError
@@ -308,7 +308,7 @@ def _count_saved_parameters(path: Path) -> int | None:
 
 def _resolve_dataset(data: str) -> str:
     """Return one identifier for all names of a dataset: its known name, or the resolved path."""
-    return str(Path(data).resolve()) if data not in DATASET_NAMES and exists(Path(data)) else data
+    return str(Path(data).resolve()) if data not in BUILT_IN and exists(Path(data)) else data
 
 
 def is_lower_better(metric: str) -> bool:

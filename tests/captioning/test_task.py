@@ -22,6 +22,7 @@ from fukami.captioning.loader import pad_sequences
 from fukami.captioning.show_and_tell import ShowAndTell
 from fukami.captioning.task import CaptioningTask, DecodingConfig
 from fukami.data import scenes
+from fukami.data.sources import identify_source
 from fukami.engine import async_checkpoint, checkpoint
 from fukami.engine.runtime import Runtime
 from fukami.image import io as image_io
@@ -359,7 +360,7 @@ def test_every_format(name, folder):
         for path, captions in zip(split.items, split.captions, strict=True):
             assert captions == CAPTIONS[f"{'abc'[int(path.name[:2]) % 3]}.png"]
             assert path.exists()
-    assert captioning_data.is_caption_dataset(str(folder))
+    assert identify_source(str(folder)).has("captions")
 
 
 def test_load_a_csv_and_an_archive(folder, tmp_path):

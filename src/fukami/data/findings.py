@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fukami.data import image_folder
+from fukami.data.sources import DataSource
 from fukami.errors import Error, convert_memory_errors
 from fukami.image import io as image_io
 
@@ -252,9 +253,8 @@ def pluralize(noun: str) -> str:
 class PathNames:
     """Names of files relative to the dataset's path, also for files of an unpacked archive."""
 
-    def __init__(self, source: Path) -> None:
-        is_archive = source.is_file() and source.suffix.lower() not in (".json", ".yaml", ".yml")
-        self.source, self.root = source, image_folder.unpack_archive(source) if is_archive else source
+    def __init__(self, source: DataSource) -> None:
+        self.source, self.root = source.location, source.path
 
     def __call__(self, path: Path) -> str:
         """Return the name of a file in messages."""

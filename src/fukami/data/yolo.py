@@ -28,7 +28,7 @@ from fukami.errors import Error
 
 CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 DARKNET_SUFFIX = ".data"  # dataset descriptions of Darknet and CVAT
-MAX_YAML_BYTES = 2 << 20  # PyYAML reads a megabyte in ten seconds
+MAX_DESCRIPTION_BYTES = 2 << 20  # PyYAML reads a megabyte in ten seconds
 NULL_VALUES = ("", "~", "null", "Null", "NULL", "none", "None")  # spellings of a missing value
 SPLIT_KEYS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 
@@ -160,7 +160,7 @@ def _read_description(path: Path) -> dict[str, Any]:
         Error: the file is not valid YAML.
     """
     if path.suffix.lower() == DARKNET_SUFFIX:
-        pairs = (line.partition("=") for line in _read_lines(path))
+        pairs = (line.partition("=") for line in _read_lines(path, max_bytes=MAX_DESCRIPTION_BYTES))
         return {key.strip(): value.strip() for key, sign, value in pairs if sign}
     return load_yaml(path)
 
@@ -173,7 +173,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     Raises:
         Error: the file is not valid YAML, nested too deeply, too large, or has anchors.
     """
-    text = read_text(path, max_bytes=MAX_YAML_BYTES)
+    text = read_text(path, max_bytes=MAX_DESCRIPTION_BYTES)
     try:
         content = yaml.load(text, _PlainLoader)
     except yaml.YAMLError as error:
@@ -285,9 +285,9 @@ def _strip_first_folder(name: str) -> Path:
     return Path(*Path(name).parts[1:])
 
 
-def _read_lines(path: Path) -> list[str]:
+def _read_lines(path: Path, *, max_bytes: int | None = None) -> list[str]:
     """Read the non-empty lines of a file."""
-    lines = read_text(path, errors="replace").splitlines()
+    lines = read_text(path, max_bytes=max_bytes, errors="replace").splitlines()
     return [line.strip() for line in lines if line.strip()]
 
 
