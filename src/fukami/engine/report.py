@@ -6,15 +6,15 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
-from matplotlib.text import Text
-from matplotlib.ticker import LogFormatter
 from PIL.Image import Image
 
 from fukami.engine import checkpoint
 from fukami.errors import Error
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CURVES_PER_ROW = 3
 FRAME_MS, LAST_FRAME_MS = 250, 3000  # duration of each frame of an animation and of the last one, in milliseconds
@@ -38,7 +38,7 @@ td:first-child {{ color: #666; }} img {{ max-width: 100%; }}
 """
 
 
-def write_report(folder: Path, figures: Sequence[tuple[str, Figure | Sequence[Image]]], seconds: float) -> Path:
+def write_report(folder: Path, figures: "Sequence[tuple[str, Figure | Sequence[Image]]]", seconds: float) -> Path:
     """Write the report of the run in ``folder`` from its files and the task's figures, and return its path."""
     record = json.loads((folder / "recipe.json").read_bytes())
     lines = _read_log(folder / "metrics.jsonl")
@@ -94,7 +94,7 @@ def write_evaluation_report(
     folder: Path,
     result: dict[str, Any],
     configuration: dict[str, Any],
-    figures: Sequence[tuple[str, Figure | Sequence[Image]]],
+    figures: "Sequence[tuple[str, Figure | Sequence[Image]]]",
     command: str,
 ) -> Path:
     """Write the report of an evaluation, such as of an ensemble, into ``folder``, and return its path."""
@@ -112,7 +112,7 @@ def write_precision_report(
     folder: Path,
     columns: Sequence[str],
     rows: Sequence[Sequence[str]],
-    figure: Figure,
+    figure: "Figure",
     skipped: dict[str, str],
     configuration: dict[str, Any],
     command: str,
@@ -185,8 +185,10 @@ def _format_large_number(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def render_figure(title: str, figure: Figure | Sequence[Image]) -> str:
+def render_figure(title: str, figure: "Figure | Sequence[Image]") -> str:
     """Render a figure, or an animation of several images, as a section of the report with the image as a data URL."""
+    from matplotlib.figure import Figure
+
     buffer = io.BytesIO()
     kind = "png" if isinstance(figure, Figure) else "webp"
     if isinstance(figure, Figure):
@@ -208,11 +210,14 @@ def render_figure(title: str, figure: Figure | Sequence[Image]) -> str:
     return f'<h2>{html.escape(title)}</h2><img alt="{html.escape(title)}" src="data:image/{kind};base64,{code}">'
 
 
-def disable_mathtext(figure: Figure) -> None:
+def disable_mathtext(figure: "Figure") -> None:
     """Draw dollar signs in the text of a figure literally, since names of classes, metrics and runs may contain them.
 
     The tick labels of logarithmic axes, in which matplotlib uses mathtext itself, are unchanged.
     """
+    from matplotlib.text import Text
+    from matplotlib.ticker import LogFormatter
+
     tick_labels = {
         id(label)
         for axes in figure.axes
@@ -225,8 +230,10 @@ def disable_mathtext(figure: Figure) -> None:
             text.set_parse_math(False)
 
 
-def plot_curves(train_lines: Sequence[dict[str, Any]], eval_lines: Sequence[dict[str, Any]]) -> Figure:
+def plot_curves(train_lines: Sequence[dict[str, Any]], eval_lines: Sequence[dict[str, Any]]) -> "Figure":
     """Plot every metric of training and evaluation over the steps, and the learning rate."""
+    from matplotlib.figure import Figure
+
     unplotted = NON_METRIC_KEYS | {
         "images_per_second",
         "lr",

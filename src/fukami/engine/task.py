@@ -1,5 +1,6 @@
 """Task: training step, evaluation and prediction, with one subclass per family of systems."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypedDict
 
@@ -91,9 +92,14 @@ class Task:
                 module.eval()
         self.ddp_model = runtime.replicate(self.model)
         self.training_model: Callable[..., Any] = self.ddp_model
-        self.optimizer = runtime.prepare_optimizer(self.make_optimizer(self.model.parameters()))
         self.scaler = runtime.build_grad_scaler()
-        self.supports_cuda_graph = self.supports_cuda_graph and _supports_capture(self.optimizer, self.scaler)
+        if runtime.device.type == "cuda":
+            self.supports_cuda_graph = self.supports_cuda_graph and supports_capture(self.optimizer, self.scaler)
+
+    @functools.cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Optimizer of the network, built on first use: inference needs none, and torch's imports take a second."""
+        return self.runtime.prepare_optimizer(self.make_optimizer(self.model.parameters()))
 
     def compile(self) -> None:
         """Compile the network for the following steps."""
@@ -237,7 +243,7 @@ class Task:
         raise UsageError(f"{type(self).__name__} does not support ensembles; use one run")
 
 
-def _supports_capture(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> bool:
+def supports_capture(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> bool:
     """Return whether a CUDA graph can capture an optimizer step, in which the CPU may not read a value of the device.
 
     Adagrad counts its steps on the CPU, and reads them from the device after a resumption. The scaler reads whether the
