@@ -29,7 +29,7 @@ LEVELS = (
     {"data", "models", "quantization"},
     {"explain"},
     {"image", "layers"},
-    {"system", "timing"},
+    {"progress", "system", "timing"},
     {"catalogue", "errors"},
 )
 THIRD_PARTY = {
@@ -87,7 +87,7 @@ def test_light_commands_import_no_heavy_packages():
     """``import fukami`` and ``fukami list`` import neither torch nor other slow packages."""
     code = """
 import sys, fukami
-assert not {"torch", "numpy", "rich", "tyro"} & set(sys.modules), "import fukami"
+assert not {"torch", "numpy", "tqdm", "tyro"} & set(sys.modules), "import fukami"
 from fukami.cli.main import main
 try:
     main(["list"])
