@@ -4,12 +4,12 @@ import sys
 
 import pytest
 
-from fukami.errors import UsageError, require_extra
+from fukami.errors import MissingPackageError, UsageError, require_extra
 
 
 def test_a_missing_package_is_answered_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "yaml", None)
-    with pytest.raises(UsageError) as raised, require_extra("detect", "YOLO's data.yaml"):
+    with pytest.raises(MissingPackageError) as raised, require_extra("detect", "YOLO's data.yaml"):
         import yaml  # noqa: F401
     assert str(raised.value) == (
         "YOLO's data.yaml needs pyyaml, which is not installed: pip install 'fukami[detect]', or in a checkout "

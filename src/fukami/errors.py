@@ -22,6 +22,10 @@ class UsageError(Error):
     """Error for a wrong name, flag or combination of flags; the command line exits with status 2."""
 
 
+class MissingPackageError(UsageError):
+    """Error for an optional dependency that is not installed, with the command that installs it."""
+
+
 class WriteError(Error):
     """Error for a file that cannot be written: the disk is full, the folder is read-only or was removed.
 
@@ -67,7 +71,7 @@ def require_extra(extra: str, purpose: str, alternative: str = "") -> Iterator[N
         alternative: what to do without the package.
 
     Raises:
-        UsageError: the package is not installed.
+        MissingPackageError: the package is not installed.
     """
     try:
         yield
@@ -77,7 +81,8 @@ def require_extra(extra: str, purpose: str, alternative: str = "") -> Iterator[N
             raise
         package, hint = PACKAGES.get(name, name), f"; or {alternative}" if alternative else ""
         command = get_install_command(extra)
-        raise UsageError(f"{purpose} needs {package}, which is not installed: {command}{hint}") from None
+        message = f"{purpose} needs {package}, which is not installed: {command}{hint}"
+        raise MissingPackageError(message) from None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

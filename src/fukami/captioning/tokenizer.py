@@ -27,7 +27,7 @@ def tokenize(sentence: str, tokenizer: TokenizerName) -> list[str]:
             text into words; ``japanese`` uses Janome's words.
 
     Raises:
-        UsageError: Janome is not installed.
+        MissingPackageError: Janome is not installed.
         Error: the tokenizer is ``words`` and the script has no spaces.
     """
     text = unicodedata.normalize("NFKC", sentence).lower()

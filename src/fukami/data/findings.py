@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from fukami.data import image_folder
-from fukami.errors import Error, convert_memory_errors
+from fukami.errors import Error, MissingPackageError, convert_memory_errors
 from fukami.image import io as image_io
 from fukami.progress import ProgressBar
 
@@ -252,6 +252,8 @@ class PathNames:
 
 def add_read_error(error: Error, names: PathNames, findings: Findings) -> None:
     """Add the problem of a dataset that cannot be read at all, with the file and line from the error message."""
+    if isinstance(error, MissingPackageError):
+        raise error
     match = ERROR_LOCATION.match(str(error))
     file, line = (names(Path(match["file"])), int(match["line"] or 0)) if match else (str(names.source), 0)
     detail = match["detail"] if match else str(error).removeprefix(f"{names.source} ")

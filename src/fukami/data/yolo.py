@@ -22,7 +22,7 @@ from fukami.data.annotations import (
     parse_split,
 )
 from fukami.data.parsing import MAX_SMALL_FILE_BYTES, exists, is_file, read_text, to_number
-from fukami.errors import Error, UsageError
+from fukami.errors import Error, MissingPackageError
 
 CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 DARKNET_SUFFIX = ".data"  # dataset descriptions of Darknet and CVAT
@@ -167,7 +167,7 @@ def _has_class_names(path: Path) -> bool:
     """Return whether a YAML file has class names; assumed for an invalid ``data.yaml``, which raises an error later."""
     try:
         return bool(_read_description(path).get("names"))
-    except UsageError:  # PyYAML is not installed
+    except MissingPackageError:
         raise
     except Error:
         return path.stem.lower() in ("data", "dataset")

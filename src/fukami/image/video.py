@@ -69,7 +69,7 @@ def read_frames(path: str | os.PathLike[str], every: int = 1) -> Iterator[Frame]
     """Read every ``every``-th frame of a video, lazily.
 
     Raises:
-        UsageError: PyAV is not installed.
+        MissingPackageError: PyAV is not installed.
         Error: the file is missing, not a video, or corrupted, possibly after some frames.
     """
     av, name, index, end_seconds = _import_av(), os.fspath(path), -1, 0.0

@@ -33,7 +33,7 @@ from fukami.layers.binary import BinaryConv2d, BinaryLinear, Sign
 from fukami.layers.ensemble import Ensemble
 from fukami.quantization import onnx_export
 
-with require_extra("export", "int8"):
+with require_extra("export", "the precision int8 or onnx"):
     from onnx import GraphProto, TensorProto
     from onnx.numpy_helper import from_array
 

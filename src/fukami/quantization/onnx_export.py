@@ -18,7 +18,7 @@ from fukami.errors import Error, require_extra
 from fukami.layers.detection_types import Detections
 from fukami.layers.ensemble import Ensemble
 
-with require_extra("export", "a network in ONNX"):
+with require_extra("export", "the precision int8 or onnx"):
     import onnx
     import onnxruntime
 
@@ -76,7 +76,7 @@ def export_model_proto(
     with _suppress_export_logs():
         program = _export_program(network, shape, signature)
         try:
-            with require_extra("export", "an export to ONNX"):  # torch imports onnxscript
+            with require_extra("export", "the precision int8 or onnx"):  # torch imports onnxscript
                 translated = torch.onnx.export(
                     program,
                     input_names=signature.input_names,
