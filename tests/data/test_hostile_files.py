@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from fukami import Error
-from fukami.data import archives, captions, coco, image_folder, mnist, tar, voc, yolo
+from fukami.data import archives, captions, coco, image_folder, mnist, tar, voc, yaml_file, yolo
 from fukami.data.sources import identify_source
 from fukami.detection import data as detection_data
 from fukami.engine import pretrained
@@ -306,7 +306,7 @@ def test_xml_in_a_python_specific_encoding_is_not_decoded(tmp_path, monkeypatch)
 def test_unsafe_or_invalid_yaml_is_rejected(text, message, tmp_path):
     (tmp_path / "data.yaml").write_text(text)
     with pytest.raises(Error, match=message):
-        yolo.load_yaml(tmp_path / "data.yaml")
+        yaml_file.load_yaml(tmp_path / "data.yaml")
 
 
 def test_yaml_names_are_plain_text(tmp_path):

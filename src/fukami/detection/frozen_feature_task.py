@@ -5,18 +5,20 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
-from sklearn.linear_model import Ridge
-from sklearn.svm import LinearSVC
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from fukami.data.loader import Loader
 from fukami.data.samples import CROWD, REGULAR
 from fukami.detection.rcnn_task import REGION_BATCH_SIZE, RCNNTask, RegionSettings
 from fukami.engine import padded_images
-from fukami.errors import UsageError
+from fukami.errors import UsageError, require_extra
 from fukami.image.transform import ResizeTransform
 from fukami.layers import boxes
+
+with require_extra("detect", "R-CNN"):
+    from sklearn.linear_model import Ridge
+    from sklearn.svm import LinearSVC
+    from threadpoolctl import threadpool_limits
 
 if TYPE_CHECKING:
     from fukami.data.samples import PaddedBatch

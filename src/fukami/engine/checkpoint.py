@@ -45,6 +45,7 @@ from fukami.engine.recipe import (
 from fukami.engine.runtime import PRECISIONS, Runtime
 from fukami.engine.task import Task
 from fukami.errors import Error, UsageError, WriteError, build_unknown_error
+from fukami.layers.meta_device import use_meta_device
 
 BUNDLED_WEIGHTS_DIR = Path(__file__).parents[1] / "weights"
 RUN_FILES = (
@@ -295,7 +296,7 @@ def _load_run(
     stored_precision = read_precision(folder)
     precision = precisions.resolve_precision(precision, stored_precision, folder)
     built_in = is_built_in(type(recipe))  # tasks of built-in recipes have no tensors outside of their networks
-    with torch.device("meta") if built_in else contextlib.nullcontext():
+    with use_meta_device() if built_in else contextlib.nullcontext():
         task = _build_task(folder, recipe, labels)
         modules = task.get_modules()
         if stored_precision == "binary":

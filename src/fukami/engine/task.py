@@ -124,7 +124,7 @@ class Task:
         self.optimizer = runtime.prepare_optimizer(self.make_optimizer(self.model.parameters()))
         self.optimizers = [self.optimizer]  # those whose learning rate is scheduled
         self.scaler = runtime.build_grad_scaler()
-        self.supports_cuda_graph = self.supports_cuda_graph and _supports_capture(self.optimizer, self.scaler)
+        self.supports_cuda_graph = self.supports_cuda_graph and supports_capture(self.optimizer, self.scaler)
         self.state: dict[str, Any] = {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}
         if isinstance(self.lr_schedule, ReduceOnPlateau):
             self.state["lr_schedule"] = self.lr_schedule
@@ -305,7 +305,7 @@ def apply_gradients(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScal
     scaler.update()
 
 
-def _supports_capture(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> bool:
+def supports_capture(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> bool:
     """Return whether a CUDA graph can capture an optimizer step, in which the CPU may not read a value of the device.
 
     Adagrad counts its steps on the CPU, and reads them from the device after a resumption. The scaler reads whether the

@@ -190,9 +190,20 @@ def segment_ink(levels: UInt8Array, hint: Mask) -> Mask:
 
 def compute_threshold(ink: FloatArray) -> float:
     """Compute Otsu's threshold between paper and ink, at least `MIN_DARKNESS`."""
-    from skimage.filters import threshold_otsu
+    return max(compute_otsu_threshold(ink), MIN_DARKNESS)
 
-    return max(float(threshold_otsu(ink)), MIN_DARKNESS)  # type: ignore[no-untyped-call]
+
+def compute_otsu_threshold(values: npt.NDArray[np.float64] | npt.NDArray[np.float32]) -> float:
+    """Compute the threshold with the largest variance between the values on its two sides, in 256 bins (Otsu 1979)."""
+    if values.min() == values.max():
+        return float(values.flat[0])
+    counts, edges = np.histogram(values, 256)
+    counts, centers = counts.astype(np.float32), (edges[:-1] + edges[1:]) / 2
+    sums = counts * centers
+    weight_below, weight_above = counts.cumsum(), counts[::-1].cumsum()[::-1]
+    mean_below, mean_above = sums.cumsum() / weight_below, sums[::-1].cumsum()[::-1] / weight_above
+    variance = weight_below[:-1] * weight_above[1:] * (mean_below[:-1] - mean_above[1:]) ** 2
+    return float(centers[variance.argmax()])
 
 
 def remove_ruled_lines(mask: Mask, span: float) -> Mask:

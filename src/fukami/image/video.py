@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from PIL import Image
 
-from fukami.errors import Error, get_install_command
+from fukami.errors import Error, require_extra
 from fukami.image import io as image_io
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ def read_frames(path: str | os.PathLike[str], every: int = 1) -> Iterator[Frame]
     """Read every ``every``-th frame of a video, lazily.
 
     Raises:
-        Error: PyAV is not installed, or the file is missing, not a video, or corrupted, possibly after some frames.
+        MissingPackageError: PyAV is not installed.
+        Error: the file is missing, not a video, or corrupted, possibly after some frames.
     """
     av, name, index, end_seconds = _import_av(), os.fspath(path), -1, 0.0
     try:
@@ -199,8 +200,6 @@ def batch_frames(frames: Iterator[Frame], chunk_size: int) -> Iterator[list[Fram
 
 
 def _import_av() -> ModuleType:
-    try:
+    with require_extra("video", "a video"):
         import av
-    except ImportError:
-        raise Error(f"videos need PyAV, which is not installed: {get_install_command('video')}") from None
     return av

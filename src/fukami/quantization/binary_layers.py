@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fukami.errors import Error
+from fukami.errors import Error, get_install_command
 from fukami.layers.binary import BinaryConv2d, BinaryLinear, Sign, compute_scaling_factors
 from fukami.quantization import binary_reference
 
@@ -344,7 +344,7 @@ def get_kernels(device: torch.device) -> ModuleType:
     except Exception as error:  # no compiler, no numba, a processor unknown to LLVM
         logging.getLogger("fukami").warning(
             "the 1-bit kernels cannot be compiled here (%s: %s), so they run in plain torch, which is slow; CPUs need "
-            "numba (pip install numba), GPUs need triton", type(error).__name__, error,
+            "numba (%s), GPUs need triton", type(error).__name__, error, get_install_command("binary"),
         )  # fmt: skip
         return binary_reference
     return module

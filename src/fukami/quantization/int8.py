@@ -22,17 +22,19 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
-from onnx import GraphProto, TensorProto
-from onnx.numpy_helper import from_array
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.onnx.ops import symbolic
 
-from fukami.errors import Error
+from fukami.errors import Error, require_extra
 from fukami.layers.binary import BinaryConv2d, BinaryLinear, Sign
 from fukami.layers.ensemble import Ensemble
 from fukami.quantization import onnx_export
+
+with require_extra("export", "the precision int8 or onnx"):
+    from onnx import GraphProto, TensorProto
+    from onnx.numpy_helper import from_array
 
 MAX_WEIGHT = 127  # -128 is not used, for a symmetric range
 MAX_ACTIVATION = 255

@@ -10,14 +10,16 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import onnx
-import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from fukami.errors import Error
+from fukami.errors import Error, require_extra
 from fukami.layers.detection_types import Detections
 from fukami.layers.ensemble import Ensemble
+
+with require_extra("export", "the precision int8 or onnx"):
+    import onnx
+    import onnxruntime
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,14 @@ def export_model_proto(
     with _suppress_export_logs():
         program = _export_program(network, shape, signature)
         try:
-            translated = torch.onnx.export(
-                program,
-                input_names=signature.input_names,
-                output_names=signature.output_names,
-                dynamic_shapes=signature.dynamic_axes,
-                verbose=False,
-            )
+            with require_extra("export", "the precision int8 or onnx"):  # torch imports onnxscript
+                translated = torch.onnx.export(
+                    program,
+                    input_names=signature.input_names,
+                    output_names=signature.output_names,
+                    dynamic_shapes=signature.dynamic_axes,
+                    verbose=False,
+                )
         except torch.onnx.errors.OnnxExporterError as error:
             reasons = [str(error), *_iterate_causes(error)]
             raise _create_export_error(network, _find_failing_layer(program, reasons[0]), reasons[-1]) from error
