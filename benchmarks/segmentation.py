@@ -115,6 +115,7 @@ class FukamiTrainer:
             tuple(map(str, range(NUM_CLASSES)))
         )
         self.task.setup(Runtime.start(DEVICE, precision))
+        self.task.prepare_training()
         self.task.model.train()
         self.task.schedule(0.5)
         images, masks = create_random_data(options)

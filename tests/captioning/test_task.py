@@ -201,6 +201,7 @@ def test_loss_is_the_mean_over_tokens(folder):
     data = recipe.load_data()
     task = recipe.build_task(data.labels)
     task.setup(Runtime.start("cpu", "float32"))
+    task.prepare_training()
     images, tokens = next(iter(data.train))
     task.model.eval()
     loss, _ = task.compute_loss((images, tokens))
@@ -544,6 +545,7 @@ def test_begin_and_unknown_tokens_are_never_generated(decoding):
         network, labels, SquareTransform(channels=3, size=32), DecodingConfig(decoding, beam_size=4, max_tokens=6)
     )
     task.setup(Runtime.start("cpu", "float32"))
+    task.prepare_training()
     network.eval()
     with torch.inference_mode():
         generated = task.generate_captions(torch.randn(3, 64))

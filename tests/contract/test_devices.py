@@ -180,6 +180,7 @@ def prepare_training(recipe, device, precision, folder):
     set_random_seed(recipe.seed)
     task = recipe.build_task(data.labels)
     task.setup(runtime)
+    task.prepare_training()
     recipe.initialize_task(task)
     fix_random_draws(task)
     return task, iter(task.iterate_batches(loader)), data
@@ -315,6 +316,7 @@ def test_stages_of_rcnn_equal_those_of_the_cpu(stage, device):
         set_random_seed(0)
         task = recipe.build_task(("one", "other"))
         task.setup(runtime)
+        task.prepare_training()
         steps = task.epochs * len(batches)
         before = copy_weights({"model": task.model})
         for step in range(min(steps, 6)):

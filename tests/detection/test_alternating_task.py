@@ -44,6 +44,7 @@ def test_each_step_trains_only_its_modules(recipe, batch_norm):
     data = recipe.load_data()
     task = recipe.build_task(data.labels)
     task.setup(Runtime.start("cpu", "float32"))
+    task.prepare_training()
     batch = next(iter(data.train))
     trained = {
         0: {"proposal_network.backbone", "proposal_network.rpn"},
@@ -80,6 +81,7 @@ def test_both_networks_start_with_equal_weights(recipe):
     """Weights that are loaded into the detector after setup reach the proposal network, too."""
     task = recipe.build_task(recipe.load_data().labels)
     task.setup(Runtime.start("cpu", "float32"))
+    task.prepare_training()
     with torch.no_grad():
         task.model.rpn.head.cls_logits.bias.fill_(3.0)
     task.schedule(0.0)
@@ -90,6 +92,7 @@ def test_a_learning_rate_range_test_trains_the_first_step(recipe):
     data = recipe.load_data()
     task = recipe.build_task(data.labels)
     task.setup(Runtime.start("cpu", "float32"))
+    task.prepare_training()
     losses = task.step(next(iter(data.train)))
     assert losses["objectness"] > 0
     assert losses["classification"] == 0
@@ -139,6 +142,7 @@ def test_a_finished_run_predicts_without_the_proposal_network(recipe, tmp_path, 
     assert predictions[0]["boxes"]
     resumed = recipe.build_task(recipe.load_data().labels)  # a finished run without a report
     resumed.setup(Runtime.start("cpu", "float32"))
+    resumed.prepare_training()
     resumed.model.load_state_dict(task.model.state_dict())
     assert resumed.current_step == NOT_STARTED
     assert resumed.predict(files) == predictions

@@ -43,6 +43,7 @@ def build_task():
         runtime = Runtime.start("cpu", "float32")
         data.train.setup(runtime)
         task.setup(runtime)
+        task.prepare_training()
         return task, data
 
     return build

@@ -65,6 +65,7 @@ def build_task(recipe, precision="float32"):
     data = recipe.load_data()
     task = recipe.build_task(data.labels)
     task.setup(Runtime.start("cpu", precision))
+    task.prepare_training()
     recipe.initialize_task(task)
     return task, data.train[0]
 

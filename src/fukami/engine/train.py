@@ -68,6 +68,7 @@ def run_training(recipe: Recipe, folder: Path, options: RunOptions) -> dict[str,
         set_random_seed(recipe.seed)
         task = recipe.build_task(data.labels)
         task.setup(runtime)
+        task.prepare_training()
         steps, interval = task.epochs * len(loader), task.eval_every * len(loader)
         with TrainingLogger(folder, recipe, runtime, steps, len(loader)) as log:
             progress = TrainingProgress(task, loader, log)
