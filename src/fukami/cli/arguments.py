@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 from fukami.errors import UsageError
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from fukami.engine.recipe import Recipe
 
 Result = TypeVar("Result")
+Options = TypeVar("Options", bound="DataclassInstance")
 Flag = tuple[str, object] | tuple[str, object, object]  # name, annotated type and default
 # Fields of recipes by the group in which --help lists them; every other field is listed under "model".
 GROUPS = {
@@ -50,55 +53,51 @@ def run_cli(function: Callable[..., Result], arguments: Sequence[str], prog: str
     return tyro.cli(function, args=arguments, prog=prog, description=description, config=(tyro.conf.OmitArgPrefixes,))
 
 
-def run_recipe_cli(
-    function: Callable[..., Result],
+def parse_recipe_arguments(
     recipe: "type[Recipe]",
+    options: type[Options],
     arguments: Sequence[str],
     prog: str,
     default: "Recipe | None" = None,
-) -> Result:
-    """Call a function with a recipe built from the arguments, and with its own parameters.
+) -> "tuple[Recipe, Options]":
+    """Parse the arguments of a command that takes a recipe: build the recipe and the command's own options.
 
     Args:
-        function: takes the recipe first; its other parameters are listed under "run".
-        recipe: class of the recipe; its fields are the flags of the other groups.
+        recipe: class of the recipe; its fields are flags, in groups.
+        options: dataclass of the other flags, which are listed last in the group "run".
         arguments: words of the command line.
         prog: name of the command in the help.
         default: recipe whose fields are the defaults; without it those of the class.
     """
     import tyro
 
-    bases = [cls for cls in reversed(recipe.__mro__) if dataclasses.is_dataclass(cls)]
-    helps = {name: text for cls in bases for name, text in _parse_helps(cls).items()}
-    hints = typing.get_type_hints(recipe, include_extras=True)
     placement = {name: group for group, names in GROUPS.items() for name in names.split()}
     groups: dict[str, list[Flag]] = {group: [] for group in GROUPS}
-    for field in filter(operator.attrgetter("init"), dataclasses.fields(recipe)):
-        value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        value = value if default is None else getattr(default, field.name)
-        flag = _build_flag(field.name, hints[field.name], helps.get(field.name), value)
-        groups[placement.get(field.name, "model")].append(flag)
-    hints, helps = typing.get_type_hints(function), _parse_helps(function)
-    _, *parameters = inspect.signature(function).parameters.values()
-    for parameter in parameters:
-        value = dataclasses.MISSING if parameter.default is parameter.empty else parameter.default
-        groups["run"].append(_build_flag(parameter.name, hints[parameter.name], helps.get(parameter.name), value))
+    for cls, instance in ((recipe, default), (options, None)):
+        hints = typing.get_type_hints(cls, include_extras=True)
+        bases = [base for base in reversed(cls.__mro__) if dataclasses.is_dataclass(base)]
+        helps = {name: text for base in bases for name, text in _parse_helps(base).items()}
+        for field in filter(operator.attrgetter("init"), dataclasses.fields(cls)):
+            value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            value = value if instance is None else getattr(instance, field.name)
+            group = "run" if cls is options else placement.get(field.name, "model")
+            groups[group].append(_build_flag(field.name, hints[field.name], helps.get(field.name), value))
     _check_repeated_flags(arguments, [(name, kind) for flags in groups.values() for name, kind, *_ in flags])
-    options = [
-        (group, dataclasses.make_dataclass(group, flags, frozen=True, kw_only=True))
+    kinds = {
+        group: dataclasses.make_dataclass(group, flags, frozen=True, kw_only=True)
         for group, flags in groups.items()
         if flags
-    ]
+    }
     parsed: object = tyro.cli(
-        dataclasses.make_dataclass("Options", [(group, _describe(group, kind, "")) for group, kind in options]),
+        dataclasses.make_dataclass("Options", [(group, _describe(group, kind, "")) for group, kind in kinds.items()]),
         args=arguments,
         prog=prog,
         description=build_description(recipe),
         config=(tyro.conf.OmitArgPrefixes,),
     )
-    values = {name: value for group, _ in options for name, value in vars(getattr(parsed, group)).items()}
-    remaining = {parameter.name: values.pop(parameter.name) for parameter in parameters}
-    return function(recipe(**values), **remaining)
+    values = {name: value for group in kinds for name, value in vars(getattr(parsed, group)).items()}
+    option_values = {field.name: values.pop(field.name) for field in dataclasses.fields(options)}
+    return recipe(**values), options(**option_values)
 
 
 def build_description(recipe: "type[Recipe]") -> str:
