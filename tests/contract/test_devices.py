@@ -27,7 +27,7 @@ from fukami.engine import export as engine_export
 from fukami.engine import train as engine_train
 from fukami.engine.checkpoint_file import decode_checkpoint
 from fukami.engine.cuda_graph import GraphedCallable
-from fukami.engine.resume import set_random_seed
+from fukami.engine.resume import set_random_seed, wrap_batches
 from fukami.engine.runtime import Runtime
 from fukami.engine.task import Task, apply_gradients, supports_capture
 from fukami.explain import feature_visualization
@@ -176,7 +176,7 @@ def prepare_training(recipe, device, precision, folder):
     """Prepare the task, the iterator of its batches and the data of a recipe on a device."""
     runtime = Runtime.start(device, precision)
     set_random_seed(recipe.seed)
-    data, loader = engine_train.prepare_data(recipe, folder, runtime)
+    data, loader = engine_train.prepare_data(recipe, runtime, folder)
     set_random_seed(recipe.seed)
     task = recipe.build_task(data.labels)
     task.setup(runtime)
@@ -319,12 +319,12 @@ def test_stages_of_rcnn_equal_those_of_the_cpu(stage, device):
         task.prepare_training()
         steps = task.epochs * len(batches)
         before = copy_weights({"model": task.model})
-        for step in range(min(steps, 6)):
+        for step, batch in zip(range(min(steps, 6)), task.iterate_batches(wrap_batches(batches)), strict=False):
             task.schedule(step / 6)
-            task.step(batches[step % 3])
+            task.step(batch)
         after = copy_weights({"model": task.model})
         changes.append(torch.cat([(after[key] - before[key]).flatten() for key in after]))
-        with task.inference_mode(), torch.inference_mode():
+        with task.evaluation_mode(), torch.inference_mode():
             (detections,) = task.detect_batch(batches[0])
         assert detections.boxes.device.type == name
     assert changes[0].norm() > 0
@@ -342,7 +342,7 @@ def test_batches_equal_those_of_the_cpu(device, make, tmp_path):
         recipe = make(family, augment=operations)
         batches = []
         for name in ("cpu", device):
-            _, loader = engine_train.prepare_data(recipe, tmp_path / name, Runtime.start(name, "float32"))
+            _, loader = engine_train.prepare_data(recipe, Runtime.start(name, "float32"), tmp_path / name)
             batches.append([[value.cpu() for value in batch] for batch in list(loader)])
         assert len(batches[0]) == len(batches[1]) > 3
         for expected, batch in zip(*batches, strict=True):
@@ -573,7 +573,7 @@ def test_streamed_batches_equal_those_in_memory(device, make, digit_files, tmp_p
     batches = []
     for memory, name in ((4.0, "cpu"), (0.0, device)):
         recipe = make("deep-convnet", data=str(digit_files), memory_limit=memory, batch_size=4, augment=("shift=1",))
-        _, loader = engine_train.prepare_data(recipe, tmp_path / name, Runtime.start(name, "float32"))
+        _, loader = engine_train.prepare_data(recipe, Runtime.start(name, "float32"), tmp_path / name)
         batches.append([[value.cpu() for value in batch] for batch in [*loader, *loader]])
     for expected, batch in zip(*batches, strict=True):
         for value, expected_value in zip(batch, expected, strict=True):
