@@ -152,7 +152,7 @@ class ShowAndTell(SupervisedRecipe):
 
     def load_data(self) -> Data:
         """Load the dataset; its labels are the vocabulary."""
-        train, evaluation = self.load_tokenized_splits()
+        train, evaluation = self.load_splits()
         labels = tokenizer.build_vocabulary(
             (tokens for captions in train.captions for tokens in captions), self.min_word_count
         )
@@ -160,10 +160,10 @@ class ShowAndTell(SupervisedRecipe):
 
     def load_eval_data(self) -> "CaptionEvalLoader":
         """Load only the evaluation split; the training images are not read."""
-        train, evaluation = self.load_tokenized_splits()
+        train, evaluation = self.load_splits()
         return self.build_eval_loader(evaluation, train)
 
-    def load_tokenized_splits(self) -> "tuple[CaptionDataset, CaptionDataset]":
+    def load_splits(self) -> "tuple[CaptionDataset, CaptionDataset]":
         """Load the training and the evaluation split, with tokenized captions."""
         from fukami.captioning import data as captioning_data
 

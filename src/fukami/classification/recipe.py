@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from fukami.engine.recipe import MAX_INPUT_SIZE, check_range, get_network_name, get_recipe_name, parse_overrides
-from fukami.engine.supervised import IMAGENET_MEAN, IMAGENET_STD, SupervisedRecipe, build_augmentation
+from fukami.engine.supervised import IMAGENET_MEAN, IMAGENET_STD, SplitLoading, SupervisedRecipe, build_augmentation
 from fukami.engine.supervised import OptimizerName as OptimizerName  # for custom recipes
 from fukami.errors import UsageError
 
@@ -36,7 +36,7 @@ TTA_AUGMENTATIONS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassificationRecipe(SupervisedRecipe):
+class ClassificationRecipe(SplitLoading, SupervisedRecipe):
     """Image classification: data, training settings and evaluation; subclasses define the network."""
 
     model_arguments: ClassVar[tuple[str, ...]] = ("channels",)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fukami.engine.recipe import MAX_IMAGE_SIDE, check_range
-from fukami.engine.supervised import IMAGENET_MEAN, IMAGENET_STD, SupervisedRecipe
+from fukami.engine.supervised import IMAGENET_MEAN, IMAGENET_STD, SplitLoading, SupervisedRecipe
 from fukami.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ EVAL_BATCH_SIZE = 8  # images per evaluation batch
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectionRecipe(SupervisedRecipe):
+class DetectionRecipe(SplitLoading, SupervisedRecipe):
     """Base recipe of an object detector."""
 
     data: str = "scenes"

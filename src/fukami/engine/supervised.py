@@ -29,6 +29,34 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 RESIZE_RATIO = 8 / 7  # images are kept this much larger than random crops of them: 256 for 224
 
 
+class SplitLoading:
+    """Loading of a dataset by its splits; the first base of a recipe that defines ``load_splits`` and ``build_loader``.
+
+    The evaluation decodes only the images of the test split.
+    """
+
+    def load_data(self) -> Data:
+        """Load the dataset: into memory up to ``memory_limit``, streamed from its files otherwise."""
+        train, test, labels = self.load_splits()
+        return Data(self.build_loader(train, labels, train=True), self.build_loader(test, labels, train=False), labels)
+
+    def load_eval_data(self) -> "BatchLoader":
+        """Load only the test split; no training image is decoded."""
+        _, test, labels = self.load_splits(include_train=False)
+        return self.build_loader(test, labels, train=False)
+
+    def load_splits(self, *, include_train: bool = True) -> tuple[object, object, tuple[str, ...]]:
+        """Index the dataset: its training split, its test split and its labels.
+
+        Without ``include_train`` the training split may be empty.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define load_splits(include_train)")
+
+    def build_loader(self, split: Any, labels: tuple[str, ...], *, train: bool) -> "BatchLoader":
+        """Build the loader of a split of :meth:`load_splits`, for training or evaluation."""
+        raise NotImplementedError(f"{type(self).__name__} does not define build_loader(split, labels, train)")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SupervisedRecipe(Recipe):
     """Dataset, epochs, batch size, optimizer and learning-rate schedule of supervised training."""
@@ -90,27 +118,6 @@ class SupervisedRecipe(Recipe):
         self.build_schedule()
         augment.parse_transform_values(self.augment)
 
-    def load_data(self) -> Data:
-        """Load the dataset: into memory up to ``memory_limit``, streamed from its files otherwise."""
-        train, test, labels = self.load_splits()
-        return Data(self.build_loader(train, labels, train=True), self.build_loader(test, labels, train=False), labels)
-
-    def load_eval_data(self) -> "BatchLoader":
-        """Load only the test split; no training image is decoded."""
-        _, test, labels = self.load_splits(include_train=False)
-        return self.build_loader(test, labels, train=False)
-
-    def load_splits(self, *, include_train: bool = True) -> tuple[object, object, tuple[str, ...]]:
-        """Index the dataset: its training split, its test split and its labels.
-
-        Without ``include_train`` the training split may be empty.
-        """
-        raise NotImplementedError(f"{type(self).__name__} defines neither load_data() nor load_splits()")
-
-    def build_loader(self, split: Any, labels: tuple[str, ...], *, train: bool) -> "BatchLoader":
-        """Build the loader of a split of :meth:`load_splits`, for training or evaluation."""
-        raise NotImplementedError(f"{type(self).__name__} does not define build_loader(split, labels, train)")
-
     def build_named_model(self, name: str, num_classes: int) -> "nn.Module":
         """Build the network of the function ``name`` of :mod:`fukami.models`, with the fields ``model_arguments``."""
         from fukami import models
@@ -120,7 +127,7 @@ class SupervisedRecipe(Recipe):
         return network
 
     def get_training_options(
-        self, build_groups: "Callable[[], list[dict[str, Any]]] | None" = None
+        self, build_groups: "Callable[[], list[dict[str, object]]] | None" = None
     ) -> "TrainingOptions":
         """Return the training options of the task; the optimizer has one parameter group without ``build_groups``."""
         factory = self.get_optimizer_factory()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from fukami.engine.recipe import MAX_IMAGE_SIDE, check_range, get_network_name
-from fukami.engine.supervised import IMAGENET_MEAN, IMAGENET_STD, OptimizerName, SupervisedRecipe
+from fukami.engine.supervised import IMAGENET_MEAN, IMAGENET_STD, OptimizerName, SplitLoading, SupervisedRecipe
 from fukami.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ BALANCE_POWERS = {"none": 0.0, "root": 0.5, "median": 1.0}  # exponents of the c
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentationRecipe(SupervisedRecipe):
+class SegmentationRecipe(SplitLoading, SupervisedRecipe):
     """Fields of every recipe for semantic segmentation."""
 
     backbone: ClassVar[str] = ""  # the classifier whose published weights match
