@@ -70,8 +70,9 @@ class Recipe(FieldGroup):
         Raises:
             UsageError: the recipe has no field of such a name; the message has the closest ones.
         """
+        known = get_field_names(cls)
         for name in fields:
-            if name not in get_field_names(cls):
+            if name not in known:
                 raise build_field_error(cls, name)
         return super().__new__(cls)
 
