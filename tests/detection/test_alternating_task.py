@@ -98,13 +98,12 @@ def test_a_learning_rate_range_test_trains_the_first_step(recipe):
     assert losses["classification"] == 0
 
 
-def test_too_few_optimizer_steps_are_an_error(recipe):
+def test_too_few_optimizer_steps_are_an_error(recipe, tmp_path):
     short = dataclasses.replace(recipe, epochs=1)
-    data = short.load_data()
-    task = short.build_task(data.labels)
-    assert len(data.train) < 6
+    assert len(short.load_data().train) < 6
     with pytest.raises(UsageError, match=r"needs 6 optimizer steps, and 1 epochs have 4; raise --epochs"):
-        task.count_steps(data.train)
+        fukami.train(short, tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
 
 
 def test_training_interrupted_and_resumed_in_each_step_equals_uninterrupted_training(

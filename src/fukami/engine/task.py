@@ -82,6 +82,7 @@ class Task:
         False  # True if every step launches the same GPU work on the same shapes, so that the loop may capture it
     )
     ensemble_methods: tuple[str, ...] = ()  # of average and vote, those of which an ensemble of these tasks is capable
+    min_steps = 1  # minimum number of optimizer steps of a training
     predict_batch_size = 1  # maximum number of images per prediction batch
 
     def __init__(
