@@ -30,7 +30,7 @@ $(VENV)/installed: pyproject.toml
 	touch $@
 
 $(VENV)/tested: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --group dev
+	$(BIN)/python -m pip install --quiet --editable '.[all,atari]' --group dev
 	touch $@
 
 $(VENV)/documented: $(VENV)/installed

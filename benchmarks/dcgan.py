@@ -171,6 +171,7 @@ def run_ours(options: argparse.Namespace, precision: str, pipe) -> None:
     torch.manual_seed(0)
     task = DCGAN(batch_size=BATCH_SIZE).build_task((str(options.size), "3"))
     task.setup(runtime)
+    task.prepare_training()
     step = runtime.capture(task.step, task.supports_cuda_graph)
     time_steps(lambda images: step((images, images[:, 0, 0, 0])), options, pipe)
 

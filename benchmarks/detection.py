@@ -114,6 +114,7 @@ class FukamiCandidate:
         torch.manual_seed(0)
         self.task = recipe.build_task(tuple(map(str, range(90))))
         self.task.setup(Runtime.start(DEVICE, precision))
+        self.task.prepare_training()
         images, boxes, classes = (value.to(DEVICE) for value in create_random_data(options))
         height, width = (-(-side // 32) * 32 for side in (options.height, options.width))
         padded = torch.zeros(options.batch_size, 3, height, width, dtype=torch.uint8, device=DEVICE)

@@ -147,6 +147,7 @@ def run_ours(options: argparse.Namespace, pipe) -> None:
     data.train.setup(runtime)
     task = recipe.build_task(data.labels)
     task.setup(runtime)
+    task.prepare_training()
     batches, train_step = iter(task.iterate_batches(data.train)), runtime.capture(task.step, task.supports_cuda_graph)
     train_step(next(batches))
     while steps := pipe.recv():

@@ -46,6 +46,7 @@ def build_task(options: argparse.Namespace, precision: str):
     data = recipe.load_data()
     task = recipe.build_task(data.labels)
     task.setup(Runtime.start(DEVICE, precision))
+    task.prepare_training()
     recipe.initialize_task(task)
     return task, data.train[0]
 

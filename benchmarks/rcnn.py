@@ -159,6 +159,7 @@ def time_regions(backbone: str, precision: str, runtime: Runtime, regions: int, 
     recipe = RCNN(backbone=backbone, size=SIZES[backbone], cache_limit=0.0)
     task = recipe.build_task(tuple(f"class {index}" for index in range(20)))
     task.setup(runtime)
+    task.prepare_training()
     task.model.to(PRECISIONS[precision]).eval()
     task.model.svm.weight.normal_(std=0.01)
     top_left = torch.rand(regions, 2) * torch.tensor([WIDTH - 60, HEIGHT - 60])

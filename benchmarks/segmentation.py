@@ -33,10 +33,9 @@ from common import few_scenes
 from common.processes import Worker, check_installed, measure_in_turn, read_memory
 from common.record import record, strip_folders, train_seeds
 from fukami.data import scenes
-from fukami.data.image_folder import unpack_archive
+from fukami.data.sources import identify_source
 from fukami.engine.recipe import list_recipes
 from fukami.errors import Error
-from fukami.segmentation import data as segmentation_data
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -116,6 +115,7 @@ class FukamiTrainer:
             tuple(map(str, range(NUM_CLASSES)))
         )
         self.task.setup(Runtime.start(DEVICE, precision))
+        self.task.prepare_training()
         self.task.model.train()
         self.task.schedule(0.5)
         images, masks = create_random_data(options)
@@ -283,7 +283,7 @@ def measure_video_throughput(options: argparse.Namespace) -> None:
 def find_video_frames(folder: Path) -> tuple[list[Path], str]:
     """Return CamVid's test images, or bundled scenes of that size if CamVid is missing, and the name of the source."""
     try:
-        root = unpack_archive(segmentation_data.find_dataset("camvid"))
+        root = identify_source("camvid").path
         return sorted(next(path for path in root.rglob("test") if path.is_dir()).iterdir()), "CamVid's test images"
     except Error:
         files = [folder / f"{index}.png" for index in range(2)]

@@ -65,6 +65,7 @@ def evaluate_baselines(options: argparse.Namespace) -> None:
     data = recipe.load_data()
     task = recipe.build_task(data.labels)
     task.setup(Runtime.start())
+    task.prepare_training()
     for split in (data.train, data.val):
         split.setup(task.runtime)
     recipe.initialize_task(task)

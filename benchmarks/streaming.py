@@ -87,6 +87,7 @@ def read_ours(root, workers):
     data.train.setup(runtime)
     task = recipe.build_task(data.labels)
     task.setup(runtime)
+    task.prepare_training()
     for images, targets in data.train:
         yield task.normalize_images(images), targets
 

@@ -31,6 +31,7 @@ def measure_rate(name: str, seconds: float) -> tuple[float, str]:
     data.train.setup(runtime)
     task = recipe.build_task(data.labels)
     task.setup(runtime)
+    task.prepare_training()
     task.schedule(0.5)
     batch = next(iter(task.iterate_batches(data.train)))
     for _ in range(2):

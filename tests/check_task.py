@@ -41,6 +41,7 @@ def check_overfits(make):
     torch.manual_seed(0)
     task = recipe.build_task(data.labels)
     task.setup(runtime)
+    task.prepare_training()
     batch = next(iter(task.iterate_batches(data.train)))
     task.schedule(0.3)
     losses = [task.step(batch)["loss"].item() for _ in range(120)]
@@ -53,6 +54,7 @@ def check_evaluation_changes_nothing(make):
     data = recipe.load_data()
     task = recipe.build_task(data.labels)
     task.setup(Runtime.start("cpu", "float32"))
+    task.prepare_training()
     before = {name: value.clone() for name, value in task.model.state_dict().items()}
     state = torch.get_rng_state()
     first = task.evaluate(data.val)
@@ -103,6 +105,7 @@ def check_unreadable_input(make, inputs, tmp_path):
     data = recipe.load_data()
     task = recipe.build_task(data.labels)
     task.setup(Runtime.start("cpu", "float32"))
+    task.prepare_training()
     unreadable = tmp_path / "unreadable.png"
     unreadable.write_bytes(Path(inputs[0]).read_bytes()[:60])
     predictions = task.predict([inputs[0], unreadable, inputs[1]])

@@ -44,7 +44,7 @@ from PIL import Image
 from fukami import leaderboard
 from fukami.captioning import data as captioning_data
 from fukami.cli import doctor, import_weights
-from fukami.data import class_tables, image_folder, labeled_images, remote, shards
+from fukami.data import class_tables, image_folder, labeled_images, remote, shards, sources
 from fukami.detection import data as detection_data
 from fukami.engine import checkpoint, pretrained
 from fukami.errors import Error
@@ -526,7 +526,7 @@ def write_coco_dataset(random: Random, folder: Path) -> None:
 def read_boxes(folder: Path) -> None:
     """Read all boxes and masks, as training and ``fukami doctor`` do."""
     doctor.validate_dataset(str(folder))
-    if segmentation_data.is_segmentation_dataset(str(folder)):
+    if sources.identify_source(str(folder)).has("masks"):
         train, test, _ = segmentation_data.load_dataset(str(folder), 0.0)
         for sample in (*train, *test):
             assert sample.mask is not None

@@ -30,7 +30,7 @@ LEVELS = (
     {"data", "models", "quantization"},
     {"explain"},
     {"image", "layers"},
-    {"system", "timing"},
+    {"progress", "system", "timing"},
     {"catalogue", "errors"},
 )
 THIRD_PARTY = {
@@ -88,7 +88,7 @@ def test_light_commands_import_no_heavy_packages():
     """``import fukami`` and ``fukami list`` import neither torch nor other slow packages."""
     code = """
 import sys, fukami
-assert not {"torch", "numpy", "rich", "tyro"} & set(sys.modules), "import fukami"
+assert not {"torch", "numpy", "tqdm", "tyro"} & set(sys.modules), "import fukami"
 from fukami.cli.main import main
 try:
     main(["list"])
@@ -100,6 +100,31 @@ assert not heavy, heavy
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
     assert "deep-convnet" in result.stdout
+
+
+def test_prediction_imports_what_its_model_needs():
+    """Neither other models, nor plots, nor torch's compiler; a name that a model and its file share is the model's."""
+    code = f"""
+import sys
+import fukami.models.deep_convnet
+def list_models():
+    return {{name.removeprefix("fukami.models.") for name in sys.modules if name.startswith("fukami.models.")}}
+assert list_models() == {{"deep_convnet"}}, list_models()
+assert fukami.models.deep_convnet.__name__ == "deep_convnet" and callable(fukami.models.deep_convnet)
+from fukami.cli.main import main
+try:
+    main(["predict", "deep-convnet", {str(ROOT.parents[1] / "docs" / "digit.png")!r}, "--device", "cpu"])
+except SystemExit as system_exit:
+    assert system_exit.code == 0
+heavy = {{"torch._dynamo", "torchvision", "matplotlib", "sklearn", "numba", "onnx"}} & set(sys.modules)
+assert not heavy, heavy
+assert list_models() == {{"deep_convnet"}}, list_models()
+from fukami.models import resnet18
+assert list_models() == {{"deep_convnet", "resnet"}}, list_models()
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert '"label": "5"' in result.stdout
 
 
 def test_no_module_creates_a_tensor_on_import():

@@ -266,19 +266,21 @@ def test_errors_for_an_empty_and_a_missing_folder(fukami, tmp_path):
 def test_a_narrow_terminal_omits_the_columns_that_the_command_shows(tmp_path):
     create_run(tmp_path / "a", 0.5)
     (board,), _ = leaderboard.load_leaderboards(tmp_path)
-    wide = [column.header for column in leaderboard.build_table(board, 200).columns]
-    narrow = [column.header for column in leaderboard.build_table(board, 80).columns]
-    assert wide == [
-        "#",
-        "run",
-        "recipe",
-        "accuracy",
-        "best",
-        "params",
-        "mult-adds",
-        "seconds",
-        "epochs",
-        "seed",
-        "device",
-    ]
-    assert narrow == ["#", "run", "accuracy", "best", "params", "mult-adds", "seconds", "epochs"]
+    wide, narrow = (leaderboard.format_table(board, width)[1].split() for width in (200, 80))
+    columns = ["recipe", "accuracy", "best", "params", "mult-adds", "seconds", "epochs", "seed", "device"]
+    assert wide == ["\x1b[1m#", "run", *columns[:-1], "device\x1b[0m"]
+    assert narrow == ["\x1b[1m#", "run", *columns[1:-3], "epochs\x1b[0m"]
+
+
+def test_long_names_are_wrapped_in_a_narrow_terminal(tmp_path):
+    """The columns after the names are aligned; Japanese characters take two columns."""
+    create_run(tmp_path / "folder" / ("x" * 60), 0.5)
+    create_run(tmp_path / "犬と猫の画像", 0.6)
+    (board,), _ = leaderboard.load_leaderboards(tmp_path)
+    lines = [re.sub(r"\x1b\[\dm", "", line) for line in leaderboard.format_table(board, 80)]
+    widths = [len(line) + sum(letter in "犬と猫の画像" for letter in line) for line in lines]
+    assert widths[0] == len("digits: accuracy")
+    assert widths[1:4] == [80, 80, 80]
+    parts = [line.split()[-1] for line in lines[4:]]
+    assert lines[3].split()[1] + "".join(parts) == "folder/" + "x" * 60
+    assert leaderboard.format_table(board)[3].split()[1] == "folder/" + "x" * 60

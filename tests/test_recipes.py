@@ -1,9 +1,12 @@
 """Tests of classification metrics, recipes, corrupted runs, the report and the result list."""
 
+import copy
 import csv
+import dataclasses
 import html.parser
 import importlib.metadata
 import json
+import pickle
 import re
 from collections import defaultdict
 from statistics import fmean
@@ -20,6 +23,7 @@ from fukami import Error, UsageError
 from fukami.catalogue import RECIPES
 from fukami.classification import metrics
 from fukami.classification.deep_convnet import DeepConvNet
+from fukami.classification.resnet import ResNet18, ResNet20
 from fukami.engine import checkpoint, recipe
 from fukami.engine.runtime import Runtime
 from fukami.layers.ensemble import Ensemble
@@ -91,8 +95,6 @@ def test_recipes_are_listed_by_name_and_restored_from_json():
     assert recipe.list_recipes() == [*binary, *others, "vgg11", "vgg13", "vgg16", "vgg19"]
     assert package.get_recipe("deep-convnet") is DeepConvNet
     original = DeepConvNet(lr=0.5, widths=(1, 2, 3, 4, 5, 6), data="mnist")
-    import dataclasses
-
     fields = json.loads(json.dumps(dataclasses.asdict(original)))
     assert recipe.build_recipe(DeepConvNet, fields) == original
     assert (
@@ -102,6 +104,57 @@ def test_recipes_are_listed_by_name_and_restored_from_json():
         recipe.build_recipe(DeepConvNet, {"epoch": 3})
     with pytest.raises(Error, match=r"'epochs'.*int"):
         recipe.build_recipe(DeepConvNet, {"epochs": "many"})
+
+
+def compute_depth(cls):
+    """Compute the length of the longest chain of classes of the package below a class."""
+    classes = [subclass for subclass in cls.__subclasses__() if subclass.__module__.startswith("fukami.")]
+    return max((1 + compute_depth(subclass) for subclass in classes), default=0)
+
+
+def test_no_recipe_is_more_than_three_classes_below_the_base_class():
+    for name in recipe.list_recipes():
+        package.get_recipe(name)
+    assert compute_depth(package.Recipe) == 3
+
+
+def test_an_unknown_field_is_rejected_with_the_closest_names():
+    with pytest.raises(UsageError, match="unknown field of resnet18 'epoch'; did you mean 'epochs'"):
+        ResNet18(epoch=5)
+    with pytest.raises(UsageError, match="unknown field of resnet18 'learning_rate'"):
+        dataclasses.replace(ResNet18(), learning_rate=0.1)
+    original = ResNet18(epochs=5, augment=("flip",))
+    assert dataclasses.replace(original, lr=0.5) == ResNet18(epochs=5, augment=("flip",), lr=0.5)
+    assert copy.deepcopy(original) == pickle.loads(pickle.dumps(original)) == original
+
+
+def test_repr_of_a_recipe_has_the_fields_that_differ_from_their_defaults():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Own(ResNet20):
+        names: tuple[str, ...] = dataclasses.field(default_factory=lambda: ("a", "b"))
+        half: float = dataclasses.field(init=False, default=0.5)
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Named(Own):
+        def __repr__(self):
+            return "named"
+
+    assert repr(ResNet18()) == "ResNet18()"
+    assert repr(ResNet18(epochs=5, data="flowers")) == "ResNet18(data='flowers', epochs=5)"
+    assert repr(DeepConvNet(batch_norm=True, seed=0)) == "DeepConvNet(batch_norm=True)"
+    assert repr(Own(names=("c",), lr=0.5)) == "Own(lr=0.5, names=('c',))"
+    assert repr(Own()) == "Own()"
+    assert repr(Named()) == "named"
+    assert recipe.build_train_command(Own(lr=0.5)).endswith(" --lr 0.5")
+
+
+def test_a_recipe_that_extends_a_built_in_one_has_its_network():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Own(ResNet20):
+        shortcut: str = "B"
+
+    assert Own().architecture == "resnet20"
+    assert Own().build_model(3).state_dict().keys() == ResNet20(shortcut="B").build_model(3).state_dict().keys()
 
 
 # the later stages of R-CNN need the run of an earlier one: test_rcnn.py trains them

@@ -5,6 +5,14 @@ import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+PACKAGES = {
+    "ale_py": "ale-py",
+    "av": "PyAV",
+    "prometheus_client": "prometheus-client",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}  # names of packages by the names that they are imported by, where they differ
+
 
 class Error(Exception):
     """Base class of errors that the user can fix; the message names the value, what was expected and the fix."""
@@ -12,6 +20,10 @@ class Error(Exception):
 
 class UsageError(Error):
     """Error for a wrong name, flag or combination of flags; the command line exits with status 2."""
+
+
+class MissingPackageError(UsageError):
+    """Error for an optional dependency that is not installed, with the command that installs it."""
 
 
 class WriteError(Error):
@@ -45,6 +57,32 @@ def build_unknown_error(kind: str, name: str, choices: Iterable[str]) -> UsageEr
 def get_install_command(extra: str) -> str:
     """Return the command that installs an optional dependency."""
     return f"pip install 'fukami[{extra}]', or in a checkout pip install '.[{extra}]'"
+
+
+@contextmanager
+def require_extra(extra: str, purpose: str, alternative: str = "") -> Iterator[None]:
+    """Convert the error of a package that is not installed into one with the command that installs it.
+
+    All imports of optional dependencies are within this context.
+
+    Args:
+        extra: the optional dependencies that contain the package.
+        purpose: what needs the package; the message begins with it.
+        alternative: what to do without the package.
+
+    Raises:
+        MissingPackageError: the package is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        name = (error.name or "fukami").partition(".")[0]
+        if name == "fukami":
+            raise
+        package, hint = PACKAGES.get(name, name), f"; or {alternative}" if alternative else ""
+        command = get_install_command(extra)
+        message = f"{purpose} needs {package}, which is not installed: {command}{hint}"
+        raise MissingPackageError(message) from None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,14 +14,11 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
 from safetensors import safe_open
 
 from fukami.catalogue import RECIPES
-from fukami.data.labeled_images import DATASET_NAMES
 from fukami.data.parsing import exists
+from fukami.data.sources import BUILT_IN
 from fukami.engine import checkpoint, report
 from fukami.engine.html import render_page
 from fukami.errors import Error, UsageError
@@ -48,10 +46,12 @@ MISSING = "–"
 MAX_CELL_LENGTH = 20_000  # characters of a cell, such as a command with many flags
 MAX_METRICS_BYTES = 256 << 20  # maximum size of metrics.jsonl, whose lines have about 200 bytes
 MAX_INTEGER = 1 << 62
-WIDE_CONSOLE = Console(width=10_000, markup=False, emoji=False)  # wide enough to measure the unwrapped width of a table
 COLUMNS = ("#", "run", "recipe", "", "best", "parameters", "multiply-adds", "seconds", "epochs", "seed", "device")
+TEXT_COLUMNS = {"run", "recipe", "device"}  # left-aligned
 REDUNDANT_COLUMNS = {"recipe", "seed", "device"}  # columns that the command also shows; omitted in a narrow terminal
 COLUMN_KINDS = ("number", "name", "name", *["number"] * 7, "")  # CSS classes of the columns on the page
+MIN_NAME_WIDTH = 10  # minimum width of the names of runs in a narrow terminal
+BOLD, DIM, PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[0m"  # escape codes of terminals
 
 
 @dataclass(frozen=True)
@@ -308,7 +308,7 @@ def _count_saved_parameters(path: Path) -> int | None:
 
 def _resolve_dataset(data: str) -> str:
     """Return one identifier for all names of a dataset: its known name, or the resolved path."""
-    return str(Path(data).resolve()) if data not in DATASET_NAMES and exists(Path(data)) else data
+    return str(Path(data).resolve()) if data not in BUILT_IN and exists(Path(data)) else data
 
 
 def is_lower_better(metric: str) -> bool:
@@ -374,26 +374,54 @@ def _format_cells(run: Run, value: str, best: str) -> tuple[str, ...]:
     return run.name, run.recipe, value, best, *cost, run.epochs, run.seed, run.device
 
 
-def build_table(board: Leaderboard, width: int | None = None) -> Table:
-    """Build the table for a terminal of this width; published results are dim and have no rank."""
-    result = _build_columns(board, COLUMNS)
-    if width and Measurement.get(WIDE_CONSOLE, WIDE_CONSOLE.options, result).maximum > width:
-        result = _build_columns(board, [name for name in COLUMNS if name not in REDUNDANT_COLUMNS])
-    return result
+def format_table(board: Leaderboard, width: int | None = None) -> list[str]:
+    """Format the table as lines of text; published results have no rank.
 
-
-def _build_columns(board: Leaderboard, columns: Sequence[str]) -> Table:
-    result = Table(box=None, pad_edge=False, title=board.title, title_justify="left", title_style="bold")
-    for name in columns:
-        text = name in ("run", "recipe", "device")
-        heading = {"": board.metric, "parameters": "params", "multiply-adds": "mult-adds"}.get(name, name)
-        result.add_column(heading, justify="left" if text else "right", no_wrap=not text, overflow="fold")
+    Args:
+        board: the leaderboard.
+        width: columns of the terminal, in which headings are bold and published results dim. If the table is wider,
+            columns are omitted and the names of runs are wrapped. Default: no terminal.
+    """
+    headings = {"": board.metric, "parameters": "params", "multiply-adds": "mult-adds"}
+    rows = [("heading", tuple(headings.get(name, name) for name in COLUMNS))]
     for kind, cells in build_rows(board):
-        if kind == "published":
-            cells = ("pub.", cells[1], "published", *cells[3:])
-        shown = (cell for name, cell in zip(COLUMNS, cells, strict=True) if name in columns)
-        result.add_row(*shown, style="" if kind == "run" else "dim")
-    return result
+        rows.append((kind, ("pub.", cells[1], "published", *cells[3:]) if kind == "published" else cells))
+    columns = zip(COLUMNS, zip(*(cells for _, cells in rows), strict=True), strict=True)
+    widths = {name: max(map(_measure_width, cells)) for name, cells in columns}
+    if width and sum(widths.values()) + 2 * (len(widths) - 1) > width:
+        widths = {name: value for name, value in widths.items() if name not in REDUNDANT_COLUMNS}
+        excess = sum(widths.values()) + 2 * (len(widths) - 1) - width
+        widths["run"] = min(widths["run"], max(MIN_NAME_WIDTH, widths["run"] - excess))
+    lines = [("heading", board.title)]
+    for kind, cells in rows:
+        first, *others = _wrap_text(cells[1], widths["run"])
+        shown = dict(zip(COLUMNS, cells, strict=True)) | {"run": first}
+        lines.append((kind, "  ".join(_pad_cell(name, shown[name], widths[name]) for name in widths)))
+        lines += [(kind, " " * (widths["#"] + 2) + part) for part in others]
+    styles = {"heading": BOLD, "published": DIM, "unfinished": DIM} if width else {}
+    return [f"{styles[kind]}{line.rstrip()}{PLAIN}" if kind in styles else line.rstrip() for kind, line in lines]
+
+
+def _pad_cell(column: str, cell: str, width: int) -> str:
+    padding = " " * (width - _measure_width(cell))
+    return cell + padding if column in TEXT_COLUMNS else padding + cell
+
+
+def _wrap_text(text: str, width: int) -> list[str]:
+    """Split a text into parts of this width at most, at any letter."""
+    parts = [""]
+    for letter in text:
+        if _measure_width(parts[-1] + letter) > width:
+            parts.append("")
+        parts[-1] += letter
+    return parts
+
+
+def _measure_width(text: str) -> int:
+    """Return the width of a text in a terminal, where East Asian characters take two columns."""
+    return sum(
+        0 if unicodedata.combining(letter) else 1 + (unicodedata.east_asian_width(letter) in "WF") for letter in text
+    )
 
 
 def format_sources(board: Leaderboard) -> str:

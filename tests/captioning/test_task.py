@@ -22,6 +22,7 @@ from fukami.captioning.loader import pad_sequences
 from fukami.captioning.show_and_tell import ShowAndTell
 from fukami.captioning.task import CaptioningTask, DecodingConfig
 from fukami.data import scenes
+from fukami.data.sources import identify_source
 from fukami.engine import async_checkpoint, checkpoint
 from fukami.engine.runtime import Runtime
 from fukami.image import io as image_io
@@ -200,6 +201,7 @@ def test_loss_is_the_mean_over_tokens(folder):
     data = recipe.load_data()
     task = recipe.build_task(data.labels)
     task.setup(Runtime.start("cpu", "float32"))
+    task.prepare_training()
     images, tokens = next(iter(data.train))
     task.model.eval()
     loss, _ = task.compute_loss((images, tokens))
@@ -359,7 +361,7 @@ def test_every_format(name, folder):
         for path, captions in zip(split.items, split.captions, strict=True):
             assert captions == CAPTIONS[f"{'abc'[int(path.name[:2]) % 3]}.png"]
             assert path.exists()
-    assert captioning_data.is_caption_dataset(str(folder))
+    assert identify_source(str(folder)).has("captions")
 
 
 def test_load_a_csv_and_an_archive(folder, tmp_path):
@@ -543,6 +545,7 @@ def test_begin_and_unknown_tokens_are_never_generated(decoding):
         network, labels, SquareTransform(channels=3, size=32), DecodingConfig(decoding, beam_size=4, max_tokens=6)
     )
     task.setup(Runtime.start("cpu", "float32"))
+    task.prepare_training()
     network.eval()
     with torch.inference_mode():
         generated = task.generate_captions(torch.randn(3, 64))

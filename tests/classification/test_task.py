@@ -99,6 +99,7 @@ def build_task(recipe):
     torch.manual_seed(recipe.seed)
     task = recipe.build_task(LABELS)
     task.setup(Runtime.start(**CPU))
+    task.prepare_training()
     return task, copy.deepcopy(task.model)
 
 
@@ -323,6 +324,7 @@ def test_snapshot_ensemble_has_the_weights_at_the_ends_of_the_cycles(tmp_path, f
     task = replace(recipe, history=[]).build_task(LABELS)
     checkpoint.assign_weights(task.get_modules(), load_file(tmp_path / "run" / "weights.safetensors"), Path("run"))
     task.setup(Runtime.start(**CPU))
+    task.prepare_training()
     again = task.evaluate(val)
     assert {**again, "loss": 0} == {**result, "loss": 0}
 
@@ -366,6 +368,7 @@ def build_ensemble(*members, vote=False):
     ]
     for task in tasks:
         task.setup(Runtime.start(**CPU))
+        task.prepare_training()
     return ensemble.build_ensemble(tasks, vote=vote) if len(tasks) > 1 else tasks[0]
 
 

@@ -27,9 +27,9 @@ from fukami.engine import export as engine_export
 from fukami.engine import train as engine_train
 from fukami.engine.checkpoint_file import decode_checkpoint
 from fukami.engine.cuda_graph import GraphedCallable
-from fukami.engine.resume import set_random_seed
+from fukami.engine.resume import set_random_seed, wrap_batches
 from fukami.engine.runtime import Runtime
-from fukami.engine.task import Task, apply_gradients
+from fukami.engine.task import Task, apply_gradients, supports_capture
 from fukami.explain import feature_visualization
 from fukami.explain import summary as explain_summary
 from fukami.generation.task import GANTask
@@ -176,10 +176,11 @@ def prepare_training(recipe, device, precision, folder):
     """Prepare the task, the iterator of its batches and the data of a recipe on a device."""
     runtime = Runtime.start(device, precision)
     set_random_seed(recipe.seed)
-    data, loader = engine_train.prepare_data(recipe, folder, runtime)
+    data, loader = engine_train.prepare_data(recipe, runtime, folder)
     set_random_seed(recipe.seed)
     task = recipe.build_task(data.labels)
     task.setup(runtime)
+    task.prepare_training()
     recipe.initialize_task(task)
     fix_random_draws(task)
     return task, iter(task.iterate_batches(loader)), data
@@ -315,14 +316,15 @@ def test_stages_of_rcnn_equal_those_of_the_cpu(stage, device):
         set_random_seed(0)
         task = recipe.build_task(("one", "other"))
         task.setup(runtime)
+        task.prepare_training()
         steps = task.epochs * len(batches)
         before = copy_weights({"model": task.model})
-        for step in range(min(steps, 6)):
+        for step, batch in zip(range(min(steps, 6)), task.iterate_batches(wrap_batches(batches)), strict=False):
             task.schedule(step / 6)
-            task.step(batches[step % 3])
+            task.step(batch)
         after = copy_weights({"model": task.model})
         changes.append(torch.cat([(after[key] - before[key]).flatten() for key in after]))
-        with task.inference_mode(), torch.inference_mode():
+        with task.evaluation_mode(), torch.inference_mode():
             (detections,) = task.detect_batch(batches[0])
         assert detections.boxes.device.type == name
     assert changes[0].norm() > 0
@@ -340,7 +342,7 @@ def test_batches_equal_those_of_the_cpu(device, make, tmp_path):
         recipe = make(family, augment=operations)
         batches = []
         for name in ("cpu", device):
-            _, loader = engine_train.prepare_data(recipe, tmp_path / name, Runtime.start(name, "float32"))
+            _, loader = engine_train.prepare_data(recipe, Runtime.start(name, "float32"), tmp_path / name)
             batches.append([[value.cpu() for value in batch] for batch in list(loader)])
         assert len(batches[0]) == len(batches[1]) > 3
         for expected, batch in zip(*batches, strict=True):
@@ -451,7 +453,7 @@ def test_captured_steps_equal_uncaptured_ones(name, precision, device, make, tmp
 )
 def test_optimizers_that_use_the_cpu_are_not_captured(optimizer, precision, supports_cuda_graph, make, tmp_path):
     task, _, _ = prepare_training(make("deep-convnet", optimizer=optimizer), "cpu", precision, tmp_path)
-    assert task.supports_cuda_graph == supports_cuda_graph
+    assert supports_capture(task.optimizer, task.scaler) == supports_cuda_graph
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
@@ -571,7 +573,7 @@ def test_streamed_batches_equal_those_in_memory(device, make, digit_files, tmp_p
     batches = []
     for memory, name in ((4.0, "cpu"), (0.0, device)):
         recipe = make("deep-convnet", data=str(digit_files), memory_limit=memory, batch_size=4, augment=("shift=1",))
-        _, loader = engine_train.prepare_data(recipe, tmp_path / name, Runtime.start(name, "float32"))
+        _, loader = engine_train.prepare_data(recipe, Runtime.start(name, "float32"), tmp_path / name)
         batches.append([[value.cpu() for value in batch] for batch in [*loader, *loader]])
     for expected, batch in zip(*batches, strict=True):
         for value, expected_value in zip(batch, expected, strict=True):

@@ -685,6 +685,7 @@ def test_features_of_an_encoder_do_not_depend_on_the_cache(few_scenes, monkeypat
         torch.manual_seed(0)
         task = replace(recipe, cache_limit=cache).build_task(tuple("abcd"))
         task.setup(Runtime.start(**CPU))
+        task.prepare_training()
         encode = task.model.encode_images
         monkeypatch.setattr(
             task.model, "encode_images", lambda batch, encode=encode: batch_sizes.append(len(batch)) or encode(batch)

@@ -62,6 +62,7 @@ def compute_losses(rank, world_size, recipe):
     task = recipe.build_task(data.labels)
     task.model.double()
     task.setup(runtime)
+    task.prepare_training()
     task.mean, task.std = task.mean.double(), task.std.double()
     losses = []
     batches = task.iterate_batches(data.train)

@@ -99,6 +99,7 @@ def test_figures_use_the_results_of_the_last_evaluation(family, request, monkeyp
     data = recipe.load_data()
     task = recipe.build_task(data.labels)
     task.setup(Runtime.start("cpu", "float32"))
+    task.prepare_training()
     evaluations = []
     monkeypatch.setattr(
         task, "collect_results", lambda batches: evaluations.append(1) or type(task).collect_results(task, batches)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from fukami import Error, UsageError
 from fukami.data.samples import CROWD, DIFFICULT, REGULAR
+from fukami.data.sources import identify_source
 from fukami.detection import data as detection_data
 
 
@@ -164,7 +165,8 @@ def test_filename_element_selects_among_images_with_the_same_stem(tmp_path):
     assert load_only_sample(tmp_path)[0].size == (40, 30)
     write_voc(tmp_path, {"x": voc_xml(voc_object("dog", (1, 1, 9, 9)), filename="x.png", size=(20, 10))})
     assert load_only_sample(tmp_path)[0].size == (20, 10)
-    assert detection_data.read_annotations(tmp_path).unannotated_images == [tmp_path / "JPEGImages" / "x.jpg"]
+    annotations = detection_data.read_annotations(identify_source(str(tmp_path)))
+    assert annotations.unannotated_images == [tmp_path / "JPEGImages" / "x.jpg"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "gbk", "euc-kr", "shift_jis", "latin-1", "utf-16"])

@@ -20,8 +20,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from fukami import Error
-from fukami.captioning import data as captioning_data
-from fukami.data import archives, coco, image_folder, mnist, tar, voc, yolo
+from fukami.data import archives, captions, coco, image_folder, mnist, tar, voc, yaml_file, yolo
+from fukami.data.sources import identify_source
 from fukami.detection import data as detection_data
 from fukami.engine import pretrained
 from fukami.segmentation import data as segmentation_data
@@ -306,7 +306,7 @@ def test_xml_in_a_python_specific_encoding_is_not_decoded(tmp_path, monkeypatch)
 def test_unsafe_or_invalid_yaml_is_rejected(text, message, tmp_path):
     (tmp_path / "data.yaml").write_text(text)
     with pytest.raises(Error, match=message):
-        yolo.load_yaml(tmp_path / "data.yaml")
+        yaml_file.load_yaml(tmp_path / "data.yaml")
 
 
 def test_yaml_names_are_plain_text(tmp_path):
@@ -325,7 +325,7 @@ def test_json_that_is_nested_too_deeply_is_rejected(deep, tmp_path):
         coco.read_coco(tmp_path / "x.json")
     (tmp_path / "dataset.json").write_text(f'{{"images": {deep}')
     with pytest.raises(Error, match="nested too deeply"):
-        captioning_data.parse_caption_files(tmp_path)
+        captions.parse_caption_files(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["path,label\n" + "x" * 200_000 + ",a\n", 'path,label\n"1.png' + "x" * 200_000])
@@ -367,7 +367,7 @@ ZIGZAG = [value for index in range(100_000) for value in (index % 2 * 9, index %
 def test_an_invalid_outline_is_an_error_with_its_annotation(outline, tmp_path):
     (tmp_path / "1.png").write_bytes(create_png())
     (tmp_path / "x.json").write_text(json.dumps(build_coco(outline)))
-    dataset = segmentation_data.index_dataset(tmp_path / "x.json")
+    dataset = segmentation_data.index_dataset(identify_source(str(tmp_path / "x.json")))
     ((_, mask),) = dataset.splits[""]
     with pytest.raises(Error, match="annotation 7 has an invalid outline"):
         mask.read()
@@ -379,7 +379,7 @@ def test_run_lengths_of_another_size_are_not_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(coco_mask, "decode", None)
     (tmp_path / "1.png").write_bytes(create_png())
     (tmp_path / "x.json").write_text(json.dumps(build_coco({"size": [1 << 14, 1 << 14], "counts": "0"})))
-    ((_, mask),) = segmentation_data.index_dataset(tmp_path / "x.json").splits[""]
+    ((_, mask),) = segmentation_data.index_dataset(identify_source(str(tmp_path / "x.json"))).splits[""]
     with pytest.raises(Error, match="its size is not that of the image"):
         mask.read()
 
@@ -388,7 +388,7 @@ def test_run_lengths_of_another_size_are_not_decoded(tmp_path, monkeypatch):
 def test_masks_of_impossible_image_sizes_are_rejected(width, height, tmp_path):
     (tmp_path / "1.png").write_bytes(create_png())
     (tmp_path / "x.json").write_text(json.dumps(build_coco([[0, 0, 5, 5, 0, 5]], width, height)))
-    ((_, mask),) = segmentation_data.index_dataset(tmp_path / "x.json").splits[""]
+    ((_, mask),) = segmentation_data.index_dataset(identify_source(str(tmp_path / "x.json"))).splits[""]
     with pytest.raises(Error, match=f"states an image of {width}×{height}"):
         mask.read()
 
@@ -412,12 +412,12 @@ def test_annotations_in_an_archive_cannot_refer_to_images_outside(up, secret, tm
     name = "../../../../../../../../../../.." * up + str(secret / "images" / "secret.png")
     text = json.dumps(build_coco([])).replace("1.png", name)
     write_zip(tmp_path / "x.zip", [("data/annotations.json", text)])
-    annotations = detection_data.read_annotations(tmp_path / "x.zip")
+    annotations = detection_data.read_annotations(identify_source(str(tmp_path / "x.zip")))
     assert annotations.splits == {"": []}
     assert "lies outside the archive" in annotations.unreadable_images[0].detail
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "annotations.json").write_text(text)
-    assert len(detection_data.read_annotations(tmp_path / "own").splits[""]) == 1
+    assert len(detection_data.read_annotations(identify_source(str(tmp_path / "own"))).splits[""]) == 1
 
 
 @pytest.mark.parametrize("key", ["train", "names", "list"])
@@ -437,12 +437,12 @@ def test_yaml_in_an_archive_cannot_refer_to_paths_outside(key, secret, tmp_path)
     members.append(("list.txt", f"images/1.png\n{secret}/images/secret.png\n"))
     write_zip(tmp_path / "x.zip", members)
     if key == "list":
-        annotations = detection_data.read_annotations(tmp_path / "x.zip")
+        annotations = detection_data.read_annotations(identify_source(str(tmp_path / "x.zip")))
         assert [entry.image_path.name for entry in annotations.splits["train"]] == ["1.png"]
         assert "lies outside the archive" in annotations.unreadable_images[0].detail
     else:
         with pytest.raises(Error, match=f"refers to {secret}"):
-            detection_data.read_annotations(tmp_path / "x.zip")
+            detection_data.read_annotations(identify_source(str(tmp_path / "x.zip")))
 
 
 def test_class_names_are_not_read_from_files_outside_of_the_dataset(secret, tmp_path):
@@ -451,9 +451,9 @@ def test_class_names_are_not_read_from_files_outside_of_the_dataset(secret, tmp_
     (tmp_path / "own" / "images" / "1.png").write_bytes(create_png())
     (tmp_path / "own" / "data.yaml").write_text(f"train: {secret}/images\nnames: {secret}/words.txt\n")
     with pytest.raises(Error, match=r"refers to .*words\.txt, but there is no"):
-        detection_data.read_annotations(tmp_path / "own")
+        detection_data.read_annotations(identify_source(str(tmp_path / "own")))
     (tmp_path / "own" / "data.yaml").write_text(f"train: {secret}/images\nnames: [a]\n")
-    assert len(detection_data.read_annotations(tmp_path / "own").splits["train"]) == 1
+    assert len(detection_data.read_annotations(identify_source(str(tmp_path / "own"))).splits["train"]) == 1
 
 
 # ---- weights ---------------------------------------------------------------------------------------------------------

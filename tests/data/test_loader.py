@@ -75,6 +75,7 @@ def test_digits_have_the_format_of_mnist():
 
     images, labels = digits.load_digits()
     originals, expected = load_digits(return_X_y=True)
+    assert np.array_equal(digits.load_original_digits()[0].reshape(1797, 64), originals)
     assert images.shape == (1797, 28, 28)
     assert labels.tolist() == expected.tolist()
     assert not images[:, :4].any()

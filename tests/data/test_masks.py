@@ -9,13 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from fukami.data import augment_boxes, class_frequency, class_tables, masks, padded_loader, scenes
+from fukami.data import augment_boxes, class_frequency, class_tables, mask_folders, masks, padded_loader, scenes
 from fukami.data.masks import ArrayMask, MaskFile
 from fukami.data.samples import PaddedBatch, Sample
 from fukami.errors import Error, UsageError
 from fukami.image.transform import ResizeTransform
 from fukami.segmentation import data as segmentation_data
-from fukami.segmentation import mask_folders
 
 
 def save(path, pixels, palette=None):

@@ -44,6 +44,7 @@ def test_each_step_trains_only_its_modules(recipe, batch_norm):
     data = recipe.load_data()
     task = recipe.build_task(data.labels)
     task.setup(Runtime.start("cpu", "float32"))
+    task.prepare_training()
     batch = next(iter(data.train))
     trained = {
         0: {"proposal_network.backbone", "proposal_network.rpn"},
@@ -80,6 +81,7 @@ def test_both_networks_start_with_equal_weights(recipe):
     """Weights that are loaded into the detector after setup reach the proposal network, too."""
     task = recipe.build_task(recipe.load_data().labels)
     task.setup(Runtime.start("cpu", "float32"))
+    task.prepare_training()
     with torch.no_grad():
         task.model.rpn.head.cls_logits.bias.fill_(3.0)
     task.schedule(0.0)
@@ -90,18 +92,18 @@ def test_a_learning_rate_range_test_trains_the_first_step(recipe):
     data = recipe.load_data()
     task = recipe.build_task(data.labels)
     task.setup(Runtime.start("cpu", "float32"))
+    task.prepare_training()
     losses = task.step(next(iter(data.train)))
     assert losses["objectness"] > 0
     assert losses["classification"] == 0
 
 
-def test_too_few_optimizer_steps_are_an_error(recipe):
+def test_too_few_optimizer_steps_are_an_error(recipe, tmp_path):
     short = dataclasses.replace(recipe, epochs=1)
-    data = short.load_data()
-    task = short.build_task(data.labels)
-    assert len(data.train) < 6
+    assert len(short.load_data().train) < 6
     with pytest.raises(UsageError, match=r"needs 6 optimizer steps, and 1 epochs have 4; raise --epochs"):
-        task.count_steps(data.train)
+        fukami.train(short, tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
 
 
 def test_training_interrupted_and_resumed_in_each_step_equals_uninterrupted_training(recipe, tmp_path, monkeypatch):
@@ -137,6 +139,7 @@ def test_a_finished_run_predicts_without_the_proposal_network(recipe, tmp_path, 
     assert predictions[0]["boxes"]
     resumed = recipe.build_task(recipe.load_data().labels)  # a finished run without a report
     resumed.setup(Runtime.start("cpu", "float32"))
+    resumed.prepare_training()
     resumed.model.load_state_dict(task.model.state_dict())
     assert resumed.current_step == NOT_STARTED
     assert resumed.predict(files) == predictions

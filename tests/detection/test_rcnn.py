@@ -122,6 +122,7 @@ def test_at_most_a_quarter_of_the_sampled_regions_are_positive(make):
     data = recipe.load_data()
     task = recipe.build_task(data.labels)
     task.setup(Runtime.start("cpu", "float32"))
+    task.prepare_training()
     batch = next(iter(data.train))
     regions, targets, is_valid = task.sample_regions(batch)
     assert regions.shape == (4, 8, 4)
@@ -166,6 +167,7 @@ def test_predictions_equal_the_detections_of_the_evaluation(make, inputs, scene_
     torch.manual_seed(0)
     task = recipe.build_task(data.labels)
     task.setup(Runtime.start("cpu", "float32"))
+    task.prepare_training()
     task.model.eval()
     with torch.inference_mode():
         evaluated = {
@@ -212,6 +214,7 @@ def test_non_maximum_suppression_has_the_iou_threshold_of_the_authors_code(make)
     recipe = make()
     task = recipe.build_task(tuple("ab"))
     task.setup(Runtime.start("cpu", "float32"))
+    task.prepare_training()
     proposals = torch.tensor([[0.0, 0, 60, 50]] * 4)
     for index, iou in ((1, 0.32), (2, 0.28), (3, 0.6)):
         proposals[index, [0, 2]] += 60 * (1 - iou) / (1 + iou) * (-1 if index == 2 else 1)
@@ -237,6 +240,7 @@ def build_stage(recipe_class, **fields):
     torch.manual_seed(0)
     task = recipe.build_task(labels)
     task.setup(Runtime.start("cpu", "float32"))
+    task.prepare_training()
     return task, loader
 
 
@@ -351,7 +355,7 @@ def test_box_regressors_solve_the_normal_equations(few_scenes):
 
 def test_the_number_of_training_regions_of_a_class_is_limited(few_scenes):
     task, loader = build_stage(RCNNBoxes)
-    task.max_training_regions = 1
+    task.fitter.max_training_regions = 1
     run_stage(task, loader)
     assert task.fitter.store["classes"].bincount().max() < 40  # the regions of one image
 
@@ -368,8 +372,9 @@ def test_an_unreadable_streamed_image_is_skipped(scene_files, tmp_path, stage):
     torch.manual_seed(0)
     task = recipe.build_task(labels)
     task.setup(Runtime.start("cpu", "float32"))
+    task.prepare_training()
     logged = run_stage(task, loader)
-    assert len(logged) == 8 * task.num_epochs
+    assert len(logged) == 8 * task.epochs
     assert len(loader.broken_images) == 1
     fitted = task.model.svm if stage is RCNNSVM else task.model.bbox
     assert fitted.weight.any()
@@ -617,5 +622,6 @@ def test_export_is_an_error_since_the_proposals_are_not_part_of_the_network(fine
 
 def test_the_solvers_run_in_one_process():
     task = RCNNSVM(init="-", **SMALL).build_task(("a", "b"))
+    task.setup(dataclasses.replace(Runtime.start("cpu", "float32"), world_size=2))
     with pytest.raises(UsageError, match=r"one process fits .*, not 2; start one"):
-        task.setup(dataclasses.replace(Runtime.start("cpu", "float32"), world_size=2))
+        task.prepare_training()

@@ -205,6 +205,7 @@ def test_a_layer_that_onnx_does_not_support_is_named(tmp_path):
     task = recipe.build_task(tuple("0123456789"))
     task.model[3] = Odd()
     task.setup(Runtime.start("cpu", "float32"))
+    task.prepare_training()
     for to in ("onnx", "int8"):
         with pytest.raises(Error, match=r"3 \(Odd\) cannot be"):
             precision.convert_task(task, to, recipe)

@@ -20,6 +20,7 @@ class MeanTask(Task):
     def __init__(self):
         super().__init__(nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1)))
         self.setup(Runtime.start("cpu", "float32"))
+        self.prepare_training()
         self.batch_shapes, self.modes = [], []
 
     def prepare_image(self, image):

@@ -120,6 +120,7 @@ def test_training_uses_the_learning_rates_of_the_stages(color_images, tmp_path):
     torch.manual_seed(recipe.seed)
     task = recipe.build_task(data.labels)
     task.setup(Runtime.start(**CPU))
+    task.prepare_training()
     batch = next(iter(recipe.load_data().train))
     assert len(batch[1]) == 18
     task.schedule(0.0)

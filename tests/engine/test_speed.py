@@ -41,6 +41,7 @@ def build_task(recipe, precision="float32"):
     torch.manual_seed(0)
     task = recipe.build_task(data.labels)
     task.setup(runtime)
+    task.prepare_training()
     task.schedule(0.5)
     return task, next(iter(task.iterate_batches(data.train)))
 

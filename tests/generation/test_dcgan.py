@@ -54,6 +54,7 @@ def build_task(few_digits):
         torch.manual_seed(0)
         task = recipe.build_task(data.labels)
         task.setup(Runtime.start("cpu", "float32"))
+        task.prepare_training()
         return task, data
 
     return build
@@ -509,6 +510,7 @@ def test_training_on_digits_lowers_the_frechet_distance():
     torch.manual_seed(0)
     task = recipe.build_task(data.labels)
     task.setup(Runtime.start("cpu"))
+    task.prepare_training()
     before = task.evaluate(data.val)
     for _ in range(8):
         for batch in data.train:

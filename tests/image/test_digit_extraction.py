@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from fukami import Error
-from fukami.image.digit_extraction import convert_to_mnist
+from fukami.image.digit_extraction import compute_otsu_threshold, convert_to_mnist
 
 FIVE = [
     [(0.2, 0.12), (0.15, 0.48), (0.55, 0.4), (0.9, 0.65), (0.6, 0.98), (0.08, 0.9)],
@@ -28,6 +28,17 @@ def draw_digit(strokes=FIVE, *, size=(400, 360), at=(140, 90), height=180, width
 
 def convert(pixels):
     return convert_to_mnist(Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)))[0].astype(np.float64)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_threshold_equals_that_of_scikit_image(dtype, random):
+    from skimage.filters import threshold_otsu
+
+    assert compute_otsu_threshold(np.full((3, 4), 0.25, dtype)) == 0.25
+    for _ in range(50):
+        values = random.random(random.integers(2, 80, 2))
+        values = np.where(values < random.random(), values, values * random.random()).round(random.integers(1, 8))
+        assert compute_otsu_threshold(values.astype(dtype)) == threshold_otsu(values.astype(dtype))
 
 
 def cosine_similarity(one, other):

@@ -378,6 +378,7 @@ def test_batch_that_exhausts_memory_is_predicted_image_by_image(photo, error):
     dark, light = np.zeros_like(photo), np.full_like(photo, 255)
     task = LimitedTask(nn.Linear(1, 1))
     task.setup(Runtime.start("cpu"))
+    task.prepare_training()
     first, second, third = task.predict([dark, light, dark])
     assert (first["mean"], third["mean"]) == (0, 0)
     assert second["error"] == "the input image needs more memory than is available; make it smaller"

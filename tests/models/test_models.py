@@ -1,9 +1,11 @@
 """Models: shapes, number of parameters, gradients, and agreement with the papers and with torchvision."""
 
+import ast
 import copy
 import inspect
 import operator
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from torch.nn import functional as F
 from fukami import models
 from fukami.engine import recipe
 from fukami.layers.binary import Sign
+from fukami.layers.meta_device import use_meta_device
 from fukami.layers.stem import StemConv2d
 from fukami.models import deep_convnet, googlenet, resnet18, resnet20, resnet50, vgg11, vgg16_bn
 
@@ -105,6 +108,32 @@ def test_all_models_are_tested():
     assert sorted(models.__all__) == sorted(
         [*NAMES, *DETECTORS, *SEGMENTERS, *STYLE_NETWORKS, *CAPTIONERS, *GENERATORS, *Q_NETWORKS]
     )
+
+
+def test_models_are_imported_on_first_use():
+    """The names for type checkers are those that the package imports, each from its file."""
+    for name in models.__all__:
+        assert getattr(models, name).__name__ == name
+    assert {*models.__all__} <= {*dir(models)}
+    tree = ast.parse(Path(models.__file__).read_text())
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    typed = {node.module.rpartition(".")[2]: tuple(alias.name for alias in node.names) for node in block.body}
+    assert typed == models._MODELS
+    assert sorted(models.__all__) == sorted(name for names in typed.values() for name in names)
+    with pytest.raises(AttributeError, match="no attribute 'resnet19'; it has alexnet"):
+        models.resnet19  # noqa: B018
+
+
+def test_networks_on_the_meta_device_skip_their_initialization():
+    """They have the same tensors otherwise; afterwards, tensors are on the CPU and get values again."""
+    with use_meta_device():
+        network = models.deep_convnet()
+    assert {tensor.device.type for tensor in network.state_dict().values()} == {"meta"}
+    expected = models.deep_convnet().state_dict()
+    assert {name: value.shape for name, value in network.state_dict().items()} == {
+        name: value.shape for name, value in expected.items()
+    }
+    assert torch.zeros(100).normal_().std() > 0.5
 
 
 def test_number_of_parameters_of_detectors():

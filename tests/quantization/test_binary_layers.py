@@ -288,7 +288,7 @@ def test_fallback_without_a_compiler_warns_once(monkeypatch, caplog):
         pack_model(network)(images)
     (message,) = caplog.messages
     assert "they run in plain torch" in message
-    assert "pip install numba" in message
+    assert "pip install 'fukami[binary]'" in message
     binary_layers.get_kernels.cache_clear()
 
 

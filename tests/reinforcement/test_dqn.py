@@ -43,6 +43,7 @@ def build_task():
         runtime = Runtime.start("cpu", "float32")
         data.train.setup(runtime)
         task.setup(runtime)
+        task.prepare_training()
         return task, data
 
     return build
@@ -664,7 +665,7 @@ def test_vector_observations(build_task):
     assert np.isfinite(task.step(next(batches))["loss"].item())
     assert task.evaluate(data.val)["length"] > 5
     with pytest.raises(UsageError, match="are vectors, not images; run it with fukami play"):
-        task.predict(["a.png"])
+        task.predict([np.zeros((84, 84), np.uint8)])
 
 
 @ATARI

@@ -19,6 +19,7 @@ from fukami import Error, UsageError, models, train
 from fukami.engine import checkpoint, pretrained
 from fukami.engine.runtime import Runtime
 from fukami.image import io as image_io
+from fukami.style import data as style_data
 from fukami.style import losses as style_losses
 from fukami.style.lbfgs import LBFGS
 from fukami.style.neural_style import NeuralStyle
@@ -27,6 +28,14 @@ from fukami.style.task import RANGE_PENALTY_WEIGHT, STYLE_WEIGHT, StyleInputs, c
 # style layers and content layer: the ReLUs among torchvision's features
 LAYERS = {"vgg16": ([1, 6, 11, 18, 25], 20), "vgg19": ([1, 6, 11, 20, 29], 22)}
 SMALL = {"size": 96, "levels": 2, "iterations": 16, "eval_every": 8}
+
+
+def test_default_images_are_those_of_scikit_learn_and_scikit_image():
+    from skimage.data import hubble_deep_field
+    from sklearn.datasets import load_sample_image
+
+    assert np.array_equal(style_data.load_content_image(), load_sample_image("china.jpg"))
+    assert np.array_equal(style_data.load_style_image(), hubble_deep_field())
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +65,7 @@ def build_task(recipe, precision="float32"):
     data = recipe.load_data()
     task = recipe.build_task(data.labels)
     task.setup(Runtime.start("cpu", precision))
+    task.prepare_training()
     recipe.initialize_task(task)
     return task, data.train[0]
 

@@ -1,18 +1,19 @@
 """Decoding of an autoregressive network: beam search and sampling."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+State = TypeVar("State")  # a tree of tensors
 # (state, last tokens (R,)) -> (next state, log-probabilities (R, vocabulary) of the next tokens), for R rows
-DecoderStep = Callable[[Any, Tensor], tuple[Any, Tensor]]
+DecoderStep = Callable[[State, Tensor], tuple[State, Tensor]]
 
 
 def search(
-    step: DecoderStep, state: Any, *, beam_size: int, max_tokens: int, begin: int, end: int
+    step: DecoderStep[State], state: State, *, beam_size: int, max_tokens: int, begin: int, end: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Search the most likely captions of N images by beam search, all images at once.
 
@@ -60,8 +61,8 @@ def search(
 
 
 def sample(
-    step: DecoderStep,
-    state: Any,
+    step: DecoderStep[State],
+    state: State,
     *,
     num_samples: int,
     max_tokens: int,

@@ -2,28 +2,29 @@
 
 from collections.abc import Iterator
 
-from fukami.captioning import data as captioning_data
-from fukami.data import findings
-from fukami.data.findings import Findings, ImageItem
+from fukami.data import captions, findings
+from fukami.data.findings import Findings, ImageItem, PathNames
+from fukami.data.sources import DataSource
 from fukami.errors import Error
 
 
-def check_samples(spec: str, report: Findings) -> Iterator[tuple[ImageItem, bytes]]:
+def check_samples(source: DataSource, report: Findings) -> Iterator[tuple[ImageItem, bytes]]:
     """Yield each readable image of a dataset with the digest of its pixels; problems are added to ``report``."""
     report.unit = "caption"
-    path = captioning_data.locate_dataset(spec)
+    names = PathNames(source)
     try:
-        parsed = captioning_data.parse_caption_files(path)
+        path = source.require("captions").root
+        parsed = captions.parse_caption_files(path)
     except Error as error:
-        report.add("broken", str(error).removeprefix(f"{path} "), file=str(path))
+        report.add("broken", str(error).removeprefix(f"{names.source} "), file=str(names.source))
         return
     for problem in parsed.problems:
-        report.add(problem.kind, problem.detail, file=str(problem.file), line=problem.line)
+        report.add(problem.kind, problem.detail, file=names(problem.file), line=problem.line)
     items = []
     for split in sorted(parsed.splits, key=("", "train", "val", "test").index):
-        for image, captions in parsed.splits[split].items():
-            report.annotation_counts[split][""] += len(captions)
-            items.append(ImageItem(image, str(image), "", split))
-    for image in captioning_data.find_uncaptioned_images(path, parsed):
-        report.add("no caption", "has no caption; add one, or remove the image", file=str(image))
+        for image, image_captions in parsed.splits[split].items():
+            report.annotation_counts[split][""] += len(image_captions)
+            items.append(ImageItem(image, names(image), "", split))
+    for image in captions.find_uncaptioned_images(path, parsed):
+        report.add("no caption", "has no caption; add one, or remove the image", file=names(image))
     yield from findings.hash_images(items, report)

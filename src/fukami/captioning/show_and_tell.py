@@ -4,7 +4,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from fukami.captioning import tokenizer
 from fukami.captioning.tokenizer import TokenizerName
@@ -13,14 +13,29 @@ from fukami.engine.supervised import RESIZE_RATIO, OptimizerName, SupervisedReci
 from fukami.errors import UsageError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from fukami.captioning.data import CaptionDataset
     from fukami.captioning.loader import CaptionEvalLoader, CaptionLoader, StreamingCaptionLoader
     from fukami.captioning.task import CaptioningTask
-    from fukami.engine.task import Task
     from fukami.image.transform import SquareTransform
 
 EVAL_BATCH_SIZE = 50
 MAX_BEAM_SIZE, MAX_TOKENS = 100, 1000  # upper bounds of the fields
+
+
+class EncoderRecipe(Protocol):
+    """Recipe of a classifier, whose network without its head is the encoder."""
+
+    @property
+    def architecture(self) -> str:
+        """Name of the network's function in :mod:`fukami.models`."""
+
+    def build_model(self, num_classes: int) -> "nn.Module":
+        """Build the network."""
+
+    def build_transform(self, labels: tuple[str, ...]) -> "SquareTransform":
+        """Build the image preprocessing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +131,7 @@ class ShowAndTell(SupervisedRecipe):
         return bool(self.init) and not self.finetune_epochs
 
     @property
-    def encoder_recipe(self) -> Any:
+    def encoder_recipe(self) -> EncoderRecipe:
         """Recipe of the encoder.
 
         Raises:
@@ -125,7 +140,8 @@ class ShowAndTell(SupervisedRecipe):
         kind = get_recipe(self.encoder)
         if not hasattr(kind, "as_encoder"):
             raise UsageError(f"the encoder should be a classifier such as googlenet or resnet50, not {self.encoder}")
-        return kind.as_encoder(self.encoder_options, self.size)
+        encoder_recipe: EncoderRecipe = kind.as_encoder(self.encoder_options, self.size)
+        return encoder_recipe
 
     def build_transform(self) -> "SquareTransform":
         """Build the preprocessing of images, with the encoder's mean and standard deviation."""
@@ -234,18 +250,17 @@ class ShowAndTell(SupervisedRecipe):
             **options,
         )
 
-    def initialize_task(self, task: "Task") -> None:
+    def initialize_task(self, task: "CaptioningTask") -> None:
         """Load the weights of ``init``: a classifier's into the encoder, a captioning run's into the whole network."""
         from fukami.engine import pretrained
 
         if self.init:
-            labels = getattr(task, "labels", ())
-            pretrained.initialize_captioner(task.model, self.encoder_recipe.architecture, self.init, labels)
+            pretrained.initialize_captioner(task.model, self.encoder_recipe.architecture, self.init, task.labels)
 
     def stages(self, folder: Path) -> dict[str, Recipe]:
         """Return the stage with the frozen encoder, before the encoder is fine-tuned."""
         return {"frozen": dataclasses.replace(self, finetune_epochs=0)} if self.finetune_epochs else {}
 
-    def continue_from_stage(self, task: "Task", run: Path) -> None:
+    def continue_from_stage(self, task: "CaptioningTask", run: Path) -> None:
         """Continue from the network trained with the frozen encoder."""
         dataclasses.replace(self, init=str(run)).initialize_task(task)

@@ -128,11 +128,15 @@ class CaptioningTask(Task):
         )
 
     def setup(self, runtime: "Runtime") -> None:
-        """Move the task to the device and prepare it for training."""
-        if self.frozen_encoder:
-            self.model.encoder.requires_grad_(False)
+        """Move the network to the device."""
         super().setup(runtime)
         self.mean, self.std = get_normalization(self.transform, runtime.device)
+
+    def prepare_training(self) -> None:
+        """Create the optimizer, without the parameters of a frozen encoder."""
+        if self.frozen_encoder:
+            self.model.get_submodule("encoder").requires_grad_(False)
+        super().prepare_training()
 
     def get_signature(self) -> ModelSignature:
         """Raise a usage error: beam search is not part of the network, so the model cannot be exported."""

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
-from fukami.errors import Error, get_install_command
+from fukami.errors import Error, get_install_command, require_extra
 
 TokenizerName = Literal["words", "characters", "japanese"]
 END, BEGIN, UNKNOWN = 0, 1, 2
@@ -27,7 +27,8 @@ def tokenize(sentence: str, tokenizer: TokenizerName) -> list[str]:
             text into words; ``japanese`` uses Janome's words.
 
     Raises:
-        Error: the tokenizer is ``words`` and the script has no spaces, or Janome is not installed.
+        MissingPackageError: Janome is not installed.
+        Error: the tokenizer is ``words`` and the script has no spaces.
     """
     text = unicodedata.normalize("NFKC", sentence).lower()
     if tokenizer == "japanese":
@@ -55,10 +56,8 @@ def detokenize(words: Iterable[str], tokenizer: TokenizerName) -> str:
 
 @functools.cache
 def _load_japanese_tokenizer() -> Callable[[str], Iterable[str]]:
-    try:
+    with require_extra("japanese", "--tokenizer japanese", "use --tokenizer characters"):
         from janome.tokenizer import Tokenizer
-    except ImportError:
-        raise Error(f"--tokenizer japanese needs Janome: {get_install_command('japanese')}") from None
     tokenizer = Tokenizer()
     return lambda text: map(str, tokenizer.tokenize(text, wakati=True))
 

@@ -1,18 +1,32 @@
 """Recipes of networks with 1-bit weights and activations (Courbariaux et al. 2016; Rastegari et al. 2016)."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from fukami.classification.deep_convnet import DeepConvNet
-from fukami.classification.recipe import BinarizedMixin, ClassificationRecipe
-from fukami.engine.recipe import MAX_INPUT_SIZE, check_range
-
-if TYPE_CHECKING:
-    from torch import nn
+from fukami.classification.deep_convnet import DeepConvNetFields
+from fukami.classification.recipe import ClassificationRecipe
+from fukami.engine.recipe import MAX_INPUT_SIZE, FieldGroup, check_range
+from fukami.engine.supervised import OptimizerName
 
 
 @dataclass(frozen=True, kw_only=True)
-class BinaryConvNet(BinarizedMixin, ClassificationRecipe):
+class BinarizationFields(FieldGroup):
+    """Fields of classifiers with 1-bit weights and activations."""
+
+    optimizer: OptimizerName = "adam"
+    """Optimizer; momentum and nesterov are SGD."""
+    lr: float = 3e-3
+    """Peak learning rate."""
+    weight_decay: float = 0.0
+    """Weight decay; latent weights of binarized layers need none."""
+    scaling_factors: bool = False
+    """Scaling factors of the binarized weights, as in XNOR-Net (Rastegari et al. 2016)."""
+    learned_thresholds: bool = False
+    """Learned thresholds of the sign activations, as in ReActNet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BinaryConvNet(BinarizationFields, ClassificationRecipe):
     """Binarized network for CIFAR-10 with 14 million 1-bit weights (Courbariaux et al. 2016, section 2.1).
 
     Result: 80.88 % test accuracy on CIFAR-10 in JPEG files, with half the channels, after 24 epochs in 32 minutes on 2
@@ -21,6 +35,10 @@ class BinaryConvNet(BinarizedMixin, ClassificationRecipe):
     Example:
         fukami train binary-convnet --data cifar10 --epochs 24 --widths 64 64 128 128 256 256 --hidden 512 512
     """
+
+    model_arguments: ClassVar[tuple[str, ...]] = (
+        "channels", "size", "widths", "hidden", "end_layers", "scaling_factors", "learned_thresholds"
+    )  # fmt: skip
 
     size: int = 32
     """Input size: side of the square input image, in pixels."""
@@ -43,24 +61,9 @@ class BinaryConvNet(BinarizedMixin, ClassificationRecipe):
         super().__post_init__()
         check_range(self, 2 ** (len(self.widths) // 2), MAX_INPUT_SIZE, "size")
 
-    def build_model(self, num_classes: int) -> "nn.Module":
-        """Build the network."""
-        from fukami.models import binary_convnet
-
-        return binary_convnet(
-            num_classes,
-            channels=self.channels,
-            size=self.size,
-            widths=self.widths,
-            hidden=self.hidden,
-            end_layers=self.end_layers,
-            scaling_factors=self.scaling_factors,
-            learned_thresholds=self.learned_thresholds,
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
-class BinaryDeepConvNet(BinarizedMixin, DeepConvNet):
+class BinaryDeepConvNet(BinarizationFields, DeepConvNetFields, ClassificationRecipe):
     """DeepConvNet with 1-bit weights and activations and twice the channels (Courbariaux et al. 2016).
 
     Result: 99.28 % test accuracy on MNIST in 23 minutes on 2 cores of an AMD EPYC; the paper's network of fully
@@ -70,7 +73,9 @@ class BinaryDeepConvNet(BinarizedMixin, DeepConvNet):
         fukami train binary-deep-convnet --data mnist
     """
 
-    batch_norm: ClassVar[bool] = True  # type: ignore[misc]  # sign activations need it
+    model_arguments: ClassVar[tuple[str, ...]] = (
+        "channels", "size", "widths", "hidden", "dropout", "end_layers", "scaling_factors", "learned_thresholds"
+    )  # fmt: skip
 
     epochs: int = 15
     """Number of epochs."""
@@ -83,25 +88,9 @@ class BinaryDeepConvNet(BinarizedMixin, DeepConvNet):
     end_layers: Literal["float", "binary"] = "float"
     """Weights of the first and last layer: float (full precision) or binary (1 bit, as in the paper)."""
 
-    def build_model(self, num_classes: int) -> "nn.Module":
-        """Build the network."""
-        from fukami.models import binary_deep_convnet
-
-        return binary_deep_convnet(
-            num_classes,
-            channels=self.channels,
-            size=self.size,
-            widths=self.widths,
-            hidden=self.hidden,
-            dropout=self.dropout,
-            end_layers=self.end_layers,
-            scaling_factors=self.scaling_factors,
-            learned_thresholds=self.learned_thresholds,
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
-class BinaryResNet18(BinarizedMixin, ClassificationRecipe):
+class BinaryResNet18(BinarizationFields, ClassificationRecipe):
     """Binarized ResNet-18 with a shortcut around every 1-bit convolution (Liu et al. 2018, Bi-Real Net).
 
     Not trained here; training runs at 45 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 56.4 %
@@ -111,6 +100,8 @@ class BinaryResNet18(BinarizedMixin, ClassificationRecipe):
         fukami train binary-resnet18 --data flowers
     """
 
+    model_arguments: ClassVar[tuple[str, ...]] = ("channels", "stem", "scaling_factors", "learned_thresholds")
+
     lr: float = 2e-3
     """Peak learning rate."""
     augment: tuple[str, ...] = ("crop=0.3", "flip")
@@ -118,15 +109,3 @@ class BinaryResNet18(BinarizedMixin, ClassificationRecipe):
     disables it."""
     stem: Literal["7x7", "3x3"] = "7x7"
     """Stem: 7x7, the paper's, divides the side by 4; 3x3, for images of 32 to 64 pixels, preserves it."""
-
-    def build_model(self, num_classes: int) -> "nn.Module":
-        """Build the network."""
-        from fukami.models import binary_resnet18
-
-        return binary_resnet18(
-            num_classes,
-            channels=self.channels,
-            stem=self.stem,
-            scaling_factors=self.scaling_factors,
-            learned_thresholds=self.learned_thresholds,
-        )

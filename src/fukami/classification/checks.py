@@ -17,27 +17,33 @@ import numpy as np
 from PIL import Image
 
 from fukami.data import findings, image_folder, labeled_images, remote, shards, tar
-from fukami.data.findings import Findings, ImageItem
+from fukami.data.findings import Findings, ImageItem, PathNames
 from fukami.data.parsing import exists, is_file, read_text
+from fukami.data.sources import DataSource
 from fukami.errors import Error
 from fukami.image import io as image_io
 
 HOLDOUT = 0.2  # test fraction of a built-in dataset without a test split, as in the recipes
 
 
-def check_samples(spec: str, report: Findings) -> Iterator[tuple[ImageItem, bytes]]:
+def check_samples(source: DataSource, report: Findings) -> Iterator[tuple[ImageItem, bytes]]:
     """Yield the readable images of a classification dataset with their digests, and report problems."""
-    path = Path(spec)
-    if spec in labeled_images.DATASET_NAMES:
-        yield from _check_known_dataset(spec, report)
-    elif shards.is_shard_spec(spec):
-        yield from findings.hash_images(_check_shards(spec, report), report)
+    try:
+        found = source.find("labels")
+    except Error as error:
+        report.add("broken", str(error).removeprefix(f"{source.location} "), file=str(source.location))
+        return
+    layout = found.name if found else "image folder"
+    if layout == "built-in":
+        yield from _check_built_in_dataset(source.spec, report)
+    elif layout == "shards":
+        yield from findings.hash_images(_check_shards(source.spec, report), report)
     else:
-        items = _check_csv(path, report) if path.suffix.lower() == ".csv" else _check_folder(path, report)
+        items = _check_csv(source.path, report) if layout == "CSV" else _check_folder(source, report)
         yield from findings.hash_images(items, report)
 
 
-def _check_known_dataset(spec: str, report: Findings) -> Iterator[tuple[ImageItem, bytes]]:
+def _check_built_in_dataset(spec: str, report: Findings) -> Iterator[tuple[ImageItem, bytes]]:
     """Yield the images of a built-in dataset and the digests of their pixels."""
     train, test, labels = labeled_images.load_labeled_images(spec, HOLDOUT)
     files: list[ImageItem] = []
@@ -55,24 +61,18 @@ def _check_known_dataset(spec: str, report: Findings) -> Iterator[tuple[ImageIte
 # folders and archives
 
 
-def _check_folder(path: Path, report: Findings) -> list[ImageItem]:
+def _check_folder(source: DataSource, report: Findings) -> list[ImageItem]:
     """List the images of a folder or an archive by class, and check the layout."""
-    root = path
-    if path.is_file():
-        try:
-            root = image_folder.unpack_archive(path)
-        except Error as error:
-            report.add("broken", str(error).removeprefix(f"{path} "), file=str(path))
-            return []
-    layout = _ClassFolders(path, root, report)
-    top_folder = root
+    layout = _ClassFolders(PathNames(source), report)
+    top_folder = source.path
     while len(folders := image_folder.list_folders(top_folder)) == 1 and len(image_folder.list_folders(folders[0])) > 1:
         top_folder = folders[0]  # the single top folder of an archive, as in training
     splits = [
         folder for folder in folders if folder.name.lower() in (*image_folder.TRAIN_NAMES, *image_folder.TEST_NAMES)
     ]
     if not folders:
-        report.add("empty", "contains no folders; expected one folder of images for each class", file=str(path))
+        detail = "contains no folders; expected one folder of images for each class"
+        report.add("empty", detail, file=str(source.location))
     splits.sort(
         key=lambda split: split.name.lower() not in image_folder.TRAIN_NAMES
     )  # train first, so that a leak is reported for the test file
@@ -96,16 +96,11 @@ def _check_folder(path: Path, report: Findings) -> list[ImageItem]:
 class _ClassFolders:
     """A folder of images by class, and the paths that messages show for its files."""
 
-    source: Path
-    root: Path
+    format_path: PathNames
     report: Findings
 
     def __post_init__(self) -> None:
         self.suffixes = image_io.get_image_suffixes()
-
-    def format_path(self, path: Path) -> str:
-        """Return the path relative to the dataset, also if it was unpacked elsewhere."""
-        return str(self.source / path.relative_to(self.root))
 
     def check_loose_files(self, folder: Path) -> None:
         """Report images next to the class folders, which belong to no class."""

@@ -1,13 +1,11 @@
 """GoogLeNet recipe (Szegedy et al. 2015)."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from fukami.classification.recipe import ClassificationRecipe
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from fukami.image.transform import SquareTransform
 
 
@@ -22,7 +20,8 @@ class GoogLeNet(ClassificationRecipe):
         fukami train googlenet --data flowers --init imagenet
     """
 
-    encoder_overrides: ClassVar[dict[str, Any]] = {"aux_loss": False}
+    encoder_overrides: ClassVar[dict[str, int]] = {"aux_loss": False}
+    model_arguments: ClassVar[tuple[str, ...]] = ("channels", "aux_loss", "kernel_size")
 
     augment: tuple[str, ...] = ("crop=0.3", "flip")
     """Data augmentation of the training images, such as flip crop=0.3 trivial mixup=0.2; the flag without a value
@@ -31,12 +30,6 @@ class GoogLeNet(ClassificationRecipe):
     """Auxiliary classifiers: add the losses of two intermediate classifiers, with the weight 0.3 each."""
     kernel_size: Literal[3, 5] = 3
     """Kernel size of the largest convolutions: 5 in the paper, 3 in torchvision's weights."""
-
-    def build_model(self, num_classes: int) -> "nn.Module":
-        """Build the network."""
-        from fukami.models import googlenet
-
-        return googlenet(num_classes, channels=self.channels, aux_loss=self.aux_loss, kernel_size=self.kernel_size)
 
     def build_transform(self, labels: tuple[str, ...]) -> "SquareTransform":
         """Build the image preprocessing; values are in [-1, 1], as torchvision's weights expect."""

@@ -23,6 +23,7 @@ from fukami.engine import export as engine_export
 from fukami.engine.recipe import check_data
 from fukami.engine.runtime import Runtime
 from fukami.errors import Error, UsageError
+from fukami.layers.meta_device import use_meta_device
 
 PRECISIONS = ("float32", "bfloat16", "float16", "int8", "binary", "onnx")
 BATCH_SIZE = 256  # batch size of the throughput; the latency is that of one image
@@ -116,7 +117,7 @@ def _load_run(folder: Path, device: str, threads: int, recipe: Path | None) -> d
 def _import_libraries(folder: Path, run_precision: str, device: torch.device, source: Path | None) -> None:
     """Import all libraries before memory is measured, by building the task once on the meta device."""
     recipe, labels = checkpoint.read_recipe(folder, source)
-    with torch.device("meta"):
+    with use_meta_device():
         recipe.build_task(labels)
     if run_precision in precision.ONNX_PRECISIONS:
         importlib.import_module("fukami.quantization.onnx_export")

@@ -3,10 +3,12 @@
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from fukami.engine.recipe import MAX_INPUT_SIZE, Data, check_range, get_recipe_name, parse_overrides
-from fukami.engine.supervised import IMAGENET_MEAN, IMAGENET_STD, OptimizerName, SupervisedRecipe, build_augmentation
+from fukami.engine.recipe import MAX_INPUT_SIZE, check_range, get_network_name, get_recipe_name, parse_overrides
+from fukami.engine.supervised import IMAGENET_MEAN, IMAGENET_STD, SplitLoading, SupervisedRecipe, build_augmentation
+from fukami.engine.supervised import OptimizerName as OptimizerName  # for custom recipes
 from fukami.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
     from fukami.classification.task import ClassificationTask
     from fukami.data.labeled_images import LabeledImages
     from fukami.data.loader import BatchLoader
-    from fukami.engine.task import Task
     from fukami.image.transform import SquareTransform
 
 MAX_EVAL_BATCH_SIZE = 500  # maximum batch size of the evaluation
@@ -35,11 +36,11 @@ TTA_AUGMENTATIONS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassificationRecipe(SupervisedRecipe):
+class ClassificationRecipe(SplitLoading, SupervisedRecipe):
     """Image classification: data, training settings and evaluation; subclasses define the network."""
 
-    model_arguments: ClassVar[tuple[str, ...]] = ("channels",)  # fields passed to the network's function
-    encoder_overrides: ClassVar[dict[str, Any]] = {}  # field values when the network is the encoder of another task
+    model_arguments: ClassVar[tuple[str, ...]] = ("channels",)
+    encoder_overrides: ClassVar[dict[str, int]] = {}  # field values when the network is the encoder of another task
 
     data: str = "digits"
     """Dataset: mnist, digits (bundled), cifar10, cifar100, imagenet, a folder or archive of images by class, a CSV
@@ -111,15 +112,11 @@ class ClassificationRecipe(SupervisedRecipe):
     @property
     def architecture(self) -> str:
         """Name of the network's function in :mod:`fukami.models`; by default the recipe's name."""
-        return get_recipe_name(type(self)).replace("-", "_")
+        return get_network_name(type(self))
 
     def build_model(self, num_classes: int) -> "nn.Module":
         """Build the network, which maps images ``(N, channels, size, size)`` to logits ``(N, classes)``."""
-        from fukami import models
-
-        arguments = {name: getattr(self, name) for name in self.model_arguments}
-        network: nn.Module = getattr(models, self.architecture)(num_classes, **arguments)
-        return network
+        return self.build_named_model(self.architecture, num_classes)
 
     def build_transform(self, labels: tuple[str, ...]) -> "SquareTransform":
         """Build the image preprocessing."""
@@ -132,32 +129,27 @@ class ClassificationRecipe(SupervisedRecipe):
         )
         return SquareTransform(channels=self.channels, size=self.size, mean=mean, std=std)
 
-    def load_data(self) -> Data:
-        """Load the dataset into memory, or stream it from its files if it exceeds the memory limit."""
+    def load_splits(self, *, include_train: bool = True) -> "tuple[LabeledImages, LabeledImages, tuple[str, ...]]":
+        """Index the dataset; images are not decoded, so ``include_train`` makes no difference."""
         from fukami.data import labeled_images
 
-        train, test, labels = labeled_images.load_labeled_images(self.data, self.holdout)
-        return Data(self.build_loader(train, labels, train=True), self.build_loader(test, labels, train=False), labels)
+        return labeled_images.load_labeled_images(self.data, self.holdout)
 
-    def load_eval_data(self) -> "BatchLoader":
-        """Load only the test split; training images are not decoded."""
-        from fukami.data import labeled_images
-
-        _, test, labels = labeled_images.load_labeled_images(self.data, self.holdout)
-        return self.build_loader(test, labels, train=False)
-
-    def build_loader(self, source: "LabeledImages", labels: tuple[str, ...], *, train: bool) -> "BatchLoader":
+    def build_loader(self, split: "LabeledImages", labels: tuple[str, ...], *, train: bool) -> "BatchLoader":
         """Build the loader of a split, for training or evaluation."""
         transform = self.build_transform(labels)
         if train:
-            options: dict[str, Any] = {
-                "batch_size": self.batch_size,
-                "seed": self.seed,
-                "balanced": self.balance == "sampling",
-            }
-            return self.build_image_loader(source, labels, transform, self.augment, **options)
+            return self.build_image_loader(
+                split,
+                labels,
+                transform,
+                self.augment,
+                batch_size=self.batch_size,
+                seed=self.seed,
+                balanced=self.balance == "sampling",
+            )
         batch_size = max(1, min(MAX_EVAL_BATCH_SIZE, int(MAX_EVAL_BATCH_BYTES / transform.nbytes)))
-        return self.build_image_loader(source, labels, transform, (), batch_size=batch_size, seed=None)
+        return self.build_image_loader(split, labels, transform, (), batch_size=batch_size, seed=None)
 
     def build_task(self, labels: tuple[str, ...]) -> "ClassificationTask":
         """Build the classification task."""
@@ -171,14 +163,10 @@ class ClassificationRecipe(SupervisedRecipe):
             model = int8.prepare_fake_quantization(model)
         if self.freeze:
             pretrained.freeze_features(model)
-        training_options = self.get_training_options()
-        if self.layer_lr_decay != 1:
-            factory = training_options["optimizer"]
-            training_options["optimizer"] = lambda _: factory(
-                pretrained.build_layerwise_groups(model, self.peak_lr, self.layer_lr_decay)
-            )
+        build_groups = partial(pretrained.build_layerwise_groups, model, self.peak_lr, self.layer_lr_decay)
+        options = self.get_training_options(build_groups if self.layer_lr_decay != 1 else None)
         if self.cycles > 1:
-            training_options["lr_schedule"] = schedules.repeat_schedule(training_options["lr_schedule"], self.cycles)
+            options["lr_schedule"] = schedules.repeat_schedule(options["lr_schedule"], self.cycles)
         return ClassificationTask(
             model,
             labels,
@@ -191,33 +179,16 @@ class ClassificationRecipe(SupervisedRecipe):
             augment=build_augmentation(
                 [name for name in self.augment if name.partition("=")[0] in TTA_AUGMENTATIONS], transform, labels
             ),
-            **training_options,
+            **options,
         )
 
-    def initialize_task(self, task: "Task") -> None:
+    def initialize_task(self, task: "ClassificationTask") -> None:
         """Load the weights of ``init`` into the network."""
         from fukami.engine import pretrained
 
         if self.init:
-            network = self.build_model(len(getattr(task, "labels", ()))) if self.quantize != "none" else task.model
+            network = self.build_model(len(task.labels)) if self.quantize != "none" else task.model
             pretrained.initialize_classifier(network, self.architecture, self.init)
             if network is not task.model:  # the quantized model also has activation ranges, not yet calibrated
                 task.model.load_state_dict(network.state_dict(), strict=False)
-            ema_model: nn.Module = getattr(task, "ema_model", task.model)
-            ema_model.load_state_dict(task.model.state_dict())
-
-
-@dataclass(frozen=True, kw_only=True)
-class BinarizedMixin:
-    """Fields of classifiers with 1-bit weights and activations; the first base class of their recipes."""
-
-    optimizer: OptimizerName = "adam"
-    """Optimizer; momentum and nesterov are SGD."""
-    lr: float = 3e-3
-    """Peak learning rate."""
-    weight_decay: float = 0.0
-    """Weight decay; latent weights of binarized layers need none."""
-    scaling_factors: bool = False
-    """Scaling factors of the binarized weights, as in XNOR-Net (Rastegari et al. 2016)."""
-    learned_thresholds: bool = False
-    """Learned thresholds of the sign activations, as in ReActNet."""
+            task.ema_model.load_state_dict(task.model.state_dict())

@@ -4,18 +4,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from fukami.classification.recipe import ClassificationRecipe
+from fukami.engine.recipe import FieldGroup
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResNet18(ClassificationRecipe):
-    """ResNet-18: eight blocks of two 3×3 convolutions (He et al. 2016, table 1).
-
-    Not trained here; training runs at 54 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 72.12 %
-    top-1 accuracy on ImageNet, 10 crops.
-
-    Example:
-        fukami train resnet18 --data flowers --init imagenet
-    """
+class ResNetFields(FieldGroup):
+    """Fields of a ResNet for photographs."""
 
     model_arguments: ClassVar[tuple[str, ...]] = ("channels", "stem")
 
@@ -27,27 +21,8 @@ class ResNet18(ClassificationRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResNet34(ResNet18):
-    """ResNet-34: sixteen blocks of two 3×3 convolutions (He et al. 2016, table 1).
-
-    Not trained here; training runs at 30 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 75.48 %
-    top-1 accuracy on ImageNet, 10 crops.
-
-    Example:
-        fukami train resnet34 --data flowers --init imagenet
-    """
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResNet50(ResNet18):
-    """ResNet-50: 16 bottleneck blocks (He et al. 2016, table 1).
-
-    Not trained here; training runs at 22 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 77.15 %
-    top-1 accuracy on ImageNet, 10 crops.
-
-    Example:
-        fukami train resnet50 --data flowers --init imagenet
-    """
+class BottleneckResNetFields(ResNetFields):
+    """Fields of a ResNet for photographs with bottleneck blocks."""
 
     model_arguments: ClassVar[tuple[str, ...]] = ("channels", "stem", "stride_in")
 
@@ -56,40 +31,8 @@ class ResNet50(ResNet18):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResNet101(ResNet50):
-    """ResNet-101: 33 bottleneck blocks (He et al. 2016, table 1).
-
-    Not trained here; training runs at 13 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 78.25 %
-    top-1 accuracy on ImageNet, 10 crops.
-
-    Example:
-        fukami train resnet101 --data flowers --init imagenet
-    """
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResNet152(ResNet50):
-    """ResNet-152: 50 bottleneck blocks (He et al. 2016, table 1).
-
-    Not trained here; training runs at 8.8 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 78.57 %
-    top-1 accuracy on ImageNet, 10 crops.
-
-    Example:
-        fukami train resnet152 --data flowers --init imagenet
-    """
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResNet20(ClassificationRecipe):
-    """ResNet-20 for 32×32 images: 0.27 million parameters (He et al. 2016, section 4.2).
-
-    Result: 88.32 % test accuracy on CIFAR-10 in JPEG files after 64 epochs in 38 minutes on 2 cores of an AMD EPYC; the
-    paper: 91.25 %.
-
-    Example:
-        fukami train resnet20 --data cifar10 --epochs 64 --lr 0.15 --label-smoothing 0.1 --augment flip
-            pad-crop=4 erase=0.5
-    """
+class SmallImageResNetFields(FieldGroup):
+    """Fields of a ResNet for 32×32 images."""
 
     model_arguments: ClassVar[tuple[str, ...]] = ("channels", "shortcut")
 
@@ -109,7 +52,80 @@ class ResNet20(ClassificationRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResNet32(ResNet20):
+class ResNet18(ResNetFields, ClassificationRecipe):
+    """ResNet-18: eight blocks of two 3×3 convolutions (He et al. 2016, table 1).
+
+    Not trained here; training runs at 54 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 72.12 %
+    top-1 accuracy on ImageNet, 10 crops.
+
+    Example:
+        fukami train resnet18 --data flowers --init imagenet
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNet34(ResNetFields, ClassificationRecipe):
+    """ResNet-34: sixteen blocks of two 3×3 convolutions (He et al. 2016, table 1).
+
+    Not trained here; training runs at 30 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 75.48 %
+    top-1 accuracy on ImageNet, 10 crops.
+
+    Example:
+        fukami train resnet34 --data flowers --init imagenet
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNet50(BottleneckResNetFields, ClassificationRecipe):
+    """ResNet-50: 16 bottleneck blocks (He et al. 2016, table 1).
+
+    Not trained here; training runs at 22 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 77.15 %
+    top-1 accuracy on ImageNet, 10 crops.
+
+    Example:
+        fukami train resnet50 --data flowers --init imagenet
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNet101(BottleneckResNetFields, ClassificationRecipe):
+    """ResNet-101: 33 bottleneck blocks (He et al. 2016, table 1).
+
+    Not trained here; training runs at 13 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 78.25 %
+    top-1 accuracy on ImageNet, 10 crops.
+
+    Example:
+        fukami train resnet101 --data flowers --init imagenet
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNet152(BottleneckResNetFields, ClassificationRecipe):
+    """ResNet-152: 50 bottleneck blocks (He et al. 2016, table 1).
+
+    Not trained here; training runs at 8.8 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 78.57 %
+    top-1 accuracy on ImageNet, 10 crops.
+
+    Example:
+        fukami train resnet152 --data flowers --init imagenet
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNet20(SmallImageResNetFields, ClassificationRecipe):
+    """ResNet-20 for 32×32 images: 0.27 million parameters (He et al. 2016, section 4.2).
+
+    Result: 88.32 % test accuracy on CIFAR-10 in JPEG files after 64 epochs in 38 minutes on 2 cores of an AMD EPYC; the
+    paper: 91.25 %.
+
+    Example:
+        fukami train resnet20 --data cifar10 --epochs 64 --lr 0.15 --label-smoothing 0.1 --augment flip
+            pad-crop=4 erase=0.5
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNet32(SmallImageResNetFields, ClassificationRecipe):
     """ResNet-32 for 32×32 images: five blocks per stage (He et al. 2016, section 4.2).
 
     Not trained here; training runs at 449 images per second of 32×32 on 2 cores of an AMD EPYC. The paper: 92.49 % test
@@ -121,7 +137,7 @@ class ResNet32(ResNet20):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResNet44(ResNet20):
+class ResNet44(SmallImageResNetFields, ClassificationRecipe):
     """ResNet-44 for 32×32 images: seven blocks per stage (He et al. 2016, section 4.2).
 
     Not trained here; training runs at 330 images per second of 32×32 on 2 cores of an AMD EPYC. The paper: 92.83 % test
@@ -133,7 +149,7 @@ class ResNet44(ResNet20):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResNet56(ResNet20):
+class ResNet56(SmallImageResNetFields, ClassificationRecipe):
     """ResNet-56 for 32×32 images: nine blocks per stage (He et al. 2016, section 4.2).
 
     Not trained here; training runs at 269 images per second of 32×32 on 2 cores of an AMD EPYC. The paper: 93.03 % test
@@ -145,7 +161,7 @@ class ResNet56(ResNet20):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResNet110(ResNet20):
+class ResNet110(SmallImageResNetFields, ClassificationRecipe):
     """ResNet-110 for 32×32 images: eighteen blocks per stage (He et al. 2016, section 4.2).
 
     Not trained here; training runs at 140 images per second of 32×32 on 2 cores of an AMD EPYC. The paper: 93.57 % test

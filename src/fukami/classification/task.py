@@ -93,15 +93,19 @@ class ClassificationTask(Task):
             self.inference_model = Ensemble([*snapshots, self.ema_model], num_active=1)
 
     def setup(self, runtime: "Runtime") -> None:
-        """Move the networks to the device and create the optimizer."""
+        """Move the networks to the device."""
+        super().setup(runtime)
+        self.inference_model = runtime.move_to_device(self.inference_model)
+        self.mean, self.std = get_normalization(self.transform, runtime.device)
+
+    def prepare_training(self) -> None:
+        """Create the optimizer, and enable activation checkpointing."""
         if self.activation_checkpointing:
             enable_activation_checkpointing(self.model)
             # recomputation restores random states, which a CUDA graph cannot record
             self.supports_cuda_graph = False
-        super().setup(runtime)
-        self.inference_model = runtime.move_to_device(self.inference_model)
+        super().prepare_training()
         self.latent_weights = binary.get_latent_weights(self.model)
-        self.mean, self.std = get_normalization(self.transform, runtime.device)
         if self.inference_model is not self.model:
             self.state["inference model"] = self.inference_model
 

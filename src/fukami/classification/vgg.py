@@ -2,24 +2,17 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from fukami.classification.recipe import ClassificationRecipe
-from fukami.engine.recipe import MAX_INPUT_SIZE, check_range
+from fukami.engine.recipe import MAX_INPUT_SIZE, FieldGroup, check_range, get_network_name
 
 
 @dataclass(frozen=True, kw_only=True)
-class VGG16(ClassificationRecipe):
-    """VGG-16: 13 3×3 convolutions and three fully connected layers (Simonyan and Zisserman 2015, table 1, D).
+class VGGFields(FieldGroup):
+    """Fields of VGG with 11 to 19 layers."""
 
-    Result: 74.51 % on 255 test images of voc-animals at 96 pixels, with a linear probe on ImageNet features, in 64
-    seconds on 2 cores of an AMD EPYC. The paper: 74.4 % top-1 accuracy on ImageNet, one scale.
-
-    Example:
-        fukami train vgg16 --data flowers --init imagenet
-    """
-
-    encoder_overrides: ClassVar[dict[str, Any]] = {"hidden": 0}  # published features have no fully connected layers
+    encoder_overrides: ClassVar[dict[str, int]] = {"hidden": 0}  # published features have no fully connected layers
     model_arguments: ClassVar[tuple[str, ...]] = ("channels", "size", "hidden", "dropout")
 
     lr: float = 0.01
@@ -44,11 +37,23 @@ class VGG16(ClassificationRecipe):
     @property
     def architecture(self) -> str:
         """Name of the network's function in :mod:`fukami.models`."""
-        return super().architecture + ("_bn" if self.batch_norm else "")
+        return get_network_name(type(self)) + ("_bn" if self.batch_norm else "")
 
 
 @dataclass(frozen=True, kw_only=True)
-class VGG11(VGG16):
+class VGG16(VGGFields, ClassificationRecipe):
+    """VGG-16: 13 3×3 convolutions and three fully connected layers (Simonyan and Zisserman 2015, table 1, D).
+
+    Result: 74.51 % on 255 test images of voc-animals at 96 pixels, with a linear probe on ImageNet features, in 64
+    seconds on 2 cores of an AMD EPYC. The paper: 74.4 % top-1 accuracy on ImageNet, one scale.
+
+    Example:
+        fukami train vgg16 --data flowers --init imagenet
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class VGG11(VGGFields, ClassificationRecipe):
     """VGG-11: eight 3×3 convolutions and three fully connected layers (Simonyan and Zisserman 2015, table 1, A).
 
     Not trained here; training runs at 16 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 70.4 %
@@ -60,7 +65,7 @@ class VGG11(VGG16):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VGG13(VGG16):
+class VGG13(VGGFields, ClassificationRecipe):
     """VGG-13: ten 3×3 convolutions and three fully connected layers (Simonyan and Zisserman 2015, table 1, B).
 
     Not trained here; training runs at 11 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 71.3 %
@@ -72,7 +77,7 @@ class VGG13(VGG16):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VGG19(VGG16):
+class VGG19(VGGFields, ClassificationRecipe):
     """VGG-19: 16 3×3 convolutions and three fully connected layers (Simonyan and Zisserman 2015, table 1, E).
 
     Not trained here; training runs at 7.0 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 74.5 %

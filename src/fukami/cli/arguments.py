@@ -8,13 +8,18 @@ import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from fukami.errors import UsageError
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from fukami.engine.recipe import Recipe
 
+Result = TypeVar("Result")
+Options = TypeVar("Options", bound="DataclassInstance")
+Flag = tuple[str, object] | tuple[str, object, object]  # name, annotated type and default
 # Fields of recipes by the group in which --help lists them; every other field is listed under "model".
 GROUPS = {
     "data": """
@@ -36,7 +41,7 @@ GROUPS = {
 }
 
 
-def run_cli(function: Callable[..., Any], arguments: Sequence[str], prog: str) -> Any:
+def run_cli(function: Callable[..., Result], arguments: Sequence[str], prog: str) -> Result:
     """Call a function with the parsed arguments; its signature defines them and its docstring describes them."""
     import tyro
 
@@ -48,55 +53,51 @@ def run_cli(function: Callable[..., Any], arguments: Sequence[str], prog: str) -
     return tyro.cli(function, args=arguments, prog=prog, description=description, config=(tyro.conf.OmitArgPrefixes,))
 
 
-def run_recipe_cli(
-    function: Callable[..., Any],
+def parse_recipe_arguments(
     recipe: "type[Recipe]",
+    options: type[Options],
     arguments: Sequence[str],
     prog: str,
     default: "Recipe | None" = None,
-) -> Any:
-    """Call a function with a recipe built from the arguments, and with its own parameters.
+) -> "tuple[Recipe, Options]":
+    """Parse the arguments of a command that takes a recipe: build the recipe and the command's own options.
 
     Args:
-        function: takes the recipe first; its other parameters are listed under "run".
-        recipe: class of the recipe; its fields are the flags of the other groups.
+        recipe: class of the recipe; its fields are flags, in groups.
+        options: dataclass of the other flags, which are listed last in the group "run".
         arguments: words of the command line.
         prog: name of the command in the help.
         default: recipe whose fields are the defaults; without it those of the class.
     """
     import tyro
 
-    bases = [cls for cls in reversed(recipe.__mro__) if dataclasses.is_dataclass(cls)]
-    helps = {name: text for cls in bases for name, text in _parse_helps(cls).items()}
-    hints = typing.get_type_hints(recipe, include_extras=True)
     placement = {name: group for group, names in GROUPS.items() for name in names.split()}
-    groups: dict[str, list[tuple[Any, ...]]] = {group: [] for group in GROUPS}
-    for field in filter(operator.attrgetter("init"), dataclasses.fields(recipe)):
-        value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        value = value if default is None else getattr(default, field.name)
-        flag = _build_flag(field.name, hints[field.name], helps.get(field.name), value)
-        groups[placement.get(field.name, "model")].append(flag)
-    hints, helps = typing.get_type_hints(function), _parse_helps(function)
-    _, *parameters = inspect.signature(function).parameters.values()
-    for parameter in parameters:
-        value = dataclasses.MISSING if parameter.default is parameter.empty else parameter.default
-        groups["run"].append(_build_flag(parameter.name, hints[parameter.name], helps.get(parameter.name), value))
+    groups: dict[str, list[Flag]] = {group: [] for group in GROUPS}
+    for cls, instance in ((recipe, default), (options, None)):
+        hints = typing.get_type_hints(cls, include_extras=True)
+        bases = [base for base in reversed(cls.__mro__) if dataclasses.is_dataclass(base)]
+        helps = {name: text for base in bases for name, text in _parse_helps(base).items()}
+        for field in filter(operator.attrgetter("init"), dataclasses.fields(cls)):
+            value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            value = value if instance is None else getattr(instance, field.name)
+            group = "run" if cls is options else placement.get(field.name, "model")
+            groups[group].append(_build_flag(field.name, hints[field.name], helps.get(field.name), value))
     _check_repeated_flags(arguments, [(name, kind) for flags in groups.values() for name, kind, *_ in flags])
-    options = [
-        (group, dataclasses.make_dataclass(group, flags, frozen=True, kw_only=True))
+    kinds = {
+        group: dataclasses.make_dataclass(group, flags, frozen=True, kw_only=True)
         for group, flags in groups.items()
         if flags
-    ]
-    parsed: Any = tyro.cli(
-        dataclasses.make_dataclass("Options", [(group, _describe(group, kind, "")) for group, kind in options]),
+    }
+    parsed: object = tyro.cli(
+        dataclasses.make_dataclass("Options", [(group, _describe(group, kind, "")) for group, kind in kinds.items()]),
         args=arguments,
         prog=prog,
         description=build_description(recipe),
         config=(tyro.conf.OmitArgPrefixes,),
     )
-    values = {name: value for group, _ in options for name, value in vars(getattr(parsed, group)).items()}
-    remaining = {parameter.name: values.pop(parameter.name) for parameter in parameters}
-    return function(recipe(**values), **remaining)
+    values = {name: value for group in kinds for name, value in vars(getattr(parsed, group)).items()}
+    option_values = {field.name: values.pop(field.name) for field in dataclasses.fields(options)}
+    return recipe(**values), options(**option_values)
 
 
 def build_description(recipe: "type[Recipe]") -> str:
@@ -122,7 +123,7 @@ def _wrap(paragraphs: Sequence[str]) -> str:
     )
 
 
-def _parse_helps(source: Any) -> dict[str, str]:
+def _parse_helps(source: object) -> dict[str, str]:
     """Parse the descriptions of a function's arguments or of a dataclass's fields, each as one paragraph."""
     import docstring_parser
 
@@ -134,7 +135,7 @@ def _parse_helps(source: Any) -> dict[str, str]:
     return {entry.arg_name: " ".join((entry.description or "").split()) for entry in parsed.params}
 
 
-def _describe(name: str, kind: Any, help: str | None) -> Any:
+def _describe(name: str, kind: object, help: str | None) -> object:
     """Annotate the type of an argument with its help text and with the placeholder of its value."""
     import tyro
 
@@ -143,13 +144,13 @@ def _describe(name: str, kind: Any, help: str | None) -> Any:
     ]
 
 
-def _build_flag(name: str, kind: Any, help: str | None, default: Any) -> tuple[Any, ...]:
+def _build_flag(name: str, kind: object, help: str | None, default: object) -> Flag:
     """Build a field for :func:`dataclasses.make_dataclass` from an argument; it is required without a default."""
     described = _describe(name, kind, help)
     return (name, described) if default is dataclasses.MISSING else (name, described, default)
 
 
-def _build_metavar(name: str, kind: Any) -> str | None:
+def _build_metavar(name: str, kind: object) -> str | None:
     """Build the placeholder of a value: FLOAT, PATH, VALUE ...; None leaves the choices of a Literal to tyro."""
     positional = typing.get_origin(kind) is Annotated
     kind = typing.get_args(kind)[0] if positional else kind
@@ -168,7 +169,7 @@ def _format_default(default: str) -> str:
     return "" if default in ("", "''", "None") else f"(default: {default})"
 
 
-def _check_repeated_flags(arguments: Sequence[str], kinds: Iterable[tuple[str, Any]]) -> None:
+def _check_repeated_flags(arguments: Sequence[str], kinds: Iterable[tuple[str, object]]) -> None:
     """Check that no flag with several values is repeated; only its last occurrence would count.
 
     Raises:

@@ -1,5 +1,6 @@
 """Command ``fukami board``."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -17,18 +18,12 @@ def command(arguments: list[str]) -> None:
             folder: Folder that is searched recursively for runs.
             out: HTML file. Default: board.html in the folder.
         """
-        from rich.console import Console
-
         from fukami import leaderboard
 
         boards, reasons = leaderboard.load_leaderboards(folder)
-        console = Console(highlight=False, markup=False, emoji=False)
-        width = console.width if console.is_terminal else None
-        console.width = width or 10_000  # piped output is never wrapped
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         for board in boards:
-            with console.capture() as capture:
-                console.print(leaderboard.build_table(board, width))
-            print(*(line.rstrip() for line in capture.get().splitlines()), sep="\n")
+            print(*leaderboard.format_table(board, width), sep="\n")
             for rank, line in leaderboard.list_commands(board):
                 print(f"{rank:>2}  {line}")
             for note in filter(None, (leaderboard.format_sources(board), *board.notes)):

@@ -1,15 +1,16 @@
 """Command ``fukami doctor``."""
 
 import sys
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from fukami.cli.arguments import run_cli
 from fukami.cli.inputs import format_json_line
-from fukami.errors import Error, build_unknown_error
+from fukami.errors import Error
 
 if TYPE_CHECKING:
-    from fukami.data.findings import Findings
+    from fukami.data.findings import Findings, ImageItem
+    from fukami.data.sources import DataSource, Kind
 
 
 def command(arguments: list[str]) -> None:
@@ -43,38 +44,27 @@ def validate_dataset(spec: str) -> "Findings":
         UsageError: there is no such path or name.
     """
     from fukami.captioning import checks as captioning_checks
-    from fukami.captioning import data as captioning_data
     from fukami.classification import checks as classification_checks
-    from fukami.data import findings, labeled_images, shards
-    from fukami.data.parsing import exists
+    from fukami.data import findings
+    from fukami.data.sources import identify_source
     from fukami.detection import checks as detection_checks
-    from fukami.detection import data as detection_data
     from fukami.segmentation import checks as segmentation_checks
-    from fukami.segmentation import data as segmentation_data
 
-    names = (*labeled_images.DATASET_NAMES, *detection_data.DATASETS, *segmentation_data.DATASETS)
-    is_sharded = shards.is_shard_spec(spec)
-    if not (is_sharded or spec in (*names, *captioning_data.DATASET_NAMES) or exists(Path(spec))):
-        raise build_unknown_error("dataset (and no file or folder)", spec, names)
+    checks: dict[Kind, Callable[[DataSource, Findings], Iterator[tuple[ImageItem, bytes]]]] = {
+        "boxes": detection_checks.check_samples,
+        "masks": segmentation_checks.check_samples,
+        "captions": captioning_checks.check_samples,
+        "labels": classification_checks.check_samples,
+    }
+    source = identify_source(spec)
+    kind: Kind = next(filter(source.has, checks), "labels")  # whose checks report what is wrong with any other source
     report = findings.Findings()
-    has_boxes = not is_sharded and detection_data.is_detection_dataset(spec)
-    has_masks = not is_sharded and segmentation_data.is_segmentation_dataset(spec)
-    has_captions = not (is_sharded or has_boxes or has_masks) and captioning_data.is_caption_dataset(spec)
-    check_samples = (
-        detection_checks.check_samples
-        if has_boxes
-        else segmentation_checks.check_samples
-        if has_masks
-        else captioning_checks.check_samples
-        if has_captions
-        else classification_checks.check_samples
-    )
-    findings.check_duplicates(check_samples(spec, report), report)
-    if not has_captions:
+    findings.check_duplicates(checks[kind](source, report), report)
+    if kind != "captions":
         findings.check_classes(report)
-    if has_boxes and has_masks:
+    if kind == "boxes" and source.has("masks"):
         masks = findings.Findings()
-        segmentation_checks.check_masks(spec, masks)
+        segmentation_checks.check_masks(source, masks)
         known_problems = set(report.problems)
         report.problems += [problem for problem in masks.problems if problem not in known_problems]
     return report

@@ -1,7 +1,6 @@
 """Conversion of other programs' weights to runs."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -12,6 +11,7 @@ from fukami.engine import checkpoint, pretrained
 from fukami.engine.recipe import build_recipe
 from fukami.engine.tensor_files import find_faults
 from fukami.errors import Error
+from fukami.layers.meta_device import use_meta_device
 from fukami.scratch import read_params
 from fukami.segmentation.fcn import FCNResNet50, FCNResNet101
 
@@ -56,7 +56,7 @@ def import_deep_convnet(file: Path, out: Path) -> None:
     labels = tuple(map(str, range(tensors["W8"].shape[1])))
     tensors["W8"] *= DROPOUT_SCALE * DROPOUT_SCALE
     tensors["b8"] *= DROPOUT_SCALE
-    with torch.device("meta"):  # wrong shapes could need more memory than there is
+    with use_meta_device():  # wrong shapes could need more memory than there is
         layers = _list_weighted_layers(recipe.build_task(labels).model)
     for index, layer in enumerate(layers, start=1):
         weight, bias = tensors[f"W{index}"], tensors[f"b{index}"]
@@ -75,7 +75,7 @@ def import_deep_convnet(file: Path, out: Path) -> None:
         checkpoint.write_recipe(out, recipe, labels, {"imported": str(file)})
 
 
-def _list_weighted_layers(model: Any) -> list[Any]:
+def _list_weighted_layers(model: torch.nn.Module) -> list[torch.nn.Conv2d | torch.nn.Linear]:
     """Return the convolutions and fully connected layers of a network in order."""
     return [layer for layer in model.modules() if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)]
 
@@ -123,7 +123,7 @@ def import_segmenter(source: str, tensors: dict[str, torch.Tensor], out: Path) -
     classes = len(tensors["classifier.4.weight"])
     labels = VOC_LABELS if classes == len(VOC_LABELS) else tuple(map(str, range(classes)))
     recipe = recipe_class(data="voc2012", min_size=520, init=source, aux_loss="aux_classifier.4.weight" in tensors)
-    with torch.device("meta"):  # wrong shapes could need more memory than there is
+    with use_meta_device():  # wrong shapes could need more memory than there is
         expected = recipe.build_task(labels).model.state_dict()
     mismatches = [f"{key} {problem}" for key, problem in pretrained.find_mismatches(tensors, expected)]
     if mismatches:
@@ -154,7 +154,7 @@ def import_detector(source: str, out: Path) -> None:
     categories = pretrained.get_coco_categories()
     labels = categories if classes == len(categories) else tuple(map(str, range(1, classes + 1)))
     recipe = FasterRCNNResNet50FPN(data="coco", init=source)
-    with torch.device("meta"):
+    with use_meta_device():
         expected = recipe.build_task(labels).model.state_dict()
     mismatches = [
         f"{key} {problem}" for key, problem in pretrained.find_mismatches(tensors, expected) if key in expected

@@ -2,9 +2,8 @@
 
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from fukami.errors import UsageError
 
@@ -64,7 +63,7 @@ class OutputFolder:
         return path
 
 
-def format_json_line(prediction: dict[str, Any]) -> str:
+def format_json_line(prediction: Mapping[str, object]) -> str:
     """Format a prediction as a line of JSON, in ASCII if it has undecodable bytes or control characters."""
     text = json.dumps(prediction, ensure_ascii=False)
     return text if text.isprintable() else json.dumps(prediction)

@@ -10,7 +10,7 @@ from typing import Any
 
 from fukami.cli.arguments import run_cli
 from fukami.cli.main import InferencePrecision
-from fukami.errors import Error, UsageError
+from fukami.errors import Error, UsageError, require_extra
 
 SHUTDOWN_SECONDS = 5  # grace period of unfinished requests when the server stops
 MAX_CONNECTIONS = 4096  # open connections; another one replaces the one that has been idle longest
@@ -55,13 +55,15 @@ def command(arguments: list[str]) -> None:
             set: Recipe fields that affect prediction, such as beam_size=3.
             recipe: File of the custom recipe that the run was trained with; a run never contains code.
         """
-        import uvicorn
-
         from fukami.classification.task import set_num_views
         from fukami.engine import checkpoint
-        from fukami.serving.access import LOCAL_HOSTS
-        from fukami.serving.app import create_app
-        from fukami.serving.connections import Connection
+
+        with require_extra("serve", "fukami serve"):
+            import uvicorn
+
+            from fukami.serving.access import LOCAL_HOSTS
+            from fukami.serving.app import create_app
+            from fukami.serving.connections import Connection
 
         secret = os.environ.pop("FUKAMI_TOKEN", "")  # child processes do not inherit it
         secret = check_token(token or secret)

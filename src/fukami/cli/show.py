@@ -37,14 +37,13 @@ def command(arguments: list[str]) -> None:
             seed: Random seed of the images and the augmentation.
             out: Image file to write.
         """
-        from fukami.captioning import data as captioning_data
         from fukami.cli import augmentation_grids
-        from fukami.detection import data as detection_data
-        from fukami.segmentation import data as segmentation_data
+        from fukami.data.sources import identify_source
 
         if out.suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
             raise UsageError(f"--out should name a .png, .jpg, .pdf or .svg file, not {out}")
-        if detection_data.is_detection_dataset(data):
+        source = identify_source(data)
+        if source.has("boxes"):
             if channels != 3:
                 raise UsageError("images with boxes are in color; remove --channels")
             boxed_rows = augmentation_grids.sample_boxed_images(
@@ -54,13 +53,13 @@ def command(arguments: list[str]) -> None:
             labels = [", ".join(sorted({name for _, name in row[0][1]})) for row in boxed_rows]
             print(json.dumps({"file": str(out), "labels": labels, "variants": num_variants}))
             return
-        if segmentation_data.is_segmentation_dataset(data):
+        if source.has("masks"):
             if channels != 3:
                 raise UsageError("images with masks are in color; remove --channels")
             rows = augmentation_grids.sample_masked_images(
                 data, augment, size=size, num_images=num_images, num_variants=num_variants, seed=seed
             )
-        elif captioning_data.is_caption_dataset(data):
+        elif source.has("captions"):
             rows = augmentation_grids.sample_captioned_images(
                 data, augment, size=size, num_images=num_images, num_variants=num_variants, seed=seed
             )

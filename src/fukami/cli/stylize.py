@@ -5,11 +5,28 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from fukami.cli.arguments import run_recipe_cli
+from fukami.cli.arguments import parse_recipe_arguments
 from fukami.cli.main import Precision
 from fukami.errors import Error, UsageError
+
+if TYPE_CHECKING:
+    from fukami.style.neural_style import NeuralStyle
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StylizeOptions:
+    """Options of ``fukami stylize`` in addition to the fields of the recipe."""
+
+    out: Path
+    """Output image file: .png, .jpg, .webp or .tiff."""
+    device: str = "auto"
+    """Device: auto, cpu, cuda, cuda:1 or mps."""
+    precision: Precision = "auto"
+    """Training precision. auto: bfloat16 if it is faster."""
+    resume: bool = False
+    """Continue an interrupted run."""
 
 
 def command(arguments: list[str]) -> None:
@@ -34,57 +51,50 @@ def command(arguments: list[str]) -> None:
         style: tuple[str, ...] = dataclasses.field()
         """Style images."""
 
-    def run(
-        recipe: StylizeRecipe,
-        out: Path,
-        device: str = "auto",
-        precision: Precision = "auto",
-        resume: bool = False,
-    ) -> None:
-        """Stylize.
+    recipe, options = parse_recipe_arguments(StylizeRecipe, StylizeOptions, arguments, "fukami stylize")
+    fields = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
+    stylize(NeuralStyle(**fields), options)
 
-        Args:
-            recipe: Images and training settings.
-            out: Output image file: .png, .jpg, .webp or .tiff.
-            device: Device: auto, cpu, cuda, cuda:1 or mps.
-            precision: Training precision. auto: bfloat16 if it is faster.
-            resume: Continue an interrupted run.
-        """
-        from PIL import Image
 
-        from fukami.engine.train import RunOptions, run_training
+def stylize(recipe: "NeuralStyle", options: StylizeOptions) -> None:
+    """Train the recipe in a temporary run folder, and save its image.
 
-        Image.init()
-        if Image.EXTENSION.get(out.suffix.lower()) not in ("PNG", "JPEG", "WEBP", "TIFF"):
-            raise UsageError(f"--out should be a .png, .jpg, .webp or .tiff file, not {out}")
-        if not out.resolve().parent.is_dir():
-            raise UsageError(f"the folder {out.parent} of the image does not exist; create it, or use another --out")
-        if out.resolve() in {Path(file).resolve() for file in (recipe.content, *recipe.style)}:
-            raise UsageError(f"--out {out} would overwrite an input image; use another file")
-        folder = out.with_name(f"{out.stem}.run")
-        if folder.exists() and not resume:
-            raise UsageError(f"{folder} contains an interrupted run; continue it with --resume, or remove the folder")
-        base_recipe = NeuralStyle(**{field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)})
-        try:
-            is_resumed = (folder / "recipe.json").is_file()
-            options = RunOptions(device, precision, compile=False, resume=is_resumed)
-            metrics = run_training(base_recipe, folder, options)
-        except (KeyboardInterrupt, SystemExit):
-            if _save_preview(folder, out):
-                print(f"{out} contains the current image; --resume continues the run", file=sys.stderr)
-            raise
-        except UsageError:  # another process may use the run
-            raise
-        except Error:
-            if not (folder / "last.ckpt").exists():
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
-        _save_preview(folder, out)
-        shutil.rmtree(folder)
-        result: dict[str, Any] = {"file": base_recipe.content, "style": base_recipe.style, "image": str(out), **metrics}
-        print(json.dumps(result, ensure_ascii=False))
+    Raises:
+        UsageError: the output file has another format, cannot be created, or would overwrite an input.
+    """
+    from PIL import Image
 
-    run_recipe_cli(run, StylizeRecipe, arguments, "fukami stylize")
+    from fukami.engine.train import RunOptions, run_training
+
+    out = options.out
+    Image.init()
+    if Image.EXTENSION.get(out.suffix.lower()) not in ("PNG", "JPEG", "WEBP", "TIFF"):
+        raise UsageError(f"--out should be a .png, .jpg, .webp or .tiff file, not {out}")
+    if not out.resolve().parent.is_dir():
+        raise UsageError(f"the folder {out.parent} of the image does not exist; create it, or use another --out")
+    if out.resolve() in {Path(file).resolve() for file in (recipe.content, *recipe.style)}:
+        raise UsageError(f"--out {out} would overwrite an input image; use another file")
+    folder = out.with_name(f"{out.stem}.run")
+    if folder.exists() and not options.resume:
+        raise UsageError(f"{folder} contains an interrupted run; continue it with --resume, or remove the folder")
+    try:
+        is_resumed = (folder / "recipe.json").is_file()
+        run_options = RunOptions(options.device, options.precision, compile=False, resume=is_resumed)
+        metrics = run_training(recipe, folder, run_options)
+    except (KeyboardInterrupt, SystemExit):
+        if _save_preview(folder, out):
+            print(f"{out} contains the current image; --resume continues the run", file=sys.stderr)
+        raise
+    except UsageError:  # another process may use the run
+        raise
+    except Error:
+        if not (folder / "last.ckpt").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    _save_preview(folder, out)
+    shutil.rmtree(folder)
+    result = {"file": recipe.content, "style": recipe.style, "image": str(out), **metrics}
+    print(json.dumps(result, ensure_ascii=False))
 
 
 def _save_preview(folder: Path, out: Path) -> bool:

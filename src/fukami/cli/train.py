@@ -7,13 +7,51 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fukami.cli.arguments import run_recipe_cli
+from fukami.cli.arguments import parse_recipe_arguments
 from fukami.cli.main import Precision, has_recipe_name
 from fukami.errors import UsageError
 
 if TYPE_CHECKING:
     from fukami.engine.recipe import Recipe
-    from fukami.engine.train import RunOptions
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Options of ``fukami train`` in addition to the fields of the recipe."""
+
+    out: Path | None = None
+    """Folder of the run, new or empty; runs/RECIPE by default, or runs/RECIPE-2 ... if it exists."""
+    device: str = "auto"
+    """Device: auto, cpu, cuda, cuda:1 or mps."""
+    precision: Precision = "auto"
+    """Precision of the computation; auto selects bfloat16 where it is faster."""
+    compile: bool = False
+    """Compile the network (torch.compile): faster steps after one or two minutes. A resumed run keeps its setting."""
+    resume: bool = False
+    """Resume the run in --out (the last run of this recipe by default) from its last checkpoint."""
+    allow_changed_data: bool = False
+    """Resume although the dataset has changed since the checkpoint; the run records it."""
+    num_seeds: int = 1
+    """Number of runs, with --seed and the following seeds, in the folders seed-0, seed-1 ... of --out; they are
+    evaluated as an ensemble at the end."""
+    processes: int = 1
+    """Number of processes on this machine that share each batch, one per GPU if there are GPUs."""
+    timeout: float = 600
+    """Maximum time in seconds that processes wait for one another before the run stops."""
+
+    def check(self) -> None:
+        """Check the ranges of the options.
+
+        Raises:
+            UsageError: an option is out of range.
+        """
+        for flag, value in (("--num-seeds", self.num_seeds), ("--processes", self.processes)):
+            if value < 1:
+                raise UsageError(f"{flag} should be at least 1, not {value}")
+        if not self.timeout > 0:
+            raise UsageError(f"--timeout should be more than 0 seconds, not {self.timeout:g}")
+        if self.processes > 1 and "RANK" in os.environ:
+            raise UsageError("torchrun has already started the processes; remove --processes")
 
 
 def command(arguments: list[str]) -> None:
@@ -22,82 +60,44 @@ def command(arguments: list[str]) -> None:
 
     if not has_recipe_name(arguments, f"{command.__doc__}\nusage: fukami train RECIPE [--field value ...] [--out DIR]"):
         return
-    name, *options = arguments
+    name, *flags = arguments
     recipe_class = get_recipe(name)
-    default = _load_resumed_recipe(options, recipe_class) if "--resume" in options else None
+    default = _load_resumed_recipe(flags, recipe_class) if "--resume" in flags else None
+    recipe, options = parse_recipe_arguments(recipe_class, TrainOptions, flags, f"fukami train {name}", default)
+    options.check()
+    from fukami.engine import checkpoint
 
-    def run(
-        recipe: Any,
-        out: Path | None = None,
-        device: str = "auto",
-        precision: Precision = "auto",
-        compile: bool = False,
-        resume: bool = False,
-        allow_changed_data: bool = False,
-        num_seeds: int = 1,
-        processes: int = 1,
-        timeout: float = 600,
-    ) -> None:
-        """Train.
+    folder = options.out or checkpoint.choose_run_folder(name, options.resume)
+    recipes = {folder: recipe}
+    if options.num_seeds > 1:
+        seeds = range(recipe.seed, recipe.seed + options.num_seeds)
+        recipes = {folder / f"seed-{seed}": dataclasses.replace(recipe, seed=seed) for seed in seeds}
+    if options.resume and "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun repeats the command after a failure
+        _check_resumable(list(recipes), folder)
+    if options.processes == 1:
+        train_recipes(recipes, options)
+        return
+    from fukami.engine.launch import launch_processes
 
-        Args:
-            recipe: The experiment.
-            out: Folder of the run, new or empty; runs/RECIPE by default, or runs/RECIPE-2 ... if it exists.
-            device: Device: auto, cpu, cuda, cuda:1 or mps.
-            precision: Precision of the computation; auto selects bfloat16 where it is faster.
-            compile: Compile the network (torch.compile): faster steps after one or two minutes. A resumed run keeps
-                its setting.
-            resume: Resume the run in --out (the last run of this recipe by default) from its last checkpoint.
-            allow_changed_data: Resume although the dataset has changed since the checkpoint; the run records it.
-            num_seeds: Number of runs, with --seed and the following seeds, in the folders seed-0, seed-1 ... of --out;
-                they are evaluated as an ensemble at the end.
-            processes: Number of processes on this machine that share each batch, one per GPU if there are GPUs.
-            timeout: Maximum time in seconds that processes wait for one another before the run stops.
-        """
-        from fukami.engine import checkpoint
-        from fukami.engine.train import RunOptions
-
-        folder = out or checkpoint.choose_run_folder(name, resume)
-        for flag, value in (("--num-seeds", num_seeds), ("--processes", processes)):
-            if value < 1:
-                raise UsageError(f"{flag} should be at least 1, not {value}")
-        if not timeout > 0:
-            raise UsageError(f"--timeout should be more than 0 seconds, not {timeout:g}")
-        if processes > 1 and "RANK" in os.environ:
-            raise UsageError("torchrun has already started the processes; remove --processes")
-        seeds = range(recipe.seed, recipe.seed + num_seeds)
-        seed_recipes = {folder / f"seed-{seed}": dataclasses.replace(recipe, seed=seed) for seed in seeds}
-        recipes = seed_recipes if num_seeds > 1 else {folder: recipe}
-        if resume and "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun repeats the command unchanged after a failure
-            _check_resumable(list(recipes), folder)
-        if processes > 1:
-            launch_arguments = [
-                "train",
-                name,
-                *_remove_flag("--processes", options),
-                *(["--out", str(folder)] if out is None else []),
-            ]
-            from fukami.engine.launch import launch_processes
-
-            launch_processes(launch_arguments, processes, device, list(recipes))
-        else:
-            _train_recipes(recipes, RunOptions(device, precision, compile, resume, allow_changed_data, timeout))
-
-    run_recipe_cli(run, recipe_class, options, f"fukami train {name}", default)
+    flags = [*_remove_flag("--processes", flags), *(["--out", str(folder)] if options.out is None else [])]
+    launch_processes(["train", name, *flags], options.processes, options.device, list(recipes))
 
 
-def _train_recipes(recipes: "dict[Path, Recipe]", options: "RunOptions") -> None:
+def train_recipes(recipes: "dict[Path, Recipe]", options: TrainOptions) -> None:
     """Train recipes one after the other, each into its folder, and print the results; evaluate several together."""
     import torch
 
     from fukami.cli import eval as cli_eval
-    from fukami.engine.train import run_training
+    from fukami.engine.train import RunOptions, run_training
 
     is_main = int(os.environ.get("RANK", 0)) == 0
     is_restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # torchrun --max-restarts
     for folder, recipe in recipes.items():
         resume = (options.resume or is_restarted) and (folder / "recipe.json").is_file()
-        result = run_training(recipe, folder, dataclasses.replace(options, resume=resume))
+        run_options = RunOptions(
+            options.device, options.precision, options.compile, resume, options.allow_changed_data, options.timeout
+        )
+        result = run_training(recipe, folder, run_options)
         if is_main:
             report = folder / "report.html"
             if "errors" in result:

@@ -6,7 +6,7 @@ builds the samples of a loader.
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,6 +32,7 @@ SPLIT_NAMES = (
 SPLIT_NAMES |= {"test": "test", "testing": "test"}
 
 Corners = tuple[float, float, float, float]
+Samples = tuple[Sample, ...]
 
 
 class Box(NamedTuple):
@@ -259,6 +260,32 @@ def select_splits(annotations: DatasetAnnotations) -> tuple[tuple[str, ...], str
     eval_split = next((name for name in ("test", "val") if name in splits), None)
     train_splits = {"trainval"} if "trainval" in splits and eval_split != "val" else {"", "train", "val"} - {eval_split}
     return tuple(sorted(train_splits & splits)), eval_split
+
+
+def load_splits(
+    load: Callable[[Sequence[str]], Samples],
+    train_splits: Sequence[str],
+    eval_split: str | None,
+    holdout: float,
+    *,
+    include_train: bool,
+) -> tuple[Samples, Samples]:
+    """Load the training and the evaluation samples; without an evaluation split, some training samples are held out.
+
+    Args:
+        load: returns the samples of splits.
+        train_splits, eval_split: names of the splits, as :func:`select_splits` returns them.
+        holdout: fraction of the training samples that is held out, stratified by the rarest class of an image.
+        include_train: whether to load the training samples if there is an evaluation split.
+    """
+    train = load(train_splits) if include_train or eval_split is None else ()
+    if eval_split is not None:
+        return train, load((eval_split,))
+    is_held_out = image_folder.select_holdout(find_rarest_classes(train), holdout).tolist()
+    return (
+        tuple(sample for sample, held_out in zip(train, is_held_out, strict=True) if not held_out),
+        tuple(sample for sample, held_out in zip(train, is_held_out, strict=True) if held_out),
+    )
 
 
 def separate_trainval(annotations: DatasetAnnotations) -> None:

@@ -84,6 +84,16 @@ def find_archive_root(path: Path) -> Path | None:
     return unpack_folder / absolute.relative_to(unpack_folder).parts[0] if unpack_folder in absolute.parents else None
 
 
+def contains_samples(archive: Path) -> bool:
+    """Return whether a file is a tar file of WebDataset samples, plain or compressed, by its first members."""
+    with ExitStack() as stack:
+        try:
+            read = _open_tar(archive, stack)
+            return read is not None and tar.contains_sample(read)
+        except Exception:  # readers raise errors of any type on a corrupted archive, and unpacking it reports them
+            return False
+
+
 def is_inside(path: Path, root: Path) -> bool:
     """Return whether a path is below a folder, by name only: unpacked archives contain no links."""
     return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root))  # noqa: PTH100
@@ -153,13 +163,9 @@ def _iterate_members(archive: Path, stack: ExitStack) -> Iterator[_Member]:
     Raises:
         ValueError: the file is not an archive, or has a member that is neither a file nor a folder.
     """
-    with archive.open("rb") as file:
-        start = file.read(tar.BLOCK_BYTES)
-    kind = next((kind for signature, kind in COMPRESSION_SIGNATURES.items() if start.startswith(signature)), "")
-    if kind:
-        return _iterate_tar(_ForwardReader(stack.enter_context(_open_compressed(archive, kind))))
-    if not start.startswith(b"PK") and _is_tar_header(start):
-        return _iterate_tar(_ForwardReader(stack.enter_context(archive.open("rb"))))
+    read = _open_tar(archive, stack)
+    if read:
+        return _iterate_tar(read)
     if zipfile.is_zipfile(archive):
         return _iterate_zip(stack.enter_context(zipfile.ZipFile(archive)), archive.stat().st_size)
     raise ValueError("it is not a zip or tar archive")
@@ -239,6 +245,18 @@ class _TarEntry:
                 raise ValueError(f"it is truncated in {self.name[:200]!r}")
             yield chunk
             position += len(chunk)
+
+
+def _open_tar(archive: Path, stack: ExitStack) -> _ForwardReader | None:
+    """Open a tar file, plain or compressed, as its first bytes state; None for another file."""
+    with archive.open("rb") as file:
+        start = file.read(tar.BLOCK_BYTES)
+    kind = next((kind for signature, kind in COMPRESSION_SIGNATURES.items() if start.startswith(signature)), "")
+    if kind:
+        return _ForwardReader(stack.enter_context(_open_compressed(archive, kind)))
+    if not start.startswith(b"PK") and _is_tar_header(start):
+        return _ForwardReader(stack.enter_context(archive.open("rb")))
+    return None
 
 
 def _iterate_tar(read: _ForwardReader) -> Iterator[_Member]:

@@ -76,7 +76,7 @@ def find_coco_files(root: Path) -> dict[str, Path]:
     ]
     files = files or {parse_split(folder.name): folder / ROBOFLOW_FILE for folder in split_folders}
     candidates = [
-        path for folder in (root, root / "annotations") for path in sorted(folder.glob("*.json")) if _is_coco_file(path)
+        path for folder in (root, root / "annotations") for path in sorted(folder.glob("*.json")) if _is_box_file(path)
     ]
     if not files and len(candidates) > 1 and all(_parse_split(path.stem) for path in candidates):
         files = {_parse_split(path.stem): path for path in candidates}
@@ -243,9 +243,12 @@ def _parse_split(stem: str) -> str:
     return next((parse_split(word) for word in words if parse_split(word)), "")
 
 
-def _is_coco_file(path: Path) -> bool:
-    """Return whether a file looks like COCO's; a short file with only categories belongs to a labeling tool."""
+def _is_box_file(path: Path) -> bool:
+    """Return whether a file looks like COCO's instances; a short file with only categories is of a labeling tool."""
+    if path.name.startswith("captions_") or not is_file(path):
+        return False
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         start, next_character = file.read(SNIFF_LENGTH), file.read(1)
     lists = "images|annotations" + ("|categories|licenses" if next_character else "")
-    return bool(re.match(r"\s*\{", start) and re.search(rf'"({lists})"\s*:\s*\[', start))
+    is_coco = re.match(r"\s*\{", start) and re.search(rf'"({lists})"\s*:\s*\[', start)
+    return bool(is_coco and not re.search(r'"sentences"\s*:', start))  # Karpathy's captions

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fukami.data import image_folder
-from fukami.errors import Error, convert_memory_errors
+from fukami.data.sources import DataSource
+from fukami.errors import Error, MissingPackageError, convert_memory_errors
 from fukami.image import io as image_io
+from fukami.progress import ProgressBar
 
 MAX_IMBALANCE = 10  # maximum ratio of the largest class to another class
 MIN_SIDE = 8  # pixels; smaller images show nothing recognizable
@@ -102,18 +102,8 @@ class Findings:
 
 def hash_images(items: Iterable[ImageItem], findings: Findings) -> Iterator[tuple[ImageItem, bytes]]:
     """Check images in threads; yield the readable ones with a digest of their pixels, and add the problems of all."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("checking"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True),
-    )
-    with (
-        Progress(*columns, console=console, disable=not console.is_terminal) as progress,
-        ThreadPoolExecutor() as threads,
-    ):
-        task = progress.add_task("", total=len(items) if isinstance(items, list) else None)
+    total = len(items) if isinstance(items, list) else None
+    with ProgressBar("checking", total) as bar, ThreadPoolExecutor() as threads:
         remaining = iter(items)
         while chunk := list(islice(remaining, CHUNK_SIZE)):
             for item, (digest, problems) in zip(chunk, threads.map(check_image, chunk), strict=True):
@@ -123,7 +113,7 @@ def hash_images(items: Iterable[ImageItem], findings: Findings) -> Iterator[tupl
                     yield item, digest
                 else:
                     findings.image_counts[item.split][item.label] += 0
-            progress.advance(task, len(chunk))
+            bar.update(len(chunk))
 
 
 def check_image(item: ImageItem) -> tuple[bytes | None, list[Problem]]:
@@ -252,9 +242,8 @@ def pluralize(noun: str) -> str:
 class PathNames:
     """Names of files relative to the dataset's path, also for files of an unpacked archive."""
 
-    def __init__(self, source: Path) -> None:
-        is_archive = source.is_file() and source.suffix.lower() not in (".json", ".yaml", ".yml")
-        self.source, self.root = source, image_folder.unpack_archive(source) if is_archive else source
+    def __init__(self, source: DataSource) -> None:
+        self.source, self.root = source.location, source.path
 
     def __call__(self, path: Path) -> str:
         """Return the name of a file in messages."""
@@ -263,6 +252,8 @@ class PathNames:
 
 def add_read_error(error: Error, names: PathNames, findings: Findings) -> None:
     """Add the problem of a dataset that cannot be read at all, with the file and line from the error message."""
+    if isinstance(error, MissingPackageError):
+        raise error
     match = ERROR_LOCATION.match(str(error))
     file, line = (names(Path(match["file"])), int(match["line"] or 0)) if match else (str(names.source), 0)
     detail = match["detail"] if match else str(error).removeprefix(f"{names.source} ")

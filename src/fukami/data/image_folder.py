@@ -43,17 +43,25 @@ def scan_folder(path: Path) -> tuple[FolderSplit, FolderSplit | None]:
     Raises:
         Error: the path contains no folders of images.
     """
-    root = unpack_archive(path) if path.is_file() else path
+    splits = find_splits(unpack_archive(path) if path.is_file() else path)
+    if "" in splits:
+        if not list_folders(splits[""]):
+            raise Error(f"{path} contains no folders; expected one folder of images for each class")
+        return _scan_split(path, splits[""]), None
+    train, test = splits.get("train"), splits.get("test")
+    return _scan_split(path, train) if train else FolderSplit((), ()), _scan_split(path, test) if test else None
+
+
+def find_splits(root: Path) -> dict[str, Path]:
+    """Find the folders of classes of ``train`` and ``test``, or of an empty name if the dataset has no splits."""
     while len(folders := list_folders(root)) == 1 and len(list_folders(folders[0])) > 1:
         root = folders[0]  # an archive may contain a single top-level folder
-    if not folders:
-        raise Error(f"{path} contains no folders; expected one folder of images for each class")
     by_name = {folder.name.lower(): folder for folder in folders}
-    train = next((by_name[name] for name in TRAIN_NAMES if name in by_name), None)
-    test = next((by_name[name] for name in TEST_NAMES if name in by_name), None)
-    if test is None and train is None:
-        return _scan_split(path, root), None
-    return _scan_split(path, train) if train else FolderSplit((), ()), _scan_split(path, test) if test else None
+    splits = {
+        split: next((by_name[name] for name in names if name in by_name), None)
+        for split, names in (("train", TRAIN_NAMES), ("test", TEST_NAMES))
+    }
+    return {split: folder for split, folder in splits.items() if folder} or {"": root}
 
 
 def read_csv(path: Path) -> tuple[FolderSplit, FolderSplit | None]:

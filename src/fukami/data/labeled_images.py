@@ -11,14 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fukami.data import cifar, digits, image_folder, imagenet, mnist, shards
-from fukami.data.parsing import exists
-from fukami.errors import build_unknown_error
+from fukami.data import cifar, digits, image_folder, imagenet, mnist, shards, sources
 from fukami.image import io as image_io
 from fukami.image.transform import SquareTransform
 
 DIGIT_LABELS = tuple("0123456789")
-DATASET_NAMES = ("digits", "mnist", "cifar10", "cifar100", "imagenet")
 
 
 @dataclass(frozen=True)
@@ -91,32 +88,30 @@ def load_labeled_images(spec: str, holdout: float) -> tuple[LabeledImages, Label
 
     Raises:
         UsageError: ``spec`` is neither a dataset name nor an existing path.
-        Error: the dataset is corrupted or missing.
+        Error: the dataset is corrupted or missing, or has no class labels.
     """
-    arrays: tuple[Any, Any] | None = None
-    labels: tuple[str, ...] = DIGIT_LABELS
-    if spec == "mnist":
-        arrays = mnist.load_mnist()
-    elif spec == "digits":
-        arrays = digits.load_digits(), None
-    elif spec in ("cifar10", "cifar100"):
+    layout, root = sources.identify_source(spec, "labels").require("labels")
+    if layout == "shards":
+        train_shards, test_shards, labels = shards.load_shards(spec)
+        test_images = LabeledImages(*test_shards) if test_shards else None
+        return *_hold_out(LabeledImages(*train_shards), test_images, holdout), labels
+    if layout != "built-in":
+        scan = image_folder.read_csv if layout == "CSV" else image_folder.scan_folder
+        return _build_splits(*scan(root), holdout)
+    if spec == "imagenet":
+        return _build_splits(*imagenet.scan_imagenet(), holdout)
+    arrays: tuple[Any, Any]
+    labels = DIGIT_LABELS
+    if spec in ("cifar10", "cifar100"):
         dataset = cifar.load_cifar(spec)
         if isinstance(dataset, Path):
             return _build_splits(*image_folder.scan_folder(dataset), holdout)
         arrays, labels = dataset
-    elif spec == "imagenet":
-        return _build_splits(*imagenet.scan_imagenet(), holdout)
-    if arrays is None and shards.is_shard_spec(spec):
-        train_shards, test_shards, labels = shards.load_shards(spec)
-        test_images = LabeledImages(*test_shards) if test_shards else None
-        return *_hold_out(LabeledImages(*train_shards), test_images, holdout), labels
-    if arrays is None:
-        if not exists(Path(spec)):
-            raise build_unknown_error("dataset (and no file or folder)", spec, DATASET_NAMES)
-        scan = image_folder.read_csv if spec.lower().endswith(".csv") else image_folder.scan_folder
-        return _build_splits(*scan(Path(spec)), holdout)
-    train, test = (split and LabeledImages(split[0], split[1].astype(np.int64)) for split in arrays)
-    return *_hold_out(train, test, holdout), labels
+    else:
+        arrays = mnist.load_mnist() if spec == "mnist" else (digits.load_digits(), None)
+    (images, targets), test = arrays
+    test_split = LabeledImages(test[0], test[1].astype(np.int64)) if test else None
+    return *_hold_out(LabeledImages(images, targets.astype(np.int64)), test_split, holdout), labels
 
 
 def _build_splits(

@@ -1,7 +1,6 @@
 """Locations of built-in datasets: the data folder and the cache folder."""
 
 import os
-from collections.abc import Callable, Collection
 from pathlib import Path
 
 from fukami.data.parsing import exists
@@ -20,26 +19,17 @@ def find_dataset(name: str, description: str) -> Path:
     Raises:
         Error: no data folder contains it; the message contains ``description``.
     """
-    for folder in list_data_folders():
-        for path in (folder / name, folder / f"{name}.zip"):
-            if path.exists():
-                return path
+    path = find_dataset_path(name)
+    if path is not None:
+        return path
     paths = " or ".join(str(folder / name) for folder in list_data_folders())
     raise Error(f"{name} was not found: there is no {paths}, nor {name}.zip; put {description} there")
 
 
-def is_known_dataset(spec: str, names: Collection[str], detect_layout: Callable[[Path], object]) -> bool:
-    """Return whether ``spec`` is a built-in dataset, or a path with a layout that ``detect_layout`` recognizes.
-
-    An archive is unpacked for this.
-    """
-    path = Path(spec)
-    if spec in names or not exists(path) or path.suffix.lower() == ".csv":
-        return spec in names
-    try:
-        return detect_layout(path) is not None
-    except Error:  # reading the archive reports the error
-        return False
+def find_dataset_path(name: str) -> Path | None:
+    """Find the folder or the zip archive of a name in the data folders; None if there is none."""
+    paths = (folder / f"{name}{suffix}" for folder in list_data_folders() for suffix in ("", ".zip"))
+    return next(filter(exists, paths), None)
 
 
 def get_cache_folder() -> Path:

@@ -104,11 +104,16 @@ class MissingMask:
         return b"missing"
 
 
+class ColoredMaskError(Error):
+    """Error for a mask in color without a class table."""
+
+
 def read_codes(path: Path, by_color: bool) -> npt.NDArray[np.int32]:
     """Read the value of each pixel of a mask file, ``(H, W)``, or its color encoded as one number.
 
     Raises:
-        Error: the file cannot be read, or is in color although ``by_color`` is false.
+        ColoredMaskError: the file is in color although ``by_color`` is false.
+        Error: the file cannot be read.
     """
     with image_io.open_image(path) as image:
         if by_color:
@@ -116,7 +121,7 @@ def read_codes(path: Path, by_color: bool) -> npt.NDArray[np.int32]:
         if image.mode in ("RGB", "RGBA"):
             levels = np.asarray(image)[..., :3]
             if (levels != levels[..., :1]).any():
-                raise Error(
+                raise ColoredMaskError(
                     f"{path} is in color, and no class table gives the classes colors; put one next to the folders, "
                     "classes.txt with a line such as road 128 64 128 for each class"
                 )

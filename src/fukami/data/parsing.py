@@ -7,14 +7,19 @@ images may be read.
 import json
 import math
 import os
+import re
 import stat
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fukami.errors import Error
 
+Json = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None  # a value of a JSON file
 MAX_SMALL_FILE_BYTES = 8 << 20  # largest annotation file of one image, or class table
+MAX_HEADER_LENGTH = 1 << 16  # characters of a table's header line
+CHUNK_LENGTH, CHUNK_OVERLAP = 1 << 20, 64  # characters searched at a time
+MAX_SEARCHED_CHUNKS = 256
 
 
 def read_text(path: Path, *, max_bytes: int | None = None, errors: str = "strict") -> str:
@@ -51,6 +56,40 @@ def read_bytes(path: Path, *, max_bytes: int | None = None) -> bytes:
         return path.read_bytes()
     except (OSError, ValueError) as error:  # a name that is invalid for files raises ValueError
         raise Error(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def read_columns(path: Path) -> list[str]:
+    """Read the column names of a CSV file, in lower case; none if it cannot be read or is not a regular file."""
+    if not is_file(path):
+        return []
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            header = file.readline(MAX_HEADER_LENGTH)
+    except OSError:  # reading the file reports the error
+        return []
+    return [name.strip().lower() for name in header.strip().split("|" if "|" in header else ",")]
+
+
+def contains_pattern(path: Path, pattern: re.Pattern[str]) -> bool:
+    """Return whether the first 256 million characters of a text file contain a pattern of up to 64 characters.
+
+    The file is read only up to the first match. A pipe or a device contains none.
+    """
+    if not is_file(path):
+        return False
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            previous = ""
+            for _ in range(MAX_SEARCHED_CHUNKS):
+                chunk = file.read(CHUNK_LENGTH)
+                if pattern.search(previous + chunk):
+                    return True
+                if not chunk:
+                    break
+                previous = chunk[-CHUNK_OVERLAP:]
+    except OSError:  # reading the file reports the error
+        pass
+    return False
 
 
 def parse_json(content: bytes | str) -> Any:

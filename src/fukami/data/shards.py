@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fukami.data import image_folder, tar
+from fukami.data import archives, image_folder, tar
 from fukami.data import remote as data_remote
 from fukami.data.locations import get_cache_folder
 from fukami.data.parsing import exists, is_file, is_folder, parse_json, to_text
@@ -119,7 +119,9 @@ ShardSplit = tuple[ShardSamples, IntArray]  # the samples, and the class index o
 
 
 def is_shard_spec(spec: str) -> bool:
-    """Return whether a spec names shards: a URL, a pattern with braces, or a folder of tar files.
+    """Return whether a spec names shards: a URL, a pattern with braces, a folder of tar files, or a file of samples.
+
+    A tar file has samples if its first members include an image and its class, as in ``1.jpg`` and ``1.cls``.
 
     A folder counts as shards if it has more tar files than images, at any depth, so a few files of the other kind do
     not change its type. An index counts as one tar file.
@@ -127,6 +129,8 @@ def is_shard_spec(spec: str) -> bool:
     path = Path(spec)
     if data_remote.is_url(spec) or ("{" in spec and not exists(path)):
         return True
+    if is_file(path):
+        return _names_shards(spec) and archives.contains_samples(path)
     if not is_folder(path):
         return False
     names = [file.name for file in path.iterdir() if file.is_file()]
@@ -140,8 +144,8 @@ def load_shards(spec: str) -> tuple[ShardSplit, ShardSplit | None, tuple[str, ..
     """Load the training split and the test split (None if absent) of shards, and the class names.
 
     Args:
-        spec: a folder of tar files, a pattern such as ``path/train-{000000..000009}.tar``, also of URLs, or the URL of
-            a folder with an ``index.json``.
+        spec: a folder of tar files, one tar file, a pattern such as ``path/train-{000000..000009}.tar``, also of URLs,
+            or the URL of a folder with an ``index.json``.
 
     Raises:
         UsageError: the spec names no tar files.

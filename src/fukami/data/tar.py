@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+import itertools
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,7 @@ SKIPPED_TYPES = (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK)  # headers that are 
 MAX_HEADER_BYTES = 1 << 20  # maximum payload of such a header
 MAX_LABEL_BYTES = 1 << 20  # bytes read of a member that contains the class
 MAX_CLASS_NAME_LENGTH = 200  # characters
+MAX_INSPECTED_MEMBERS, MAX_INSPECTED_BYTES = 100, 1 << 25  # start of a file that determines whether it has samples
 
 TarSample = tuple[str, str, bytes, int]  # key, suffix, content of the image file, class index
 
@@ -99,6 +101,34 @@ def iterate_members(read: Callable[[int, int], bytes], *, errors: str = "replace
             position = content + -(-size // BLOCK_BYTES) * BLOCK_BYTES
             yield TarMember((name or info.name).removeprefix("./"), start, content, size, position, info.type)
             start, name, size = position, "", -1
+
+
+def contains_sample(read: Callable[[int, int], bytes]) -> bool:
+    """Return whether the first members of a tar file include a sample: an image and its class under the same key.
+
+    Args:
+        read: as for :func:`iterate_members`.
+
+    Raises:
+        tarfile.HeaderError: a header is corrupted.
+    """
+
+    def read_start(start: int, count: int) -> bytes:
+        return read(start, count) if start + count <= MAX_INSPECTED_BYTES else b""
+
+    images, labels = set(), set()
+    for member in itertools.islice(iterate_members(read_start), MAX_INSPECTED_MEMBERS):
+        if not member.is_file or member.name.rpartition("/")[2].startswith("."):
+            continue
+        if member.is_image:
+            images.add(member.key)
+        elif member.extension in LABEL_EXTENSIONS:
+            text = read_start(member.content_start, min(member.size, MAX_LABEL_BYTES))
+            if _parse_label({member.extension: text}):
+                labels.add(member.key)
+        if images & labels:
+            return True
+    return False
 
 
 def extract_image(content: bytes, shard: str, number: int) -> tuple[str, bytes]:
@@ -200,6 +230,12 @@ def _add_sample(contents: ShardContents, sample: dict[TarMember, bytes], shard: 
 
 def _find_label(key: str, texts: dict[str, bytes]) -> str:
     """Determine the class name of a sample from its members by extension, or its key; empty if there is none."""
+    label = _parse_label(texts)
+    return key.rpartition("/")[0].rpartition("/")[2][:MAX_CLASS_NAME_LENGTH] if label is None else label
+
+
+def _parse_label(texts: dict[str, bytes]) -> str | None:
+    """Parse the class name in the members of a sample by extension; None without one, empty if it is too long."""
     text = texts.get("cls", b"").decode("utf-8", "replace").strip()
     if len(text) > MAX_CLASS_NAME_LENGTH:
         return ""
@@ -209,7 +245,7 @@ def _find_label(key: str, texts: dict[str, bytes]) -> str:
         label = to_text(parse_json(texts["json"])["label"])
         if 0 < len(label) <= MAX_CLASS_NAME_LENGTH:
             return label
-    return key.rpartition("/")[0].rpartition("/")[2][:MAX_CLASS_NAME_LENGTH]
+    return None
 
 
 def _parse_long_header(payload: bytes, kind: bytes, errors: str) -> tuple[str, int]:

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fukami.data import archives, image_folder
 from fukami.data.annotations import (
     AnnotationProblem,
@@ -24,12 +22,11 @@ from fukami.data.annotations import (
     parse_split,
 )
 from fukami.data.parsing import MAX_SMALL_FILE_BYTES, exists, is_file, read_text, to_number
-from fukami.errors import Error
+from fukami.errors import Error, MissingPackageError
 
 CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 DARKNET_SUFFIX = ".data"  # dataset descriptions of Darknet and CVAT
-MAX_YAML_BYTES = 2 << 20  # PyYAML reads a megabyte in ten seconds
-NULL_VALUES = ("", "~", "null", "Null", "NULL", "none", "None")  # spellings of a missing value
+MAX_DESCRIPTION_BYTES = 2 << 20
 SPLIT_KEYS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 
 
@@ -160,47 +157,19 @@ def _read_description(path: Path) -> dict[str, Any]:
         Error: the file is not valid YAML.
     """
     if path.suffix.lower() == DARKNET_SUFFIX:
-        pairs = (line.partition("=") for line in _read_lines(path))
+        pairs = (line.partition("=") for line in _read_lines(path, max_bytes=MAX_DESCRIPTION_BYTES))
         return {key.strip(): value.strip() for key, sign, value in pairs if sign}
+    from fukami.data.yaml_file import load_yaml
+
     return load_yaml(path)
-
-
-def load_yaml(path: Path) -> dict[str, Any]:
-    """Load the mapping of a YAML file, with scalars as their source text, or None without a value.
-
-    Anchors are rejected: a few lines of them can expand to a value of any size.
-
-    Raises:
-        Error: the file is not valid YAML, nested too deeply, too large, or has anchors.
-    """
-    text = read_text(path, max_bytes=MAX_YAML_BYTES)
-    try:
-        content = yaml.load(text, _PlainLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise Error(f"{path}{where}: is not valid YAML ({getattr(error, 'problem', error)}); fix it") from None
-    except RecursionError:
-        raise Error(f"{path}: is not the YAML of a dataset (it is nested too deeply); fix it") from None
-    if not isinstance(content, dict):
-        return {}
-    return {key: None if value in NULL_VALUES else value for key, value in content.items() if isinstance(key, str)}
-
-
-class _PlainLoader(yaml.BaseLoader):
-    """PyYAML loader without types and anchors; the numbers of YAML 1.1 can take hours to compute."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()  # type: ignore[no-untyped-call]
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise yaml.composer.ComposerError(None, None, "anchors and aliases are not supported", event.start_mark)
-        return super().compose_node(parent, index)
 
 
 def _has_class_names(path: Path) -> bool:
     """Return whether a YAML file has class names; assumed for an invalid ``data.yaml``, which raises an error later."""
     try:
         return bool(_read_description(path).get("names"))
+    except MissingPackageError:
+        raise
     except Error:
         return path.stem.lower() in ("data", "dataset")
 
@@ -285,9 +254,9 @@ def _strip_first_folder(name: str) -> Path:
     return Path(*Path(name).parts[1:])
 
 
-def _read_lines(path: Path) -> list[str]:
+def _read_lines(path: Path, *, max_bytes: int | None = None) -> list[str]:
     """Read the non-empty lines of a file."""
-    lines = read_text(path, errors="replace").splitlines()
+    lines = read_text(path, max_bytes=max_bytes, errors="replace").splitlines()
     return [line.strip() for line in lines if line.strip()]
 
 

@@ -12,7 +12,6 @@ from fukami.layers.detection_types import Detections
 
 if TYPE_CHECKING:
     from fukami.data.samples import PaddedBatch
-    from fukami.engine.runtime import Runtime
 
 STEP_BOUNDARIES = (0, 1 / 3, 1 / 2, 5 / 6, 1)  # the authors' code: 80,000, 40,000, 80,000 and 40,000 iterations
 NOT_STARTED, TRAIN_RPN, TRAIN_DETECTOR, FINETUNE_RPN, FINETUNE_DETECTOR = range(-1, 4)
@@ -26,35 +25,29 @@ class AlternatingDetectionTask(DetectionTask):
     backbone, which is frozen from now on. 4. The detection head trains on the proposals of this RPN.
     """
 
-    is_alternating = True
+    min_steps = 6  # with fewer, one of the four training steps has none
     current_step = NOT_STARTED  # of the four training steps
 
-    def setup(self, runtime: "Runtime") -> None:
-        """Move to the device and prepare for training."""
-        super().setup(runtime)
-        if self.is_alternating:
-            self.proposal_network = copy.deepcopy(self.model)
-            self.step_counter = StepCounter().to(runtime.device)
-            parameters = [*self.model.parameters(), *self.proposal_network.parameters()]
-            self.trainable_ids = {id(parameter) for parameter in parameters if parameter.requires_grad}
-            self.optimizer = runtime.prepare_optimizer(self.make_optimizer(parameters))
-            self.optimizers = [self.optimizer]
-            self.state |= {
-                "optimizer": self.optimizer,
-                "proposal_network": self.proposal_network,
-                "step_counter": self.step_counter,
-            }
+    def prepare_training(self) -> None:
+        """Create the network that proposes regions in the first two steps, and one optimizer for both networks."""
+        super().prepare_training()
+        self.proposal_network = copy.deepcopy(self.model)
+        self.step_counter = StepCounter().to(self.runtime.device)
+        parameters = [*self.model.parameters(), *self.proposal_network.parameters()]
+        self.trainable_ids = {id(parameter) for parameter in parameters if parameter.requires_grad}
+        self.optimizer = self.runtime.prepare_optimizer(self.make_optimizer(parameters))
+        self.optimizers = [self.optimizer]
+        self.state |= {
+            "optimizer": self.optimizer,
+            "proposal_network": self.proposal_network,
+            "step_counter": self.step_counter,
+        }
 
     def compile(self) -> None:
         """Compile both networks."""
         super().compile()
         for name in ("backbone", "roi_heads.box_head"):
             self.compile_module(self.proposal_network.get_submodule(name))
-
-    def replace_modules(self, modules: dict[str, nn.Module]) -> None:
-        """Predict with another network, which is not trained."""
-        super().replace_modules(modules)
-        self.is_alternating = False
 
     def schedule(self, progress: float) -> float:
         """Set the learning rate, whose schedule restarts in each training step, and start the steps that are due."""

@@ -8,6 +8,7 @@ import numpy as np
 from fukami.data import annotations
 from fukami.data.annotations import Box, Corners, DatasetAnnotations, ImageAnnotation, ImageHeader
 from fukami.data.findings import Findings, ImageItem, PathNames, add_read_error, hash_images, hash_pixels
+from fukami.data.sources import DataSource
 from fukami.detection import data as detection_data
 from fukami.errors import Error
 
@@ -21,20 +22,19 @@ FAULT_MESSAGES = {
 }
 
 
-def check_samples(spec: str, findings: Findings) -> Iterator[tuple[ImageItem, bytes]]:
+def check_samples(source: DataSource, findings: Findings) -> Iterator[tuple[ImageItem, bytes]]:
     """Validate a detection dataset; yields its readable images with the digest of their pixels.
 
     Args:
-        spec: name or path of the dataset.
+        source: the dataset.
         findings: the object that the problems are added to.
     """
-    if spec == "scenes":
+    if source.spec == "scenes":
         yield from _check_scenes(findings)
         return
-    path = detection_data.find_dataset(spec)
-    names = PathNames(path)
+    names = PathNames(source)
     try:
-        dataset = detection_data.read_annotations(path)
+        dataset = detection_data.read_annotations(source)
     except Error as error:
         add_read_error(error, names, findings)
         return

@@ -4,15 +4,74 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from fukami.detection.recipe import FasterRCNNRecipe
-from fukami.engine.recipe import check_range
+from fukami.detection.recipe import DetectionRecipe
+from fukami.engine.recipe import FieldGroup, check_range
+from fukami.engine.supervised import OptimizerName
+from fukami.errors import UsageError
 
 if TYPE_CHECKING:
+    from fukami.detection.task import DetectionTask
     from fukami.models.faster_rcnn import FasterRCNN as Network
 
 
 @dataclass(frozen=True, kw_only=True)
-class FasterRCNNResNet50FPN(FasterRCNNRecipe):
+class FasterRCNNFields(FieldGroup):
+    """Fields of Faster R-CNN on any backbone."""
+
+    backbone: ClassVar[str] = ""  # name of the classifier whose layers it uses
+    backbone_prefix: ClassVar[str] = ""  # name of the submodule with the classifier's layers
+
+    epochs: int = 12
+    """Number of epochs."""
+    batch_size: int = 2
+    """Global batch size, over all processes."""
+    optimizer: OptimizerName = "momentum"
+    """Optimizer; momentum and nesterov are SGD."""
+    lr: float = 2.5e-3
+    """Peak learning rate."""
+    schedule: str = "multistep=0.667,0.917"
+    """Learning-rate schedule: constant, step=NUM_DROPS, multistep=FRACTION,FRACTION, exponential=FINAL_FACTOR,
+    polynomial=POWER, cosine, one-cycle or plateau=PATIENCE."""
+    warmup: float = 0.02
+    """Fraction of the training steps with a linear warm-up."""
+    clip_norm: float = 10.0
+    """Maximum gradient norm (gradient clipping); 0 disables it."""
+    weight_decay: float = 1e-4
+    """Weight decay; decoupled with adamw (Loshchilov and Hutter 2019)."""
+    init: str = ""
+    """Initial weights: imagenet (torchvision's, downloaded), a state-dict file of a classifier or a detector, or a
+    run's folder."""
+    frozen_stages: int = 2
+    """Number of frozen backbone stages, from the first one, if init is given; 0 to 5."""
+    anchor_sizes: tuple[float, ...] = (128.0, 256.0, 512.0)
+    """Sides of the square anchors, in pixels; the aspect ratios are 2:1, 1:1 and 1:2."""
+    roi_pooling: Literal["align", "pool"] = "align"
+    """Pooling of a region to 7×7: RoIAlign (He et al. 2017) or the paper's RoIPool."""
+    training: Literal["joint", "alternating"] = "joint"
+    """Joint training of both stages, or the paper's 4-step alternating training."""
+
+    def __post_init__(self) -> None:
+        """Validate the fields."""
+        super().__post_init__()
+        check_range(self, 0, 5, "frozen_stages")
+        if len(self.anchor_sizes) < 1 or min(self.anchor_sizes) < 2:
+            raise UsageError(f"anchor-sizes should be anchor sides of at least 2 pixels each, not {self.anchor_sizes}")
+        if self.schedule.startswith("plateau") and self.training == "alternating":
+            raise UsageError(
+                "--schedule plateau cannot be combined with --training alternating, whose steps have fixed lengths; "
+                "use another --schedule"
+            )
+
+    def initialize_task(self, task: "DetectionTask") -> None:
+        """Load the weights of ``init``."""
+        from fukami.engine import pretrained
+
+        if self.init:
+            pretrained.initialize_detector(task.model, self.backbone_prefix, self.backbone, self.init, task.labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FasterRCNNResNet50FPN(FasterRCNNFields, DetectionRecipe):
     """Faster R-CNN with a ResNet-50 feature pyramid, as in torchvision (Lin et al. 2017).
 
     Not trained here; training runs at 0.6 images per second of 1152×800 on 2 cores of an AMD EPYC. torchvision's
@@ -43,9 +102,13 @@ class FasterRCNNResNet50FPN(FasterRCNNRecipe):
             num_classes, roi_pooling=self.roi_pooling, frozen_batch_norm=bool(self.init), anchor_sizes=self.anchor_sizes
         )
 
+    def build_task(self, labels: tuple[str, ...]) -> "DetectionTask":
+        """Build the detector of the classes ``labels``."""
+        return build_detection_task(self, self.build_model(len(labels)), labels)
+
 
 @dataclass(frozen=True, kw_only=True)
-class FasterRCNNVGG16(FasterRCNNRecipe):
+class FasterRCNNVGG16(FasterRCNNFields, DetectionRecipe):
     """Faster R-CNN with VGG-16: a region proposal network and a classifier with shared features (Ren et al. 2015).
 
     Result: 91.66 % mAP on BCCD at 320 pixels after 12 epochs in 81 minutes on 2 cores of an Intel Xeon. The paper: 69.9
@@ -92,3 +155,27 @@ class FasterRCNNVGG16(FasterRCNNRecipe):
             width_multiplier=self.width_multiplier,
             stride=self.stride,
         )
+
+    def build_task(self, labels: tuple[str, ...]) -> "DetectionTask":
+        """Build the detector of the classes ``labels``."""
+        return build_detection_task(self, self.build_model(len(labels)), labels)
+
+
+def build_detection_task(
+    recipe: FasterRCNNResNet50FPN | FasterRCNNVGG16, model: "Network", labels: tuple[str, ...]
+) -> "DetectionTask":
+    """Build the task of a Faster R-CNN, whose first stages are frozen if they have initial weights."""
+    from fukami.detection.alternating_task import AlternatingDetectionTask
+    from fukami.detection.task import DetectionTask
+    from fukami.engine import pretrained
+
+    if recipe.init:
+        pretrained.freeze_stages(model.get_submodule(recipe.backbone_prefix), recipe.frozen_stages)
+    task_class = AlternatingDetectionTask if recipe.training == "alternating" else DetectionTask
+    return task_class(
+        model,
+        labels,
+        recipe.build_preprocessing(),
+        activation_checkpointing=recipe.activation_checkpointing,
+        **recipe.get_training_options(),
+    )

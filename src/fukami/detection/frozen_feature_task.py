@@ -5,22 +5,23 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
-from sklearn.linear_model import Ridge
-from sklearn.svm import LinearSVC
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from fukami.data.loader import Loader
 from fukami.data.samples import CROWD, REGULAR
 from fukami.detection.rcnn_task import REGION_BATCH_SIZE, RCNNTask, RegionSettings
 from fukami.engine import padded_images
-from fukami.errors import UsageError
+from fukami.errors import UsageError, require_extra
 from fukami.image.transform import ResizeTransform
 from fukami.layers import boxes
 
+with require_extra("detect", "R-CNN"):
+    from sklearn.linear_model import Ridge
+    from sklearn.svm import LinearSVC
+    from threadpoolctl import threadpool_limits
+
 if TYPE_CHECKING:
     from fukami.data.samples import PaddedBatch
-    from fukami.engine.runtime import Runtime
 
 TARGET_NORM = 20.0  # mean norm that the features are scaled to; the SVM costs and the ridge penalty assume it
 INTERCEPT_SCALING = 10.0  # value of the constant feature; a large one keeps the bias almost unregularized
@@ -53,18 +54,18 @@ class FrozenFeatureTask(RCNNTask):
         super().__init__(model, labels, transform, region_settings, epochs=num_epochs, eval_every=num_epochs)
         self.fitter = fitter
 
-    def setup(self, runtime: "Runtime") -> None:
-        """Move to the device and prepare for training.
+    def prepare_training(self) -> None:
+        """Freeze the network.
 
         Raises:
             UsageError: there are several processes.
         """
-        if runtime.world_size > 1:
+        if self.runtime.world_size > 1:
             raise UsageError(
-                f"one process fits the SVMs and box regressors of R-CNN, not {runtime.world_size}; start one"
+                f"one process fits the SVMs and box regressors of R-CNN, not {self.runtime.world_size}; start one"
             )
         self.model.requires_grad_(False)
-        super().setup(runtime)
+        super().prepare_training()
         self.fitter.start(self)
         self.optimizers = []  # there is no learning rate
         self.state = {"model": self.model, "store": self.fitter.store}
@@ -298,7 +299,7 @@ class BoxRegressionFitter:
     def refine_boxes(self, task: FrozenFeatureTask, image: Tensor, regions: Tensor, classes: Tensor) -> Tensor:
         """Predict the boxes of objects detected in regions, by the regressors of their classes."""
         dtype = next(task.model.parameters()).dtype
-        deltas = self.regressor(task.extract_features(image, regions, "pool5").to(dtype))
+        deltas = task.model.get_submodule("bbox")(task.extract_features(image, regions, "pool5").to(dtype))
         class_deltas = deltas.float().unflatten(1, (len(task.labels), 4))[torch.arange(len(regions)), classes]
         return boxes.decode_boxes(class_deltas, regions)
 

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, NotRequired, Self, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,20 @@ UNCOUNTED_AREA = 1e12  # outside the range of every size; COCO matches objects o
 MAX_DETECTIONS = 100  # detections per image and class in COCO's metrics
 
 
+class CocoAnnotation(TypedDict):
+    """Object or detection in COCO's JSON format; ``bbox`` is left, top, width and height."""
+
+    id: int
+    image_id: int
+    category_id: int
+    bbox: list[float]
+    area: float
+    iscrowd: NotRequired[int]
+    score: NotRequired[float]
+
+
 def compute_coco_metrics(
-    samples: Iterable[tuple[int, Any, Any]], num_classes: int
+    samples: Iterable[tuple[int, "Prediction", "GroundTruth"]], num_classes: int
 ) -> tuple[dict[str, float], dict[int, float]]:
     """Compute COCO's metrics, and ``coco_ap`` of each class that has an object.
 
@@ -62,18 +74,18 @@ def compute_coco_metrics(
     )
 
 
-def _compute_valid_mean(values: Any) -> float:
+def _compute_valid_mean(values: npt.NDArray[np.float64]) -> float:
     """Compute the mean without the entries of -1, which COCO writes for classes and sizes without an object."""
     valid = values[values > -1]
     return float(valid.mean()) if valid.size else float("nan")
 
 
 def _build_coco_annotations(
-    samples: Iterable[tuple[int, Any, Any]],
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    samples: Iterable[tuple[int, "Prediction", "GroundTruth"]],
+) -> tuple[list[CocoAnnotation], list[CocoAnnotation]]:
     """Build the objects and the detections in COCO's JSON format; ids start at 1."""
-    objects: list[dict[str, Any]] = []
-    detections: list[dict[str, Any]] = []
+    objects: list[CocoAnnotation] = []
+    detections: list[CocoAnnotation] = []
     for image_index, prediction, truth in samples:
         for box, kind, label in zip(_convert_to_xywh(truth.boxes), truth.kinds, truth.classes.tolist(), strict=True):
             area = box[2] * box[3] if kind in (REGULAR, CROWD) else UNCOUNTED_AREA
@@ -86,8 +98,9 @@ def _build_coco_annotations(
     return objects, detections
 
 
-def _convert_to_xywh(boxes: Any) -> list[list[float]]:
-    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()  # type: ignore[no-any-return]
+def _convert_to_xywh(boxes: npt.NDArray[np.float64]) -> list[list[float]]:
+    rows: list[list[float]] = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()
+    return rows
 
 
 FloatArray = npt.NDArray[np.float64]
@@ -108,9 +121,9 @@ MISSED = "missed"
 class Prediction(NamedTuple):
     """Detections in an image: boxes ``(d, 4)`` in its pixels, classes ``(d,)`` and scores ``(d,)``."""
 
-    boxes: npt.NDArray[Any]
-    classes: npt.NDArray[Any]
-    scores: npt.NDArray[Any]
+    boxes: FloatArray
+    classes: IntArray
+    scores: FloatArray
 
 
 class GroundTruth(NamedTuple):
@@ -119,9 +132,9 @@ class GroundTruth(NamedTuple):
     The kinds are ``REGULAR``, ``DIFFICULT`` and ``CROWD`` of :mod:`fukami.data.samples`.
     """
 
-    boxes: npt.NDArray[Any]
-    classes: npt.NDArray[Any]
-    kinds: npt.NDArray[Any]
+    boxes: FloatArray
+    classes: IntArray
+    kinds: IntArray
 
 
 class PrecisionRecallCurve(NamedTuple):
@@ -202,11 +215,11 @@ class DetectionResults:
                 self.images.setdefault(image_index, image)
         self._clear_cache()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, tuple[str, ...] | dict[int, tuple[Prediction, GroundTruth]]]:
         """Return the arrays to send to another process, without the cache."""
         return {"labels": self.labels, "images": self.images}
 
-    def compute_metrics(self) -> dict[str, Any]:
+    def compute_metrics(self) -> dict[str, float | dict[str, dict[str, float]]]:
         """Compute the metrics of VOC (``map``, ``map_11``) and COCO (``coco_...``), in [0, 1], and those of each class.
 
         ``map`` is the mean over the classes of the area under the precision-recall curve, at an IoU of 0.5; ``map_11``
@@ -216,19 +229,26 @@ class DetectionResults:
         Raises:
             Error: no object is annotated.
         """
-        num_objects = self.num_objects
-        if not num_objects.any():
+        if not self.num_objects.any():
             raise Error("there is no object to evaluate on; use a dataset whose test split has annotated objects")
-        present = [index for index in range(len(self.labels)) if num_objects[index]]
-        coco_metrics, coco_aps = compute_coco_metrics(self._sort_images(), len(self.labels))
-        classes = {}
-        for index in present:
-            ap, ap_11 = self.compute_average_precision(index)
-            metrics = {"ap": ap, "ap_11": ap_11, "coco_ap": coco_aps[index], "objects": int(num_objects[index])}
-            classes[self.labels[index]] = metrics
+        classes = self.compute_class_metrics()
         means = {f"m{name}": float(np.mean([row[name] for row in classes.values()])) for name in ("ap", "ap_11")}
-        counts = {"count": len(self.images), "objects": int(num_objects.sum())}
-        return {**means, **coco_metrics, **counts, "classes": classes}
+        counts = {"count": len(self.images), "objects": int(self.num_objects.sum())}
+        return {**means, **self.coco_metrics[0], **counts, "classes": classes}
+
+    def compute_class_metrics(self) -> dict[str, dict[str, float]]:
+        """Compute ``ap``, ``ap_11``, ``coco_ap`` and the number of ``objects`` of each class with a counted object."""
+        classes = {}
+        for index in np.flatnonzero(self.num_objects).tolist():
+            ap, ap_11 = self.compute_average_precision(index)
+            metrics = {"ap": ap, "ap_11": ap_11, "coco_ap": self.coco_metrics[1][index]}
+            classes[self.labels[index]] = {**metrics, "objects": int(self.num_objects[index])}
+        return classes
+
+    @functools.cached_property
+    def coco_metrics(self) -> tuple[dict[str, float], dict[int, float]]:
+        """COCO's metrics, and ``coco_ap`` of each class."""
+        return compute_coco_metrics(self._sort_images(), len(self.labels))
 
     @functools.cached_property
     def num_objects(self) -> IntArray:
@@ -320,7 +340,7 @@ class DetectionResults:
 
     def _clear_cache(self) -> None:
         """Clear the cached properties after a change of the images."""
-        for name in ("num_objects", "_match_table", "_ranked_detections"):
+        for name in ("num_objects", "coco_metrics", "_match_table", "_ranked_detections"):
             self.__dict__.pop(name, None)
 
     def _sort_images(self) -> list[tuple[int, Prediction, GroundTruth]]:
@@ -337,7 +357,7 @@ class DetectionResults:
     @functools.cached_property
     def _match_table(self) -> _MatchTable:
         """Matches of all images, in the order of their indices, so that the number of processes has no effect."""
-        columns: list[tuple[npt.NDArray[Any], ...]] = []
+        columns: list[tuple[IntArray | FloatArray, ...]] = []
         offset = 0
         for image_index, prediction, truth in self._sort_images():
             outcome, target, best_score, rival = _match_boxes(prediction, truth)
@@ -346,7 +366,7 @@ class DetectionResults:
             offset += num_objects
             detection_columns = (np.full(num_detections, image_index), *prediction, outcome, target)
             columns.append((*detection_columns, np.full(num_objects, image_index), *truth, best_score, rival))
-        empty: list[npt.NDArray[Any]] = [np.zeros(0, np.int64)] * 12
+        empty: list[IntArray | FloatArray] = [np.zeros(0, np.int64)] * 12
         empty[1] = empty[7] = np.zeros((0, 4))
         return _MatchTable(*(np.concatenate(column) for column in zip(empty, *columns, strict=True)))
 

@@ -1,15 +1,15 @@
 """Plots of the evaluation of a detector."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.typing import LineStyleType
 from PIL import Image
 
-from fukami.detection.metrics import MISSED, OUTCOMES, DetectionResults, ErrorCase
+from fukami.detection.metrics import MISSED, OUTCOMES, DetectionResults, ErrorCase, FloatArray
 from fukami.image import io as image_io
 
 MAX_CURVES = 24  # maximum number of precision-recall curves, one per axes
@@ -27,10 +27,9 @@ def plot_evaluation(results: DetectionResults, get_image: Callable[[int], Image.
         results: results with at least one object.
         get_image: returns the image of an index, in whose pixels its boxes are.
     """
-    metrics = results.compute_metrics()
-    yield "Average precision by class", plot_class_ap(metrics["classes"])
+    yield "Average precision by class", plot_class_ap(results.compute_class_metrics())
     yield "Precision-recall curves", plot_precision_recall(results)
-    yield "Average precision by IoU threshold and object size", plot_ap_breakdown(metrics)
+    yield "Average precision by IoU threshold and object size", plot_ap_breakdown(results.coco_metrics[0])
     yield "Outcomes of the top detections by class", plot_outcomes(results)
     false_negatives = results.find_false_negatives(MAX_ERRORS_SHOWN)
     false_positives = results.find_false_positives(MAX_ERRORS_SHOWN)
@@ -40,7 +39,7 @@ def plot_evaluation(results: DetectionResults, get_image: Callable[[int], Image.
         yield "Worst false positives", plot_errors(false_positives, get_image, results.labels)
 
 
-def plot_class_ap(classes: dict[str, dict[str, Any]]) -> Figure:
+def plot_class_ap(classes: dict[str, dict[str, float]]) -> Figure:
     """Plot VOC's and COCO's average precision of each class, in descending order."""
     ranked = sorted(classes.items(), key=lambda item: -item[1]["ap"])
     figure = Figure(figsize=(8, 1.1 + 0.27 * len(ranked)), layout="constrained")
@@ -104,7 +103,7 @@ def _plot_curve(axes: Axes, results: DetectionResults, class_index: int) -> None
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def plot_ap_breakdown(metrics: dict[str, Any]) -> Figure:
+def plot_ap_breakdown(metrics: dict[str, float]) -> Figure:
     """Plot COCO's average precision over all IoU thresholds, at two of them, and by object size."""
     names = {
         "coco_ap": "all", "coco_ap50": "IoU 0.5", "coco_ap75": "IoU 0.75", "coco_ap_small": "small\nto 32² pixels",
@@ -194,7 +193,9 @@ def format_caption(error: ErrorCase) -> str:
     return f"{label} → {confused_label}" if confused_label else f"{label}, not detected"
 
 
-def _draw_outline(axes: Axes, box: Any, color: tuple[int, int, int], width: float, style: Any = "-") -> None:
+def _draw_outline(
+    axes: Axes, box: FloatArray, color: tuple[int, int, int], width: float, style: LineStyleType = "-"
+) -> None:
     left, top, right, bottom = box
     shade = tuple(level / 255 for level in color)
     axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec=shade, lw=width, ls=style))

@@ -5,19 +5,30 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 from fukami.detection.recipe import DetectionRecipe
-from fukami.engine.recipe import MAX_IMAGE_SIDE, MAX_INPUT_SIZE, Data, Recipe, check_range, get_recipe_name
+from fukami.engine.recipe import (
+    MAX_IMAGE_SIDE,
+    MAX_INPUT_SIZE,
+    Data,
+    FieldGroup,
+    Recipe,
+    check_range,
+    get_field_names,
+    get_recipe_name,
+)
+from fukami.engine.supervised import OptimizerName, SupervisedRecipe
 from fukami.errors import UsageError
 
 if TYPE_CHECKING:
     from fukami.data.padded_loader import PaddedLoader
     from fukami.data.samples import Sample
     from fukami.detection.rcnn_task import RCNNTask, RegionSettings
-    from fukami.engine.task import Task
+    from fukami.image.transform import ResizeTransform
     from fukami.models.rcnn import RCNN as RCNNModel
 
+Stage = TypeVar("Stage", bound=DetectionRecipe)
 
 MIN_REGION_SIZES = {"alexnet": 63, "vgg16": 32}  # minimum side of a region for each backbone, in pixels
 
@@ -34,8 +45,8 @@ GRADIENT_FIELDS = (  # without effect in the stages that do not train by gradien
 
 
 @dataclass(frozen=True, kw_only=True)
-class RCNNRecipe(DetectionRecipe):
-    """Base recipe of R-CNN: a network that classifies each proposed region separately."""
+class RegionFields(FieldGroup):
+    """Fields of all stages: the network, which classifies each proposed region separately, and the regions."""
 
     min_size: int = 375
     """Shorter side of the resized image, in which regions are proposed and from which they are warped, in pixels."""
@@ -75,7 +86,7 @@ class RCNNRecipe(DetectionRecipe):
         check_range(self, 0, math.inf, "cache_limit")
         check_range(self, 0, 0.99, "dropout")
         check_range(self, 1 / 64, 4, "width_multiplier")
-        if self.activation_checkpointing:
+        if isinstance(self, SupervisedRecipe) and self.activation_checkpointing:
             raise UsageError("R-CNN does not support --activation-checkpointing; use --accumulate to save memory")
 
     def build_model(self, num_classes: int) -> "RCNNModel":
@@ -92,21 +103,13 @@ class RCNNRecipe(DetectionRecipe):
             batch_norm=self.batch_norm,
         )
 
-    def build_task(self, labels: tuple[str, ...]) -> "RCNNTask":
-        """Build the task of the stage for the classes ``labels``."""
-        raise NotImplementedError(f"{type(self).__name__} does not define build_task(labels)")
-
     def build_region_settings(self) -> "RegionSettings":
         """Build the settings of the region proposals, the warping and the feature cache."""
         from fukami.detection.rcnn_task import RegionSettings
 
         return RegionSettings(self.size, self.context_padding, self.mode, self.cache_limit, self.regions_per_image)
 
-    def build_loader(self, samples: "tuple[Sample, ...]", labels: tuple[str, ...], *, train: bool) -> "PaddedLoader":
-        """Build the loader of the training or the evaluation batches, with region proposals."""
-        return super().build_loader(self.add_proposals(samples), labels, train=train)
-
-    def add_proposals(self, samples: "tuple[Sample, ...]") -> "tuple[Sample, ...]":
+    def prepare_samples(self, samples: "tuple[Sample, ...]", prepare: "ResizeTransform") -> "tuple[Sample, ...]":
         """Add the region proposals of Selective Search to the boxes of each sample."""
         import numpy as np
 
@@ -114,7 +117,7 @@ class RCNNRecipe(DetectionRecipe):
         from fukami.detection.rcnn_task import filter_proposals
         from fukami.selective_search import cache
 
-        prepare, extended_samples = self.build_preprocessing(), []
+        extended_samples = []
         for sample, boxes in zip(samples, cache.compute_proposals(samples, self.mode, prepare), strict=True):
             proposals = filter_proposals(boxes)
             ratio = np.tile(np.array(sample.size) / np.array(prepare.compute_size(*sample.size)), 2)
@@ -129,88 +132,82 @@ class RCNNRecipe(DetectionRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrozenFeatureRecipe(RCNNRecipe):
-    """Base recipe of a stage without gradient descent, which continues the previous stage's run image by image."""
+class FinetuningFields(RegionFields):
+    """Fields of the stages that begin with fine-tuning."""
 
-    previous_recipe: ClassVar[str] = ""  # name of the previous stage's recipe
+    epochs: int = 30
+    """Number of epochs."""
+    eval_every: int = 10
+    """Evaluation interval in epochs; the last epoch is always evaluated."""
+    batch_size: int = 8
+    """Global batch size, over all processes."""
+    optimizer: OptimizerName = "momentum"
+    """Optimizer; momentum and nesterov are SGD."""
+    lr: float = 1e-3
+    """Peak learning rate; the paper's value is for a network pretrained on ImageNet."""
+    init: str = ""
+    """Initial weights of the classifier: imagenet (torchvision's, downloaded), a state-dict file or a run's folder."""
 
-    def __post_init__(self) -> None:
-        """Validate the fields."""
-        super().__post_init__()
-        changed = [name for name in GRADIENT_FIELDS if getattr(self, name) != getattr(type(self), name)]
-        if changed:
-            flags = " and ".join(f"--{name.replace('_', '-')}" for name in changed)
-            raise UsageError(f"{get_recipe_name(type(self))} does not train by gradient descent: remove {flags}")
+    def initialize_task(self, task: "RCNNTask") -> None:
+        """Load the weights of ``init``."""
+        from fukami.engine import pretrained
 
-    def load_data(self) -> Data:
-        """Load the dataset, after checking that the previous stage's run exists."""
-        self.find_previous_run()
-        return super().load_data()
+        if self.init:
+            pretrained.initialize_classifier(task.model.get_submodule("network"), self.backbone, self.init)
 
-    def build_loader(self, samples: "tuple[Sample, ...]", labels: tuple[str, ...], *, train: bool) -> "PaddedLoader":
-        """Build the loader, with region proposals; training batches have one image each, without augmentation."""
-        return (
-            build_sequential_loader(self, samples, labels)
-            if train
-            else super().build_loader(samples, labels, train=False)
+
+def check_gradient_fields(recipe: "RCNNSVM | RCNNBoxes") -> None:
+    """Check that the fields without effect in a stage without gradient descent have their defaults.
+
+    Raises:
+        UsageError: one has another value; the message names it.
+    """
+    changed = [name for name in GRADIENT_FIELDS if getattr(recipe, name) != getattr(type(recipe), name)]
+    if changed:
+        flags = " and ".join(f"--{name.replace('_', '-')}" for name in changed)
+        raise UsageError(f"{get_recipe_name(type(recipe))} does not train by gradient descent: remove {flags}")
+
+
+def find_previous_run(recipe: "RCNNSVM | RCNNBoxes") -> Path:
+    """Find the run folder of the previous stage.
+
+    Raises:
+        UsageError: it does not exist, belongs to another stage, is not finished, or has other field values.
+    """
+    from fukami.engine import checkpoint
+
+    recipe_name, previous_recipe = get_recipe_name(type(recipe)), recipe.previous_recipe
+    if not recipe.init:
+        raise UsageError(f"{recipe_name} continues a run of {previous_recipe}; specify its folder with --init DIR")
+    folder = checkpoint.locate_run(recipe.init)
+    other, _ = checkpoint.read_recipe(folder)
+    if get_recipe_name(type(other)) != previous_recipe:
+        raise UsageError(
+            f"{folder} is a run of {get_recipe_name(type(other))}; {recipe_name} continues a run of {previous_recipe}"
         )
-
-    def find_previous_run(self) -> Path:
-        """Find the run folder of the previous stage.
-
-        Raises:
-            UsageError: it does not exist, belongs to another stage, is not finished, or has other field values.
-        """
-        from fukami.engine import checkpoint
-
-        recipe_name = get_recipe_name(type(self))
-        if not self.init:
-            raise UsageError(
-                f"{recipe_name} continues a run of {self.previous_recipe}; specify its folder with --init DIR"
-            )
-        folder = checkpoint.locate_run(self.init)
-        other, _ = checkpoint.read_recipe(folder)
-        if get_recipe_name(type(other)) != self.previous_recipe:
-            raise UsageError(
-                f"{folder} is a run of {get_recipe_name(type(other))}; {recipe_name} continues a run of "
-                f"{self.previous_recipe}"
-            )
-        if not checkpoint.is_finished(folder):
-            raise UsageError(
-                f"{folder} is not finished; resume it first: fukami train {self.previous_recipe} --out {folder} "
-                "--resume"
-            )
-        different_fields = {
-            name: getattr(other, name) for name in SHARED_FIELDS if getattr(other, name) != getattr(self, name)
-        }
-        if different_fields:
-            flags = " ".join(_format_flag(name, value) for name, value in different_fields.items())
-            raise UsageError(f"{folder} was trained with other field values; use the same ones: {flags}")
-        return folder
-
-    def initialize_task(self, task: "Task") -> None:
-        """Load the weights of the previous stage."""
-        load_stage_weights(task, self.find_previous_run())
+    if not checkpoint.is_finished(folder):
+        raise UsageError(
+            f"{folder} is not finished; resume it first: fukami train {previous_recipe} --out {folder} --resume"
+        )
+    different_fields = {
+        name: getattr(other, name) for name in SHARED_FIELDS if getattr(other, name) != getattr(recipe, name)
+    }
+    if different_fields:
+        flags = " ".join(_format_flag(name, value) for name, value in different_fields.items())
+        raise UsageError(f"{folder} was trained with other field values; use the same ones: {flags}")
+    return folder
 
 
 def build_sequential_loader(
-    recipe: RCNNRecipe, samples: "tuple[Sample, ...]", labels: tuple[str, ...]
+    recipe: "RCNNSVM | RCNNBoxes", split: "tuple[Sample, ...]", labels: tuple[str, ...]
 ) -> "PaddedLoader":
     """Build a loader of one image per batch with its proposals, shuffled by the seed and not augmented."""
-    from fukami.data import padded_loader
-
-    return padded_loader.build_padded_loader(
-        recipe.add_proposals(samples),
-        labels,
-        recipe.build_preprocessing(),
-        batch_size=1,
-        seed=recipe.seed,
-        memory_limit=recipe.memory_limit,
-        max_broken=recipe.max_broken,
-    )
+    prepare = recipe.build_preprocessing()
+    samples = recipe.prepare_samples(split, prepare)
+    return recipe.build_padded_loader(samples, labels, prepare, (), batch_size=1, seed=recipe.seed)
 
 
-def load_stage_weights(task: "Task", folder: Path) -> None:
+def load_stage_weights(task: "RCNNTask", folder: Path) -> None:
     """Load the weights of the previous stage's run.
 
     Raises:
@@ -219,9 +216,8 @@ def load_stage_weights(task: "Task", folder: Path) -> None:
     from fukami.engine import checkpoint
 
     labels = checkpoint.read_labels(folder)
-    data_labels = getattr(task, "labels", ())
-    if labels != data_labels:
-        raise UsageError(f"{folder} has the classes {', '.join(labels)}, and the data have {', '.join(data_labels)}")
+    if labels != task.labels:
+        raise UsageError(f"{folder} has the classes {', '.join(labels)}, and the data have {', '.join(task.labels)}")
     tensors = checkpoint.read_weights(folder)
     checkpoint.check_tensors(task.get_modules(), tensors, folder / "weights.safetensors")
     task.model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items()})
@@ -235,7 +231,7 @@ def _format_flag(name: str, value: object) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RCNNFinetune(RCNNRecipe):
+class RCNNFinetune(FinetuningFields, DetectionRecipe):
     """R-CNN's first stage: fine-tuning of a network on region proposals (Girshick et al. 2014, section 2.3).
 
     Result: 73.40 % mAP on BCCD at 320 pixels as the first stage of rcnn. The paper does not report this stage; with
@@ -244,19 +240,6 @@ class RCNNFinetune(RCNNRecipe):
     Example:
         fukami train rcnn-finetune --data my-boxes --init imagenet
     """
-
-    epochs: int = 30
-    """Number of epochs."""
-    eval_every: int = 10
-    """Evaluation interval in epochs; the last epoch is always evaluated."""
-    batch_size: int = 8
-    """Global batch size, over all processes."""
-    optimizer: Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"] = "momentum"
-    """Optimizer; momentum and nesterov are SGD."""
-    lr: float = 1e-3
-    """Peak learning rate; the paper's value is for a network pretrained on ImageNet."""
-    init: str = ""
-    """Initial weights of the classifier: imagenet (torchvision's, downloaded), a state-dict file or a run's folder."""
 
     def build_task(self, labels: tuple[str, ...]) -> "RCNNTask":
         """Build the task of the stage for the classes ``labels``."""
@@ -270,16 +253,9 @@ class RCNNFinetune(RCNNRecipe):
             **self.get_training_options(),
         )
 
-    def initialize_task(self, task: "Task") -> None:
-        """Load the weights of ``init``."""
-        from fukami.engine import pretrained
-
-        if self.init:
-            pretrained.initialize_classifier(task.model.get_submodule("network"), self.backbone, self.init)
-
 
 @dataclass(frozen=True, kw_only=True)
-class RCNNSVM(FrozenFeatureRecipe):
+class RCNNSVM(RegionFields, DetectionRecipe):
     """R-CNN's second stage: linear SVMs with hard negative mining (Girshick et al. 2014, section 2.3).
 
     Result: 72.06 % mAP on BCCD at 320 pixels as the second stage of rcnn. The paper: 54.2 % mAP on VOC 2007.
@@ -300,8 +276,20 @@ class RCNNSVM(FrozenFeatureRecipe):
     def __post_init__(self) -> None:
         """Validate the fields."""
         super().__post_init__()
+        check_gradient_fields(self)
         check_range(self, 1e-12, math.inf, "svm_cost")
         check_range(self, 0.01, 1, "svm_iou")
+
+    def load_data(self) -> Data:
+        """Load the dataset, after checking that the previous stage's run exists."""
+        find_previous_run(self)
+        return super().load_data()
+
+    def build_loader(self, split: "tuple[Sample, ...]", labels: tuple[str, ...], *, train: bool) -> "PaddedLoader":
+        """Build the loader; training batches have one image each, without augmentation."""
+        return (
+            build_sequential_loader(self, split, labels) if train else super().build_loader(split, labels, train=False)
+        )
 
     def build_task(self, labels: tuple[str, ...]) -> "RCNNTask":
         """Build the task of the stage for the classes ``labels``."""
@@ -315,9 +303,13 @@ class RCNNSVM(FrozenFeatureRecipe):
             SVMFitter(cost=self.svm_cost, negative_iou_threshold=self.svm_iou, seed=self.seed),
         )
 
+    def initialize_task(self, task: "RCNNTask") -> None:
+        """Load the weights of the previous stage."""
+        load_stage_weights(task, find_previous_run(self))
+
 
 @dataclass(frozen=True, kw_only=True)
-class RCNNBoxes(FrozenFeatureRecipe):
+class RCNNBoxes(RegionFields, DetectionRecipe):
     """R-CNN's third stage: bounding-box regression (Girshick et al. 2014, appendix C).
 
     Result: 73.15 % mAP on BCCD at 320 pixels as the last stage of rcnn. The paper: 58.5 % mAP on VOC 2007.
@@ -338,8 +330,20 @@ class RCNNBoxes(FrozenFeatureRecipe):
     def __post_init__(self) -> None:
         """Validate the fields."""
         super().__post_init__()
+        check_gradient_fields(self)
         check_range(self, 0, math.inf, "box_ridge")
         check_range(self, 0.01, 1, "box_iou")
+
+    def load_data(self) -> Data:
+        """Load the dataset, after checking that the previous stage's run exists."""
+        find_previous_run(self)
+        return super().load_data()
+
+    def build_loader(self, split: "tuple[Sample, ...]", labels: tuple[str, ...], *, train: bool) -> "PaddedLoader":
+        """Build the loader; training batches have one image each, without augmentation."""
+        return (
+            build_sequential_loader(self, split, labels) if train else super().build_loader(split, labels, train=False)
+        )
 
     def build_task(self, labels: tuple[str, ...]) -> "RCNNTask":
         """Build the task of the stage for the classes ``labels``."""
@@ -353,9 +357,13 @@ class RCNNBoxes(FrozenFeatureRecipe):
             BoxRegressionFitter(ridge=self.box_ridge, min_iou=self.box_iou),
         )
 
+    def initialize_task(self, task: "RCNNTask") -> None:
+        """Load the weights of the previous stage."""
+        load_stage_weights(task, find_previous_run(self))
+
 
 @dataclass(frozen=True, kw_only=True)
-class RCNN(RCNNFinetune):
+class RCNN(FinetuningFields, DetectionRecipe):
     """R-CNN: region proposals, a fine-tuned network, linear SVMs and bounding-box regression (Girshick et al. 2014).
 
     Result: 73.15 % mAP on BCCD at 320 pixels after all stages in 97 minutes on 2 cores of an Intel Xeon. The paper:
@@ -397,20 +405,20 @@ class RCNN(RCNNFinetune):
         svm = self._build_stage(RCNNSVM, str(folder.resolve() / "finetune"))
         return {"finetune": self._build_stage(RCNNFinetune, self.init), "svm": svm}
 
-    def _build_stage(self, kind: type[RCNNRecipe], init: str) -> RCNNRecipe:
+    def _build_stage(self, kind: type[Stage], init: str) -> Stage:
         """Build the recipe of a stage from the fields of this recipe."""
-        names = {field.name for field in dataclasses.fields(kind)} & {field.name for field in dataclasses.fields(self)}
-        unused = GRADIENT_FIELDS if issubclass(kind, FrozenFeatureRecipe) else ()
+        names = get_field_names(kind) & get_field_names(type(self))
+        unused = () if kind is RCNNFinetune else GRADIENT_FIELDS
         return kind(**{name: getattr(self, name) for name in names.difference(unused)} | {"init": init})
 
-    def build_loader(self, samples: "tuple[Sample, ...]", labels: tuple[str, ...], *, train: bool) -> "PaddedLoader":
+    def build_loader(self, split: "tuple[Sample, ...]", labels: tuple[str, ...], *, train: bool) -> "PaddedLoader":
         """Build the loader of the last stage, the bounding-box regression."""
-        return self._build_stage(RCNNBoxes, "").build_loader(samples, labels, train=train)
+        return self._build_stage(RCNNBoxes, "").build_loader(split, labels, train=train)
 
     def build_task(self, labels: tuple[str, ...]) -> "RCNNTask":
         """Build the task of the last stage, the bounding-box regression, for the classes ``labels``."""
         return self._build_stage(RCNNBoxes, "").build_task(labels)
 
-    def continue_from_stage(self, task: "Task", run: Path) -> None:
+    def continue_from_stage(self, task: "RCNNTask", run: Path) -> None:
         """Load the network and the SVMs of the previous stage."""
         load_stage_weights(task, run)

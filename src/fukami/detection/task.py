@@ -60,11 +60,15 @@ class DetectionTask(Task):
         self.activation_checkpointing = activation_checkpointing
 
     def setup(self, runtime: "Runtime") -> None:
-        """Move to the device and prepare for training."""
-        if self.activation_checkpointing:
-            enable_activation_checkpointing(self.model.get_submodule("backbone"))
+        """Move the network to the device."""
         super().setup(runtime)
         self.mean, self.std = get_normalization(self.transform, runtime.device)
+
+    def prepare_training(self) -> None:
+        """Create the optimizer, and enable activation checkpointing."""
+        if self.activation_checkpointing:
+            enable_activation_checkpointing(self.model.get_submodule("backbone"))
+        super().prepare_training()
 
     def get_signature(self) -> ModelSignature:
         """Return the input shape of the network, and its preprocessing, labels and output as metadata."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ class CheckpointWriter:
             self.is_writer and time.monotonic() > self.next_save_time and not (self.thread and self.thread.is_alive())
         )
 
-    def save(self, state: dict[str, Any], weights: dict[str, Tensor], files: Sequence[Path] = ()) -> None:
+    def save(self, state: dict[str, object], weights: dict[str, Tensor], files: Sequence[Path] = ()) -> None:
         """Start to write the weights and the state, after the previous save has ended.
 
         Args:
@@ -84,7 +84,7 @@ class CheckpointWriter:
 
     def _write(
         self,
-        state: dict[str, Any],
+        state: dict[str, object],
         weights: dict[str, Tensor],
         files: Sequence[Path],
         ready: "torch.cuda.Event | None",
@@ -124,7 +124,7 @@ def _sync_file(path: Path) -> None:
         raise WriteError(path, error) from error
 
 
-def _use_copy_stream(ready: "torch.cuda.Event | None") -> contextlib.AbstractContextManager[Any]:
+def _use_copy_stream(ready: "torch.cuda.Event | None") -> contextlib.AbstractContextManager[object]:
     """Enter a separate CUDA stream that waits for the copies, so that training steps do not wait for the transfer."""
     if ready is None:
         return contextlib.nullcontext()

@@ -45,6 +45,7 @@ from fukami.engine.recipe import (
 from fukami.engine.runtime import PRECISIONS, Runtime
 from fukami.engine.task import Task
 from fukami.errors import Error, UsageError, WriteError, build_unknown_error
+from fukami.layers.meta_device import use_meta_device
 
 BUNDLED_WEIGHTS_DIR = Path(__file__).parents[1] / "weights"
 RUN_FILES = (
@@ -295,7 +296,7 @@ def _load_run(
     stored_precision = read_precision(folder)
     precision = precisions.resolve_precision(precision, stored_precision, folder)
     built_in = is_built_in(type(recipe))  # tasks of built-in recipes have no tensors outside of their networks
-    with torch.device("meta") if built_in else contextlib.nullcontext():
+    with use_meta_device() if built_in else contextlib.nullcontext():
         task = _build_task(folder, recipe, labels)
         modules = task.get_modules()
         if stored_precision == "binary":
@@ -431,7 +432,7 @@ def check_tensors(modules: dict[str, nn.Module], tensors: dict[str, Tensor], sou
 def lock_run(folder: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
     """Lock the folder for a run of this recipe within the context; of several processes only the first locks it.
 
-    A new folder is removed again if it is empty at the end.
+    New folders are removed again if they are empty at the end.
 
     Raises:
         UsageError: the folder is not empty, contains a run of another recipe or no run to resume, or another process
@@ -443,7 +444,7 @@ def lock_run(folder: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
         return
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; --out should be a new or empty folder")
-    new = not folder.exists()
+    new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
     if resume:
         check_run_exists(folder)
     if os.path.lexists(folder / ".lock"):  # the lock could be a link, which would be opened before any other check
@@ -462,9 +463,9 @@ def lock_run(folder: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
             _remove_temporary_files(folder)
             yield
     finally:
-        if new:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        with contextlib.suppress(OSError):  # not empty
+            for path in new_folders:
+                path.rmdir()
 
 
 def check_run_exists(folder: Path) -> None:

@@ -5,7 +5,7 @@ Unlike a pickle, such a file cannot execute code, so a checkpoint from any sourc
 
 import json
 import os
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from safetensors import safe_open
@@ -15,7 +15,7 @@ from torch import Tensor
 TENSOR_KEY, TUPLE_KEY, ITEMS_KEY = "$tensor", "$tuple", "$items"  # JSON keys of tensors, tuples and dicts by items
 
 
-def encode_checkpoint(state: dict[str, Any]) -> bytes:
+def encode_checkpoint(state: Mapping[str, object]) -> bytes:
     """Encode nested dicts, lists and tuples of tensors and of ``None``, bool, int, float and str.
 
     Tensors keep their dtype and memory format (such as channels last), but not their device.
@@ -25,7 +25,7 @@ def encode_checkpoint(state: dict[str, Any]) -> bytes:
     """
     tensors: dict[str, Tensor] = {}
 
-    def encode(value: Any) -> Any:
+    def encode(value: object) -> object:
         if isinstance(value, Tensor):
             order = sorted(range(value.ndim), key=lambda axis: -value.stride()[axis])
             name = str(len(tensors))
@@ -46,7 +46,7 @@ def encode_checkpoint(state: dict[str, Any]) -> bytes:
     return save(tensors, {"state": json.dumps(encode(state))})
 
 
-def decode_checkpoint(path: str | os.PathLike[str], device: torch.device) -> Any:
+def decode_checkpoint(path: str | os.PathLike[str], device: torch.device) -> object:
     """Read and decode a checkpoint file that :func:`encode_checkpoint` encoded, with its tensors on ``device``.
 
     Raises:
@@ -56,7 +56,7 @@ def decode_checkpoint(path: str | os.PathLike[str], device: torch.device) -> Any
         state = json.loads(file.metadata()["state"])
         unread = set(file.keys())
 
-        def decode(value: Any) -> Any:
+        def decode(value: object) -> object:
             if isinstance(value, list):
                 return [decode(item) for item in value]
             if not isinstance(value, dict):

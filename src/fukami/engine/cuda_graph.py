@@ -1,26 +1,29 @@
 """Training steps captured as CUDA graphs."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Generic, TypeVar
 
 import torch
 from torch.utils import _pytree as pytree
 
+Inputs = TypeVar("Inputs")
+Outputs = TypeVar("Outputs")
 
-class GraphedCallable:
+
+class GraphedCallable(Generic[Inputs, Outputs]):
     """Function of a tree of tensors captured as one CUDA graph: a replay costs one launch instead of one per kernel.
 
     The outputs occupy the same memory at each replay. The first ``num_warmup`` calls run without the graph (they are
     real steps), so that the optimizer creates its state before the capture. Inputs of another shape do so, too.
     """
 
-    def __init__(self, function: Callable[[Any], Any], num_warmup: int = 3) -> None:
+    def __init__(self, function: Callable[[Inputs], Outputs], num_warmup: int = 3) -> None:
         self.function, self.num_warmup = function, num_warmup
         self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self.graph: torch.cuda.CUDAGraph | None = None
         self.shapes: list[torch.Size] = []
 
-    def __call__(self, inputs: Any) -> Any:
+    def __call__(self, inputs: Inputs) -> Outputs:
         """Return the function's outputs, which the next replay overwrites."""
         tensors = pytree.tree_leaves(inputs)
         if self.num_warmup > 0 or (self.graph and [t.shape for t in tensors] != self.shapes):
@@ -37,7 +40,7 @@ class GraphedCallable:
         self.graph.replay()
         return self.outputs
 
-    def _run_on_side_stream(self, inputs: Any) -> Any:
+    def _run_on_side_stream(self, inputs: Inputs) -> Outputs:
         """Run the function on a side stream, which a later capture requires."""
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):

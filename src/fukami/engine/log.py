@@ -2,17 +2,17 @@
 
 import io
 import json
+import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fukami.engine import checkpoint
 from fukami.engine.recipe import Recipe, build_train_command
@@ -21,11 +21,15 @@ from fukami.engine.task import Task
 from fukami.errors import WriteError
 from fukami.explain.summary import count_costs
 from fukami.image.transform import SquareTransform
+from fukami.progress import ProgressBar
 from fukami.timing import TRAINING_PHASES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
+
+
+BAR_FORMAT = "{desc} {percentage:3.0f}% |{bar:12}| {remaining}{postfix}"
 
 
 class TrainingLogger:
@@ -54,23 +58,17 @@ class TrainingLogger:
         self.previous_seconds = 0.0  # seconds of training before the resumption
         self.start_time = self.last_log_time = time.monotonic()
         self.step = 0
-        self.console = Console(stderr=True, quiet=not runtime.is_main)
-        self.progress = Progress(
-            TextColumn("{task.fields[position]}"),
-            BarColumn(bar_width=12),
-            TextColumn("{task.fields[values]}"),
-            TimeRemainingColumn(compact=True),
-            console=self.console,
-            disable=not (runtime.is_main and self.console.is_terminal),
-        )
-        self.bar = self.progress.add_task("", total=num_steps, position=self._format_position(0), values="")
+        self.bar = ProgressBar(self._format_position(0), num_steps, BAR_FORMAT, disable=not runtime.is_main)
+        self.contexts = ExitStack()
 
     def __enter__(self) -> Self:
-        self.progress.start()
+        self.contexts.enter_context(self.bar)
+        if not self.bar.disable:
+            self.contexts.enter_context(logging_redirect_tqdm(tqdm_class=ProgressBar))  # warnings above the bar
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.progress.stop()
+        self.contexts.close()
 
     def start_run(self, labels: tuple[str, ...], compile: bool, task: Task) -> None:
         """Write ``recipe.json`` with the costs of the networks, which ``fukami board`` shows, and an empty log."""
@@ -111,12 +109,9 @@ class TrainingLogger:
         values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         self.last_summary = f"{values}  lr {lr:.2e}  {speed:,.0f} {unit}/s"
         name, first = next(iter(metrics.items()))  # the bar has one terminal line: the loss and the speed
-        self.progress.update(
-            self.bar,
-            completed=step,
-            position=self._format_position(step),
-            values=f"{name} {first:.4f} · {speed:,.0f} {unit}/s",
-        )
+        self.bar.set_description_str(self._format_position(step), refresh=False)
+        self.bar.set_postfix_str(f"{name} {first:.4f} · {speed:,.0f} {unit}/s", refresh=False)
+        self.bar.update(step - self.bar.n)
 
     def log_evaluation(self, step: int, metrics: dict[str, Any], preview: "Image | None" = None) -> None:
         """Log an evaluation, print its overall metrics, and save its image as ``preview.png``."""
@@ -129,27 +124,17 @@ class TrainingLogger:
             preview.save(buffer, "PNG")
             checkpoint.write_file(self.folder / "preview.png", buffer.getvalue())
         remaining = (
-            ""
-            if self.progress.disable is False
-            else f"  {_format_duration(elapsed / step * (self.num_steps - step))} left"
+            "" if not self.bar.disable else f"  {_format_duration(elapsed / step * (self.num_steps - step))} left"
         )
         results = "  ".join(
             f"{name} {_format_number(value)}" for name, value in metrics.items() if not isinstance(value, dict)
         )
-        self.console.print(
-            f"{self._format_position(step)}  {self.last_summary}{remaining}  |  {results}",
-            soft_wrap=True,
-            highlight=False,
-        )
+        self._print(f"{self._format_position(step)}  {self.last_summary}{remaining}  |  {results}")
 
     def log_stop(self, step: int) -> None:
         """Print the command that resumes the run."""
-        self.console.print(
-            f"stopped at step {step} of {self.num_steps}; resume with: {build_train_command(self.recipe)} "
-            f"--out {self.folder} --resume",
-            soft_wrap=True,
-            highlight=False,
-        )
+        command = f"{build_train_command(self.recipe)} --out {self.folder} --resume"
+        self._print(f"stopped at step {step} of {self.num_steps}; resume with: {command}")
 
     def finish(self, figures: "list[tuple[str, Figure | Sequence[Image]]]") -> dict[str, Any]:
         """Write the report and return the metrics of the last evaluation."""
@@ -187,11 +172,16 @@ class TrainingLogger:
             raise TypeError("the last evaluation has a value that is not a number")
         json.dumps(self.last_metrics)
         self.step, self.last_log_time = state.get("step", 0), time.monotonic()
+        self.bar.n = self.bar.initial = self.step
         self.multiply_adds = int(state.get("multiply_adds", 0))
         self.runtime.clock.add(state.get("clock", {}))
         if self.runtime.is_main:
             with self._check_write_errors(), self.path.open("ab") as file:
                 file.truncate(min(file.tell(), max(0, state["bytes"])))  # never extend a log that has become shorter
+
+    def _print(self, text: str) -> None:
+        if self.runtime.is_main:
+            self.bar.write(text, file=sys.stderr)
 
     def _write_line(self, line: dict[str, Any]) -> None:
         if self.runtime.is_main:

@@ -54,6 +54,7 @@ def find_lr(
     set_random_seed(recipe.seed)
     task = recipe.build_task(data.labels)
     task.setup(runtime)
+    task.prepare_training()
     recipe.initialize_task(task)
     highest = max(group["initial_lr"] for group in task.optimizer.param_groups)
     if highest == 0:

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import logging
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fukami.data.loader import Loader
 from fukami.engine.recipe import Recipe, check_data
+from fukami.engine.resume import wrap_batches
 from fukami.engine.runtime import PRECISIONS
 from fukami.engine.task import Batch, Task
 from fukami.errors import Error, UsageError, build_unknown_error
@@ -96,14 +99,14 @@ def _load_calibration_images(prepare_inputs: PrepareInputs, recipe: Recipe, spec
     plain = dataclasses.replace(recipe, **changes)
     if spec is None:
         check_data(plain)
-        return list(_iterate_inputs(prepare_inputs, plain.load_data().train))
+        return list(_iterate_inputs(prepare_inputs, wrap_batches(plain.load_data().train)))
     changes["data"] = spec
     calibration_recipe = dataclasses.replace(recipe, **changes)
-    images = list(_iterate_inputs(prepare_inputs, calibration_recipe.load_data().train))
+    images = list(_iterate_inputs(prepare_inputs, wrap_batches(calibration_recipe.load_data().train)))
     logger = logging.getLogger("fukami")
     try:
         check_data(plain)
-        reference = list(_iterate_inputs(prepare_inputs, plain.load_data().train))
+        reference = list(_iterate_inputs(prepare_inputs, wrap_batches(plain.load_data().train)))
     except Error as error:
         logger.warning("cannot compare the calibration data with the training data, which are not available: %s", error)
         return images
@@ -112,7 +115,7 @@ def _load_calibration_images(prepare_inputs: PrepareInputs, recipe: Recipe, spec
     return images
 
 
-def _iterate_inputs(prepare_inputs: PrepareInputs, train: Any) -> Iterator[Tensor]:
+def _iterate_inputs(prepare_inputs: PrepareInputs, train: Loader) -> Iterator[Tensor]:
     """Iterate over batches of network inputs, :data:`NUM_CALIBRATION_IMAGES` images at most."""
     count = 0
     for batch in itertools.islice(train, len(train)):
@@ -145,7 +148,7 @@ def _compute_image_statistics(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return images.flatten(1).mean(1), images.flatten(1).std(1), detail
 
 
-def resolve_precision(precision: str, stored_precision: str, run: Any) -> str:
+def resolve_precision(precision: str, stored_precision: str, run: str | os.PathLike[str]) -> str:
     """Return the precision at which to compute a run; ``auto`` is its stored precision.
 
     Raises:

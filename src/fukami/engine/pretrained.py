@@ -7,7 +7,6 @@ import pickle
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,8 +17,10 @@ from fukami.data.locations import list_data_folders
 from fukami.engine.tensor_files import explain_load_error, find_faults, find_mismatch, load_torch
 from fukami.errors import Error
 from fukami.layers.frozen_batch_norm import EPSILON
+from fukami.layers.segmentation_model import SegmentationModel
 
 logger = logging.getLogger(__name__)
+ParameterGroup = dict[str, list[nn.Parameter] | float]  # params and lr, for an optimizer
 VGG_GROUPS = {13: (2, 2, 3, 3, 3), 16: (2, 2, 4, 4, 4)}  # convolutions per group of VGG-16 and VGG-19
 
 
@@ -40,7 +41,7 @@ def freeze_features(model: nn.Module) -> None:
         parameter.requires_grad = name.partition(".")[0] in head
 
 
-def build_layerwise_groups(model: nn.Module, lr: float, decay: float) -> list[dict[str, Any]]:
+def build_layerwise_groups(model: nn.Module, lr: float, decay: float) -> list[ParameterGroup]:
     """Build parameter groups with layer-wise learning-rate decay: ``lr`` for the head, times ``decay`` per stage below.
 
     Discriminative fine-tuning (Howard and Ruder 2018, section 3.2). A stage is a child of the network, or in a chain of
@@ -157,11 +158,11 @@ def initialize_detector(model: nn.Module, prefix: str, name: str, init: str, lab
     target.load_state_dict(matching, strict=False)
 
 
-def build_backbone_groups(model: Any, lr: float, backbone_lr_factor: float) -> list[dict[str, Any]]:
+def build_backbone_groups(model: SegmentationModel, lr: float, backbone_lr_factor: float) -> list[ParameterGroup]:
     """Build the parameter groups of a segmentation network: ``lr``, and ``backbone_lr_factor * lr`` for the backbone.
 
     Args:
-        model: a network of :mod:`fukami.models`, whose ``backbone_prefix`` is the name of its backbone.
+        model: the network.
         lr: learning rate of the other layers.
         backbone_lr_factor: factor of the learning rate of the pretrained backbone.
     """
@@ -172,16 +173,14 @@ def build_backbone_groups(model: Any, lr: float, backbone_lr_factor: float) -> l
     return [{"params": others, "lr": lr}, {"params": backbone, "lr": backbone_lr_factor * lr}]
 
 
-def initialize_segmenter(model: Any, name: str, init: str, labels: tuple[str, ...] = ()) -> bool:
+def initialize_segmenter(model: SegmentationModel, name: str, init: str, labels: tuple[str, ...] = ()) -> bool:
     """Initialize a segmentation network with the weights ``init``, or its backbone with those of a classifier.
 
     Weights of other classes are initialized randomly, and a warning names them; all of the backbone must match. Returns
     whether the weights are of a classifier without batch normalization, whose activations may have any scale.
 
     Args:
-        model: a network of :mod:`fukami.models`: ``backbone_prefix`` is the name of its backbone, ``class_prefixes``
-            are those of the layers that depend on the classes, and ``convert_classifier_weights`` converts a
-            classifier's tensors.
+        model: the network.
         name: name of the classifier in :mod:`fukami.models`; empty if there is none.
         init: ``imagenet`` (torchvision's classifier), ``coco`` (its FCN), a file of either, or a run's folder.
         labels: the model's classes, compared with those of a run; if empty, only their number has to match.
@@ -288,11 +287,11 @@ def _build_vgg_tensors(groups: Sequence[int]) -> dict[str, Tensor]:
     return tensors
 
 
-def initialize_captioner(model: Any, name: str, init: str, labels: tuple[str, ...] = ()) -> None:
+def initialize_captioner(model: nn.Module, name: str, init: str, labels: tuple[str, ...] = ()) -> None:
     """Initialize a captioning network with the weights ``init``, or its encoder with those of a classifier.
 
     Args:
-        model: a :class:`fukami.models.show_and_tell.ShowAndTell`, whose ``encoder`` is a classifier without its head.
+        model: the network, whose ``encoder`` is a classifier without its head.
         name: name of the classifier in :mod:`fukami.models`.
         init: ``imagenet`` (torchvision's classifier), a file of a state dict, or a run's folder.
         labels: the model's vocabulary, which a run has to have, too.
@@ -306,7 +305,7 @@ def initialize_captioner(model: Any, name: str, init: str, labels: tuple[str, ..
     is_captioner = any(key.startswith("lstm.") for key in tensors)
     if is_captioner and labels and _read_labels(init) != labels:
         raise Error(f"{init} has another vocabulary; use a run that was trained on the same captions")
-    target = model if is_captioner else model.encoder
+    target = model if is_captioner else model.get_submodule("encoder")
     expected = target.state_dict()
     errors = [f"{key} {mismatch}" for key, mismatch in find_mismatches(tensors, expected) if key in expected]
     if errors:
@@ -408,10 +407,11 @@ def _read_weights_file(path: Path) -> dict[str, Tensor]:
             "wrote it"
         ) from None
     value = value.get("state_dict", value) if isinstance(value, dict) else value
-    has_names = isinstance(value, dict) and all(isinstance(name, str) for name in value)
-    if not (has_names and value and all(isinstance(tensor, Tensor) for tensor in value.values())):
+    tensors = value if isinstance(value, dict) else {}
+    has_names = all(isinstance(name, str) for name in tensors)
+    if not (has_names and tensors and all(isinstance(tensor, Tensor) for tensor in tensors.values())):
         raise Error(f"{path} contains no state dict; expected tensors by name, as model.state_dict() returns them")
-    return _check_tensors(path, value)
+    return _check_tensors(path, tensors)
 
 
 def _check_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -433,7 +433,7 @@ def _read_export_precision(folder: Path) -> str | None:
     return str(exported["to"]) if isinstance(exported, dict) and "to" in exported else None
 
 
-def _read_run_record(folder: Path) -> dict[str, Any]:
+def _read_run_record(folder: Path) -> dict[str, object]:
     """Read the ``recipe.json`` of a run's folder; return an empty dict if it is not one."""
     try:
         record = json.loads((folder / "recipe.json").read_bytes())

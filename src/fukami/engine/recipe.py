@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import logging
 import math
+import operator
 import os
 import sys
 import types
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from fukami.engine.task import Task
 
 # Parsers of --set values by the type of the field.
-FIELD_PARSERS: dict[type, Callable[[str], Any]] = {
+FIELD_PARSERS: dict[type, Callable[[str], object]] = {
     str: str,
     int: int,
     float: float,
@@ -44,12 +45,40 @@ class Data:
     labels: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
+class FieldGroup:
+    """Base of the frozen dataclasses of fields that several recipes share; they precede a recipe's other base class."""
+
+    def __post_init__(self) -> None:
+        """Check the fields; an override first calls ``super().__post_init__()``."""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Recipe(FieldGroup):
     """An experiment: the fields are its options, ``load_data`` and ``build_task`` define its structure."""
 
     seed: int = 0
     """Seed of all random number generators."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "__repr__" not in vars(cls):  # the decorator would add one that lists all fields
+            cls.__repr__ = Recipe.__repr__  # type: ignore[method-assign]
+
+    def __new__(cls, **fields: object) -> Self:
+        """Create the recipe.
+
+        Raises:
+            UsageError: the recipe has no field of such a name; the message has the closest ones.
+        """
+        known = get_field_names(cls)
+        for name in fields:
+            if name not in known:
+                raise build_field_error(cls, name)
+        return super().__new__(cls)
+
+    def __repr__(self) -> str:
+        changed = ", ".join(f"{name}={value!r}" for name, value in get_changed_fields(self).items())
+        return f"{type(self).__name__}({changed})"
 
     def load_data(self) -> Data:
         """Return the training and evaluation data; used by train and eval."""
@@ -63,14 +92,14 @@ class Recipe:
         """Return the evaluation data of :meth:`load_data`; a recipe that can load them alone overrides it."""
         return self.load_data().val
 
-    def initialize_task(self, task: "Task") -> None:
+    def initialize_task(self, task: Any) -> None:  # an override declares the class of its task
         """Initialize the task of a new run, on its device; the default does nothing."""
 
     def stages(self, folder: Path) -> "dict[str, Recipe]":
         """Return the recipes to train first, each in the subfolder of ``folder`` that has its name; none by default."""
         return {}
 
-    def continue_from_stage(self, task: "Task", run: Path) -> None:
+    def continue_from_stage(self, task: Any, run: Path) -> None:
         """Initialize the task from the last stage's ``run``, instead of :meth:`initialize_task`."""
         raise NotImplementedError(
             f"{type(self).__name__} has stages and does not define continue_from_stage(task, run)"
@@ -84,13 +113,33 @@ class Recipe:
         Raises:
             UsageError: the recipe generates its own data.
         """
-        fields = {field.name for field in dataclasses.fields(self)}
-        if "data" not in fields:
+        values = dataclasses.asdict(self)
+        if "data" not in values:
             raise UsageError(f"{get_recipe_name(type(self))} generates its own data and does not take --data")
-        if is_same_dataset(data, getattr(self, "data")):  # noqa: B009  the base class has no such field
+        if is_same_dataset(data, values["data"]):
             return self
-        changes: dict[str, Any] = {"data": data} | ({"holdout": 1.0} if "holdout" in fields else {})
+        changes: dict[str, Any] = {"data": data} | ({"holdout": 1.0} if "holdout" in values else {})
         return dataclasses.replace(self, **changes)
+
+
+def get_field_names(recipe: type[Recipe]) -> set[str]:
+    """Return the names of the fields that a recipe is created from."""
+    return {field.name for field in dataclasses.fields(recipe) if field.init}
+
+
+def get_changed_fields(recipe: Recipe) -> dict[str, object]:
+    """Return the values of the fields that differ from their defaults, by name."""
+    values: dict[str, object] = {}
+    for field in filter(operator.attrgetter("init"), dataclasses.fields(recipe)):
+        value = getattr(recipe, field.name)
+        if value != (field.default if field.default_factory is dataclasses.MISSING else field.default_factory()):
+            values[field.name] = value
+    return values
+
+
+def build_field_error(recipe: type[Recipe], name: str) -> UsageError:
+    """Build the error for an unknown field of a recipe."""
+    return build_unknown_error(f"field of {get_recipe_name(recipe)}", name, get_field_names(recipe))
 
 
 def check_data(recipe: Recipe) -> None:
@@ -109,7 +158,7 @@ def check_data(recipe: Recipe) -> None:
         logger.warning(f"fukami: reading the dataset that the run names: {spec}")
 
 
-def check_range(recipe: Recipe, min_value: float, max_value: float, *fields: str) -> None:
+def check_range(recipe: FieldGroup, min_value: float, max_value: float, *fields: str) -> None:
     """Check that fields of a recipe are between ``min_value`` and ``max_value``.
 
     Raises:
@@ -133,17 +182,15 @@ def parse_overrides(recipe: type[Recipe], overrides: Iterable[str]) -> dict[str,
     for override in overrides:
         name, equals, value = override.partition("=")
         name = name.replace("-", "_")
-        kind = hints.get(name)
-        if name not in {field.name for field in dataclasses.fields(recipe)}:
-            raise build_unknown_error(
-                f"field of {get_recipe_name(recipe)}", name, {field.name for field in dataclasses.fields(recipe)}
-            )
+        if name not in get_field_names(recipe):
+            raise build_field_error(recipe, name)
+        kind = hints[name]
         literal = typing.get_origin(kind) is typing.Literal
         choices = {str(choice): choice for choice in typing.get_args(kind)} if literal else {}
         try:
             if not equals:
                 raise ValueError
-            values[name] = choices[value] if literal else FIELD_PARSERS[kind](value)  # type: ignore[index]
+            values[name] = choices[value] if literal else FIELD_PARSERS[kind](value)
         except (ValueError, KeyError):
             expected = f"one of {', '.join(choices)}" if choices else getattr(kind, "__name__", str(kind))
             raise UsageError(f"{override}: expected {name}=VALUE, where VALUE is {expected}") from None
@@ -225,22 +272,31 @@ def _get_recipe_class(module: types.ModuleType, name: str) -> type[Recipe]:
     return classes[0]
 
 
-def is_built_in(recipe: type[Recipe]) -> bool:
+def is_built_in(recipe: type[FieldGroup]) -> bool:
     """Return whether the recipe is built in."""
     return any(entry.location == _get_location(recipe) for entry in RECIPES.values())
 
 
-def _get_location(recipe: type[Recipe]) -> str:
+def _get_location(recipe: type[FieldGroup]) -> str:
     """Return where the class is defined, in the form of the catalogue."""
     return f"{recipe.__module__.removeprefix('fukami.')}:{recipe.__qualname__}"
 
 
-def get_recipe_name(recipe: type[Recipe]) -> str:
+def get_recipe_name(recipe: type[FieldGroup]) -> str:
     """Return the name for :func:`get_recipe`: ``deep-convnet``, or the path of a custom recipe's file."""
     if is_built_in(recipe):
         return next(name for name, entry in RECIPES.items() if entry.location == _get_location(recipe))
     file = getattr(sys.modules[recipe.__module__], "__file__", None)  # a notebook has none
     return str(Path(file).resolve()) if file else recipe.__qualname__
+
+
+def get_network_name(recipe: type[FieldGroup]) -> str:
+    """Return the name of the function in :mod:`fukami.models` that builds the network of a recipe.
+
+    It is the name of the built-in recipe that the recipe is or extends, with underscores.
+    """
+    built_in = next((cls for cls in recipe.__mro__ if is_built_in(cls)), recipe)
+    return get_recipe_name(built_in).replace("-", "_")
 
 
 def identify_recipe(recipe: type[Recipe]) -> dict[str, str | None]:
@@ -262,29 +318,26 @@ def build_train_command(recipe: Recipe) -> str:
     import shlex
 
     arguments = ["fukami", "train", get_recipe_name(type(recipe))]
-    for field in dataclasses.fields(recipe):
-        value = getattr(recipe, field.name)
-        if value != field.default:
-            flag = field.name.replace("_", "-")
-            if isinstance(value, bool):
-                arguments.append(f"--{flag}" if value else f"--no-{flag}")
-            else:
-                arguments += [f"--{flag}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    for name, value in get_changed_fields(recipe).items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            arguments.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            arguments += [f"--{flag}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
     return shlex.join(arguments)
 
 
-def build_recipe(recipe: type[Recipe], fields: dict[str, Any]) -> Recipe:
+def build_recipe(recipe: type[Recipe], fields: dict[str, object]) -> Recipe:
     """Build a recipe from the fields of a ``recipe.json``: lists become tuples; names and types are checked.
 
     Raises:
         Error: a field is unknown, or its value has another type or is out of range.
     """
     hints = typing.get_type_hints(recipe)
-    known = {field.name for field in dataclasses.fields(recipe)}
     values: dict[str, Any] = {}
     for name, value in fields.items():
-        if name not in known:
-            raise Error(str(build_unknown_error(f"field of {get_recipe_name(recipe)}", name, known)))
+        if name not in get_field_names(recipe):
+            raise Error(str(build_field_error(recipe, name)))
         value = tuple(value) if isinstance(value, list) else value
         if not _matches_type(value, hints[name]):
             raise Error(
@@ -297,7 +350,7 @@ def build_recipe(recipe: type[Recipe], fields: dict[str, Any]) -> Recipe:
         raise Error(f"{get_recipe_name(recipe)} cannot have these fields ({type(error).__name__}: {error})") from error
 
 
-def _matches_type(value: Any, kind: Any) -> bool:
+def _matches_type(value: object, kind: object) -> bool:
     """Return whether a JSON value has the type of a field; types that JSON does not have are left to the recipe."""
     parts = typing.get_args(kind)
     if typing.get_origin(kind) in (typing.Union, types.UnionType):

@@ -4,16 +4,16 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from matplotlib.figure import Figure
-from matplotlib.text import Text
-from matplotlib.ticker import LogFormatter
 from PIL.Image import Image
 
 from fukami.engine import checkpoint
 from fukami.engine.html import build_data_url, render_page
 from fukami.errors import Error
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CURVES_PER_ROW = 3
 FRAME_MS, LAST_FRAME_MS = 250, 3000  # duration of each frame of an animation and of the last one, in milliseconds
@@ -31,7 +31,7 @@ class EncodedFigure(NamedTuple):
     is_wide: bool
 
 
-def write_report(folder: Path, figures: Sequence[tuple[str, Figure | Sequence[Image]]], seconds: float) -> Path:
+def write_report(folder: Path, figures: "Sequence[tuple[str, Figure | Sequence[Image]]]", seconds: float) -> Path:
     """Write the report of the run in ``folder`` from its files and the task's figures, and return its path."""
     record = json.loads((folder / "recipe.json").read_bytes())
     lines = _read_log(folder / "metrics.jsonl")
@@ -92,7 +92,7 @@ def write_evaluation_report(
     folder: Path,
     result: dict[str, Any],
     configuration: dict[str, Any],
-    figures: Sequence[tuple[str, Figure | Sequence[Image]]],
+    figures: "Sequence[tuple[str, Figure | Sequence[Image]]]",
     command: str,
 ) -> Path:
     """Write the report of an evaluation, such as of an ensemble, into ``folder``, and return its path."""
@@ -110,7 +110,7 @@ def write_precision_report(
     folder: Path,
     columns: Sequence[str],
     rows: Sequence[Sequence[str]],
-    figure: Figure,
+    figure: "Figure",
     skipped: dict[str, str],
     configuration: dict[str, Any],
     command: str,
@@ -154,8 +154,10 @@ def _format_large_number(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def encode_figure(title: str, figure: Figure | Sequence[Image]) -> EncodedFigure:
+def encode_figure(title: str, figure: "Figure | Sequence[Image]") -> EncodedFigure:
     """Encode a figure, or an animation of several images, with its title."""
+    from matplotlib.figure import Figure
+
     buffer = io.BytesIO()
     if isinstance(figure, Figure):
         disable_mathtext(figure)
@@ -176,11 +178,14 @@ def encode_figure(title: str, figure: Figure | Sequence[Image]) -> EncodedFigure
     return EncodedFigure(title, build_data_url(buffer.getvalue(), "webp"), is_wide=False)
 
 
-def disable_mathtext(figure: Figure) -> None:
+def disable_mathtext(figure: "Figure") -> None:
     """Draw dollar signs in the text of a figure literally, since names of classes, metrics and runs may contain them.
 
     The tick labels of logarithmic axes, in which matplotlib uses mathtext itself, are unchanged.
     """
+    from matplotlib.text import Text
+    from matplotlib.ticker import LogFormatter
+
     tick_labels = {
         id(label)
         for axes in figure.axes
@@ -193,8 +198,10 @@ def disable_mathtext(figure: Figure) -> None:
             text.set_parse_math(False)
 
 
-def plot_curves(train_lines: Sequence[dict[str, Any]], eval_lines: Sequence[dict[str, Any]]) -> Figure:
+def plot_curves(train_lines: Sequence[dict[str, Any]], eval_lines: Sequence[dict[str, Any]]) -> "Figure":
     """Plot every metric of training and evaluation over the steps, and the learning rate."""
+    from matplotlib.figure import Figure
+
     unplotted = NON_METRIC_KEYS | {
         "images_per_second",
         "lr",

@@ -3,10 +3,10 @@
 import logging
 import random
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
 import numpy as np
 import torch
@@ -19,6 +19,16 @@ from fukami.errors import Error, UsageError
 
 logger = logging.getLogger(__name__)
 CHECKPOINT_FORMAT = 3  # format version of last.ckpt
+CheckpointMetadata = dict[str, int | str | dict[str, str] | None]
+
+
+class RandomStates(TypedDict):
+    """States of all random generators, in values that a checkpoint can contain."""
+
+    python: tuple[int | tuple[int, ...] | float | None, ...]
+    numpy: list[Any]  # kind of generator, list of integers, two integers and a float
+    torch: torch.Tensor
+    cuda: torch.Tensor | None
 
 
 def set_random_seed(seed: int) -> None:
@@ -34,8 +44,8 @@ def set_random_seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def get_random_states() -> dict[str, Any]:
-    """Return the state of every random generator, in values that a checkpoint can contain."""
+def get_random_states() -> RandomStates:
+    """Return the state of every random generator."""
     numpy_state = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
@@ -45,7 +55,7 @@ def get_random_states() -> dict[str, Any]:
     }
 
 
-def set_random_states(states: dict[str, Any]) -> None:
+def set_random_states(states: RandomStates) -> None:
     """Restore the states that :func:`get_random_states` returned."""
     random.setstate(states["python"])
     np.random.set_state(tuple(states["numpy"]))
@@ -54,7 +64,7 @@ def set_random_states(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(states["cuda"].cpu())
 
 
-def get_checkpoint_metadata(manifest: str | None) -> dict[str, Any]:
+def get_checkpoint_metadata(manifest: str | None) -> CheckpointMetadata:
     """Return the metadata of a new checkpoint: format, versions, threads and manifest.
 
     Args:
@@ -65,8 +75,8 @@ def get_checkpoint_metadata(manifest: str | None) -> dict[str, Any]:
 
 
 def check_checkpoint_metadata(
-    folder: Path, state: dict[str, Any], manifest: Manifest, allow_changed_data: bool
-) -> dict[str, Any]:
+    folder: Path, state: Mapping[str, object], manifest: Manifest, allow_changed_data: bool
+) -> CheckpointMetadata:
     """Check the metadata of a checkpoint; warn about other versions or threads, and record them in ``recipe.json``.
 
     Returns the metadata of the resumed run.
@@ -91,8 +101,9 @@ def check_checkpoint_metadata(
             "--out"
         )
     changes = {name: current[name] for name in ("versions", "threads") if current[name] != previous[name]}
-    if current["manifest"] != previous["manifest"]:
-        data_changes = manifest.compare(folder, previous["manifest"])
+    digest = previous["manifest"]
+    if current["manifest"] != digest:
+        data_changes = manifest.compare(folder, digest if isinstance(digest, str) else None)
         if not allow_changed_data:
             raise UsageError(
                 f"the data of {folder} have changed since its checkpoint: {data_changes}; restore them, or continue "
@@ -118,7 +129,7 @@ def check_checkpoint_metadata(
     return current
 
 
-def _format_versions(versions: Any) -> str:
+def _format_versions(versions: object) -> str:
     """Format versions by name as text."""
     known = versions if isinstance(versions, dict) else {}
     return ", ".join(f"{name} {version}" for name, version in known.items()) or "an unknown version"
@@ -130,16 +141,18 @@ class ResumableLoader(Loader):
     An interrupted epoch is restarted with its initial random states, and the batches already used are skipped.
     """
 
-    def __init__(self, batches: Iterable[Any]) -> None:
+    def __init__(self, batches: Iterable[object]) -> None:
         self.batches = batches
         self.position = self.num_skip = 0
-        self.start_states: dict[str, Any] | None = None
+        self.start_states: RandomStates | None = None
 
     def __len__(self) -> int:
         """Return the number of batches per epoch."""
-        return len(self.batches)  # type: ignore[arg-type]
+        if not isinstance(self.batches, Sized):
+            raise TypeError("the training batches have no length")
+        return len(self.batches)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[object]:
         """Iterate over one epoch."""
         skip, self.num_skip = self.num_skip, 0
         current_states = get_random_states()
@@ -173,7 +186,7 @@ class ResumableLoader(Loader):
         return (ManifestItem("batches in memory", *hash_tensors(*part)) for part in (tensors,))
 
 
-def wrap_batches(batches: Iterable[Any]) -> Loader:
+def wrap_batches(batches: Iterable[object]) -> Loader:
     """Return a loader unchanged, and any other iterable of batches as a loader."""
     return batches if isinstance(batches, Loader) else ResumableLoader(batches)
 
@@ -184,7 +197,7 @@ class SignalHandler:
     received_signal = 0
 
     def __enter__(self) -> Self:
-        self.previous_handlers: dict[int, Any] = {}
+        self.previous_handlers: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
         for signal_number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self.previous_handlers[signal_number] = signal.signal(signal_number, self.handle)

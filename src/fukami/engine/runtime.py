@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +33,8 @@ DEFAULT_TIMEOUT = 600.0  # seconds
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # mallopt parameters of glibc's malloc.h
 RECOMPILE_LIMIT = 2**30  # practically unlimited; torch would stop compiling after 8
 Value = TypeVar("Value")
-Module = TypeVar("Module", bound=Callable[..., Any])
-Function = TypeVar("Function", bound=Callable[[Any], Any])
+Module = TypeVar("Module", bound=nn.Module)
+Function = TypeVar("Function", bound=Callable[..., object])
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Runtime:
         """True if this is the process that writes files and messages (rank 0)."""
         return self.rank == 0
 
-    def move_to_device(self, module: nn.Module) -> nn.Module:
+    def move_to_device(self, module: Module) -> Module:
         """Move the module to the device, in channels-last format (faster convolutions on every device)."""
         return module.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
@@ -107,17 +107,18 @@ class Runtime:
             # the synchronized layers keep their statistics equal; only other buffers need a broadcast
             synced = {id(buffer) for m in module.modules() if hasattr(m, "running_mean") for buffer in m.buffers(False)}
             broadcast = any(id(buffer) not in synced for buffer in module.buffers())
-            parameters = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+            wrap: Callable[..., nn.Module] = nn.parallel.DistributedDataParallel
+            parameters = inspect.signature(wrap).parameters
             # torch 2.13 renamed the argument
             name = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
-            options: dict[str, Any] = {name: broadcast, "gradient_as_bucket_view": True}
-            module = nn.parallel.DistributedDataParallel(module, **options)
+            module = wrap(module, **{name: broadcast}, gradient_as_bucket_view=True)
         return module
 
-    def no_sync(self, module: nn.Module, enabled: bool) -> contextlib.AbstractContextManager[Any]:
+    def no_sync(self, module: nn.Module, enabled: bool) -> contextlib.AbstractContextManager[object]:
         """Return a context that accumulates gradients without synchronization between processes, if ``enabled``."""
-        is_ddp = isinstance(module, nn.parallel.DistributedDataParallel)
-        return cast(Any, module).no_sync() if enabled and is_ddp else contextlib.nullcontext()
+        if enabled and isinstance(module, nn.parallel.DistributedDataParallel):
+            return module.no_sync()
+        return contextlib.nullcontext()
 
     def check_compiler(self) -> None:
         """Check that the compiler that ``torch.compile`` needs is installed.
@@ -133,7 +134,7 @@ class Runtime:
             compiler = "Triton" if self.device.type == "cuda" else "a C++ compiler such as g++"
             raise UsageError(f"--compile needs {compiler}, which is not installed; install it, or omit --compile")
 
-    def compile(self, module: Module) -> Module:
+    def compile(self, module: Function) -> Function:
         """Compile the module (``torch.compile``), with kernels that depend only on the shape of its input.
 
         There is no autotuning and no dynamic shape, and every shape is compiled, however many there are. So a resumed
@@ -144,7 +145,7 @@ class Runtime:
 
         torch._inductor.config.deterministic = True
         torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = RECOMPILE_LIMIT
-        return cast(Module, torch.compile(module, dynamic=False))
+        return cast(Function, torch.compile(module, dynamic=False))
 
     def prepare_optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """Store the optimizer's learning rates in tensors, which a captured step reads at each replay."""
@@ -159,7 +160,7 @@ class Runtime:
         """Build the loss scaler, which is enabled for float16 only."""
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "float16")
 
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Return the autocast context of mixed-precision training; weights stay float32.
 
         The cache of cast weights is off, because a captured step must cast them at each replay.
@@ -179,7 +180,7 @@ class Runtime:
         """Gather the values of all processes, ordered by rank."""
         if self.world_size == 1:
             return [value]
-        values: list[Any] = [None] * self.world_size
+        values: list[Value] = [value] * self.world_size
         with self.clock("waiting"):
             torch.distributed.all_gather_object(values, value)
         return values

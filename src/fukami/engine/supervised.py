@@ -4,20 +4,25 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from fukami.engine.recipe import Recipe, check_range
+from fukami.engine.recipe import Data, Recipe, check_range
 from fukami.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from torch import nn
 
     from fukami.data.augment import AugmentationPipeline
     from fukami.data.labeled_images import LabeledImages
     from fukami.data.loader import BatchLoader
+    from fukami.data.padded_loader import PaddedLoader
+    from fukami.data.samples import Sample
+    from fukami.engine.pretrained import ParameterGroup
     from fukami.engine.schedules import Schedule
     from fukami.engine.task import OptimizerFactory, TrainingOptions
-    from fukami.image.transform import SquareTransform
+    from fukami.image.transform import ResizeTransform, SquareTransform
 
 OptimizerName = Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, as published weights expect it
@@ -25,9 +30,40 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 RESIZE_RATIO = 8 / 7  # images are kept this much larger than random crops of them: 256 for 224
 
 
+class SplitLoading:
+    """Loading of a dataset by its splits; the first base of a recipe that defines ``load_splits`` and ``build_loader``.
+
+    The evaluation decodes only the images of the test split.
+    """
+
+    def load_data(self) -> Data:
+        """Load the dataset: into memory up to ``memory_limit``, streamed from its files otherwise."""
+        train, test, labels = self.load_splits()
+        return Data(self.build_loader(train, labels, train=True), self.build_loader(test, labels, train=False), labels)
+
+    def load_eval_data(self) -> "BatchLoader":
+        """Load only the test split; no training image is decoded."""
+        _, test, labels = self.load_splits(include_train=False)
+        return self.build_loader(test, labels, train=False)
+
+    def load_splits(self, *, include_train: bool = True) -> tuple[object, object, tuple[str, ...]]:
+        """Index the dataset: its training split, its test split and its labels.
+
+        Without ``include_train`` the training split may be empty.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define load_splits(include_train)")
+
+    def build_loader(self, split: Any, labels: tuple[str, ...], *, train: bool) -> "BatchLoader":
+        """Build the loader of a split of :meth:`load_splits`, for training or evaluation."""
+        raise NotImplementedError(f"{type(self).__name__} does not define build_loader(split, labels, train)")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SupervisedRecipe(Recipe):
     """Dataset, epochs, batch size, optimizer and learning-rate schedule of supervised training."""
+
+    model_arguments: ClassVar[tuple[str, ...]] = ()  # fields passed to the network's function
+    adam_betas: ClassVar[tuple[float, float]] = (0.9, 0.999)  # decay rates of the moments of adam and adamw
 
     data: str = ""
     """Dataset: a name or a path."""
@@ -75,6 +111,7 @@ class SupervisedRecipe(Recipe):
         """Check the ranges of the fields."""
         from fukami.data import augment
 
+        super().__post_init__()
         check_range(self, 1, math.inf, "epochs", "eval_every", "batch_size", "accumulate")
         check_range(self, 0, math.inf, "lr", "weight_decay", "memory_limit", "clip_norm", "max_broken")
         check_range(self, 0, 1, "holdout", "drop_factor")
@@ -82,10 +119,21 @@ class SupervisedRecipe(Recipe):
         self.build_schedule()
         augment.parse_transform_values(self.augment)
 
-    def get_training_options(self) -> "TrainingOptions":
-        """Return the training options of the task."""
+    def build_named_model(self, name: str, num_classes: int) -> "nn.Module":
+        """Build the network of the function ``name`` of :mod:`fukami.models`, with the fields ``model_arguments``."""
+        from fukami import models
+
+        arguments = {field: getattr(self, field) for field in self.model_arguments}
+        network: nn.Module = getattr(models, name)(num_classes, **arguments)
+        return network
+
+    def get_training_options(
+        self, build_groups: "Callable[[], list[ParameterGroup]] | None" = None
+    ) -> "TrainingOptions":
+        """Return the training options of the task; the optimizer has one parameter group without ``build_groups``."""
+        factory = self.get_optimizer_factory()
         return {
-            "optimizer": self.get_optimizer_factory(),
+            "optimizer": factory if build_groups is None else lambda _: factory(build_groups()),
             "lr_schedule": self.build_schedule(),
             "epochs": self.epochs,
             "eval_every": self.eval_every,
@@ -140,6 +188,32 @@ class SupervisedRecipe(Recipe):
         options |= {"names": decoded.names, "balanced": balanced}
         return InMemoryLoader(decoded.images, decoded.targets, labels, **options)
 
+    def build_padded_loader(
+        self,
+        samples: "Sequence[Sample]",
+        labels: tuple[str, ...],
+        prepare: "ResizeTransform",
+        augmentations: "Sequence[str]",
+        *,
+        batch_size: int,
+        seed: int | None,
+        crop_size: int = 0,
+    ) -> "PaddedLoader":
+        """Build a loader of padded images with boxes or masks: in memory up to ``memory_limit``, streamed otherwise."""
+        from fukami.data import augment_boxes, padded_loader
+
+        return padded_loader.build_padded_loader(
+            samples,
+            labels,
+            prepare,
+            batch_size=batch_size,
+            seed=seed,
+            augmentation=augment_boxes.parse_box_augmentation(augmentations),
+            crop_size=crop_size,
+            memory_limit=self.memory_limit,
+            max_broken=self.max_broken,
+        )
+
     def build_schedule(self) -> "Schedule":
         """Build the learning-rate schedule, as a factor of the peak learning rate."""
         from fukami.engine import schedules
@@ -150,14 +224,14 @@ class SupervisedRecipe(Recipe):
         """Return the constructor of the torch optimizer, fused if torch has a fused version."""
         import torch
 
-        factories: dict[str, Any] = {
+        factories: dict[str, Callable[..., torch.optim.Optimizer]] = {
             "sgd": partial(torch.optim.SGD, fused=True),
             "momentum": partial(torch.optim.SGD, momentum=self.momentum, fused=True),
             "nesterov": partial(torch.optim.SGD, momentum=self.momentum, nesterov=True, fused=True),
             "adagrad": torch.optim.Adagrad,
             "rmsprop": partial(torch.optim.RMSprop, momentum=self.momentum),
-            "adam": partial(torch.optim.Adam, fused=True),
-            "adamw": partial(torch.optim.AdamW, fused=True),
+            "adam": partial(torch.optim.Adam, betas=self.adam_betas, fused=True),
+            "adamw": partial(torch.optim.AdamW, betas=self.adam_betas, fused=True),
         }
         return partial(factories[self.optimizer], lr=self.peak_lr, weight_decay=self.weight_decay)
 

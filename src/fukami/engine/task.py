@@ -61,11 +61,11 @@ class Results(Protocol):
 class Task:
     """Base class of tasks: one model trained by one optimizer.
 
-    A subclass defines ``compute_loss`` (or ``step``), ``collect_results`` (or ``evaluate``) and ``predict_batch``. It
-    may define ``prepare_image``, ``draw``, ``plot_evaluation`` and ``get_signature``, and override what the training
-    loop calls: ``setup``, ``compile``, ``iterate_batches``, ``schedule`` and ``on_evaluation``. ``step`` includes the
-    optimizer step, so two optimizers (a GAN), data generated during training (Q-learning) and the optimization of an
-    image (style transfer) need no training loop of their own.
+    A subclass defines ``compute_loss`` (or ``step``), ``collect_results`` (or ``evaluate``) and ``predict_batch`` with
+    ``prepare_image``. It may define ``draw``, ``plot_evaluation`` and ``get_signature``, and override what the training
+    loop calls: ``setup``, ``prepare_training``, ``compile``, ``iterate_batches``, ``schedule`` and ``on_evaluation``.
+    ``step`` includes the optimizer step, so two optimizers (a GAN), data generated during training (Q-learning) and the
+    optimization of an image (style transfer) need no training loop of their own.
 
     Args:
         model: the network.
@@ -82,6 +82,7 @@ class Task:
         False  # True if every step launches the same GPU work on the same shapes, so that the loop may capture it
     )
     ensemble_methods: tuple[str, ...] = ()  # of average and vote, those of which an ensemble of these tasks is capable
+    min_steps = 1  # minimum number of optimizer steps of a training
     predict_batch_size = 1  # maximum number of images per prediction batch
 
     def __init__(
@@ -102,6 +103,7 @@ class Task:
         self.eval_every = eval_every
         self.accumulate = accumulate
         self.clip_norm = clip_norm
+        self.state: dict[str, Any] = {}  # objects that a checkpoint saves, with state_dict and load_state_dict
         self._last_evaluation: tuple[Any, Any] | None = None  # batches of the last evaluation, and its results
 
     def __repr__(self) -> str:
@@ -109,12 +111,16 @@ class Task:
         return f"{type(self).__name__}({len(self.labels)} labels, {size:,} parameters)"
 
     def setup(self, runtime: Runtime) -> None:
-        """Move the task to the device and prepare it for training; frozen modules keep their statistics, too.
-
-        ``state`` has the objects that a checkpoint saves by name; each has ``state_dict`` and ``load_state_dict``.
-        """
+        """Move the networks to the device, for training or inference."""
         self.runtime = runtime
         self.model = runtime.move_to_device(self.model)
+
+    def prepare_training(self) -> None:
+        """Create the optimizer and what else only training needs, after :meth:`setup`; fill ``state``.
+
+        Frozen modules keep their statistics, too.
+        """
+        runtime = self.runtime
         for module in self.model.modules():
             parameters = list(module.parameters())
             if parameters and not any(parameter.requires_grad for parameter in parameters):
@@ -124,8 +130,8 @@ class Task:
         self.optimizer = runtime.prepare_optimizer(self.make_optimizer(self.model.parameters()))
         self.optimizers = [self.optimizer]  # those whose learning rate is scheduled
         self.scaler = runtime.build_grad_scaler()
-        self.supports_cuda_graph = self.supports_cuda_graph and _supports_capture(self.optimizer, self.scaler)
-        self.state: dict[str, Any] = {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}
+        self.supports_cuda_graph = self.supports_cuda_graph and supports_capture(self.optimizer, self.scaler)
+        self.state |= {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}
         if isinstance(self.lr_schedule, ReduceOnPlateau):
             self.state["lr_schedule"] = self.lr_schedule
 
@@ -305,7 +311,7 @@ def apply_gradients(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScal
     scaler.update()
 
 
-def _supports_capture(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> bool:
+def supports_capture(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> bool:
     """Return whether a CUDA graph can capture an optimizer step, in which the CPU may not read a value of the device.
 
     Adagrad counts its steps on the CPU, and reads them from the device after a resumption. The scaler reads whether the

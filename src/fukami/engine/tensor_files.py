@@ -4,7 +4,6 @@ import io
 import re
 import zipfile
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def load_torch(content: bytes, device: torch.device | str = "cpu") -> Any:
+def load_torch(content: bytes, device: torch.device | str = "cpu") -> object:
     """Load a value that ``torch.save`` wrote; only tensors and plain values are allowed.
 
     ``torch.save`` does not compress, and a compressed file could expand to a thousand times its size, so it is

@@ -29,7 +29,7 @@ from fukami.engine.resume import (
 from fukami.engine.runtime import DEFAULT_TIMEOUT, Runtime
 from fukami.engine.schedules import ReduceOnPlateau
 from fukami.engine.task import Task
-from fukami.errors import Error
+from fukami.errors import Error, UsageError
 
 MAX_LOG_INTERVAL = 100  # maximum number of steps until the loop waits for the device, logs, and checks the losses
 
@@ -68,7 +68,8 @@ def run_training(recipe: Recipe, folder: Path, options: RunOptions) -> dict[str,
         set_random_seed(recipe.seed)
         task = recipe.build_task(data.labels)
         task.setup(runtime)
-        steps, interval = task.epochs * len(loader), task.eval_every * len(loader)
+        task.prepare_training()
+        steps, interval = count_steps(task, loader)
         with TrainingLogger(folder, recipe, runtime, steps, len(loader)) as log:
             progress = TrainingProgress(task, loader, log)
             step = progress.restore(folder, manifest, options.allow_changed_data)
@@ -142,6 +143,21 @@ def prepare_data(recipe: Recipe, runtime: Runtime, folder: Path | None = None) -
         for part in (loader, wrap_batches(data.val)):
             part.setup(runtime)
     return data, loader
+
+
+def count_steps(task: Task, loader: Loader) -> tuple[int, int]:
+    """Return the number of optimizer steps of the training, and the evaluation interval in steps.
+
+    Raises:
+        UsageError: there are fewer steps than the task needs.
+    """
+    steps = task.epochs * len(loader)
+    if steps < task.min_steps:
+        raise UsageError(
+            f"the training needs {task.min_steps} optimizer steps, and {task.epochs} epochs have {steps}; raise "
+            "--epochs, or lower --batch-size"
+        )
+    return steps, task.eval_every * len(loader)
 
 
 def train_stages(recipe: Recipe, folder: Path, runtime: Runtime, options: RunOptions) -> Path | None:

@@ -14,7 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fukami.explain.summary import LayerInfo, Shape, create_feature_extractor, find_last_activation, summarize_layers
+from fukami.explain.summary import (
+    CONVOLUTIONS,
+    TRANSPOSED_CONVOLUTIONS,
+    LayerInfo,
+    Shape,
+    create_feature_extractor,
+    find_last_activation,
+    summarize_layers,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,8 +49,9 @@ def get_first_filters(model: nn.Module, shape: Shape) -> Tensor:
         (layer for layer in summarize_layers(model, shape) if layer.multiply_adds and layer.receptive_field), None
     )
     first = first or find_last_activation([])  # which raises the error
-    weight: Tensor = model.get_submodule(first.name).weight  # type: ignore[assignment]
-    return weight.detach().float().cpu()
+    layer = model.get_submodule(first.name)
+    assert isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS, nn.Linear))  # the layers with multiply-adds
+    return layer.weight.detach().float().cpu()
 
 
 @torch.inference_mode()

@@ -15,6 +15,7 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -140,7 +141,8 @@ def summarize_layers(model: nn.Module, shape: Shape) -> list[LayerInfo]:
 
 def get_traceable_module(model: nn.Module) -> nn.Module:
     """Return the traceable part of a network: ``model.get_traceable_module()`` if that exists, else the network."""
-    return model.get_traceable_module() if hasattr(model, "get_traceable_module") else model  # type: ignore[operator]
+    traceable: nn.Module = getattr(model, "get_traceable_module", lambda: model)()
+    return traceable
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -235,7 +237,7 @@ def check_shape(shape: Sequence[int]) -> None:
 
 def copy_with_tensors(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
     """Copy a network with converted tensors, in evaluation mode and without parameter gradients."""
-    memo: dict[int, Any] = {id(p): nn.Parameter(change(p.detach()), requires_grad=False) for p in model.parameters()}
+    memo: dict[int, Tensor] = {id(p): nn.Parameter(change(p.detach()), requires_grad=False) for p in model.parameters()}
     memo |= {id(buffer): change(buffer.detach()) for buffer in model.buffers()}
     return copy.deepcopy(model, memo).eval()
 
@@ -287,7 +289,7 @@ def create_feature_extractor(
         node = nodes[name]
         with graph.inserting_after(node):  # later layers may work in place, so they get a copy
             clone = graph.call_function(torch.clone, (node,))
-        node.replace_all_uses_with(clone, delete_user_cb=lambda user, clone=clone: user is not clone)  # type: ignore[misc]
+        node.replace_all_uses_with(clone, delete_user_cb=partial(operator.is_not, clone))
         features.append(node)
     output.args = ((*features, *(output.args if include_output else ())),)
     graph.eliminate_dead_code()
@@ -315,7 +317,7 @@ class _LayerInterpreter(fx.Interpreter):
         self.counted: set[int] = set()  # ids of the parameters already counted
         self.current_name = ""
 
-    def run_node(self, node: fx.Node) -> Any:
+    def run_node(self, node: fx.Node) -> object:
         self.current_name = self.names.get(node, self.current_name)
         out = super().run_node(node)
         inputs = node.all_input_nodes
@@ -338,8 +340,13 @@ class _LayerInterpreter(fx.Interpreter):
         new_parameters = [] if module is None else [p for p in module.parameters() if id(p) not in self.counted]
         self.counted |= {id(parameter) for parameter in new_parameters}
         shares_memory = any(out.untyped_storage()._cdata == value.untyped_storage()._cdata for value in inputs)
-        field = self.fields[node]
-        unlimited = field is None or any(math.isinf(axis.first) for axis in field)
+        receptive_field = effective_stride = start = None
+        if (field := self.fields[node]) is not None:
+            rows, columns = field
+            effective_stride = rows.effective_stride, columns.effective_stride
+            if math.isfinite(rows.first) and math.isfinite(columns.first):
+                start = rows.first, columns.first
+                receptive_field = int(rows.last - rows.first) + 1, int(columns.last - columns.first) + 1
         return LayerInfo(
             name=self.names[node],
             op_type=type(module).__name__ if module is not None else _get_function_name(node),
@@ -347,9 +354,9 @@ class _LayerInterpreter(fx.Interpreter):
             num_parameters=sum(parameter.numel() for parameter in new_parameters),
             multiply_adds=_count_multiply_adds(module, inputs, out),
             output_bytes=0 if shares_memory else out[0].numel() * FLOAT_BYTES,
-            receptive_field=None if unlimited else tuple(int(axis.last - axis.first) + 1 for axis in field),  # type: ignore[union-attr,arg-type]
-            effective_stride=None if field is None else tuple(axis.effective_stride for axis in field),  # type: ignore[arg-type]
-            start=None if unlimited else tuple(axis.first for axis in field),  # type: ignore[union-attr,arg-type]
+            receptive_field=receptive_field,
+            effective_stride=effective_stride,
+            start=start,
             depth=self.depths[node],
             on_trunk=node in self.trunk,
         )
@@ -416,7 +423,7 @@ def _compute_receptive_field(
 
 def _get_window(node: fx.Node, module: nn.Module | None) -> list[tuple[int, int]] | None:
     """Return kernel, stride, padding and dilation of a window, vertical and horizontal; None for other nodes."""
-    values: Any = None
+    values: dict[str, Any] = {}
     if module is not None and hasattr(module, "kernel_size") and hasattr(module, "stride"):
         values = {key: getattr(module, key, None) for key in ("kernel_size", "stride", "padding", "dilation")}
     elif (
@@ -443,7 +450,7 @@ def _get_offsets(node: fx.Node, module: nn.Module | None) -> list[tuple[int, int
         slices = [*node.args[1], slice(None), slice(None), slice(None), slice(None)][2:4]
         return [(item.start or 0, item.step or 1) if isinstance(item, slice) else (0, 1) for item in slices]
     if "pad" in name:
-        padding: Any = module.padding if module is not None else [*node.args[1:2], *node.kwargs.values()][0]
+        padding: Any = [*node.args[1:2], *node.kwargs.values()][0] if module is None else getattr(module, "padding", 0)
         sides = [*padding, 0, 0, 0, 0] if isinstance(padding, Sequence) else [padding] * 4
         return [(-sides[2], 1), (-sides[0], 1)]
     return None

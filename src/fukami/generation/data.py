@@ -1,14 +1,12 @@
 """Unlabeled images from any source."""
 
 import contextlib
-from pathlib import Path
 
 import numpy as np
 
-from fukami.data import image_folder, labeled_images, scenes, shards
+from fukami.data import image_folder, labeled_images, scenes, shards, sources
 from fukami.data.labeled_images import LabeledImages
-from fukami.data.parsing import exists
-from fukami.errors import Error, build_unknown_error
+from fukami.errors import Error
 from fukami.image import io as image_io
 
 DEFAULT_SIZE = 64  # image side in pixels, if the images are not thumbnails
@@ -59,20 +57,13 @@ def select_subset(source: LabeledImages, count: int) -> LabeledImages:
 
 def _load_source(spec: str) -> LabeledImages:
     """Load all images of a source, as one class."""
+    source = sources.identify_source(spec, "images")
     if spec == "scenes":
-        images, _ = scenes.generate_captioned_images(0, scenes.NUM_CAPTIONED)
-        return LabeledImages(np.stack([*images]), np.zeros(len(images), np.int64))
-    path = Path(spec)
-    if (
-        spec not in labeled_images.DATASET_NAMES
-        and not shards.is_shard_spec(spec)
-        and not spec.lower().endswith(".csv")
-    ):
-        if not exists(path):
-            raise build_unknown_error(
-                "dataset (and no file or folder)", spec, (*labeled_images.DATASET_NAMES, "scenes")
-            )
-        files = image_folder.find_images(image_folder.unpack_archive(path) if path.is_file() else path)
+        pixels, _ = scenes.generate_captioned_images(0, scenes.NUM_CAPTIONED)
+        return LabeledImages(np.stack([*pixels]), np.zeros(len(pixels), np.int64))
+    layout, root = source.require("images")
+    if layout == "image files":
+        files = image_folder.find_images(root)
         return LabeledImages(tuple(files), np.zeros(len(files), np.int64))
-    source, _, _ = labeled_images.load_labeled_images(spec, 0.0)
-    return LabeledImages(source.items, np.zeros(len(source), np.int64))
+    images, _, _ = labeled_images.load_labeled_images(spec, 0.0)
+    return LabeledImages(images.items, np.zeros(len(images), np.int64))

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from fukami.engine.recipe import Data, check_range
 from fukami.engine.supervised import OptimizerName, SupervisedRecipe
@@ -12,11 +12,9 @@ from fukami.errors import UsageError
 if TYPE_CHECKING:
     from fukami.data.labeled_images import LabeledImages
     from fukami.data.loader import InMemoryLoader
-    from fukami.engine.task import OptimizerFactory
     from fukami.generation.task import GANTask
     from fukami.image.transform import SquareTransform
 
-ADAM_BETAS = (0.5, 0.999)  # Radford et al. 2016, section 4
 EVAL_BATCH_SIZE = 500  # real images per batch of the evaluation
 
 
@@ -31,6 +29,8 @@ class DCGAN(SupervisedRecipe):
     Example:
         fukami train dcgan --data mnist --epochs 19 --lr 2e-3 --schedule polynomial
     """
+
+    adam_betas: ClassVar[tuple[float, float]] = (0.5, 0.999)  # Radford et al. 2016, section 4
 
     data: str = "digits"
     """Dataset: digits (bundled), scenes (bundled), mnist, cifar10, cifar100, imagenet, or a folder, an archive, a CSV
@@ -133,8 +133,3 @@ class DCGAN(SupervisedRecipe):
             ema_decay=self.ema_decay,
             **self.get_training_options(),
         )
-
-    def get_optimizer_factory(self) -> "OptimizerFactory":
-        """Return the optimizer factory; Adam and AdamW use the paper's β1."""
-        factory: Any = super().get_optimizer_factory()
-        return partial(factory, betas=ADAM_BETAS) if self.optimizer in ("adam", "adamw") else factory

@@ -118,6 +118,9 @@ class PooledFeatures(nn.Module):
     Images are resized to the network's training size, since its features depend on scale.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, layers: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], input_size: int) -> None:
         super().__init__()
         self.layers, self.input_size = layers.eval(), input_size
@@ -127,7 +130,7 @@ class PooledFeatures(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map ``(N, C, H, W)`` in 0..255 to ``(N, F)``."""
         images = F.interpolate(images, (self.input_size, self.input_size), mode="bilinear", align_corners=False)
-        maps: Tensor = self.layers((images.expand(-1, 3, -1, -1) - self.mean) / self.std)  # type: ignore[operator]
+        maps: Tensor = self.layers((images.expand(-1, 3, -1, -1) - self.mean) / self.std)
         return maps.mean((2, 3)) if maps.ndim == 4 else maps
 
 
@@ -144,23 +147,24 @@ class FIDInceptionV3(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map ``(N, 3, 299, 299)`` to ``(N, 2048)``."""
         with FIDPoolingMode():
-            return self.network(images)  # type: ignore[no-any-return]
+            features: Tensor = self.network(images)
+        return features
 
 
 class FIDPoolingMode(TorchFunctionMode):
     """Mode in which average pooling works as described for :class:`FIDInceptionV3`."""
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (),
+        self, func: Callable[..., object], types: Iterable[type], args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # fmt: skip
+    ) -> object:  # fmt: skip
         """Call ``func``; replace average pooling."""
         kwargs = dict(kwargs or {})
         if func is not F.avg_pool2d:
             return func(*args, **kwargs)
         if args[0].shape[1] == 2048:  # only the last module has this many input channels
             return F.max_pool2d(*args, **kwargs)
-        return func(*args, **kwargs, count_include_pad=False)
+        return func(*args, **(kwargs | {"count_include_pad": False}))
 
 
 def _build_inception(tensors: dict[str, Tensor], source: str) -> FeatureExtractor:

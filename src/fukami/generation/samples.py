@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from fukami.generation import plots as generation_plots
 from fukami.generation.features import FeatureExtractor
 from fukami.generation.task import GANTask, draw_image_grid
 from fukami.image import io as image_io
+
+if TYPE_CHECKING:
+    from fukami.data.loader import BatchLoader
 
 NUM_NEAREST = 4  # nearest training images per sample
 NEIGHBOR_NOISE = 0.25  # scale of the noise around the result of latent arithmetic (Radford et al. 2016, section 6.3.2)
@@ -29,14 +32,16 @@ class Term:
     numbers: tuple[int, ...]
 
 
-def write_samples(task: GANTask, latents: Tensor, seed: int, folder: Path) -> tuple[Tensor, list[dict[str, Any]]]:
+def write_samples(
+    task: GANTask, latents: Tensor, seed: int, folder: Path
+) -> tuple[Tensor, list[dict[str, str | float]]]:
     """Generate an image from each latent vector and write the images and a grid of them.
 
     Returns the images and for each its ``file``, ``number``, ``seed`` and ``real_probability``, by the discriminator.
     """
     images = task.generate_images(latents)
     digits = max(4, len(str(len(images))))
-    results = []
+    results: list[dict[str, str | float]] = []
     for number, (image, probability) in enumerate(zip(images, task.predict_real_probability(images), strict=True), 1):
         file = folder / f"{number:0{digits}d}.png"
         image_io.convert_array_to_image(image.permute(1, 2, 0).numpy()).save(file)
@@ -103,8 +108,8 @@ def parse_arithmetic(text: str, num_samples: int) -> list[Term]:
 
 
 def write_nearest_images(
-    images: Tensor, loader: Any, feature_extractor: FeatureExtractor, device: torch.device, folder: Path
-) -> list[dict[str, Any]]:
+    images: Tensor, loader: "BatchLoader", feature_extractor: FeatureExtractor, device: torch.device, folder: Path
+) -> list[dict[str, str | float]]:
     """Write a figure of each image and its nearest training images; return the name and distance of the nearest."""
     features = feature_extractor.extract(images, device)
     nearest_distances = torch.full((len(images), NUM_NEAREST), torch.inf)

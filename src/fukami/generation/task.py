@@ -80,10 +80,15 @@ class GANTask(Task):
         self.cached_real_features: tuple[Any, FeatureExtractor, list[Tensor]] | None = None
 
     def setup(self, runtime: "Runtime") -> None:
-        """Move the networks to the device and create an optimizer for each."""
+        """Move the networks to the device."""
         super().setup(runtime)
         self.ema_generator = runtime.move_to_device(self.ema_generator)
         self.discriminator = runtime.move_to_device(self.discriminator)
+
+    def prepare_training(self) -> None:
+        """Create an optimizer for each network."""
+        super().prepare_training()
+        runtime = self.runtime
         self.ddp_discriminator = runtime.replicate(self.discriminator)
         self.training_discriminator: Callable[..., Any] = self.ddp_discriminator
         self.discriminator_optimizer = runtime.prepare_optimizer(self.make_optimizer(self.discriminator.parameters()))

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +55,15 @@ OVERLAY_ALPHA = 0.55  # opacity of the class color over an image
 Color = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Box = tuple[float, float, float, float]  # left, top, right, bottom
+ImageSource = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.generic]
+
+
+class LabeledBox(TypedDict):
+    """Predicted bounding box: left, top, right and bottom in pixels of the image."""
+
+    label: str
+    score: float
+    box: Sequence[float]
 
 
 def list_files(source: str | os.PathLike[str]) -> list[str]:
@@ -66,7 +75,7 @@ def list_files(source: str | os.PathLike[str]) -> list[str]:
 
 
 def read_image(
-    source: str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[Any],
+    source: ImageSource,
     *,
     name: str = "",
     max_pixels: int = MAX_PIXELS,
@@ -149,7 +158,7 @@ def check_size(width: int, height: int, name: str, max_pixels: int = MAX_PIXELS)
         raise Error(f"{message}, and the limit of the aspect ratio is {MAX_ASPECT}; cut it into pieces")
 
 
-def convert_array_to_image(array: npt.NDArray[Any]) -> Image.Image:
+def convert_array_to_image(array: npt.NDArray[np.generic]) -> Image.Image:
     """Convert an array ``(H, W)`` or ``(H, W, 1 | 3 | 4)`` to an image.
 
     bool and uint8 are used as they are, uint16 as 0..65535. For other dtypes the maximum decides: floats up to 1 are
@@ -195,7 +204,7 @@ def draw_prediction(image: Image.Image, model_input: UInt8Array, caption: str) -
     return canvas
 
 
-def draw_boxes(image: Image.Image, boxes: Sequence[dict[str, Any]], labels: Sequence[str]) -> Image.Image:
+def draw_boxes(image: Image.Image, boxes: Sequence[LabeledBox], labels: Sequence[str]) -> Image.Image:
     """Draw bounding boxes in class colors with label and score, the highest score on top.
 
     Labels neither overlap nor leave the image; a label without room is omitted, as are those after the 40 highest
@@ -203,7 +212,7 @@ def draw_boxes(image: Image.Image, boxes: Sequence[dict[str, Any]], labels: Sequ
 
     Args:
         image: upright image.
-        boxes: ``label``, ``score`` and ``box`` (left, top, right, bottom in pixels of the image) of each.
+        boxes: predicted boxes.
         labels: class names, whose order determines the colors.
     """
     longer_side = max(image.size)
@@ -432,7 +441,7 @@ def convert_mode(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _convert_to_uint8(strips: Callable[[], Iterator[npt.NDArray[Any]]]) -> UInt8Array:
+def _convert_to_uint8(strips: Callable[[], Iterator[npt.NDArray[np.generic]]]) -> UInt8Array:
     """Scale values to 0..255 from the smallest of 0..1 (floats), 0..255 and 0..65535 that contains them.
 
     Values outside all of these are scaled from their minimum and maximum.

@@ -3,7 +3,6 @@
 import math
 import os
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +39,7 @@ class SquareTransform:
         """Return the bytes of a transformed image."""
         return self.channels * self.size**2
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, str | int | tuple[float, ...]]:
         """Describe the transform for other programs, as JSON-compatible values."""
         steps = (
             "a digit in MNIST's format: light on 0, longer side 20 pixels, centered by mass"
@@ -68,7 +67,7 @@ class SquareTransform:
             else image_io.resize_and_crop(image, channels=self.channels, size=self.size)
         )
 
-    def read_and_transform(self, source: Any, name: str = "") -> npt.NDArray[np.uint8]:
+    def read_and_transform(self, source: image_io.ImageSource, name: str = "") -> npt.NDArray[np.uint8]:
         """Read and transform an image from any source of :func:`fukami.image.io.read_image`; errors name it ``name``.
 
         Raises:
@@ -98,7 +97,7 @@ class ResizeTransform:
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, str | int | tuple[float, ...]]:
         """Describe the transform for other programs, as JSON-compatible values."""
         return {
             "channels": "RGB",
@@ -125,7 +124,7 @@ class ResizeTransform:
         width, height = self.compute_size(image.shape[2], image.shape[1])
         return F.interpolate(image[None].float(), (height, width), mode="bilinear", align_corners=False)[0]
 
-    def read_image(self, source: Any, name: str = "") -> Tensor:
+    def read_image(self, source: image_io.ImageSource, name: str = "") -> Tensor:
         """Read an image as ``(3, h, w)`` uint8, not resized; errors name it ``name``.
 
         The sources are those of :func:`fukami.image.io.read_image`.

@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 from PIL import Image
 
-from fukami.errors import Error, get_install_command
+from fukami.errors import Error, require_extra
 from fukami.image import io as image_io
+
+if TYPE_CHECKING:
+    from av.container import InputContainer, OutputContainer
+    from av.video.stream import VideoStream
 
 VIDEO_SUFFIXES = {
     ".mp4",
@@ -69,7 +73,8 @@ def read_frames(path: str | os.PathLike[str], every: int = 1) -> Iterator[Frame]
     """Read every ``every``-th frame of a video, lazily.
 
     Raises:
-        Error: PyAV is not installed, or the file is missing, not a video, or corrupted, possibly after some frames.
+        MissingPackageError: PyAV is not installed.
+        Error: the file is missing, not a video, or corrupted, possibly after some frames.
     """
     av, name, index, end_seconds = _import_av(), os.fspath(path), -1, 0.0
     try:
@@ -119,9 +124,9 @@ def read_image_sequence(files: Sequence[str], frame_rate: float, errors: list[Er
             errors.append(error)
 
 
-def _get_duration(container: Any, stream: Any) -> float:
+def _get_duration(container: "InputContainer", stream: "VideoStream") -> float:
     """Return the duration of a video in seconds from its header; 0 if unknown or possibly that of the sound."""
-    if stream.duration:
+    if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
     return (container.duration or 0) / 1e6 if len(container.streams) == 1 else 0.0
 
@@ -131,7 +136,8 @@ class VideoWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.container: Any = None  # opened with the first image
+        self.container: OutputContainer | None = None  # opened with the first image
+        self.stream: VideoStream
 
     def __enter__(self) -> Self:
         return self
@@ -141,8 +147,8 @@ class VideoWriter:
         av = _import_av()
         if self.container is None:
             codec = _select_codec(av)
-            self.container = av.open(str(self.path), "w", format="mp4", options={"movflags": "faststart"})
-            self.stream = self.container.add_stream(codec, rate=frame_rate)
+            container = av.open(str(self.path), "w", format="mp4", options={"movflags": "faststart"})
+            self.container, self.stream = container, container.add_stream(codec, rate=frame_rate)
             self.stream.width, self.stream.height = (side + side % 2 for side in image.size)
             self.stream.pix_fmt = "yuv420p"
             self.stream.codec_context.time_base = Fraction(1, TICKS_PER_SECOND)
@@ -194,8 +200,6 @@ def batch_frames(frames: Iterator[Frame], chunk_size: int) -> Iterator[list[Fram
 
 
 def _import_av() -> ModuleType:
-    try:
+    with require_extra("video", "a video"):
         import av
-    except ImportError:
-        raise Error(f"videos need PyAV, which is not installed: {get_install_command('video')}") from None
     return av

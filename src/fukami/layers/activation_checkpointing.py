@@ -1,9 +1,8 @@
 """Activation checkpointing: recompute activations in the backward pass instead of storing them (Chen et al. 2016)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -47,7 +46,7 @@ def _split_at_poolings(chain: nn.Sequential) -> list[nn.Module]:
     return [nn.Sequential(*segment) for segment in segments]
 
 
-def _run_checkpointed(segments: Sequence[tuple[Any, nn.Module]], x: Tensor) -> Tensor:
+def _run_checkpointed(segments: Sequence[tuple[Callable[[Tensor], Tensor], nn.Module]], x: Tensor) -> Tensor:
     for forward, segment in segments:
         x = checkpoint(forward, x, use_reentrant=False, context_fn=partial(_create_contexts, segment))
     return x
@@ -61,7 +60,7 @@ def _create_contexts(segment: nn.Module) -> tuple[AbstractContextManager[None], 
 @contextmanager
 def _freeze_running_stats(segment: nn.Module) -> Iterator[None]:
     """Keep the running statistics of batch normalization, which the forward pass has already updated."""
-    norms: list[Any] = [module for module in segment.modules() if isinstance(module, _BatchNorm) and module.training]
+    norms = [module for module in segment.modules() if isinstance(module, _BatchNorm) and module.training]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
@@ -70,4 +69,5 @@ def _freeze_running_stats(segment: nn.Module) -> Iterator[None]:
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
+            assert norm.num_batches_tracked is not None
             norm.num_batches_tracked -= 1

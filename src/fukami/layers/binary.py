@@ -5,11 +5,14 @@ section 3.1; Liu et al., "ReActNet" (2020), section 4.2. The bit-packed layers a
 :mod:`fukami.quantization.binary_layers`.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from fukami.layers.autograd import AutogradContext
 
 GRADIENT_BOUND = 1.0000001  # slightly above 1: latent weights clamped to 1 must still receive a gradient
 
@@ -17,20 +20,23 @@ GRADIENT_BOUND = 1.0000001  # slightly above 1: latent weights clamped to 1 must
 class _StraightThroughSign(torch.autograd.Function):
     """Sign with a straight-through gradient: 1 on [-1, 1] and 0 elsewhere, as for ``hardtanh``."""
 
+    apply: ClassVar[Callable[[Tensor], Tensor]]
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: AutogradContext, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         return (x >= 0).to(x.dtype).mul_(2).sub_(1)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: AutogradContext, gradient: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        return torch.ops.aten.hardtanh_backward(gradient, x, -GRADIENT_BOUND, GRADIENT_BOUND)  # type: ignore[no-any-return]
+        x_gradient: Tensor = torch.ops.aten.hardtanh_backward(gradient, x, -GRADIENT_BOUND, GRADIENT_BOUND)
+        return x_gradient
 
 
 def binarize(x: Tensor) -> Tensor:
     """Return +1 where ``x`` >= 0, else -1, with a clipped straight-through gradient (BNN, equation 4)."""
-    return _StraightThroughSign.apply(x)  # type: ignore[no-any-return, no-untyped-call]
+    return _StraightThroughSign.apply(x)
 
 
 class Sign(nn.Module):

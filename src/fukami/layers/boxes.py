@@ -75,6 +75,7 @@ def apply_nms(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -
     """
     if torch.compiler.is_exporting():  # torchvision chooses its algorithm by the number of boxes
         offset = torch.cat([boxes.flatten(), boxes.new_ones(1)]).max() + 1  # separates the groups
-        return nms(boxes + (groups * offset).unsqueeze(1), scores, threshold)  # type: ignore[no-any-return]
-    keep: Tensor = batched_nms(boxes, scores, groups, threshold)
+        keep: Tensor = nms(boxes + (groups * offset).unsqueeze(1), scores, threshold)
+    else:
+        keep = batched_nms(boxes, scores, groups, threshold)
     return keep

@@ -41,7 +41,8 @@ def compute_member_log_probs(model: nn.Module, images: Tensor) -> Tensor:
     """Compute log-probabilities ``(members, N, classes)``, float32; a single network counts as one member."""
     if not isinstance(model, Ensemble):
         dtype = next(model.parameters(), images).dtype
-        return model(images.to(dtype)).float().log_softmax(1).unsqueeze(0)  # type: ignore[no-any-return]
+        scores: Tensor = model(images.to(dtype))
+        return scores.float().log_softmax(1).unsqueeze(0)
     members = [*model.models[: int(model.num_active) - 1], model.models[-1]]
     return torch.stack([average_log_probs(compute_member_log_probs(member, images)) for member in members])
 

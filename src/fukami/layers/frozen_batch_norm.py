@@ -1,7 +1,5 @@
 """Frozen batch normalization, for detectors, whose batches are too small for batch statistics."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,6 +13,11 @@ class FrozenBatchNorm2d(nn.Module):
     It is the identity if it is folded into a :class:`FoldedConv2d` before it.
     """
 
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
@@ -23,10 +26,8 @@ class FrozenBatchNorm2d(nn.Module):
 
     def compute_scale_and_offset(self) -> tuple[Tensor, Tensor]:
         """Return scale and offset, ``(channels,)`` each."""
-        names = ("weight", "bias", "running_mean", "running_var")
-        weight, bias, mean, variance = (getattr(self, name).float() for name in names)
-        scale = weight * (variance + EPSILON).rsqrt()
-        return scale, bias - mean * scale
+        scale = self.weight.float() * (self.running_var.float() + EPSILON).rsqrt()
+        return scale, self.bias.float() - self.running_mean.float() * scale
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize maps ``(N, channels, H, W)``."""
@@ -35,7 +36,7 @@ class FrozenBatchNorm2d(nn.Module):
         scale, offset = (value.to(x.dtype).view(1, -1, 1, 1) for value in self.compute_scale_and_offset())
         return x * scale + offset
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
         state_dict.pop(f"{prefix}num_batches_tracked", None)  # only nn.BatchNorm2d counts batches
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -44,16 +45,11 @@ class FoldedConv2d(nn.Conv2d):
     """Convolution without bias with the frozen batch normalization after it folded in, which saves one memory pass."""
 
     def __init__(self, convolution: nn.Conv2d, norm: FrozenBatchNorm2d) -> None:
+        height, width = convolution.kernel_size
         super().__init__(
-            convolution.in_channels,
-            convolution.out_channels,
-            convolution.kernel_size,  # type: ignore[arg-type]
-            convolution.stride,  # type: ignore[arg-type]
-            convolution.padding,  # type: ignore[arg-type]
-            convolution.dilation,  # type: ignore[arg-type]
-            convolution.groups,
-            bias=False,
+            convolution.in_channels, convolution.out_channels, (height, width), groups=convolution.groups, bias=False
         )
+        self.stride, self.padding, self.dilation = convolution.stride, convolution.padding, convolution.dilation
         self.weight = convolution.weight
         self.norms = [norm]  # a list, so that it is not registered twice
         norm.folded = True

@@ -24,7 +24,8 @@ def roi_align(features: Tensor, rois: Tensor, output_size: int, spatial_scale: f
         ``(K, C, output_size, output_size)``, channels last.
     """
     if torch.compiler.is_exporting():  # inference runtimes have an operator for it
-        return torchvision.ops.roi_align(features, rois, output_size, spatial_scale, SAMPLING_RATIO)  # type: ignore[no-any-return]
+        exported: Tensor = torchvision.ops.roi_align(features, rois, output_size, spatial_scale, SAMPLING_RATIO)
+        return exported
     index, left, top, right, bottom = rois.unbind(1)
     channels, height, width = features.shape[1:]
     rows, row_weights = _compute_sample_weights(top * spatial_scale, bottom * spatial_scale, output_size, height)

@@ -1,11 +1,14 @@
 """Batch normalization and dropout over the global batch of several processes."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
+
+from fukami.layers.autograd import AutogradContext
 
 
 def convert_sync_layers(module: nn.Module) -> nn.Module:
@@ -49,7 +52,7 @@ class CPUSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         if not self.training:
             return super().forward(input)
         self._check_input_dim(input)
-        output, mean, var, count = _SyncBatchNormFunction.apply(input, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
+        output, mean, var, count = _SyncBatchNormFunction.apply(input, self.weight, self.bias, self.eps)
         if self.track_running_stats:
             assert self.num_batches_tracked is not None
             assert self.running_mean is not None
@@ -59,7 +62,11 @@ class CPUSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
                 momentum = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
                 self.running_mean.lerp_(mean, momentum)
                 self.running_var.lerp_(var * (count / (count - 1)), momentum)
-        return output  # type: ignore[no-any-return]
+        return output
+
+
+class _BatchNormContext(AutogradContext, Protocol):
+    eps: float
 
 
 class _SyncBatchNormFunction(torch.autograd.Function):
@@ -68,9 +75,11 @@ class _SyncBatchNormFunction(torch.autograd.Function):
     Means and variances of the processes are combined as in Chan et al. 1979, equation 2.1.
     """
 
+    apply: ClassVar[Callable[[Tensor, Tensor | None, Tensor | None, float], tuple[Tensor, Tensor, Tensor, Tensor]]]
+
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+        ctx: _BatchNormContext, input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         var, mean = torch.var_mean(_promote_to_float32(input), _get_reduction_dims(input), correction=0)
         local_stats = torch.stack([mean, var, torch.full_like(mean, input.numel() // input.shape[1])])
@@ -86,7 +95,7 @@ class _SyncBatchNormFunction(torch.autograd.Function):
         return F.batch_norm(input, mean, var, weight, bias, eps=eps), mean, var, count
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+    def backward(ctx: _BatchNormContext, *gradients: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
         input, weight, mean, var, count = ctx.saved_tensors
         shape = (1, -1, *[1] * (input.ndim - 2))
         scale = (var + ctx.eps).rsqrt()

@@ -77,4 +77,5 @@ class BinaryBasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, inputs, H, W)`` to ``(N, width, H / stride, W / stride)``."""
-        return self.residual(x) + self.shortcut(x)  # type: ignore[no-any-return]
+        output: Tensor = self.residual(x) + self.shortcut(x)
+        return output

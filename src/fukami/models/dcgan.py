@@ -12,11 +12,11 @@ Each stage of the discriminator is a convolution, batch normalization (except in
 images the maps are 4×4, 7×7, 14×14 and 28×28.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
+
+from fukami.layers.initialization import zero_bias
 
 LATENT_DIM = 100  # length of the latent vectors (Radford et al. 2016, section 4)
 NEGATIVE_SLOPE = 0.2  # slope of LeakyReLU below 0 (Radford et al. 2016, section 4)
@@ -71,18 +71,17 @@ class Generator(nn.Module):
         layers: list[nn.Module] = []
         for side, outputs, inputs in shapes:
             layers += [nn.BatchNorm2d(inputs), nn.ReLU(inplace=True)]
-            options = _build_conv_options(kernel_size, side)
-            output_padding = options["kernel_size"] % 2 - side % 2
-            layers.append(
-                nn.ConvTranspose2d(inputs, outputs, **options, output_padding=output_padding, bias=side == size)
-            )
+            kernel = _fit_kernel_size(kernel_size, side)
+            padding, output_padding = (kernel - 1) // 2, kernel % 2 - side % 2
+            layers.append(nn.ConvTranspose2d(inputs, outputs, kernel, 2, padding, output_padding, bias=side == size))
         self.layers = nn.Sequential(*layers, nn.Tanh())
         self.apply(_init_weights)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Generate images ``(N, C, H, W)`` from latent vectors ``(N, 100)``."""
         maps = self.noise(latents).unflatten(1, self.initial_shape)
-        return self.layers(maps.contiguous(memory_format=torch.channels_last))  # type: ignore[no-any-return]
+        images: Tensor = self.layers(maps.contiguous(memory_format=torch.channels_last))
+        return images
 
 
 class Discriminator(nn.Module):
@@ -93,7 +92,8 @@ class Discriminator(nn.Module):
         layers: list[nn.Module] = []
         for side, inputs, outputs in _compute_layer_shapes(size, channels, base_channels):
             bias = use_spectral_norm or not layers
-            layers.append(nn.Conv2d(inputs, outputs, **_build_conv_options(kernel_size, side), bias=bias))
+            kernel = _fit_kernel_size(kernel_size, side)
+            layers.append(nn.Conv2d(inputs, outputs, kernel, 2, (kernel - 1) // 2, bias=bias))
             layers += ([] if bias else [nn.BatchNorm2d(outputs)]) + [nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)]
         self.features = nn.Sequential(*layers)
         self.score = nn.Linear(outputs * INITIAL_SIZE**2, 1)
@@ -105,7 +105,8 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute scores ``(N,)`` of images ``(N, C, H, W)``."""
-        return self.score(self.features(images).flatten(1)).squeeze(1)  # type: ignore[no-any-return]
+        scores: Tensor = self.score(self.features(images).flatten(1))
+        return scores.squeeze(1)
 
     def extract_features(self, images: Tensor) -> list[Tensor]:
         """Return the maps after each LeakyReLU, as features for a classifier (Radford et al. 2016, section 5.1)."""
@@ -130,17 +131,12 @@ def _compute_layer_shapes(size: int, channels: int, width: int) -> list[tuple[in
     return shapes
 
 
-def _build_conv_options(kernel: int, side: int) -> dict[str, Any]:
-    """Return the options of a convolution that halves ``side``; an odd side needs an odd kernel."""
-    if side % 2 == 1 and kernel % 2 == 0:
-        kernel -= 1
-    return {"kernel_size": kernel, "stride": 2, "padding": (kernel - 1) // 2}
+def _fit_kernel_size(kernel_size: int, side: int) -> int:
+    """Return the kernel size of a convolution that halves ``side``; an odd side needs an odd kernel."""
+    return kernel_size - 1 if side % 2 == 1 and kernel_size % 2 == 0 else kernel_size
 
 
 def _init_weights(layer: nn.Module) -> None:
-    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-        nn.init.normal_(layer.weight, 0.0, INIT_STD)
-    elif isinstance(layer, nn.BatchNorm2d):
-        nn.init.normal_(layer.weight, 1.0, INIT_STD)
-    if getattr(layer, "bias", None) is not None:
-        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.BatchNorm2d):
+        nn.init.normal_(layer.weight, 1.0 if isinstance(layer, nn.BatchNorm2d) else 0.0, INIT_STD)
+        zero_bias(layer)

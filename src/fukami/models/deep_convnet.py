@@ -10,6 +10,7 @@ Saitoh, "Deep Learning from Scratch" (O'Reilly Japan, 2016), section 8.1.1, figu
 
 from torch import nn
 
+from fukami.layers.initialization import zero_bias
 from fukami.layers.stem import StemConv2d
 
 PADDINGS = (1, 1, 1, 2, 1, 1)  # the fourth layer's 2 turns 14×14 into 16×16, which halves evenly twice
@@ -57,5 +58,5 @@ def deep_convnet(
     for layer in layers:
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # He et al. 2015, equation 10
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+            zero_bias(layer)
     return nn.Sequential(*layers)

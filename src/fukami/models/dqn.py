@@ -17,6 +17,8 @@ initialized as in He et al. 2015: 99 % of the variance of a Pong frame is the co
 import torch
 from torch import Tensor, nn
 
+from fukami.layers.initialization import zero_bias
+
 MIN_SIDE = 36  # minimum image side for the three convolutions
 OUTPUT_INIT_GAIN = 0.01  # gain of the last layer's orthogonal initialization: initial values are close to 0
 
@@ -66,7 +68,7 @@ class DQN(nn.Module):
         for layer in self.layers:
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # He et al. 2015, equation 10
-                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+                zero_bias(layer)
         nn.init.orthogonal_(self.values.weight, OUTPUT_INIT_GAIN)
         nn.init.zeros_(self.values.bias)
 

@@ -14,7 +14,7 @@ per level. The parameter names are torchvision's, so its published COCO weights 
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from torchvision.ops import roi_pool
 from fukami.layers import anchors, box_sampling, boxes
 from fukami.layers.detection_types import Detections, GroundTruth, SampledBoxes
 from fukami.layers.frozen_batch_norm import freeze_batch_norm
+from fukami.layers.initialization import zero_bias
 from fukami.layers.roi_align import roi_align
 from fukami.models.resnet import resnet50
 from fukami.models.vgg import build_vgg_features
@@ -132,7 +133,7 @@ class FasterRCNN(nn.Module):
         ground_truth: GroundTruth | None = None,
         proposals: tuple[Tensor, Tensor] | None = None,
         stage: TrainingStage = "both",
-    ) -> Any:
+    ) -> list[Detections] | tuple[SampledBoxes | None, SampledBoxes | None]:
         """Detect objects or, with ground truth, sample boxes for the losses.
 
         Args:
@@ -274,7 +275,7 @@ class RPNHead(nn.Module):
         self.bbox_pred = nn.Conv2d(channels, 4 * num_anchors, 1)
         for layer in (convolution, self.cls_logits, self.bbox_pred):
             nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+            zero_bias(layer)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Compute objectness ``(N, A)`` and deltas ``(N, A, 4)`` of maps ``(N, channels, H, W)``."""
@@ -377,7 +378,8 @@ class RoIHeads(nn.Module):
         """Pool regions of one level, in float32."""
         features = features.float()
         if self.roi_pooling == "pool":
-            return roi_pool(features, regions, POOLED_SIZE, 1 / stride)  # type: ignore[no-any-return]
+            pooled: Tensor = roi_pool(features, regions, POOLED_SIZE, 1 / stride)
+            return pooled
         return roi_align(features, regions, POOLED_SIZE, 1 / stride)
 
 
@@ -391,8 +393,9 @@ class TwoMLPHead(nn.Module):
 
     def forward(self, regions: Tensor) -> Tensor:
         """Compute features ``(K, hidden)`` of pooled regions ``(K, C, 7, 7)``."""
-        features = self.dropout(F.relu(self.fc6(regions.flatten(1))))
-        return self.dropout(F.relu(self.fc7(features)))  # type: ignore[no-any-return]
+        fc6 = self.dropout(F.relu(self.fc6(regions.flatten(1))))
+        fc7: Tensor = self.dropout(F.relu(self.fc7(fc6)))
+        return fc7
 
 
 class FastRCNNPredictor(nn.Module):
@@ -442,7 +445,8 @@ class ResNetFPNBackbone(nn.Module):
             x = stage(x)
             if name.startswith("layer"):
                 maps.append(x)
-        return self.fpn(maps)  # type: ignore[no-any-return]
+        pyramid: list[Tensor] = self.fpn(maps)
+        return pyramid
 
 
 class FeaturePyramidNetwork(nn.Module):
@@ -458,7 +462,7 @@ class FeaturePyramidNetwork(nn.Module):
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_uniform_(layer.weight, a=1)
-                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+                zero_bias(layer)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Compute the levels from the stages' maps, finest first, and one more level of half the resolution."""

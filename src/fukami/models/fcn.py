@@ -17,11 +17,12 @@ replace the strides of layer3 and layer4 (Chen et al. 2017), and scores at strid
 """
 
 from collections import OrderedDict
-from typing import Any
 
 from torch import Tensor, nn
 
-from fukami.layers.upsample import BilinearConvTranspose2d, apply_with_padding, interpolate_bilinear
+from fukami.layers.initialization import zero_bias
+from fukami.layers.segmentation_model import SegmentationModel
+from fukami.layers.upsample import BilinearConvTranspose2d, Scores, apply_with_padding, interpolate_bilinear
 from fukami.models.resnet import resnet50, resnet101
 from fukami.models.vgg import build_vgg_features, renumber_conv_weights
 
@@ -89,7 +90,7 @@ def fcn_resnet101(num_classes: int = 21, *, aux_loss: bool = True) -> "FCNResNet
     return FCNResNet(resnet101(), num_classes, aux_loss)
 
 
-class FCNVGG(nn.Module):
+class FCNVGG(SegmentationModel):
     """FCN on VGG-16, whose scores are upsampled by ``stride`` to the image (Long et al. 2015, section 4)."""
 
     backbone_prefix = "features"  # layers of the classifier
@@ -122,10 +123,10 @@ class FCNVGG(nn.Module):
             layers |= {f"relu{layer_number}": nn.ReLU(inplace=True), f"drop{layer_number}": nn.Dropout(dropout)}
         layers["score"] = nn.Conv2d(hidden, num_classes, 1)  # N × classes × H/32 × W/32
         self.head = nn.Sequential(layers)
-        for name in ("fc6", "fc7"):
-            layer = self.head.get_submodule(name)
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # type: ignore[arg-type]
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        for layer in list(self.head)[:-1]:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                zero_bias(layer)
         self.score4 = _build_zero_conv(c4, num_classes) if stride < 32 else None
         self.upsample4 = BilinearConvTranspose2d(num_classes, 2) if stride < 32 else None
         self.score3 = _build_zero_conv(c3, num_classes) if stride < 16 else None
@@ -135,7 +136,7 @@ class FCNVGG(nn.Module):
         # a list, so that the layers are not registered twice
         self.stages = [self.features[:pool3], self.features[pool3:pool4], self.features[pool4:], self.head]
 
-    def forward(self, images: Tensor) -> Any:
+    def forward(self, images: Tensor) -> Scores:
         """Compute scores ``(N, classes, H, W)`` of normalized images ``(N, 3, H, W)``."""
         return apply_with_padding(self.compute_scores, images, SIZE_DIVISOR)
 
@@ -149,7 +150,8 @@ class FCNVGG(nn.Module):
             scores = self.upsample4(scores) + self.score4(pool4)
         if self.score3 is not None and self.upsample3 is not None:
             scores = self.upsample3(scores) + self.score3(pool3)
-        return self.upsample(scores)  # type: ignore[no-any-return]
+        full_size: Tensor = self.upsample(scores)
+        return full_size
 
     def get_traceable_module(self) -> nn.Module:
         """Return the layers without the padding and resizing to the input size."""
@@ -170,7 +172,7 @@ class FCNVGG(nn.Module):
         return converted
 
 
-class FCNResNet(nn.Module):
+class FCNResNet(SegmentationModel):
     """FCN on a dilated ResNet, whose scores are interpolated to the image, as in torchvision."""
 
     backbone_prefix = "backbone"
@@ -185,7 +187,7 @@ class FCNResNet(nn.Module):
         self.classifier = _build_fcn_head(2048, num_classes)
         self.aux_classifier = _build_fcn_head(1024, num_classes) if aux_loss else None
 
-    def forward(self, images: Tensor) -> Any:
+    def forward(self, images: Tensor) -> Scores:
         """Compute scores ``(N, classes, H, W)`` of normalized images ``(N, 3, H, W)``.
 
         Returns:
@@ -241,7 +243,7 @@ def _build_zero_conv(inputs: int, classes: int) -> nn.Conv2d:
     """Build a 1×1 convolution with zero weights."""
     layer = nn.Conv2d(inputs, classes, 1)
     nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    zero_bias(layer)
     return layer
 
 

@@ -16,6 +16,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
+from fukami.layers.initialization import zero_bias
 from fukami.models import vgg
 from fukami.models.alexnet import build_alexnet_classifier, build_alexnet_features, compute_feature_size
 
@@ -46,7 +47,7 @@ def rcnn_alexnet(
         flatten=nn.Flatten(),
         classifier=build_alexnet_classifier(channels * side * side, hidden, num_classes + 1, dropout),
     )
-    return RCNN(nn.Sequential(network), num_classes)
+    return RCNN(RegionClassifier(network), num_classes)
 
 
 def rcnn_vgg16(
@@ -68,26 +69,34 @@ def rcnn_vgg16(
         flatten=nn.Flatten(),
         classifier=vgg.build_vgg_classifier(channels * side * side, hidden, num_classes + 1, dropout),
     )
-    return RCNN(nn.Sequential(network), num_classes)
+    return RCNN(RegionClassifier(network), num_classes)
+
+
+class RegionClassifier(nn.Sequential):
+    """Classifier of warped regions, ``classes + 1`` scores with the background first."""
+
+    features: nn.Sequential
+    avgpool: nn.AdaptiveAvgPool2d
+    flatten: nn.Flatten
+    classifier: nn.Sequential
 
 
 class RCNN(nn.Module):
     """Fine-tuned network, SVMs and bounding box regressors.
 
     Args:
-        network: classifier with the modules ``features``, ``avgpool``, ``flatten`` and ``classifier`` for
-            ``classes + 1`` scores, background first.
+        network: classifier of warped regions.
         num_classes: number of classes without the background.
     """
 
-    def __init__(self, network: nn.Sequential, num_classes: int) -> None:
+    def __init__(self, network: RegionClassifier, num_classes: int) -> None:
         super().__init__()
         self.network = network
         for layer in network.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-        layers = [layer for layer in network.classifier if isinstance(layer, nn.Linear)]  # type: ignore[union-attr]
+                zero_bias(layer)
+        layers = [layer for layer in network.classifier if isinstance(layer, nn.Linear)]
         for layer in layers:
             nn.init.normal_(layer.weight, std=0.01 if layer is layers[-1] else (2 / layer.in_features) ** 0.5)
             nn.init.zeros_(layer.bias)
@@ -96,20 +105,23 @@ class RCNN(nn.Module):
 
     def forward(self, regions: Tensor) -> Tensor:
         """Compute scores ``(K, classes + 1)`` of warped regions ``(K, 3, size, size)``, background first."""
-        return self.network(regions)  # type: ignore[no-any-return]
+        scores: Tensor = self.network(regions)
+        return scores
 
     def pool5(self, regions: Tensor) -> Tensor:
         """Compute pool5 features of warped regions, ``(K, channels × positions)``."""
-        x = self.network.features(regions)  # type: ignore[operator]
-        return self.network.flatten(self.network.avgpool(x))  # type: ignore[no-any-return, operator]
+        features: Tensor = self.network.flatten(self.network.avgpool(self.network.features(regions)))
+        return features
 
     def fc7(self, regions: Tensor) -> Tensor:
         """Compute fc7 features of warped regions, ``(K, hidden)``."""
-        return self.network.classifier[:-1](self.pool5(regions))  # type: ignore[no-any-return, operator, index]
+        features: Tensor = self.network.classifier[:-1](self.pool5(regions))
+        return features
 
     def compute_scores(self, fc7: Tensor) -> Tensor:
         """Compute the fine-tuned scores of fc7 features, ``(K, classes + 1)``."""
-        return self.network.classifier[-1](fc7)  # type: ignore[no-any-return, operator, index]
+        scores: Tensor = self.network.classifier[-1](fc7)
+        return scores
 
 
 def _build_frozen_linear(inputs: int, outputs: int) -> nn.Linear:

@@ -17,16 +17,17 @@ torchvision's ``vgg16_bn``.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fukami.layers.initialization import zero_bias
+from fukami.layers.segmentation_model import SegmentationModel
 from fukami.layers.stem import StemConv2d
-from fukami.layers.upsample import apply_with_padding
+from fukami.layers.upsample import Scores, apply_with_padding
 from fukami.models.vgg import CONFIGS, build_vgg_features, renumber_conv_weights
 
 
@@ -66,22 +67,22 @@ def segnet_basic(num_classes: int = 11, *, channels: int = 3, num_filters: int =
     return SegNet(nn.Sequential(*encoder), decoder)
 
 
-class SegNet(nn.Module):
+class SegNet(SegmentationModel):
     """Encoder and decoder; each decoder stage unpools with the indices of the matching max pooling."""
 
     backbone_prefix = "features"
 
-    def __init__(self, features: nn.Sequential, decoder: Iterable[nn.Sequential]) -> None:
+    def __init__(self, features: nn.Sequential, decoder: Sequence[nn.Sequential]) -> None:
         super().__init__()
         self.features = features
         self.decoder = nn.ModuleList(decoder)
         pool_indices = [index for index, layer in enumerate(features) if isinstance(layer, nn.MaxPool2d)]
         stage_bounds = pairwise([-1, *pool_indices])
-        self.class_prefixes = (f"decoder.{len(self.decoder) - 1}.{len(self.decoder[-1]) - 1}.",)  # type: ignore[arg-type]
+        self.class_prefixes = (f"decoder.{len(decoder) - 1}.{len(decoder[-1]) - 1}.",)
         # a list, so that the layers are not registered twice
-        self.stages = [*(features[previous + 1 : pool] for previous, pool in stage_bounds), *self.decoder]
+        self.stages = [*(features[previous + 1 : pool] for previous, pool in stage_bounds), *decoder]
 
-    def forward(self, images: Tensor) -> Any:
+    def forward(self, images: Tensor) -> Scores:
         """Compute scores ``(N, classes, H, W)`` of normalized images ``(N, C, H, W)``."""
         return apply_with_padding(self.compute_scores, images, 2 ** len(self.decoder))
 
@@ -143,4 +144,4 @@ def _conv7x7(filters: int) -> nn.Conv2d:
 def _init_weights(layer: nn.Module) -> None:
     if isinstance(layer, nn.Conv2d):
         nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        zero_bias(layer)

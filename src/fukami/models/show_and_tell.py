@@ -16,14 +16,13 @@ inputs of the LSTM and the weights of the output layer. The encoder is any class
 layer.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fukami.models.googlenet import googlenet
 
+LSTMState = tuple[Tensor, Tensor]  # hidden state and cell state, (N, hidden) each
 EMBEDDING_INIT_STD = 0.3  # of the word embeddings; with far less, the LSTM uses them late in training
 
 
@@ -55,7 +54,8 @@ class TraceableShowAndTell(nn.Module):
         """Compute scores ``(N, vocab_size)`` of images ``(N, 3, H, W)``."""
         embedding = self.image(self.encoder(images).flatten(1))
         input_gate, _, candidate, output_gate = (self.input_gates(embedding) + self.hidden_gates(embedding)).chunk(4, 1)
-        return self.scores(output_gate.sigmoid() * (input_gate.sigmoid() * candidate.tanh()).tanh())  # type: ignore[no-any-return]
+        scores: Tensor = self.scores(output_gate.sigmoid() * (input_gate.sigmoid() * candidate.tanh()).tanh())
+        return scores
 
 
 class ShowAndTell(nn.Module):
@@ -89,18 +89,19 @@ class ShowAndTell(nn.Module):
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Compute the encoder's features ``(N, features)`` of normalized images ``(N, 3, H, W)``."""
-        return self.encoder(images).flatten(1)  # type: ignore[no-any-return]
+        features: Tensor = self.encoder(images)
+        return features.flatten(1)
 
-    def init_state(self, features: Tensor) -> Any:
+    def init_state(self, features: Tensor) -> LSTMState:
         """Compute the state of the LSTM after the image: two tensors ``(N, hidden)``."""
-        _, state = self.lstm(self.dropout(self.image(features)).unsqueeze(1))
-        return tuple(value[0] for value in state)
+        _, (hidden, cell) = self.lstm(self.dropout(self.image(features)).unsqueeze(1))
+        return hidden[0], cell[0]
 
-    def step(self, state: Any, words: Tensor) -> tuple[Any, Tensor]:
+    def step(self, state: LSTMState, words: Tensor) -> tuple[LSTMState, Tensor]:
         """Return the state after words ``(N,)`` and next-word log-probabilities ``(N, vocab_size)``, float32."""
         inputs = self.dropout(self.words(words)).unsqueeze(1)
-        outputs, state = self.lstm(inputs, tuple(value.unsqueeze(0).contiguous() for value in state))
-        return tuple(value[0] for value in state), self.compute_scores(outputs[:, 0]).float().log_softmax(1)
+        outputs, (hidden, cell) = self.lstm(inputs, tuple(value.unsqueeze(0).contiguous() for value in state))
+        return (hidden[0], cell[0]), self.compute_scores(outputs[:, 0]).float().log_softmax(1)
 
     def compute_scores(self, outputs: Tensor) -> Tensor:
         """Compute scores ``(..., vocab_size)`` of LSTM outputs ``(..., hidden)``."""

@@ -19,6 +19,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
+from fukami.layers.initialization import zero_bias
 from fukami.layers.stem import StemConv2d
 
 CONFIGS = {  # output channels of the 3×3 convolutions, one group per pooling
@@ -133,7 +134,7 @@ def build_vgg_features(
             convolution = nn.Conv2d if layers else StemConv2d
             layer = convolution(inputs, outputs, kernel_size=3, padding=1)
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+            zero_bias(layer)
             layers.append(layer)
             if batch_norm:
                 layers.append(nn.BatchNorm2d(outputs))

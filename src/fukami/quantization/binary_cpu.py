@@ -5,21 +5,25 @@ eight words, which LLVM compiles to VPOPCNTQ with AVX-512, and to table look-ups
 sums stay in registers for a few neighboring pixels and 8 or 16 outputs at a time, so that each loaded word is reused.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import llvmlite.binding as llvm
 import numba
 import numpy as np
+import numpy.typing as npt
 import torch
 from llvmlite import ir
 from numba import njit, prange, types
 from numba.core import cgutils
+from numba.core.base import BaseContext
+from numba.core.typing import Context, Signature
 from numba.extending import intrinsic
 from torch import Tensor
 
 from fukami.quantization import kernel_compilation
 
+# writes the instructions of an intrinsic function
+Emitter = Callable[[BaseContext, ir.IRBuilder, Signature, Sequence[ir.Value]], ir.Value]
 LANES = 8  # words or floats per vector
 _HAS_AVX512_POPCNT = llvm.get_host_cpu_features().get("avx512vpopcntdq", False)
 TILE_PIXELS = 4 if _HAS_AVX512_POPCNT else 2  # pixels of a tile, which share the loaded weights
@@ -86,7 +90,7 @@ def max_pool(x: Tensor, min_mask: Tensor, size: int, stride: int) -> Tensor:
     return torch.from_numpy(result)
 
 
-def _run_kernel(function: Callable[..., None], *arguments: Any) -> None:
+def _run_kernel(function: Callable[..., None], *arguments: npt.NDArray[np.generic] | int) -> None:
     threads = torch.get_num_threads()
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
     with kernel_compilation.log_compile_time(function, "processor"):
@@ -115,7 +119,7 @@ def _broadcast(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
 
 
-def _build_tile_kernel(pixels: int, sums: bool) -> Any:
+def _build_tile_kernel(pixels: int, sums: bool) -> Callable[..., None]:
     """Build the function that counts differing bits for ``pixels`` neighboring pixels and ``BLOCK_OUTPUTS`` outputs.
 
     Its arguments are addresses and strides in bytes: input, its row stride and its pixel stride; rows of the kernel and
@@ -127,10 +131,13 @@ def _build_tile_kernel(pixels: int, sums: bool) -> Any:
 
     @intrinsic
     def tile(
-        context: Any, x: Any, row: Any, step: Any, rows: Any, row_words: Any, weight: Any, index_address: Any,
-        count_offsets: Any, width: Any, num_terms: Any, out: Any, distance: Any,
-    ) -> Any:  # fmt: skip
-        def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        context: Context, x: types.Type, row: types.Type, step: types.Type, rows: types.Type, row_words: types.Type,
+        weight: types.Type, index_address: types.Type, count_offsets: types.Type, width: types.Type,
+        num_terms: types.Type, out: types.Type, distance: types.Type,
+    ) -> tuple[Signature, Emitter]:  # fmt: skip
+        def emit(
+            context: BaseContext, builder: ir.IRBuilder, signature: Signature, arguments: Sequence[ir.Value]
+        ) -> ir.Value:
             x, row, step, rows, row_words, weight, index_address, count_offsets, width, num_terms, out, distance = (
                 arguments
             )
@@ -184,14 +191,19 @@ def _build_tile_kernel(pixels: int, sums: bool) -> Any:
 
         return types.void(*[types.int64] * 12), emit
 
-    return tile
+    kernel: Callable[..., None] = tile
+    return kernel
 
 
 @intrinsic
-def _compare_to_threshold(context: Any, x: Any, threshold: Any, direction: Any, out: Any) -> Any:
+def _compare_to_threshold(
+    context: Context, x: types.Type, threshold: types.Type, direction: types.Type, out: types.Type
+) -> tuple[Signature, Emitter]:
     """Compare eight floats with their thresholds in their directions and store the bits; arguments are addresses."""
 
-    def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+    def emit(
+        context: BaseContext, builder: ir.IRBuilder, signature: Signature, arguments: Sequence[ir.Value]
+    ) -> ir.Value:
         value, threshold, direction = (_load_vector(builder, address, ir.FloatType()) for address in arguments[:3])
         reached = builder.fcmp_ordered(">=", builder.fmul(value, direction), threshold)
         _store_vector(builder, builder.bitcast(reached, ir.IntType(8)), arguments[3], 1)

@@ -11,13 +11,13 @@ import functools
 import importlib
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fukami.errors import Error
+from fukami.errors import Error, get_install_command
 from fukami.layers.binary import BinaryConv2d, BinaryLinear, Sign, compute_scaling_factors
 from fukami.quantization import binary_reference
 
@@ -128,10 +128,10 @@ class PackedSign(nn.Module):
         """Map ``(N, C, H, W)`` to words ``(N, H, W, words)``, or ``(N, C)`` to ``(N, words)``."""
         if x.device not in self.device_constants:
             self.device_constants[x.device] = _decode_float_key(self.edge), 1 - 2 * self.falling.float()
-        words = get_kernels(x.device).pack_signs(
+        words: Tensor = get_kernels(x.device).pack_signs(
             x[..., None, None] if x.ndim == 2 else x, *self.device_constants[x.device]
         )
-        return words.flatten(1) if x.ndim == 2 else words  # type: ignore[no-any-return]
+        return words.flatten(1) if x.ndim == 2 else words
 
 
 class PackedLayer(nn.Module):
@@ -178,7 +178,7 @@ class PackedLayer(nn.Module):
         self.register_buffer("edge", edge)
         self.register_buffer("scale", scale)
         self.prepacked: dict[torch.device, tuple[Tensor, Tensor]] = {}
-        self.plans: dict[tuple[Any, ...], tuple[Tensor, Tensor, Tensor | None]] = {}
+        self.plans: dict[tuple[torch.device, int, int], tuple[Tensor, Tensor, Tensor | None]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """Map words ``(N, H, W, words)`` or ``(N, words)`` to words, ``(N, outputs, H', W')`` or ``(N, outputs)``.
@@ -188,7 +188,8 @@ class PackedLayer(nn.Module):
         """
         kernels = get_kernels(x.device)
         x = x.flatten(1)[None, None] if self.is_linear else x
-        size = (x.device, *x.shape[1:3])
+        height, width = x.shape[1:3]
+        size = (x.device, height, width)
         if x.device not in self.prepacked:
             bits = binary_reference.unpack_bytes(self.bits, self.weight_shape[1:].numel()).view(self.weight_shape)
             self.prepacked[x.device] = (
@@ -197,15 +198,15 @@ class PackedLayer(nn.Module):
             )
         weights, ones = self.prepacked[x.device]
         if size not in self.plans:
-            self.plans[size] = self.compute_plan(ones, *x.shape[1:3])
-        output = kernels.convolve(x, weights, *self.plans[size], self.outputs, self.stride, self.padding)
+            self.plans[size] = self.compute_plan(ones, height, width)
+        output: Tensor = kernels.convolve(x, weights, *self.plans[size], self.outputs, self.stride, self.padding)
         if self.is_linear:
             output = output[0, 0] if self.edge is not None else output[0, :, 0].T.contiguous()
         elif self.edge is None:
             output = output.contiguous(memory_format=self.memory_format)
         if self.scale is not None:
             output = output * (self.scale if self.is_linear else self.scale.view(-1, 1, 1))
-        return output  # type: ignore[no-any-return]
+        return output
 
     def compute_plan(self, ones: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Compute ``count_offsets``, ``offset_index`` and ``num_terms`` of the kernels for an input size.
@@ -247,7 +248,8 @@ class PackedPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, H, W, words)`` to ``(N, H', W', words)``."""
-        return get_kernels(x.device).max_pool(x, self.minimum, self.size, self.stride)  # type: ignore[no-any-return]
+        words: Tensor = get_kernels(x.device).max_pool(x, self.minimum, self.size, self.stride)
+        return words
 
 
 class Unpack(nn.Module):
@@ -331,7 +333,7 @@ def _decode_float_key(key: Tensor) -> Tensor:
 
 
 @functools.cache
-def get_kernels(device: torch.device) -> Any:
+def get_kernels(device: torch.device) -> ModuleType:
     """Return the kernel module of a device: compiled if possible, otherwise plain torch."""
     if device.type not in ("cpu", "cuda"):
         return binary_reference
@@ -342,7 +344,7 @@ def get_kernels(device: torch.device) -> Any:
     except Exception as error:  # no compiler, no numba, a processor unknown to LLVM
         logging.getLogger("fukami").warning(
             "the 1-bit kernels cannot be compiled here (%s: %s), so they run in plain torch, which is slow; CPUs need "
-            "numba (pip install numba), GPUs need triton", type(error).__name__, error,
+            "numba (%s), GPUs need triton", type(error).__name__, error, get_install_command("binary"),
         )  # fmt: skip
         return binary_reference
     return module

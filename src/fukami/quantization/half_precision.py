@@ -21,7 +21,7 @@ def has_native_arithmetic(dtype: torch.dtype, device: torch.device) -> bool:
     return any(kind in name and is_available is True for name, is_available in torch.cpu.get_capabilities().items())
 
 
-def enable_float32_fallback(network: torch.nn.Module) -> contextlib.AbstractContextManager[Any]:
+def enable_float32_fallback(network: torch.nn.Module) -> contextlib.AbstractContextManager[object]:
     """Return a context in which layers run in float32 if the processor lacks the dtype of the weights."""
     first = next(network.parameters(), None)
     if first is None or has_native_arithmetic(first.dtype, first.device):
@@ -34,8 +34,8 @@ class Float32FallbackMode(TorchFunctionMode):
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # fmt: skip
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:  # fmt: skip
         """Call a torch function, in float32 if needed."""
         kwargs = kwargs or {}
         if func not in (F.conv2d, F.linear) or args[0].dtype not in (torch.float16, torch.bfloat16):

@@ -18,22 +18,23 @@ to be compiled on each machine.
 
 import copy
 import operator
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
-from onnx import GraphProto, TensorProto
-from onnx.numpy_helper import from_array
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.onnx.ops import symbolic
 
-from fukami.errors import Error
+from fukami.errors import Error, require_extra
 from fukami.layers.binary import BinaryConv2d, BinaryLinear, Sign
 from fukami.layers.ensemble import Ensemble
 from fukami.quantization import onnx_export
+
+with require_extra("export", "the precision int8 or onnx"):
+    from onnx import GraphProto, TensorProto
+    from onnx.numpy_helper import from_array
 
 MAX_WEIGHT = 127  # -128 is not used, for a symmetric range
 MAX_ACTIVATION = 255
@@ -164,7 +165,9 @@ class FakeQuantConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the convolution, as ``nn.Conv2d``."""
-        return self._conv_forward(input.to(self.weight.dtype), fake_quantize_weight(self.weight), self.bias)  # type: ignore[no-any-return]
+        weight = fake_quantize_weight(self.weight)
+        output: Tensor = self._conv_forward(input.to(self.weight.dtype), weight, self.bias)
+        return output
 
 
 class FakeQuantLinear(nn.Linear):
@@ -293,7 +296,9 @@ class _Tracer(fx.Tracer):
 
     module_path: tuple[str, ...] = ()
 
-    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> object:
         parent_path = self.module_path
         self.module_path = (*parent_path, self.path_of_module(m))
         result = super().call_module(m, forward, args, kwargs)
@@ -408,8 +413,11 @@ def _create_fake_quant_layer(layer: QuantizableLayer) -> FakeQuantConv2d | FakeQ
     """Create the layer with fake-quantized weights; it shares the parameters."""
     converted: FakeQuantConv2d | FakeQuantLinear
     if isinstance(layer, nn.Conv2d):
-        options: dict[str, Any] = {name: getattr(layer, name) for name in CONV_ARGS}
-        converted = FakeQuantConv2d(layer.in_channels, layer.out_channels, layer.kernel_size, device="meta", **options)  # type: ignore[arg-type]
+        height, width = layer.kernel_size
+        converted = FakeQuantConv2d(
+            layer.in_channels, layer.out_channels, (height, width), groups=layer.groups, device="meta"
+        )
+        converted.stride, converted.padding, converted.dilation = layer.stride, layer.padding, layer.dilation
     else:
         converted = FakeQuantLinear(layer.in_features, layer.out_features, device="meta")
     converted.weight, converted.bias = layer.weight, layer.bias
@@ -436,8 +444,9 @@ def _lower_to_onnx(prepared: fx.GraphModule) -> None:
     prepared.recompile()
 
 
-def _fold_batch_norm(layer: QuantizableLayer, norm: Any) -> QuantizableLayer:
+def _fold_batch_norm(layer: QuantizableLayer, norm: nn.Module | None) -> QuantizableLayer:
     """Fold the batch normalization into the layer before it."""
+    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
     return fuse_conv_bn_eval(layer, norm) if isinstance(layer, nn.Conv2d) else fuse_linear_bn_eval(layer, norm)
 
 

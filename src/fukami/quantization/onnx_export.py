@@ -9,16 +9,17 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import onnx
-import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from fukami.errors import Error
+from fukami.errors import Error, require_extra
 from fukami.layers.detection_types import Detections
 from fukami.layers.ensemble import Ensemble
+
+with require_extra("export", "the precision int8 or onnx"):
+    import onnx
+    import onnxruntime
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,14 @@ def export_model_proto(
     with _suppress_export_logs():
         program = _export_program(network, shape, signature)
         try:
-            translated = torch.onnx.export(
-                program,
-                input_names=signature.input_names,
-                output_names=signature.output_names,
-                dynamic_shapes=signature.dynamic_axes,
-                verbose=False,
-            )
+            with require_extra("export", "the precision int8 or onnx"):  # torch imports onnxscript
+                translated = torch.onnx.export(
+                    program,
+                    input_names=signature.input_names,
+                    output_names=signature.output_names,
+                    dynamic_shapes=signature.dynamic_axes,
+                    verbose=False,
+                )
         except torch.onnx.errors.OnnxExporterError as error:
             reasons = [str(error), *_iterate_causes(error)]
             raise _create_export_error(network, _find_failing_layer(program, reasons[0]), reasons[-1]) from error
@@ -151,7 +153,7 @@ class OnnxNetwork(nn.Module):
         self.empty = nn.Parameter(torch.empty(0))  # gives the module a device and dtype
         self.content = content
 
-    def forward(self, *inputs: Tensor) -> Any:
+    def forward(self, *inputs: Tensor) -> Tensor | list[Detections]:
         """Return the scores of normalized images, or a detector's detections for each image, on the CPU."""
         if self.input_names == DETECTOR.input_names:
             return [
@@ -201,12 +203,14 @@ def check_model(content: bytes) -> None:
         raise Error(f"the ONNX file computes a tensor of {largest:,} numbers for any input; export the network again")
 
 
-def _walk_nodes(graph: Any) -> Iterator[tuple[Any, list[Any]]]:
+def _walk_nodes(
+    graph: onnx.GraphProto | onnx.FunctionProto,
+) -> Iterator[tuple[onnx.NodeProto | None, list[onnx.TensorProto]]]:
     """Yield every operator of a graph or function, including subgraphs, with its tensors."""
     sparse = [part for tensor in getattr(graph, "sparse_initializer", ()) for part in (tensor.values, tensor.indices)]
     yield None, [*getattr(graph, "initializer", ()), *sparse]
     for node in graph.node:
-        tensors: list[Any] = []
+        tensors: list[onnx.TensorProto] = []
         for attribute in node.attribute:
             tensors += [attribute.t, *attribute.tensors]
             for tensor in (attribute.sparse_tensor, *attribute.sparse_tensors):
@@ -217,7 +221,7 @@ def _walk_nodes(graph: Any) -> Iterator[tuple[Any, list[Any]]]:
         yield node, tensors
 
 
-def _count_largest_tensor(model: Any) -> int:
+def _count_largest_tensor(model: onnx.ModelProto) -> int:
     """Count the elements of the largest tensor of a model whose shape does not depend on the input.
 
     Weights are removed from ``model`` first; their size is limited by that of the file.

@@ -1,8 +1,6 @@
 """Creation of environments by name: Catch, Atari 2600 games and gymnasium's environments."""
 
-import importlib.util
-
-from fukami.errors import UsageError, get_install_command
+from fukami.errors import require_extra
 from fukami.reinforcement.vector_env import VectorEnv
 
 
@@ -18,10 +16,7 @@ def make_envs(name: str, num_envs: int, *, render: bool = False) -> VectorEnv:
         from fukami.reinforcement.catch import Catch
 
         return Catch(num_envs)
-    if importlib.util.find_spec("gymnasium") is None or importlib.util.find_spec("ale_py") is None:
-        raise UsageError(
-            f"the environment {name!r} needs gymnasium and ale-py: {get_install_command('atari')}; or use --env catch"
-        )
-    from fukami.reinforcement import gymnasium_env
+    with require_extra("atari", f"the environment {name!r}", "use --env catch"):
+        from fukami.reinforcement import gymnasium_env
 
     return gymnasium_env.make_gymnasium_envs(name, num_envs, render)

@@ -1,7 +1,6 @@
 """Environments of the Arcade Learning Environment and of gymnasium, optional dependencies."""
 
 import re
-from typing import Any
 
 import ale_py
 import gymnasium
@@ -14,7 +13,14 @@ from PIL import Image
 
 from fukami.errors import Error, UsageError, build_unknown_error
 from fukami.image import io as image_io
-from fukami.reinforcement.vector_env import FRAME_SIZE, FRAME_SKIP, MAX_EPISODE_FRAMES, MAX_NOOPS, StepResult
+from fukami.reinforcement.vector_env import (
+    FRAME_SIZE,
+    FRAME_SKIP,
+    MAX_EPISODE_FRAMES,
+    MAX_NOOPS,
+    FrameArray,
+    StepResult,
+)
 
 gymnasium.register_envs(ale_py)
 
@@ -51,10 +57,8 @@ class AtariEnv:
 
     def __init__(self, game: str, num_envs: int, render: bool = False) -> None:
         self.num_envs = num_envs
-        self.envs = _make_atari_envs(game, num_envs, img_height=FRAME_SIZE, img_width=FRAME_SIZE)
-        self.render_envs = (
-            _make_atari_envs(game, num_envs, img_height=210, img_width=160, grayscale=False) if render else None
-        )
+        self.envs = _make_atari_envs(game, num_envs, FRAME_SIZE, FRAME_SIZE)
+        self.render_envs = _make_atari_envs(game, num_envs, 210, 160, grayscale=False) if render else None
         self.action_names = tuple(action.name.lower() for action in self.envs.ale.get_action_set())
         self.has_reset = False
         self.lives = np.zeros(num_envs, np.int64)
@@ -99,11 +103,11 @@ class AtariEnv:
         self.envs.close()
 
 
-def _make_atari_envs(game: str, count: int, **frame_options: Any) -> AtariVectorEnv:
+def _make_atari_envs(game: str, count: int, height: int, width: int, grayscale: bool = True) -> AtariVectorEnv:
     return AtariVectorEnv(
-        game, count, frameskip=FRAME_SKIP, stack_num=1, noop_max=MAX_NOOPS,
-        max_num_frames_per_episode=MAX_EPISODE_FRAMES, reward_clipping=False, episodic_life=False,
-        repeat_action_probability=0.0, autoreset_mode=AutoresetMode.NEXT_STEP, **frame_options,
+        game, count, img_height=height, img_width=width, grayscale=grayscale, frameskip=FRAME_SKIP, stack_num=1,
+        noop_max=MAX_NOOPS, max_num_frames_per_episode=MAX_EPISODE_FRAMES, reward_clipping=False, episodic_life=False,
+        repeat_action_probability=0.0, autoreset_mode=AutoresetMode.NEXT_STEP,
     )  # fmt: skip
 
 
@@ -165,7 +169,7 @@ class GymnasiumEnv:
             self.frames.copy(), rewards, terminated, truncated & ~terminated, np.zeros(self.num_envs, bool)
         )
 
-    def _preprocess_observation(self, observation: Any) -> npt.NDArray[Any]:
+    def _preprocess_observation(self, observation: npt.ArrayLike) -> FrameArray:
         """Convert an observation to a frame: a float32 vector or an 84×84 grayscale image."""
         if self.is_vector:
             return np.asarray(observation, np.float32)

@@ -1,10 +1,9 @@
 """Centered RMSprop with the constant inside the square root, the optimizer of the Deep Q-Network."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch.optim.optimizer import ParamsT
 
 DECAY = 0.95  # "gradient momentum" and "squared gradient momentum" (Mnih et al. 2015, extended data table 1)
 MIN_SQUARED_GRADIENT = 0.01  # "min squared gradient" (the same table)
@@ -26,7 +25,7 @@ class CenteredRMSprop(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable[nn.Parameter] | list[dict[str, Any]],
+        params: ParamsT,
         lr: float = 2.5e-4,
         *,
         decay: float = DECAY,
@@ -35,7 +34,7 @@ class CenteredRMSprop(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "decay": decay, "minimum": min_squared_gradient})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update the weights that have gradients; ``closure`` is not called."""
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]

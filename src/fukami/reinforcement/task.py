@@ -70,9 +70,13 @@ class QLearningTask(Task):
         self.target_network = copy.deepcopy(model)
 
     def setup(self, runtime: "Runtime") -> None:
-        """Move the networks to the device and create the optimizer."""
+        """Move the networks to the device."""
         super().setup(runtime)
         self.target_network = runtime.move_to_device(self.target_network).requires_grad_(False)
+
+    def prepare_training(self) -> None:
+        """Create the optimizer."""
+        super().prepare_training()
         self.state["target network"] = self.target_network
 
     def replace_modules(self, modules: dict[str, nn.Module]) -> None:

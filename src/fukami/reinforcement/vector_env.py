@@ -1,6 +1,6 @@
 """Interface of parallel environments."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +9,9 @@ FRAME_SIZE = 84  # side of the network's input frames in pixels (Mnih et al. 201
 FRAME_SKIP = 4  # frames for which an action is repeated
 MAX_NOOPS = 30  # maximum number of initial no-op frames, a random number of which diversifies the episodes
 MAX_EPISODE_FRAMES = 108_000  # maximum episode length in frames: half an hour
+
+
+FrameArray = npt.NDArray[np.uint8] | npt.NDArray[np.float32]  # images or vectors
 
 
 class StepResult(NamedTuple):
@@ -22,7 +25,7 @@ class StepResult(NamedTuple):
         life_lost: ``(E,)``, whether a life was lost while the episode continues.
     """
 
-    frames: npt.NDArray[Any]
+    frames: FrameArray
     rewards: npt.NDArray[np.float32]
     terminated: npt.NDArray[np.bool_]
     truncated: npt.NDArray[np.bool_]

@@ -4,6 +4,7 @@ import io
 import pickle
 import pickletools
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def _unpickle(content: bytes) -> dict[str, Array]:
 
 
 class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> Callable[..., object]:
         if (target := f"{module}.{name}") not in ALLOWED_GLOBALS | {"collections.OrderedDict"}:
             raise pickle.UnpicklingError(f"it refers to {target[:100]}, which is not part of an array")
         return _PickleRecord if target in ALLOWED_GLOBALS else lambda: {}
@@ -89,10 +90,11 @@ class _Unpickler(pickle.Unpickler):
 class _PickleRecord:
     """Stand-in for every callable of a pickle: it stores the arguments and the state and executes nothing."""
 
-    def __init__(self, a: Any, b: Any = None, c: Any = None, d: Any = None, e: Any = None) -> None:
-        self.args, self.state = (a, b, c, d, e), ()
+    def __init__(self, a: object, b: object = None, c: object = None, d: object = None, e: object = None) -> None:
+        self.args: tuple[Any, ...] = (a, b, c, d, e)
+        self.state: Any = ()
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         self.state = state
 
     def to_array(self) -> Array:
@@ -103,5 +105,5 @@ class _PickleRecord:
         if not re.fullmatch("[<>]f[0-9]+", name := dtype.state[1] + dtype.args[0]):
             raise TypeError(f"an array has the dtype {name:.50}, not floating point")
         data = data.args[0] if isinstance(data, _PickleRecord) else data
-        flat: Any = np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, name)
+        flat = np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, name)
         return np.asarray(flat.reshape(shape).transpose(axes) if order == "K" else flat.reshape(shape, order=order))

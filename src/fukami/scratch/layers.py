@@ -115,7 +115,9 @@ class Dropout:
         self.dropout_ratio = dropout_ratio
 
     def forward(self, x: Array, train_flg: bool = True) -> Array:
-        self.mask: Any = np.random.rand(*x.shape) > self.dropout_ratio if train_flg else 1 - self.dropout_ratio
+        self.mask: Array | float = (
+            np.random.rand(*x.shape) > self.dropout_ratio if train_flg else 1 - self.dropout_ratio
+        )
         return np.asarray(x * self.mask)
 
     def backward(self, dout: Array) -> Array:
@@ -165,7 +167,9 @@ class SoftmaxWithLoss:
         return np.asarray((self.y - self.t) * (dout / len(self.y)))
 
 
-def resolve_dtypes(x: Array, parameter: Array) -> tuple[np.dtype[Any], np.dtype[Any]]:
+def resolve_dtypes(
+    x: Array, parameter: Array
+) -> tuple[np.dtype[np.floating], np.dtype[np.floating | np.integer | np.bool]]:
     """Return the dtype of a layer's output for ``x``, and that of its computation."""
     dtype = x.dtype if x.dtype.kind == "f" else parameter.dtype
     return dtype, np.result_type(dtype, np.float32)  # BLAS does not support float16

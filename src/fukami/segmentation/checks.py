@@ -13,6 +13,7 @@ from fukami.data.annotations import ImageHeader, read_header
 from fukami.data.findings import Findings, ImageItem, PathNames, add_read_error
 from fukami.data.masks import MaskFile, MissingMask
 from fukami.data.samples import Mask
+from fukami.data.sources import DataSource
 from fukami.errors import Error
 from fukami.segmentation import data as segmentation_data
 
@@ -21,30 +22,29 @@ ImageMaskPair = tuple[Path, Mask]
 MaskReport = tuple[Counter[str], list[tuple[str, str, str]]]  # pixels per class; kind, file and detail of each problem
 
 
-def check_samples(spec: str, report: Findings) -> Iterator[tuple[ImageItem, bytes]]:
+def check_samples(source: DataSource, report: Findings) -> Iterator[tuple[ImageItem, bytes]]:
     """Yield each readable image of a dataset with the digest of its pixels; problems are added to ``report``."""
     report.unit = "pixel"
-    if spec == "scenes":
+    if source.spec == "scenes":
         yield from _check_scenes(report)
         return
-    pairs, names = _check_pairs(spec, report)
+    pairs, names = _check_pairs(source, report)
     all_pairs = [(split, pair) for split, split_pairs in pairs.items() for pair in split_pairs]
     items = [ImageItem(image, names(image), "", split) for split, (image, _) in all_pairs]
     yield from findings.hash_images(items, report)
 
 
-def check_masks(spec: str, report: Findings) -> None:
+def check_masks(source: DataSource, report: Findings) -> None:
     """Check only the masks of a dataset whose images are already checked."""
-    if spec != "scenes":
-        _check_pairs(spec, report)
+    if source.spec != "scenes":
+        _check_pairs(source, report)
 
 
-def _check_pairs(spec: str, report: Findings) -> tuple[dict[str, list[ImageMaskPair]], PathNames]:
+def _check_pairs(source: DataSource, report: Findings) -> tuple[dict[str, list[ImageMaskPair]], PathNames]:
     """Check the masks of each split; return the image-mask pairs by split."""
-    path = segmentation_data.find_dataset(spec)
-    names = PathNames(path)
+    names = PathNames(source)
     try:
-        index = segmentation_data.index_dataset(path)
+        index = segmentation_data.index_dataset(source)
     except Error as error:
         add_read_error(error, names, report)
         return {}, names
@@ -72,9 +72,7 @@ def _check_mask(labels: Sequence[str], pair: ImageMaskPair) -> MaskReport:
     if isinstance(header, ImageHeader):
         mismatch = segmentation_data.find_mismatch(image, header, mask)
         if mismatch:
-            problems.append(
-                ("wrong size" if "pixels, and" in mismatch else "broken", file, mismatch.removeprefix(f"{file} "))
-            )
+            problems.append((mismatch.kind, file, mismatch.detail.removeprefix(f"{file} ")))
     try:
         if isinstance(mask, MaskFile):
             problems += [(kind, file, detail) for kind, detail in _find_unknown_values(mask)]

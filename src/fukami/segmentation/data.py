@@ -1,25 +1,33 @@
-"""Segmentation datasets by name or path: bundled, downloaded, folders of masks, COCO's JSON."""
+"""Segmentation datasets: loading by name or path."""
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
-
-from fukami.data import class_tables, coco, image_folder, locations, masks, scenes, voc
-from fukami.data.annotations import AnnotationProblem, ImageHeader, read_header, read_headers
+from fukami.data import class_tables, coco_masks, image_folder, mask_folders, masks, scenes
+from fukami.data.annotations import (
+    AnnotationProblem,
+    ImageHeader,
+    Samples,
+    load_splits,
+    read_header,
+    read_headers,
+)
 from fukami.data.class_tables import ClassTable
-from fukami.data.parsing import exists
 from fukami.data.samples import Mask, Sample
-from fukami.errors import Error, build_unknown_error
-from fukami.segmentation import coco_masks, mask_folders
+from fukami.data.sources import DataSource, identify_source
+from fukami.errors import Error
 
 logger = logging.getLogger(__name__)
-DATASETS = ("scenes", "camvid", "voc2012", "cityscapes", "coco")
-LOCAL_DATASETS = {"camvid": "the archive, or its folder", "cityscapes": "its folders leftImg8bit and gtFine"}
 
-Samples = tuple[Sample, ...]
+
+class Mismatch(NamedTuple):
+    """Problem of an image's mask: its kind as in ``fukami doctor``, and a description."""
+
+    kind: str
+    detail: str
 
 
 @dataclass(frozen=True)
@@ -63,32 +71,29 @@ def load_dataset(
         UsageError: ``spec`` is neither a known name nor a path.
         Error: the layout is unknown, a file is invalid, or there are no images.
     """
+    source = identify_source(spec, "masks")
     if spec == "scenes":
-        labels = scenes.MASK_LABELS
         return (
             scenes.generate_mask_samples(0, scenes.NUM_TRAIN),
             scenes.generate_mask_samples(scenes.NUM_TRAIN, scenes.NUM_TEST),
-            labels,
+            scenes.MASK_LABELS,
         )
-    index = index_dataset(find_dataset(spec), ignore_index)
-    labels, eval_split = index.class_table.labels, index.eval_split
-    train = (
-        _load_split(index.splits.get(index.train_split, []), max_broken) if include_train or eval_split is None else ()
-    )
-    if eval_split is not None:
-        return train, _load_split(index.splits[eval_split], max_broken), labels
-    is_held_out = image_folder.select_holdout(np.zeros(len(train), int), holdout).tolist()
-    kept = tuple(sample for sample, held_out in zip(train, is_held_out, strict=True) if not held_out)
-    return kept, tuple(sample for sample, held_out in zip(train, is_held_out, strict=True) if held_out), labels
+    index = index_dataset(source, ignore_index)
+
+    def load(splits: Sequence[str]) -> Samples:
+        return _load_pairs([pair for split in splits for pair in index.splits.get(split, ())], max_broken)
+
+    splits = load_splits(load, (index.train_split,), index.eval_split, holdout, include_train=include_train)
+    return *splits, index.class_table.labels
 
 
-def index_dataset(path: Path, ignore_index: int = class_tables.IGNORE_INDEX) -> DatasetIndex:
-    """Index the folders or the COCO JSON at a path.
+def index_dataset(source: DataSource, ignore_index: int = class_tables.IGNORE_INDEX) -> DatasetIndex:
+    """Index the folders of masks or the COCO JSON of a dataset.
 
     Raises:
-        Error: the layout is unknown, or a file is invalid.
+        Error: the dataset has no masks in a known layout, or a file is invalid.
     """
-    layout, root = detect_layout(path) or ("folders", image_folder.unpack_archive(path) if path.is_file() else path)
+    layout, root = source.require("masks")
     if layout == "COCO":
         annotations, image_masks = coco_masks.read_coco_masks(root)
         splits: dict[str, list[tuple[Path, Mask]]] = {
@@ -103,7 +108,8 @@ def index_dataset(path: Path, ignore_index: int = class_tables.IGNORE_INDEX) -> 
     class_table = folders.class_table.with_ignore_index(ignore_index)
     if len(class_table.labels) > masks.MAX_CLASSES:
         raise Error(
-            f"{path} has {len(class_table.labels)} classes, and masks support at most {masks.MAX_CLASSES}; merge some"
+            f"{source.location} has {len(class_table.labels)} classes, and masks support at most {masks.MAX_CLASSES}; "
+            "merge some"
         )
     return DatasetIndex(
         class_table,
@@ -122,8 +128,8 @@ def _build_mask(pair: mask_folders.FilePair, class_table: ClassTable) -> Mask:
     return masks.MaskFile(pair.mask_path, class_table)
 
 
-def _load_split(pairs: Sequence[tuple[Path, Mask]], max_broken: int) -> Samples:
-    """Load the samples of a split whose mask matches the image; the others are skipped, with one warning.
+def _load_pairs(pairs: Sequence[tuple[Path, Mask]], max_broken: int) -> Samples:
+    """Load the images whose mask matches the image; the others are skipped, with one warning.
 
     Raises:
         Error: more than ``max_broken`` are skipped, or none remains.
@@ -131,9 +137,10 @@ def _load_split(pairs: Sequence[tuple[Path, Mask]], max_broken: int) -> Samples:
     kept: list[Sample] = []
     errors: list[str] = []
     for (image, mask), header in zip(pairs, read_headers([image for image, _ in pairs]), strict=True):
-        error = str(header) if isinstance(header, Error) else find_mismatch(image, header, mask)
-        if error or isinstance(header, Error):
-            errors.append(error)
+        if isinstance(header, Error):
+            errors.append(str(header))
+        elif mismatch := find_mismatch(image, header, mask):
+            errors.append(mismatch.detail)
         else:
             kept.append(Sample.from_mask(image, header.upright_size, str(image), mask))
     if errors and not kept:
@@ -144,66 +151,24 @@ def _load_split(pairs: Sequence[tuple[Path, Mask]], max_broken: int) -> Samples:
     return tuple(kept)
 
 
-def find_mismatch(image_path: Path, image_header: ImageHeader, mask: Mask) -> str:
-    """Return why a mask does not match its image, or an empty string; only the headers are read."""
+def find_mismatch(image_path: Path, image_header: ImageHeader, mask: Mask) -> Mismatch | None:
+    """Return why a mask does not match its image, None if it does; only the headers are read."""
     if isinstance(mask, masks.MissingMask):
-        return mask.detail
+        return Mismatch("no mask", mask.detail)
     if isinstance(mask, coco_masks.COCOMask):
         size, source = mask.size, f"its entry in {mask.file}"
     elif isinstance(mask, masks.MaskFile):
         header = read_header(mask.path)
         if isinstance(header, Error):
-            return str(header)
+            return Mismatch("broken", str(header))
         size, source = (header.width, header.height), f"its mask {mask.path}"
     else:
-        return ""
+        return None
     if size == image_header.upright_size:
-        return ""
+        return None
     image_size = "×".join(map(str, image_header.upright_size))
-    return (
+    detail = (
         f"{image_path} has {image_size} pixels, and {source} {'×'.join(map(str, size))}; make the mask the same size "
         "as the image"
     )
-
-
-def find_dataset(spec: str) -> Path:
-    """Return the folder, archive or file of a dataset name or path.
-
-    Raises:
-        UsageError: ``spec`` is neither a known name nor a path.
-        Error: a known dataset is in none of the dataset locations.
-    """
-    if spec == "voc2012":
-        return voc.find_voc("2012")
-    if spec == "coco":
-        return coco.find_coco()
-    if spec in LOCAL_DATASETS:
-        return locations.find_dataset(spec, LOCAL_DATASETS[spec])
-    if not exists(Path(spec)):
-        raise build_unknown_error("dataset (and no file or folder)", spec, DATASETS)
-    return Path(spec)
-
-
-def is_segmentation_dataset(spec: str) -> bool:
-    """Return whether a name or path is a segmentation dataset; an archive is unpacked."""
-    return locations.is_known_dataset(spec, DATASETS, detect_layout)
-
-
-def detect_layout(path: Path) -> tuple[str, Path] | None:
-    """Return the layout of a folder, archive or file and its root folder; None if it has no masks.
-
-    Raises:
-        Error: the archive cannot be unpacked, or a JSON file is invalid.
-    """
-    if path.is_file():
-        if path.suffix.lower() == ".json":
-            return ("COCO", path) if coco_masks.has_outlines(path) else None
-        if path.suffix.lower() in (".yaml", ".yml"):
-            return None
-        path = image_folder.unpack_archive(path)
-    for root in image_folder.descend_single_folders(path):
-        if mask_folders.is_mask_folder(root):
-            return "folders", root
-        if coco.find_coco_files(root) and coco_masks.has_outlines(root):
-            return "COCO", root
-    return None
+    return Mismatch("wrong size", detail)

@@ -1,7 +1,7 @@
 """Segmentation metrics: confusion matrix, IoU and boundary F-measure."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +54,7 @@ class SegmentationResults:
         )
         self.image_scores = {index: scores for result in all_results for index, scores in result.image_scores.items()}
 
-    def compute_metrics(self) -> dict[str, Any]:
+    def compute_metrics(self) -> dict[str, float | dict[str, dict[str, float]]]:
         """Compute the metrics of all images.
 
         ``miou``: mean IoU over the classes that occur; ``accuracy``: pixel accuracy; ``class_accuracy``: mean of the
@@ -71,18 +71,9 @@ class SegmentationResults:
             raise Error("there is no labeled pixel to evaluate; use data with a test split, or a larger --holdout")
         occurs = class_pixels > 0
         ious = compute_iou(self.confusion_matrix)
-        accuracies = np.diag(self.confusion_matrix) / np.maximum(class_pixels, 1)
+        accuracies = compute_class_accuracy(self.confusion_matrix)
         boundary_f1 = np.array([score for _, score in self.image_scores.values()])
         finite = boundary_f1[np.isfinite(boundary_f1)]
-        classes = {
-            label: {
-                "iou": float(ious[index]),
-                "accuracy": float(accuracies[index]),
-                "pixels": int(class_pixels[index]),
-            }
-            for index, label in enumerate(self.labels)
-            if occurs[index]
-        }
         return {
             "miou": float(ious[occurs].mean()),
             "accuracy": float(np.trace(self.confusion_matrix) / pixels),
@@ -91,7 +82,17 @@ class SegmentationResults:
             **({"boundary_f1": float(finite.mean())} if len(finite) else {}),
             "count": len(self.image_scores),
             "pixels": pixels,
-            "classes": classes,
+            "classes": self.compute_class_metrics(),
+        }
+
+    def compute_class_metrics(self) -> dict[str, dict[str, float]]:
+        """Compute ``iou``, ``accuracy`` and ``pixels`` of each class that occurs."""
+        class_pixels = self.confusion_matrix.sum(1)
+        ious, accuracies = compute_iou(self.confusion_matrix), compute_class_accuracy(self.confusion_matrix)
+        return {
+            label: {"iou": float(iou), "accuracy": float(accuracy), "pixels": int(pixels)}
+            for label, iou, accuracy, pixels in zip(self.labels, ious, accuracies, class_pixels, strict=True)
+            if pixels
         }
 
     def rank_images(self) -> list[int]:
@@ -104,6 +105,11 @@ def compute_iou(confusion_matrix: npt.NDArray[np.int64]) -> FloatArray:
     """Compute the IoU of each class, ``(classes,)``; 0 for a class without pixels."""
     correct = np.diag(confusion_matrix)
     return np.asarray(correct / np.maximum(confusion_matrix.sum(0) + confusion_matrix.sum(1) - correct, 1))
+
+
+def compute_class_accuracy(confusion_matrix: npt.NDArray[np.int64]) -> FloatArray:
+    """Compute the accuracy of each class, ``(classes,)``; 0 for a class without pixels."""
+    return np.asarray(np.diag(confusion_matrix) / np.maximum(confusion_matrix.sum(1), 1))
 
 
 def compute_boundary_f1(prediction: UInt8Array, truth: UInt8Array) -> float:

@@ -52,7 +52,7 @@ def select_images(results: SegmentationResults) -> dict[str, list[int]]:
 
 def plot_class_iou(results: SegmentationResults) -> Figure:
     """Plot the IoU and the accuracy of each class that occurs, highest IoU first."""
-    classes = results.compute_metrics()["classes"]
+    classes = results.compute_class_metrics()
     ranked = sorted(classes.items(), key=lambda item: -item[1]["iou"])
     total_pixels = sum(metrics["pixels"] for metrics in classes.values())
     figure = Figure(figsize=(8, 1.1 + 0.3 * len(ranked)), layout="constrained")

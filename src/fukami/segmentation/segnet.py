@@ -8,7 +8,7 @@ from fukami.engine.recipe import check_range
 from fukami.segmentation.recipe import SegmentationRecipe
 
 if TYPE_CHECKING:
-    from torch import nn
+    from fukami.layers.segmentation_model import SegmentationModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,7 @@ class SegNetVGG16(SegmentationRecipe):
     """
 
     backbone: ClassVar[str] = "vgg16_bn"
+    model_arguments: ClassVar[tuple[str, ...]] = ("width_multiplier",)
 
     batch_size: int = 4
     """Global batch size, over all processes."""
@@ -41,12 +42,6 @@ class SegNetVGG16(SegmentationRecipe):
         """Check the ranges of the fields."""
         super().__post_init__()
         check_range(self, 1 / 64, 4, "width_multiplier")
-
-    def build_model(self, num_classes: int) -> "nn.Module":
-        """Build the network."""
-        from fukami.models import segnet_vgg16
-
-        return segnet_vgg16(num_classes, width_multiplier=self.width_multiplier)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +70,7 @@ class SegNetBasic(SegmentationRecipe):
         super().__post_init__()
         check_range(self, 1, math.inf, "filters")
 
-    def build_model(self, num_classes: int) -> "nn.Module":
+    def build_model(self, num_classes: int) -> "SegmentationModel":
         """Build the network."""
         from fukami.models import segnet_basic
 

@@ -66,13 +66,17 @@ class SegmentationTask(Task):
         self.class_weights: Tensor | None = None
 
     def setup(self, runtime: "Runtime") -> None:
-        """Move the task to the device and prepare it for training."""
+        """Move the network to the device."""
+        super().setup(runtime)
+        self.mean, self.std = get_normalization(self.transform, runtime.device)
+
+    def prepare_training(self) -> None:
+        """Create the optimizer, and enable activation checkpointing."""
         if self.activation_checkpointing:
             stages: Any = getattr(self.model, "stages", [self.model])
             for stage in stages:
                 enable_activation_checkpointing(stage)
-        super().setup(runtime)
-        self.mean, self.std = get_normalization(self.transform, runtime.device)
+        super().prepare_training()
 
     def get_signature(self) -> ModelSignature:
         """Return the signature of the network: a padded image to the scores of its pixels."""

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fukami.data import locations
 from fukami.errors import Error, build_unknown_error
 from fukami.image import io as image_io
+from fukami.progress import ProgressBar
 from fukami.selective_search.search import SETTINGS, VERSION, Boxes, Mode, propose_regions
 from fukami.system import count_cpus
 
@@ -47,22 +46,16 @@ def compute_proposals(
     """
     if mode not in SETTINGS:
         raise build_unknown_error("mode", mode, SETTINGS)
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("region proposals"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True),
-    )
     rank, world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     first, indices = len(images) * rank // world, range(len(images))
     order = (*indices[first:], *indices[:first])  # processes start apart, and reuse the files of the others
     threads = ThreadPoolExecutor(max(1, count_cpus() // world))
     try:
-        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        with ProgressBar("region proposals", len(images)) as bar:
             futures = {index: threads.submit(_load_or_compute, images[index], mode, prepare) for index in order}
-            for future in progress.track(as_completed(futures.values()), total=len(futures)):
+            for future in as_completed(futures.values()):
                 future.result()  # raises the first error
+                bar.update()
         return [futures[index].result() for index in indices]
     finally:
         threads.shutdown(cancel_futures=True)

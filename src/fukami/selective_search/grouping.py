@@ -8,9 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from fukami.errors import require_extra
 from fukami.selective_search.superpixels import Image, Labels, build_gaussian_kernel, convolve_separable, find_root
+
+with require_extra("detect", "Selective Search"):
+    from numba import njit
 
 COLOR_BINS = 25  # histogram bins of a channel
 TEXTURE_BINS = 10  # histogram bins of a channel's derivative in one direction

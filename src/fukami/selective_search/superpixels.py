@@ -8,7 +8,11 @@ disk.
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from fukami.errors import require_extra
+
+with require_extra("detect", "Selective Search"):
+    from numba import njit
 
 WEIGHT_LEVELS = 8192  # steps of a weight per intensity level; the heaviest edge, √3 × 255, then fits into 22 bits
 RADIX_BITS = 11  # bits per pass of the radix sort

@@ -6,9 +6,9 @@ The routes of the API are ``/predict``, ``/run``, ``/health``, ``/ready`` and ``
 import asyncio
 import contextlib
 import io
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import Any, BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar
 
 from fastapi import FastAPI
 from starlette.datastructures import UploadFile
@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
+from fukami.data.parsing import Json
 from fukami.engine.task import Task
 from fukami.errors import UsageError
 from fukami.serving import page, request_body
@@ -38,7 +39,7 @@ PAGE_HEADERS = {
 
 def create_app(
     task: Task,
-    run_info: dict[str, Any],
+    run_info: dict[str, Json],
     *,
     hosts: Collection[str] = LOCAL_HOSTS,
     token: str = "",
@@ -75,10 +76,14 @@ def create_app(
                 return [await worker.run(slot, disconnected, call) for call in calls]
 
     def show(
-        request: Request, sections: Sequence[page.Section] = (), error: str = "", status: int = 200, headers: Any = None
+        request: Request,
+        sections: Sequence[page.Section] = (),
+        error: str = "",
+        status: int = 200,
+        headers: Mapping[str, str] | None = None,
     ) -> HTMLResponse:
         text = page.render_page(run_info, str(request.base_url), sections, error, bool(token))
-        return HTMLResponse(text, status, PAGE_HEADERS | (headers or {}))
+        return HTMLResponse(text, status, {**PAGE_HEADERS, **(headers or {})})
 
     @app.get("/")
     async def form(request: Request) -> HTMLResponse:
@@ -132,12 +137,12 @@ def _add_monitoring(app: FastAPI, worker: Worker) -> None:
         )
 
 
-def predict_file(worker: Worker, slot: Slot, name: str, file: BinaryIO) -> dict[str, Any]:
+def predict_file(worker: Worker, slot: Slot, name: str, file: BinaryIO) -> dict[str, Json]:
     """Run inference on a file; return the prediction as ``fukami predict`` prints it, or ``{"file", "error"}``."""
     return worker.predict(slot, name, file.read())[0]  # without the image, which would stay in memory
 
 
-def predict_section(worker: Worker, slot: Slot, name: str, file: BinaryIO) -> tuple[dict[str, Any], page.Section]:
+def predict_section(worker: Worker, slot: Slot, name: str, file: BinaryIO) -> tuple[dict[str, Json], page.Section]:
     """Run inference on a file; return the prediction and its section of the page."""
     prediction, image = worker.predict(slot, name, file.read())
     drawing = None
@@ -147,7 +152,7 @@ def predict_section(worker: Worker, slot: Slot, name: str, file: BinaryIO) -> tu
     return prediction, page.build_section(prediction, drawing)
 
 
-def choose_status(predictions: list[dict[str, Any]]) -> int:
+def choose_status(predictions: Sequence[Mapping[str, Json]]) -> int:
     """Return the status of a response: 200 if at least one image has a prediction, else 422."""
     return 200 if any("error" not in prediction for prediction in predictions) else 422
 

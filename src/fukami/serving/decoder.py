@@ -14,7 +14,7 @@ import sys
 import threading
 import warnings
 import weakref
-from typing import IO, Any
+from typing import IO, TypedDict
 
 from PIL import Image
 
@@ -23,6 +23,17 @@ from fukami.image import io as image_io
 
 MAX_MEMORY = 3 * 2**30  # bytes, on Linux; 50 megapixels of AVIF, the worst case, take 1 GB
 THREAD_VARIABLES = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+
+class Message(TypedDict, total=False):
+    """Head of a message: of an image to decode, of the decoded image, or of an error."""
+
+    name: str
+    max_pixels: int
+    mode: str
+    size: tuple[int, int]
+    error: str
+    length: int
 
 
 class Decoder:
@@ -85,7 +96,8 @@ class Decoder:
                 self.close()
         if "error" in response:
             raise Error(response["error"])
-        return Image.frombytes(response["mode"], tuple(response["size"]), pixels)
+        width, height = response["size"]
+        return Image.frombytes(response["mode"], (width, height), pixels)
 
     def close(self) -> None:
         """End the process; the next image starts another one."""
@@ -97,32 +109,32 @@ class Decoder:
 def _kill_process(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
-    for pipe in (process.stdin, process.stdout):
+    for pipe in filter(None, (process.stdin, process.stdout)):
         with contextlib.suppress(OSError):  # unsent data is lost
-            pipe.close()  # type: ignore[union-attr]
+            pipe.close()
 
 
-def _send(pipe: IO[bytes], head: dict[str, Any], content: bytes) -> None:
+def _send(pipe: IO[bytes], head: Message, content: bytes) -> None:
     """Write a message: a JSON line with the length, and the content."""
     pipe.write(json.dumps({**head, "length": len(content)}).encode() + b"\n")
     pipe.write(content)
     pipe.flush()
 
 
-def _receive(pipe: IO[bytes]) -> tuple[dict[str, Any], bytes]:
+def _receive(pipe: IO[bytes]) -> tuple[Message, bytes]:
     """Read a message.
 
     Raises:
         ValueError: the message is incomplete.
     """
-    head = json.loads(pipe.readline())
+    head: Message = json.loads(pipe.readline())
     content = pipe.read(head["length"])
     if len(content) != head["length"]:
         raise ValueError("the message is incomplete")
     return head, content
 
 
-def decode_message(request: dict[str, Any], content: bytes) -> tuple[dict[str, Any], bytes]:
+def decode_message(request: Message, content: bytes) -> tuple[Message, bytes]:
     """Decode the image in a message; return a message with mode, size and pixels, or an error."""
     try:
         with convert_memory_errors(request["name"]):

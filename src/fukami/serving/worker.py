@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from starlette.exceptions import HTTPException
 
+from fukami.data.parsing import Json
 from fukami.engine.prediction import add_file
 from fukami.engine.task import Task
 from fukami.errors import Error, convert_memory_errors
@@ -126,7 +127,7 @@ class Worker:
         with self.lock:
             self.used_slots -= 1
 
-    async def run(self, slot: Slot, disconnected: "asyncio.Future[Any]", function: Callable[[], T]) -> T:
+    async def run(self, slot: Slot, disconnected: "asyncio.Future[None]", function: Callable[[], T]) -> T:
         """Run a function in the worker thread and return its result.
 
         Args:
@@ -140,11 +141,12 @@ class Worker:
         """
         future: Future[T] = self.executor.submit(function)
         slot.future = future
-        waiting: asyncio.Future[Any] = asyncio.wrap_future(future)
+        waiting: asyncio.Future[T] = asyncio.wrap_future(future)
         waiting.add_done_callback(
             lambda finished: finished.cancelled() or finished.exception()
         )  # also if it is no longer awaited
-        await asyncio.wait({waiting, disconnected}, timeout=self.request_timeout, return_when=asyncio.FIRST_COMPLETED)
+        futures: set[asyncio.Future[T] | asyncio.Future[None]] = {waiting, disconnected}
+        await asyncio.wait(futures, timeout=self.request_timeout, return_when=asyncio.FIRST_COMPLETED)
         if future.done():
             return future.result()
         if disconnected.done():
@@ -162,7 +164,7 @@ class Worker:
         with self.lock:
             self.num_overdue -= 1
 
-    def predict(self, slot: Slot, name: str, content: bytes) -> tuple[dict[str, Any], Image.Image | None]:
+    def predict(self, slot: Slot, name: str, content: bytes) -> tuple[dict[str, Json], Image.Image | None]:
         """Run inference on the content of a file.
 
         Returns:

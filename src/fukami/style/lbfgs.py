@@ -1,10 +1,10 @@
 """L-BFGS with the step interface of other optimizers."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 HISTORY_SIZE = 20  # stored update pairs; each takes the memory of two images
 EPSILON = 1e-30  # avoids a division by 0 where the gradient is 0
@@ -23,7 +23,7 @@ class LBFGS(torch.optim.LBFGS):
 
     def __init__(
         self,
-        parameters: Iterable[nn.Parameter] | list[dict[str, Any]],
+        parameters: ParamsT,
         lr: float = 1.0,
         *,
         max_first_change: float = MAX_FIRST_CHANGE,
@@ -33,7 +33,7 @@ class LBFGS(torch.optim.LBFGS):
         self.max_first_change, self.max_change = max_first_change, max_change
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Tensor:  # type: ignore[override]
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor:  # type: ignore[override]
         """Do one iteration; the value of the loss has no influence."""
         loss: Tensor = super().step(closure or (lambda: torch.zeros(())))  # type: ignore[no-untyped-call]
         state = self.state[self._params[0]]

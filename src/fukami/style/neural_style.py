@@ -3,13 +3,13 @@
 import logging
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 from fukami.engine.recipe import Data, Recipe, check_range
 from fukami.errors import UsageError
 
 if TYPE_CHECKING:
-    from fukami.engine.task import OptimizerFactory, Task
+    from fukami.engine.task import OptimizerFactory
     from fukami.style.task import StyleInputs, StyleTransferTask
 
 logger = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class NeuralStyle(Recipe):
             return partial(LBFGS, lr=self.lr)
         return partial(torch.optim.Adam, lr=0.02 * self.lr, fused=True)
 
-    def initialize_task(self, task: "Task") -> None:
+    def initialize_task(self, task: "StyleTransferTask") -> None:
         """Load the network's weights and compute the style targets."""
         from fukami.engine import pretrained
 
@@ -131,4 +131,4 @@ class NeuralStyle(Recipe):
             )
         state = task.model.state_dict()
         task.model.load_state_dict({key: tensors.get(key, value) for key, value in state.items()})
-        cast("StyleTransferTask", task).initialize(self.load_images())
+        task.initialize(self.load_images())

@@ -134,14 +134,18 @@ class StyleTransferTask(Task):
         self.content_targets: dict[int, Tensor] = {}
 
     def setup(self, runtime: "Runtime") -> None:
-        """Move the network and the image to the device and create an optimizer per level."""
-        self.runtime = runtime
-        self.model = runtime.move_to_device(self.model).requires_grad_(False)
-        self.ddp_model = self.training_model = self.model
+        """Move the network and the image to the device."""
+        super().setup(runtime)
+        self.model.requires_grad_(False)
         self.pyramid = self.pyramid.to(runtime.device)
         self.mean, self.std = (
             torch.tensor(value, device=runtime.device).view(3, 1, 1) for value in (IMAGENET_MEAN, IMAGENET_STD)
         )
+
+    def prepare_training(self) -> None:
+        """Create an optimizer for each level."""
+        runtime = self.runtime
+        self.ddp_model = self.training_model = self.model
         self.optimizers = [runtime.prepare_optimizer(self.make_optimizer([image])) for image in self.pyramid.images]
         self.optimizer, self.scaler = self.optimizers[0], runtime.build_grad_scaler()
         optimizers = {f"optimizer {level}": optimizer for level, optimizer in enumerate(self.optimizers)}
@@ -235,7 +239,7 @@ class StyleTransferTask(Task):
                 )[1]
         target = self.content_targets[level]
         with half_precision.enable_float32_fallback(self.model):
-            style_maps, content_maps = self.training_model(self.normalize_image(image))
+            style_maps, content_maps = self.model(self.normalize_image(image))
         terms = {
             "content_loss": style_losses.compute_content_loss(content_maps, target),
             "style_loss": style_losses.compute_style_loss(
@@ -284,6 +288,7 @@ class StyleTransferTask(Task):
         """Stylize another image ``(1, 3, H, W)``; return its task and losses."""
         task = StyleTransferTask(self.model, (content.shape[3], content.shape[2]), self.options, self.make_optimizer)
         task.setup(replace(self.runtime, precision="float32"))  # the weights keep their dtype
+        task.prepare_training()
         for level in range(len(task.level_sizes)):
             source_level = max(0, len(self.level_sizes) - len(task.level_sizes) + level)
             for target, source in zip(

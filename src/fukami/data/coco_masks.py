@@ -14,14 +14,13 @@ import numpy.typing as npt
 from fukami.data import coco
 from fukami.data.annotations import DatasetAnnotations, read_header
 from fukami.data.class_tables import ClassTable
-from fukami.data.parsing import to_key, to_number, to_text
+from fukami.data.parsing import contains_pattern, to_key, to_number, to_text
 from fukami.data.samples import UNLABELED, UInt8Array
 from fukami.errors import Error
 from fukami.image import io as image_io
 
 BACKGROUND = "background"
 OUTLINE_PATTERN = re.compile(r'"segmentation"\s*:\s*(\[\s*\[|\{)')
-CHUNK_SIZE, CHUNK_OVERLAP = 2**20, 64  # characters searched at a time
 MAX_CORNER_DISTANCE = 16  # maximum coordinate of a polygon's corner, in multiples of the image's longer side
 MAX_PERIMETER = 1e6  # pixels of a polygon's outline; rasterizing takes 50 bytes each
 MAX_RENDERED_PIXELS = 5e10  # image pixels times objects, each rasterized at the full image size: about a minute
@@ -163,17 +162,8 @@ def _build_masks(path: Path, records: coco.Records, labels: Sequence[str]) -> It
 
 def has_outlines(path: Path) -> bool:
     """Return whether a COCO file or folder has an object outline; files are read only up to the first one."""
-    return any(map(_contains_outline, [path] if path.is_file() else coco.find_coco_files(path).values()))
-
-
-def _contains_outline(path: Path) -> bool:
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        previous = ""
-        while chunk := file.read(CHUNK_SIZE):
-            if OUTLINE_PATTERN.search(previous + chunk):
-                return True
-            previous = chunk[-CHUNK_OVERLAP:]
-    return False
+    files = [path] if path.is_file() else coco.find_coco_files(path).values()
+    return any(contains_pattern(file, OUTLINE_PATTERN) for file in files)
 
 
 def _compact_outline(outline: Any) -> Any:

@@ -61,18 +61,13 @@ def is_mask_folder(root: Path) -> bool:
 
 
 def index_folder(root: Path) -> FolderIndex:
-    """Index a folder of images and masks.
+    """Index a folder of images and masks in one of the layouts.
 
     Raises:
-        Error: the layout is unknown, or the class table is invalid or lacks the colors of the masks.
+        Error: no image has a mask, or the class table is invalid or lacks the colors of the masks.
     """
     index = index_voc(root) or index_camvid(root) or index_paired_folders(root)
-    if index is None:
-        raise Error(
-            f"{root} contains no images with masks in a known layout; expected images/ and masks/ with files of "
-            "the same names (or train/images, train/masks ...), train/ and trainannot/ (CamVid), JPEGImages/ and "
-            "SegmentationClass/ (VOC), or leftImg8bit/ and gtFine/ (Cityscapes)"
-        )
+    assert index is not None, f"is_mask_folder({root}) is false"
     if not any(pair.mask_path for pair in index.iterate_pairs()):
         raise Error(f"{root} has images, but no mask of the same name; add a mask for each image")
     return index
@@ -158,10 +153,10 @@ def _infer_class_table(paths: Iterable[Path | None]) -> ClassTable:
     def read_values(path: Path) -> set[int]:
         try:
             return {*np.unique(masks.read_codes(path, by_color=False)).tolist()}
-        except Error as error:
-            if "is in color" in str(error):
-                raise
-            return set()  # reading the mask reports the error
+        except masks.ColoredMaskError:
+            raise
+        except Error:  # reading the mask reports the error
+            return set()
 
     with ThreadPoolExecutor() as threads:
         values: set[int] = set().union(*threads.map(read_values, mask_paths))

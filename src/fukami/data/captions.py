@@ -1,0 +1,229 @@
+"""Caption files: the captions of images, by split.
+
+Supported formats: Flickr8k and Flickr30k (``captions.txt``, ``results.csv``, ``*.token``, ``*.token.txt``, with split
+lists such as ``*trainImages.txt``), COCO's ``captions_*.json``, Karpathy's ``dataset*.json``, and a CSV of images and
+captions. The images may lie anywhere below the same folder.
+"""
+
+import csv
+import io
+import itertools
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from fukami.data.annotations import SPLIT_NAMES, AnnotationProblem
+from fukami.data.parsing import is_file, parse_json, read_bytes, read_columns, read_text, to_key, to_text
+from fukami.errors import Error
+from fukami.image import io as image_io
+
+IMAGE_COLUMNS, CAPTION_COLUMNS = (
+    ("image", "picture", "path", "file", "image_name", "filename"),
+    ("caption", "sentence", "comment", "text"),
+)
+SPLIT_LISTS = (("train", "*[._]trainImages.txt"), ("val", "*[._]devImages.txt"), ("test", "*[._]testImages.txt"))
+CAPTION_SUFFIXES = (".csv", ".json", ".txt", ".token")  # suffixes of caption files
+KARPATHY_SPLITS = {"restval": "train"}  # images of COCO's validation split that Karpathy's training split includes
+EXPECTED_FILES = "captions.txt, captions_*.json, dataset.json, *.token, or a CSV with the columns image and caption"
+MAX_LISTED_FILES = 1_000_000  # files among which caption files are searched to identify a dataset
+CAPTION_NUMBER = re.compile(r"#[a-z]*\d+$")  # number of a caption, after the image name
+
+
+class CaptionRow(NamedTuple):
+    """A caption as in its file: image name, line number, and split (empty: unknown)."""
+
+    image: str
+    caption: str
+    line: int
+    split: str = ""
+
+
+@dataclass
+class ParsedCaptions:
+    """Contents of caption files.
+
+    Attributes:
+        splits: the images and captions of ``train``, ``val`` and ``test``, or of an empty name if there is only one
+            split.
+        problems: lines that cannot be used.
+    """
+
+    splits: dict[str, dict[Path, list[str]]] = field(default_factory=dict)
+    problems: list[AnnotationProblem] = field(default_factory=list)
+
+
+def parse_caption_files(path: Path) -> ParsedCaptions:
+    """Parse the caption files at a path.
+
+    Raises:
+        Error: there is no caption file, or one cannot be read.
+    """
+    root, files = _list_files(path)
+    caption_files = _find_caption_files(path, files)
+    if not caption_files:
+        raise Error(f"{path} has no captions: expected {EXPECTED_FILES}")
+    name_to_path = _index_images(root, files)
+    parsed = ParsedCaptions()
+    name_to_split = _read_split_lists(files)
+    for file in caption_files:
+        for row in _read_rows(file):
+            _add_row(parsed, file, row, name_to_path, name_to_split)
+    return parsed
+
+
+def find_uncaptioned_images(path: Path, parsed: ParsedCaptions) -> list[Path]:
+    """Return the images at a path that have no caption."""
+    captioned = {image for images in parsed.splits.values() for image in images}
+    return sorted({*_index_images(*_list_files(path)).values()} - captioned)
+
+
+def has_captions(path: Path) -> bool:
+    """Return whether a file or folder has captions, by the names of the first million files and the columns of CSV."""
+    files = itertools.islice(_walk_files(path), MAX_LISTED_FILES) if path.is_dir() else ()
+    return bool(_find_caption_files(path, files))
+
+
+def _list_files(path: Path) -> tuple[Path, list[Path]]:
+    """Return the folder of the images, and every file below it, in order."""
+    root = path if path.is_dir() else path.parent
+    return root, sorted(_walk_files(root))
+
+
+def _walk_files(root: Path) -> Iterator[Path]:
+    """Iterate over every file below a folder, without hidden files."""
+    for folder, _, names in os.walk(root):
+        yield from (Path(folder, name) for name in names if not name.startswith("."))
+
+
+def _add_row(
+    parsed: ParsedCaptions, file: Path, row: CaptionRow, name_to_path: dict[str, Path], name_to_split: dict[str, str]
+) -> None:
+    """Add a caption to its image, or add the problem of the row."""
+    split = row.split or name_to_split.get(Path(row.image).name, "")
+    split = "train" if split == "trainval" else split
+    image = name_to_path.get(row.image) or name_to_path.get(Path(row.image).name)
+    if image is None:
+        name = row.image or "no image"
+        parsed.problems.append(
+            AnnotationProblem("missing", file, row.line, f"names {name}, which does not exist", split)
+        )
+    elif split not in ("", "train", "val", "test"):
+        parsed.problems.append(
+            AnnotationProblem("no split", file, row.line, f"has the split {split[:50]!r}; expected train, val or test")
+        )
+    elif not row.caption.strip():
+        parsed.problems.append(AnnotationProblem("no caption", file, row.line, f"has no caption of {row.image}", split))
+    else:
+        parsed.splits.setdefault(split, {}).setdefault(image, []).append(row.caption.strip())
+
+
+def _index_images(root: Path, files: Iterable[Path]) -> dict[str, Path]:
+    """Index the images below a folder by relative path and by name."""
+    suffixes = image_io.get_image_suffixes()
+    index: dict[str, Path] = {}
+    for path in files:
+        if path.suffix.lower() in suffixes:
+            index.setdefault(path.name, path)
+            index[path.relative_to(root).as_posix()] = path
+    return index
+
+
+def _find_caption_files(path: Path, files: Iterable[Path]) -> list[Path]:
+    """Find the caption files at a path, whose folder contains ``files``."""
+    if is_file(path):
+        suffix = path.suffix.lower()
+        return [path] if suffix in CAPTION_SUFFIXES and (suffix != ".csv" or _detect_columns(path)) else []
+    candidates = [file for file in files if file.suffix.lower() in CAPTION_SUFFIXES]
+    for pattern in ("dataset*.json", "captions_*.json", "*.token.txt", "*.token", "captions.txt", "*.csv"):
+        matches = [
+            file for file in candidates if file.match(pattern) and (file.suffix != ".csv" or _detect_columns(file))
+        ]
+        if matches:
+            return matches if pattern.startswith("captions_") else matches[:1]
+    return []
+
+
+def _detect_columns(path: Path) -> tuple[str, str, str] | None:
+    """Return the columns of images, captions and splits (empty: none); None if images or captions are missing."""
+    names = read_columns(path)
+    image = next((name for name in IMAGE_COLUMNS if name in names), None)
+    caption = next((name for name in CAPTION_COLUMNS if name in names), None)
+    return (image, caption, "split" if "split" in names else "") if image and caption else None
+
+
+def _read_split_lists(files: Sequence[Path]) -> dict[str, str]:
+    """Read the split of each image from Flickr8k's split lists."""
+    lists = ((split, file) for split, pattern in SPLIT_LISTS for file in files if file.match(pattern))
+    return {name.strip(): split for split, file in lists for name in read_text(file).splitlines()}
+
+
+def _read_rows(file: Path) -> Iterator[CaptionRow]:
+    """Yield the captions of a file.
+
+    Raises:
+        Error: the file is not UTF-8, not valid JSON or CSV, or lacks required fields.
+    """
+    if file.suffix.lower() == ".json":
+        yield from _read_json(file)
+    elif file.suffix.lower() == ".csv" or _detect_columns(file):
+        yield from _read_csv(file)
+    else:
+        for line_number, line in enumerate(read_text(file).split("\n"), 1):
+            name, _, caption = line.partition("\t")
+            if name.strip():
+                yield CaptionRow(CAPTION_NUMBER.sub("", name.strip()), caption, line_number)
+
+
+def _read_csv(file: Path) -> Iterator[CaptionRow]:
+    """Yield the captions of a table; a caption may contain unquoted commas, as in Flickr8k."""
+    columns = _detect_columns(file)
+    if columns is None:
+        raise Error(f"{file}: the first line should name the columns image and caption (and optionally split)")
+    text = read_text(file)
+    delimiter = "|" if "|" in text.partition("\n")[0] else ","
+    rows = csv.reader(io.StringIO(text), delimiter=delimiter)
+    try:
+        names = [name.strip().lower() for name in next(rows, ())]
+        if not {*columns} - {""} <= {*names}:
+            raise csv.Error("its first line is quoted differently from the others")
+        image, caption, split = (names.index(name) if name else -1 for name in columns)
+        for row in rows:
+            if not any(map(str.strip, row)):
+                continue
+            excess = len(row) - len(names)
+            if excess > 0 and caption == len(names) - 1:
+                row = [*row[:caption], delimiter.join(row[caption:])]
+            cells = [cell.strip() for cell in row] + [""] * len(names)
+            split_name = SPLIT_NAMES.get(cells[split].lower(), cells[split].lower()) if split >= 0 else ""
+            yield CaptionRow(cells[image], cells[caption], rows.line_num, split_name)
+    except csv.Error as error:
+        raise Error(f"{file}, line {rows.line_num}: invalid CSV ({error}); fix the line") from None
+
+
+def _read_json(file: Path) -> Iterator[CaptionRow]:
+    """Yield the captions of COCO's or Karpathy's JSON."""
+    try:
+        content = parse_json(read_bytes(file))
+        images = content["images"]
+        if "annotations" in content:
+            names = {to_key(image["id"]): to_text(image["file_name"]) for image in images}
+            split = next(
+                (split for name, split in SPLIT_NAMES.items() if name in re.split(r"[^a-z]+", file.stem.lower())), ""
+            )
+            for entry in content["annotations"]:
+                yield CaptionRow(names.get(to_key(entry["image_id"]), ""), to_text(entry["caption"]), 0, split)
+            return
+        for image in images:
+            split_name = to_text(image.get("split"))
+            split = KARPATHY_SPLITS.get(split_name, SPLIT_NAMES.get(split_name, ""))
+            name = "/".join(filter(None, (to_text(image.get("filepath")), to_text(image["filename"]))))
+            for caption in image["sentences"]:
+                yield CaptionRow(name, to_text(caption["raw"]), 0, split)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Error(
+            f"{file} is invalid, or not in the JSON format of COCO's captions or Karpathy's "
+            f"({type(error).__name__}: {error})"
+        ) from None
