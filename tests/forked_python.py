@@ -1,16 +1,19 @@
-"""Python interpreter that starts at once: a program whose processes are forked from a server that has imported torch.
+"""Python interpreter that starts at once: its processes are forked from a server that has imported torch.
 
-``ForkedPython().executable`` takes the place of ``sys.executable`` in a command for ``subprocess``: it supports
-``-m MODULE``, ``-c CODE`` and ``SCRIPT``, with the working directory, the environment and the open files of the program.
-The program passes on SIGINT and SIGTERM, and ends with the exit status or the signal of the forked process. The forked
-process has a session of its own, and is killed if the program is killed. With ``PYTHONEXECUTABLE`` in the environment,
-processes that it starts are forked from the server, too.
+``ForkedPython().executable`` takes the place of ``sys.executable`` in a command for ``subprocess``. This program passes
+its arguments (``-m MODULE``, ``-c CODE`` or ``SCRIPT``), working directory, environment, network namespace and open
+files to the forked process, and SIGINT and SIGTERM, too. It ends with the status or the signal of that process. The
+forked process has its own session, and is killed if the program is killed. With ``PYTHONEXECUTABLE`` in the
+environment, the Python processes that it starts are forked as well.
 
 Not for tests of imports, of interpreter options, of the memory of a process, or of signals to a process group.
 """
 
 import atexit
+import contextlib
+import ctypes
 import fcntl
+import importlib
 import json
 import os
 import random
@@ -87,11 +90,9 @@ class ForkedPython:
 
 def serve(folder):
     """Fork a process per connection until stdin ends."""
-    import importlib
-
     for module in PRELOADED:
         importlib.import_module(module)
-    assert len(os.listdir("/proc/self/task")) == 1, "threads do not survive a fork"
+    assert len([*Path("/proc/self/task").iterdir()]) == 1, "threads do not survive a fork"
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(folder / "socket"))
     listener.listen(100)
@@ -124,10 +125,8 @@ def handle(source, selector, running):
         if connection in running:
             selector.unregister(connection)
             del running[connection]
-        try:
+        with contextlib.suppress(OSError):  # the program was killed
             connection.send(b"%d" % status)
-        except OSError:
-            pass  # the program was killed
         connection.close()
         os.close(source)
     else:
@@ -167,17 +166,17 @@ def fork(listener, folder):
     return connection, pid
 
 
-def run(arguments, environment, folder, **_):
+def run(arguments, environment, folder, process, **_):
     """Run a program as Python does, and end the process."""
     status, interrupted = 1, False
     try:
-        prepare(environment, folder)
+        prepare(environment, folder, Path("/proc", str(process), "ns", "net"))
         execute(arguments)
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
-        if status and not isinstance(end.code, int):
-            print(end.code, file=sys.stderr)
+        if isinstance(end.code, str):
+            sys.stderr.write(f"{end.code}\n")
     except BaseException as error:
         sys.excepthook(*sys.exc_info())
         interrupted = isinstance(error, KeyboardInterrupt)
@@ -193,14 +192,17 @@ def run(arguments, environment, folder, **_):
         os._exit(status & 0xFF)
 
 
-def prepare(environment, folder):
-    """Set the environment, the working directory, and what depends on them."""
+def prepare(environment, folder, network):
+    """Set the environment, the working directory, the network namespace, and what depends on them."""
     import numpy as np
     import torch
 
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    if not network.samefile("/proc/self/ns/net"):
+        with network.open() as file:
+            assert ctypes.CDLL(None).setns(file.fileno(), 0) == 0
     random.seed()
     np.random.seed()
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", os.cpu_count())))
@@ -221,15 +223,16 @@ def execute(arguments):
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     sys.argv = [kind, *arguments]
     if kind == "-m":
-        sys.path[0] = os.getcwd()
+        sys.path[0] = str(Path.cwd())
         runpy._run_module_as_main(name)
     elif kind == "-c":
         sys.path[0] = ""
         exec(compile(name, "<string>", "exec"), main.__dict__)
     else:
-        sys.path[0] = str(Path(kind).resolve().parent)
-        main.__file__, main.__builtins__ = os.path.abspath(kind), __builtins__
-        exec(compile(Path(kind).read_bytes(), main.__file__, "exec"), main.__dict__)
+        script = Path(kind).absolute()
+        sys.path[0] = str(script.resolve().parent)
+        main.__file__, main.__builtins__ = str(script), __builtins__
+        exec(compile(script.read_bytes(), script, "exec"), main.__dict__)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,8 @@ from fukami.segmentation.fcn import FCN8sVGG16
 from fukami.style.neural_style import NeuralStyle
 
 CPU = {"device": "cpu", "precision": "float32"}
-RECIPE = DeepConvNet(epochs=4)
+NARROW = {"widths": (4, 4, 8, 8, 8, 8), "hidden": 16}
+RECIPE = DeepConvNet(epochs=4, **NARROW)
 LONG = DeepConvNet(epochs=200)
 
 
@@ -108,7 +109,10 @@ def test_all_written_folders_are_locked(fukami, few_scenes, tmp_path, trained):
     """The folders of a stage, of one of several seeds and of an export are locked."""
     for folder, line in (
         ("run/finetune", "train rcnn --out run --device cpu"),
-        ("both/seed-1", "train deep-convnet --epochs 1 --batch-size 200 --num-seeds 2 --out both --device cpu"),
+        (
+            "both/seed-1",
+            "train deep-convnet --epochs 1 --batch-size 200 --hidden 8 --num-seeds 2 --out both --device cpu",
+        ),
         ("small", f"export {trained} --to float16 --out small"),
     ):
         (tmp_path / folder).mkdir(parents=True)
@@ -172,7 +176,7 @@ def replace_text(path, old, new):
 
 
 def classification(root, **fields):
-    return DeepConvNet(data=str(root), epochs=1, batch_size=8, **fields)
+    return DeepConvNet(data=str(root), epochs=1, batch_size=8, convention="image", **NARROW, **fields)
 
 
 def detection(root, **fields):
@@ -514,7 +518,11 @@ def test_a_save_interrupted_between_its_two_files(tmp_path, uninterrupted, monke
 
 def test_a_run_interrupted_between_two_log_lines_resumes(tmp_path, monkeypatch):
     """The log equals that of an uninterrupted run, with means over the same steps."""
-    recipe, real_step, steps = DeepConvNet(epochs=2, batch_size=20), ClassificationTask.step, itertools.count()
+    recipe, real_step, steps = (
+        DeepConvNet(epochs=2, batch_size=20, **NARROW),
+        ClassificationTask.step,
+        itertools.count(),
+    )
     package.train(recipe, tmp_path / "uninterrupted", **CPU)
 
     def step(self, batch):
