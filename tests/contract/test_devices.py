@@ -27,7 +27,8 @@ from fukami.engine import export as engine_export
 from fukami.engine import train as engine_train
 from fukami.engine.checkpoint_file import decode_checkpoint
 from fukami.engine.cuda_graph import GraphedCallable
-from fukami.engine.resume import set_random_seed, wrap_batches
+from fukami.engine.random_states import set_random_seed
+from fukami.engine.resumable_loader import wrap_batches
 from fukami.engine.runtime import Runtime
 from fukami.engine.task import Task, apply_gradients, supports_capture
 from fukami.explain import feature_visualization

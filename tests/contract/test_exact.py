@@ -30,7 +30,9 @@ from fukami.detection.faster_rcnn import FasterRCNNVGG16
 from fukami.engine import async_checkpoint, checkpoint
 from fukami.engine.checkpoint_file import decode_checkpoint, encode_checkpoint
 from fukami.engine.locking import lock_folder
-from fukami.engine.resume import CHECKPOINT_FORMAT, ResumableLoader, get_random_states
+from fukami.engine.random_states import get_random_states
+from fukami.engine.resumable_loader import ResumableLoader
+from fukami.engine.resume import CHECKPOINT_FORMAT
 from fukami.engine.runtime import Runtime
 from fukami.errors import Error, UsageError, WriteError
 from fukami.reinforcement.dqn import DQN

@@ -43,7 +43,6 @@ def command(arguments: list[str]) -> None:
 
         import numpy as np
 
-        from fukami.image import io as image_io
         from fukami.selective_search import plots as selective_search_plots
         from fukami.selective_search import search
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from fukami.data.loader import Loader
 from fukami.engine.recipe import Recipe, check_data
-from fukami.engine.resume import wrap_batches
+from fukami.engine.resumable_loader import wrap_batches
 from fukami.engine.runtime import PRECISIONS
 from fukami.engine.task import Batch, Task
 from fukami.errors import Error, UsageError, build_unknown_error

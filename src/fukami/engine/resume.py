@@ -1,67 +1,21 @@
-"""Exact resumption of a run: random states, checkpoint metadata, loader position and signals."""
+"""Exact resumption of a run: checkpoint metadata and signals."""
 
 import logging
-import random
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self, TypedDict
+from typing import Self
 
-import numpy as np
 import torch
-from torch.utils import _pytree as pytree
 
-from fukami.data.loader import Loader
-from fukami.data.manifest import Manifest, ManifestItem, hash_tensors
+from fukami.data.manifest import Manifest
 from fukami.engine import checkpoint
 from fukami.errors import Error, UsageError
 
 logger = logging.getLogger(__name__)
 CHECKPOINT_FORMAT = 3  # format version of last.ckpt
 CheckpointMetadata = dict[str, int | str | dict[str, str] | None]
-
-
-class RandomStates(TypedDict):
-    """States of all random generators, in values that a checkpoint can contain."""
-
-    python: tuple[int | tuple[int, ...] | float | None, ...]
-    numpy: list[Any]  # kind of generator, list of integers, two integers and a float
-    torch: torch.Tensor
-    cuda: torch.Tensor | None
-
-
-def set_random_seed(seed: int) -> None:
-    """Seed Python, NumPy and torch on every device.
-
-    Raises:
-        UsageError: the seed has more than 64 bits.
-    """
-    if not -(2**63) <= seed < 2**64:
-        raise UsageError(f"--seed should have at most 64 bits, not be {seed}")
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def get_random_states() -> RandomStates:
-    """Return the state of every random generator."""
-    numpy_state = np.random.get_state(legacy=True)
-    return {
-        "python": random.getstate(),
-        "numpy": [part.tolist() if isinstance(part, np.ndarray) else part for part in numpy_state],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-    }
-
-
-def set_random_states(states: RandomStates) -> None:
-    """Restore the states that :func:`get_random_states` returned."""
-    random.setstate(states["python"])
-    np.random.set_state(tuple(states["numpy"]))
-    torch.set_rng_state(states["torch"].cpu())
-    if states["cuda"] is not None:
-        torch.cuda.set_rng_state(states["cuda"].cpu())
 
 
 def get_checkpoint_metadata(manifest: str | None) -> CheckpointMetadata:
@@ -133,62 +87,6 @@ def _format_versions(versions: object) -> str:
     """Format versions by name as text."""
     known = versions if isinstance(versions, dict) else {}
     return ", ".join(f"{name} {version}" for name, version in known.items()) or "an unknown version"
-
-
-class ResumableLoader(Loader):
-    """Loader of any iterable of batches.
-
-    An interrupted epoch is restarted with its initial random states, and the batches already used are skipped.
-    """
-
-    def __init__(self, batches: Iterable[object]) -> None:
-        self.batches = batches
-        self.position = self.num_skip = 0
-        self.start_states: RandomStates | None = None
-
-    def __len__(self) -> int:
-        """Return the number of batches per epoch."""
-        if not isinstance(self.batches, Sized):
-            raise TypeError("the training batches have no length")
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[object]:
-        """Iterate over one epoch."""
-        skip, self.num_skip = self.num_skip, 0
-        current_states = get_random_states()
-        if skip and self.start_states is not None:
-            set_random_states(self.start_states)
-        self.start_states = get_random_states()
-        batches = iter(self.batches)
-        for _ in range(skip):
-            next(batches, None)  # there may be fewer batches than before
-        if skip:
-            set_random_states(current_states)
-        self.position = skip
-        for batch in batches:
-            self.position += 1
-            yield batch
-        self.position = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the position in the epoch and the random states at its start."""
-        return {"position": self.position, "start_states": self.start_states}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the position; the next epoch skips the batches before it."""
-        self.num_skip, self.start_states = state["position"], state["start_states"]
-
-    def iterate_items(self) -> Iterator[ManifestItem] | None:
-        """Iterate over the only item, the tensors of a list or tuple of batches; other batches are not listed."""
-        if not isinstance(self.batches, list | tuple) or not self.batches:
-            return None
-        tensors = [leaf for leaf in pytree.tree_leaves(self.batches) if isinstance(leaf, torch.Tensor)]
-        return (ManifestItem("batches in memory", *hash_tensors(*part)) for part in (tensors,))
-
-
-def wrap_batches(batches: Iterable[object]) -> Loader:
-    """Return a loader unchanged, and any other iterable of batches as a loader."""
-    return batches if isinstance(batches, Loader) else ResumableLoader(batches)
 
 
 class SignalHandler:

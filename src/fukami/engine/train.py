@@ -16,16 +16,10 @@ from fukami.engine import checkpoint
 from fukami.engine.async_checkpoint import CheckpointWriter
 from fukami.engine.log import TrainingLogger, describe_compute_config
 from fukami.engine.process_group import report_timeout
+from fukami.engine.random_states import get_random_states, set_random_seed, set_random_states
 from fukami.engine.recipe import Data, Recipe
-from fukami.engine.resume import (
-    SignalHandler,
-    check_checkpoint_metadata,
-    get_checkpoint_metadata,
-    get_random_states,
-    set_random_seed,
-    set_random_states,
-    wrap_batches,
-)
+from fukami.engine.resumable_loader import wrap_batches
+from fukami.engine.resume import SignalHandler, check_checkpoint_metadata, get_checkpoint_metadata
 from fukami.engine.runtime import DEFAULT_TIMEOUT, Runtime
 from fukami.engine.schedules import ReduceOnPlateau
 from fukami.engine.task import Task

@@ -1,0 +1,51 @@
+"""Seeds and states of all random generators."""
+
+import random
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+
+from fukami.errors import UsageError
+
+
+class RandomStates(TypedDict):
+    """States of all random generators, in values that a checkpoint can contain."""
+
+    python: tuple[int | tuple[int, ...] | float | None, ...]
+    numpy: list[Any]  # kind of generator, list of integers, two integers and a float
+    torch: torch.Tensor
+    cuda: torch.Tensor | None
+
+
+def set_random_seed(seed: int) -> None:
+    """Seed Python, NumPy and torch on every device.
+
+    Raises:
+        UsageError: the seed has more than 64 bits.
+    """
+    if not -(2**63) <= seed < 2**64:
+        raise UsageError(f"--seed should have at most 64 bits, not be {seed}")
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def get_random_states() -> RandomStates:
+    """Return the state of every random generator."""
+    numpy_state = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": [part.tolist() if isinstance(part, np.ndarray) else part for part in numpy_state],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def set_random_states(states: RandomStates) -> None:
+    """Restore the states that :func:`get_random_states` returned."""
+    random.setstate(states["python"])
+    np.random.set_state(tuple(states["numpy"]))
+    torch.set_rng_state(states["torch"].cpu())
+    if states["cuda"] is not None:
+        torch.cuda.set_rng_state(states["cuda"].cpu())
