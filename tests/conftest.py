@@ -1,5 +1,6 @@
 """Fixtures: real and generated datasets, trained runs, and the command line in this process."""
 
+import itertools
 import json
 import os
 from dataclasses import dataclass
@@ -9,13 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+CACHE_NUMBERS = itertools.count()
 SHARED = Path(__file__).parents[2] / "shared"
 
 
 @pytest.fixture(autouse=True)
 def _isolate_cache(tmp_path_factory, monkeypatch):
-    """Use an empty cache folder instead of the user's."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    """Use a new cache folder, which does not exist yet, instead of the user's."""
+    folder = tmp_path_factory.getbasetemp() / "cache" / str(next(CACHE_NUMBERS))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
 
 
 @pytest.fixture(autouse=True)

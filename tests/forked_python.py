@@ -84,12 +84,12 @@ class ForkedPython:
     def close(self):
         """End the server and its processes."""
         if self.server:
-            self.server.communicate()
+            self.server.communicate(b"end")  # other processes may have inherited its stdin
         shutil.rmtree(self.folder)
 
 
 def serve(folder):
-    """Fork a process per connection until stdin ends."""
+    """Fork a process per connection until stdin has an input or ends."""
     for module in PRELOADED:
         importlib.import_module(module)
     assert len([*Path("/proc/self/task").iterdir()]) == 1, "threads do not survive a fork"

@@ -4,6 +4,8 @@ import contextlib
 import copy
 import json
 import logging
+import os
+from multiprocessing import resource_tracker
 
 import numpy as np
 import onnxruntime
@@ -211,11 +213,18 @@ def test_a_layer_that_onnx_does_not_support_is_named(tmp_path):
             precision.convert_task(task, to, recipe)
 
 
+@pytest.fixture
+def quick_comparison(forked_python, monkeypatch):
+    """Measure each precision once, in a process that is forked instead of started."""
+    monkeypatch.setattr(precision_comparison, "NUM_ROUNDS", 1)
+    resource_tracker.ensure_running()  # for the whole session
+    monkeypatch.setattr("multiprocessing.spawn._python_exe", os.fsencode(forked_python.executable))
+
+
 @pytest.mark.parametrize("name", ["trained", "binarized"])
-def test_precision_comparison(fukami, name, request, tmp_path, monkeypatch):
+def test_precision_comparison(fukami, name, request, tmp_path, monkeypatch, quick_comparison):
     """Each precision has its metrics, equal to those of a single evaluation; a skipped one has its reason."""
     run = request.getfixturevalue(name)
-    monkeypatch.setattr(precision_comparison, "NUM_ROUNDS", 1)
     monkeypatch.setattr(
         precision_comparison,
         "PRECISIONS",
@@ -245,7 +254,9 @@ def test_precision_comparison(fukami, name, request, tmp_path, monkeypatch):
     assert "data:image/png" in page
 
 
-def test_precision_comparison_of_a_custom_recipe_on_other_data(fukami, digit_files, tmp_path, monkeypatch):
+def test_precision_comparison_of_a_custom_recipe_on_other_data(
+    fukami, digit_files, tmp_path, monkeypatch, quick_comparison
+):
     """The other processes load the class of the recipe, too."""
     (tmp_path / "custom.py").write_text(
         "from dataclasses import dataclass\n"
@@ -254,7 +265,6 @@ def test_precision_comparison_of_a_custom_recipe_on_other_data(fukami, digit_fil
         "class Custom(DeepConvNet):\n    widths: tuple[int, int, int, int, int, int] = (4, 4, 4, 4, 4, 4)\n"
     )
     assert fukami("train", "./custom.py", "--epochs", "1", "--batch-size", "100", "--out", "run").status == 0
-    monkeypatch.setattr(precision_comparison, "NUM_ROUNDS", 1)
     monkeypatch.setattr(precision_comparison, "PRECISIONS", ("float32", "bfloat16"))
     command = fukami("eval", "run", "--precision", "all", "--data", digit_files, "--recipe", "custom.py")
     assert command.status == 0, command.err

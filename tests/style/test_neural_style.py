@@ -309,7 +309,7 @@ def test_tv_weight_smooths_the_image(images):
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
 def test_training_lowers_the_loss(optimizer, images, tmp_path):
-    recipe = NeuralStyle(content=str(images / "content.png"), optimizer=optimizer, **{**SMALL, "iterations": 40})
+    recipe = NeuralStyle(content=str(images / "content.png"), optimizer=optimizer, **{**SMALL, "iterations": 24})
     task, batch = build_task(recipe)
     task.schedule(0.9)
     before = task.evaluate([batch])["loss"]
@@ -447,8 +447,8 @@ def test_the_command_does_not_overwrite_its_inputs(fukami, images):
 
 def test_resumed_image_equals_uninterrupted_image(images, tmp_path):
     """An interrupted command keeps its image and its run folder."""
-    full = [str(word) for word in build_command(images, tmp_path / "full.png", "--iterations", 60)]
-    resumed = [str(word) for word in build_command(images, tmp_path / "resumed.png", "--iterations", 60)]
+    full = [str(word) for word in build_command(images, tmp_path / "full.png", "--iterations", 32)]
+    resumed = [str(word) for word in build_command(images, tmp_path / "resumed.png", "--iterations", 32)]
     uninterrupted = check_task.CommandProcess(["fukami", *full])
     process = check_task.CommandProcess(["fukami", *resumed])
     check_task.wait_until(lambda: (tmp_path / "resumed.run" / "preview.png").exists() or not process.is_alive())
