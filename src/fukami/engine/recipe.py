@@ -340,9 +340,8 @@ def build_recipe(recipe: type[Recipe], fields: dict[str, object]) -> Recipe:
             raise Error(str(build_field_error(recipe, name)))
         value = tuple(value) if isinstance(value, list) else value
         if not _matches_type(value, hints[name]):
-            raise Error(
-                f"the field {name!r} of {get_recipe_name(recipe)} should be of type {hints[name]}, not {value!r:.100}"
-            )
+            kind = hints[name].__name__ if isinstance(hints[name], type) else hints[name]
+            raise Error(f"the field {name!r} of {get_recipe_name(recipe)} should be of type {kind}, not {value!r:.100}")
         values[name] = value
     try:
         return recipe(**values)
