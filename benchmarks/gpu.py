@@ -57,7 +57,7 @@ ENTRIES = (
     Entry(
         "device-tests", 3, 8,
         ("device_tests.py",),
-        ("device_tests.py --select 'pool and interpreter'",),
+        ("device_tests.py --select 'optimizers and cpu'",),
         ("pytest",),
     ),
     Entry(
@@ -144,7 +144,7 @@ ENTRIES = (
     Entry(
         "resume", 3, 8,
         ("kills.py deep-convnet dcgan --kills 3 --device cuda --record",),
-        ("kills.py deep-convnet --kills 1 --record",),
+        ("kills.py dcgan --kills 1 --record",),
     ),
     Entry(
         "memory", 4, 40,

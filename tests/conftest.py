@@ -18,6 +18,25 @@ def _isolate_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
+@pytest.fixture(autouse=True)
+def _disable_reports(request, monkeypatch):
+    """Disable the reports of training runs, except for tests with the marker ``report``."""
+    import check_task
+
+    if not request.node.get_closest_marker("report"):
+        check_task.disable_reports(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def forked_python():
+    """Interpreter whose processes start at once, since they are forked from one that has imported torch."""
+    from forked_python import ForkedPython
+
+    python = ForkedPython()
+    yield python
+    python.close()
+
+
 @pytest.fixture
 def mnist_folder(monkeypatch):
     """Folder that contains ``mnist/``, as ``FUKAMI_DATA``; skip the test without MNIST."""
@@ -174,14 +193,6 @@ def binarized(tmp_path_factory, digit_files):
     recipe = fukami.get_recipe("binary-deep-convnet")(data=str(digit_files), epochs=1, batch_size=8)
     fukami.train(recipe, out, device="cpu", precision="float32")
     return out
-
-
-@pytest.fixture
-def no_reports(monkeypatch):
-    """Disable the reports of runs, which take longer than short training runs."""
-    import check_task
-
-    check_task.disable_reports(monkeypatch)
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ from fukami.engine import report
 from fukami.engine.html import render_page
 from fukami.serving import page as serving_page
 
+pytestmark = pytest.mark.report  # calls its functions
+
 TEXT = '"><script>alert(1)</script>{{ 7*7 }}{% raw %}&amp;'
 DIGIT = Path(__file__).parents[1] / "docs" / "digit.png"
 

@@ -172,7 +172,7 @@ def test_run_of_an_older_version_is_rejected_with_both_versions(tmp_path):
 
 
 @pytest.mark.parametrize("name", [name for name in recipe.list_recipes() if name not in ("rcnn-svm", "rcnn-boxes")])
-def test_every_recipe_trains_two_steps_on_bundled_data(name, digit_files, few_scenes, no_reports, tmp_path):
+def test_every_recipe_trains_two_steps_on_bundled_data(name, digit_files, few_scenes, tmp_path):
     cls, family = package.get_recipe(name), RECIPES[name].task
     if family == "detection":
         smaller = {"batch_size": 4, "min_size": 64, "max_size": 96, "memory_limit": 0.1}

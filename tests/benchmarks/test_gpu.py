@@ -30,17 +30,17 @@ def benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
 
 
-def run_gpu_script(*arguments, seconds=600, **environment):
-    """Run the command; return exit status, lines of stdout, and stderr."""
-    variables = {"OMP_NUM_THREADS": "1", **environment}
-    arguments = [sys.executable, GPU, *map(str, arguments)]
+def run_gpu_script(python, *arguments, seconds=600, **environment):
+    """Run the command; return exit status, lines of stdout, and stderr. Its processes are forked as well."""
+    variables = {"OMP_NUM_THREADS": "1", "PYTHONEXECUTABLE": python.executable, **environment}
+    arguments = [python.executable, GPU, *map(str, arguments)]
     process = subprocess.run(arguments, env=os.environ | variables, capture_output=True, text=True, timeout=seconds)
     return process.returncode, process.stdout.splitlines(), process.stderr
 
 
-def test_every_entry_runs_with_tiny_workload_and_only_once(tmp_path):
+def test_every_entry_runs_with_tiny_workload_and_only_once(tmp_path, forked_python):
     results = tmp_path / "results.csv"
-    status, lines, err = run_gpu_script("--device", "cpu", "--smoke", "--results", results)
+    status, lines, err = run_gpu_script(forked_python, "--device", "cpu", "--smoke", "--results", results)
     assert status == 0, "\n".join([*lines, err])
     completed = [line.split()[0] for line in lines if " done in " in line]
     assert list(dict.fromkeys(completed)) == ENTRIES
@@ -51,13 +51,13 @@ def test_every_entry_runs_with_tiny_workload_and_only_once(tmp_path):
     ratios = [row["metric"] for row in rows if re.search(r"relative|/|times faster", row["metric"])]
     for peer in ("torchvision", "plain loop", "float32"):
         assert any(peer in metric for metric in ratios), ratios
-    status, repeated_lines, _ = run_gpu_script("--device", "cpu", "--smoke", "--results", results)
+    status, repeated_lines, _ = run_gpu_script(forked_python, "--device", "cpu", "--smoke", "--results", results)
     assert (status, [line.split(maxsplit=1)[1] for line in repeated_lines]) == (0, ["already measured"] * len(ENTRIES))
     assert list(csv.DictReader(io.StringIO(results.read_text()))) == rows
 
 
-def test_machine_without_gpu_reports_every_entry(tmp_path):
-    status, lines, _ = run_gpu_script("--results", tmp_path / "results.csv", CUDA_VISIBLE_DEVICES="")
+def test_machine_without_gpu_reports_every_entry(tmp_path, forked_python):
+    status, lines, _ = run_gpu_script(forked_python, "--results", tmp_path / "results.csv", CUDA_VISIBLE_DEVICES="")
     assert status == 1
     assert [line.split()[0] for line in lines] == ENTRIES
     assert all("finds no CUDA device" in line or "needs the package" in line for line in lines)

@@ -426,7 +426,7 @@ def test_captions_of_scenes_name_the_objects():
 # training
 
 
-def test_training_learns_the_colors(folder, tmp_path, no_reports):
+def test_training_learns_the_colors(folder, tmp_path):
     """The captions of held-out images name the right colors."""
     metrics = train(
         build_recipe(folder, epochs=40, lr=5e-3), tmp_path / "run", device="cpu", precision="float32"
@@ -443,7 +443,7 @@ def test_training_learns_the_colors(folder, tmp_path, no_reports):
     assert drawn.height > drawn.width * 40 / 48
 
 
-def test_features_of_a_frozen_encoder_are_computed_once(folder, tmp_path, no_reports, monkeypatch):
+def test_features_of_a_frozen_encoder_are_computed_once(folder, tmp_path, monkeypatch):
     """A second run reads the features from the cache and gets the same metrics; the encoder's weights are unchanged."""
     torch.manual_seed(0)
     encoder = models.resnet20(10)
@@ -464,7 +464,7 @@ def test_features_of_a_frozen_encoder_are_computed_once(folder, tmp_path, no_rep
     assert all(torch.equal(value, encoder.state_dict()[key]) for key, value in weights.items())
 
 
-def test_fine_tuning_changes_the_encoder_after_the_frozen_stage(folder, tmp_path, no_reports):
+def test_fine_tuning_changes_the_encoder_after_the_frozen_stage(folder, tmp_path):
     torch.manual_seed(0)
     encoder = models.resnet20(10)
     save_file(encoder.state_dict(), tmp_path / "encoder.safetensors")
@@ -476,7 +476,7 @@ def test_fine_tuning_changes_the_encoder_after_the_frozen_stage(folder, tmp_path
     assert not torch.equal(finetuned.encoder.state_dict()[key], encoder.state_dict()[key])
 
 
-def test_streamed_training_equals_training_from_memory(folder, tmp_path, no_reports):
+def test_streamed_training_equals_training_from_memory(folder, tmp_path):
     """Images are streamed from files, with a trained and with a frozen encoder."""
     metrics = train(
         build_recipe(folder, memory_limit=0.0, epochs=2), tmp_path / "run", device="cpu", precision="float32"
@@ -494,7 +494,7 @@ def test_streamed_training_equals_training_from_memory(folder, tmp_path, no_repo
     assert results[0] == results[1]
 
 
-def test_checkpoints_do_not_open_the_images_of_the_dataset(folder, tmp_path, no_reports, monkeypatch):
+def test_checkpoints_do_not_open_the_images_of_the_dataset(folder, tmp_path, monkeypatch):
     """A read-only dataset cannot be opened for writing, so a checkpoint may only sync its own files."""
     synced = []
     monkeypatch.setattr(async_checkpoint, "_sync_file", synced.append)
@@ -502,7 +502,7 @@ def test_checkpoints_do_not_open_the_images_of_the_dataset(folder, tmp_path, no_
     assert {path.name for path in synced} == {"metrics.jsonl"}
 
 
-def test_predict_with_each_decoding(folder, tmp_path, no_reports, fukami):
+def test_predict_with_each_decoding(folder, tmp_path, fukami):
     train(build_recipe(folder, epochs=8), tmp_path / "run", device="cpu", precision="float32")
     image = folder / "Images" / "28.png"
     predictions = {}

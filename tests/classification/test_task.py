@@ -110,7 +110,7 @@ def normalize(recipe, images):
 
 
 @pytest.fixture
-def frequent_checkpoints(monkeypatch, no_reports):
+def frequent_checkpoints(monkeypatch):
     """Write checkpoints whenever possible, and no reports."""
     monkeypatch.setattr("fukami.engine.async_checkpoint.CheckpointWriter.is_due", True)
 
@@ -487,7 +487,7 @@ def probabilities(runs):
     return torch.stack([torch.stack(row) for row in rows]), val.targets
 
 
-def test_num_seeds_trains_a_run_per_seed(fukami, no_reports, tmp_path):
+def test_num_seeds_trains_a_run_per_seed(fukami, tmp_path):
     result = fukami("train", "deep-convnet", *QUICK, "--seed", "1", "--num-seeds", "2", "--out", "both")
     assert result.status == 0, result.err
     first, second, ensemble = result.json

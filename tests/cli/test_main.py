@@ -126,6 +126,7 @@ def test_usage_error_exits_with_2_and_names_the_fix(fukami, arguments, hint):
     assert "Traceback" not in result.err
 
 
+@pytest.mark.report
 def test_train_eval_predict(fukami, digit_files, tmp_path):
     result = fukami("train", "deep-convnet", *QUICK)
     assert result.status == 0, result.err
@@ -165,7 +166,7 @@ def test_train_eval_predict(fukami, digit_files, tmp_path):
     Image.open(tmp_path / "drawn" / files[0].name).verify()
 
 
-def test_each_run_gets_its_own_folder(fukami, no_reports, tmp_path):
+def test_each_run_gets_its_own_folder(fukami, tmp_path):
     for expected in ("runs/deep-convnet", "runs/deep-convnet-2", "runs/deep-convnet-3"):
         assert fukami("train", "deep-convnet", *QUICK).json[0]["run"] == expected
     resumed = fukami("train", "deep-convnet", "--resume")

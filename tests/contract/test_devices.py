@@ -463,7 +463,7 @@ STOPS = {"dqn": 7, "style": 3, "deep-convnet": 9, "dcgan": 6}  # default: 2, in 
 
 
 @parametrize_families("deep-convnet", "dcgan", without=("resnet20", "binary"))
-def test_a_resumed_run_equals_an_uninterrupted_one(family, device, make, tmp_path, monkeypatch, no_reports):
+def test_a_resumed_run_equals_an_uninterrupted_one(family, device, make, tmp_path, monkeypatch):
     """Weights, last checkpoint and log are bit-exact, also with dropout and noise drawn on the device."""
     require_device(device)
     fields = {"deep-convnet": {"dropout": 0.5}, "captioner": {"dropout": 0.5}, "dqn": {"epsilon_end": 0.1}}.get(
@@ -499,7 +499,7 @@ LONGER_RUNS = {  # fields of slightly longer runs, after which the task predicts
 
 
 @parametrize_families("deep-convnet", "vgg-detector", without=("resnet20", "binary"))
-def test_predictions_equal_those_of_the_cpu(family, device, make, digit_files, tmp_path, no_reports):
+def test_predictions_equal_those_of_the_cpu(family, device, make, digit_files, tmp_path):
     """A run trained on the device is loaded, evaluated and used for prediction there and on the CPU."""
     require_device(device)
     recipe, out = make(family, **LONGER_RUNS.get(family, {})), tmp_path / "run"
@@ -741,7 +741,7 @@ def test_a_server_predicts_on_a_device(device, run, digit_files):
 
 
 @pytest.mark.parametrize("device", [CUDA])
-def test_compiled_training(device, make, tmp_path, no_reports):
+def test_compiled_training(device, make, tmp_path):
     """The loss is close to that of an uncompiled training; test_speed.py tests the CPU."""
     require_device(device)
     if importlib.util.find_spec("triton") is None:

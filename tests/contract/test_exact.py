@@ -40,7 +40,8 @@ from fukami.segmentation.fcn import FCN8sVGG16
 from fukami.style.neural_style import NeuralStyle
 
 CPU = {"device": "cpu", "precision": "float32"}
-RECIPE = DeepConvNet(epochs=4)
+NARROW = {"widths": (4, 4, 8, 8, 8, 8), "hidden": 16}
+RECIPE = DeepConvNet(epochs=4, **NARROW)
 LONG = DeepConvNet(epochs=200)
 
 
@@ -106,11 +107,14 @@ def send_sigterm(task, batch):
     return {"loss": torch.ones(())}
 
 
-def test_all_written_folders_are_locked(fukami, few_scenes, tmp_path, trained, no_reports):
+def test_all_written_folders_are_locked(fukami, few_scenes, tmp_path, trained):
     """The folders of a stage, of one of several seeds and of an export are locked."""
     for folder, line in (
         ("run/finetune", "train rcnn --out run --device cpu"),
-        ("both/seed-1", "train deep-convnet --epochs 1 --batch-size 200 --num-seeds 2 --out both --device cpu"),
+        (
+            "both/seed-1",
+            "train deep-convnet --epochs 1 --batch-size 200 --hidden 8 --num-seeds 2 --out both --device cpu",
+        ),
         ("small", f"export {trained} --to float16 --out small"),
     ):
         (tmp_path / folder).mkdir(parents=True)
@@ -174,7 +178,7 @@ def replace_text(path, old, new):
 
 
 def classification(root, **fields):
-    return DeepConvNet(data=str(root), epochs=1, batch_size=8, **fields)
+    return DeepConvNet(data=str(root), epochs=1, batch_size=8, convention="image", **NARROW, **fields)
 
 
 def detection(root, **fields):
@@ -248,7 +252,6 @@ def test_changed_datasets_are_rejected(case_index, request, fukami, caplog, tmp_
     """Every second case is streamed; both loaders use the same list of items."""
     make, data, change, message = CHANGES[case_index]
     memory = 4.0 * (case_index % 2)
-    request.getfixturevalue("no_reports")
     root = shutil.copytree(request.getfixturevalue(data), tmp_path / "data")
     recipe = make(root, memory_limit=memory)
     package.train(recipe, tmp_path / "run", **CPU)
@@ -266,7 +269,7 @@ def test_changed_datasets_are_rejected(case_index, request, fukami, caplog, tmp_
     assert message in entry["data"]
 
 
-def test_a_moved_dataset_is_unchanged(digit_files, tmp_path, no_reports, monkeypatch):
+def test_a_moved_dataset_is_unchanged(digit_files, tmp_path, monkeypatch):
     """Names are relative to the common folder of all files."""
     for folder in ("old", "new"):
         shutil.copytree(digit_files, tmp_path / folder / "data")
@@ -277,7 +280,7 @@ def test_a_moved_dataset_is_unchanged(digit_files, tmp_path, no_reports, monkeyp
     package.train(recipe, tmp_path / "run", **CPU, resume=True)
 
 
-def test_changed_pixels_in_memory_are_rejected(tmp_path, no_reports, monkeypatch):
+def test_changed_pixels_in_memory_are_rejected(tmp_path, monkeypatch):
     """The pixels of a dataset without files and of the images of style transfer are compared."""
     package.train(replace(RECIPE, epochs=1), tmp_path / "digits", **CPU)
     from fukami.data import digits
@@ -339,9 +342,7 @@ def test_the_manifest_reports_all_kinds_of_changes(tmp_path):
 
 @pytest.mark.parametrize("memory", [4.0, 0.0], ids=["memory", "stream"])
 @pytest.mark.parametrize("change", ["deleted", "unreadable"])
-def test_files_deleted_or_unreadable_in_mid_epoch(
-    change, memory, digit_files, tmp_path, monkeypatch, caplog, no_reports
-):
+def test_files_deleted_or_unreadable_in_mid_epoch(change, memory, digit_files, tmp_path, monkeypatch, caplog):
     """Streamed files are named and skipped; in memory they were read before. Resuming needs the original files."""
     root = shutil.copytree(digit_files, tmp_path / "data")
     recipe = classification(root, memory_limit=memory, holdout=0.0)
@@ -428,9 +429,7 @@ def test_a_full_disk(small_disk, uninterrupted):
 
 
 @pytest.mark.parametrize("call", [1, 2, 3, 4, 5, 6, 7, 8])
-def test_a_failing_write_leaves_no_temporary_file(
-    call, frequent_checkpoints, uninterrupted, tmp_path, monkeypatch, no_reports
-):
+def test_a_failing_write_leaves_no_temporary_file(call, frequent_checkpoints, uninterrupted, tmp_path, monkeypatch):
     """Whichever write fails, the resumed run equals an uninterrupted one."""
     run, calls, real_fsync = tmp_path / "run", itertools.count(1), os.fsync
 
@@ -487,7 +486,7 @@ def test_nothing_is_written_through_a_link_in_a_run(name, trained, fukami, tmp_p
     assert outside.read_text() == "other content"
 
 
-def test_temporary_files_of_a_killed_process_are_removed(tmp_path, no_reports):
+def test_temporary_files_of_a_killed_process_are_removed(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / ".recipe.json.tmp").write_text("half")
@@ -498,7 +497,7 @@ def test_temporary_files_of_a_killed_process_are_removed(tmp_path, no_reports):
     assert [path.name for path in run.iterdir() if path.name.startswith(".")] == [".other"]
 
 
-def test_a_save_interrupted_between_its_two_files(tmp_path, uninterrupted, monkeypatch, no_reports):
+def test_a_save_interrupted_between_its_two_files(tmp_path, uninterrupted, monkeypatch):
     """Only the last save writes a checkpoint; after resuming, the weights belong to it."""
     monkeypatch.setattr(async_checkpoint, "MIN_CHECKPOINT_INTERVAL", 1e9)
     real_write, names = checkpoint.write_file, []
@@ -519,9 +518,13 @@ def test_a_save_interrupted_between_its_two_files(tmp_path, uninterrupted, monke
     ).read_bytes()
 
 
-def test_a_run_interrupted_between_two_log_lines_resumes(tmp_path, monkeypatch, no_reports):
+def test_a_run_interrupted_between_two_log_lines_resumes(tmp_path, monkeypatch):
     """The log equals that of an uninterrupted run, with means over the same steps."""
-    recipe, real_step, steps = DeepConvNet(epochs=2, batch_size=20), ClassificationTask.step, itertools.count()
+    recipe, real_step, steps = (
+        DeepConvNet(epochs=2, batch_size=20, **NARROW),
+        ClassificationTask.step,
+        itertools.count(),
+    )
     package.train(recipe, tmp_path / "uninterrupted", **CPU)
 
     def step(self, batch):
@@ -557,7 +560,7 @@ def test_a_loader_resumes_with_fewer_items_than_before():
 # ---- clocks, versions, threads --------------------------------------------------------------------------------------
 
 
-def test_a_clock_that_is_set_back_changes_nothing(uninterrupted, tmp_path, monkeypatch, no_reports):
+def test_a_clock_that_is_set_back_changes_nothing(uninterrupted, tmp_path, monkeypatch):
     """The clock is set back by a day at each call; the run is the same, and no time is negative."""
     times = itertools.count(1e9, -86_400.0)
     monkeypatch.setattr(time, "time", lambda: next(times))
@@ -576,7 +579,7 @@ def edit_checkpoint(run, **changes):
     (run / "last.ckpt").write_bytes(encode_checkpoint({**state, **changes}))
 
 
-def test_a_checkpoint_of_other_versions(tmp_path, no_reports, caplog):
+def test_a_checkpoint_of_other_versions(tmp_path, caplog):
     run, recipe = tmp_path / "run", replace(RECIPE, epochs=1)
     result = package.train(recipe, run, **CPU).metrics
     edit_checkpoint(run, versions={"fukami": "0.0.7", "torch": "2.5", "python": "3.10"})
@@ -593,7 +596,7 @@ def test_a_checkpoint_of_other_versions(tmp_path, no_reports, caplog):
         package.train(recipe, run, **CPU, resume=True)
 
 
-def test_a_checkpoint_of_another_network(tmp_path, no_reports):
+def test_a_checkpoint_of_another_network(tmp_path):
     run, recipe = tmp_path / "run", replace(RECIPE, epochs=1)
     package.train(recipe, run, **CPU)
     state = decode_checkpoint(run / "last.ckpt", torch.device("cpu"))
@@ -603,7 +606,7 @@ def test_a_checkpoint_of_another_network(tmp_path, no_reports):
             package.train(recipe, run, **CPU, resume=True)
 
 
-def test_a_resumed_run_uses_the_same_number_of_threads(tmp_path, no_reports, monkeypatch, caplog):
+def test_a_resumed_run_uses_the_same_number_of_threads(tmp_path, monkeypatch, caplog):
     run, recipe, num_threads = tmp_path / "run", replace(RECIPE, epochs=1), torch.get_num_threads()
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     torch.set_num_threads(1)
@@ -663,7 +666,7 @@ print(int((x * 0.5 == 0).sum()))
     assert process.stdout.strip() == "4000000"
 
 
-def test_a_missing_replay_buffer_is_reported(tmp_path, no_reports, monkeypatch, frequent_checkpoints):
+def test_a_missing_replay_buffer_is_reported(tmp_path, monkeypatch, frequent_checkpoints):
     small = {"steps": 400, "buffer_size": 300, "learning_starts": 200, "num_envs": 2, "batch_size": 4, "hidden": 8,
              "eval_episodes": 2, "eval_every": 40}  # fmt: skip
     run, real_save = tmp_path / "run", async_checkpoint.CheckpointWriter.save

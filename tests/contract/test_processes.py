@@ -26,7 +26,7 @@ from fukami.engine.checkpoint_file import decode_checkpoint
 from fukami.engine.runtime import Runtime
 from fukami.layers.sync_layers import convert_sync_layers
 
-STEPS = 50
+STEPS = 25
 
 
 def run_processes(function, world_size, tmp_path, *arguments):
@@ -123,12 +123,13 @@ def test_synchronized_layers_equal_torchs_layers_on_the_global_batch(tmp_path):
     assert run_processes(compute_sync_layer_errors, 3, tmp_path).max() < 1e-12
 
 
-def test_each_image_is_evaluated_once(fukami, tmp_path):
+def test_each_image_is_evaluated_once(fukami, tmp_path, forked_python):
     """359 images cannot be divided evenly among 3 processes."""
     run = tmp_path / "run"
     recipe = DeepConvNet(epochs=1, batch_size=699)
-    command = [sys.executable, "-m", *build_command(recipe, run)]
-    subprocess.run([*command, "--processes", "3"], check=True, env=build_thread_environment(1), timeout=300)
+    command = [forked_python.executable, "-m", *build_command(recipe, run), "--processes", "3"]
+    environment = {**build_thread_environment(1), "PYTHONEXECUTABLE": forked_python.executable}
+    subprocess.run(command, check=True, env=environment, timeout=300)
     assert check_task.load_evaluations(run)[-1]["count"] == 359
     (metrics,) = fukami("eval", run, "--device", "cpu", "--precision", "float32").json
     assert metrics["errors"] == check_task.load_evaluations(run)[-1]["errors"]
@@ -139,8 +140,8 @@ def test_each_image_is_evaluated_once(fukami, tmp_path):
 RECIPE = DeepConvNet(epochs=4)
 
 
-def build_torchrun_command(*arguments):
-    return [sys.executable, "-m", "torch.distributed.run", *arguments, "-m"]
+def build_torchrun_command(*arguments, python=sys.executable):
+    return [python, "-m", "torch.distributed.run", *arguments, "-m"]
 
 
 @pytest.fixture(scope="module")
@@ -155,29 +156,32 @@ def uninterrupted(tmp_path_factory):
     return (run / "weights.safetensors").read_bytes()
 
 
-def start_two_processes(run, *flags):
-    command = [sys.executable, "-m", *build_command(RECIPE, run), "--processes", "2", *flags]
+def start_two_processes(python, run, *flags):
+    """Start the launcher; it and its workers are forked."""
+    command = [python.executable, "-m", *build_command(RECIPE, run), "--processes", "2", *flags]
     environment = {**build_thread_environment(1), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "60"}
+    environment["PYTHONEXECUTABLE"] = python.executable
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def list_workers(process):
-    """List the process ids of a launcher's workers, by rank."""
+def list_workers(python, process):
+    """List the process ids of the workers of a forked launcher, by rank."""
+    launcher = python.get_forked_pid(process.pid)
     workers = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
             rank = re.search(r"\0RANK=(\d+)", (folder / "environ").read_text())
-            if parent == process.pid and rank:
+            if parent == launcher and rank:
                 workers[int(rank[1])] = int(folder.name)
     return workers
 
 
-def test_all_processes_restart_after_one_is_killed_and_the_result_is_the_same(uninterrupted, tmp_path):
+def test_all_processes_restart_after_one_is_killed_and_the_result_is_the_same(uninterrupted, tmp_path, forked_python):
     run = tmp_path / "run"
-    process = start_two_processes(run)
+    process = start_two_processes(forked_python, run)
     wait_until(lambda: len(read_log_lines(run)) > 12 or process.poll() is not None)
-    os.kill(list_workers(process)[1], signal.SIGKILL)
+    os.kill(forked_python.get_forked_pid(list_workers(forked_python, process)[1]), signal.SIGKILL)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert "rank 1 by SIGKILL" in err
@@ -186,11 +190,11 @@ def test_all_processes_restart_after_one_is_killed_and_the_result_is_the_same(un
     assert (run / "weights.safetensors").read_bytes() == uninterrupted
 
 
-def test_a_hanging_process_is_named_and_restarted(uninterrupted, tmp_path):
+def test_a_hanging_process_is_named_and_restarted(uninterrupted, tmp_path, forked_python):
     run = tmp_path / "run"
-    process = start_two_processes(run, "--timeout", "4")
+    process = start_two_processes(forked_python, run, "--timeout", "4")
     wait_until(lambda: len(read_log_lines(run)) > 12 or process.poll() is not None)
-    hanging = list_workers(process)[1]
+    hanging = forked_python.get_forked_pid(list_workers(forked_python, process)[1])
     os.kill(hanging, signal.SIGSTOP)
     first = next(line for line in process.stderr if "keeps the others waiting" in line)
     os.kill(hanging, signal.SIGKILL)  # as the launcher would do after half a minute
@@ -204,9 +208,9 @@ def test_a_hanging_process_is_named_and_restarted(uninterrupted, tmp_path):
 
 
 @pytest.mark.parametrize(("signal_number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_a_checkpoint_and_exits(signal_number, status, tmp_path):
+def test_a_signal_saves_a_checkpoint_and_exits(signal_number, status, tmp_path, forked_python):
     run = tmp_path / "run"
-    process = start_two_processes(run)
+    process = start_two_processes(forked_python, run)
     wait_until(lambda: len(read_log_lines(run)) > 8 or process.poll() is not None)
     process.send_signal(signal_number)
     out, err = process.communicate(timeout=120)
@@ -226,12 +230,20 @@ def test_a_signal_saves_a_checkpoint_and_exits(signal_number, status, tmp_path):
         (["--processes", "2", "--data", "nowhere"], 2, "nowhere"),
     ],
 )
-def test_errors_are_printed_once(flags, status, hint, tmp_path):
-    command = [sys.executable, "-m", "fukami", "train", "deep-convnet", "--out", str(tmp_path / "run"), *flags]
+def test_errors_are_printed_once(flags, status, hint, tmp_path, forked_python):
+    command = [
+        forked_python.executable,
+        "-m",
+        "fukami",
+        "train",
+        "deep-convnet",
+        "--out",
+        str(tmp_path / "run"),
+        *flags,
+    ]
     command += ["--device", "cpu", "--precision", "float32"]
-    process = subprocess.run(
-        command, env=build_thread_environment(1), timeout=300, capture_output=True, text=True, check=False
-    )
+    environment = {**build_thread_environment(1), "PYTHONEXECUTABLE": forked_python.executable}
+    process = subprocess.run(command, env=environment, timeout=300, capture_output=True, text=True, check=False)
     assert process.returncode == status, process.stderr
     assert process.stderr.count(hint) == 1, process.stderr
     assert "Traceback" not in process.stderr
@@ -268,16 +280,17 @@ def machines():
             subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
 
 
-def start_machine(machines, machine_index, recipe, run, nodes, log):
-    """Start torchrun on one of the machines, in its own session; the first machine hosts the rendezvous."""
+def start_machine(python, machines, machine_index, recipe, run, nodes, log):
+    """Start a forked torchrun on one of the machines, in its own session; the first machine hosts the rendezvous."""
     rendezvous_config = f"is_host={int(machine_index == 0)},last_call_timeout=3,join_timeout=120,keep_alive_interval=1"
     command = ["ip", "netns", "exec", machines[machine_index]]
     command += build_torchrun_command(
         "--nnodes", nodes, "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", "10.231.7.1:29400",
         "--rdzv-id", "job", "--rdzv-conf", rendezvous_config, "--local-addr", f"10.231.7.{machine_index + 1}",
-        "--max-restarts", "3", "--monitor-interval", "0.2",
+        "--max-restarts", "3", "--monitor-interval", "0.2", python=python.executable,
     )  # fmt: skip
     environment = {**build_thread_environment(1), "GLOO_SOCKET_IFNAME": "cable", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5"}
+    environment["PYTHONEXECUTABLE"] = python.executable
     environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # otherwise no machine can rejoin
     command += [*build_command(recipe, run), "--resume", "--timeout", "20"]
     with log.open("a") as output:
@@ -294,29 +307,29 @@ def wait_for_all(processes, seconds=240):
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def test_a_process_killed_on_one_of_two_machines(machines, uninterrupted, tmp_path):
+def test_a_process_killed_on_one_of_two_machines(machines, uninterrupted, tmp_path, forked_python):
     run, log = tmp_path / "run", tmp_path / "log"
-    launchers = [start_machine(machines, index, RECIPE, run, "2", log) for index in (0, 1)]
+    launchers = [start_machine(forked_python, machines, index, RECIPE, run, "2", log) for index in (0, 1)]
     wait_until(lambda: len(read_log_lines(run)) > 12 or launchers[0].poll() is not None)
-    (worker,) = list_workers(launchers[1]).values()
+    (worker,) = list_workers(forked_python, launchers[1]).values()
     os.kill(worker, signal.SIGKILL)
     assert wait_for_all(launchers) == [0, 0], log.read_text()
     assert (run / "weights.safetensors").read_bytes() == uninterrupted
 
 
-def test_a_machine_leaves_and_rejoins(machines, uninterrupted, tmp_path):
+def test_a_machine_leaves_and_rejoins(machines, uninterrupted, tmp_path, forked_python):
     """The global batch and the losses are the same with one and two machines, except for rounding."""
     recipe = replace(RECIPE, optimizer="sgd", lr=1e-3)  # Adam would amplify the rounding differences
     single_run, run, log = tmp_path / "single", tmp_path / "run", tmp_path / "log"
     single = CommandProcess(build_command(recipe, single_run))
-    first, second = (start_machine(machines, index, recipe, run, "1:2", log) for index in (0, 1))
+    first, second = (start_machine(forked_python, machines, index, recipe, run, "1:2", log) for index in (0, 1))
     wait_until(lambda: len(read_log_lines(run)) > 8 or first.poll() is not None)
-    for pid in [second.pid, *list_workers(second).values()]:
+    for pid in [second.pid, *list_workers(forked_python, second).values()]:
         os.killpg(pid, signal.SIGKILL)
     second.wait()
     num_lines = len(read_log_lines(run))
     wait_until(lambda: len(read_log_lines(run)) > num_lines + 8 or first.poll() is not None)
-    second = start_machine(machines, 1, recipe, run, "1:2", log)
+    second = start_machine(forked_python, machines, 1, recipe, run, "1:2", log)
     assert wait_for_all([first, second]) == [0, 0], log.read_text()
     assert single.wait()[0] == 0
     for line, other in zip(read_log_lines(single_run), read_log_lines(run), strict=True):

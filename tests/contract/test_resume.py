@@ -1,5 +1,6 @@
 """Tests of interrupted and resumed training runs: signals, kills during a save, exploding losses, any data loader."""
 
+import functools
 import json
 import os
 import signal
@@ -19,22 +20,28 @@ from fukami.engine.resume import SignalHandler
 from fukami.engine.runtime import Runtime
 
 RECIPE = DeepConvNet(epochs=4)
+SMALL = DeepConvNet(epochs=2, widths=(4, 4, 8, 8, 8, 8), hidden=16)
 
 
 @pytest.fixture(scope="module")
-def uninterrupted_run(tmp_path_factory):
-    """Weights and log of a run that was not interrupted."""
-    out = tmp_path_factory.mktemp("runs") / "uninterrupted"
-    assert CommandProcess(build_command(RECIPE, out)).wait()[0] == 0
-    return (out / "weights.safetensors").read_bytes(), load_log(out)
+def train_uninterrupted(tmp_path_factory):
+    """Function that returns weights and log of a run of a recipe that was not interrupted."""
+
+    @functools.cache
+    def train(recipe):
+        out = tmp_path_factory.mktemp("runs") / "uninterrupted"
+        assert CommandProcess(build_command(recipe, out)).wait()[0] == 0
+        return (out / "weights.safetensors").read_bytes(), load_log(out)
+
+    return train
 
 
 @pytest.mark.parametrize(("signal_number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_the_resumed_run_equals_an_uninterrupted_one(
-    signal_number, status, uninterrupted_run, tmp_path
+    signal_number, status, train_uninterrupted, tmp_path
 ):
     """The weights and the log do not depend on the step at which the signal arrives."""
-    weights, uninterrupted_log = uninterrupted_run
+    weights, uninterrupted_log = train_uninterrupted(RECIPE)
     process = CommandProcess(build_command(RECIPE, tmp_path / "run"))
     wait_until(lambda: len(read_log_lines(tmp_path / "run")) > 8)
     os.kill(process.pid, signal_number)
@@ -52,13 +59,13 @@ def test_a_signal_saves_and_the_resumed_run_equals_an_uninterrupted_one(
 
 
 @pytest.mark.parametrize("call", [2, 3, 4, 5, 6, 7, 8])
-def test_a_run_killed_during_a_save_resumes(call, uninterrupted_run, tmp_path):
+def test_a_run_killed_during_a_save_resumes(call, train_uninterrupted, tmp_path):
     """The run is killed while it writes recipe, checkpoint or weights."""
     run = tmp_path / "run"
-    assert CommandProcess(build_command(RECIPE, run), kill_at_fsync=call).wait()[0] == -signal.SIGKILL
-    code, _, err = CommandProcess([*build_command(RECIPE, run), "--resume"]).wait()
+    assert CommandProcess(build_command(SMALL, run), kill_at_fsync=call).wait()[0] == -signal.SIGKILL
+    code, _, err = CommandProcess([*build_command(SMALL, run), "--resume"]).wait()
     assert code == 0, err
-    assert ((run / "weights.safetensors").read_bytes(), load_log(run)) == uninterrupted_run
+    assert ((run / "weights.safetensors").read_bytes(), load_log(run)) == train_uninterrupted(SMALL)
     assert not [path.name for path in run.iterdir() if path.name.endswith(".tmp")]
 
 

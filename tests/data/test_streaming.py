@@ -380,7 +380,7 @@ def build_recipe(root, **options):
     return Interrupted(**{**small, "data": str(root), "augment": ("flip",), "holdout": 0.3, **options})
 
 
-def test_training_from_files_equals_training_from_memory(root, tmp_path, no_reports):
+def test_training_from_files_equals_training_from_memory(root, tmp_path):
     """Also with dropout: reading files does not advance the random numbers of training."""
     results = {}
     for limit in (0.0, 4.0):
@@ -397,7 +397,7 @@ def test_training_from_files_equals_training_from_memory(root, tmp_path, no_repo
             assert 0 <= line.get("data_wait_fraction", 0) <= 1
 
 
-def test_resumed_training_from_files_is_bit_exact(root, tmp_path, no_reports, monkeypatch):
+def test_resumed_training_from_files_is_bit_exact(root, tmp_path, monkeypatch):
     """Interrupted in the second epoch, with crops, augmentation and dropout."""
     monkeypatch.setattr("fukami.engine.async_checkpoint.CheckpointWriter.is_due", True)
     recipe = build_recipe(root, memory_limit=0.0, augment=("crop=0.3", "flip", "brightness=0.2"))

@@ -790,11 +790,11 @@ QUICK = (
 )
 
 
-def test_killed_training_from_shards_resumes_bit_exactly(root, tmp_path, fukami):
+def test_killed_training_from_shards_resumes_bit_exactly(root, tmp_path, fukami, forked_python):
     """Run on the command line, kill with SIGKILL, resume; then evaluate on its own data and on the files."""
 
     def run(*arguments, wait=True):
-        command = [sys.executable, "-c", QUICK, *map(str, arguments)]
+        command = [forked_python.executable, "-c", QUICK, *map(str, arguments)]
         process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         if not wait:
             return process

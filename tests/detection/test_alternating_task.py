@@ -106,9 +106,7 @@ def test_too_few_optimizer_steps_are_an_error(recipe, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_training_interrupted_and_resumed_in_each_step_equals_uninterrupted_training(
-    recipe, tmp_path, no_reports, monkeypatch
-):
+def test_training_interrupted_and_resumed_in_each_step_equals_uninterrupted_training(recipe, tmp_path, monkeypatch):
     uninterrupted, resumed = tmp_path / "uninterrupted", tmp_path / "resumed"
     fukami.train(recipe, uninterrupted, device="cpu", precision="float32")
     monkeypatch.setattr("fukami.engine.async_checkpoint.CheckpointWriter.is_due", True)
@@ -132,7 +130,7 @@ def test_training_interrupted_and_resumed_in_each_step_equals_uninterrupted_trai
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_finished_run_predicts_without_the_proposal_network(recipe, tmp_path, scene_files, no_reports):
+def test_a_finished_run_predicts_without_the_proposal_network(recipe, tmp_path, scene_files):
     fukami.train(recipe, tmp_path / "run", device="cpu", precision="float32")
     assert not any("proposal_network" in name for name in load_file(tmp_path / "run" / "weights.safetensors"))
     task = checkpoint.load(tmp_path / "run", device="cpu")

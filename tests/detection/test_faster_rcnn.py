@@ -166,7 +166,7 @@ def test_torchvision_weights_are_imported_as_a_run(theirs, tmp_path, fukami, ran
     assert "expected the state dict of torchvision's" in fukami("import", "other.pt", "--out", "other").err
 
 
-def test_an_exported_detector_predicts_the_same_boxes(few_scenes, no_reports, fukami, random):
+def test_an_exported_detector_predicts_the_same_boxes(few_scenes, fukami, random):
     """Images may have any shape. An export to int8 is an error, since only classifiers support it."""
     small = "--width-multiplier 0.0625 --hidden 16 --min-size 96 --anchor-sizes 16 32 64 --batch-norm --dropout 0"
     small += " --epochs 1 --no-compile"

@@ -83,6 +83,7 @@ def test_a_crop_contains_the_boxes_and_is_inside_the_image(box, related_box):
         assert 0 <= top <= corners[1] < corners[3] <= bottom <= 50
 
 
+@pytest.mark.report
 def test_metrics_by_class_are_in_the_json_and_not_in_the_console_report_or_leaderboard(fukami, tmp_path):
     result = fukami("train", RECIPE, "--out", "run", "--device", "cpu")
     assert result.status == 0, result.err

@@ -148,7 +148,7 @@ def test_evaluation_changes_nothing(make):
     check_task.check_evaluation_changes_nothing(make)
 
 
-def test_saves_and_loads(make, inputs, no_reports, tmp_path):
+def test_saves_and_loads(make, inputs, tmp_path):
     check_task.check_saves_and_loads(make, inputs, tmp_path)
 
 
@@ -446,13 +446,13 @@ def test_an_unwritable_feature_cache_is_a_warning(tmp_path, monkeypatch, caplog)
 
 
 @pytest.fixture
-def frequent_checkpoints(monkeypatch, no_reports):
+def frequent_checkpoints(monkeypatch):
     """A checkpoint after each step, and no report."""
     monkeypatch.setattr("fukami.engine.async_checkpoint.MIN_CHECKPOINT_INTERVAL", 0.0)
     monkeypatch.setattr("fukami.engine.async_checkpoint.MAX_CHECKPOINT_FRACTION", 1e9)
 
 
-def test_an_image_without_detections_has_no_boxes(few_scenes, no_reports, fukami):
+def test_an_image_without_detections_has_no_boxes(few_scenes, fukami):
     """Nor has a strip whose proposals are all too small."""
     flags = [word for name, value in QUICK.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     trained = fukami("train", "rcnn", *flags, "--out", "run", "--no-compile")
@@ -540,7 +540,7 @@ def test_a_signal_at_the_end_of_a_stage_does_not_start_the_next(
 
 
 @pytest.fixture
-def finetuned(few_scenes, no_reports, tmp_path):
+def finetuned(few_scenes, tmp_path):
     package.train(RCNNFinetune(**{**QUICK, "epochs": 1}), tmp_path / "finetune", device="cpu")
     return tmp_path / "finetune"
 
@@ -555,7 +555,7 @@ def test_stages_run_one_by_one(finetuned, fukami, monkeypatch, tmp_path):
     assert "run" in result.json[-1]
 
 
-def test_finished_stages_are_not_trained_again(finetuned, monkeypatch, no_reports):
+def test_finished_stages_are_not_trained_again(finetuned, monkeypatch):
     """A finished stage in the run's folder is used if its recipe is the same."""
 
     def fail(self, batch):

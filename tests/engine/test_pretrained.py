@@ -110,7 +110,7 @@ def test_stages_of_a_network_with_normalization_first_and_own_parameters():
     assert len(lrs) == len(list(network.parameters()))
 
 
-def test_training_uses_the_learning_rates_of_the_stages(color_images, tmp_path, no_reports):
+def test_training_uses_the_learning_rates_of_the_stages(color_images, tmp_path):
     """The first step of plain SGD equals one computed by hand with autograd."""
     fields = {"optimizer": "sgd", "weight_decay": 0.0, "layer_lr_decay": 0.5, "lr": 0.1}
     recipe = build_small_recipe(color_images, epochs=1, batch_size=18, **fields)
@@ -137,7 +137,7 @@ def test_training_uses_the_learning_rates_of_the_stages(color_images, tmp_path, 
         assert not torch.equal(trained[key], p), key
 
 
-def test_layer_lr_decay_0_trains_only_the_head(color_images, tmp_path, no_reports):
+def test_layer_lr_decay_0_trains_only_the_head(color_images, tmp_path):
     initial = build_small_recipe(color_images).build_model(3).state_dict()
     save_file(initial, tmp_path / "start.safetensors")
     init = str(tmp_path / "start.safetensors")
@@ -153,7 +153,7 @@ def test_layer_lr_decay_0_trains_only_the_head(color_images, tmp_path, no_report
 
 
 @pytest.mark.parametrize("fields", [{}, {"ema_decay": 0.5}, {"layer_lr_decay": 0.5}], ids=str)
-def test_frozen_features_keep_weights_and_statistics(color_images, tmp_path, no_reports, fields):
+def test_frozen_features_keep_weights_and_statistics(color_images, tmp_path, fields):
     torch.manual_seed(5)
     network = build_small_recipe(color_images).build_model(3)
     network.train()(torch.rand(4, 3, 32, 32))  # statistics other than the initial ones
@@ -171,7 +171,7 @@ def test_freezing_needs_weights(color_images):
         build_small_recipe(color_images, freeze=True)
 
 
-def test_the_moving_average_starts_at_the_pretrained_weights(color_images, tmp_path, no_reports):
+def test_the_moving_average_starts_at_the_pretrained_weights(color_images, tmp_path):
     """A decay near 1 keeps the average near its start, which are the pretrained weights and not random ones."""
     torch.manual_seed(5)
     start = build_small_recipe(color_images).build_model(3).state_dict()
@@ -221,7 +221,7 @@ def test_weights_are_loaded_from_files_of_every_kind(start, tmp_path):
     assert loaded["conv1.weight"].dtype == torch.float32
 
 
-def test_weights_are_loaded_from_a_run_with_a_random_head_for_other_classes(color_images, tmp_path, caplog, no_reports):
+def test_weights_are_loaded_from_a_run_with_a_random_head_for_other_classes(color_images, tmp_path, caplog):
     package.train(build_small_recipe(color_images, epochs=1), tmp_path / "first", **CPU)
     run = {k.removeprefix("model."): v for k, v in load_file(tmp_path / "first" / "weights.safetensors").items()}
     assert are_equal(load_initialized(tmp_path / "first"), run)
@@ -234,7 +234,7 @@ def test_weights_are_loaded_from_a_run_with_a_random_head_for_other_classes(colo
     assert "has no fc.weight, fc.bias for this network: they are initialized randomly" in caplog.text
 
 
-def test_training_starts_from_the_given_weights(color_images, start, tmp_path, no_reports):
+def test_training_starts_from_the_given_weights(color_images, start, tmp_path):
     """A run with a learning rate of 0 keeps them, except for the statistics of batch normalization."""
     save_file(start[1], tmp_path / "start.safetensors")
     recipe = build_small_recipe(color_images, epochs=1, lr=0.0, init=str(tmp_path / "start.safetensors"))
@@ -355,7 +355,7 @@ def test_imagenet_fetches_torchvisions_weights_of_the_network(recipe, fields, mo
     assert calls == [(weights.IMAGENET1K_V1, {"progress": False, "check_hash": True, "weights_only": True})]
 
 
-def test_training_uses_the_published_weights(monkeypatch, color_images, tmp_path, no_reports):
+def test_training_uses_the_published_weights(monkeypatch, color_images, tmp_path):
     torch.manual_seed(3)
     published = torchvision.models.resnet18().state_dict()
     monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", lambda self, **options: published)

@@ -138,7 +138,7 @@ def test_the_error_of_an_invalid_schedule_shows_the_expected_form(spec, hint):
         schedules.parse_schedule(spec)
 
 
-def test_training_with_a_plateau_schedule_resumes_bit_exactly(tmp_path, monkeypatch, no_reports):
+def test_training_with_a_plateau_schedule_resumes_bit_exactly(tmp_path, monkeypatch):
     """A run that is stopped between two drops keeps the state of the schedule."""
     recipe = DeepConvNet(epochs=6, widths=(2, 2, 2, 2, 2, 2), hidden=4, lr=0.05, warmup=0.0, schedule="plateau=1",
                          dropout=0.0, holdout=0.9, batch_size=45)  # fmt: skip

@@ -294,7 +294,7 @@ def test_weights_that_are_not_finite_do_not_replace_a_checkpoint(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # torch's own, while it compiles
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_compile_starts_at_the_second_step_and_is_kept_by_a_resumption(tmp_path, monkeypatch, no_reports):
+def test_compile_starts_at_the_second_step_and_is_kept_by_a_resumption(tmp_path, monkeypatch):
     """The loss is nearly the same; an interrupted run is resumed compiled without the flag, with equal weights."""
     monkeypatch.setattr(async_checkpoint.CheckpointWriter, "is_due", True)
     recipe = DeepConvNet(epochs=1, batch_size=70, widths=(4, 4, 4, 4, 4, 4), hidden=8)
@@ -329,7 +329,7 @@ def test_compile_starts_at_the_second_step_and_is_kept_by_a_resumption(tmp_path,
         package.train(recipe, tmp_path / "plain", **options, resume=True, compile=True)
 
 
-def test_slow_steps_never_trigger_compilation(tmp_path, monkeypatch, no_reports):
+def test_slow_steps_never_trigger_compilation(tmp_path, monkeypatch):
     """A run is compiled only with ``compile=True``, no matter how long its steps take."""
 
     def fail(self):

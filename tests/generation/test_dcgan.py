@@ -380,6 +380,7 @@ def test_invalid_fields_are_errors(fields, hint):
         DCGAN(**fields)
 
 
+@pytest.mark.report
 def test_command_line(fukami, colors, tmp_path):
     """Train on a folder of images, then generate samples, an interpolation, an arithmetic and the nearest images."""
     options = [

@@ -475,7 +475,7 @@ def test_serve_and_explain(run, fukami, mask_files):
 
 
 @pytest.mark.parametrize("name", ["fcn8s-vgg16", "segnet-vgg16", "fcn-resnet50"])
-def test_export(name, mask_files, no_reports, tmp_path, fukami):
+def test_export(name, mask_files, tmp_path, fukami):
     """ONNX and half precision predict as float32 does, for image sizes other than the traced one."""
     smaller = {} if "resnet" in name else {"width_multiplier": 1 / 8} | ({"hidden": 16} if "fcn" in name else {})
     recipe = package.get_recipe(name)(data=str(mask_files), min_size=64, epochs=1, batch_size=4, lr=1e-4, **smaller)
@@ -494,7 +494,7 @@ def test_export(name, mask_files, no_reports, tmp_path, fukami):
     assert "int8 is for classifiers" in result.err
 
 
-def test_staged_training_initializes_each_network_from_the_previous_one(mask_files, no_reports, tmp_path, fukami):
+def test_staged_training_initializes_each_network_from_the_previous_one(mask_files, tmp_path, fukami):
     """FCN-32s, FCN-16s and FCN-8s are trained in turn, each in its own run; training can be resumed."""
     arguments = ["train", "fcn8s-vgg16", "--data", mask_files, "--training", "staged", "--epochs", "1",
                  "--batch-size", "4", "--width-multiplier", "0.0625", "--hidden", "8", "--dropout", "0", "--lr", "1e-3",
@@ -596,7 +596,7 @@ def test_show(fukami, mask_files, tmp_path):
     assert fukami("show", mask_files, "--channels", "1").status == 2
 
 
-def test_short_training_on_camvid(camvid, no_reports, tmp_path):
+def test_short_training_on_camvid(camvid, tmp_path):
     """A few steps on real images of CamVid."""
     recipe = package.get_recipe("segnet-basic")(
         data="camvid", min_size=64, filters=16, epochs=1, batch_size=16, lr=0.01

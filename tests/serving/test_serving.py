@@ -302,9 +302,9 @@ def test_port_in_use(fukami):
 
 
 @pytest.mark.parametrize(("signal_", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_server_process_from_start_to_stop(task, signal_, status):
+def test_server_process_from_start_to_stop(task, signal_, status, forked_python):
     """A server process survives a client that disconnects in the middle of an image."""
-    command = [sys.executable, "-m", "fukami", "serve", "deep-convnet", "--port", "0"]
+    command = [forked_python.executable, "-m", "fukami", "serve", "deep-convnet", "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     watchdog = threading.Timer(60, process.kill)
     watchdog.start()

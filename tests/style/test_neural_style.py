@@ -308,7 +308,7 @@ def test_tv_weight_smooths_the_image(images):
 
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
-def test_training_lowers_the_loss(optimizer, images, tmp_path, no_reports):
+def test_training_lowers_the_loss(optimizer, images, tmp_path):
     recipe = NeuralStyle(content=str(images / "content.png"), optimizer=optimizer, **{**SMALL, "iterations": 40})
     task, batch = build_task(recipe)
     task.schedule(0.9)
@@ -319,7 +319,7 @@ def test_training_lowers_the_loss(optimizer, images, tmp_path, no_reports):
     assert preview.size == (96, 72)
 
 
-def test_a_run_stylizes_other_images(images, tmp_path, no_reports):
+def test_a_run_stylizes_other_images(images, tmp_path):
     """The content image of the run has the same result as in training; others keep their aspect ratio."""
     content = images / "content.png"
     recipe = NeuralStyle(content=str(content), style=(str(images / "style.png"),), **SMALL)
