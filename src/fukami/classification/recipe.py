@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from fukami.classification.task import ClassificationTask
     from fukami.data.labeled_images import LabeledImages
-    from fukami.data.loader import BatchLoader
+    from fukami.data.loader import Batch, BatchLoader
     from fukami.engine.task import Task
     from fukami.image.transform import SquareTransform
 
@@ -139,14 +139,14 @@ class ClassificationRecipe(SupervisedRecipe):
         train, test, labels = labeled_images.load_labeled_images(self.data, self.holdout)
         return Data(self.build_loader(train, labels, train=True), self.build_loader(test, labels, train=False), labels)
 
-    def load_eval_data(self) -> "BatchLoader":
+    def load_eval_data(self) -> "BatchLoader[Batch]":
         """Load only the test split; training images are not decoded."""
         from fukami.data import labeled_images
 
         _, test, labels = labeled_images.load_labeled_images(self.data, self.holdout)
         return self.build_loader(test, labels, train=False)
 
-    def build_loader(self, source: "LabeledImages", labels: tuple[str, ...], *, train: bool) -> "BatchLoader":
+    def build_loader(self, source: "LabeledImages", labels: tuple[str, ...], *, train: bool) -> "BatchLoader[Batch]":
         """Build the loader of a split, for training or evaluation."""
         transform = self.build_transform(labels)
         if train:

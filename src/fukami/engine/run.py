@@ -4,22 +4,24 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
 
 from fukami.engine import checkpoint
-from fukami.engine.prediction import ImageSource, Prediction, iterate_predictions
+from fukami.engine.prediction import Prediction, iterate_predictions
 from fukami.engine.recipe import Recipe, check_data, get_recipe, get_recipe_name
 from fukami.engine.runtime import DEFAULT_TIMEOUT
 from fukami.engine.task import Metrics, Task
 from fukami.engine.train import RunOptions, run_training
 from fukami.errors import Error, UsageError
 from fukami.image import io as image_io
+from fukami.image.io import ImageSource
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+ModelInput = ImageSource | torch.Tensor
+SINGLE_INPUTS = (str, os.PathLike, bytes, Image, np.ndarray, torch.Tensor)
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Model:
         """Names of the classes."""
         return self.task.labels
 
-    def predict(self, inputs: "ImageSource | Iterable[ImageSource]") -> "Prediction | list[Prediction]":
+    def predict(self, inputs: ModelInput | Iterable[ModelInput]) -> Prediction | list[Prediction]:
         """Predict one input, each of several, or each file in a folder.
 
         Args:
@@ -78,11 +80,12 @@ class Model:
         Raises:
             Error: the only input cannot be read.
         """
-        sources = _list_sources(inputs)
-        if sources is not None:
-            return self.task.predict(map(_convert_tensor, sources))
-        _, prediction = self._predict_one(inputs)
-        return prediction
+        if isinstance(inputs, str | os.PathLike) and os.path.isdir(inputs):  # noqa: PTH112  it may be too long
+            return self.task.predict(image_io.list_files(inputs))
+        if isinstance(inputs, SINGLE_INPUTS) or not isinstance(inputs, Iterable):
+            _, prediction = self._predict_one(inputs)
+            return prediction
+        return self.task.predict(map(_convert_tensor, inputs))
 
     def evaluate(self, data: str | None = None) -> Metrics:
         """Evaluate on the test split of the run's own dataset, or of another one, and return the metrics.
@@ -99,7 +102,7 @@ class Model:
             return self.task.evaluate(self.recipe.load_eval_data())
         return self.task.evaluate(self.recipe.with_data(data).load_eval_data())
 
-    def draw(self, source: "ImageSource") -> "Image":
+    def draw(self, source: ModelInput) -> Image:
         """Draw the prediction for one image, as ``fukami predict --out`` does.
 
         Raises:
@@ -108,7 +111,7 @@ class Model:
         """
         return self.task.draw(*self._predict_one(source))
 
-    def _predict_one(self, source: "ImageSource") -> "tuple[Image, Prediction]":
+    def _predict_one(self, source: ModelInput) -> tuple[Image, Prediction]:
         """Return the decoded image and the prediction of one input."""
         ((image, prediction),) = iterate_predictions(self.task, [_convert_tensor(source)])
         if image is None or "error" in prediction:
@@ -190,15 +193,7 @@ def load(
     return Model(task, replace(first, **(overrides or {})), [os.fspath(run) for run in runs])
 
 
-def _list_sources(inputs: "ImageSource | Iterable[ImageSource]") -> "Iterable[ImageSource] | None":
-    """Return the inputs of an iterable, or the files in a folder; None for one input."""
-    if isinstance(inputs, str | os.PathLike):
-        return image_io.list_files(inputs) if os.path.isdir(inputs) else None  # noqa: PTH112  it may be too long
-    is_one = isinstance(inputs, np.ndarray | torch.Tensor | bytes) or not isinstance(inputs, Iterable)
-    return None if is_one else inputs
-
-
-def _convert_tensor(source: "ImageSource") -> "ImageSource":
+def _convert_tensor(source: ModelInput) -> ImageSource:
     """Convert a tensor ``(C, H, W)`` or ``(H, W)``, uint8 or float in 0..1, to an array ``(H, W, C)`` or ``(H, W)``.
 
     Other sources are returned unchanged.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from fukami.data.augment import AugmentationPipeline
     from fukami.data.labeled_images import LabeledImages
-    from fukami.data.loader import BatchLoader
+    from fukami.data.loader import Batch, BatchLoader
     from fukami.engine.schedules import Schedule
     from fukami.engine.task import OptimizerFactory, TrainingOptions
     from fukami.image.transform import SquareTransform
@@ -103,7 +103,7 @@ class SupervisedRecipe(Recipe):
         batch_size: int,
         seed: int | None,
         balanced: bool = False,
-    ) -> "BatchLoader":
+    ) -> "BatchLoader[Batch]":
         """Build a loader of augmented images: in memory up to ``memory_limit``, streamed otherwise.
 
         Raises:
