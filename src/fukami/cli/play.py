@@ -5,17 +5,18 @@ import json
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from fukami.cli.arguments import run_cli
 from fukami.cli.main import InferencePrecision
 from fukami.errors import UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
     from PIL.Image import Image
 
-    Array = npt.NDArray[Any]
+    Array = npt.NDArray[np.generic]
 
 FPS = 15  # steps per second of a game: 60 frames per second, 4 frames per step
 

@@ -6,10 +6,10 @@ import socket
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from fukami.cli.arguments import run_cli
 from fukami.cli.main import InferencePrecision
+from fukami.data.parsing import Json
 from fukami.errors import Error, UsageError, require_extra
 
 SHUTDOWN_SECONDS = 5  # grace period of unfinished requests when the server stops
@@ -110,7 +110,7 @@ def check_token(token: str) -> str:
     return token
 
 
-def build_run_info(runs: tuple[str, ...], precision: str, recipe: Path | None) -> dict[str, Any]:
+def build_run_info(runs: tuple[str, ...], precision: str, recipe: Path | None) -> dict[str, Json]:
     """Describe the served runs for clients, without paths of this machine."""
     from fukami.engine import checkpoint
     from fukami.engine.recipe import get_recipe_name

@@ -10,7 +10,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -327,7 +327,7 @@ def build_train_command(recipe: Recipe) -> str:
     return shlex.join(arguments)
 
 
-def build_recipe(recipe: type[Recipe], fields: dict[str, object]) -> Recipe:
+def build_recipe(recipe: type[Recipe], fields: Mapping[str, object]) -> Recipe:
     """Build a recipe from the fields of a ``recipe.json``: lists become tuples; names and types are checked.
 
     Raises:

@@ -11,7 +11,7 @@ import torch
 from PIL.Image import Image
 
 from fukami.engine import checkpoint
-from fukami.engine.prediction import ImageSource, Prediction, iterate_predictions
+from fukami.engine.prediction import Prediction, iterate_predictions
 from fukami.engine.recipe import (
     Recipe,
     build_field_error,
@@ -26,6 +26,10 @@ from fukami.engine.task import Metrics, Task
 from fukami.engine.train import RunOptions, run_training
 from fukami.errors import Error, UsageError
 from fukami.image import io as image_io
+from fukami.image.io import ImageSource
+
+ModelInput = ImageSource | torch.Tensor
+SINGLE_INPUTS = (str, os.PathLike, bytes, Image, np.ndarray, torch.Tensor)
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Model:
         """Names of the classes."""
         return self.task.labels
 
-    def predict(self, inputs: ImageSource | Iterable[ImageSource]) -> Prediction | list[Prediction]:
+    def predict(self, inputs: ModelInput | Iterable[ModelInput]) -> Prediction | list[Prediction]:
         """Predict one input, each of several, or each file in a folder.
 
         Args:
@@ -84,11 +88,12 @@ class Model:
         Raises:
             Error: the only input cannot be read.
         """
-        sources = _list_sources(inputs)
-        if sources is not None:
-            return self.task.predict(map(_convert_tensor, sources))
-        _, prediction = self._predict_one(inputs)
-        return prediction
+        if isinstance(inputs, str | os.PathLike) and os.path.isdir(inputs):  # noqa: PTH112  it may be too long
+            return self.task.predict(image_io.list_files(inputs))
+        if isinstance(inputs, (*SINGLE_INPUTS, Mapping)) or not isinstance(inputs, Iterable):
+            _, prediction = self._predict_one(inputs)
+            return prediction
+        return self.task.predict(map(_convert_tensor, inputs))
 
     def evaluate(self, data: str | None = None) -> Metrics:
         """Evaluate on the test split of the run's own dataset, or of another one, and return the metrics.
@@ -105,7 +110,7 @@ class Model:
             return self.task.evaluate(self.recipe.load_eval_data())
         return self.task.evaluate(self.recipe.with_data(data).load_eval_data())
 
-    def draw(self, source: ImageSource) -> Image:
+    def draw(self, source: ModelInput) -> Image:
         """Draw the prediction for one image, as ``fukami predict --out`` does.
 
         Raises:
@@ -114,7 +119,7 @@ class Model:
         """
         return self.task.draw(*self._predict_one(source))
 
-    def _predict_one(self, source: ImageSource) -> tuple[Image, Prediction]:
+    def _predict_one(self, source: object) -> tuple[Image, Prediction]:
         """Return the decoded image and the prediction of one input."""
         ((image, prediction),) = iterate_predictions(self.task, [_convert_tensor(source)])
         if image is None or "error" in prediction:
@@ -220,15 +225,7 @@ def load(
     return Model(task, replace(first, **(overrides or {})), [os.fspath(run) for run in runs])
 
 
-def _list_sources(inputs: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource] | None:
-    """Return the inputs of an iterable, or the files in a folder; None for one input."""
-    if isinstance(inputs, str | os.PathLike):
-        return image_io.list_files(inputs) if os.path.isdir(inputs) else None  # noqa: PTH112  it may be too long
-    is_one = isinstance(inputs, np.ndarray | torch.Tensor | bytes | Mapping) or not isinstance(inputs, Iterable)
-    return None if is_one else inputs
-
-
-def _convert_tensor(source: ImageSource) -> ImageSource:
+def _convert_tensor(source: object) -> ImageSource:
     """Convert a tensor ``(C, H, W)`` or ``(H, W)``, uint8 or float in 0..1, to an array ``(H, W, C)`` or ``(H, W)``.
 
     Other sources are returned unchanged.
@@ -236,12 +233,12 @@ def _convert_tensor(source: ImageSource) -> ImageSource:
     Raises:
         UsageError: the tensor has another shape, or the source another type.
     """
-    if not isinstance(source, torch.Tensor):
-        if not isinstance(source, str | os.PathLike | bytes | np.ndarray | Image):
-            raise UsageError(
-                f"an image should be a path, a PIL image, an array, a tensor or bytes, not {type(source).__name__}"
-            )
+    if isinstance(source, str | os.PathLike | bytes | Image | np.ndarray):
         return source
+    if not isinstance(source, torch.Tensor):
+        raise UsageError(
+            f"an image should be a path, a PIL image, an array, a tensor or bytes, not {type(source).__name__}"
+        )
     if source.ndim not in (2, 3):
         raise UsageError(
             f"an image tensor should be (C, H, W) or (H, W), not {tuple(source.shape)}; pass a list for several images"
