@@ -139,7 +139,7 @@ def _load_run(folder: Path, device: str, threads: int, recipe: Path | None) -> L
     dtypes = precision.describe_dtypes(run_precision, resolved_device)
     _import_libraries(folder, run_precision, resolved_device, recipe)
     before = _measure_peak_memory()
-    task = checkpoint.load(folder, device=device, recipe=recipe)
+    task = checkpoint.load_task(folder, device=device, recipe=recipe)
     if not isinstance(task, ClassificationTask):
         raise UsageError(
             f"only the precisions of a classifier can be compared, and the run is a {type(task).__name__}; specify a "

@@ -55,7 +55,7 @@ def command(arguments: list[str]) -> None:
         overrides = checkpoint.parse_run_overrides(runs, set, recipe)
         task = None
         if precision != "all":
-            task = checkpoint.load(
+            task = checkpoint.load_task(
                 *runs, device=device, precision=precision, vote=vote, overrides=overrides, recipe=recipe
             )
         folder = checkpoint.locate_run(runs[0])

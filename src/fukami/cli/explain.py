@@ -104,7 +104,7 @@ def explain_run(name: str, out: Path | None, recipe: Path | None) -> None:
     """Print the layer table of a run's network, and write its page to ``out``, if specified."""
     from fukami.engine import checkpoint
 
-    task = checkpoint.load(checkpoint.locate_unconverted_run(name), recipe=recipe)
+    task = checkpoint.load_task(checkpoint.locate_unconverted_run(name), recipe=recipe)
     shape = get_input_shape(name, task)
     text, layers, field = summarize_network(get_network(task), shape, "the run's weights")
     print(text)
@@ -226,7 +226,7 @@ def load_classifier(name: str, recipe: Path | None) -> "tuple[Path, Classificati
     from fukami.engine import checkpoint
 
     folder = checkpoint.locate_unconverted_run(name)
-    task = checkpoint.load(name, recipe=recipe)
+    task = checkpoint.load_task(name, recipe=recipe)
     if not isinstance(task, ClassificationTask):
         raise UsageError(f"images are explained for classifiers only; {name} is a run of {type(task).__name__}")
     return folder, task, get_input_shape(name, task)

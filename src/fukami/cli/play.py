@@ -63,7 +63,7 @@ def command(arguments: list[str]) -> None:
             raise UsageError(
                 "--episodes should be at least 1, --max-seconds more than 0, and --epsilon between 0 and 1"
             )
-        task = checkpoint.load(folder, device=device, precision=precision, recipe=recipe)
+        task = checkpoint.load_task(folder, device=device, precision=precision, recipe=recipe)
         if not isinstance(task, QLearningTask):
             raise UsageError(f"{folder} is not the run of an agent; use a run of fukami train dqn")
         run_recipe = cast(DQN, checkpoint.read_recipe(checkpoint.locate_run(folder), recipe)[0])

@@ -70,7 +70,9 @@ def command(arguments: list[str]) -> None:
         if not request_timeout > 0:
             raise UsageError(f"--request-timeout should be more than 0 seconds, not {request_timeout:g}")
         overrides = checkpoint.parse_run_overrides(runs, set, recipe)
-        task = checkpoint.load(*runs, device=device, precision=precision, vote=vote, overrides=overrides, recipe=recipe)
+        task = checkpoint.load_task(
+            *runs, device=device, precision=precision, vote=vote, overrides=overrides, recipe=recipe
+        )
         set_num_views(task, views)
         hosts = {*LOCAL_HOSTS, host, *allowed_hosts}
         application = create_app(

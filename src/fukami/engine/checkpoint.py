@@ -100,7 +100,7 @@ class ComputeConfig(NamedTuple):
     num_threads: int | None
 
 
-def load(
+def load_task(
     *runs: str | os.PathLike[str],
     device: str = "auto",
     precision: str = "auto",

@@ -44,7 +44,7 @@ def export_run(
     if out.is_dir() and any(out.iterdir()):
         raise UsageError(f"{out} exists and is not empty; use another --out")
     experiment, labels = checkpoint.read_recipe(source, recipe)
-    task = checkpoint.load(run, device="cpu", precision="float32", recipe=recipe)
+    task = checkpoint.load_task(run, device="cpu", precision="float32", recipe=recipe)
     before = task.get_modules()
     modules = before if to in PRECISIONS else precision.convert_task(task, to, experiment, calibration)
     with checkpoint.lock_run(out, experiment, resume=False):

@@ -220,7 +220,9 @@ def load(
         UsageError: a run does not exist, cannot be computed at this precision, or needs another ``recipe``.
         Error: a run is corrupted, its weights do not match its recipe, or a layer cannot be converted.
     """
-    task = checkpoint.load(*runs, device=device, precision=precision, vote=vote, overrides=overrides, recipe=recipe)
+    task = checkpoint.load_task(
+        *runs, device=device, precision=precision, vote=vote, overrides=overrides, recipe=recipe
+    )
     first, _ = checkpoint.read_recipe(checkpoint.locate_run(runs[0]), recipe)
     return Model(task, replace(first, **(overrides or {})), [os.fspath(run) for run in runs])
 
