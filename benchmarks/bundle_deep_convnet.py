@@ -45,10 +45,12 @@ def export(options):
                seed=run.name, seconds=last_lines[run]["seconds"], note="bfloat16 training on an H100")  # fmt: skip
     recipe, labels = checkpoint.read_recipe(best)
     FOLDER.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_weights(FOLDER, checkpoint.copy_tensors_to_cpu(checkpoint.load(best).get_modules()), torch.float16)
+    checkpoint.write_weights(
+        FOLDER, checkpoint.copy_tensors_to_cpu(checkpoint.load_task(best).get_modules()), torch.float16
+    )
     checkpoint.write_recipe(FOLDER, recipe, labels, {})
     val = recipe.load_data().val
-    precisions = {precision: checkpoint.load(FOLDER, precision=precision).evaluate(val)
+    precisions = {precision: checkpoint.load_task(FOLDER, precision=precision).evaluate(val)
                   for precision in ("float32", "bfloat16", "float16")}  # fmt: skip
     accuracies = [line["accuracy"] for line in last_lines.values()]
     card = {

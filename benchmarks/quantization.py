@@ -237,7 +237,10 @@ def compare_precisions(options):
 
 def compare_with_counterpart(binary, counterpart):
     """Measure the speedup of a packed binary run over its counterpart in float32."""
-    packed, full = checkpoint.load(binary, device="cpu", precision="binary"), checkpoint.load(counterpart, device="cpu")
+    packed, full = (
+        checkpoint.load_task(binary, device="cpu", precision="binary"),
+        checkpoint.load_task(counterpart, device="cpu"),
+    )
     (channels, side, _), _ = full.get_signature()
     values = {}
     for count, prefix in ((1, "one image"), (256, "256 images")):

@@ -100,7 +100,7 @@ def measure_throughput(options: argparse.Namespace) -> None:
     """Measure the images per second of a run's beam search and of one in plain Python."""
     from fukami.engine import checkpoint
 
-    task = checkpoint.load(options.run, overrides={"beam_size": options.beam_size, "num_captions": 1})
+    task = checkpoint.load_task(options.run, overrides={"beam_size": options.beam_size, "num_captions": 1})
     recipe, _ = checkpoint.read_recipe(Path(options.run))
     data = recipe.load_eval_data()
     features = task.extract_features(data)

@@ -72,13 +72,13 @@ def check_saves_and_loads(make, inputs, tmp_path):
     """Check that a loaded run has the metrics of the training run, and that its predictions can be written as JSON."""
     recipe = make()
     result = fukami.train(recipe, tmp_path / "run", device="cpu", precision="float32").metrics
-    task = checkpoint.load(tmp_path / "run", device="cpu")
+    task = checkpoint.load_task(tmp_path / "run", device="cpu")
     loaded = task.evaluate(recipe.load_data().val)
     assert {**loaded, "loss": 0} == {**result, "loss": 0}
     predictions = task.predict(inputs)
     assert json.loads(json.dumps(predictions)) == predictions
     assert [prediction["file"] for prediction in predictions] == [str(path) for path in inputs]
-    repeated = checkpoint.load(tmp_path / "run", device="cpu").predict(inputs)
+    repeated = checkpoint.load_task(tmp_path / "run", device="cpu").predict(inputs)
     assert repeated == predictions
 
 
@@ -90,9 +90,9 @@ def check_precisions(make, inputs, tmp_path):
     assert all(value.isfinite().all() for value in weights.values())
     assert {value.dtype for value in weights.values()} <= {torch.float32, torch.long}
     val = recipe.load_data().val
-    expected = checkpoint.load(tmp_path / "run", device="cpu").evaluate(val)
+    expected = checkpoint.load_task(tmp_path / "run", device="cpu").evaluate(val)
     for precision in ("bfloat16", "float16"):
-        task = checkpoint.load(tmp_path / "run", device="cpu", precision=precision)
+        task = checkpoint.load_task(tmp_path / "run", device="cpu", precision=precision)
         assert next(task.model.parameters()).dtype == getattr(torch, precision)
         metrics = task.evaluate(val)
         assert metrics["count"] == expected["count"]

@@ -743,7 +743,7 @@ def build_targets(run: Path | None) -> dict[str, Target]:
         return targets
 
     def load(folder: Path) -> None:
-        checkpoint.load(folder / "run", device="cpu")
+        checkpoint.load_task(folder / "run", device="cpu")
 
     def decode_checkpoint(folder: Path) -> None:
         checkpoint.read_checkpoint(folder / "run", torch.device("cpu"))

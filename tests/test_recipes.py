@@ -62,7 +62,7 @@ def test_an_ensemble_averages_the_probabilities():
 
 
 def test_evaluation_equals_a_manual_loop(trained):
-    task = checkpoint.load(trained, device="cpu")
+    task = checkpoint.load_task(trained, device="cpu")
     val = DeepConvNet().load_data().val
     with torch.inference_mode():
         scores = torch.cat([task.model(images.float() / 255) for images, _ in val])
@@ -240,14 +240,14 @@ def test_corrupted_weights_are_rejected_and_all_mismatches_are_listed(run):
     with pytest.raises(
         Error, match=r"0\.bias is \(3,\) instead of \(16,\); .*0\.weight is missing; .*extra is unexpected"
     ):
-        checkpoint.load(run)
+        checkpoint.load_task(run)
     for content in (b"", b"garbage", save_bytes(weights)[:5000], b"\xff" * 64):
         (run / "weights.safetensors").write_bytes(content)
         with pytest.raises(Error, match=r"weights\.safetensors is corrupted"):
-            checkpoint.load(run)
+            checkpoint.load_task(run)
     (run / "weights.safetensors").unlink()
     with pytest.raises(Error, match=r"no weights\.safetensors yet"):
-        checkpoint.load(run)
+        checkpoint.load_task(run)
 
 
 def save_bytes(tensors):
@@ -272,7 +272,7 @@ def save_bytes(tensors):
 def test_corrupted_recipes_are_rejected(run, content):
     (run / "recipe.json").write_text(content)
     with pytest.raises(Error):
-        checkpoint.load(run)
+        checkpoint.load_task(run)
 
 
 def test_loading_never_unpickles(run, monkeypatch):
@@ -284,7 +284,7 @@ def test_loading_never_unpickles(run, monkeypatch):
     for module, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load")):
         monkeypatch.setattr(module, name, forbidden)
     (run / "last.ckpt").write_bytes(b"corrupted")
-    assert checkpoint.load(run).labels == tuple("0123456789")
+    assert checkpoint.load_task(run).labels == tuple("0123456789")
 
 
 def test_bundled_weights_have_the_accuracy_of_their_card(mnist_folder):
@@ -293,7 +293,7 @@ def test_bundled_weights_have_the_accuracy_of_their_card(mnist_folder):
     val = DeepConvNet(data="mnist").load_data().val
     errors = record["card"]["test errors of 10,000"]
     for precision in ("float32", "float16"):
-        result = checkpoint.load("deep-convnet", device="cpu", precision=precision).evaluate(val)
+        result = checkpoint.load_task("deep-convnet", device="cpu", precision=precision).evaluate(val)
         assert result["count"] == 10_000
         assert abs(result["errors"] - errors[precision]) <= 2
         assert result["accuracy"] >= 0.9965

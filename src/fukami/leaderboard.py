@@ -6,7 +6,7 @@ import math
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from safetensors import safe_open
 
 from fukami.catalogue import RECIPES
-from fukami.data.parsing import exists
+from fukami.data.parsing import Json, exists
 from fukami.data.sources import BUILT_IN
 from fukami.engine import checkpoint, report
 from fukami.engine.html import render_page
@@ -86,7 +86,7 @@ class Run:
     name: str
     recipe: str
     data: str
-    evaluations: tuple[dict[str, Any], ...]
+    evaluations: tuple[dict[str, float], ...]
     steps_per_epoch: float
     parameters: int | None
     multiply_adds: int | None
@@ -189,7 +189,7 @@ def load_leaderboards(folder: Path) -> tuple[list[Leaderboard], dict[str, list[s
 def _read_run(path: Path, folder: Path, reasons: dict[str, list[str]]) -> Run:
     """Read the run in a folder; unreadable values are skipped, and the reason is added to ``reasons``."""
     name = _sanitize_text(path.relative_to(folder).as_posix() if path != folder else path.resolve().name)
-    record: dict[str, Any] = {}
+    record: dict[str, Json] = {}
     lines: list[bytes] = []
     saved_parameters: int | None = None
     try:
@@ -207,7 +207,8 @@ def _read_run(path: Path, folder: Path, reasons: dict[str, list[str]]) -> Run:
                 evaluations.append(_parse_evaluation(entry))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             reasons["metrics.jsonl has a line that cannot be read"].append(name)
-    fields = record.get("fields", {})
+    fields = record.get("fields")
+    fields = fields if isinstance(fields, dict) else {}
     steps_per_epoch = _estimate_epoch_steps(fields, evaluations)
     recipe = _sanitize_text(record.get("recipe", MISSING))
     processes = record.get("processes", 1)
@@ -246,13 +247,15 @@ def _read_metrics_lines(path: Path) -> list[bytes]:
     return file.read_bytes().splitlines()
 
 
-def _parse_evaluation(entry: dict[str, Any]) -> dict[str, Any]:
+def _parse_evaluation(entry: dict[str, Json]) -> dict[str, float]:
     """Parse the metrics of an evaluation.
 
     Raises:
         ValueError: the step or the metric is missing, or a number is out of range.
     """
-    numbers = {_sanitize_text(name): value for name, value in entry.items() if type(value) in (int, float)}
+    numbers = {
+        _sanitize_text(name): value for name, value in entry.items() if type(value) is int or type(value) is float
+    }
     step, seconds = numbers["step"], numbers.get("seconds", 0)
     if not (numbers.keys() - report.NON_METRIC_KEYS and type(step) is int and step > 0 and 0 <= seconds < math.inf):
         raise ValueError("not an evaluation")
@@ -261,7 +264,7 @@ def _parse_evaluation(entry: dict[str, Any]) -> dict[str, Any]:
     return numbers
 
 
-def _read_record(path: Path) -> dict[str, Any]:
+def _read_record(path: Path) -> dict[str, Json]:
     """Read ``recipe.json``; return an empty dict if it is corrupted."""
     try:
         if (path / "recipe.json").stat().st_size > checkpoint.MAX_RECIPE_BYTES:
@@ -273,7 +276,7 @@ def _read_record(path: Path) -> dict[str, Any]:
     return dict(record) if valid else {}
 
 
-def _estimate_epoch_steps(fields: dict[str, Any], evaluations: Sequence[dict[str, Any]]) -> float:
+def _estimate_epoch_steps(fields: Mapping[str, Json], evaluations: Sequence[Mapping[str, float]]) -> float:
     """Estimate the steps of an epoch: the first evaluation follows ``eval_every`` epochs, or the last one."""
     counts = [fields.get("eval_every", 1), fields.get("epochs")]
     first = evaluations[0]["step"] if evaluations else 1
@@ -287,7 +290,7 @@ def _format_epochs(path: Path, planned: object, reached: int) -> str:
     return str(planned) if (path / "report.html").is_file() or reached >= planned else f"{reached} of {planned}"
 
 
-def _get_count(record: dict[str, Any], name: str) -> int | None:
+def _get_count(record: Mapping[str, Json], name: str) -> int | None:
     """Return an integer recorded by the run, or None if it is missing or out of range."""
     value = record.get(name)
     return value if type(value) is int and 0 <= value <= MAX_INTEGER else None
@@ -463,7 +466,7 @@ def write_page(boards: Sequence[Leaderboard], folder: Path, out: Path) -> None:
     checkpoint.write_file(out, page)
 
 
-def _build_section(board: Leaderboard) -> dict[str, Any]:
+def _build_section(board: Leaderboard) -> dict[str, object]:
     """Build the values of a leaderboard's section of the page."""
     figures = [("Training curves", plot_curves), ("Cost", plot_costs)] if board.runs else []
     return {

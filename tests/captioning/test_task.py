@@ -433,7 +433,7 @@ def test_training_learns_the_colors(folder, tmp_path):
     ).metrics
     assert metrics["count"] == 3
     assert metrics["exact"] == 1.0
-    task = checkpoint.load(tmp_path / "run", device="cpu")
+    task = checkpoint.load_task(tmp_path / "run", device="cpu")
     (prediction,) = task.predict([folder / "Images" / "28.png"])
     assert "green" in prediction["caption"]
     assert prediction["captions"][0]["caption"] == prediction["caption"]
@@ -460,7 +460,7 @@ def test_features_of_a_frozen_encoder_are_computed_once(folder, tmp_path, monkey
     results = [train(recipe, tmp_path / name, device="cpu", precision="float32").metrics for name in ("one", "two")]
     assert sum(batch_sizes) == 24 + 24 + 3  # training images, their mirror images, and test images
     assert results[0] == results[1]
-    weights = checkpoint.load(tmp_path / "one", device="cpu").model.encoder.state_dict()
+    weights = checkpoint.load_task(tmp_path / "one", device="cpu").model.encoder.state_dict()
     assert all(torch.equal(value, encoder.state_dict()[key]) for key, value in weights.items())
 
 
@@ -470,7 +470,7 @@ def test_fine_tuning_changes_the_encoder_after_the_frozen_stage(folder, tmp_path
     save_file(encoder.state_dict(), tmp_path / "encoder.safetensors")
     recipe = build_recipe(folder, init=str(tmp_path / "encoder.safetensors"), finetune_epochs=1, epochs=2)
     train(recipe, tmp_path / "run", device="cpu", precision="float32")
-    frozen, finetuned = (checkpoint.load(tmp_path / "run" / stage, device="cpu").model for stage in ("frozen", ""))
+    frozen, finetuned = (checkpoint.load_task(tmp_path / "run" / stage, device="cpu").model for stage in ("frozen", ""))
     key = "conv1.weight"
     assert torch.equal(frozen.encoder.state_dict()[key], encoder.state_dict()[key])
     assert not torch.equal(finetuned.encoder.state_dict()[key], encoder.state_dict()[key])

@@ -481,7 +481,7 @@ def runs(tmp_path_factory):
 def probabilities(runs):
     """Predictions of the runs for the test images and their mirror images ``(2, runs, N, classes)``, and targets."""
     val = package.get_recipe("deep-convnet")(**SMALL).load_data().val
-    tasks = [checkpoint.load(run, device="cpu") for run in runs]
+    tasks = [checkpoint.load_task(run, device="cpu") for run in runs]
     with torch.inference_mode():
         rows = [[task.predict_scores(view).exp() for task in tasks] for view in (val.images, val.images.flip(3))]
     return torch.stack([torch.stack(row) for row in rows]), val.targets
@@ -530,7 +530,7 @@ def test_eval_and_predict_with_two_views(fukami, runs, probabilities, digit_file
         assert metrics["errors"] == (mean.argmax(1) != targets).sum()
         assert metrics["loss"] == pytest.approx(F.nll_loss(mean.log(), targets).item(), rel=1e-3)
     file = next(digit_files.rglob("*.png"))
-    task = checkpoint.load(runs[0], device="cpu")
+    task = checkpoint.load_task(runs[0], device="cpu")
     image = torch.from_numpy(task.transform.read_and_transform(file)).unsqueeze(0)
     with torch.inference_mode():
         expected = (task.predict_scores(image).exp() + task.predict_scores(image.flip(3)).exp())[0] / 2

@@ -101,9 +101,9 @@ def test_commands_need_the_file_of_a_custom_recipe(custom_run, fukami, tmp_path)
     assert fukami("export", "run", "--to", "float16", "--out", "half", "--recipe", "mine.py").status == 0
     assert fukami("eval", "half", "--recipe", "mine.py").status == 0
     with pytest.raises(UsageError, match="code is never loaded from a run"):
-        checkpoint.load(custom_run)
-    assert checkpoint.load(custom_run, recipe=tmp_path / "mine.py").labels == tuple("0123456789")
-    assert checkpoint.load(custom_run, recipe=package.get_recipe(str(tmp_path / "mine.py"))).labels == tuple(
+        checkpoint.load_task(custom_run)
+    assert checkpoint.load_task(custom_run, recipe=tmp_path / "mine.py").labels == tuple("0123456789")
+    assert checkpoint.load_task(custom_run, recipe=package.get_recipe(str(tmp_path / "mine.py"))).labels == tuple(
         "0123456789"
     )
 
@@ -120,9 +120,9 @@ def test_another_recipe_than_the_recorded_one_is_rejected(custom_run, fukami, tm
         assert hashlib.sha256(other.encode()).hexdigest() in result.err
     assert not (tmp_path / "harmed").exists()
     with pytest.raises(UsageError, match=recorded):
-        checkpoint.load(custom_run, recipe=DeepConvNet)
+        checkpoint.load_task(custom_run, recipe=DeepConvNet)
     with pytest.raises(UsageError, match="not a custom recipe"):
-        checkpoint.load("deep-convnet", recipe=tmp_path / "mine.py")
+        checkpoint.load_task("deep-convnet", recipe=tmp_path / "mine.py")
 
 
 def test_resuming_an_edited_recipe_is_rejected(fukami, tmp_path):
@@ -149,10 +149,10 @@ def test_a_recipe_of_a_notebook_is_passed_as_a_class(trained, tmp_path):
         assert identify_recipe(recipe) == {"recipe": "Mine", "recipe_sha256": None}
         run = copy_run(trained, tmp_path / "run")
         change_record(run, **identify_recipe(recipe))
-        assert checkpoint.load(run, recipe=recipe).labels == tuple("0123456789")
+        assert checkpoint.load_task(run, recipe=recipe).labels == tuple("0123456789")
         (tmp_path / "mine.py").write_text(SOURCE)
         with pytest.raises(UsageError, match="pass the class"):
-            checkpoint.load(run, recipe=tmp_path / "mine.py")
+            checkpoint.load_task(run, recipe=tmp_path / "mine.py")
     finally:
         del sys.modules["notebook"]
 
@@ -174,7 +174,7 @@ def test_mismatched_weights_are_rejected(message, convert, trained, tmp_path):
     last = [key for key, value in tensors.items() if value.shape == (10, 50)]
     save_file(tensors | {last[0]: convert(tensors[last[0]])}, run / "weights.safetensors")
     with pytest.raises(Error, match=f"{last[0]}.*{message}"):
-        checkpoint.load(run)
+        checkpoint.load_task(run)
 
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "metrics.jsonl", "last.ckpt", "elsewhere"])
@@ -329,7 +329,7 @@ def test_fields_of_another_type_are_rejected(field, value, trained, tmp_path):
     fields = json.loads((run / "recipe.json").read_text())["fields"]
     change_record(run, fields=fields | {field: value})
     with pytest.raises(Error, match=r"field|network|between|at least"):
-        checkpoint.load(run)
+        checkpoint.load_task(run)
 
 
 @pytest.mark.parametrize(
@@ -356,7 +356,7 @@ def test_huge_networks_are_rejected(recipe, field, value, trained, tmp_path):
     run = copy_run(trained, tmp_path / "run")
     change_record(run, recipe=recipe, fields={field: value})
     with pytest.raises(Error, match=r"more than 50,000 layers|between 1 and 100"):
-        checkpoint.load(run)
+        checkpoint.load_task(run)
 
 
 def test_sparse_weight_files_are_not_loaded(trained, tmp_path):
@@ -371,7 +371,7 @@ def test_sparse_weight_files_are_not_loaded(trained, tmp_path):
         file.truncate(8 + len(text) + 2**33)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(Error, match=r"model\.0\.weight is \(2147483648,\) instead of"):
-        checkpoint.load(run)
+        checkpoint.load_task(run)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000  # kB
 
 
@@ -547,7 +547,7 @@ def test_the_weights_of_a_stage_are_checked(trained, tmp_path):
     tensors = load_file(run / "weights.safetensors")
     name = min(tensors)
     save_file(tensors | {name: torch.full_like(tensors[name], torch.nan)}, run / "weights.safetensors")
-    task = checkpoint.load(trained)
+    task = checkpoint.load_task(trained)
     with pytest.raises(Error, match=f"{name} has values that are not finite"):
         rcnn.load_stage_weights(task, run)
 

@@ -50,7 +50,9 @@ def test_onnx_metadata_suffice_to_reproduce_predictions(fukami, trained, digit_f
     preprocessing, labels = json.loads(metadata["preprocessing"]), json.loads(metadata["labels"])
     assert preprocessing["values"] == "(image / 255 - mean) / std"
     files = sorted(digit_files.rglob("*.png"))[:3]
-    images = np.stack([checkpoint.load(trained).transform.read_and_transform(file) for file in files])  # as in MNIST
+    images = np.stack(
+        [checkpoint.load_task(trained).transform.read_and_transform(file) for file in files]
+    )  # as in MNIST
     mean, std = (np.array(preprocessing[name]).reshape(1, -1, 1, 1) for name in ("mean", "std"))
     (scores,) = session.run(["scores"], {"images": ((images / 255 - mean) / std).astype(np.float32)})
     probabilities = np.exp(scores - scores.max(1, keepdims=True))
@@ -170,7 +172,7 @@ def test_a_failed_export_leaves_no_run(trained, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         export_run(trained, "float16", tmp_path / "half")
     with pytest.raises(UsageError, match="neither a run's folder"):
-        checkpoint.load(tmp_path / "half")
+        checkpoint.load_task(tmp_path / "half")
 
 
 def test_runs_exported_to_binary_cannot_be_explained_or_trained(fukami, binarized):

@@ -148,4 +148,35 @@ def test_wrong_names_are_refused_before_anything_is_written(tmp_path, monkeypatc
         fukami.train("deep-convnet", data="nowhere")
     with pytest.raises(UsageError, match="no-run"):
         fukami.load("no-run")
+    for fields, message in (
+        ({"epochs": "5"}, r"'epochs' of deep-convnet should be of type int, not '5'"),
+        ({"epochs": 0}, "epochs should be at least 1, not 0"),
+        ({"data": 3}, r"'data' of deep-convnet should be of type str, not 3"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            fukami.train("deep-convnet", **fields)
+    with pytest.raises(UsageError, match=r"a name such as 'resnet18', or a fukami.Recipe, not 3"):
+        fukami.train(3)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_folder_is_answered_with_similar_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "flowers").mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"'data/flowrs'; did you mean 'data/flowers'\?"):
+        fukami.train("deep-convnet", data="data/flowrs")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_lists_and_paths_are_values_of_fields(tmp_path, digit_files):
+    run = fukami.train("deep-convnet", tmp_path / "run", data=digit_files, augment=["shift=1"], epochs=1, device="cpu")
+    stored, _ = checkpoint.read_recipe(run.folder)
+    assert (stored.data, stored.augment) == (str(digit_files), ("shift=1",))
+
+
+@pytest.mark.parametrize("source", [3, None, {"file": "a.png"}])
+def test_inputs_of_other_types_are_refused(model, source):
+    with pytest.raises(UsageError, match=f"not {type(source).__name__}"):
+        model.predict(source)
+    with pytest.raises(UsageError, match=f"not {type(source).__name__}"):
+        model.draw(source)

@@ -257,7 +257,7 @@ def test_features_of_digits_come_from_the_bundled_classifier(few_digits):
     assert extractor.name == "digits"
     val = DCGAN(**SMALL).load_data().val
     features = extractor.extract(val.images, torch.device("cpu"))
-    task = checkpoint.load("deep-convnet", device="cpu")
+    task = checkpoint.load_task("deep-convnet", device="cpu")
     with torch.inference_mode():
         expected = task.model(val.images.float() / 255)
         torch.testing.assert_close(extractor.classifier(features), expected)

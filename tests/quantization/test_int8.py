@@ -241,7 +241,7 @@ def test_other_layers_are_not_quantized():
 def test_accuracy_on_digits_is_kept():
     """The bundled weights on another dataset, with post-training quantization and quantization-aware training."""
 
-    task = checkpoint.load("deep-convnet", device="cpu")
+    task = checkpoint.load_task("deep-convnet", device="cpu")
     _, digits, _ = labeled_images.load_labeled_images("digits", 0.2)
     digits = digits.decode(task.transform)
     images, targets = task.normalize_images(digits.images), digits.targets
@@ -269,7 +269,7 @@ def test_accuracy_on_digits_is_kept():
 
 def test_mnist_accuracy_drops_by_at_most_a_tenth_of_a_percent(mnist_folder):
 
-    task = checkpoint.load("deep-convnet", device="cpu")
+    task = checkpoint.load_task("deep-convnet", device="cpu")
     train, test, _ = labeled_images.load_labeled_images("mnist", 0.2)
     test = test.decode(task.transform)
     images, targets = task.normalize_images(test.images[:2000]), test.targets[:2000]

@@ -53,7 +53,7 @@ DIGIT = Path(__file__).parents[2] / "docs" / "digit.png"
 
 @pytest.fixture(scope="module")
 def task():
-    return checkpoint.load("deep-convnet")
+    return checkpoint.load_task("deep-convnet")
 
 
 @pytest.fixture(scope="module")

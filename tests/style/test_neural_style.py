@@ -324,14 +324,14 @@ def test_a_run_stylizes_other_images(images, tmp_path):
     content = images / "content.png"
     recipe = NeuralStyle(content=str(content), style=(str(images / "style.png"),), **SMALL)
     train(recipe, tmp_path / "run", device="cpu", precision="float32")
-    task = checkpoint.load(tmp_path / "run", device="cpu")
+    task = checkpoint.load_task(tmp_path / "run", device="cpu")
     Image.open(content).crop((0, 0, 60, 72)).save(tmp_path / "tall.png")
     same, tall = task.predict([content, tmp_path / "tall.png"])
     assert (same["width"], same["height"], tall["width"], tall["height"]) == (96, 72, 80, 96)
     image = image_io.read_image(content)
     assert np.array_equal(task.draw(image, same), image_io.read_image(tmp_path / "run" / "preview.png"))
     assert task.draw(image, tall).size == (80, 96)
-    other = checkpoint.load(tmp_path / "run", device="cpu")
+    other = checkpoint.load_task(tmp_path / "run", device="cpu")
     assert np.array_equal(other.draw(image, json.loads(json.dumps(same))), task.draw(image, same))
     (narrow,) = task.predict([Image.new("RGB", (400, 20))])
     assert "too narrow" in narrow["error"]

@@ -20,7 +20,7 @@ RANKS = (0.02, 0.2, 0.5, 0.95)  # of the captions by CIDEr-D, the best first
 
 def plot_gallery(run: str) -> Figure:
     """Plot the images at some ranks with the generated caption and a reference caption."""
-    task = checkpoint.load(run)
+    task = checkpoint.load_task(run)
     recipe, _ = checkpoint.read_recipe(Path(run))
     eval_data = recipe.load_eval_data()
     results = task.collect_results(eval_data)

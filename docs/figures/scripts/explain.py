@@ -64,7 +64,7 @@ def plot_fields(weights_file: Path, folder: Path) -> None:
 
 def plot_features() -> None:
     """Plot the Grad-CAM, the feature maps and the top patches of deep-convnet for docs/digit.png."""
-    task = checkpoint.load("deep-convnet")
+    task = checkpoint.load_task("deep-convnet")
     (model,) = task.get_modules().values()
     pixels = torch.from_numpy(task.transform.read_and_transform(HERE.parent / "digit.png"))
     image = task.normalize_images(pixels)

@@ -24,7 +24,7 @@ NUM_PROPOSALS = 60
 @torch.inference_mode()
 def draw(run: str, scene_index: int) -> Figure:
     """Draw the scene, its objectness, its proposals and its detections."""
-    task = checkpoint.load(run, device="cpu")
+    task = checkpoint.load_task(run, device="cpu")
     task.model.eval()
     scene = scenes.generate_scene(0, scenes.NUM_TRAIN + scene_index)
     image = task.transform(torch.from_numpy(scene.image).permute(2, 0, 1))[None]

@@ -90,7 +90,7 @@ def plot_ensemble() -> None:
             "cpu",
         ]
         subprocess.run([sys.executable, "-m", "fukami", *arguments, "--out", folder], check=True)
-        task = checkpoint.load(*(f"{folder}/seed-{seed}" for seed in range(3)), device="cpu")
+        task = checkpoint.load_task(*(f"{folder}/seed-{seed}" for seed in range(3)), device="cpu")
         figures = dict(task.plot_evaluation(fukami.get_recipe("deep-convnet")().load_eval_data()))
         save(figures["Ensemble members"], "ensemble")
 

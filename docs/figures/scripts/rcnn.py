@@ -47,7 +47,7 @@ def main() -> None:
     """Draw the stages for one image."""
     run = Path(sys.argv[1])
     recipe, _ = checkpoint.read_recipe(run)
-    task = checkpoint.load(run, device="cpu")
+    task = checkpoint.load_task(run, device="cpu")
     samples = scenes.generate_box_samples(SCENE, 1)
     batch = next(iter(recipe.build_loader(samples, task.labels, train=False)))
     proposals, objects = batch.boxes[0][batch.kinds[0] == PROPOSAL], batch.boxes[0][batch.classes[0] >= 0]

@@ -29,7 +29,7 @@ def draw_fcn(run: str, scene_index: int) -> None:
     image = Image.fromarray(np.asarray(sample.source))
     columns = [("scene", image), ("ground truth", draw_mask(sample.mask.read() - 1, scenes.MASK_LABELS))]
     for name, folder in (("FCN-32s", "fcn32s-vgg16"), ("FCN-16s", "fcn16s-vgg16"), ("FCN-8s", "")):
-        task = checkpoint.load(Path(run) / folder, device="cpu")
+        task = checkpoint.load_task(Path(run) / folder, device="cpu")
         columns.append((name, draw_mask(task.decode_masks(task.predict([image])[0]), task.labels)))
     figure = Figure(figsize=(11, 2.6), layout="constrained")
     for axes, (title, column) in zip(figure.subplots(1, len(columns)), columns, strict=True):
@@ -50,7 +50,7 @@ def draw_mask(mask: image_io.UInt8Array, labels: tuple[str, ...]) -> Image.Image
 
 def draw_segnet(run: str) -> None:
     """Draw test images with the ground truth and the predictions, and a video of predictions."""
-    task = checkpoint.load(run, device="cpu")
+    task = checkpoint.load_task(run, device="cpu")
     _, test, _ = segmentation_data.load_dataset("camvid", 0.2)
     colors = [image_io.WHITE, *image_io.get_class_colors(task.labels)]
     figure = Figure(figsize=(9.6, 7.4), layout="constrained")

@@ -12,17 +12,17 @@ from torch import Tensor
 from fukami.data import streaming
 from fukami.data.augment import Augmentation
 from fukami.data.image_folder import MAX_BROKEN
-from fukami.data.labeled_images import DecodedImages
 from fukami.data.loader import SEQUENTIAL_BATCH_SIZE, Batch, BatchLoader, InMemoryLoader
 from fukami.data.streaming import FileStreamingLoader
 from fukami.errors import Error
 from fukami.image.transform import SquareTransform
 
 if TYPE_CHECKING:
+    from fukami.data.labeled_images import DecodedImages
     from fukami.engine.runtime import Runtime
 
 
-class FeatureLoader(BatchLoader):
+class FeatureLoader(BatchLoader[Batch]):
     """Loader that can yield the features of a frozen encoder instead of images."""
 
     image_indices: Tensor  # image index of each target
@@ -70,7 +70,7 @@ class CaptionLoader(FeatureLoader, InMemoryLoader):
 
     def __init__(
         self,
-        images: DecodedImages,
+        images: "DecodedImages",
         token_indices: Tensor,
         image_indices: Tensor,
         labels: tuple[str, ...],
@@ -173,7 +173,7 @@ class CaptionEvalLoader(FeatureLoader, InMemoryLoader):
 
     def __init__(
         self,
-        images: DecodedImages,
+        images: "DecodedImages",
         references: Sequence[Sequence[Sequence[str]]],
         training_captions: set[str],
         *,

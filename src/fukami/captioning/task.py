@@ -3,27 +3,31 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Unpack
+from functools import partial
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fukami.captioning import beam_search, tokenizer
 from fukami.captioning import metrics as captioning_metrics
 from fukami.captioning.tokenizer import TokenizerName
 from fukami.data.feature_cache import FeatureCache
+from fukami.data.loader import Loader
 from fukami.engine.prediction import Prediction
-from fukami.engine.task import ModelSignature, Task, TrainingOptions
+from fukami.engine.task import Metrics, ModelSignature, Task, TrainingOptions
 from fukami.errors import Error, UsageError
 from fukami.image import io as image_io
 from fukami.image.transform import SquareTransform, get_normalization
+from fukami.models.show_and_tell import LSTMState, ShowAndTell
 from fukami.quantization import half_precision
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from fukami.captioning.loader import CaptionEvalLoader, FeatureLoader
     from fukami.engine.runtime import Runtime
 
 Batch = tuple[Tensor, Tensor]
@@ -56,6 +60,14 @@ class DecodingConfig:
     seed: int = 0
 
 
+class GeneratedCaption(TypedDict):
+    """Caption of an image, its probability, and its score, the log-probability divided by a power of the length."""
+
+    caption: str
+    probability: float
+    score: float
+
+
 @dataclass(frozen=True)
 class CaptioningResults:
     """Predicted captions and the references.
@@ -82,7 +94,7 @@ class CaptioningResults:
         """The references of the captioned images."""
         return [self.references[index] for index in self.captions]
 
-    def compute_metrics(self) -> dict[str, Any]:
+    def compute_metrics(self) -> Metrics:
         """Compute the metrics of :func:`fukami.captioning.metrics.evaluate_captions`."""
         return dict(
             captioning_metrics.evaluate_captions(
@@ -95,7 +107,7 @@ class CaptioningTask(Task):
     """Image captioning: maximum likelihood of each token of a caption, given the image and the previous tokens.
 
     Args:
-        model: network with the methods of :class:`fukami.models.show_and_tell.ShowAndTell`.
+        model: the network.
         labels: the vocabulary, starting with the end, begin and unknown tokens.
         transform: preprocessing of images; it is saved with the task.
         decoding_config: settings of caption decoding.
@@ -105,11 +117,12 @@ class CaptioningTask(Task):
     """
 
     predict_batch_size = 32
+    model: ShowAndTell
     transform: SquareTransform
 
     def __init__(
         self,
-        model: nn.Module,
+        model: ShowAndTell,
         labels: tuple[str, ...],
         transform: SquareTransform,
         decoding_config: DecodingConfig,
@@ -135,7 +148,7 @@ class CaptioningTask(Task):
     def prepare_training(self) -> None:
         """Create the optimizer, without the parameters of a frozen encoder."""
         if self.frozen_encoder:
-            self.model.get_submodule("encoder").requires_grad_(False)
+            self.model.encoder.requires_grad_(False)
         super().prepare_training()
 
     def get_signature(self) -> ModelSignature:
@@ -144,9 +157,12 @@ class CaptioningTask(Task):
             "captioning models cannot be exported, because beam search is not part of the network; use fukami predict"
         )
 
-    def iterate_batches(self, loader: Any) -> Iterable[Batch]:
+    def iterate_batches(self, loader: Loader) -> Iterable[Batch]:
         """Yield training batches, epoch after epoch; compute the features of a frozen encoder first."""
         if self.frozen_encoder:
+            from fukami.captioning.loader import FeatureLoader
+
+            assert isinstance(loader, FeatureLoader)
             views = [self.extract_features(loader), self.extract_features(loader, flip=True)]
             loader.set_features(torch.stack(views, 1))
         return super().iterate_batches(loader)
@@ -174,34 +190,35 @@ class CaptioningTask(Task):
         return ((images - self.mean) / self.std).to(dtype).contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
-    def extract_features(self, loader: Any, *, flip: bool = False) -> Tensor:
+    def extract_features(self, loader: "FeatureLoader", *, flip: bool = False) -> Tensor:
         """Compute the encoder's features of all images of a loader ``(P, F)``, or read them from the cache.
 
         The cache stores them per batch of images, since the batch size affects rounding.
         """
         settings = f"show and tell {FEATURES_VERSION} {self.transform} {self.runtime.precision} {flip}"
-        cache = FeatureCache(self.model.encoder, settings, self.cache_limit) if self.cache_limit else None  # type: ignore[arg-type]
+        cache = FeatureCache(self.model.encoder, settings, self.cache_limit) if self.cache_limit else None
         all_features: list[Tensor] = []
         for images in loader.iterate_images():
-            for batch in images.split(ENCODING_BATCH_SIZE):
+            for batch in torch.split(images, ENCODING_BATCH_SIZE):
                 path = cache.get_path(batch, torch.zeros(0)) if cache else None
                 features = cache.read(path) if cache and path else None
                 if features is None or len(features) != len(batch):
                     batch = batch.to(self.runtime.device)
                     with self.runtime.autocast():
-                        encoded = self.model.encode_images(self.normalize_images(batch.flip(3) if flip else batch))  # type: ignore[operator]
+                        encoded = self.model.encode_images(self.normalize_images(batch.flip(3) if flip else batch))
                         features = encoded.float().cpu()
                     if cache and path:
                         cache.write(path, features)
                 all_features.append(features)
         return torch.cat(all_features).to(self.runtime.device)
 
-    def collect_results(self, batches: Any) -> CaptioningResults:
+    def collect_results(self, batches: Iterable[Batch]) -> CaptioningResults:
         """Generate the best caption of each image of ``batches``, over all processes."""
-        if self.frozen_encoder and batches.features is None:
-            batches.set_features(self.extract_features(batches).unsqueeze(1))
+        loader = get_eval_loader(batches)
+        if self.frozen_encoder and loader.features is None:
+            loader.set_features(self.extract_features(loader).unsqueeze(1))
         captions: dict[int, str] = {}
-        for images, indices in batches:
+        for images, indices in loader:
             if len(indices):
                 candidates = self.generate_captions(images)
                 captions |= zip(indices.tolist(), (first["caption"] for first, *_ in candidates), strict=True)
@@ -212,11 +229,11 @@ class CaptioningTask(Task):
         return CaptioningResults(
             dict(sorted(captions.items())),
             self.decoding_config.tokenizer,
-            batches.references,
-            batches.training_captions,
+            loader.references,
+            loader.training_captions,
         )
 
-    def generate_captions(self, images: Tensor) -> list[list[dict[str, Any]]]:
+    def generate_captions(self, images: Tensor) -> list[list[GeneratedCaption]]:
         """Generate captions of images ``(N, C, H, W)`` in 0..255 or features ``(N, F)``, the most likely first.
 
         Each has a ``caption``, its ``probability``, and the ``score`` that ranks it: its log-probability divided by
@@ -225,17 +242,20 @@ class CaptioningTask(Task):
         config, model = self.decoding_config, self.model
         inputs = self.normalize_images(images.to(self.runtime.device))
         with half_precision.enable_float32_fallback(model):
-            state = model.init_state(model.encode_images(inputs) if inputs.ndim == 4 else inputs)  # type: ignore[operator]
-            options: dict[str, Any] = {"max_tokens": config.max_tokens, "begin": tokenizer.BEGIN, "end": tokenizer.END}
+            state = model.init_state(model.encode_images(inputs) if inputs.ndim == 4 else inputs)
             if config.strategy == "sample":
-                generator = torch.Generator().manual_seed(config.seed)
-                options |= {"temperature": config.temperature, "generator": generator}
-                tokens, log_probs, lengths = beam_search.sample(
-                    self.decode_step, state, num_samples=config.num_captions, **options
+                search = partial(
+                    beam_search.sample,
+                    num_samples=config.num_captions,
+                    temperature=config.temperature,
+                    generator=torch.Generator().manual_seed(config.seed),
                 )
             else:
                 beam_size = 1 if config.strategy == "greedy" else config.beam_size
-                tokens, log_probs, lengths = beam_search.search(self.decode_step, state, beam_size=beam_size, **options)
+                search = partial(beam_search.search, beam_size=beam_size)
+            tokens, log_probs, lengths = search(
+                self.decode_step, state, max_tokens=config.max_tokens, begin=tokenizer.BEGIN, end=tokenizer.END
+            )
         scores = log_probs / lengths.float() ** config.length_penalty
         order = scores.argsort(dim=1, descending=True, stable=True)
         candidates = zip(tokens.tolist(), log_probs.tolist(), scores.tolist(), order.tolist(), strict=True)
@@ -243,22 +263,26 @@ class CaptioningTask(Task):
 
     def select_captions(
         self, sequences: list[list[int]], log_probs: list[float], scores: list[float], order: list[int]
-    ) -> list[dict[str, Any]]:
+    ) -> list[GeneratedCaption]:
         """Select the first captions of an image in this order, without duplicates."""
-        captions: dict[str, dict[str, Any]] = {}
+        captions: dict[str, GeneratedCaption] = {}
         for index in order:
             if log_probs[index] == -math.inf:
                 continue
             tokens = sequences[index]
             tokens = tokens[: tokens.index(tokenizer.END)] if tokenizer.END in tokens else tokens
             text = tokenizer.detokenize((self.labels[token] for token in tokens), self.decoding_config.tokenizer)
-            caption = {"caption": text, "probability": math.exp(log_probs[index]), "score": scores[index]}
+            caption: GeneratedCaption = {
+                "caption": text,
+                "probability": math.exp(log_probs[index]),
+                "score": scores[index],
+            }
             captions.setdefault(text, caption)
         return list(captions.values())[: self.decoding_config.num_captions]
 
-    def decode_step(self, state: Any, tokens: Tensor) -> tuple[Any, Tensor]:
+    def decode_step(self, state: LSTMState, tokens: Tensor) -> tuple[LSTMState, Tensor]:
         """Advance the decoder by one token; the begin and unknown tokens are never generated."""
-        state, scores = self.model.step(state, tokens)  # type: ignore[operator]
+        state, scores = self.model.step(state, tokens)
         scores[:, [tokenizer.BEGIN, tokenizer.UNKNOWN]] = -torch.inf
         return state, scores
 
@@ -278,18 +302,28 @@ class CaptioningTask(Task):
         return image_io.draw_caption(image, prediction["caption"])
 
     @torch.inference_mode()
-    def plot_evaluation(self, batches: Any) -> "Iterator[tuple[str, Figure]]":
+    def plot_evaluation(self, batches: Iterable[Batch]) -> "Iterator[tuple[str, Figure]]":
         """Yield figures of the best, median and worst captions by CIDEr-D, and of the most common captions."""
         from fukami.captioning import plots as captioning_plots
 
-        results: CaptioningResults = self._get_results(batches)
-        image_indices = list(results.captions)
+        results = self._get_results(batches)
+        assert isinstance(results, CaptioningResults)
+        captions, loader = results.captions, get_eval_loader(batches)
+        image_indices = list(captions)
 
         def load_example(position: int) -> captioning_plots.CaptionExample:
             index = image_indices[position]
-            image = batches.images[index].permute(1, 2, 0).cpu().numpy()
-            reference = tokenizer.detokenize(batches.references[index][0], self.decoding_config.tokenizer)
-            return image, results.captions[index], reference
+            image = loader.images[index].permute(1, 2, 0).cpu().numpy()
+            reference = tokenizer.detokenize(loader.references[index][0], self.decoding_config.tokenizer)
+            return image, captions[index], reference
 
         scores = captioning_metrics.compute_cider(results.tokenized_captions, results.matched_references)
-        yield from captioning_plots.plot_evaluation(scores, list(results.captions.values()), load_example)
+        yield from captioning_plots.plot_evaluation(scores, list(captions.values()), load_example)
+
+
+def get_eval_loader(batches: Iterable[Batch]) -> "CaptionEvalLoader":
+    """Return the loader of batches, which has the references."""
+    from fukami.captioning.loader import CaptionEvalLoader
+
+    assert isinstance(batches, CaptionEvalLoader)
+    return batches

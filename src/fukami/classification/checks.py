@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -151,7 +150,7 @@ def _walk_files(root: Path) -> Iterator[Path]:
 def _check_shards(spec: str, report: Findings) -> Iterator[ImageItem]:
     """Yield the images in shards, and report corrupted shards and samples."""
     base, index = shards.load_index(spec)
-    for split in ("train", "test") if index["test"] else ("train",):
+    for split in shards.SPLITS if index["test"] else shards.SPLITS[:1]:
         for shard in index[split]:
             for problem in shard.get("problems", ()):
                 report.add("broken", problem, file=shard["name"])
@@ -159,7 +158,7 @@ def _check_shards(spec: str, report: Findings) -> Iterator[ImageItem]:
 
 
 def _check_shard(
-    base: str, shard: dict[str, Any], split: str, labels: Sequence[str], report: Findings
+    base: str, shard: shards.ShardEntry, split: str, labels: Sequence[str], report: Findings
 ) -> Iterator[ImageItem]:
     """Yield the images in a shard that an index lists."""
     stream = None

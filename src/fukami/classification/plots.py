@@ -1,11 +1,14 @@
 """Figures of the evaluation of a classifier."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from fukami.classification.precision_comparison import PrecisionResult
 
 MAX_ANNOTATED_CLASSES = 20  # maximum number of classes for which cells and bars are annotated
 
@@ -87,19 +90,19 @@ def plot_member_accuracies(accuracies: Tensor, ensemble_accuracy: float, disagre
     return figure
 
 
-def plot_precisions(results: Sequence[Mapping[str, Any]]) -> Figure:
+def plot_precisions(results: "Sequence[PrecisionResult]") -> Figure:
     """Plot the results of :func:`fukami.classification.precision_comparison.compare_precisions` as bars."""
     panels = (
-        ("errors, %", [100 * (1 - result["accuracy"]) for result in results]),
-        ("disagreement with float32, %", [100 * (1 - result["agreement"]) for result in results]),
-        ("file, kB", [result["bytes"] / 1e3 for result in results]),
-        ("memory, batch size 256, MB", [result["memory_256"] / 1e6 for result in results]),
-        ("latency, one image, ms", [1e3 * result["latency"] for result in results]),
-        ("images / s, batch size 256", [result["throughput"] for result in results]),
+        ("errors, %", [100 * (1 - result.metrics["accuracy"]) for result in results]),
+        ("disagreement with float32, %", [100 * (1 - result.agreement) for result in results]),
+        ("file, kB", [result.bytes / 1e3 for result in results]),
+        ("memory, batch size 256, MB", [result.loaded.memory_256 / 1e6 for result in results]),
+        ("latency, one image, ms", [1e3 * result.latency for result in results]),
+        ("images / s, batch size 256", [result.throughput for result in results]),
     )
     figure = Figure(figsize=(2.2 * len(panels) + 0.8, 0.9 + 0.34 * len(results)), layout="constrained")
     for axes, (title, values) in zip(figure.subplots(1, len(panels), sharey=True), panels, strict=True):
-        bars = axes.barh([result["precision"] for result in results], values, color="#4878a8")
+        bars = axes.barh([result.precision for result in results], values, color="#4878a8")
         axes.bar_label(
             bars, [f"{value:,.3g}" if value < 1000 else f"{value:,.0f}" for value in values], padding=3, fontsize=8
         )

@@ -6,18 +6,20 @@ processes, so that other load on the machine affects all of them equally.
 
 import importlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
 from fukami.classification.task import ClassificationTask
+from fukami.data.parsing import Json
 from fukami.engine import checkpoint, precision
 from fukami.engine import export as engine_export
 from fukami.engine.recipe import check_data
@@ -30,12 +32,56 @@ BATCH_SIZE = 256  # batch size of the throughput; the latency is that of one ima
 NUM_ROUNDS = 5  # timings of each process
 MIN_SECONDS = 0.2  # minimum duration of a timing
 
+
+class LoadedRun(NamedTuple):
+    """Measurements of loading a run.
+
+    Attributes:
+        memory_1, memory_256: peak memory in bytes for loading, and for prediction with batch size 1 or 256.
+        dtypes: dtypes of the weights, activations and accumulators.
+    """
+
+    memory_1: int
+    memory_256: int
+    dtypes: dict[str, str]
+
+
+@dataclass
+class PrecisionResult:
+    """Measurements of a run at one precision.
+
+    Attributes:
+        precision: name of the precision.
+        bytes: size of the file.
+        loaded: memory and dtypes.
+        metrics: metrics of the evaluation.
+        agreement: fraction of the predictions equal to those of float32.
+        latency: median seconds for one image.
+        throughput: images per second with batch size 256.
+    """
+
+    precision: str
+    bytes: int
+    loaded: LoadedRun
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    agreement: float = 0.0
+    latency: float = 0.0
+    throughput: float = 0.0
+
+    def to_json(self) -> dict[str, Json]:
+        """Return all values by name."""
+        return {
+            "precision": self.precision, "bytes": self.bytes, **self.loaded._asdict(), **self.metrics,
+            "agreement": self.agreement, "latency": self.latency, "throughput": self.throughput,
+        }  # fmt: skip
+
+
 _task: ClassificationTask  # set in each measuring process
 
 
 def compare_precisions(
     run: str | Path, data: str | None = None, device: str = "auto", recipe_file: Path | None = None
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
+) -> tuple[list[PrecisionResult], dict[str, str]]:
     """Measure a classifier's run at every supported precision.
 
     Args:
@@ -45,11 +91,7 @@ def compare_precisions(
         recipe_file: file of the run's custom recipe.
 
     Returns:
-        A result for each precision, and the reason why each of the others is unsupported. A result has its
-        ``precision``, the metrics, ``agreement`` (fraction of the predictions equal to those of float32), ``bytes`` of
-        the file, ``memory_1`` and ``memory_256`` (peak memory in bytes for loading and for prediction with batch size 1
-        or 256), ``latency`` (median seconds for one image), ``throughput`` (images per second with batch size 256) and
-        ``dtypes`` of the computation.
+        A result for each precision, and the reason why each of the others is unsupported.
 
     Raises:
         UsageError: the run is an export, or is not a classifier's.
@@ -59,7 +101,7 @@ def compare_precisions(
     resolved_device = str(Runtime.start(device, "float32").device)
     if data is None:
         check_data(checkpoint.read_recipe(folder, recipe_file)[0])
-    results: list[dict[str, Any]] = []
+    results: list[PrecisionResult] = []
     unsupported: dict[str, str] = {}
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -74,24 +116,21 @@ def compare_precisions(
                 unsupported[name] = str(error)
                 continue
             process = stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
-            memory = process.submit(_load_run, root / name, device, torch.get_num_threads(), recipe_file).result()
-            results.append({"precision": name, "bytes": export["bytes"], **memory})
+            loaded = process.submit(_load_run, root / name, device, torch.get_num_threads(), recipe_file).result()
+            results.append(PrecisionResult(name, export["bytes"], loaded))
             processes.append(process)
         predictions: list[Tensor] = []
         for result, process in zip(results, processes, strict=True):
-            metrics, predicted = process.submit(_evaluate_run, folder, data, recipe_file).result()
+            result.metrics, predicted = process.submit(_evaluate_run, folder, data, recipe_file).result()
             predictions.append(torch.tensor(predicted))
-            result |= metrics | {"agreement": float((predictions[-1] == predictions[0]).float().mean())}
-        for count, name in ((1, "latency"), (BATCH_SIZE, "throughput")):
-            times = [
-                [process.submit(_time_prediction, count).result() for process in processes] for _ in range(NUM_ROUNDS)
-            ]
-            for result, seconds in zip(results, torch.tensor(times).median(0).values.tolist(), strict=True):
-                result[name] = seconds if count == 1 else count / seconds
+            result.agreement = float((predictions[-1] == predictions[0]).float().mean())
+        latencies, batch_seconds = (_time_predictions(processes, count) for count in (1, BATCH_SIZE))
+        for result, latency, seconds in zip(results, latencies, batch_seconds, strict=True):
+            result.latency, result.throughput = latency, BATCH_SIZE / seconds
     return results, unsupported
 
 
-def _load_run(folder: Path, device: str, threads: int, recipe: Path | None) -> dict[str, Any]:
+def _load_run(folder: Path, device: str, threads: int, recipe: Path | None) -> LoadedRun:
     """Load a run in this process; return the peak memory of loading and first predictions, and the dtypes."""
     global _task
     torch.set_num_threads(threads)
@@ -100,18 +139,19 @@ def _load_run(folder: Path, device: str, threads: int, recipe: Path | None) -> d
     dtypes = precision.describe_dtypes(run_precision, resolved_device)
     _import_libraries(folder, run_precision, resolved_device, recipe)
     before = _measure_peak_memory()
-    task = checkpoint.load(folder, device=device, recipe=recipe)
+    task = checkpoint.load_task(folder, device=device, recipe=recipe)
     if not isinstance(task, ClassificationTask):
         raise UsageError(
             f"only the precisions of a classifier can be compared, and the run is a {type(task).__name__}; specify a "
             "classifier's run"
         )
     _task = task
-    memory = {}
-    for count in (1, BATCH_SIZE):
+
+    def measure_memory(count: int) -> int:
         _build_predictor(count)()
-        memory[f"memory_{count}"] = _measure_peak_memory() - before
-    return memory | {"dtypes": dtypes}
+        return _measure_peak_memory() - before
+
+    return LoadedRun(measure_memory(1), measure_memory(BATCH_SIZE), dtypes)
 
 
 def _import_libraries(folder: Path, run_precision: str, device: torch.device, source: Path | None) -> None:
@@ -157,6 +197,13 @@ def _build_predictor(count: int) -> Callable[[], Tensor]:
     return torch.inference_mode()(lambda: _task.predict_scores(images))
 
 
+def _time_predictions(processes: Sequence[ProcessPoolExecutor], count: int) -> list[float]:
+    """Measure the median seconds of a prediction of ``count`` images in each process, in alternation."""
+    rounds = [[process.submit(_time_prediction, count).result() for process in processes] for _ in range(NUM_ROUNDS)]
+    medians: list[float] = torch.tensor(rounds).median(0).values.tolist()
+    return medians
+
+
 def _time_prediction(count: int) -> float:
     """Measure the median seconds of a prediction of ``count`` images."""
     timer = Timer("predict()", globals={"predict": _build_predictor(count)}, num_threads=torch.get_num_threads())
@@ -170,22 +217,22 @@ COLUMNS = (
 NUM_TERMINAL_COLUMNS = 9  # columns shown in a terminal
 
 
-def format_rows(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+def format_rows(results: Sequence[PrecisionResult]) -> list[tuple[str, ...]]:
     """Format the results as rows with :data:`COLUMNS`; × is the speed relative to the first result."""
     first = results[0]
     return [
         (
-            result["precision"],
-            f"{result['accuracy']:.2%}",
-            f"{result['agreement']:.2%}",
-            f"{result['bytes'] / 1e3:,.1f}",
-            f"{result['memory_256'] / 1e6:,.1f}",
-            f"{1e3 * result['latency']:.3f}",
-            f"{first['latency'] / result['latency']:.2f}",
-            f"{result['throughput']:,.0f}",
-            f"{result['throughput'] / first['throughput']:.2f}",
-            f"{result['memory_1'] / 1e6:,.1f}",
-            ", ".join(result["dtypes"][name] for name in ("weights", "activations", "accumulators")),
+            result.precision,
+            f"{result.metrics['accuracy']:.2%}",
+            f"{result.agreement:.2%}",
+            f"{result.bytes / 1e3:,.1f}",
+            f"{result.loaded.memory_256 / 1e6:,.1f}",
+            f"{1e3 * result.latency:.3f}",
+            f"{first.latency / result.latency:.2f}",
+            f"{result.throughput:,.0f}",
+            f"{result.throughput / first.throughput:.2f}",
+            f"{result.loaded.memory_1 / 1e6:,.1f}",
+            ", ".join(result.loaded.dtypes[name] for name in ("weights", "activations", "accumulators")),
         )
         for result in results
     ]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from fukami.classification.task import ClassificationTask
     from fukami.data.labeled_images import LabeledImages
-    from fukami.data.loader import BatchLoader
+    from fukami.data.loader import Batch, BatchLoader
     from fukami.image.transform import SquareTransform
 
 MAX_EVAL_BATCH_SIZE = 500  # maximum batch size of the evaluation
@@ -135,7 +135,7 @@ class ClassificationRecipe(SplitLoading, SupervisedRecipe):
 
         return labeled_images.load_labeled_images(self.data, self.holdout)
 
-    def build_loader(self, split: "LabeledImages", labels: tuple[str, ...], *, train: bool) -> "BatchLoader":
+    def build_loader(self, split: "LabeledImages", labels: tuple[str, ...], *, train: bool) -> "BatchLoader[Batch]":
         """Build the loader of a split, for training or evaluation."""
         transform = self.build_transform(labels)
         if train:

@@ -3,7 +3,7 @@
 import copy
 import json
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 from PIL import Image
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.quasirandom import SobolEngine
 
 from fukami.classification import metrics
+from fukami.data.loader import Batch, BatchLoader, Loader
 from fukami.engine.prediction import Prediction
 from fukami.engine.task import ModelSignature, Task, TrainingOptions, match_labels
 from fukami.errors import Error, UsageError
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from fukami.data.augment import Augmentation
     from fukami.engine.runtime import Runtime
 
-Batch = tuple[Tensor, Tensor]
 TOP_K = 10  # number of classes in a prediction's ranking
 AUX_LOSS_WEIGHT = 0.3  # loss weight of each auxiliary classifier (Szegedy et al. 2015, section 5)
 
@@ -132,9 +132,10 @@ class ClassificationTask(Task):
             lambda batch: self.normalize_images(batch[0].to(self.runtime.device)),
         )
 
-    def iterate_batches(self, loader: Any) -> Iterable[Batch]:
+    def iterate_batches(self, loader: Loader) -> Iterable[Batch]:
         """Yield the batches of all epochs; class weights are computed from the loader's ``targets``."""
         if self.use_class_weights:
+            assert isinstance(loader, BatchLoader)
             counts = loader.targets.bincount(minlength=len(self.labels)).clamp(min=1)
             self.class_weights = (len(loader.targets) / (len(self.labels) * counts)).to(self.runtime.device)
         return super().iterate_batches(loader)
@@ -271,7 +272,8 @@ class ClassificationTask(Task):
         """Yield figures of the confusion matrix, class accuracies, ensemble members and most confident errors."""
         from fukami.classification import plots as classification_plots
 
-        results: metrics.ClassificationResults = self._get_results(batches)
+        results = self._get_results(batches)
+        assert isinstance(results, metrics.ClassificationResults)
         if not self.runtime.is_main:
             return
         matrix = results.confusion_matrix.cpu()

@@ -4,11 +4,15 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from fukami.cli.arguments import run_cli
 from fukami.cli.main import InferencePrecision
+from fukami.data.parsing import Json
 from fukami.errors import UsageError
+
+if TYPE_CHECKING:
+    from fukami.classification.precision_comparison import PrecisionResult
 
 
 def command(arguments: list[str]) -> None:
@@ -51,7 +55,7 @@ def command(arguments: list[str]) -> None:
         overrides = checkpoint.parse_run_overrides(runs, set, recipe)
         task = None
         if precision != "all":
-            task = checkpoint.load(
+            task = checkpoint.load_task(
                 *runs, device=device, precision=precision, vote=vote, overrides=overrides, recipe=recipe
             )
         folder = checkpoint.locate_run(runs[0])
@@ -62,7 +66,7 @@ def command(arguments: list[str]) -> None:
         else:
             run_recipe = run_recipe.with_data(data)
         precision_name = checkpoint.read_precision(folder) if precision == "auto" else precision
-        summary: dict[str, Any] = {
+        summary: dict[str, Json] = {
             "data": getattr(run_recipe, "data", None),
             "precision": precision_name,
             "runs": list(runs),
@@ -71,8 +75,8 @@ def command(arguments: list[str]) -> None:
         if task is None:
             from fukami.classification import precision_comparison
 
-            steps, skipped = precision_comparison.compare_precisions(runs[0], data, device, recipe)
-            print(json.dumps(_report_precisions(steps, skipped, summary, out, command_line)))
+            results, skipped = precision_comparison.compare_precisions(runs[0], data, device, recipe)
+            print(json.dumps(_report_precisions(results, skipped, summary, out, command_line)))
             return
         from fukami.classification.task import set_num_views
 
@@ -92,14 +96,18 @@ def command(arguments: list[str]) -> None:
 
 
 def _report_precisions(
-    steps: list[dict[str, Any]], skipped: dict[str, str], summary: dict[str, Any], out: Path | None, command_line: str
-) -> dict[str, Any]:
+    results: "list[PrecisionResult]",
+    skipped: dict[str, str],
+    summary: dict[str, Json],
+    out: Path | None,
+    command_line: str,
+) -> dict[str, Json]:
     """Print a table of every precision to stderr, write a page to ``out`` and return the metrics."""
     from fukami.classification import plots as classification_plots
     from fukami.classification import precision_comparison
     from fukami.engine import report
 
-    rows = precision_comparison.format_rows(steps)
+    rows = precision_comparison.format_rows(results)
     narrow = [row[: precision_comparison.NUM_TERMINAL_COLUMNS] for row in (precision_comparison.COLUMNS, *rows)]
     widths = [max(map(len, column)) for column in zip(*narrow, strict=True)]
     for row in narrow:
@@ -111,11 +119,11 @@ def _report_precisions(
             out,
             precision_comparison.COLUMNS,
             rows,
-            classification_plots.plot_precisions(steps),
+            classification_plots.plot_precisions(results),
             skipped,
             summary,
             command_line,
         )
         summary["report"] = str(page)
-    metrics = {name: steps[0][name] for name in ("accuracy", "errors", "count", "loss")}
-    return {**metrics, **summary, "precisions": steps, "skipped": skipped}
+    metrics = {name: results[0].metrics[name] for name in ("accuracy", "errors", "count", "loss")}
+    return {**metrics, **summary, "precisions": [result.to_json() for result in results], "skipped": skipped}

@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fukami.cli.arguments import run_cli
 from fukami.cli.inputs import format_json_line, split_runs_and_files
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fukami.classification.task import ClassificationTask
+    from fukami.engine.prediction import Prediction
     from fukami.engine.recipe import Recipe
     from fukami.engine.report import EncodedFigure
     from fukami.engine.task import Task
@@ -103,7 +104,7 @@ def explain_run(name: str, out: Path | None, recipe: Path | None) -> None:
     """Print the layer table of a run's network, and write its page to ``out``, if specified."""
     from fukami.engine import checkpoint
 
-    task = checkpoint.load(checkpoint.locate_unconverted_run(name), recipe=recipe)
+    task = checkpoint.load_task(checkpoint.locate_unconverted_run(name), recipe=recipe)
     shape = get_input_shape(name, task)
     text, layers, field = summarize_network(get_network(task), shape, "the run's weights")
     print(text)
@@ -225,17 +226,16 @@ def load_classifier(name: str, recipe: Path | None) -> "tuple[Path, Classificati
     from fukami.engine import checkpoint
 
     folder = checkpoint.locate_unconverted_run(name)
-    task = checkpoint.load(name, recipe=recipe)
+    task = checkpoint.load_task(name, recipe=recipe)
     if not isinstance(task, ClassificationTask):
         raise UsageError(f"images are explained for classifiers only; {name} is a run of {type(task).__name__}")
     return folder, task, get_input_shape(name, task)
 
 
-def get_network(task: Any) -> "nn.Module":
+def get_network(task: "Task") -> "nn.Module":
     """Return the network of a task; for an ensemble of snapshots, the last one."""
     from fukami.layers.ensemble import Ensemble
 
-    model: nn.Module
     model = next(iter(task.get_modules().values()))
     if isinstance(model, Ensemble):
         print(
@@ -294,8 +294,11 @@ def format_layer_table(layers: "Sequence[LayerInfo]") -> str:
                 else f"{layer.effective_stride[0]:g}"
             )
             shape = "×".join(map(str, layer.output_shape))
-            numbers = (f"{value:,}" for value in (layer.num_parameters, layer.multiply_adds, layer.output_bytes))
-            rows.append((layer.name, layer.op_type, shape, *numbers, format_receptive_field(layer), stride))  # type: ignore[arg-type]
+            parameters, multiply_adds, memory = (
+                f"{value:,}" for value in (layer.num_parameters, layer.multiply_adds, layer.output_bytes)
+            )
+            receptive_field = format_receptive_field(layer)
+            rows.append((layer.name, layer.op_type, shape, parameters, multiply_adds, memory, receptive_field, stride))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
@@ -317,7 +320,7 @@ def format_field_title(field: "EffectiveReceptiveField") -> str:
     return f"layer {field.layer.name}:\n{size}"
 
 
-def plot_network(text: str, layers: "list[LayerInfo]", field: "EffectiveReceptiveField | None") -> dict[str, Any]:
+def plot_network(text: str, layers: "list[LayerInfo]", field: "EffectiveReceptiveField | None") -> dict[str, object]:
     """Return the layer table, the figures and the savings of stacked filters for the page of a network."""
     from fukami.engine.report import encode_figure
     from fukami.explain import stacked_filters
@@ -351,8 +354,8 @@ def plot_receptive_field(field: "EffectiveReceptiveField | None") -> "EncodedFig
 
 
 def explain_predictions(
-    recipe: "Recipe", task: "ClassificationTask", shape: "Shape", predictions: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
+    recipe: "Recipe", task: "ClassificationTask", shape: "Shape", predictions: "Sequence[Prediction]"
+) -> dict[str, object]:
     """Return the figures of each image and of the network, and its layer table, for the page of these images."""
     import torch
 
@@ -452,7 +455,7 @@ def load_training_images(recipe: "Recipe", cost: int) -> "tuple[list[Tensor], st
         return [], ""
 
 
-def write_page(folder: Path, template: str, **values: Any) -> Path:
+def write_page(folder: Path, template: str, **values: object) -> Path:
     """Write the page, print its path and return it."""
     from fukami.engine import checkpoint
     from fukami.engine.html import render_page

@@ -5,17 +5,18 @@ import json
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from fukami.cli.arguments import run_cli
 from fukami.cli.main import InferencePrecision
 from fukami.errors import UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
     from PIL.Image import Image
 
-    Array = npt.NDArray[Any]
+    Array = npt.NDArray[np.generic]
 
 FPS = 15  # steps per second of a game: 60 frames per second, 4 frames per step
 
@@ -62,7 +63,7 @@ def command(arguments: list[str]) -> None:
             raise UsageError(
                 "--episodes should be at least 1, --max-seconds more than 0, and --epsilon between 0 and 1"
             )
-        task = checkpoint.load(folder, device=device, precision=precision, recipe=recipe)
+        task = checkpoint.load_task(folder, device=device, precision=precision, recipe=recipe)
         if not isinstance(task, QLearningTask):
             raise UsageError(f"{folder} is not the run of an agent; use a run of fukami train dqn")
         run_recipe = cast(DQN, checkpoint.read_recipe(checkpoint.locate_run(folder), recipe)[0])

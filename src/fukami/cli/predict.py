@@ -92,7 +92,9 @@ def command(arguments: list[str]) -> None:
             raise UsageError(f"--fps should be frames per second, from 0 to 1000, not {fps:g}")
         runs, files = split_runs_and_files(inputs)
         overrides = checkpoint.parse_run_overrides(runs, set, recipe)
-        task = checkpoint.load(*runs, device=device, precision=precision, vote=vote, overrides=overrides, recipe=recipe)
+        task = checkpoint.load_task(
+            *runs, device=device, precision=precision, vote=vote, overrides=overrides, recipe=recipe
+        )
         set_num_views(task, views)
         failed = 0
         with PredictionPage(out, task, files) as page:
@@ -142,7 +144,7 @@ def _generate_images(
         )
     if out is None:
         raise UsageError("--num-samples needs a folder for the images; add --out")
-    task = checkpoint.load(runs[0], device=device, precision=precision, recipe=recipe_file)
+    task = checkpoint.load_task(runs[0], device=device, precision=precision, recipe=recipe_file)
     if not isinstance(task, GANTask):
         raise UsageError(f"{runs[0]} is not the run of a generator; remove --num-samples, and specify files")
     terms = generation_samples.parse_arithmetic(options.arithmetic, options.num_samples) if options.arithmetic else []

@@ -6,10 +6,10 @@ import socket
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from fukami.cli.arguments import run_cli
 from fukami.cli.main import InferencePrecision
+from fukami.data.parsing import Json
 from fukami.errors import Error, UsageError, require_extra
 
 SHUTDOWN_SECONDS = 5  # grace period of unfinished requests when the server stops
@@ -70,7 +70,9 @@ def command(arguments: list[str]) -> None:
         if not request_timeout > 0:
             raise UsageError(f"--request-timeout should be more than 0 seconds, not {request_timeout:g}")
         overrides = checkpoint.parse_run_overrides(runs, set, recipe)
-        task = checkpoint.load(*runs, device=device, precision=precision, vote=vote, overrides=overrides, recipe=recipe)
+        task = checkpoint.load_task(
+            *runs, device=device, precision=precision, vote=vote, overrides=overrides, recipe=recipe
+        )
         set_num_views(task, views)
         hosts = {*LOCAL_HOSTS, host, *allowed_hosts}
         application = create_app(
@@ -110,7 +112,7 @@ def check_token(token: str) -> str:
     return token
 
 
-def build_run_info(runs: tuple[str, ...], precision: str, recipe: Path | None) -> dict[str, Any]:
+def build_run_info(runs: tuple[str, ...], precision: str, recipe: Path | None) -> dict[str, Json]:
     """Describe the served runs for clients, without paths of this machine."""
     from fukami.engine import checkpoint
     from fukami.engine.recipe import get_recipe_name

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fukami.cli.arguments import parse_recipe_arguments
 from fukami.cli.main import Precision, has_recipe_name
@@ -128,7 +128,7 @@ def _remove_flag(flag: str, arguments: list[str]) -> list[str]:
     return [argument for argument in kept if not argument.startswith(f"{flag}=")]
 
 
-def _load_resumed_recipe(arguments: list[str], recipe: "type[Recipe]") -> Any:
+def _load_resumed_recipe(arguments: list[str], recipe: "type[Recipe]") -> "Recipe | None":
     """Load the recipe of the run to resume, so that its flags need not be repeated; None if there is no run."""
     from fukami.engine import checkpoint
     from fukami.engine.recipe import check_data, get_recipe_name, identify_recipe, is_built_in

@@ -16,10 +16,10 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from itertools import pairwise
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO, Protocol
+from typing import Protocol
 
 from fukami.data import tar
 from fukami.data.locations import get_cache_folder
@@ -207,10 +207,17 @@ def _iterate_zip(archive: zipfile.ZipFile, size: int) -> Iterator[_Member]:
 # tar
 
 
+class BinaryReader(Protocol):
+    """Binary file that is read in order."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to ``size`` bytes; none at the end of the file."""
+
+
 class _ForwardReader:
     """Forward-only reader with offsets, for compressed files, which cannot seek."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: BinaryReader) -> None:
         self.file, self.position = file, 0
 
     def __call__(self, start: int, count: int) -> bytes:
@@ -274,10 +281,10 @@ def _is_tar_header(start: bytes) -> bool:
     return True
 
 
-def _open_compressed(archive: Path, kind: str) -> IO[bytes]:
+def _open_compressed(archive: Path, kind: str) -> AbstractContextManager[BinaryReader]:
     if kind == "xz":
-        return _XzReader(archive)  # type: ignore[return-value]
-    return gzip.open(archive) if kind == "gz" else bz2.open(archive)  # type: ignore[return-value]
+        return _XzReader(archive)
+    return gzip.open(archive) if kind == "gz" else bz2.open(archive)
 
 
 class _XzReader:

@@ -12,7 +12,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -589,7 +589,7 @@ def _compute_beta_quantiles(alpha: float) -> tuple[float, ...]:
 
 
 @functools.cache
-def _get_constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
+def _get_constant(values: tuple[float, ...] | tuple[tuple[float, ...], ...], device: torch.device) -> Tensor:
     """Return a constant tensor on the device, copied once: CUDA graph capture allows no copies from the host."""
     return torch.tensor(values, device=device)
 

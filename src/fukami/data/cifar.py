@@ -1,17 +1,18 @@
 """CIFAR-10 and CIFAR-100: 60,000 color images of 32×32 pixels (Krizhevsky 2009), read by torchvision."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fukami.data.locations import get_cache_folder, list_data_folders
 from fukami.errors import Error
 
+ArraySplit = tuple[npt.NDArray[np.uint8], npt.NDArray[np.integer]]  # images (N, H, W) or (N, H, W, 3), and labels
 FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 
 
-def load_cifar(name: str) -> Path | tuple[tuple[Any, Any], tuple[str, ...]]:
+def load_cifar(name: str) -> Path | tuple[tuple[ArraySplit, ArraySplit], tuple[str, ...]]:
     """Load CIFAR-10 or CIFAR-100 as ``((train, test), class_names)``.
 
     A split is ``(images (N, 32, 32, 3) uint8, labels (N,))``. If ``$FUKAMI_DATA`` or the cache folder contains image

@@ -134,7 +134,8 @@ def read_class_table(path: Path) -> ClassTable:
         raise Error(f"{path} has {problem}; use a different value for each class")
     classes = [class_indices[name] for name in names]
     if num_values == {3}:
-        return ClassTable(labels, color_to_class=dict(zip(keys, classes, strict=True)))  # type: ignore[arg-type]
+        colors = {(red, green, blue): index for (red, green, blue), index in zip(keys, classes, strict=True)}
+        return ClassTable(labels, color_to_class=colors)
     return ClassTable(labels, {key[0]: index for key, index in zip(keys, classes, strict=True)})
 
 

@@ -8,9 +8,9 @@ width and height, counted from 0.
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fukami.data import image_folder
 from fukami.data.annotations import (
@@ -23,7 +23,7 @@ from fukami.data.annotations import (
     parse_split,
 )
 from fukami.data.locations import list_data_folders
-from fukami.data.parsing import is_file, read_text, to_key, to_number, to_text
+from fukami.data.parsing import Json, is_file, read_text, to_key, to_number, to_text
 from fukami.data.samples import CROWD, REGULAR
 from fukami.errors import Error
 
@@ -37,7 +37,7 @@ class Record(NamedTuple):
     """Item of one of a file's lists, with its line number."""
 
     line: int
-    fields: dict[str, Any]
+    fields: dict[str, Json]
 
 
 Records = dict[str, list[Record]]
@@ -174,7 +174,7 @@ def _parse_annotations(path: Path, records: Records, dataset: DatasetAnnotations
     labels = {to_key(category.get("id")): to_text(category.get("name")) for category in categories}
     dataset.labels = tuple(dict.fromkeys([*dataset.labels, *labels.values()]))
     image_ids = {to_key(image.fields.get("id")) for image in records["images"]}
-    boxes: dict[Any, list[Box]] = {}
+    boxes: dict[Hashable, list[Box]] = {}
     for line, fields in records["annotations"]:
         identifier = f"annotation {to_text(fields.get('id'))}"
         category, image = to_key(fields.get("category_id")), to_key(fields.get("image_id"))
@@ -211,7 +211,7 @@ def list_used_categories(records: Records) -> list[Record]:
     ]
 
 
-def _parse_corners(fields: dict[str, Any]) -> tuple[float, float, float, float]:
+def _parse_corners(fields: dict[str, Json]) -> tuple[float, float, float, float]:
     box = fields.get("bbox")
     left, top, width, height = map(to_number, box) if isinstance(box, list) and len(box) == 4 else (math.nan,) * 4
     return left, top, left + width, top + height

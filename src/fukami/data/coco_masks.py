@@ -3,7 +3,7 @@
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from fukami.data import coco
 from fukami.data.annotations import DatasetAnnotations, read_header
 from fukami.data.class_tables import ClassTable
-from fukami.data.parsing import contains_pattern, to_key, to_number, to_text
+from fukami.data.parsing import Json, contains_pattern, to_key, to_number, to_text
 from fukami.data.samples import UNLABELED, UInt8Array
 from fukami.errors import Error
 from fukami.image import io as image_io
@@ -141,7 +141,7 @@ def _build_masks(path: Path, records: coco.Records, labels: Sequence[str]) -> It
     }
     name_to_value = {name: value for value, name in enumerate(labels, 2)}  # after the background, which is 1
     category_to_value = {key: name_to_value[name] for key, name in used.items()}
-    shapes: dict[Any, list[ObjectOutline]] = {}
+    shapes: dict[Hashable, list[ObjectOutline]] = {}
     for _, fields in records["annotations"]:
         outline, category = fields.get("segmentation"), to_key(fields.get("category_id"))
         if category in category_to_value and outline:
@@ -174,5 +174,5 @@ def _compact_outline(outline: Any) -> Any:
         return outline
 
 
-def _compute_box_area(box: Any) -> float:
+def _compute_box_area(box: Json) -> float:
     return to_number(box[2]) * to_number(box[3]) if isinstance(box, Sequence) and len(box) == 4 else 0.0

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -100,7 +99,7 @@ def load_labeled_images(spec: str, holdout: float) -> tuple[LabeledImages, Label
         return _build_splits(*scan(root), holdout)
     if spec == "imagenet":
         return _build_splits(*imagenet.scan_imagenet(), holdout)
-    arrays: tuple[Any, Any]
+    arrays: tuple[cifar.ArraySplit, cifar.ArraySplit | None]
     labels = DIGIT_LABELS
     if spec in ("cifar10", "cifar100"):
         dataset = cifar.load_cifar(spec)

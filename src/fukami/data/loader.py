@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from fukami.engine.runtime import Runtime
 
 Batch = tuple[Tensor, Tensor]
+StateDict: TypeAlias = dict[str, Any]  # of a checkpoint: tensors, numbers, strings, and lists and dicts of these
+BatchT = TypeVar("BatchT", covariant=True)
 SEQUENTIAL_BATCH_SIZE = 256  # batch size of an iteration in order, without training
 
 
@@ -33,7 +35,7 @@ class Loader:
         """Number of batches per epoch."""
         raise NotImplementedError(f"{type(self).__name__} does not define __len__")
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[object]:
         """Iterate over the batches of one epoch."""
         raise NotImplementedError(f"{type(self).__name__} does not define __iter__")
 
@@ -56,11 +58,11 @@ class Loader:
         """Files to sync to disk before a checkpoint that refers to them."""
         return ()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the position, for a checkpoint."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Restore the position."""
 
     def iterate_items(self) -> Iterator[ManifestItem] | None:
@@ -80,7 +82,7 @@ class Loader:
         return f"batch {step % len(self) + 1}"
 
 
-class BatchLoader(Loader):
+class BatchLoader(Loader, Generic[BatchT]):
     """Base class of the loaders of a labeled dataset: its order in each epoch, and its random numbers.
 
     Both are functions of the seed and the epoch only. A run can therefore resume within an epoch from its position, and
@@ -142,14 +144,11 @@ class BatchLoader(Loader):
         """Number of random numbers per image."""
         return self.augmentation.num_random_values if self.augmentation else 0
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Iterate over the batches of one epoch, ``(images (N, C, H, W) in 0..255, targets)``.
-
-        An interrupted epoch is continued at its position.
-        """
+    def __iter__(self) -> Iterator[BatchT]:
+        """Iterate over the batches of one epoch; an interrupted epoch is continued at its position."""
         raise NotImplementedError
 
-    def iterate_in_order(self) -> Iterator[Batch]:
+    def iterate_in_order(self) -> Iterator[BatchT]:
         """Iterate over every image once, in order and not augmented; the training position does not change."""
         raise NotImplementedError
 
@@ -168,11 +167,11 @@ class BatchLoader(Loader):
         """Move to the start of the next epoch."""
         self.epoch, self.position = self.epoch + (self.seed is not None), 0
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the epoch and the position in it."""
         return {"epoch": self.epoch, "position": self.position}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Restore the epoch and the position in it.
 
         Raises:
@@ -227,7 +226,7 @@ class BatchLoader(Loader):
         return torch.arange(len(self.targets)), torch.zeros(len(self.targets), 0)
 
 
-class InMemoryLoader(BatchLoader):
+class InMemoryLoader(BatchLoader[Batch]):
     """Loader of a labeled dataset in device memory, which shuffles and augments whole batches on the device.
 
     Args:

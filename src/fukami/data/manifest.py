@@ -6,11 +6,12 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from fukami.data.parsing import Json
 from fukami.errors import Error, WriteError
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Manifest:
         path = folder / MANIFEST_FILE
         if digest is None or _hash_file(path) != digest:
             return f"the differences are unknown: {path} is missing or does not belong to the checkpoint"
-        current: dict[str, list[list[Any]]] = defaultdict(list)
+        current: dict[str, list[list[Json]]] = defaultdict(list)
         for split, item in self._iterate_items():
             current[item.name].append(_describe_item(split, item))
         changes: dict[str, set[str]] = {kind: set() for kind in ("added", "removed", "changed", MOVED)}
@@ -82,7 +83,7 @@ class Manifest:
         with path.open("rb") as file:
             same_classes = file.readline() == header
             for line in file:
-                name, *values = _parse_line(path, line)
+                name, values = _parse_line(path, line)
                 remaining = current.get(name, [])
                 old_names.add(name)
                 if values in remaining:
@@ -144,11 +145,11 @@ def hash_tensors(*tensors: Tensor) -> tuple[int, bytes]:
     return size, hasher.digest()
 
 
-def _describe_item(split: str, item: ManifestItem) -> list[Any]:
+def _describe_item(split: str, item: ManifestItem) -> list[Json]:
     return [split, item.size, hashlib.blake2b(item.label, digest_size=8).hexdigest()]
 
 
-def _parse_line(path: Path, line: bytes) -> list[Any]:
+def _parse_line(path: Path, line: bytes) -> tuple[str, list[Json]]:
     """Parse one line of a manifest: a name and values.
 
     Raises:
@@ -157,7 +158,7 @@ def _parse_line(path: Path, line: bytes) -> list[Any]:
     try:
         values = json.loads(line)
         if isinstance(values, list) and values and isinstance(values[0], str):
-            return values
+            return values[0], values[1:]
     except (ValueError, RecursionError):
         pass
     raise Error(f"{path} is corrupted: it has an invalid line; the run cannot be resumed with changed data")

@@ -1,7 +1,7 @@
 """Padded batches of images with boxes or masks, grouped by aspect ratio."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -14,9 +14,9 @@ from fukami.data.class_frequency import ClassCounts, count_class_pixels
 from fukami.data.image_folder import MAX_BROKEN
 from fukami.data.loader import BatchLoader
 from fukami.data.manifest import file_size
-from fukami.data.sample_decoder import PaddedDecoder, PaddedSize, decode_samples
+from fukami.data.sample_decoder import PaddedDecoder, PaddedRequest, PaddedSize, decode_samples
 from fukami.data.samples import PaddedBatch, Sample
-from fukami.data.streaming import StreamingLoader
+from fukami.data.streaming import DecodedBatch, StreamingLoader
 from fukami.errors import Error
 from fukami.image.transform import ResizeTransform
 
@@ -104,7 +104,7 @@ def count_channels(samples: Sequence[Sample]) -> int:
     return 3 + any(sample.mask is not None for sample in samples)
 
 
-class PaddedLoader(BatchLoader):
+class PaddedLoader(BatchLoader[PaddedBatch]):
     """Loader of images with boxes or masks in memory, in batches of similar aspect ratio.
 
     Order and augmentation depend only on the seed and the epoch. A training epoch drops the images that do not fill a
@@ -156,7 +156,7 @@ class PaddedLoader(BatchLoader):
         """Number of random numbers per image: one for the detector, then for augmentation, then for the crop."""
         return 1 + (self.augmentation.num_random_values if self.augmentation else 0) + (2 if self.crop_size else 0)
 
-    def __iter__(self) -> Iterator[PaddedBatch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[PaddedBatch]:
         """Iterate over the batches of one epoch, from the current position."""
         for plan in self.iterate_plans():
             self.advance()
@@ -164,7 +164,7 @@ class PaddedLoader(BatchLoader):
                 yield self.assemble(self._pad_images(plan), plan)
         self.finish_epoch()
 
-    def iterate_in_order(self) -> Iterator[PaddedBatch]:  # type: ignore[override]
+    def iterate_in_order(self) -> Iterator[PaddedBatch]:
         """Iterate over all images once, in order and without augmentation; the training state does not change."""
         for plan in self._plan_all():
             yield self.assemble(self._pad_images(plan), plan, unaugmented=True)
@@ -258,7 +258,7 @@ class PaddedLoader(BatchLoader):
         return order[self.aspect_ratio_groups[order].argsort(stable=True)]
 
 
-class PaddedStreamingLoader(PaddedLoader, StreamingLoader):
+class PaddedStreamingLoader(PaddedLoader, StreamingLoader[PaddedBatch]):
     """Loader of the same batches for images that do not fit into memory; worker processes decode them.
 
     Args:
@@ -284,14 +284,14 @@ class PaddedStreamingLoader(PaddedLoader, StreamingLoader):
         )
         self.setup_decoder(PaddedDecoder(self.samples, transform), max_broken)
 
-    def __iter__(self) -> Iterator[PaddedBatch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[PaddedBatch]:
         """Iterate over the batches of one epoch, from the current position."""
         plans, any_readable = self.iterate_plans(), False
         for decoded in self._iterate_timed(self.reader):
             plan = next(plans)
             self.advance()
-            if self.seed is None and not decoded[1]:  # no image of the batch can be read; the others are evaluated
-                self._record_broken(decoded[2])
+            if self.seed is None and not decoded.kept:  # no image of the batch can be read; the others are evaluated
+                self._record_broken(decoded.errors)
                 continue
             any_readable = True
             yield self._assemble_decoded(decoded, plan)
@@ -299,27 +299,27 @@ class PaddedStreamingLoader(PaddedLoader, StreamingLoader):
             raise Error(f"no image can be read; the first: {next(iter(self.broken_images))}")
         self.finish_epoch()
 
-    def iterate_in_order(self) -> Iterator[PaddedBatch]:  # type: ignore[override]
+    def iterate_in_order(self) -> Iterator[PaddedBatch]:
         """Iterate over all images once, in order and without augmentation; the training state does not change."""
         plans = list(self._plan_all())
         for plan, decoded in zip(plans, self._build_reader([_build_requests(plan) for plan in plans]), strict=True):
             yield self._assemble_decoded(decoded, plan, unaugmented=True)
 
-    def iterate_requests(self) -> Iterator[list[Any]]:
+    def iterate_requests(self) -> Iterator[list[PaddedRequest]]:
         """Iterate over the decoding requests of the remaining batches, independently of the loader."""
         return map(_build_requests, self.iterate_plans())
 
-    def _assemble_decoded(self, decoded: Any, plan: BatchPlan, *, unaugmented: bool = False) -> PaddedBatch:
-        if not decoded[1]:  # a batch without targets, as other processes may still take this step
-            self._record_broken(decoded[2])
+    def _assemble_decoded(self, decoded: DecodedBatch, plan: BatchPlan, *, unaugmented: bool = False) -> PaddedBatch:
+        if not decoded.kept:  # a batch without targets, as other processes may still take this step
+            self._record_broken(decoded.errors)
             shape = (len(plan.indices), self.channels, *plan.padded_size)
             black = torch.zeros(shape, dtype=torch.uint8, device=self.device)
             empty = self.assemble(black, plan, unaugmented=True)
             return empty._replace(boxes=empty.boxes * 0, classes=torch.full_like(empty.classes, -1))
-        images, _, kept = self._move_to_device(decoded, plan.indices)
-        readable = plan._replace(indices=plan.indices[kept], random_values=plan.random_values[kept])
+        images, _ = self._move_to_device(decoded, plan.indices)
+        readable = plan._replace(indices=plan.indices[decoded.kept], random_values=plan.random_values[decoded.kept])
         return self.assemble(images, readable, unaugmented=unaugmented)
 
 
-def _build_requests(plan: BatchPlan) -> list[tuple[int, PaddedSize]]:
+def _build_requests(plan: BatchPlan) -> list[PaddedRequest]:
     return [(index, plan.padded_size) for index in plan.indices.tolist()]

@@ -104,14 +104,14 @@ def parse_json(content: bytes | str) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def to_text(value: Any) -> str:
+def to_text(value: Json) -> str:
     """Convert a scalar of untrusted JSON to a string; empty for a list, an object or null."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()  # a lone surrogate can neither be printed nor name a file
     return str(value) if isinstance(value, int | float) else ""
 
 
-def to_key(value: Any) -> Hashable:
+def to_key(value: Json) -> Hashable:
     """Return an identifier of JSON, or None for other values."""
     return value if isinstance(value, str | int | float) else None
 

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from fukami.data.image_folder import MAX_BROKEN, check_broken, format_errors
 from fukami.data.masks import resize_mask
-from fukami.data.samples import Sample, UInt8Array
-from fukami.data.streaming import count_workers
+from fukami.data.samples import Sample
+from fukami.data.streaming import Decoded, count_workers
 from fukami.errors import Error, convert_memory_errors
 from fukami.image.transform import ResizeTransform
 
@@ -24,9 +24,10 @@ DECODE_BATCH_SIZE = 16  # images decoded at a time
 MIN_PARALLEL_SAMPLES = 200  # number of files from which worker processes pay off
 
 PaddedSize = tuple[int, int]  # height and width
+PaddedRequest = tuple[int, PaddedSize]  # the index of an image, and its padded size
 
 
-class SampleDecoder(Dataset[Any]):
+class SampleDecoder(Dataset[Decoded]):
     """Dataset of resized images, ``(3 or 4, H, W)`` uint8, or the error of an unreadable one.
 
     Items are arrays, because each tensor sent by another process keeps a file open.
@@ -38,7 +39,7 @@ class SampleDecoder(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, request: Any) -> UInt8Array | Error:
+    def __getitem__(self, request: Any) -> Decoded:
         sample = self.samples[request]
         try:
             with convert_memory_errors(sample.name):
@@ -49,9 +50,9 @@ class SampleDecoder(Dataset[Any]):
 
 
 class PaddedDecoder(SampleDecoder):
-    """Dataset of padded images, ``(H, W, 3 or 4)`` uint8; a request is an image index and a padded size."""
+    """Dataset of padded images, ``(H, W, 3 or 4)`` uint8; a request has a padded size."""
 
-    def __getitem__(self, request: tuple[int, PaddedSize]) -> UInt8Array | Error:
+    def __getitem__(self, request: PaddedRequest) -> Decoded:
         index, (height, width) = request
         image = super().__getitem__(index)
         if isinstance(image, Error):

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from fukami.data import shapes
 from fukami.data.masks import ArrayMask
 from fukami.data.samples import REGULAR, Sample
-from fukami.data.shapes import DIGIT_CLASSES, TEXTURES, FloatArray, sample_uniform
+from fukami.data.shapes import DIGIT_CLASSES, TEXTURES, FloatArray, sample_uniform, sample_uniform_array
 
 LABELS = ("circle", "cross", "eight", "ring", "seven", "square", "star", "triangle")
 MASK_LABELS: tuple[str, ...] = ("background", *LABELS)  # class of each pixel
@@ -265,7 +265,7 @@ def _sample_color(random: np.random.Generator, background: FloatArray) -> tuple[
     center = background[background.shape[0] // 2, background.shape[1] // 2]
     candidates = [name for name, color in COLORS.items() if np.abs(color - center).max() > MIN_COLOR_CONTRAST]
     name = candidates[random.integers(len(candidates))]
-    shade = np.array(COLORS[name]) + sample_uniform(random, -MAX_SHADE_OFFSET, MAX_SHADE_OFFSET, 3)
+    shade = np.array(COLORS[name]) + sample_uniform_array(random, -MAX_SHADE_OFFSET, MAX_SHADE_OFFSET, (3,))
     return name, shade.astype(np.float32)
 
 
@@ -275,7 +275,7 @@ def _render_background(random: np.random.Generator, height: int, width: int) -> 
     tangent = sample_uniform(random, -1, 1)
     cos, sin = (1 - tangent * tangent) / (1 + tangent * tangent), 2 * tangent / (1 + tangent * tangent)
     u, v = cos * columns + sin * rows, cos * rows - sin * columns
-    first, second = sample_uniform(random, 50, 205, (2, 3)).astype(np.float32)
+    first, second = sample_uniform_array(random, 50, 205, (2, 3)).astype(np.float32)
     texture = shapes.compute_pattern(random, TEXTURES[random.integers(len(TEXTURES))], u, v)
     mixed = sample_uniform(random, 0.05, 0.3) * texture + sample_uniform(random, 0.2, 0.7) * _render_smooth_noise(
         random, height, width

@@ -4,7 +4,6 @@ They use only sums, products, quotients and square roots, so the bytes are ident
 """
 
 import functools
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +13,7 @@ from fukami.data.digits import load_original_digits
 DIGIT_CLASSES = {"seven": 7, "eight": 8}
 TEXTURES = ("striped", "dotted", "checked", "shaded")
 
-FloatArray = npt.NDArray[np.floating[Any]]
+FloatArray = npt.NDArray[np.floating]
 # unit normals of the sides of a triangle and of a pentagram
 TRIANGLE = ((0.0, 1.0), (0.8660254037844386, -0.5), (-0.8660254037844386, -0.5))
 PENTAGRAM = (
@@ -26,11 +25,16 @@ PENTAGRAM = (
 )
 
 
-def sample_uniform(
-    random: np.random.Generator, low: float, high: float, size: int | tuple[int, ...] | None = None
-) -> Any:
-    """Sample uniform random numbers; NumPy's ``uniform`` may use fused multiply-add, which rounds differently."""
-    return low + (high - low) * random.random(size)
+def sample_uniform(random: np.random.Generator, low: float, high: float) -> float:
+    """Sample a uniform random number; NumPy's ``uniform`` may use fused multiply-add, which rounds differently."""
+    return low + (high - low) * random.random()
+
+
+def sample_uniform_array(
+    random: np.random.Generator, low: float, high: float, shape: tuple[int, ...]
+) -> npt.NDArray[np.float64]:
+    """Sample an array of uniform random numbers, rounded as :func:`sample_uniform` rounds them."""
+    return low + (high - low) * random.random(shape)
 
 
 def compute_shape(
@@ -88,10 +92,10 @@ def fill_texture(
     random: np.random.Generator, texture: str, u: FloatArray, v: FloatArray, background: FloatArray
 ) -> FloatArray:
     """Render a texture of two colors ``(h, w, 3)``; the first contrasts with the background."""
-    candidates = sample_uniform(random, 0, 255, (4, 3)).astype(np.float32)
+    candidates = sample_uniform_array(random, 0, 255, (4, 3)).astype(np.float32)
     center = background[background.shape[0] // 2, background.shape[1] // 2]
     first = candidates[np.argmax(np.abs(candidates - center).max(1))]
-    second = sample_uniform(random, 0, 255, 3).astype(np.float32)
+    second = sample_uniform_array(random, 0, 255, (3,)).astype(np.float32)
     return np.asarray(first + compute_pattern(random, texture, u, v)[..., None] * (second - first))
 
 

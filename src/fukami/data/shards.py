@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from fukami.data import archives, image_folder, tar
 from fukami.data import remote as data_remote
 from fukami.data.locations import get_cache_folder
-from fukami.data.parsing import exists, is_file, is_folder, parse_json, to_text
+from fukami.data.parsing import Json, exists, is_file, is_folder, parse_json, to_text
 from fukami.errors import Error, UsageError
 
 logger = logging.getLogger(__name__)
@@ -31,8 +31,27 @@ MAX_INDEX_BYTES = 1 << 29  # ImageNet's index has 27 MB
 MAX_SAMPLE_BYTES = 1 << 28
 
 IntArray = npt.NDArray[np.int64]
-# "labels", and a list of shards for "train" and "test", each with "name", "bytes", "classes", "starts", "lengths"
-ShardIndex = dict[str, Any]
+Split = Literal["train", "test"]
+SPLITS: tuple[Split, Split] = ("train", "test")
+
+
+class ShardEntry(TypedDict):
+    """Shard in an index: its size, and the class index and the byte range of each sample."""
+
+    name: str
+    bytes: int
+    classes: list[int]
+    starts: list[int]
+    lengths: list[int]
+    problems: NotRequired[list[str]]
+
+
+class ShardIndex(TypedDict):
+    """Index of shards: the class names, and the shards of each split."""
+
+    labels: Sequence[str]
+    train: list[ShardEntry]
+    test: list[ShardEntry]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +127,8 @@ class _SampleNames(Sequence[str]):
     @property
     def sizes(self) -> list[int]:
         """Size of each sample with its headers in bytes, from the index."""
-        return self.samples.lengths.tolist()  # type: ignore[no-any-return]
+        sizes: list[int] = self.samples.lengths.tolist()
+        return sizes
 
     def __getitem__(self, index: Any) -> Any:
         shard, number = self.samples.locate(index)
@@ -184,9 +204,9 @@ def load_index(spec: str) -> tuple[str, ShardIndex]:
     index = _read_index(base, required=not names and data_remote.is_url(spec))
     if index is not None and not names:
         return base, index
-    if index is not None and set(names) <= {shard["name"] for split in ("train", "test") for shard in index[split]}:
-        splits = {split: [shard for shard in index[split] if shard["name"] in names] for split in ("train", "test")}
-        return base, {**index, **splits}
+    if index is not None and set(names) <= {shard["name"] for split in SPLITS for shard in index[split]}:
+        train, test = ([shard for shard in index[split] if shard["name"] in names] for split in SPLITS)
+        return base, {"labels": index["labels"], "train": train, "test": test}
     names = names or sorted(file.name for file in Path(base).iterdir() if file.suffix == ".tar")
     packed = [name for name in names or map(str, Path(base).iterdir()) if COMPRESSED_TAR.search(name)]
     if packed:
@@ -311,7 +331,7 @@ def _read_index(base: str, required: bool) -> ShardIndex | None:
     try:
         if len(text) > MAX_INDEX_BYTES:
             raise ValueError(f"it has more than {MAX_INDEX_BYTES:,} bytes")
-        index = parse_json(text)
+        index: ShardIndex = parse_json(text)
         check_index(index)
     except (ValueError, KeyError, TypeError) as error:
         raise Error(
@@ -319,7 +339,7 @@ def _read_index(base: str, required: bool) -> ShardIndex | None:
         ) from None
     if location == str(cached):
         logger.warning(f"{base} is read with the index {cached}; delete the index if the shards have changed")
-    return dict(index)
+    return index
 
 
 def check_index(index: Any) -> None:
@@ -348,18 +368,22 @@ def check_index(index: Any) -> None:
             raise ValueError(f"{name} has a sample that ends after its {size:,} bytes")
 
 
-def _check_numbers(name: str, values: Any, maximum: int) -> list[int]:
+def _check_numbers(name: str, values: Json, maximum: int) -> list[int]:
     """Check that a value is a list of integers from 0 to ``maximum``, and return it."""
     if not (isinstance(values, list) and all(type(value) is int and 0 <= value <= maximum for value in values)):
         raise ValueError(f"{name} has a value that is not an integer between 0 and {maximum:,}")
     return values
 
 
-def _build_split(base: str, shards: Sequence[dict[str, Any]]) -> ShardSplit:
+def _build_split(base: str, shards: Sequence[ShardEntry]) -> ShardSplit:
     counts = [len(shard["classes"]) for shard in shards]
     starts, lengths, classes = (
-        np.array([value for shard in shards for value in shard[name]], np.int64)
-        for name in ("starts", "lengths", "classes")
+        np.array(list(itertools.chain.from_iterable(lists)), np.int64)
+        for lists in (
+            [shard["starts"] for shard in shards],
+            [shard["lengths"] for shard in shards],
+            [shard["classes"] for shard in shards],
+        )
     )
     numbers = np.concatenate([np.arange(1, count + 1) for count in counts] or [np.zeros(0, np.int64)])
     locations = tuple(locate_shard(base, shard["name"]) for shard in shards)

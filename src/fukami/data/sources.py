@@ -3,10 +3,13 @@
 Every family and ``fukami doctor`` use :func:`identify_source`, so that a path means the same to all of them.
 """
 
+import difflib
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -28,6 +31,7 @@ from fukami.errors import Error, UsageError, build_unknown_error
 Kind = Literal["labels", "boxes", "masks", "captions", "images"]
 
 ANNOTATION_SUFFIXES = (*captions.CAPTION_SUFFIXES, ".yaml", ".yml")  # files that are no archives
+MAX_SIBLINGS = 1000  # names beside a missing path that are compared with it
 LABEL_COLUMNS = {"path", "label"}
 BOX_KEYS, CAPTION_KEYS = re.compile(r'"(bbox|segmentation)"\s*:'), re.compile(r'"(caption|sentences)"\s*:')
 BOX_LAYOUTS: dict[str, Callable[[Path], object]] = {
@@ -194,7 +198,18 @@ def identify_source(spec: str, kind: Kind | None = None) -> DataSource:
     path = Path(spec) if parsing.exists(Path(spec)) else locations.find_dataset_path(spec)
     if path is not None:
         return DataSource(spec, partial(Path, path))
-    raise build_unknown_error("dataset (and no file or folder)", spec, list_names(kind))
+    names = [*list_names(kind), *_find_similar_paths(spec)]
+    raise build_unknown_error("dataset (and no file or folder)", spec, names)
+
+
+def _find_similar_paths(spec: str) -> list[str]:
+    """Find files and folders beside a missing path whose names are similar, as paths of the same form."""
+    path = Path(spec)
+    try:
+        names = [entry.name for entry in islice(os.scandir(path.parent), MAX_SIBLINGS) if entry.name[0] != "."]
+    except (OSError, ValueError):  # the folder is missing, or no name of a file
+        return []
+    return [str(path.with_name(name)) for name in difflib.get_close_matches(path.name[:100], names, n=3)]
 
 
 def list_names(kind: Kind | None = None) -> list[str]:

@@ -7,7 +7,7 @@ import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fukami.data.augment import MAX_ASPECT_RATIO, Augmentation
 from fukami.data.image_folder import MAX_BROKEN, check_broken
-from fukami.data.loader import SEQUENTIAL_BATCH_SIZE, Batch, BatchLoader
+from fukami.data.loader import SEQUENTIAL_BATCH_SIZE, Batch, BatchLoader, BatchT, StateDict
 from fukami.errors import Error, convert_memory_errors
 from fukami.image import io as image_io
 from fukami.image.transform import SquareTransform
@@ -33,10 +33,19 @@ PREFETCH_FACTOR = 4  # batches that each worker prepares ahead
 MIN_PARALLEL_FILES = 1000  # number of files from which worker processes pay off
 
 UInt8Array = npt.NDArray[np.uint8]
+Decoded = UInt8Array | Error  # (H, W, C), or the error of an unreadable image
 DecodeRequest = tuple[int, list[float]]  # the index of an image, and the random numbers of its crop
 
 
-class ImageDecoder(Dataset[Any]):
+class DecodedBatch(NamedTuple):
+    """Readable images of a batch ``(N, H, W, C)``, their positions in the request, and the errors of the others."""
+
+    images: Tensor
+    kept: list[int]
+    errors: list[str]
+
+
+class ImageDecoder(Dataset[Decoded]):
     """Dataset of preprocessed image files, ``(H, W, C)`` uint8, or the error of an unreadable one.
 
     Args:
@@ -51,7 +60,7 @@ class ImageDecoder(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, request: DecodeRequest) -> UInt8Array | Error:
+    def __getitem__(self, request: DecodeRequest) -> Decoded:
         index, random_values = request
         try:
             return self.decode(self.files[index], random_values)
@@ -85,7 +94,7 @@ def compute_crop(random_values: Sequence[float], min_area: float, aspect: float)
     return width, height, (1 - width) * random_values[2], (1 - height) * random_values[3]
 
 
-def decode_files(files: Sequence[Path], transform: SquareTransform) -> Iterator[UInt8Array | Error]:
+def decode_files(files: Sequence[Path], transform: SquareTransform) -> Iterator[Decoded]:
     """Decode each file in order, ``(H, W, C)`` uint8, or yield its error; worker processes decode many files."""
     decoder = ImageDecoder(files, transform)
     workers = count_workers() if len(files) >= MIN_PARALLEL_FILES else 0
@@ -106,14 +115,14 @@ def count_workers() -> int:
     return max(1, min(count_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 16))
 
 
-class StreamingLoader(BatchLoader):
+class StreamingLoader(BatchLoader[BatchT]):
     """Base class of loaders whose images are decoded by worker processes during training.
 
     The decoder defines the format of requests and results. A subclass implements :meth:`iterate_requests`. An
     unreadable image is skipped and reported.
     """
 
-    def setup_decoder(self, decoder: Dataset[Any], max_broken: int) -> None:
+    def setup_decoder(self, decoder: Dataset[Decoded], max_broken: int) -> None:
         """Set up reading with this decoder; more than ``max_broken`` unreadable images are an error."""
         self.decoder = decoder
         self.reader = self._build_reader(_RequestSampler(self), persistent=True)
@@ -135,11 +144,11 @@ class StreamingLoader(BatchLoader):
         """Iterate over the decoding requests of the remaining batches, independently of the loader."""
         raise NotImplementedError
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the training position, and the unreadable images up to it."""
         return {**super().state_dict(), "broken": list(self.broken_images)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Restore the training position and the unreadable images."""
         super().load_state_dict(state)
         self.broken_images = dict.fromkeys(state.get("broken", ()))
@@ -150,7 +159,7 @@ class StreamingLoader(BatchLoader):
         fraction, self.wait_seconds, self.wait_start = self.wait_seconds / max(now - self.wait_start, 1e-9), 0.0, now
         return min(fraction, 1.0)
 
-    def _build_reader(self, requests: Iterable[list[Any]], persistent: bool = False) -> DataLoader[Any]:
+    def _build_reader(self, requests: Iterable[list[Any]], persistent: bool = False) -> DataLoader[Decoded]:
         return DataLoader(
             self.decoder,
             batch_sampler=requests,
@@ -163,7 +172,7 @@ class StreamingLoader(BatchLoader):
             generator=torch.Generator(),  # seeding the workers must not advance the run's generator
         )
 
-    def _iterate_timed(self, reader: Iterable[Any]) -> Iterator[Any]:
+    def _iterate_timed(self, reader: Iterable[DecodedBatch]) -> Iterator[DecodedBatch]:
         """Iterate over decoded batches, and measure the waiting time."""
         batches = iter(reader)
         while True:
@@ -175,10 +184,8 @@ class StreamingLoader(BatchLoader):
                 return
             yield batch
 
-    def _move_to_device(
-        self, decoded: tuple[Tensor, list[int], list[str]], indices: Tensor
-    ) -> tuple[Tensor, Tensor, list[int]]:
-        """Move images and targets to the device; also return their positions in the request."""
+    def _move_to_device(self, decoded: DecodedBatch, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Move the images and their targets to the device."""
         images, kept, errors = decoded
         self._record_broken(errors)
         if not kept:
@@ -186,7 +193,7 @@ class StreamingLoader(BatchLoader):
         targets = self.targets[indices[kept].to(self.targets.device)]
         with self.clock("host to device"):
             images = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-            return images, targets.to(self.device, non_blocking=True), kept
+            return images, targets.to(self.device, non_blocking=True)
 
     def _record_broken(self, errors: Sequence[str]) -> None:
         """Log each unreadable image once.
@@ -201,7 +208,7 @@ class StreamingLoader(BatchLoader):
         check_broken(tuple(self.broken_images), self.max_broken)
 
 
-class FileStreamingLoader(StreamingLoader):
+class FileStreamingLoader(StreamingLoader[Batch]):
     """Loader of a labeled dataset in files: decoded and cropped by workers, augmented on the device in batches.
 
     Order, crops and augmentation depend only on the seed and the epoch, as in
@@ -256,14 +263,14 @@ class FileStreamingLoader(StreamingLoader):
         for decoded in self._iterate_timed(self.reader):
             indices, random_values = next(local_batches)
             self.advance()
-            if self.seed is None and not decoded[1]:  # a missing range of images; the others are evaluated
-                self._record_broken(decoded[2])
+            if self.seed is None and not decoded.kept:  # a missing range of images; the others are evaluated
+                self._record_broken(decoded.errors)
                 continue
-            images, targets, kept = self._move_to_device(decoded, indices)
+            images, targets = self._move_to_device(decoded, indices)
             any_readable = True
             if self.augmentation is not None and self.seed is not None:
                 images, targets = self.augmentation(
-                    images, targets, random_values[kept, self.num_crop_values :].to(self.device)
+                    images, targets, random_values[decoded.kept, self.num_crop_values :].to(self.device)
                 )
             yield images, targets
         if self.seed is None and self.broken_images and not any_readable:
@@ -273,7 +280,7 @@ class FileStreamingLoader(StreamingLoader):
     def iterate_in_order(self) -> Iterator[Batch]:
         """Iterate over all images in order, without crops and augmentation; the training state does not change."""
         for requests, decoded in zip(plan := _plan_requests(len(self.targets)), self._build_reader(plan), strict=True):
-            yield self._move_to_device(decoded, torch.tensor([index for index, _ in requests]))[:2]
+            yield self._move_to_device(decoded, torch.tensor([index for index, _ in requests]))
 
     def iterate_requests(self) -> Iterator[list[Any]]:
         """Iterate over the decoding requests of the remaining batches, independently of the loader."""
@@ -291,8 +298,8 @@ def _leave_process_group(worker_index: int) -> None:
 class _RequestSampler:
     """Batch sampler of the decoding requests of an epoch, from the current position."""
 
-    def __init__(self, loader: StreamingLoader) -> None:
-        self.loader: StreamingLoader = weakref.proxy(loader)
+    def __init__(self, loader: StreamingLoader[object]) -> None:
+        self.loader: StreamingLoader[object] = weakref.proxy(loader)
 
     def __len__(self) -> int:
         return len(self.loader) - self.loader.position
@@ -301,9 +308,9 @@ class _RequestSampler:
         return self.loader.iterate_requests()
 
 
-def _collate(results: list[UInt8Array | Error]) -> tuple[Tensor, list[int], list[str]]:
-    """Stack the readable images ``(N, H, W, C)``; also return their positions and the errors of the others."""
+def _collate(results: list[Decoded]) -> DecodedBatch:
+    """Stack the readable images."""
     kept = [position for position, image in enumerate(results) if not isinstance(image, Error)]
     images = [torch.from_numpy(np.ascontiguousarray(results[position])) for position in kept]
     errors = [str(image) for image in results if isinstance(image, Error)]
-    return torch.stack(images) if images else torch.zeros(0), kept, errors
+    return DecodedBatch(torch.stack(images) if images else torch.zeros(0), kept, errors)

@@ -4,7 +4,7 @@ import queue
 import threading
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from fukami.data.augment import Augmentation
 from fukami.data.image_folder import MAX_BROKEN, check_broken
 from fukami.data.loader import SEQUENTIAL_BATCH_SIZE, Batch
 from fukami.data.shards import IntArray, ShardSamples
-from fukami.data.streaming import MIN_PARALLEL_FILES, FileStreamingLoader, ImageDecoder, UInt8Array, count_workers
+from fukami.data.streaming import MIN_PARALLEL_FILES, Decoded, FileStreamingLoader, ImageDecoder, count_workers
 from fukami.errors import Error, UsageError
 from fukami.image.transform import SquareTransform
 
@@ -29,13 +29,14 @@ MAX_QUEUED_BATCHES = 4  # batches that are read ahead of the requests
 OPEN_THREADS = 16  # lanes opened at a time
 
 ShardRequest = tuple[str, int, bytes, list[float]]  # shard, number of the sample, its bytes, random numbers of its crop
+Item = TypeVar("Item")
 BatchIndices = tuple[Tensor, Tensor]  # (n,) image indices of a batch, and their random numbers
 
 
 class ShardDecoder(ImageDecoder):
     """Dataset of preprocessed images of samples, ``(H, W, C)`` uint8, or the error of an unreadable one."""
 
-    def __getitem__(self, request: Any) -> UInt8Array | Error:
+    def __getitem__(self, request: Any) -> Decoded:
         shard, number, block, random_values = request
         try:
             name, content = tar.extract_image(block, shard, number)
@@ -137,10 +138,10 @@ class ShardStreamingLoader(FileStreamingLoader):
         plan = split_into_batches(indices, SEQUENTIAL_BATCH_SIZE)
         reader = self._build_reader(read_requests(self.samples, [indices.numpy()], plan, 0))
         for (batch_indices, _), decoded in zip(plan, reader, strict=True):
-            if decoded[1]:
-                yield self._move_to_device(decoded, batch_indices)[:2]
+            if decoded.kept:
+                yield self._move_to_device(decoded, batch_indices)
             else:  # a missing range of images
-                self._record_broken(decoded[2])
+                self._record_broken(decoded.errors)
 
     def _order_by_shard(self, generator: torch.Generator) -> Tensor:
         """Order the samples by the random order of their shards, ``(N,)``."""
@@ -251,46 +252,46 @@ def read_requests(
     return prefetch(batches(), failures)
 
 
-def prefetch(source: Iterator[Any], failures: list[BaseException] | None) -> Iterator[Any]:
+def prefetch(source: Iterator[Item], failures: list[BaseException] | None) -> Iterator[Item]:
     """Iterate over a source in a thread, a few items ahead; its error is raised or appended to ``failures``."""
-    items: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(MAX_QUEUED_BATCHES)
+    items: queue.Queue[Item | BaseException] = queue.Queue(MAX_QUEUED_BATCHES)
     closed = False
 
-    def put(item: Any, error: BaseException | None) -> None:
+    def put(item: Item | BaseException) -> None:
         while not closed:
             try:
-                return items.put((item, error), timeout=0.1)
+                return items.put(item, timeout=0.1)
             except queue.Full:
                 pass
 
     def fill() -> None:
         try:
             for item in source:
-                put(item, None)
+                put(item)
                 if closed:
                     return
-            put(None, StopIteration())
+            put(StopIteration())
         except BaseException as error:
-            put(None, error)
+            put(error)
 
     # a daemon, so that the program does not wait for a server at exit
     threading.Thread(target=fill, name="shards", daemon=True).start()
     try:
         while True:
-            item, error = items.get()
-            if isinstance(error, StopIteration):
+            item = items.get()
+            if isinstance(item, StopIteration):
                 return
-            if error is not None and failures is not None:
-                failures.append(error)
+            if isinstance(item, BaseException):
+                if failures is None:
+                    raise item
+                failures.append(item)
                 return
-            if error is not None:
-                raise error
             yield item
     finally:
         closed = True
 
 
-def decode_shards(samples: ShardSamples, transform: SquareTransform) -> Iterator[UInt8Array | Error]:
+def decode_shards(samples: ShardSamples, transform: SquareTransform) -> Iterator[Decoded]:
     """Decode each sample in order, ``(H, W, C)`` uint8, or yield its error; worker processes decode many samples."""
     indices = torch.arange(len(samples))
     workers = count_workers() if len(samples) >= MIN_PARALLEL_FILES else 0

@@ -7,7 +7,6 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -62,7 +61,7 @@ def write_shards(
     work = out / ".part"
     work.mkdir(parents=True)
     try:
-        for split, source in (("train", train), ("test", test)):
+        for split, source in zip(shards.SPLITS, (train, test), strict=True):
             images = KeyedSamples(source, labels, order.permutation(len(source)))
             shard_length = samples_per_shard or _compute_shard_length(source, shard_megabytes)
             for shard_index in range(-(-len(source) // shard_length)):
@@ -108,7 +107,7 @@ def write_index(spec: str, out: Path | None = None) -> dict[str, int | str]:
     _, index = shards.load_index(spec)
     path.parent.mkdir(parents=True, exist_ok=True)
     shards.save_index(index, path)
-    num_skipped = sum(len(shard.get("problems", ())) for split in ("train", "test") for shard in index[split])
+    num_skipped = sum(len(shard.get("problems", ())) for split in shards.SPLITS for shard in index[split])
     return {"out": str(path), **_count_samples(index), "skipped": num_skipped}
 
 
@@ -164,7 +163,7 @@ class KeyedSamples:
             return Path(name).stem, Path(name).suffix, content
 
 
-def _write_shard(path: Path, samples: Iterator[tar.TarSample]) -> dict[str, Any]:
+def _write_shard(path: Path, samples: Iterator[tar.TarSample]) -> shards.ShardEntry:
     """Write a shard, and return its index entry."""
     classes, starts, lengths = tar.write_shard(path, samples)
     size = path.stat().st_size
@@ -173,7 +172,7 @@ def _write_shard(path: Path, samples: Iterator[tar.TarSample]) -> dict[str, Any]
 
 def _count_samples(index: shards.ShardIndex) -> dict[str, int]:
     """Count the samples of each split, and the shards."""
-    counts = {split: sum(len(shard["classes"]) for shard in index[split]) for split in ("train", "test")}
+    counts: dict[str, int] = {split: sum(len(shard["classes"]) for shard in index[split]) for split in shards.SPLITS}
     return {**counts, "shards": len(index["train"]) + len(index["test"])}
 
 

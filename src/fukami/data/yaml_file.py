@@ -1,9 +1,8 @@
 """YAML files that describe a dataset."""
 
 from pathlib import Path
-from typing import Any
 
-from fukami.data.parsing import read_text
+from fukami.data.parsing import Json, read_text
 from fukami.errors import Error, require_extra
 
 with require_extra("detect", "YOLO's data.yaml"):
@@ -13,7 +12,7 @@ MAX_YAML_BYTES = 2 << 20  # PyYAML reads a megabyte in ten seconds
 NULL_VALUES = ("", "~", "null", "Null", "NULL", "none", "None")  # spellings of a missing value
 
 
-def load_yaml(path: Path) -> dict[str, Any]:
+def load_yaml(path: Path) -> dict[str, Json]:
     """Load the mapping of a YAML file, with scalars as their source text, or None without a value.
 
     Anchors are rejected: a few lines of them can expand to a value of any size.
@@ -38,7 +37,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
 class _PlainLoader(yaml.BaseLoader):
     """PyYAML loader without types and anchors; the numbers of YAML 1.1 can take hours to compute."""
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise yaml.composer.ComposerError(None, None, "anchors and aliases are not supported", event.start_mark)

@@ -8,7 +8,6 @@ A line with a class and the points of a polygon is converted to its bounding box
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from fukami.data import archives, image_folder
 from fukami.data.annotations import (
@@ -21,7 +20,7 @@ from fukami.data.annotations import (
     list_images,
     parse_split,
 )
-from fukami.data.parsing import MAX_SMALL_FILE_BYTES, exists, is_file, read_text, to_number
+from fukami.data.parsing import MAX_SMALL_FILE_BYTES, Json, exists, is_file, read_text, to_number
 from fukami.errors import Error, MissingPackageError
 
 CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
@@ -150,7 +149,7 @@ def _parse_box_line(text: str) -> tuple[int | None, tuple[float, float, float, f
     return class_index, (math.nan,) * 4
 
 
-def _read_description(path: Path) -> dict[str, Any]:
+def _read_description(path: Path) -> dict[str, Json]:
     """Read a YAML file, or a Darknet file with ``key = value`` in each line.
 
     Raises:
@@ -174,13 +173,13 @@ def _has_class_names(path: Path) -> bool:
         return path.stem.lower() in ("data", "dataset")
 
 
-def _parse_class_names(path: Path, description: dict[str, Any]) -> dict[int, str]:
+def _parse_class_names(path: Path, description: dict[str, Json]) -> dict[int, str]:
     """Parse the index and the name of each class.
 
     Raises:
         Error: there are none.
     """
-    names: Any = description.get("names")
+    names = description.get("names")
     if isinstance(names, str):
         names = (
             []
@@ -188,7 +187,9 @@ def _parse_class_names(path: Path, description: dict[str, Any]) -> dict[int, str
             else [line for file in _locate_paths(path, description, "names") for line in _read_lines(file)]
         )
     try:
-        entries = dict(names.items() if isinstance(names, dict) else enumerate(names))
+        entries = dict(
+            names.items() if isinstance(names, dict) else enumerate(names if isinstance(names, list) else ())
+        )
         class_names = {int(index): name for index, name in entries.items()}
     except (TypeError, ValueError):
         class_names = {}
@@ -200,7 +201,7 @@ def _parse_class_names(path: Path, description: dict[str, Any]) -> dict[int, str
     return class_names
 
 
-def _locate_paths(path: Path, description: dict[str, Any], key: str) -> Iterator[Path]:
+def _locate_paths(path: Path, description: dict[str, Json], key: str) -> Iterator[Path]:
     """Locate the folders or lists of a split, relative to any of the base folders that tools use.
 
     Raises:
@@ -234,7 +235,7 @@ def _locate_paths(path: Path, description: dict[str, Any], key: str) -> Iterator
         yield location
 
 
-def _check_text(path: Path, value: Any, key: str) -> str:
+def _check_text(path: Path, value: Json, key: str) -> str:
     """Check that a value is the name of a folder or a file."""
     if not isinstance(value, str):
         raise Error(f"{path}: {key} must be the name of a folder or a list, not {str(value)[:200]}")

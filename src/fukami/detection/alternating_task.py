@@ -2,13 +2,14 @@
 
 import copy
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from fukami.detection.task import DetectionTask
 from fukami.layers.detection_types import Detections
+from fukami.models.faster_rcnn import FasterRCNN
 
 if TYPE_CHECKING:
     from fukami.data.samples import PaddedBatch
@@ -25,6 +26,7 @@ class AlternatingDetectionTask(DetectionTask):
     backbone, which is frozen from now on. 4. The detection head trains on the proposals of this RPN.
     """
 
+    model: FasterRCNN
     min_steps = 6  # with fewer, one of the four training steps has none
     current_step = NOT_STARTED  # of the four training steps
 
@@ -64,7 +66,7 @@ class AlternatingDetectionTask(DetectionTask):
             if step == TRAIN_RPN:
                 self.proposal_network.load_state_dict(self.model.state_dict())  # initialized after setup
             if step == FINETUNE_RPN:
-                self.model.rpn.load_state_dict(self.proposal_network.rpn.state_dict())  # type: ignore[union-attr]
+                self.model.rpn.load_state_dict(self.proposal_network.rpn.state_dict())
             self.optimizer.state.clear()
             self.step_counter.step.fill_(step)
         self.current_step = step
@@ -81,7 +83,7 @@ class AlternatingDetectionTask(DetectionTask):
 
     def _select_modules(self, step: int) -> Iterator[nn.Module]:
         """Yield the modules that a training step trains."""
-        network: Any = self.proposal_network if step == TRAIN_RPN else self.model
+        network = self.proposal_network if step == TRAIN_RPN else self.model
         if step in (TRAIN_RPN, TRAIN_DETECTOR):
             yield network.backbone
         yield network.rpn if step in (TRAIN_RPN, FINETUNE_RPN) else network.roi_heads
@@ -95,7 +97,7 @@ class AlternatingDetectionTask(DetectionTask):
             samples, _ = self.training_model(images, sizes, truth, stage="rpn")
             losses = self.compute_stage_losses(samples, "objectness", "anchor_boxes")
         else:
-            proposals = self.proposal_network.propose(images, sizes) if self.current_step == TRAIN_DETECTOR else None  # type: ignore[operator]
+            proposals = self.proposal_network.propose(images, sizes) if self.current_step == TRAIN_DETECTOR else None
             _, samples = self.training_model(images, sizes, truth, proposals, stage="regions")
             losses = self.compute_stage_losses(samples, "classification", "region_boxes")
         zero = torch.zeros((), device=images.device)
@@ -109,7 +111,7 @@ class AlternatingDetectionTask(DetectionTask):
         if self.current_step not in (TRAIN_RPN, TRAIN_DETECTOR):
             return super().detect(images, sizes)
         normalized = self.normalize_images(images, sizes)
-        proposals = self.proposal_network.propose(normalized, sizes)  # type: ignore[operator]
+        proposals = self.proposal_network.propose(normalized, sizes)
         detections: list[Detections] = self.model(normalized, sizes, proposals=proposals)
         return detections
 

@@ -14,6 +14,7 @@ from fukami.engine import padded_images
 from fukami.errors import UsageError, require_extra
 from fukami.image.transform import ResizeTransform
 from fukami.layers import boxes
+from fukami.models.rcnn import RCNN
 
 with require_extra("detect", "R-CNN"):
     from sklearn.linear_model import Ridge
@@ -44,7 +45,7 @@ class FrozenFeatureTask(RCNNTask):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: RCNN,
         labels: tuple[str, ...],
         transform: ResizeTransform,
         region_settings: RegionSettings,
@@ -77,7 +78,8 @@ class FrozenFeatureTask(RCNNTask):
 
     def score_regions(self, fc7: Tensor) -> Tensor:
         """Map the decision values of the SVMs to scores in [0, 1] by a sigmoid; they are not probabilities."""
-        return torch.sigmoid(self.model.get_submodule("svm")(fc7).float())
+        decision_values: Tensor = self.model.svm(fc7)
+        return torch.sigmoid(decision_values.float())
 
     def refine_boxes(self, image: Tensor, regions: Tensor, classes: Tensor) -> Tensor:
         """Predict the boxes of the objects detected in regions, if the box regressors are fitted."""
@@ -143,7 +145,7 @@ class SVMFitter:
     def start(self, task: FrozenFeatureTask) -> None:
         """Create an empty store."""
         self.store = TensorStore()
-        self.svm = get_linear_layer(task.model, "svm")
+        self.svm = task.model.svm
         classes, hidden = self.svm.out_features, self.svm.in_features
         no_features = torch.zeros(0, hidden, dtype=torch.float16)
         self.store.append(
@@ -251,7 +253,7 @@ class BoxRegressionFitter:
     def start(self, task: FrozenFeatureTask) -> None:
         """Create an empty store."""
         self.store = TensorStore()
-        self.regressor = get_linear_layer(task.model, "bbox")
+        self.regressor = task.model.bbox
         self.store.append(
             num_processed=torch.zeros(1, dtype=torch.int64),
             features=torch.zeros(0, self.regressor.in_features, dtype=torch.float16),
@@ -299,16 +301,9 @@ class BoxRegressionFitter:
     def refine_boxes(self, task: FrozenFeatureTask, image: Tensor, regions: Tensor, classes: Tensor) -> Tensor:
         """Predict the boxes of objects detected in regions, by the regressors of their classes."""
         dtype = next(task.model.parameters()).dtype
-        deltas = task.model.get_submodule("bbox")(task.extract_features(image, regions, "pool5").to(dtype))
-        class_deltas = deltas.float().unflatten(1, (len(task.labels), 4))[torch.arange(len(regions)), classes]
+        deltas: Tensor = task.model.bbox(task.extract_features(image, regions, "pool5").to(dtype))
+        class_deltas = torch.unflatten(deltas.float(), 1, (len(task.labels), 4))[torch.arange(len(regions)), classes]
         return boxes.decode_boxes(class_deltas, regions)
-
-
-def get_linear_layer(model: nn.Module, name: str) -> nn.Linear:
-    """Return a linear layer of the model by name."""
-    layer = model.get_submodule(name)
-    assert isinstance(layer, nn.Linear)
-    return layer
 
 
 def find_negatives(batch: "PaddedBatch", proposals: Tensor, num_classes: int, negative_iou_threshold: float) -> Tensor:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fukami.data.feature_cache import FeatureCache
@@ -24,6 +24,7 @@ from fukami.image.transform import ResizeTransform
 from fukami.layers import box_sampling, boxes
 from fukami.layers.detection_types import Detections
 from fukami.layers.roi_warp import warp_regions
+from fukami.models.rcnn import RCNN
 from fukami.quantization import half_precision
 from fukami.selective_search import search
 
@@ -67,11 +68,12 @@ class RCNNTask(DetectionTask):
         labels, transform, options: as for :class:`DetectionTask`.
     """
 
+    model: RCNN
     min_score = 0.01  # minimum score of a detection
 
     def __init__(
         self,
-        model: nn.Module,
+        model: RCNN,
         labels: tuple[str, ...],
         transform: ResizeTransform,
         region_settings: RegionSettings,
@@ -118,7 +120,7 @@ class RCNNTask(DetectionTask):
         if self.feature_cache is None:
             tf32 = torch.backends.cuda.matmul.allow_tf32
             settings = f"{FEATURE_VERSION} {self.region_settings.size} {self.region_settings.context_padding} {tf32}"
-            self.feature_cache = FeatureCache(self.model.network, settings, self.region_settings.cache_limit)  # type: ignore[arg-type]
+            self.feature_cache = FeatureCache(self.model.network, settings, self.region_settings.cache_limit)
         path = self.feature_cache.get_path(image, proposals)
         features = self.feature_cache.read(path)
         if features is None or len(features) != len(proposals):
@@ -194,7 +196,7 @@ class RCNNFinetuneTask(RCNNTask):
 
     def score_regions(self, fc7: Tensor) -> Tensor:
         """Compute the softmax, without the background."""
-        return self.model.compute_scores(fc7).float().softmax(1)[:, 1:]  # type: ignore[operator, no-any-return]
+        return self.model.compute_scores(fc7).float().softmax(1)[:, 1:]
 
     def collect_results(self, batches: Iterable["PaddedBatch"]) -> DetectionResults:
         """Collect the detections and the objects of all batches."""

@@ -189,7 +189,8 @@ class DetectionTask(Task):
         """Plot average precision, precision-recall curves, error types and the worst errors."""
         from fukami.detection import plots as detection_plots
 
-        results: DetectionResults = self._get_results(batches)
+        results = self._get_results(batches)
+        assert isinstance(results, DetectionResults)
         if self.runtime.is_main:
             samples = getattr(batches, "samples", ())
             yield from detection_plots.plot_evaluation(

@@ -16,7 +16,7 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Required, TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -28,6 +28,8 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
+from fukami.data.loader import StateDict
+from fukami.data.parsing import Json
 from fukami.engine import precision as precisions
 from fukami.engine.checkpoint_file import decode_checkpoint, encode_checkpoint
 from fukami.engine.ensemble import build_ensemble
@@ -73,6 +75,22 @@ RecipeSource = str | os.PathLike[str] | type[Recipe]  # the file of a custom rec
 logger = logging.getLogger(__name__)
 
 
+class RunRecord(TypedDict, total=False):
+    """Content of ``recipe.json``; when it is read, only its recipe, fields and labels are checked."""
+
+    recipe: Required[str]
+    fields: Required[dict[str, Json]]
+    labels: Required[list[str]]
+    recipe_sha256: Json
+    versions: Json
+    exported: Json
+    resumed: Json
+    device: Json
+    precision: Json
+    compile: Json
+    threads: Json
+
+
 class ComputeConfig(NamedTuple):
     """Compute configuration of a training run; ``num_threads`` is None if not set yet."""
 
@@ -82,7 +100,7 @@ class ComputeConfig(NamedTuple):
     num_threads: int | None
 
 
-def load(
+def load_task(
     *runs: str | os.PathLike[str],
     device: str = "auto",
     precision: str = "auto",
@@ -181,7 +199,7 @@ def read_recipe(folder: Path, recipe: RecipeSource | None = None) -> tuple[Recip
         raise type(error)(f"{error}{_describe_writer(record)}") from error
 
 
-def _describe_writer(record: dict[str, Any]) -> str:
+def _describe_writer(record: RunRecord) -> str:
     """Explain an error of ``recipe.json`` by the version of fukami that wrote it, if it is another one."""
     versions, installed = record.get("versions"), version("fukami")
     writer = versions.get("fukami") if isinstance(versions, dict) else None
@@ -190,7 +208,7 @@ def _describe_writer(record: dict[str, Any]) -> str:
     return f"; fukami {str(writer)[:50]} wrote the run, and this is fukami {installed}: train again with this version"
 
 
-def _resolve_recipe_class(folder: Path, record: dict[str, Any], source: RecipeSource | None) -> type[Recipe]:
+def _resolve_recipe_class(folder: Path, record: RunRecord, source: RecipeSource | None) -> type[Recipe]:
     """Return the class of a run's recipe: a built-in one, or that of ``source`` if it matches the record."""
     name = record["recipe"]
     if "recipe_sha256" not in record:
@@ -241,13 +259,13 @@ def parse_run_overrides(
     return parse_overrides(type(read_recipe(locate_run(runs[0]), recipe)[0]), overrides) if runs and overrides else {}
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
+def _read_record(folder: Path) -> RunRecord:
     """Read ``recipe.json`` and check its types."""
     path = folder / "recipe.json"
     try:
         if path.stat().st_size > MAX_RECIPE_BYTES:
             raise ValueError(f"it has more than {MAX_RECIPE_BYTES:,} bytes")
-        record = json.loads(path.read_bytes())
+        record: RunRecord = json.loads(path.read_bytes())
         name, fields, labels = record["recipe"], record["fields"], record["labels"]
         json.dumps(record, ensure_ascii=False).encode()  # reject lone surrogates, which cannot be written again
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -255,10 +273,10 @@ def _read_record(folder: Path) -> dict[str, Any]:
     are_strings = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
     if not (isinstance(name, str) and isinstance(fields, dict) and are_strings):
         raise Error(f"{path} is corrupted: 'recipe' should be a string, 'fields' an object, 'labels' a list of strings")
-    return dict(record)
+    return record
 
 
-def _fields_to_json(recipe: Recipe) -> dict[str, Any]:
+def _fields_to_json(recipe: Recipe) -> dict[str, Json]:
     """Return the fields after a round trip through JSON, which turns tuples into lists."""
     return dict(json.loads(json.dumps(dataclasses.asdict(recipe))))
 
@@ -323,7 +341,7 @@ def _build_task(folder: Path, recipe: Recipe, labels: tuple[str, ...]) -> Task:
     """Build the task of a run's recipe; raise an Error if its fields describe no valid network."""
     count = 0
 
-    def check_count(*parts: Any) -> None:
+    def check_count(*parts: object) -> None:
         nonlocal count
         count += 1
         if count > MAX_MODEL_PARTS:
@@ -527,7 +545,7 @@ def _remove_temporary_files(folder: Path) -> None:
             _get_temporary_path(folder / name).unlink()
 
 
-def _is_moved_stage(old: Any, new: Any, folder: Path) -> bool:
+def _is_moved_stage(old: Json, new: Json, folder: Path) -> bool:
     """Return whether two paths are the same stage of a run that was moved; ``folder`` is a stage of that run."""
     if not (isinstance(old, str) and isinstance(new, str)):
         return False
@@ -560,11 +578,11 @@ def resolve_compute_config(folder: Path, device: str, precision: str, compile: b
             raise UsageError(
                 f"{folder} was started with {name} {original!r}, not {value!r}: a resumed run has to keep it"
             )
-    device = record.get("device", device) if device == "auto" else device
+    device = str(record["device"]) if device == "auto" else device
     threads = record.get("threads")
     if threads is not None and not (type(threads) is int and 1 <= threads <= MAX_THREADS):
         raise Error(f"{folder / 'recipe.json'} is corrupted: 'threads' should be 1 to {MAX_THREADS}, not {threads!r}")
-    return ComputeConfig(device, record.get("precision", precision), bool(record.get("compile", compile)), threads)
+    return ComputeConfig(device, str(record["precision"]), bool(record["compile"]), threads)
 
 
 def _get_temporary_path(path: Path) -> Path:
@@ -597,7 +615,7 @@ def write_file(path: Path, content: bytes) -> None:
         raise WriteError(path, error) from error
 
 
-def write_recipe(folder: Path, recipe: Recipe, labels: tuple[str, ...], extra: dict[str, Any]) -> None:
+def write_recipe(folder: Path, recipe: Recipe, labels: tuple[str, ...], extra: Mapping[str, object]) -> None:
     """Write ``recipe.json``; ``extra`` is added to it."""
     record = {
         **identify_recipe(type(recipe)),
@@ -609,13 +627,13 @@ def write_recipe(folder: Path, recipe: Recipe, labels: tuple[str, ...], extra: d
     write_file(folder / "recipe.json", (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def record_value(folder: Path, name: str, value: Any) -> None:
+def record_value(folder: Path, name: str, value: object) -> None:
     """Set a value in ``recipe.json``."""
-    record = _read_record(folder) | {name: value}
+    record = {**_read_record(folder), name: value}
     write_file(folder / "recipe.json", (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def record_resumption(folder: Path, changes: dict[str, Any]) -> None:
+def record_resumption(folder: Path, changes: Mapping[str, object]) -> None:
     """Append the changes at a resumption to ``recipe.json``."""
     previous = _read_record(folder).get("resumed")
     record_value(folder, "resumed", [*(previous if isinstance(previous, list) else ()), changes])
@@ -636,12 +654,12 @@ def write_weights(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype |
     write_file(folder / "weights.safetensors", write_tensors(tensors))
 
 
-def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
+def write_checkpoint(folder: Path, state: StateDict) -> None:
     """Write ``last.ckpt``, which contains only tensors and plain values."""
     write_file(folder / "last.ckpt", encode_checkpoint(state))
 
 
-def read_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None:
+def read_checkpoint(folder: Path, device: torch.device) -> StateDict | None:
     """Read ``last.ckpt``, or return None if it does not exist; nothing in the file is executed.
 
     Raises:

@@ -1,13 +1,17 @@
 """Export of a run (``fukami export``) to a lower precision or to ONNX."""
 
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from torch import nn
 
 from fukami.engine import checkpoint, precision
 from fukami.engine.runtime import PRECISIONS
 from fukami.errors import UsageError
+
+ExportSummary = TypedDict(
+    "ExportSummary", {"run": str, "from": str, "to": str, "file": str, "bytes": int, "compression_ratio": float}
+)
 
 
 def export_run(
@@ -16,7 +20,7 @@ def export_run(
     out: Path,
     calibration: str | None = None,
     recipe: checkpoint.RecipeSource | None = None,
-) -> dict[str, Any]:
+) -> ExportSummary:
     """Export the run to the precision ``to``, as a new run in the folder ``out``.
 
     Args:
@@ -40,21 +44,26 @@ def export_run(
     if out.is_dir() and any(out.iterdir()):
         raise UsageError(f"{out} exists and is not empty; use another --out")
     experiment, labels = checkpoint.read_recipe(source, recipe)
-    task = checkpoint.load(run, device="cpu", precision="float32", recipe=recipe)
+    task = checkpoint.load_task(run, device="cpu", precision="float32", recipe=recipe)
     before = task.get_modules()
     modules = before if to in PRECISIONS else precision.convert_task(task, to, experiment, calibration)
     with checkpoint.lock_run(out, experiment, resume=False):
         if to in precision.ONNX_PRECISIONS:
+            from fukami.quantization.onnx_export import OnnxNetwork
+
             files = [out / f"{name}.onnx" for name in modules]
             for file, module in zip(files, modules.values(), strict=True):
-                checkpoint.write_file(file, module.content)  # type: ignore[arg-type]  # of an OnnxNetwork
+                assert isinstance(module, OnnxNetwork)
+                checkpoint.write_file(file, module.content)
         else:
             files = [out / "weights.safetensors"]
             checkpoint.write_weights(out, checkpoint.copy_tensors_to_cpu(modules), PRECISIONS.get(to))
         checkpoint.write_recipe(out, experiment, labels, {"exported": {"to": to, "from": str(run)}})
     size = sum(file.stat().st_size for file in files)
-    result: dict[str, Any] = {"run": str(out), "from": str(run), "to": to, "file": str(files[0]), "bytes": size}
-    return result | {"compression_ratio": round(sum(map(_count_bytes, before.values())) / size, 2)}
+    ratio = round(sum(map(_count_bytes, before.values())) / size, 2)
+    return {
+        "run": str(out), "from": str(run), "to": to, "file": str(files[0]), "bytes": size, "compression_ratio": ratio
+    }  # fmt: skip
 
 
 def _count_bytes(module: nn.Module) -> int:

@@ -2,13 +2,13 @@
 
 import base64
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 
-def render_page(template: str, **values: Any) -> bytes:
+def render_page(template: str, **values: object) -> bytes:
     """Render a template as a UTF-8 page; file names with undecodable bytes contain escapes of these."""
     return _create_environment().get_template(template).render(values).encode(errors="backslashreplace")
 

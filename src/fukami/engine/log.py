@@ -4,20 +4,21 @@ import io
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from fukami.data.loader import StateDict
 from fukami.engine import checkpoint
 from fukami.engine.recipe import Recipe, build_train_command
 from fukami.engine.runtime import Runtime
-from fukami.engine.task import Task
+from fukami.engine.task import Metrics, Task
 from fukami.errors import WriteError
 from fukami.explain.summary import count_costs
 from fukami.image.transform import SquareTransform
@@ -53,7 +54,7 @@ class TrainingLogger:
         self.folder, self.recipe, self.runtime, self.clock = folder, recipe, runtime, runtime.clock
         self.num_steps, self.steps_per_epoch = num_steps, steps_per_epoch
         self.path = folder / "metrics.jsonl"
-        self.last_metrics: dict[str, Any] = {}
+        self.last_metrics: Metrics = {}
         self.multiply_adds = 0  # per step, over all processes
         self.previous_seconds = 0.0  # seconds of training before the resumption
         self.start_time = self.last_log_time = time.monotonic()
@@ -113,7 +114,7 @@ class TrainingLogger:
         self.bar.set_postfix_str(f"{name} {first:.4f} · {speed:,.0f} {unit}/s", refresh=False)
         self.bar.update(step - self.bar.n)
 
-    def log_evaluation(self, step: int, metrics: dict[str, Any], preview: "Image | None" = None) -> None:
+    def log_evaluation(self, step: int, metrics: Metrics, preview: "Image | None" = None) -> None:
         """Log an evaluation, print its overall metrics, and save its image as ``preview.png``."""
         self.last_metrics = metrics
         self.last_log_time = time.monotonic()  # the training speed excludes the time of the evaluation
@@ -136,7 +137,7 @@ class TrainingLogger:
         command = f"{build_train_command(self.recipe)} --out {self.folder} --resume"
         self._print(f"stopped at step {step} of {self.num_steps}; resume with: {command}")
 
-    def finish(self, figures: "list[tuple[str, Figure | Sequence[Image]]]") -> dict[str, Any]:
+    def finish(self, figures: "list[tuple[str, Figure | Sequence[Image]]]") -> Metrics:
         """Write the report and return the metrics of the last evaluation."""
         from fukami.engine import report
 
@@ -145,7 +146,7 @@ class TrainingLogger:
             report.write_report(self.folder, figures, self.get_elapsed_seconds())
         return self.last_metrics
 
-    def summarize_time(self) -> dict[str, Any]:
+    def summarize_time(self) -> dict[str, dict[str, float] | float]:
         """Return the seconds of each phase and the multiply-adds per second of the training steps."""
         seconds = self.runtime.clock.compute_seconds(self.num_steps)
         training = sum(seconds.get(phase, 0.0) for phase in TRAINING_PHASES)
@@ -157,7 +158,7 @@ class TrainingLogger:
         """Return the seconds of training so far, including those before a resumption."""
         return self.previous_seconds + time.monotonic() - self.start_time
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the state of the log for a checkpoint."""
         clock = self.runtime.clock.compute_seconds(self.step)
         with self._check_write_errors():
@@ -165,7 +166,7 @@ class TrainingLogger:
         state = {"step": self.step, "bytes": size, "seconds": self.get_elapsed_seconds(), "last": self.last_metrics}
         return state | {"clock": clock, "multiply_adds": self.multiply_adds}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Restore the state and truncate the log to it: the steps after the checkpoint run again."""
         self.previous_seconds, self.last_metrics = float(state["seconds"]), dict(state["last"])
         if not all(isinstance(value, int | float | dict) for value in self.last_metrics.values()):
@@ -183,7 +184,7 @@ class TrainingLogger:
         if self.runtime.is_main:
             self.bar.write(text, file=sys.stderr)
 
-    def _write_line(self, line: dict[str, Any]) -> None:
+    def _write_line(self, line: Mapping[str, object]) -> None:
         if self.runtime.is_main:
             with self._check_write_errors(), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -206,7 +207,7 @@ class TrainingLogger:
         return f"{epochs}step {step}/{self.num_steps}"
 
 
-def describe_compute_config(recipe: Recipe, runtime: Runtime, compile: bool) -> dict[str, Any]:
+def describe_compute_config(recipe: Recipe, runtime: Runtime, compile: bool) -> dict[str, str | int]:
     """Return the compute configuration of a run and the command that repeats it, for ``recipe.json``."""
     device, precision = runtime.device.type, runtime.precision
     return {

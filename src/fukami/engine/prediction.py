@@ -11,11 +11,11 @@ from torch import Tensor
 
 from fukami.errors import Error, UsageError, convert_memory_errors, is_out_of_memory
 from fukami.image import io as image_io
+from fukami.image.io import ImageSource
 
 if TYPE_CHECKING:
     from fukami.engine.task import Task
 
-ImageSource: TypeAlias = Any  # as for fukami.image.io.read_image
 Prediction: TypeAlias = dict[str, Any]  # ready for JSON
 MAX_CHUNK_PIXELS = 2**26  # pixels of the decoded images that are in memory at a time
 

@@ -10,7 +10,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -327,7 +327,7 @@ def build_train_command(recipe: Recipe) -> str:
     return shlex.join(arguments)
 
 
-def build_recipe(recipe: type[Recipe], fields: dict[str, object]) -> Recipe:
+def build_recipe(recipe: type[Recipe], fields: Mapping[str, object]) -> Recipe:
     """Build a recipe from the fields of a ``recipe.json``: lists become tuples; names and types are checked.
 
     Raises:
@@ -340,9 +340,8 @@ def build_recipe(recipe: type[Recipe], fields: dict[str, object]) -> Recipe:
             raise Error(str(build_field_error(recipe, name)))
         value = tuple(value) if isinstance(value, list) else value
         if not _matches_type(value, hints[name]):
-            raise Error(
-                f"the field {name!r} of {get_recipe_name(recipe)} should be of type {hints[name]}, not {value!r:.100}"
-            )
+            kind = hints[name].__name__ if isinstance(hints[name], type) else hints[name]
+            raise Error(f"the field {name!r} of {get_recipe_name(recipe)} should be of type {kind}, not {value!r:.100}")
         values[name] = value
     try:
         return recipe(**values)

@@ -2,14 +2,15 @@
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from PIL.Image import Image
 
 from fukami.engine import checkpoint
 from fukami.engine.html import build_data_url, render_page
+from fukami.engine.task import Metrics
 from fukami.errors import Error
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def write_report(folder: Path, figures: "Sequence[tuple[str, Figure | Sequence[I
     return _write_page(folder, page)
 
 
-def _read_log(path: Path) -> list[dict[str, Any]]:
+def _read_log(path: Path) -> list[Metrics]:
     """Read the lines of ``metrics.jsonl``, at least one.
 
     Raises:
@@ -90,8 +91,8 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
 
 def write_evaluation_report(
     folder: Path,
-    result: dict[str, Any],
-    configuration: dict[str, Any],
+    result: Metrics,
+    configuration: Mapping[str, object],
     figures: "Sequence[tuple[str, Figure | Sequence[Image]]]",
     command: str,
 ) -> Path:
@@ -111,8 +112,8 @@ def write_precision_report(
     columns: Sequence[str],
     rows: Sequence[Sequence[str]],
     figure: "Figure",
-    skipped: dict[str, str],
-    configuration: dict[str, Any],
+    skipped: Mapping[str, str],
+    configuration: Mapping[str, object],
     command: str,
 ) -> Path:
     """Write the report that compares a run at every precision into ``folder``, and return its path."""
@@ -137,7 +138,7 @@ def _write_page(folder: Path, page: bytes) -> Path:
     return path
 
 
-def format_metrics(metrics: dict[str, Any]) -> str:
+def format_metrics(metrics: Metrics) -> str:
     """Format the overall metrics of an evaluation in one line."""
     return " · ".join(
         f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
@@ -198,7 +199,7 @@ def disable_mathtext(figure: "Figure") -> None:
             text.set_parse_math(False)
 
 
-def plot_curves(train_lines: Sequence[dict[str, Any]], eval_lines: Sequence[dict[str, Any]]) -> "Figure":
+def plot_curves(train_lines: Sequence[Metrics], eval_lines: Sequence[Metrics]) -> "Figure":
     """Plot every metric of training and evaluation over the steps, and the learning rate."""
     from matplotlib.figure import Figure
 

@@ -1,12 +1,11 @@
 """Loader of any iterable of batches, which resumes within an epoch."""
 
 from collections.abc import Iterable, Iterator, Sized
-from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
-from fukami.data.loader import Loader
+from fukami.data.loader import Loader, StateDict
 from fukami.data.manifest import ManifestItem, hash_tensors
 from fukami.engine.random_states import RandomStates, get_random_states, set_random_states
 
@@ -46,11 +45,11 @@ class ResumableLoader(Loader):
             yield batch
         self.position = 0
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the position in the epoch and the random states at its start."""
         return {"position": self.position, "start_states": self.start_states}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Restore the position; the next epoch skips the batches before it."""
         self.num_skip, self.start_states = state["position"], state["start_states"]
 

@@ -4,22 +4,32 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
 
 from fukami.engine import checkpoint
-from fukami.engine.prediction import ImageSource, Prediction, iterate_predictions
-from fukami.engine.recipe import Recipe, check_data, get_recipe, get_recipe_name
+from fukami.engine.prediction import Prediction, iterate_predictions
+from fukami.engine.recipe import (
+    Recipe,
+    build_field_error,
+    build_recipe,
+    check_data,
+    get_field_names,
+    get_recipe,
+    get_recipe_name,
+)
 from fukami.engine.runtime import DEFAULT_TIMEOUT
 from fukami.engine.task import Metrics, Task
 from fukami.engine.train import RunOptions, run_training
 from fukami.errors import Error, UsageError
 from fukami.image import io as image_io
+from fukami.image.io import ImageSource
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+ModelInput = ImageSource | torch.Tensor
+SINGLE_INPUTS = (str, os.PathLike, bytes, Image, np.ndarray, torch.Tensor)
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,7 @@ class Model:
         """Names of the classes."""
         return self.task.labels
 
-    def predict(self, inputs: "ImageSource | Iterable[ImageSource]") -> "Prediction | list[Prediction]":
+    def predict(self, inputs: ModelInput | Iterable[ModelInput]) -> Prediction | list[Prediction]:
         """Predict one input, each of several, or each file in a folder.
 
         Args:
@@ -78,11 +88,12 @@ class Model:
         Raises:
             Error: the only input cannot be read.
         """
-        sources = _list_sources(inputs)
-        if sources is not None:
-            return self.task.predict(map(_convert_tensor, sources))
-        _, prediction = self._predict_one(inputs)
-        return prediction
+        if isinstance(inputs, str | os.PathLike) and os.path.isdir(inputs):  # noqa: PTH112  it may be too long
+            return self.task.predict(image_io.list_files(inputs))
+        if isinstance(inputs, (*SINGLE_INPUTS, Mapping)) or not isinstance(inputs, Iterable):
+            _, prediction = self._predict_one(inputs)
+            return prediction
+        return self.task.predict(map(_convert_tensor, inputs))
 
     def evaluate(self, data: str | None = None) -> Metrics:
         """Evaluate on the test split of the run's own dataset, or of another one, and return the metrics.
@@ -99,7 +110,7 @@ class Model:
             return self.task.evaluate(self.recipe.load_eval_data())
         return self.task.evaluate(self.recipe.with_data(data).load_eval_data())
 
-    def draw(self, source: "ImageSource") -> "Image":
+    def draw(self, source: ModelInput) -> Image:
         """Draw the prediction for one image, as ``fukami predict --out`` does.
 
         Raises:
@@ -108,7 +119,7 @@ class Model:
         """
         return self.task.draw(*self._predict_one(source))
 
-    def _predict_one(self, source: "ImageSource") -> "tuple[Image, Prediction]":
+    def _predict_one(self, source: object) -> tuple[Image, Prediction]:
         """Return the decoded image and the prediction of one input."""
         ((image, prediction),) = iterate_predictions(self.task, [_convert_tensor(source)])
         if image is None or "error" in prediction:
@@ -123,7 +134,7 @@ class Model:
 
 
 def train(
-    recipe: str | Recipe,
+    recipe: str | os.PathLike[str] | Recipe,
     out: str | os.PathLike[str] | None = None,
     *,
     device: str = "auto",
@@ -155,10 +166,34 @@ def train(
         Error: the loss or the weights are not finite, or a file cannot be written; the last valid checkpoint is kept.
         KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM, after a checkpoint is written.
     """
-    experiment = get_recipe(recipe)(**fields) if isinstance(recipe, str) else replace(recipe, **fields)
+    experiment = _build_experiment(recipe, fields)
     folder = checkpoint.choose_run_folder(get_recipe_name(type(experiment)), resume) if out is None else Path(out)
     options = RunOptions(device, precision, compile, resume, allow_changed_data, timeout)
     return Run(folder, run_training(experiment, folder, options))
+
+
+def _build_experiment(recipe: str | os.PathLike[str] | Recipe, fields: Mapping[str, Any]) -> Recipe:
+    """Build the recipe of a name, or change fields of a recipe; a list becomes a tuple, a path a string.
+
+    Raises:
+        UsageError: there is no such recipe, it has no such field, or a value has another type or is out of range.
+    """
+    if isinstance(recipe, Recipe):
+        return replace(recipe, **fields)
+    if not isinstance(recipe, str | os.PathLike):
+        raise UsageError(f"a recipe should be a name such as 'resnet18', or a fukami.Recipe, not {recipe!r:.100}")
+    recipe_class = get_recipe(os.fspath(recipe))
+    known = get_field_names(recipe_class)
+    for name in fields:
+        if name not in known:
+            raise build_field_error(recipe_class, name)
+    values = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in fields.items()}
+    try:
+        return build_recipe(recipe_class, values)
+    except UsageError:
+        raise
+    except Error as error:
+        raise UsageError(str(error)) from None
 
 
 def load(
@@ -185,29 +220,27 @@ def load(
         UsageError: a run does not exist, cannot be computed at this precision, or needs another ``recipe``.
         Error: a run is corrupted, its weights do not match its recipe, or a layer cannot be converted.
     """
-    task = checkpoint.load(*runs, device=device, precision=precision, vote=vote, overrides=overrides, recipe=recipe)
+    task = checkpoint.load_task(
+        *runs, device=device, precision=precision, vote=vote, overrides=overrides, recipe=recipe
+    )
     first, _ = checkpoint.read_recipe(checkpoint.locate_run(runs[0]), recipe)
     return Model(task, replace(first, **(overrides or {})), [os.fspath(run) for run in runs])
 
 
-def _list_sources(inputs: "ImageSource | Iterable[ImageSource]") -> "Iterable[ImageSource] | None":
-    """Return the inputs of an iterable, or the files in a folder; None for one input."""
-    if isinstance(inputs, str | os.PathLike):
-        return image_io.list_files(inputs) if os.path.isdir(inputs) else None  # noqa: PTH112  it may be too long
-    is_one = isinstance(inputs, np.ndarray | torch.Tensor | bytes) or not isinstance(inputs, Iterable)
-    return None if is_one else inputs
-
-
-def _convert_tensor(source: "ImageSource") -> "ImageSource":
+def _convert_tensor(source: object) -> ImageSource:
     """Convert a tensor ``(C, H, W)`` or ``(H, W)``, uint8 or float in 0..1, to an array ``(H, W, C)`` or ``(H, W)``.
 
     Other sources are returned unchanged.
 
     Raises:
-        UsageError: the tensor has another shape.
+        UsageError: the tensor has another shape, or the source another type.
     """
-    if not isinstance(source, torch.Tensor):
+    if isinstance(source, str | os.PathLike | bytes | Image | np.ndarray):
         return source
+    if not isinstance(source, torch.Tensor):
+        raise UsageError(
+            f"an image should be a path, a PIL image, an array, a tensor or bytes, not {type(source).__name__}"
+        )
     if source.ndim not in (2, 3):
         raise UsageError(
             f"an image tensor should be (C, H, W) or (H, W), not {tuple(source.shape)}; pass a list for several images"

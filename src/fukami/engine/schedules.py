@@ -6,8 +6,8 @@ only the step. Only ``plateau`` has a state, which depends on the evaluations.
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
+from fukami.data.loader import StateDict
 from fukami.errors import UsageError, build_unknown_error
 
 Schedule = Callable[[float], float]
@@ -111,11 +111,11 @@ class ReduceOnPlateau:
         else:
             self.num_bad_evals, self.num_drops = 0, self.num_drops + 1
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the state for a checkpoint."""
         return {"best": self.best, "num_bad_evals": self.num_bad_evals, "num_drops": self.num_drops}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Restore the state of a checkpoint."""
         self.best, self.num_bad_evals, self.num_drops = state["best"], state["num_bad_evals"], state["num_drops"]
 

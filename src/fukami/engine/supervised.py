@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from fukami.data.augment import AugmentationPipeline
     from fukami.data.labeled_images import LabeledImages
-    from fukami.data.loader import BatchLoader
+    from fukami.data.loader import Batch, BatchLoader
     from fukami.data.padded_loader import PaddedLoader
     from fukami.data.samples import Sample
     from fukami.engine.pretrained import ParameterGroup
@@ -41,7 +41,7 @@ class SplitLoading:
         train, test, labels = self.load_splits()
         return Data(self.build_loader(train, labels, train=True), self.build_loader(test, labels, train=False), labels)
 
-    def load_eval_data(self) -> "BatchLoader":
+    def load_eval_data(self) -> "BatchLoader[Any]":
         """Load only the test split; no training image is decoded."""
         _, test, labels = self.load_splits(include_train=False)
         return self.build_loader(test, labels, train=False)
@@ -53,7 +53,7 @@ class SplitLoading:
         """
         raise NotImplementedError(f"{type(self).__name__} does not define load_splits(include_train)")
 
-    def build_loader(self, split: Any, labels: tuple[str, ...], *, train: bool) -> "BatchLoader":
+    def build_loader(self, split: Any, labels: tuple[str, ...], *, train: bool) -> "BatchLoader[Any]":
         """Build the loader of a split of :meth:`load_splits`, for training or evaluation."""
         raise NotImplementedError(f"{type(self).__name__} does not define build_loader(split, labels, train)")
 
@@ -151,7 +151,7 @@ class SupervisedRecipe(Recipe):
         batch_size: int,
         seed: int | None,
         balanced: bool = False,
-    ) -> "BatchLoader":
+    ) -> "BatchLoader[Batch]":
         """Build a loader of augmented images: in memory up to ``memory_limit``, streamed otherwise.
 
         Raises:

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias,
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
 from torch.utils import _pytree as pytree
 
-from fukami.data.loader import Loader
-from fukami.engine.prediction import ImageSource, Prediction, iterate_predictions
+from fukami.data.loader import Loader, StateDict
+from fukami.engine.prediction import Prediction, iterate_predictions
 from fukami.engine.runtime import Runtime
 from fukami.engine.schedules import ReduceOnPlateau, Schedule, compute_constant_factor
 from fukami.errors import UsageError
+from fukami.image.io import ImageSource
 from fukami.image.transform import ResizeTransform, SquareTransform
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 Batch: TypeAlias = Any  # a tree of tensors, which each family defines
 Metrics: TypeAlias = dict[str, Any]  # numbers, and dicts of the numbers of each class
-OptimizerFactory = Callable[[Iterable[nn.Parameter] | list[dict[str, Any]]], torch.optim.Optimizer]
+OptimizerFactory = Callable[[ParamsT], torch.optim.Optimizer]
 
 
 class TrainingOptions(TypedDict, total=False):
@@ -56,6 +58,16 @@ class Results(Protocol):
 
     def compute_metrics(self) -> Metrics:
         """Compute the metrics and ``count``; the first metric is the main one."""
+
+
+class Stateful(Protocol):
+    """Object whose state a checkpoint saves."""
+
+    def state_dict(self) -> StateDict:
+        """Return the state."""
+
+    def load_state_dict(self, state: StateDict, /) -> object:
+        """Restore the state."""
 
 
 class Task:
@@ -103,8 +115,8 @@ class Task:
         self.eval_every = eval_every
         self.accumulate = accumulate
         self.clip_norm = clip_norm
-        self.state: dict[str, Any] = {}  # objects that a checkpoint saves, with state_dict and load_state_dict
-        self._last_evaluation: tuple[Any, Any] | None = None  # batches of the last evaluation, and its results
+        self.state: dict[str, Stateful] = {}  # what a checkpoint saves, by name
+        self._last_evaluation: tuple[Iterable[Batch], Results] | None = None  # its batches and results
 
     def __repr__(self) -> str:
         size = sum(parameter.numel() for module in self.get_modules().values() for parameter in module.parameters())
@@ -171,7 +183,7 @@ class Task:
                 with clock("forward"), self.runtime.autocast():
                     loss, metrics = self.compute_loss(micro_batch)
                 with clock("backward"):
-                    self.scaler.scale(fraction * loss).backward()  # type: ignore[no-untyped-call]
+                    torch.autograd.backward(self.scaler.scale(fraction * loss))
             for name, value in {"loss": loss.detach(), **metrics}.items():
                 totals[name] = fraction * value + totals[name] if name in totals else fraction * value
         with clock("optimizer"):
@@ -202,10 +214,9 @@ class Task:
             Error: there is nothing to evaluate.
         """
         self._last_evaluation = None
-        results: Results = self._get_results(batches)
-        return results.compute_metrics()
+        return self._get_results(batches).compute_metrics()
 
-    def _get_results(self, batches: Iterable[Batch]) -> Any:
+    def _get_results(self, batches: Iterable[Batch]) -> Results:
         """Return the results for ``batches``, those of the last evaluation if it was of them."""
         if self._last_evaluation is None or self._last_evaluation[0] is not batches:
             with torch.inference_mode(), self.evaluation_mode():

@@ -2,15 +2,14 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from fukami.data.loader import Loader
+from fukami.data.loader import Loader, StateDict
 from fukami.data.manifest import Manifest
 from fukami.engine import checkpoint
 from fukami.engine.async_checkpoint import CheckpointWriter
@@ -22,7 +21,7 @@ from fukami.engine.resumable_loader import wrap_batches
 from fukami.engine.resume import SignalHandler, check_checkpoint_metadata, get_checkpoint_metadata
 from fukami.engine.runtime import DEFAULT_TIMEOUT, Runtime
 from fukami.engine.schedules import ReduceOnPlateau
-from fukami.engine.task import Task
+from fukami.engine.task import Batch, Task
 from fukami.errors import Error, UsageError
 
 MAX_LOG_INTERVAL = 100  # maximum number of steps until the loop waits for the device, logs, and checks the losses
@@ -184,11 +183,11 @@ class MetricBuffer:
         self.names = list(metrics)
         self.rows.append(torch.stack([value.float() for value in metrics.values()]).to(self.runtime.device))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the buffered metrics for a checkpoint."""
         return {"names": self.names, "rows": list(self.rows)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Restore the buffered metrics."""
         self.names, self.rows = list(state["names"]), [row.to(self.runtime.device) for row in state["rows"]]
 
@@ -220,13 +219,13 @@ class TrainingProgress:
     def __init__(self, task: Task, loader: Loader, log: TrainingLogger) -> None:
         self.task, self.loader, self.log = task, loader, log
         self.metric_buffer = MetricBuffer(log.runtime)
-        self.checkpoint_metadata: dict[str, Any] = {}
+        self.checkpoint_metadata: StateDict = {}
 
     def add_metrics(self, metrics: dict[str, Tensor]) -> None:
         """Buffer the metrics of a step until they are logged."""
         self.metric_buffer.add(metrics)
 
-    def log_steps(self, step: int, lr: float, batch: Any) -> None:
+    def log_steps(self, step: int, lr: float, batch: Batch) -> None:
         """Log the mean metrics of the steps since the last log line."""
         metrics = self.metric_buffer.compute_means(step, self.loader)
         wait_fraction = self.loader.compute_wait_fraction()
@@ -235,7 +234,7 @@ class TrainingProgress:
         count, unit = self.loader.count_samples(batch)
         self.log.log_training(step, metrics, lr, count * self.log.runtime.world_size, unit)
 
-    def evaluate(self, step: int, val: Any) -> None:
+    def evaluate(self, step: int, val: Iterable[Batch]) -> None:
         """Evaluate the task and log the metrics."""
         with self.log.clock("evaluation"):
             metrics = self.task.evaluate(val)
@@ -243,7 +242,7 @@ class TrainingProgress:
             self.task.lr_schedule.on_evaluation(metrics)
         self.log.log_evaluation(step, metrics, self.task.on_evaluation(metrics))
 
-    def finish(self, writer: CheckpointWriter, val: Any) -> dict[str, float]:
+    def finish(self, writer: CheckpointWriter, val: Iterable[Batch]) -> dict[str, float]:
         """Wait for the last checkpoint, write the report, and return the metrics of the last evaluation."""
         with self.log.clock("checkpoint"):
             writer.wait()

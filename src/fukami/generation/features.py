@@ -203,7 +203,7 @@ def _build_digits() -> FeatureExtractor:
     """Build the bundled DeepConvNet without its last layer."""
     from fukami.engine import checkpoint
 
-    task = checkpoint.load("deep-convnet", device="cpu")
+    task = checkpoint.load_task("deep-convnet", device="cpu")
     *layers, classifier_layer = task.model.children()
     return FeatureExtractor("digits", nn.Sequential(ToGrayscale(), *layers).eval(), classifier_layer)
 

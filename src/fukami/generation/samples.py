@@ -17,7 +17,7 @@ from fukami.generation.task import GANTask, draw_image_grid
 from fukami.image import io as image_io
 
 if TYPE_CHECKING:
-    from fukami.data.loader import BatchLoader
+    from fukami.data.loader import Batch, BatchLoader
 
 NUM_NEAREST = 4  # nearest training images per sample
 NEIGHBOR_NOISE = 0.25  # scale of the noise around the result of latent arithmetic (Radford et al. 2016, section 6.3.2)
@@ -108,7 +108,11 @@ def parse_arithmetic(text: str, num_samples: int) -> list[Term]:
 
 
 def write_nearest_images(
-    images: Tensor, loader: "BatchLoader", feature_extractor: FeatureExtractor, device: torch.device, folder: Path
+    images: Tensor,
+    loader: "BatchLoader[Batch]",
+    feature_extractor: FeatureExtractor,
+    device: torch.device,
+    folder: Path,
 ) -> list[dict[str, str | float]]:
     """Write a figure of each image and its nearest training images; return the name and distance of the nearest."""
     features = feature_extractor.extract(images, device)

@@ -3,7 +3,7 @@
 import copy
 import io
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from fukami.data.loader import Batch, BatchLoader, StateDict
 from fukami.engine.prediction import Prediction
 from fukami.engine.task import Metrics, Task, TrainingOptions, apply_gradients
 from fukami.generation import metrics as generation_metrics
 from fukami.image import io as image_io
 from fukami.image.transform import SquareTransform
+from fukami.models.dcgan import Discriminator, Generator
 from fukami.quantization import half_precision
 
 if TYPE_CHECKING:
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from fukami.engine.runtime import Runtime
     from fukami.generation.features import FeatureExtractor
 
-Batch = tuple[Tensor, Tensor]
 BATCH_SIZE = 100  # images per batch in inference
 NUM_PREVIEW_IMAGES = 64  # samples in the preview grid
 MAX_FRAMES = 48  # maximum number of preview grids kept
@@ -53,12 +54,14 @@ class GANTask(Task):
     """
 
     supports_cuda_graph = True
+    model: Generator
+    discriminator: nn.Module
     transform: SquareTransform
 
     def __init__(
         self,
-        generator: nn.Module,
-        discriminator: nn.Module,
+        generator: Generator,
+        discriminator: Discriminator,
         transform: SquareTransform,
         load_feature_extractor: "Callable[[], FeatureExtractor]",
         *,
@@ -73,11 +76,11 @@ class GANTask(Task):
             load_feature_extractor,
         )
         self.hinge_loss, self.ema_decay = hinge_loss, ema_decay
-        self.latent_dim: int = generator.latent_dim  # type: ignore[assignment]
+        self.latent_dim = generator.latent_dim
         self.ema_generator = copy.deepcopy(generator) if ema_decay else generator
         self.preview_history = PreviewHistory()
         # batches of real images, the extractor and their features
-        self.cached_real_features: tuple[Any, FeatureExtractor, list[Tensor]] | None = None
+        self.cached_real_features: tuple[Iterable[Batch], FeatureExtractor, list[Tensor]] | None = None
 
     def setup(self, runtime: "Runtime") -> None:
         """Move the networks to the device."""
@@ -116,7 +119,8 @@ class GANTask(Task):
 
     def replace_modules(self, modules: dict[str, nn.Module]) -> None:
         """Replace the networks for inference."""
-        self.model = self.ema_generator = modules["model"]
+        super().replace_modules(modules)
+        self.ema_generator = self.model
         self.discriminator = modules["discriminator"]
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
@@ -136,7 +140,7 @@ class GANTask(Task):
         discriminator_loss = self.compute_discriminator_loss(real_scores, generated_scores)
         with clock("backward"):
             self.discriminator_optimizer.zero_grad()
-            self.discriminator_scaler.scale(discriminator_loss).backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(self.discriminator_scaler.scale(discriminator_loss))
         with clock("optimizer"):
             apply_gradients(self.discriminator_optimizer, self.discriminator_scaler, self.clip_norm)
         with clock("forward"), self.runtime.autocast(), self.cache_normalized_weights():
@@ -222,7 +226,7 @@ class GANTask(Task):
             scores = torch.cat([self.discriminator(chunk).float() for chunk in chunks])
         return scores.sigmoid().tolist()
 
-    def collect_results(self, batches: Any) -> "GenerationResults":
+    def collect_results(self, batches: Iterable[Batch]) -> "GenerationResults":
         """Generate as many images as there are real ones in ``batches`` and compute the features of both."""
         rank, world = self.runtime.rank, self.runtime.world_size
         if self.cached_real_features is None or self.cached_real_features[0] is not batches:
@@ -246,7 +250,8 @@ class GANTask(Task):
     def on_evaluation(self, metrics: Metrics) -> Image.Image:
         """Store and return a preview grid; warn of mode collapse or of a discriminator that is too strong."""
         assert self._last_evaluation is not None
-        results: GenerationResults = self._last_evaluation[1]
+        _, results = self._last_evaluation
+        assert isinstance(results, GenerationResults)
         grid = draw_image_grid(results.samples)
         self.preview_history.add(grid)
         if metrics["duplicate_fraction"] > MAX_DUPLICATE_FRACTION:
@@ -273,9 +278,11 @@ class GANTask(Task):
         """Draw the image next to the preprocessed one, with the probability that it is real."""
         return image_io.draw_prediction(image, self.transform(image), f"{prediction['real_probability']:.1%} real")
 
-    def plot_evaluation(self, batches: Any) -> "Iterator[tuple[str, Figure | Sequence[Image.Image]]]":
+    def plot_evaluation(self, batches: Iterable[Batch]) -> "Iterator[tuple[str, Figure | Sequence[Image.Image]]]":
         """Yield the animation of the preview grids, the current grid and a grid of real images."""
-        results: GenerationResults = self._get_results(batches)
+        results = self._get_results(batches)
+        assert isinstance(results, GenerationResults)
+        assert isinstance(batches, BatchLoader)
         real = torch.cat([images for images, _ in batches.iterate_in_order()])[:NUM_PREVIEW_IMAGES]
         frames = self.preview_history.decode_frames()
         if len(frames) > 1:
@@ -298,7 +305,7 @@ class GenerationResults(NamedTuple):
     real_features: Sequence[Tensor]
     samples: Tensor
 
-    def compute_metrics(self) -> dict[str, Any]:
+    def compute_metrics(self) -> Metrics:
         """Compute the Fréchet and kernel distance, the fraction of duplicates and the legibility of digits.
 
         Only with the original FID network are the distances named ``fid_inception`` and ``kid_inception``. With other
@@ -307,7 +314,7 @@ class GenerationResults(NamedTuple):
         (generated, generated_pixels), (real, real_pixels) = self.generated_features, self.real_features
         name = self.feature_extractor.name
         frechet, kernel = ("fid", "kid") if name == "inception" else ("frechet", "kernel")
-        metrics: dict[str, Any] = {
+        metrics: Metrics = {
             f"{frechet}_{name}": generation_metrics.compute_frechet_distance(generated, real),
             f"{kernel}_{name}": generation_metrics.compute_kernel_distance(generated, real),
             "duplicate_fraction": generation_metrics.compute_duplicate_fraction(generated_pixels, real_pixels),
@@ -345,11 +352,11 @@ class PreviewHistory:
         """Decode all grids."""
         return [Image.open(io.BytesIO(frame.numpy().tobytes())) for frame in self.encoded_frames]
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the encoded grids."""
         return {"encoded": self.encoded_frames}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Restore the encoded grids."""
         self.encoded_frames = [frame.cpu() for frame in state["encoded"]]
 

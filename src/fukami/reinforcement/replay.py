@@ -4,14 +4,14 @@ import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fukami.data.loader import Loader
+from fukami.data.loader import Loader, StateDict
 from fukami.errors import Error, UsageError
 from fukami.reinforcement.vector_env import VectorEnv
 
@@ -365,7 +365,7 @@ class ExperienceCollector(Loader):
              for index, episode in enumerate(self.episode_indices)], np.int64,
         )  # fmt: skip
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return the progress; files contain the replay buffer."""
         self.checkpoint_step = self.buffer.current_step
         return {
@@ -378,7 +378,7 @@ class ExperienceCollector(Loader):
             "recent_returns": list(self.recent_returns),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Restore the progress: reset each environment with its episode's seed and replay the episode's actions."""
         self.num_vector_steps, self.num_optimizer_steps = state["num_vector_steps"], state["num_optimizer_steps"]
         self.buffer.current_step = self.checkpoint_step = state["current_step"]

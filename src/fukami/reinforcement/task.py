@@ -1,8 +1,8 @@
 """Deep Q-learning: training, evaluation and prediction."""
 
 import copy
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Unpack
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Literal, NamedTuple, Unpack
 
 import numpy as np
 import torch
@@ -10,19 +10,21 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fukami.data.loader import Loader
 from fukami.engine.prediction import Prediction
-from fukami.engine.task import Task, TrainingOptions
+from fukami.engine.task import Metrics, Task, TrainingOptions
 from fukami.errors import UsageError
 from fukami.image import io as image_io
+from fukami.models.dqn import DQN
 from fukami.quantization import half_precision
 from fukami.reinforcement import plots as reinforcement_plots
-from fukami.reinforcement.replay import TransitionBatch
+from fukami.reinforcement.evaluation import EvaluationEpisodes, StepCallback
+from fukami.reinforcement.replay import ExperienceCollector, TransitionBatch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from fukami.engine.runtime import Runtime
-    from fukami.reinforcement.evaluation import EvaluationEpisodes, StepCallback
 
 NUM_STANDARDIZATION_FRAMES = 1_000  # frames of the random policy used to compute input statistics
 
@@ -45,10 +47,11 @@ class QLearningTask(Task):
     """
 
     supports_cuda_graph = True
+    model: DQN
 
     def __init__(
         self,
-        model: nn.Module,
+        model: DQN,
         labels: tuple[str, ...],
         state_shape: tuple[int, ...],
         *,
@@ -81,18 +84,20 @@ class QLearningTask(Task):
 
     def replace_modules(self, modules: dict[str, nn.Module]) -> None:
         """Replace the network for inference."""
-        self.model = self.target_network = modules["model"]
+        super().replace_modules(modules)
+        self.target_network = self.model
 
-    def iterate_batches(self, loader: Any) -> Iterator[TransitionBatch]:
+    def iterate_batches(self, loader: Loader) -> Iterator[TransitionBatch]:
         """Yield a batch of transitions for each optimizer step, after collecting experience.
 
         The environments step in the background during the optimizer step.
         """
+        assert isinstance(loader, ExperienceCollector)
         while True:
             for _ in range(loader.collections_until_step):
                 loader.collect(self.select_actions)
             if loader.num_optimizer_steps == 0 and len(self.state_shape) == 3:
-                self.model.fit_input_statistics(loader.buffer.sample_frames(NUM_STANDARDIZATION_FRAMES))  # type: ignore[operator]
+                self.model.fit_input_statistics(loader.buffer.sample_frames(NUM_STANDARDIZATION_FRAMES))
             if loader.num_optimizer_steps % self.target_update_interval == 0:
                 self.target_network.load_state_dict(self.model.state_dict())
             loader.num_optimizer_steps += 1
@@ -106,7 +111,8 @@ class QLearningTask(Task):
     def predict_values(self, states: Tensor) -> Tensor:
         """Predict the action values ``(N, A)`` of states ``(N, H, ...)``."""
         with half_precision.enable_float32_fallback(self.model), self.runtime.autocast():
-            return self.model(states.to(self.runtime.device)).float()  # type: ignore[no-any-return]
+            values: Tensor = self.model(states.to(self.runtime.device))
+            return values.float()
 
     def compute_loss(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the temporal-difference loss, Huber's loss with threshold 1.
@@ -130,11 +136,11 @@ class QLearningTask(Task):
         return loss, {"value": values.detach().mean(), "epsilon": batch.epsilon, "return": batch.mean_return}
 
     @torch.inference_mode()
-    def collect_results(self, batches: Any, callback: "StepCallback | None" = None) -> "EpisodeResults":
+    def collect_results(self, batches: Iterable[int], callback: StepCallback | None = None) -> "EpisodeResults":
         """Run evaluation episodes with an epsilon-greedy policy; ``callback`` is called before each step."""
-        episodes: EvaluationEpisodes = batches
+        assert isinstance(batches, EvaluationEpisodes)
         with self.evaluation_mode():
-            return EpisodeResults(*episodes.run(self.predict_values, callback))
+            return EpisodeResults(*batches.run(self.predict_values, callback))
 
     def prepare_image(self, image: Image.Image) -> Tensor:
         """Convert an image to a game frame ``(1, H, W)`` uint8.
@@ -161,9 +167,10 @@ class QLearningTask(Task):
         frame = np.array(image_io.convert_mode(image, "RGB"))
         return reinforcement_plots.draw_step(frame, self.labels, values, int(np.argmax(values)), 0.0)
 
-    def plot_evaluation(self, batches: Any) -> "Iterator[tuple[str, Figure]]":
+    def plot_evaluation(self, batches: Iterable[int]) -> "Iterator[tuple[str, Figure]]":
         """Yield a figure of the episode returns and lengths."""
-        results: EpisodeResults = self._get_results(batches)
+        results = self._get_results(batches)
+        assert isinstance(results, EpisodeResults)
         yield "Episode returns", reinforcement_plots.plot_returns(results.returns, results.lengths)
 
 
@@ -180,7 +187,7 @@ class EpisodeResults(NamedTuple):
     lengths: list[int]
     mean_value: float
 
-    def compute_metrics(self) -> dict[str, Any]:
+    def compute_metrics(self) -> Metrics:
         """Compute the mean and standard deviation of the return, the mean length and the mean value."""
         count = len(self.returns)
         mean = sum(self.returns) / count

@@ -1,7 +1,7 @@
 """Semantic segmentation task: predict the class of each pixel."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fukami.data.loader import Loader
 from fukami.engine import padded_images
 from fukami.engine.prediction import Prediction
 from fukami.engine.task import ModelSignature, Task, TrainingOptions, match_labels
@@ -16,13 +17,15 @@ from fukami.image import io as image_io
 from fukami.image.transform import ResizeTransform, convert_to_tensor, get_normalization
 from fukami.layers.activation_checkpointing import enable_activation_checkpointing
 from fukami.layers.activation_scaling import rescale_activations
+from fukami.layers.segmentation_model import SegmentationModel
 from fukami.quantization import half_precision
 from fukami.segmentation.metrics import SegmentationResults
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from fukami.data.samples import PaddedBatch
+    from fukami.data.padded_loader import PaddedLoader
+    from fukami.data.samples import PaddedBatch, Sample
     from fukami.engine.runtime import Runtime
 
 TILE_SIZE, TILE_OVERLAP = 1024, 256  # pixels; larger images are predicted in overlapping square tiles
@@ -47,11 +50,12 @@ class SegmentationTask(Task):
 
     ensemble_methods = ("average",)
     predict_batch_size = 8
+    model: SegmentationModel
     transform: ResizeTransform
 
     def __init__(
         self,
-        model: nn.Module,
+        model: SegmentationModel,
         labels: tuple[str, ...],
         transform: ResizeTransform,
         *,
@@ -73,7 +77,7 @@ class SegmentationTask(Task):
     def prepare_training(self) -> None:
         """Create the optimizer, and enable activation checkpointing."""
         if self.activation_checkpointing:
-            stages: Any = getattr(self.model, "stages", [self.model])
+            stages: Iterable[nn.Module] = getattr(self.model, "stages", [self.model])
             for stage in stages:
                 enable_activation_checkpointing(stage)
         super().prepare_training()
@@ -87,14 +91,14 @@ class SegmentationTask(Task):
         """Normalize images ``(N, 3, H, W)`` in 0..255, and set the padding beyond their sizes ``(N, 2)`` to 0."""
         return padded_images.normalize_padded_images(images, sizes, self.mean, self.std)
 
-    def iterate_batches(self, loader: Any) -> Iterable["PaddedBatch"]:
+    def iterate_batches(self, loader: Loader) -> Iterable["PaddedBatch"]:
         """Yield training batches, epoch after epoch; compute the class weights first, if there are any."""
         if self.balance_power:
-            weight = compute_class_weights(loader.count_class_pixels()) ** self.balance_power
+            weight = compute_class_weights(get_padded_loader(loader).count_class_pixels()) ** self.balance_power
             self.class_weights = torch.from_numpy(weight).to(self.runtime.device)
         if self.needs_calibration:
-            first = padded_images.move_batch(next(loader.iterate_in_order()), self.runtime.device)
-            rescale_activations(self.model.list_backbone_layers(), self.normalize_images(first.images, first.sizes))  # type: ignore[operator]
+            first = padded_images.move_batch(next(get_padded_loader(loader).iterate_in_order()), self.runtime.device)
+            rescale_activations(self.model.list_backbone_layers(), self.normalize_images(first.images, first.sizes))
         return super().iterate_batches(loader)
 
     def compute_loss(self, batch: "PaddedBatch") -> tuple[Tensor, dict[str, Tensor]]:
@@ -151,17 +155,18 @@ class SegmentationTask(Task):
         for scores, (height, width), original_size in sizes:
             yield resize_and_argmax(scores[:, :height, :width], *original_size).cpu().numpy()
 
-    def build_value_table(self, batches: Any) -> "np.typing.NDArray[np.uint8]":
+    def build_value_table(self, batches: Iterable["PaddedBatch"]) -> "np.typing.NDArray[np.uint8]":
         """Build the table from mask values of ``batches`` to this task's: 0 unlabeled, else class index + 1."""
         return np.array([0, *(index + 1 for index in match_labels(self.labels, batches))], np.uint8)
 
-    def collect_results(self, batches: Any) -> SegmentationResults:
+    def collect_results(self, batches: Iterable["PaddedBatch"]) -> SegmentationResults:
         """Collect the results of all images of ``batches``, over all processes."""
+        samples = get_padded_loader(batches).samples
         results, value_table = SegmentationResults(self.labels), self.build_value_table(batches)
         for batch in batches:
             if len(batch.images):  # a process's part of the last batch may be empty
                 for index, pixels in zip(batch.indices.tolist(), self.predict_maps(batch), strict=True):
-                    results.update(index, pixels, value_table[batches.samples[index].mask.read()])
+                    results.update(index, pixels, value_table[read_mask(samples[index])])
         results.merge(self.runtime.all_gather(results))
         return results
 
@@ -214,23 +219,38 @@ class SegmentationTask(Task):
         return image_io.apply_palette(self.decode_masks(prediction), image_io.get_class_colors(self.labels))
 
     @torch.inference_mode()
-    def plot_evaluation(self, batches: Any) -> "Iterator[tuple[str, Figure]]":
+    def plot_evaluation(self, batches: Iterable["PaddedBatch"]) -> "Iterator[tuple[str, Figure]]":
         """Yield figures of the IoU by class, the confusion matrix, and the best, median and worst images."""
         from fukami.segmentation import plots as segmentation_plots
 
-        results: SegmentationResults = self._get_results(batches)
+        results = self._get_results(batches)
+        assert isinstance(results, SegmentationResults)
         if not self.runtime.is_main:
             return
+        samples = get_padded_loader(batches).samples
         value_table = self.build_value_table(batches)
 
         def load_example(index: int) -> segmentation_plots.SegmentationExample:
-            sample = batches.samples[index]
-            image = image_io.read_image(sample.source)
+            image = image_io.read_image(samples[index].source)
             (prediction,) = self.predict([image])
-            return image, value_table[sample.mask.read()], self.decode_masks(prediction) + 1
+            return image, value_table[read_mask(samples[index])], self.decode_masks(prediction) + 1
 
         with self.evaluation_mode():
             yield from segmentation_plots.plot_evaluation(results, load_example)
+
+
+def get_padded_loader(batches: Iterable[object]) -> "PaddedLoader":
+    """Return the loader of batches, which has the samples with their masks."""
+    from fukami.data.padded_loader import PaddedLoader
+
+    assert isinstance(batches, PaddedLoader)
+    return batches
+
+
+def read_mask(sample: "Sample") -> "np.typing.NDArray[np.uint8]":
+    """Read the mask of a sample of segmentation."""
+    assert sample.mask is not None
+    return sample.mask.read()
 
 
 def compute_class_weights(counts: "np.typing.NDArray[np.int64]") -> "np.typing.NDArray[np.float32]":

@@ -3,7 +3,7 @@
 import bisect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from fukami.engine.task import Metrics, OptimizerFactory, Task
 from fukami.errors import Error
 from fukami.image import io as image_io
 from fukami.layers.activation_scaling import rescale_activations
+from fukami.models.neural_style import StyleFeatures
 from fukami.quantization import half_precision
 from fukami.style import losses as style_losses
 
@@ -50,6 +51,8 @@ class ImagePyramid(nn.Module):
         style_channels: numbers of channels of the style layers.
     """
 
+    level: Tensor
+
     def __init__(self, sizes: Sequence[tuple[int, int]], num_channels: int, style_channels: Sequence[int]) -> None:
         super().__init__()
         self.images = nn.ParameterList([nn.Parameter(torch.zeros(num_channels, *size)) for size in sizes])
@@ -65,7 +68,7 @@ class ImagePyramid(nn.Module):
 
     def get_image(self, level: int) -> Tensor:
         """Return the current image ``(num_channels, H, W)``, resized to a level."""
-        image = self.images[int(self.level)]  # type: ignore[arg-type]
+        image = self.images[int(self.level)]
         size = self.images[level].shape[1:]
         return image if image.shape[1:] == size else resize_image(image, size)
 
@@ -114,9 +117,11 @@ class StyleTransferTask(Task):
         eval_every: evaluation interval in iterations.
     """
 
+    model: StyleFeatures
+
     def __init__(
         self,
-        model: nn.Module,
+        model: StyleFeatures,
         size: tuple[int, int],
         options: StyleOptions,
         optimizer: OptimizerFactory,
@@ -129,7 +134,7 @@ class StyleTransferTask(Task):
         num_steps = self.level_starts[-1] + options.iterations
         # the data are one batch, so that an epoch is a step
         super().__init__(model, optimizer=optimizer, epochs=num_steps, eval_every=eval_every)
-        self.pyramid = ImagePyramid(self.level_sizes, 1 if options.colors == "content" else 3, model.style_channels)  # type: ignore[arg-type]
+        self.pyramid = ImagePyramid(self.level_sizes, 1 if options.colors == "content" else 3, model.style_channels)
         self.next_level = 0  # level of the next step
         self.content_targets: dict[int, Tensor] = {}
 
@@ -160,7 +165,10 @@ class StyleTransferTask(Task):
 
     def replace_modules(self, modules: dict[str, nn.Module]) -> None:
         """Replace the network and the image pyramid for inference."""
-        self.model, self.pyramid = modules["model"], modules["pyramid"]  # type: ignore[assignment]
+        super().replace_modules(modules)
+        pyramid = modules["pyramid"]
+        assert isinstance(pyramid, ImagePyramid)
+        self.pyramid = pyramid
 
     @torch.no_grad()
     def initialize(self, inputs: StyleInputs) -> None:
@@ -173,7 +181,7 @@ class StyleTransferTask(Task):
             self.normalize_image(resize_image(image, (CALIBRATION_SIZE, CALIBRATION_SIZE)))
             for image in (content, *styles)
         ]
-        rescale_activations(list(self.model.features), torch.cat(squares))  # type: ignore[arg-type]
+        rescale_activations(list(self.model.features), torch.cat(squares))
         for level in range(len(self.level_sizes)):
             factor = max(self.level_sizes[level]) / max(self.level_sizes[-1])
             sides = [[max(MIN_SIDE, round(side * factor)) for side in style.shape[1:]] for style in styles]
@@ -206,24 +214,24 @@ class StyleTransferTask(Task):
 
     def step(self, batch: StyleInputs) -> dict[str, Tensor]:
         """Do a step, after advancing to the next level when due."""
-        if self.next_level > int(self.pyramid.level):  # type: ignore[arg-type]
+        if self.next_level > int(self.pyramid.level):
             self.advance_level(batch.content)
         return super().step(batch)
 
     @torch.no_grad()
     def advance_level(self, content: Tensor) -> None:
         """Upsample the image to the next level, and add the content's details that were too fine for the last one."""
-        last_size, size = self.level_sizes[int(self.pyramid.level)], self.level_sizes[self.next_level]  # type: ignore[arg-type]
+        last_size, size = self.level_sizes[int(self.pyramid.level)], self.level_sizes[self.next_level]
         image = self.pyramid.get_image(self.next_level)
         if self.options.init == "content":
             original = self.preprocess_image(content)
             image = image + resize_image(original, size) - resize_image(resize_image(original, last_size), size)
         self.pyramid.images[self.next_level].copy_(image)
-        self.pyramid.level.fill_(self.next_level)  # type: ignore[operator]
+        self.pyramid.level.fill_(self.next_level)
 
     def compute_loss(self, batch: StyleInputs) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the total loss at the current level, and its terms (Gatys et al. 2016, equation 7)."""
-        level = int(self.pyramid.level)  # type: ignore[arg-type]
+        level = int(self.pyramid.level)
         return self.compute_losses(self.pyramid.images[level], batch.content, level)
 
     def compute_losses(self, image: Tensor, content: Tensor, level: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -346,7 +354,7 @@ class StyleTransferTask(Task):
         return normalized.contiguous(memory_format=torch.channels_last)
 
 
-def load_image(source: Any, longer_side: int) -> Tensor:
+def load_image(source: image_io.ImageSource, longer_side: int) -> Tensor:
     """Load an image as ``(1, 3, H, W)`` uint8.
 
     Args:
