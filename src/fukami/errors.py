@@ -48,7 +48,7 @@ class WriteError(Error):
 
 def build_unknown_error(kind: str, name: str, choices: Iterable[str]) -> UsageError:
     """Build the error for an unknown name, with the closest valid names."""
-    names = sorted(choices)
+    names = sorted(set(choices))
     matches = difflib.get_close_matches(name[:100], names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, matches))}?" if matches else f"the valid ones are {', '.join(names)}"
     return UsageError(f"unknown {kind} {name[:200]!r}; {hint}")

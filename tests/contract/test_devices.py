@@ -20,6 +20,7 @@ import check_task
 import fukami as package
 from fukami import timing
 from fukami.data import augment
+from fukami.data.random_states import set_random_seed
 from fukami.data.samples import PROPOSAL, REGULAR, PaddedBatch
 from fukami.detection.task import DetectionTask
 from fukami.engine import async_checkpoint, checkpoint
@@ -27,7 +28,6 @@ from fukami.engine import export as engine_export
 from fukami.engine import train as engine_train
 from fukami.engine.checkpoint_file import decode_checkpoint
 from fukami.engine.cuda_graph import GraphedCallable
-from fukami.engine.random_states import set_random_seed
 from fukami.engine.resumable_loader import wrap_batches
 from fukami.engine.runtime import Runtime
 from fukami.engine.task import Task, apply_gradients, supports_capture

@@ -26,11 +26,11 @@ from fukami.classification.deep_convnet import DeepConvNet
 from fukami.classification.task import ClassificationTask
 from fukami.data.loader import InMemoryLoader
 from fukami.data.manifest import Manifest
+from fukami.data.random_states import get_random_states
 from fukami.detection.faster_rcnn import FasterRCNNVGG16
 from fukami.engine import async_checkpoint, checkpoint
 from fukami.engine.checkpoint_file import decode_checkpoint, encode_checkpoint
 from fukami.engine.locking import lock_folder
-from fukami.engine.random_states import get_random_states
 from fukami.engine.resumable_loader import ResumableLoader
 from fukami.engine.resume import CHECKPOINT_FORMAT
 from fukami.engine.runtime import Runtime

@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fukami import Error, Loader, Task
+from fukami import Error, Loader, Task, UsageError
 from fukami.engine import prediction
+from fukami.engine.resumable_loader import wrap_batches
 from fukami.engine.runtime import Runtime
 from fukami.image import io as image_io
 
@@ -82,7 +83,7 @@ def test_each_file_is_decoded_once_and_few_are_in_memory(files, monkeypatch):
         image_io, "read_image", lambda source, **options: decoded.append(source) or read(source, **options)
     )
     monkeypatch.setattr(prediction, "MAX_CHUNK_PIXELS", 90)
-    results = prediction.iterate_predictions(MeanTask(), files)
+    results = prediction.iterate_predictions(MeanTask(), files, keep_images=True)
     image, first = next(results)
     assert image.getpixel((0, 0)) == (0, 0, 0)
     assert first["mean"] == 0
@@ -153,9 +154,44 @@ def test_a_loader_has_defaults_for_all_that_the_loop_uses():
 
     loader = Minimal()
     loader.setup(Runtime.start("cpu", "float32"))
-    assert loader.state_dict() == {}
     assert loader.iterate_items() is None
     assert loader.compute_wait_fraction() is None
     assert not loader.needs_checkpoint
     assert loader.count_samples({"images": torch.ones(5, 1), "n": 3}) == (5, "images")
     assert loader.describe_batch(4) == "batch 2"
+
+
+class Shuffled(Loader):
+    """Loader that defines only what it must, and draws its order from torch's random numbers."""
+
+    def __len__(self):
+        return 4
+
+    def __iter__(self):
+        return iter(torch.randperm(4).tolist())
+
+
+def test_a_loader_resumes_within_an_epoch_by_default():
+    torch.manual_seed(0)
+    loader = Shuffled()
+    expected = [*loader.iterate_epoch(), *loader.iterate_epoch()]
+    torch.manual_seed(0)
+    first = loader.iterate_epoch()
+    used = [next(first), next(first)]
+    state, random_state = loader.state_dict(), torch.get_rng_state()
+    torch.manual_seed(1)
+    resumed = Shuffled()
+    resumed.load_state_dict(state)
+    torch.set_rng_state(random_state)
+    assert [*used, *resumed.iterate_epoch(), *resumed.iterate_epoch()] == expected
+
+
+def test_what_is_no_loader_but_looks_like_one_is_refused():
+    class Similar(list):
+        def setup(self, runtime):
+            pass
+
+    with pytest.raises(UsageError, match=r"derive it from fukami.Loader"):
+        wrap_batches(Similar())
+    with pytest.raises(UsageError, match="generator has none"):
+        len(wrap_batches(index for index in range(3)))

@@ -16,7 +16,7 @@ def run(tmp_path_factory, digit_files):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("work"))
         run = fukami.train("deep-convnet", data=str(digit_files), epochs=1, device="cpu", precision="float32")
-        return fukami.Run(run.folder.resolve(), run.metrics)
+        return fukami.Run(run.folder.resolve(), run.metrics, run.recipe)
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +33,9 @@ def test_runs_are_numbered_as_on_the_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folders = [fukami.train("deep-convnet", epochs=1, device="cpu").folder for _ in range(2)]
     assert list(map(str, folders)) == ["runs/deep-convnet", "runs/deep-convnet-2"]
-    resumed = fukami.train("deep-convnet", epochs=1, device="cpu", resume=True)
+    resumed = fukami.train("deep-convnet", device="cpu", resume=True)  # with the fields of the run
     assert str(resumed.folder) == "runs/deep-convnet-2"
+    assert resumed.recipe.epochs == 1
 
 
 def test_a_recipe_object_takes_fields_too(tmp_path):
@@ -42,6 +43,19 @@ def test_a_recipe_object_takes_fields_too(tmp_path):
     run = fukami.train(recipe, tmp_path / "run", epochs=1, device="cpu")
     stored, _ = checkpoint.read_recipe(run.folder)
     assert stored.epochs == 1
+
+
+def test_a_custom_recipe_is_loaded_with_its_class(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from fukami.classification.deep_convnet import DeepConvNet\n\n\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass Mine(DeepConvNet):\n    epochs: int = 1\n"
+    )
+    run = fukami.train("mine.py", device="cpu")
+    assert run.load(device="cpu").evaluate()["count"] == run.metrics["count"]
+    again = fukami.train(type(run.recipe), "again", device="cpu")
+    assert again.metrics == run.metrics
 
 
 def test_repr_of_a_run_has_its_folder_and_metrics(run):
@@ -79,6 +93,8 @@ def test_images_of_every_type_have_the_same_prediction(model, file):
     array = np.array(image)
     tensor = torch.from_numpy(array).permute(2, 0, 1)
     expected = {name: value for name, value in model.predict(file).items() if name != "file"}
+    with file.open("rb") as opened:
+        assert model.predict(opened) == expected
     for source in (image, array, array[:, :, 0], tensor, tensor[0], tensor.float() / 255, file.read_bytes()):
         assert model.predict(source) == expected
         check_predictions(model.predict([source, source]), expected, 2)
@@ -123,6 +139,9 @@ def test_evaluate_uses_the_own_test_split_or_another_dataset(run, model, digit_f
     assert model.evaluate(data=str(other))["count"] == 4  # a new dataset without a test split is used as a whole
     with pytest.raises(UsageError, match="mnits"):
         model.evaluate("mnits")
+    assert model.evaluate(other)["count"] == 4
+    with pytest.raises(UsageError, match="name or the path of a dataset, not 3"):
+        model.evaluate(3)
 
 
 def test_draw_equals_the_drawing_of_the_command_line(run, model, file, fukami, tmp_path):

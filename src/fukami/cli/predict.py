@@ -174,15 +174,16 @@ def _predict_images(task: "Task", files: Sequence[str], page: "PredictionPage") 
     from fukami.engine.prediction import iterate_predictions
 
     failed = 0
-    for image, prediction in iterate_predictions(task, files):
-        if image is None or "error" in prediction:
+    for image, prediction in iterate_predictions(task, files, keep_images=page.output is not None):
+        if "error" in prediction:
             failed += 1
             print(f"fukami: {prediction['error']}", file=sys.stderr)
             continue
         print(format_json_line(prediction), flush=True)
         try:
             with convert_memory_errors(prediction["file"]):
-                page.add(image, prediction)
+                if image is not None:
+                    page.add(image, prediction)
         except UsageError:
             raise
         except Error as error:

@@ -131,18 +131,11 @@ def _remove_flag(flag: str, arguments: list[str]) -> list[str]:
 def _load_resumed_recipe(arguments: list[str], recipe: "type[Recipe]") -> "Recipe | None":
     """Load the recipe of the run to resume, so that its flags need not be repeated; None if there is no run."""
     from fukami.engine import checkpoint
-    from fukami.engine.recipe import check_data, get_recipe_name, identify_recipe, is_built_in
+    from fukami.engine.recipe import get_recipe_name
 
     folders = [value for flag, value in zip(arguments, [*arguments[1:], ""], strict=True) if flag == "--out"]
     folders += [flag.removeprefix("--out=") for flag in arguments if flag.startswith("--out=")]
     folder = Path(folders[-1]) if folders else checkpoint.choose_run_folder(get_recipe_name(recipe), resume=True)
     seeds = sorted(folder.glob("seed-*"), key=lambda run: (len(run.name), run.name))
-    existing = [run for run in (folder, *seeds) if (run / "recipe.json").is_file()]
-    if not existing:
-        return None
-    if checkpoint.read_recipe_name(existing[0]) != identify_recipe(recipe)["recipe"]:
-        return None  # run_training reports it
-    loaded, _ = checkpoint.read_recipe(existing[0], None if is_built_in(recipe) else recipe)
-    if not any(argument.partition("=")[0] == "--data" for argument in arguments):
-        check_data(loaded)
-    return loaded
+    has_data = any(argument.partition("=")[0] == "--data" for argument in arguments)
+    return checkpoint.read_resumed_recipe([folder, *seeds], recipe, check=not has_data)

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from fukami.data.augment import Augmentation
 from fukami.data.manifest import ManifestItem, file_size, hash_tensors
+from fukami.data.random_states import RandomStates, get_random_states, set_random_states
 from fukami.errors import Error, UsageError
 
 if TYPE_CHECKING:
@@ -25,11 +26,15 @@ SEQUENTIAL_BATCH_SIZE = 256  # batch size of an iteration in order, without trai
 class Loader:
     """Base class of loaders: everything that the training loop uses of its data.
 
-    A subclass defines ``__len__`` and ``__iter__``; the rest has defaults for data in memory without a position.
+    A subclass defines ``__len__`` and ``__iter__``; the rest has defaults. By default an interrupted epoch is restarted
+    with its initial random states, and the batches already used are skipped.
     """
 
     labels: tuple[str, ...] = ()  # names of the classes in the data; empty: those of the task
     names: Sequence[str] = ()  # names of the items, for a run's manifest
+    position = 0  # number of batches used in the current epoch
+    start_states: RandomStates | None = None  # random states at the start of the epoch
+    num_skip = 0  # number of batches to skip in a resumed epoch
 
     def __len__(self) -> int:
         """Number of batches per epoch."""
@@ -38,6 +43,24 @@ class Loader:
     def __iter__(self) -> Iterator[object]:
         """Iterate over the batches of one epoch."""
         raise NotImplementedError(f"{type(self).__name__} does not define __iter__")
+
+    def iterate_epoch(self) -> Iterator[object]:
+        """Iterate over the batches of one epoch of the training, from its position in a resumed run."""
+        num_skip, self.num_skip = self.num_skip, 0
+        current_states = get_random_states()
+        if num_skip and self.start_states is not None:
+            set_random_states(self.start_states)
+        self.start_states = get_random_states()
+        batches = iter(self)
+        for _ in range(num_skip):
+            next(batches, None)  # there may be fewer batches than before
+        if num_skip:
+            set_random_states(current_states)
+        self.position = num_skip
+        for batch in batches:
+            self.position += 1
+            yield batch
+        self.position = 0
 
     def setup(self, runtime: "Runtime") -> None:
         """Prepare for the device and the processes of a runtime."""
@@ -59,11 +82,12 @@ class Loader:
         return ()
 
     def state_dict(self) -> StateDict:
-        """Return the position, for a checkpoint."""
-        return {}
+        """Return the position in the epoch and the random states at its start, for a checkpoint."""
+        return {"position": self.position, "start_states": self.start_states}
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Restore the position."""
+        """Restore the position; the next epoch skips the batches before it."""
+        self.num_skip, self.start_states = state["position"], state["start_states"]
 
     def iterate_items(self) -> Iterator[ManifestItem] | None:
         """Iterate over all items in order, for a run's manifest; None if they cannot be listed."""
@@ -147,6 +171,10 @@ class BatchLoader(Loader, Generic[BatchT]):
     def __iter__(self) -> Iterator[BatchT]:
         """Iterate over the batches of one epoch; an interrupted epoch is continued at its position."""
         raise NotImplementedError
+
+    def iterate_epoch(self) -> Iterator[BatchT]:
+        """Iterate over the batches of one epoch of the training, from its position in a resumed run."""
+        return iter(self)
 
     def iterate_in_order(self) -> Iterator[BatchT]:
         """Iterate over every image once, in order and not augmented; the training position does not change."""
@@ -266,7 +294,8 @@ class InMemoryLoader(BatchLoader[Batch]):
         """Iterate over all items in order; a single item if the images have no names."""
         if len(self.names):
             return super().iterate_items()
-        return iter([ManifestItem("images in memory", *hash_tensors(self.images, self.targets))])
+        tensors = [(self.images, self.targets)]
+        return (ManifestItem("images in memory", *hash_tensors(*part)) for part in tensors)  # hashed on demand
 
     def __iter__(self) -> Iterator[Batch]:
         """Iterate over the batches of one epoch, ``(images (N, C, H, W) in 0..255, targets)``.

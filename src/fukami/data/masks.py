@@ -145,16 +145,6 @@ def is_colored(path: Path) -> bool:
         return bool((levels != levels[..., :1]).any())
 
 
-def read_mask_size(path: Path) -> tuple[int, int]:
-    """Read the width and height of a mask file.
-
-    Raises:
-        Error: the file cannot be read.
-    """
-    with image_io.open_image(path) as image:
-        return image.size
-
-
 def resize_mask(mask: UInt8Array, width: int, height: int) -> UInt8Array:
     """Resize a label map with nearest-neighbor interpolation."""
     if mask.shape == (height, width):

@@ -37,6 +37,7 @@ from fukami.engine.locking import lock_folder
 from fukami.engine.recipe import (
     Recipe,
     build_recipe,
+    check_data,
     get_recipe,
     identify_recipe,
     is_built_in,
@@ -128,6 +129,23 @@ def load_task(
         raise UsageError("specify at least one run: a folder, or the name of bundled weights")
     first, *others = (_load_run(locate_run(run), device, precision, overrides or {}, recipe) for run in runs)
     return build_ensemble([first, *others], vote=vote) if others else first
+
+
+def read_resumed_recipe(runs: Sequence[Path], recipe: type[Recipe], *, check: bool) -> Recipe | None:
+    """Read the recipe of the first run to resume that exists; None if there is none, or it has another recipe.
+
+    Args:
+        runs: folders of the runs.
+        recipe: class of the recipe.
+        check: check that the dataset is not on the web, since the run names it and not the user.
+    """
+    existing = [run for run in runs if (run / "recipe.json").is_file()]
+    if not existing or read_recipe_name(existing[0]) != identify_recipe(recipe)["recipe"]:
+        return None  # the training reports another recipe
+    loaded, _ = read_recipe(existing[0], None if is_built_in(recipe) else recipe)
+    if check:
+        check_data(loaded)
+    return loaded
 
 
 def choose_run_folder(recipe: str, resume: bool) -> Path:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from fukami.engine.random_states import set_random_seed
+from fukami.data.random_states import set_random_seed
 from fukami.engine.recipe import Recipe
 from fukami.engine.runtime import Runtime
 from fukami.engine.train import prepare_data

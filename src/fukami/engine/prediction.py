@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fukami.engine.task import Task
 
 Prediction: TypeAlias = dict[str, Any]  # ready for JSON
-MAX_CHUNK_PIXELS = 2**26  # pixels of the decoded images that are in memory at a time
+MAX_CHUNK_PIXELS = 2**26  # pixels of decoded and of prepared images that are in memory at a time
 
 
 class LoadedInput(NamedTuple):
@@ -36,14 +36,21 @@ class LoadedInput(NamedTuple):
     error: str = ""
 
 
-def iterate_predictions(task: "Task", inputs: Iterable[ImageSource]) -> Iterator[tuple[Image | None, Prediction]]:
+def iterate_predictions(
+    task: "Task", inputs: Iterable[ImageSource], *, keep_images: bool = False
+) -> Iterator[tuple[Image | None, Prediction]]:
     """Iterate over the decoded image and the prediction of each input.
 
-    Each file is decoded once, and the images of at most one batch are in memory. An input that cannot be read yields
-    None and ``{"file", "error"}``.
+    Each file is decoded once. An input that cannot be read yields ``{"file", "error"}``, without ``file`` for an image
+    in memory.
+
+    Args:
+        task: the task.
+        inputs: the images.
+        keep_images: return the decoded images, to draw the predictions on; otherwise None.
     """
     sources = iter(inputs)
-    while chunk := _load_chunk(task, sources):
+    while chunk := _load_chunk(task, sources, keep_images):
         for shape, group in groupby(chunk, lambda item: None if item.tensor is None else item.tensor.shape):
             items = list(group)
             results = [{"error": item.error} for item in items] if shape is None else predict_within_memory(task, items)
@@ -59,14 +66,15 @@ def add_file(prediction: Prediction, name: str) -> Prediction:
     return prediction
 
 
-def _load_chunk(task: "Task", sources: Iterator[ImageSource]) -> list[LoadedInput]:
+def _load_chunk(task: "Task", sources: Iterator[ImageSource], keep_images: bool) -> list[LoadedInput]:
     """Load the next inputs, at most a batch of them."""
     chunk: list[LoadedInput] = []
     num_pixels = 0
     for source in sources:
-        chunk.append(load_input(task, source))
-        image = chunk[-1].image
-        num_pixels += image.width * image.height if image else 0
+        loaded = load_input(task, source)
+        chunk.append(loaded if keep_images else loaded._replace(image=None))
+        image, tensor = chunk[-1].image, loaded.tensor
+        num_pixels += (image.width * image.height if image else 0) + (tensor[0].numel() if tensor is not None else 0)
         if len(chunk) == task.predict_batch_size or num_pixels >= MAX_CHUNK_PIXELS:
             break
     return chunk

@@ -39,7 +39,7 @@ def init_process_group(backend: str, timeout: float) -> None:
 
 @contextmanager
 def report_timeout(runtime: "Runtime", timeout: float) -> Iterator[None]:
-    """Within the context, name the processes that keep this one waiting for too long, and end this one.
+    """Within the context, name the processes that do not respond within the timeout, and end this one.
 
     The exit status is :data:`HUNG_EXIT_STATUS`, after which the launcher restarts all processes. On GPUs, torch ends
     a process that waits for too long itself.
@@ -55,16 +55,24 @@ def report_timeout(runtime: "Runtime", timeout: float) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "timed out" not in str(error).lower():
+        if not isinstance(error, torch.distributed.DistBackendError) and "Timed out waiting" not in str(error):
             raise
+        logger.error(f"fukami: rank {runtime.rank}: {str(error).partition(chr(10))[0]}")
+        for rank in _list_silent_ranks(runtime, timeout):
+            logger.error(
+                f"fukami: rank {rank}, on {hosts[rank]}, did not respond within {timeout:g} s (--timeout); rank "
+                f"{runtime.rank} stops here: continue with --resume"
+            )
+        sys.stderr.flush()
+        os._exit(HUNG_EXIT_STATUS)  # torch's threads would wait for the other processes
+
+
+def _list_silent_ranks(runtime: "Runtime", timeout: float) -> list[int]:
+    """List the processes that do not report a timeout; none if the store has ended with its process."""
+    try:
         store = torch.distributed.distributed_c10d._get_default_store()
         store.set(f"fukami/timeout/{runtime.rank}", "")
         time.sleep(REPORT_FRACTION * timeout)
-        for rank, host in enumerate(hosts):
-            if not store.check([f"fukami/timeout/{rank}"]):
-                logger.error(
-                    f"fukami: rank {rank}, on {host}, keeps the others waiting for more than {timeout:g} s "
-                    f"(--timeout); rank {runtime.rank} stops here: continue with --resume"
-                )
-        sys.stderr.flush()
-        os._exit(HUNG_EXIT_STATUS)  # torch's threads would wait for the other processes
+        return [rank for rank in range(runtime.world_size) if not store.check([f"fukami/timeout/{rank}"])]
+    except RuntimeError:
+        return []

@@ -328,25 +328,51 @@ def build_train_command(recipe: Recipe) -> str:
 
 
 def build_recipe(recipe: type[Recipe], fields: Mapping[str, object]) -> Recipe:
-    """Build a recipe from the fields of a ``recipe.json``: lists become tuples; names and types are checked.
+    """Build a recipe from the fields of a ``recipe.json``; names and types are checked.
 
     Raises:
         Error: a field is unknown, or its value has another type or is out of range.
+    """
+    try:
+        values = parse_fields(recipe, fields)
+    except UsageError as error:
+        raise Error(str(error)) from error
+    try:
+        return recipe(**values)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise Error(f"{get_recipe_name(recipe)} cannot have these fields ({type(error).__name__}: {error})") from error
+
+
+def parse_fields(recipe: type[Recipe], fields: Mapping[str, object]) -> dict[str, Any]:
+    """Check names and types of a recipe's fields, and convert lists to tuples, paths to strings and NumPy's numbers.
+
+    Raises:
+        UsageError: a field is unknown, or its value has another type.
     """
     hints = typing.get_type_hints(recipe)
     values: dict[str, Any] = {}
     for name, value in fields.items():
         if name not in get_field_names(recipe):
-            raise Error(str(build_field_error(recipe, name)))
-        value = tuple(value) if isinstance(value, list) else value
+            raise build_field_error(recipe, name)
+        if isinstance(value, list | tuple):
+            value = tuple(map(_convert_value, value))
+        value = _convert_value(value)
         if not _matches_type(value, hints[name]):
             kind = hints[name].__name__ if isinstance(hints[name], type) else hints[name]
-            raise Error(f"the field {name!r} of {get_recipe_name(recipe)} should be of type {kind}, not {value!r:.100}")
+            raise UsageError(
+                f"the field {name!r} of {get_recipe_name(recipe)} should be of type {kind}, not {value!r:.100}"
+            )
         values[name] = value
-    try:
-        return recipe(**values)
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise Error(f"{get_recipe_name(recipe)} cannot have these fields ({type(error).__name__}: {error})") from error
+    return values
+
+
+def _convert_value(value: object) -> object:
+    """Convert a path to a string, and a NumPy number to a Python number."""
+    import numpy as np
+
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _matches_type(value: object, kind: object) -> bool:

@@ -1,12 +1,14 @@
 """The Python interface: train a recipe by name, and predict, evaluate and draw with the trained model."""
 
+import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL.Image import Image
 
@@ -14,12 +16,11 @@ from fukami.engine import checkpoint
 from fukami.engine.prediction import Prediction, iterate_predictions
 from fukami.engine.recipe import (
     Recipe,
-    build_field_error,
-    build_recipe,
     check_data,
-    get_field_names,
     get_recipe,
     get_recipe_name,
+    is_built_in,
+    parse_fields,
 )
 from fukami.engine.runtime import DEFAULT_TIMEOUT
 from fukami.engine.task import Metrics, Task
@@ -39,14 +40,17 @@ class Run:
     Attributes:
         folder: folder of the run: weights, recipe, log and report.
         metrics: metrics of the last evaluation.
+        recipe: recipe that was trained.
     """
 
     folder: Path
-    metrics: Metrics
+    metrics: Metrics = field(hash=False)
+    recipe: Recipe
 
     def load(self, *, device: str = "auto", precision: str = "auto") -> "Model":
         """Load the trained model; the arguments are those of :func:`fukami.load`."""
-        return load(self.folder, device=device, precision=precision)
+        kind = type(self.recipe)
+        return load(self.folder, device=device, precision=precision, recipe=None if is_built_in(kind) else kind)
 
     def __repr__(self) -> str:
         numbers = {name: value for name, value in self.metrics.items() if not isinstance(value, dict)}
@@ -79,27 +83,28 @@ class Model:
 
         Args:
             inputs: a path, a PIL image, an array ``(H, W)`` or ``(H, W, C)``, a tensor ``(C, H, W)`` or ``(H, W)``
-                (uint8, or float in 0..1) or the content of a file as bytes; a folder; or a sequence of these.
+                (uint8, or float in 0..1), the content of a file as bytes, or an open file; a folder; or an iterable of
+                these.
 
         Returns:
-            For one input a dict, such as ``{"label": ..., "probability": ...}``; for a folder or a sequence a list of
-            them, in which an input that cannot be read is ``{"file", "error"}``.
+            For one input a dict, such as ``{"label": ..., "probability": ...}``; for a folder or an iterable a list of
+            them, in which an input that cannot be read has the key ``error``. A file has the key ``file``.
 
         Raises:
             Error: the only input cannot be read.
         """
         if isinstance(inputs, str | os.PathLike) and os.path.isdir(inputs):  # noqa: PTH112  it may be too long
             return self.task.predict(image_io.list_files(inputs))
-        if isinstance(inputs, (*SINGLE_INPUTS, Mapping)) or not isinstance(inputs, Iterable):
+        if isinstance(inputs, (*SINGLE_INPUTS, io.IOBase, Mapping)) or not isinstance(inputs, Iterable):
             _, prediction = self._predict_one(inputs)
             return prediction
         return self.task.predict(map(_convert_tensor, inputs))
 
-    def evaluate(self, data: str | None = None) -> Metrics:
+    def evaluate(self, data: str | os.PathLike[str] | None = None) -> Metrics:
         """Evaluate on the test split of the run's own dataset, or of another one, and return the metrics.
 
         Args:
-            data: name or path of another dataset with the same classes.
+            data: name or path of another dataset, whose classes the model has.
 
         Raises:
             UsageError: the dataset is unknown, or has a class that the model does not have.
@@ -108,7 +113,9 @@ class Model:
         if data is None:
             check_data(self.recipe)
             return self.task.evaluate(self.recipe.load_eval_data())
-        return self.task.evaluate(self.recipe.with_data(data).load_eval_data())
+        if not isinstance(data, str | os.PathLike):
+            raise UsageError(f"data should be the name or the path of a dataset, not {data!r:.100}")
+        return self.task.evaluate(self.recipe.with_data(os.fspath(data)).load_eval_data())
 
     def draw(self, source: ModelInput) -> Image:
         """Draw the prediction for one image, as ``fukami predict --out`` does.
@@ -121,7 +128,7 @@ class Model:
 
     def _predict_one(self, source: object) -> tuple[Image, Prediction]:
         """Return the decoded image and the prediction of one input."""
-        ((image, prediction),) = iterate_predictions(self.task, [_convert_tensor(source)])
+        ((image, prediction),) = iterate_predictions(self.task, [_convert_tensor(source)], keep_images=True)
         if image is None or "error" in prediction:
             raise Error(prediction["error"])
         return image, prediction
@@ -130,11 +137,12 @@ class Model:
         modules = self.task.get_modules().values()
         size = sum(parameter.numel() for module in modules for parameter in module.parameters())
         runs = ", ".join(map(repr, self.runs))
-        return f"Model({get_recipe_name(type(self.recipe))}, {runs}, {size:,} parameters)"
+        details = f", {size:,} parameters" if size else ""  # ONNX Runtime holds those of some exported runs
+        return f"Model({get_recipe_name(type(self.recipe))}, {runs}{details})"
 
 
 def train(
-    recipe: str | os.PathLike[str] | Recipe,
+    recipe: str | os.PathLike[str] | Recipe | type[Recipe],
     out: str | os.PathLike[str] | None = None,
     *,
     device: str = "auto",
@@ -148,14 +156,15 @@ def train(
     """Train a recipe, such as ``fukami.train("resnet18", data="flowers", epochs=5)``.
 
     Args:
-        recipe: name of a recipe, path of a Python file that defines one, or a recipe.
+        recipe: name of a recipe, path of a Python file that defines one, a recipe or its class.
         out: new or empty folder of the run; with ``resume`` the folder of an interrupted run. By default
             ``runs/RECIPE``, or ``runs/RECIPE-2`` ... if it exists; with ``resume`` the last of these.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
         precision: ``auto`` (bfloat16 where it is faster), ``float32``, ``tf32``, ``bfloat16`` or ``float16``.
         compile: compile the network (``torch.compile``) from the second step on, which takes a minute or two, for
             faster steps; a resumed run keeps it.
-        resume: continue from the last checkpoint; the result equals that of an uninterrupted run, bit for bit.
+        resume: continue from the last checkpoint, with the fields of the run unless others are given; the result equals
+            that of an uninterrupted run, bit for bit.
         allow_changed_data: resume although the data have changed since the checkpoint; the run records it.
         timeout: maximum time in seconds that processes wait for one another.
         fields: fields of the recipe, such as ``data`` and ``epochs``.
@@ -166,34 +175,30 @@ def train(
         Error: the loss or the weights are not finite, or a file cannot be written; the last valid checkpoint is kept.
         KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM, after a checkpoint is written.
     """
-    experiment = _build_experiment(recipe, fields)
-    folder = checkpoint.choose_run_folder(get_recipe_name(type(experiment)), resume) if out is None else Path(out)
+    if isinstance(recipe, Recipe):
+        kind, base = type(recipe), recipe
+    else:
+        kind, base = _find_recipe_class(recipe), None
+    folder = checkpoint.choose_run_folder(get_recipe_name(kind), resume) if out is None else Path(out)
+    if resume and base is None:
+        base = checkpoint.read_resumed_recipe([folder], kind, check="data" not in fields)
+    values = parse_fields(kind, fields)
+    experiment = kind(**values) if base is None else replace(base, **values)
     options = RunOptions(device, precision, compile, resume, allow_changed_data, timeout)
-    return Run(folder, run_training(experiment, folder, options))
+    return Run(folder, run_training(experiment, folder, options), experiment)
 
 
-def _build_experiment(recipe: str | os.PathLike[str] | Recipe, fields: Mapping[str, Any]) -> Recipe:
-    """Build the recipe of a name, or change fields of a recipe; a list becomes a tuple, a path a string.
+def _find_recipe_class(recipe: str | os.PathLike[str] | type[Recipe]) -> type[Recipe]:
+    """Return a recipe's class by its name or the path of its file.
 
     Raises:
-        UsageError: there is no such recipe, it has no such field, or a value has another type or is out of range.
+        UsageError: there is no such recipe.
     """
-    if isinstance(recipe, Recipe):
-        return replace(recipe, **fields)
-    if not isinstance(recipe, str | os.PathLike):
-        raise UsageError(f"a recipe should be a name such as 'resnet18', or a fukami.Recipe, not {recipe!r:.100}")
-    recipe_class = get_recipe(os.fspath(recipe))
-    known = get_field_names(recipe_class)
-    for name in fields:
-        if name not in known:
-            raise build_field_error(recipe_class, name)
-    values = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in fields.items()}
-    try:
-        return build_recipe(recipe_class, values)
-    except UsageError:
-        raise
-    except Error as error:
-        raise UsageError(str(error)) from None
+    if isinstance(recipe, str | os.PathLike):
+        return get_recipe(os.fspath(recipe))
+    if isinstance(recipe, type) and issubclass(recipe, Recipe):
+        return recipe
+    raise UsageError(f"a recipe should be a name such as 'resnet18', or a fukami.Recipe, not {recipe!r:.100}")
 
 
 def load(
@@ -235,15 +240,19 @@ def _convert_tensor(source: object) -> ImageSource:
     Raises:
         UsageError: the tensor has another shape, or the source another type.
     """
+    if isinstance(source, io.IOBase):
+        source = source.read()
     if isinstance(source, str | os.PathLike | bytes | Image | np.ndarray):
         return source
     if not isinstance(source, torch.Tensor):
         raise UsageError(
-            f"an image should be a path, a PIL image, an array, a tensor or bytes, not {type(source).__name__}"
+            f"an image should be a path, a PIL image, an array, a tensor, bytes or an open file, not "
+            f"{type(source).__name__}"
         )
     if source.ndim not in (2, 3):
         raise UsageError(
             f"an image tensor should be (C, H, W) or (H, W), not {tuple(source.shape)}; pass a list for several images"
         )
-    pixels = (source.detach().clamp(0, 1) * 255).round().byte() if source.is_floating_point() else source
-    return (pixels.permute(1, 2, 0) if pixels.ndim == 3 else pixels).cpu().numpy()
+    values = source.detach().float() if source.is_floating_point() else source
+    array: npt.NDArray[np.generic] = (values.permute(1, 2, 0) if values.ndim == 3 else values).cpu().numpy()
+    return array

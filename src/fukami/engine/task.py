@@ -162,7 +162,7 @@ class Task:
     def iterate_batches(self, loader: Loader) -> Iterable[Batch]:
         """Iterate over the batches of the training without end, by default epoch after epoch."""
         while True:
-            yield from loader
+            yield from loader.iterate_epoch()
 
     def schedule(self, progress: float) -> float:
         """Set the learning rate at ``progress`` in [0, 1) of the training, and return it for the log."""
@@ -285,7 +285,7 @@ def match_labels(labels: tuple[str, ...], batches: Iterable[Batch]) -> list[int]
     Raises:
         UsageError: the data have a class that is not in ``labels``.
     """
-    data_labels = (batches.labels if isinstance(batches, Loader) else ()) or labels
+    data_labels: tuple[str, ...] = getattr(batches, "labels", ()) or labels
     unknown = [label for label in data_labels if label not in labels]
     if unknown:
         known = ", ".join(labels[:20])

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from fukami.data.loader import Loader, StateDict
 from fukami.data.manifest import Manifest
+from fukami.data.random_states import get_random_states, set_random_seed, set_random_states
 from fukami.engine import checkpoint
 from fukami.engine.async_checkpoint import CheckpointWriter
 from fukami.engine.log import TrainingLogger, describe_compute_config
 from fukami.engine.process_group import report_timeout
-from fukami.engine.random_states import get_random_states, set_random_seed, set_random_states
 from fukami.engine.recipe import Data, Recipe
 from fukami.engine.resumable_loader import wrap_batches
 from fukami.engine.resume import SignalHandler, check_checkpoint_metadata, get_checkpoint_metadata
@@ -83,7 +83,7 @@ def run_training(recipe: Recipe, folder: Path, options: RunOptions) -> dict[str,
                     task.compile()
                     run_step, compile = runtime.capture(task.step, task.supports_cuda_graph), False
                 with log.count_multiply_adds(step), log.clock.count_as("compilation" if should_compile else ""):
-                    progress.add_metrics(run_step(batch))
+                    progress.metric_buffer.add(run_step(batch))
                 step += 1
                 should_evaluate = step % interval == 0 or step == steps
                 should_log = should_evaluate or step % log_interval == 0
@@ -221,10 +221,6 @@ class TrainingProgress:
         self.metric_buffer = MetricBuffer(log.runtime)
         self.checkpoint_metadata: StateDict = {}
 
-    def add_metrics(self, metrics: dict[str, Tensor]) -> None:
-        """Buffer the metrics of a step until they are logged."""
-        self.metric_buffer.add(metrics)
-
     def log_steps(self, step: int, lr: float, batch: Batch) -> None:
         """Log the mean metrics of the steps since the last log line."""
         metrics = self.metric_buffer.compute_means(step, self.loader)
@@ -236,7 +232,7 @@ class TrainingProgress:
 
     def evaluate(self, step: int, val: Iterable[Batch]) -> None:
         """Evaluate the task and log the metrics."""
-        with self.log.clock("evaluation"):
+        with self.log.clock("evaluation"), self.task.evaluation_mode():
             metrics = self.task.evaluate(val)
         if isinstance(self.task.lr_schedule, ReduceOnPlateau):
             self.task.lr_schedule.on_evaluation(metrics)

@@ -69,7 +69,7 @@ class LabeledBox(TypedDict):
 def list_files(source: str | os.PathLike[str]) -> list[str]:
     """Return the file itself, or all files in a folder except hidden ones."""
     path = Path(source)
-    if not path.is_dir():
+    if not os.fspath(source) or not path.is_dir():  # an empty path would be the current folder
         return [os.fspath(source)]
     return sorted(str(file) for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
 

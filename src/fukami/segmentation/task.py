@@ -235,8 +235,7 @@ class SegmentationTask(Task):
             (prediction,) = self.predict([image])
             return image, value_table[read_mask(samples[index])], self.decode_masks(prediction) + 1
 
-        with self.evaluation_mode():
-            yield from segmentation_plots.plot_evaluation(results, load_example)
+        yield from segmentation_plots.plot_evaluation(results, load_example)
 
 
 def get_padded_loader(batches: Iterable[object]) -> "PaddedLoader":

@@ -18,7 +18,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from fukami.data.parsing import Json
 from fukami.engine.task import Task
-from fukami.errors import UsageError
+from fukami.errors import Error
 from fukami.serving import page, request_body
 from fukami.serving.access import LOCAL_HOSTS, AccessMiddleware
 from fukami.serving.metrics import CONTENT_TYPE, Metrics, MetricsMiddleware
@@ -147,7 +147,7 @@ def predict_section(worker: Worker, slot: Slot, name: str, file: BinaryIO) -> tu
     prediction, image = worker.predict(slot, name, file.read())
     drawing = None
     if image is not None and "error" not in prediction:
-        with contextlib.suppress(UsageError):  # a task that cannot draw still predicts
+        with contextlib.suppress(Error):  # a prediction that cannot be drawn is still shown
             drawing = worker.task.draw(image, prediction)
     return prediction, page.build_section(prediction, drawing)
 

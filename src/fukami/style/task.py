@@ -337,6 +337,7 @@ class StyleTransferTask(Task):
         from fukami.image.plots import plot_image_row
 
         (batch,) = batches
+        self.content_image = batch.content
         inputs = [Image.fromarray(image[0].permute(1, 2, 0).cpu().numpy()) for image in (batch.content, *batch.styles)]
         names = ["content", *("style" for _ in batch.styles), "output"]
         yield "Content, style and output", plot_image_row([*inputs, self.render_image()], names)
