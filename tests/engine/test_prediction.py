@@ -82,12 +82,12 @@ def test_each_file_is_decoded_once_and_few_are_in_memory(files, monkeypatch):
     monkeypatch.setattr(
         image_io, "read_image", lambda source, **options: decoded.append(source) or read(source, **options)
     )
-    monkeypatch.setattr(prediction, "MAX_CHUNK_PIXELS", 90)
+    monkeypatch.setattr(prediction, "MAX_CHUNK_PIXELS", 180)
     results = prediction.iterate_predictions(MeanTask(), files, keep_images=True)
     image, first = next(results)
     assert image.getpixel((0, 0)) == (0, 0, 0)
     assert first["mean"] == 0
-    assert decoded == files[:2]  # two images have 96 pixels
+    assert decoded == files[:2]  # two images and their tensors have 192 pixels
     assert [image is None for image, _ in results] == [False, False, False, True, False]
     assert decoded == files
 
