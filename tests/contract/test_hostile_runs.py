@@ -476,6 +476,7 @@ def test_a_checkpoint_of_other_types_is_rejected(name, value, fukami, trained, t
     assert "delete it to restart the run" in result.err
 
 
+@pytest.mark.report  # reads the log
 @pytest.mark.parametrize(
     "text", [b"", b"5\n", b"{}\n", b"\xff\n", b"[" * 100_000, b'{"phase": "eval", "step": "1"}', None]
 )

@@ -158,7 +158,7 @@ def test_a_resumed_run_logs_its_own_speed(tmp_path, monkeypatch):
     """The speed does not include the steps of the process before."""
     now = [0.0]
     monkeypatch.setattr("fukami.engine.log.time.monotonic", lambda: now[0])
-    before, after = (TrainingLogger(tmp_path, RECIPE, Runtime.start("cpu"), 1000, 100, float) for _ in range(2))
+    before, after = (TrainingLogger(tmp_path, RECIPE, Runtime.start("cpu"), 1000, 100) for _ in range(2))
     now[0] = 50.0
     before.log_training(500, {"loss": 1.0}, 0.1, 32, "images")
     after.load_state_dict(before.state_dict())

@@ -518,6 +518,7 @@ def test_training_interrupted_and_resumed_in_each_stage_equals_uninterrupted_tra
         assert checkpoint.load_task(uninterrupted / name, device="cpu").evaluate(recipe.load_data().val)["count"] == 4
 
 
+@pytest.mark.report
 @pytest.mark.parametrize("method", ["evaluate", "plot_evaluation"])
 def test_a_signal_at_the_end_of_a_stage_does_not_start_the_next(
     method, few_scenes, frequent_checkpoints, monkeypatch, tmp_path
