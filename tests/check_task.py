@@ -141,7 +141,7 @@ def check_two_processes(make, tmp_path):
         torch.testing.assert_close(other_weights[name], value, rtol=0, atol=2e-4)
 
 
-def check_killed_and_resumed(make, tmp_path, kills=3):
+def check_killed_and_resumed(make, tmp_path, kills=2):
     """Check that a run that is killed (SIGKILL) and resumed several times equals an uninterrupted run.
 
     The weights, the content of the last checkpoint and the log except for times are bit-exact.

@@ -179,7 +179,7 @@ def test_every_recipe_trains_two_steps_on_bundled_data(name, digit_files, few_sc
         smaller |= {"width_multiplier": 0.125, "hidden": 16} if "resnet" not in name else {}
         smaller |= {"size": 63, "eval_every": 1} if name.startswith("rcnn") else {}
     elif family == "segmentation":
-        smaller = {"batch_size": 4, "min_size": 64}
+        smaller = {"batch_size": 4, "min_size": 32 if "resnet" in name else 64}
         smaller |= {"filters": 8} if name == "segnet-basic" else {"width_multiplier": 0.125} if "vgg" in name else {}
         smaller |= {"hidden": 16} if name.startswith("fcn") and "vgg" in name else {}
     elif family == "captioning":

@@ -4,7 +4,6 @@ import json
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -372,8 +371,8 @@ def test_signal_handlers_are_those_found(fukami, arguments, handler):
         signal.signal(signal.SIGTERM, previous)
 
 
-def test_closed_output_pipe_gives_no_traceback(trained, digit_files):
-    command = [sys.executable, "-m", "fukami", "predict", str(trained), str(digit_files)]
+def test_closed_output_pipe_gives_no_traceback(trained, digit_files, forked_python):
+    command = [forked_python.executable, "-m", "fukami", "predict", str(trained), str(digit_files)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()
     error = process.stderr.read()

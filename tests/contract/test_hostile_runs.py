@@ -140,7 +140,6 @@ def test_a_recipe_of_a_notebook_is_passed_as_a_class(trained, tmp_path):
     """The recipe is defined in no file, so it has no digest."""
     namespace = {"__name__": "notebook"}
     module = type(torch)("notebook")
-    import sys
 
     sys.modules["notebook"] = module
     try:
@@ -553,11 +552,13 @@ def test_the_weights_of_a_stage_are_checked(trained, tmp_path):
         rcnn.load_stage_weights(task, run)
 
 
-def test_messages_contain_no_control_characters(trained, tmp_path):
+def test_messages_contain_no_control_characters(trained, tmp_path, forked_python):
     run = copy_run(trained, tmp_path / "run")
     fields = json.loads((run / "recipe.json").read_text())["fields"]
     change_record(run, fields=fields | {"data": "http://127.0.0.1:1/\x1b[31m\x9b"})
-    process = subprocess.run([sys.executable, "-m", "fukami", "eval", run], capture_output=True, text=True, timeout=120)
+    process = subprocess.run(
+        [forked_python.executable, "-m", "fukami", "eval", run], capture_output=True, text=True, timeout=120
+    )
     assert process.returncode == 2
     assert r"http://127.0.0.1:1/\x1b[31m\x9b" in process.stderr
     assert process.stderr.replace("\n", "").isprintable()
