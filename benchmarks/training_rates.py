@@ -16,6 +16,7 @@ from common.record import record
 from fukami.catalogue import RECIPES
 from fukami.data import digits, scenes
 from fukami.engine.recipe import get_recipe
+from fukami.engine.resumable_loader import wrap_batches
 from fukami.engine.runtime import Runtime
 
 UNTRAINED = [name for name, entry in RECIPES.items() if not (entry.result or name.startswith("rcnn"))]
@@ -33,7 +34,7 @@ def measure_rate(name: str, seconds: float) -> tuple[float, str]:
     task.setup(runtime)
     task.prepare_training()
     task.schedule(0.5)
-    batch = next(iter(task.iterate_batches(data.train)))
+    batch = next(iter(task.iterate_batches(wrap_batches(data.train))))
     for _ in range(2):
         task.step(batch)
     start, count, elapsed = time.monotonic(), 0, 0.0

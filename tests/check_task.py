@@ -26,6 +26,7 @@ from fukami.cli.main import main
 from fukami.engine import async_checkpoint, checkpoint
 from fukami.engine.checkpoint_file import decode_checkpoint
 from fukami.engine.recipe import build_train_command
+from fukami.engine.resumable_loader import wrap_batches
 from fukami.engine.runtime import Runtime
 from fukami.engine.train import TrainingProgress
 
@@ -42,7 +43,7 @@ def check_overfits(make):
     task = recipe.build_task(data.labels)
     task.setup(runtime)
     task.prepare_training()
-    batch = next(iter(task.iterate_batches(data.train)))
+    batch = next(iter(task.iterate_batches(wrap_batches(data.train))))
     task.schedule(0.3)
     losses = []
     while not losses or losses[-1] >= 0.1 * losses[0]:
