@@ -1,5 +1,6 @@
 """Fixtures: real and generated datasets, trained runs, and the command line in this process."""
 
+import gc
 import itertools
 import json
 import os
@@ -12,6 +13,16 @@ from PIL import Image
 
 CACHE_NUMBERS = itertools.count()
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+def pytest_collection_finish():
+    """Exclude what is imported from garbage collection, which otherwise takes half of the time of forked processes."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish():
+    gc.unfreeze()  # packages with C++ code report what is not deallocated
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ import atexit
 import contextlib
 import ctypes
 import fcntl
+import gc
 import importlib
 import json
 import os
@@ -93,6 +94,8 @@ def serve(folder):
     for module in PRELOADED:
         importlib.import_module(module)
     assert len([*Path("/proc/self/task").iterdir()]) == 1, "threads do not survive a fork"
+    gc.collect()
+    gc.freeze()  # otherwise each process copies the memory of all objects when it collects garbage
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(folder / "socket"))
     listener.listen(100)
