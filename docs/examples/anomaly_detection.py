@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -44,10 +43,6 @@ class ReconstructionTask(Task):
             sums += torch.stack([self.compute_errors(images).sum(), sums.new_tensor(len(images))])
         error, count = self.runtime.all_reduce_sum(sums).tolist()
         return {"mse": error / count, "count": int(count)}
-
-    def prepare_image(self, image: Image) -> Tensor:
-        """Preprocess an image to ``(C, H, W)`` uint8."""
-        return torch.from_numpy(self.transform(image))
 
     def predict_batch(self, images: Tensor) -> list[dict[str, Any]]:
         """Compute the error of each image ``(N, C, H, W)``."""

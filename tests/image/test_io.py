@@ -19,7 +19,7 @@ from fukami.engine.runtime import Runtime
 from fukami.engine.task import Task
 from fukami.image import digit_extraction
 from fukami.image import io as image_io
-from fukami.image.transform import ResizeTransform, SquareTransform, convert_to_tensor
+from fukami.image.transform import ResizeTransform, SquareTransform
 
 
 @pytest.fixture
@@ -367,8 +367,7 @@ def test_batch_that_exhausts_memory_is_predicted_image_by_image(photo, error):
     class LimitedTask(Task):
         predict_batch_size = 8
 
-        def prepare_image(self, image):
-            return convert_to_tensor(image)
+        transform = ResizeTransform(0, 0)
 
         def predict_batch(self, images):
             if len(images) > 1 or images.max() == 255:

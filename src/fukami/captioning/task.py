@@ -286,10 +286,6 @@ class CaptioningTask(Task):
         scores[:, [tokenizer.BEGIN, tokenizer.UNKNOWN]] = -torch.inf
         return state, scores
 
-    def prepare_image(self, image: Image.Image) -> Tensor:
-        """Preprocess an image to ``(C, H, W)`` uint8."""
-        return torch.from_numpy(self.transform(image))
-
     def predict_batch(self, images: Tensor) -> list[Prediction]:
         """Predict the ``caption`` of each image, its ``probability``, and the best ``captions``."""
         return [

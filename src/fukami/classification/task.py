@@ -247,10 +247,6 @@ class ClassificationTask(Task):
         """Combine the log-probabilities of the members ``(members, N, classes)`` to those of the ensemble."""
         return combine_log_probs(scores, isinstance(self.inference_model, Ensemble) and self.inference_model.vote)
 
-    def prepare_image(self, image: Image.Image) -> Tensor:
-        """Preprocess an image to ``(C, H, W)`` uint8."""
-        return torch.from_numpy(self.transform(image))
-
     def predict_batch(self, images: Tensor) -> list[Prediction]:
         """Classify images; return ``label``, ``probability`` and the ``ranking`` of the most likely classes."""
         return [self._format_prediction(probabilities) for probabilities in self.predict_scores(images).exp().cpu()]

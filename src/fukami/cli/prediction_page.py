@@ -16,7 +16,6 @@ from fukami.engine.html import render_page
 from fukami.engine.prediction import Prediction
 from fukami.engine.task import Task
 from fukami.image.video import Frame, VideoWriter
-from fukami.segmentation.task import SegmentationTask
 
 
 class PredictionPage:
@@ -33,6 +32,8 @@ class PredictionPage:
     def add(self, image: Image, prediction: Prediction) -> None:
         """Draw the prediction for an image, which was read from ``prediction["file"]``."""
         if self.output:
+            from fukami.segmentation.task import SegmentationTask
+
             path = self.output.reserve_path(prediction["file"], "png")
             self.task.draw(image, prediction).save(path)
             self.file_names.append(path.name)

@@ -48,8 +48,7 @@ class AlternatingDetectionTask(DetectionTask):
     def compile(self) -> None:
         """Compile both networks."""
         super().compile()
-        for name in ("backbone", "roi_heads.box_head"):
-            self.compile_module(self.proposal_network.get_submodule(name))
+        self.compile_network(self.proposal_network)
 
     def schedule(self, progress: float) -> float:
         """Set the learning rate, whose schedule restarts in each training step, and start the steps that are due."""

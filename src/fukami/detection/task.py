@@ -15,7 +15,7 @@ from fukami.engine import padded_images
 from fukami.engine.prediction import Prediction
 from fukami.engine.task import ModelSignature, Task, TrainingOptions, match_labels
 from fukami.image import io as image_io
-from fukami.image.transform import ResizeTransform, convert_to_tensor, get_normalization
+from fukami.image.transform import ResizeTransform, get_normalization
 from fukami.layers.activation_checkpointing import enable_activation_checkpointing
 from fukami.layers.detection_types import Detections, GroundTruth, SampledBoxes
 from fukami.quantization import half_precision
@@ -78,13 +78,14 @@ class DetectionTask(Task):
         return padded_images.build_padded_signature("detector", output, self.transform, self.labels)
 
     def compile(self) -> None:
+        """Compile the network for the following steps."""
+        self.compile_network(self.model)
+
+    def compile_network(self, network: nn.Module) -> None:
         """Compile the modules with fixed shapes, the backbone and the fully connected layers of the head."""
         for name in ("backbone", "roi_heads.box_head"):
-            self.compile_module(self.model.get_submodule(name))
-
-    def compile_module(self, module: nn.Module) -> None:
-        """Compile the calls of a module."""
-        module._compiled_call_impl = self.runtime.compile(module._call_impl)
+            module = network.get_submodule(name)
+            module._compiled_call_impl = self.runtime.compile(module._call_impl)
 
     def normalize_images(self, images: Tensor, sizes: Tensor) -> Tensor:
         """Normalize images ``(N, 3, H, W)`` in 0..255, and set the padding beyond their sizes ``(N, 2)`` to 0."""
@@ -155,10 +156,6 @@ class DetectionTask(Task):
                 )
         results.merge(self.runtime.all_gather(results))
         return results
-
-    def prepare_image(self, image: Image.Image) -> Tensor:
-        """Convert an image to RGB, ``(3, h, w)`` uint8, without resizing it."""
-        return convert_to_tensor(image)
 
     def predict_batch(self, images: Tensor) -> list[Prediction]:
         """Predict the ``boxes`` of each image, highest score first, and its ``width`` and ``height``.

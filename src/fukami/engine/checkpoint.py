@@ -111,19 +111,7 @@ def load_task(
 ) -> Task:
     """Load the task of a run, ready to predict and evaluate; several runs form an ensemble.
 
-    Args:
-        runs: folders, or names of bundled weights (``deep-convnet``).
-        device: ``auto``, ``cpu``, ``cuda`` ...
-        precision: ``float32``, ``bfloat16`` or ``float16`` (dtype of weights and activations); ``int8``, ``binary`` or
-            ``onnx`` (converted as by ``fukami export``); ``auto`` (the exported precision, else float32).
-        vote: ensemble by majority vote instead of averaged probabilities.
-        overrides: new values of recipe fields by name, such as ``{"beam_size": 3}``.
-        recipe: for runs of a custom recipe, its file (or class), since code is never loaded from a run. Its SHA-256
-            must equal the one that the run recorded.
-
-    Raises:
-        UsageError: a run does not exist, cannot be computed at this precision, or needs another ``recipe``.
-        Error: a run is corrupted, its weights do not match its recipe, or a layer cannot be converted.
+    The arguments and the errors are those of :func:`fukami.load`.
     """
     if not runs:
         raise UsageError("specify at least one run: a folder, or the name of bundled weights")

@@ -74,10 +74,10 @@ class Task:
     """Base class of tasks: one model trained by one optimizer.
 
     A subclass defines ``compute_loss`` (or ``step``), ``collect_results`` (or ``evaluate``) and ``predict_batch`` with
-    ``prepare_image``. It may define ``draw``, ``plot_evaluation`` and ``get_signature``, and override what the training
-    loop calls: ``setup``, ``prepare_training``, ``compile``, ``iterate_batches``, ``schedule`` and ``on_evaluation``.
-    ``step`` includes the optimizer step, so two optimizers (a GAN), data generated during training (Q-learning) and the
-    optimization of an image (style transfer) need no training loop of their own.
+    ``transform`` (or ``prepare_image``). It may define ``draw``, ``plot_evaluation`` and ``get_signature``, and
+    override what the training loop calls: ``setup``, ``prepare_training``, ``compile``, ``iterate_batches``,
+    ``schedule`` and ``on_evaluation``. ``step`` includes the optimizer step, so two optimizers (a GAN), data generated
+    during training (Q-learning) and the optimization of an image (style transfer) need no training loop of their own.
 
     Args:
         model: the network.
@@ -255,10 +255,14 @@ class Task:
     def prepare_image(self, image: "Image") -> Tensor:
         """Convert an image, upright and in mode L or RGB, to an element of a prediction batch, ``(C, H, W)`` uint8.
 
+        By default ``transform`` does it.
+
         Raises:
             Error: the image cannot be used.
         """
-        raise UsageError(f"{type(self).__name__} cannot predict: it does not define prepare_image(image)")
+        if self.transform is None:
+            raise UsageError(f"{type(self).__name__} cannot predict: it does not define prepare_image(image)")
+        return self.transform.convert_to_tensor(image)
 
     def predict_batch(self, images: Tensor) -> list[Prediction]:
         """Predict a batch of images ``(N, C, H, W)`` of :meth:`prepare_image`: one dict per image."""

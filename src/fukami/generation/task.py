@@ -266,10 +266,6 @@ class GANTask(Task):
             )
         return grid
 
-    def prepare_image(self, image: Image.Image) -> Tensor:
-        """Preprocess an image to ``(C, H, W)`` uint8."""
-        return torch.from_numpy(self.transform(image))
-
     def predict_batch(self, images: Tensor) -> list[Prediction]:
         """Predict the ``real_probability`` of each image, by the discriminator: 0 generated, 1 real."""
         return [{"real_probability": probability} for probability in self.predict_real_probability(images)]

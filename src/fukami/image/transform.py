@@ -67,6 +67,10 @@ class SquareTransform:
             else image_io.resize_and_crop(image, channels=self.channels, size=self.size)
         )
 
+    def convert_to_tensor(self, image: Image.Image) -> Tensor:
+        """Transform an image to a tensor ``(channels, size, size)`` uint8."""
+        return torch.from_numpy(self(image))
+
     def read_and_transform(self, source: image_io.ImageSource, name: str = "") -> npt.NDArray[np.uint8]:
         """Read and transform an image from any source of :func:`fukami.image.io.read_image`; errors name it ``name``.
 
@@ -135,12 +139,11 @@ class ResizeTransform:
         image = image_io.read_image(source, name=name)
         name = name or (os.fspath(source) if isinstance(source, str | os.PathLike) else "the input image")
         with convert_memory_errors(name):
-            return convert_to_tensor(image)
+            return self.convert_to_tensor(image)
 
-
-def convert_to_tensor(image: Image.Image) -> Tensor:
-    """Convert an image to RGB, ``(3, H, W)`` uint8."""
-    return torch.from_numpy(np.array(image_io.convert_mode(image, "RGB"))).permute(2, 0, 1)
+    def convert_to_tensor(self, image: Image.Image) -> Tensor:
+        """Convert an image to RGB, ``(3, h, w)`` uint8, without resizing it."""
+        return torch.from_numpy(np.array(image_io.convert_mode(image, "RGB"))).permute(2, 0, 1)
 
 
 def get_normalization(transform: SquareTransform | ResizeTransform, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from fukami.engine import padded_images
 from fukami.engine.prediction import Prediction
 from fukami.engine.task import ModelSignature, Task, TrainingOptions, match_labels
 from fukami.image import io as image_io
-from fukami.image.transform import ResizeTransform, convert_to_tensor, get_normalization
+from fukami.image.transform import ResizeTransform, get_normalization
 from fukami.layers.activation_checkpointing import enable_activation_checkpointing
 from fukami.layers.activation_scaling import rescale_activations
 from fukami.layers.segmentation_model import SegmentationModel
@@ -169,10 +169,6 @@ class SegmentationTask(Task):
                     results.update(index, pixels, value_table[read_mask(samples[index])])
         results.merge(self.runtime.all_gather(results))
         return results
-
-    def prepare_image(self, image: Image.Image) -> Tensor:
-        """Convert an image to RGB, ``(3, h, w)`` uint8, without resizing it."""
-        return convert_to_tensor(image)
 
     def predict_batch(self, images: Tensor) -> list[Prediction]:
         """Predict ``width``, ``height``, the ``fractions`` of the pixels by class, the largest first, and ``masks``.
