@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs install clean
+.PHONY: demo test test-slow lint docs install clean
 
 demo: $(VENV)/installed
 	$(BIN)/fukami train deep-convnet --data digits --epochs 40
 
 test: $(VENV)/tested
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist worksteal
+
+test-slow: $(VENV)/tested
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto
 
 lint: $(VENV)/tested
 	$(BIN)/ruff format --check .

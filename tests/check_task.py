@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch.utils import _pytree as pytree
 
 import fukami
+from forked_python import PRELOADED
 from fukami.cli.main import main
 from fukami.engine import async_checkpoint, checkpoint
 from fukami.engine.checkpoint_file import decode_checkpoint
@@ -32,7 +33,7 @@ from fukami.engine.train import TrainingProgress
 
 MAIN_METRICS = ("loss", "map", "miou", "bleu4", "discriminator_loss", "frechet_digits")  # of a line of the log
 FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(["fukami.engine.train", "matplotlib.figure", "sklearn.datasets", "torchvision"])
+FORKED.set_forkserver_preload(PRELOADED)
 
 
 def check_overfits(make):

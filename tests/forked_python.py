@@ -30,10 +30,11 @@ import threading
 import types
 from pathlib import Path
 
-PRELOADED = (
-    "fukami.engine.train", "fukami.cli.main", "matplotlib.figure", "sklearn.datasets", "torch.distributed.run",
-    "torchvision", "tyro",
-)  # fmt: skip
+PRELOADED = [
+    "fukami.cli.main", "fukami.cli.train", "fukami.data.labeled_images", "fukami.engine.train", "matplotlib.figure",
+    "pytest", "safetensors.torch", "sklearn.datasets", "torch.distributed.run", "torch.nn.parallel", "torchvision",
+    "tyro", "tyro._backends._tyro_backend",
+]  # fmt: skip
 FIRST_MOVED = 700  # first number for received descriptors until they get their own
 PROGRAM = """#!{python} -IS
 import json, os, signal, socket, sys

@@ -38,6 +38,7 @@ def run_gpu_script(python, *arguments, seconds=600, **environment):
     return process.returncode, process.stdout.splitlines(), process.stderr
 
 
+@pytest.mark.slow
 def test_every_entry_runs_with_tiny_workload_and_only_once(tmp_path, forked_python):
     results = tmp_path / "results.csv"
     status, lines, err = run_gpu_script(forked_python, "--device", "cpu", "--smoke", "--results", results)
@@ -145,6 +146,7 @@ def test_merge_appends_the_last_row_of_each_measurement(benchmarks, tmp_path):
     assert not source.exists()
 
 
+@pytest.mark.slow
 def test_packed_datasets_are_small_and_can_be_loaded(benchmarks, mnist_folder, tmp_path, monkeypatch):
     """MNIST is equal; the others have the expected number of images with annotations."""
     from common import packing

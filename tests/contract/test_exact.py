@@ -502,11 +502,11 @@ def test_a_save_interrupted_between_its_two_files(tmp_path, uninterrupted, monke
     monkeypatch.setattr(async_checkpoint, "MIN_CHECKPOINT_INTERVAL", 1e9)
     real_write, names = checkpoint.write_file, []
 
-    def write(path, content):
+    def write(path, *parts):
         names.append(path.name)
         if {"last.ckpt", "weights.safetensors"} <= {*names}:
             raise WriteError(path, OSError(errno.EIO, "Input/output error"))
-        real_write(path, content)
+        real_write(path, *parts)
 
     monkeypatch.setattr(checkpoint, "write_file", write)
     with pytest.raises(Error, match="Input/output error"):
@@ -576,7 +576,7 @@ def test_a_clock_that_is_set_back_changes_nothing(uninterrupted, tmp_path, monke
 def edit_checkpoint(run, **changes):
     """Change values in the checkpoint of a run."""
     state = decode_checkpoint(run / "last.ckpt", torch.device("cpu"))
-    (run / "last.ckpt").write_bytes(encode_checkpoint({**state, **changes}))
+    (run / "last.ckpt").write_bytes(b"".join(encode_checkpoint({**state, **changes})))
 
 
 def test_a_checkpoint_of_other_versions(tmp_path, caplog):

@@ -22,6 +22,7 @@ def small_run(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the memory of a process is read from /proc")
 def test_corrupted_and_malicious_files_work_or_are_rejected(small_run, tmp_path):
     """Run the cases in a process with a limited address space; a failure has the seed and number to repeat it."""

@@ -276,7 +276,7 @@ def test_a_checkpoint_keeps_values_types_and_memory_layouts(tmp_path):
         "plain": (None, True, -1.5, float("inf"), 2**80, "あ", (), [], {}),
         "optimizer": {0: {"step": 1}, "groups": [{"$tensor": 1}]},
     }
-    (tmp_path / "last.ckpt").write_bytes(encode_checkpoint(state))
+    (tmp_path / "last.ckpt").write_bytes(b"".join(encode_checkpoint(state)))
     loaded = decode_checkpoint(tmp_path / "last.ckpt", torch.device("cpu"))
     for expected, tensor in zip(state.pop("tensors"), loaded.pop("tensors"), strict=True):
         assert torch.equal(expected, tensor)
@@ -284,7 +284,7 @@ def test_a_checkpoint_keeps_values_types_and_memory_layouts(tmp_path):
     assert loaded == state
     with pytest.raises(TypeError, match="not set"):
         encode_checkpoint({"step": {1, 2}})
-    (tmp_path / "last.ckpt").write_bytes(encode_checkpoint({"step": 1, "image": image}))
+    (tmp_path / "last.ckpt").write_bytes(b"".join(encode_checkpoint({"step": 1, "image": image})))
     loaded = decode_checkpoint(tmp_path / "last.ckpt", torch.device("cpu"))
     assert loaded["image"].is_contiguous(memory_format=torch.channels_last)
 
@@ -308,7 +308,7 @@ def test_a_checkpoint_keeps_values_types_and_memory_layouts(tmp_path):
 def test_invalid_values_of_a_checkpoint_are_rejected(key, value, fukami, trained, tmp_path):
     run = copy_run(trained, tmp_path / "run")
     state = decode_checkpoint(run / "last.ckpt", torch.device("cpu"))
-    (run / "last.ckpt").write_bytes(encode_checkpoint({**state, key: value}))
+    (run / "last.ckpt").write_bytes(b"".join(encode_checkpoint({**state, key: value})))
     result = fukami("train", "deep-convnet", "--out", "run", "--resume")
     assert result.status == 1, result.err
     assert "last.ckpt" in result.err
@@ -378,7 +378,7 @@ def test_a_checkpoint_beyond_the_last_step_is_rejected(fukami, trained, tmp_path
     """The log of the run could otherwise become the result of a run that never trained."""
     run = copy_run(trained, tmp_path / "run")
     state = decode_checkpoint(run / "last.ckpt", torch.device("cpu"))
-    (run / "last.ckpt").write_bytes(encode_checkpoint({**state, "step": state["step"] + 1}))
+    (run / "last.ckpt").write_bytes(b"".join(encode_checkpoint({**state, "step": state["step"] + 1})))
     result = fukami("train", "deep-convnet", "--out", "run", "--resume")
     assert result.status == 1
     assert "and the run has" in result.err
@@ -468,7 +468,7 @@ def test_a_record_of_other_types_is_not_resumed(name, value, fukami, trained, tm
 def test_a_checkpoint_of_other_types_is_rejected(name, value, fukami, trained, tmp_path):
     run = copy_run(trained, tmp_path / "run")
     state = decode_checkpoint(run / "last.ckpt", torch.device("cpu"))
-    (run / "last.ckpt").write_bytes(encode_checkpoint({**state, name: value}))
+    (run / "last.ckpt").write_bytes(b"".join(encode_checkpoint({**state, name: value})))
     result = fukami("train", "deep-convnet", "--out", "run", "--resume")
     assert result.status == 1, result.err
     assert "last.ckpt" in result.err
@@ -497,7 +497,7 @@ def test_an_invalid_manifest_is_reported(line, fukami, trained, tmp_path):
     (run / "manifest.jsonl").write_bytes(content)
     state = decode_checkpoint(run / "last.ckpt", torch.device("cpu"))
     state["manifest"] = hashlib.sha256(content).hexdigest()
-    (run / "last.ckpt").write_bytes(encode_checkpoint(state))
+    (run / "last.ckpt").write_bytes(b"".join(encode_checkpoint(state)))
     result = fukami("train", "deep-convnet", "--out", "run", "--resume")
     assert result.status == 1, result.err
     assert "manifest.jsonl is corrupted" in result.err
@@ -506,7 +506,7 @@ def test_an_invalid_manifest_is_reported(line, fukami, trained, tmp_path):
 def test_a_missing_manifest_is_reported(fukami, trained, tmp_path):
     run = copy_run(trained, tmp_path / "run")
     state = decode_checkpoint(run / "last.ckpt", torch.device("cpu"))
-    (run / "last.ckpt").write_bytes(encode_checkpoint({**state, "manifest": None}))
+    (run / "last.ckpt").write_bytes(b"".join(encode_checkpoint({**state, "manifest": None})))
     (run / "manifest.jsonl").unlink()
     result = fukami("train", "deep-convnet", "--out", "run", "--resume")
     assert result.status == 2, result.err

@@ -102,7 +102,7 @@ class CheckpointWriter:
             for file in files:
                 _sync_file(file)
             # the state last: a run that resumes from an older state writes the weights again
-            checkpoint.write_weights(self.folder, {name: value.contiguous() for name, value in weights.items()})
+            checkpoint.write_weights(self.folder, weights)
             checkpoint.write_checkpoint(self.folder, state)
         except WriteError as error:
             self.error = Error(f"cannot write the checkpoint of step {state['step']}: {error}")

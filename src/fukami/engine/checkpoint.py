@@ -21,7 +21,6 @@ from typing import Any, NamedTuple, Required, TypedDict
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file as read_tensors
-from safetensors.torch import save as write_tensors
 from torch import Tensor, nn
 from torch.nn.modules.module import (
     register_module_module_registration_hook,
@@ -31,7 +30,7 @@ from torch.nn.modules.module import (
 from fukami.data.loader import StateDict
 from fukami.data.parsing import Json
 from fukami.engine import precision as precisions
-from fukami.engine.checkpoint_file import decode_checkpoint, encode_checkpoint
+from fukami.engine.checkpoint_file import decode_checkpoint, encode_checkpoint, encode_tensors
 from fukami.engine.ensemble import build_ensemble
 from fukami.engine.locking import lock_folder
 from fukami.engine.recipe import (
@@ -596,8 +595,8 @@ def _get_temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Replace a file atomically: after a crash it has either the old content or the new.
+def write_file(path: Path, *parts: bytes | memoryview) -> None:
+    """Replace a file atomically: after a crash it has either the old content or the new, which consists of ``parts``.
 
     Raises:
         WriteError: the file cannot be written; the old content is kept.
@@ -606,7 +605,7 @@ def write_file(path: Path, content: bytes) -> None:
     try:
         temporary.unlink(missing_ok=True)  # left by a crash
         with temporary.open("xb") as file:
-            file.write(content)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -657,12 +656,12 @@ def write_weights(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype |
     """
     if dtype is not None:
         tensors = {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
-    write_file(folder / "weights.safetensors", write_tensors(tensors))
+    write_file(folder / "weights.safetensors", *encode_tensors(tensors))
 
 
 def write_checkpoint(folder: Path, state: StateDict) -> None:
     """Write ``last.ckpt``, which contains only tensors and plain values."""
-    write_file(folder / "last.ckpt", encode_checkpoint(state))
+    write_file(folder / "last.ckpt", *encode_checkpoint(state))
 
 
 def read_checkpoint(folder: Path, device: torch.device) -> StateDict | None:

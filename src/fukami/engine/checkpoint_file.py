@@ -9,16 +9,46 @@ from collections.abc import Mapping
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 TENSOR_KEY, TUPLE_KEY, ITEMS_KEY = "$tensor", "$tuple", "$items"  # JSON keys of tensors, tuples and dicts by items
+DTYPE_NAMES = {
+    torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64",
+    torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64", torch.complex64: "C64",
+}  # fmt: skip
 
 
-def encode_checkpoint(state: Mapping[str, object]) -> bytes:
+def encode_tensors(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> list[bytes | memoryview]:
+    """Encode tensors on the CPU as a safetensors file: the header, and the memory of each tensor.
+
+    ``safetensors.torch.save`` copies all tensors into one ``bytes``, which takes 6 times as long as writing the file.
+
+    Raises:
+        TypeError: a tensor has a dtype that is not in ``DTYPE_NAMES``.
+    """
+    header: dict[str, object] = {} if metadata is None else {"__metadata__": metadata}
+    parts, end = [], 0
+    # the largest elements first, so that each tensor of a mapped file is aligned
+    for name, value in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])):
+        if value.dtype not in DTYPE_NAMES:
+            raise TypeError(
+                f"{name} is a tensor of {value.dtype}, which cannot be saved; use {', '.join(map(str, DTYPE_NAMES))}"
+            )
+        start, end = end, end + value.nbytes
+        header[name] = {"dtype": DTYPE_NAMES[value.dtype], "shape": [*value.shape], "data_offsets": [start, end]}
+        parts.append(value.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+    encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    return [len(encoded).to_bytes(8, "little"), encoded, *parts]
+
+
+def encode_checkpoint(state: Mapping[str, object]) -> list[bytes | memoryview]:
     """Encode nested dicts, lists and tuples of tensors and of ``None``, bool, int, float and str.
 
-    Tensors keep their dtype and memory format (such as channels last), but not their device.
+    Tensors keep their dtype and memory format (such as channels last), but not their device. The result is the content
+    of the file, in parts.
 
     Raises:
         TypeError: a value is of another type.
@@ -43,7 +73,7 @@ def encode_checkpoint(state: Mapping[str, object]) -> bytes:
             return value
         raise TypeError(f"a checkpoint contains only tensors and plain values, not {type(value).__name__}")
 
-    return save(tensors, {"state": json.dumps(encode(state))})
+    return encode_tensors(tensors, {"state": json.dumps(encode(state))})
 
 
 def decode_checkpoint(path: str | os.PathLike[str], device: torch.device) -> object:
