@@ -174,6 +174,8 @@ def test_wrong_names_are_refused_before_anything_is_written(tmp_path, monkeypatc
     ):
         with pytest.raises(UsageError, match=message):
             fukami.train("deep-convnet", **fields)
+        with pytest.raises(UsageError, match=message):
+            fukami.get_recipe("deep-convnet")(**fields)
     with pytest.raises(UsageError, match=r"a name such as 'resnet18', or a fukami.Recipe, not 3"):
         fukami.train(3)
     assert list(tmp_path.iterdir()) == []

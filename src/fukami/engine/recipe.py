@@ -68,12 +68,9 @@ class Recipe(FieldGroup):
         """Create the recipe.
 
         Raises:
-            UsageError: the recipe has no field of such a name; the message has the closest ones.
+            UsageError: as for :func:`parse_fields`.
         """
-        known = get_field_names(cls)
-        for name in fields:
-            if name not in known:
-                raise build_field_error(cls, name)
+        parse_fields(cls, fields)
         return super().__new__(cls)
 
     def __repr__(self) -> str:
