@@ -299,7 +299,7 @@ def _get_count(record: Mapping[str, Json], name: str) -> int | None:
 def _count_saved_parameters(path: Path) -> int | None:
     """Count the parameters in the header of the saved weights, for runs without a recorded number."""
     try:
-        with safe_open(path / "weights.safetensors", "pt") as file:
+        with safe_open(checkpoint.locate_weights(path), "pt") as file:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  not a mapping
     except Exception:  # not written yet, or corrupted: fukami eval reports the reason
         return None

@@ -219,7 +219,7 @@ def load_stage_weights(task: "RCNNTask", folder: Path) -> None:
     if labels != task.labels:
         raise UsageError(f"{folder} has the classes {', '.join(labels)}, and the data have {', '.join(task.labels)}")
     tensors = checkpoint.read_weights(folder)
-    checkpoint.check_tensors(task.get_modules(), tensors, folder / "weights.safetensors")
+    checkpoint.check_tensors(task.get_modules(), tensors, checkpoint.locate_weights(folder))
     task.model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items()})
 
 

@@ -38,11 +38,24 @@ _digests: dict[str, str] = {}  # SHA-256 of the recipe files that were executed,
 
 @dataclass(frozen=True)
 class Data:
-    """Training batches, evaluation batches and the names of the classes."""
+    """Batches of each split, and the names of the classes.
+
+    Attributes:
+        train: training batches.
+        val: validation batches, on which the training is evaluated and its best weights are chosen.
+        labels: names of the classes.
+        test: test batches, on which the best weights are evaluated once, at the end.
+    """
 
     train: Any
     val: Iterable[Any] = ()
     labels: tuple[str, ...] = ()
+    test: Iterable[Any] = ()
+
+    @property
+    def eval_split(self) -> str:
+        """Name of the split of the final result: test, or val without test data."""
+        return "test" if self.test else "val"
 
 
 class FieldGroup:

@@ -21,7 +21,15 @@ FRAME_MS, LAST_FRAME_MS = 250, 3000  # duration of each frame of an animation an
 DPI = 110
 MIN_WIDE_WIDTH = 9  # inches from which a figure scrolls on a narrow screen, where its text would be too small
 WEBP_QUALITY = 85  # 0 to 100
-NON_METRIC_KEYS = {"step", "phase", "seconds", "count", "objects", "pixels"}  # keys of a log line that are no metrics
+NON_METRIC_KEYS = {
+    "step",
+    "phase",
+    "split",
+    "seconds",
+    "count",
+    "objects",
+    "pixels",
+}  # keys of a log line that are no metrics
 
 
 class EncodedFigure(NamedTuple):
@@ -32,8 +40,10 @@ class EncodedFigure(NamedTuple):
     is_wide: bool
 
 
-def write_report(folder: Path, figures: "Sequence[tuple[str, Figure | Sequence[Image]]]", seconds: float) -> Path:
-    """Write the report of the run in ``folder`` from its files and the task's figures, and return its path."""
+def write_report(
+    folder: Path, figures: "Sequence[tuple[str, Figure | Sequence[Image]]]", metrics: Metrics, seconds: float
+) -> Path:
+    """Write the report of the run in ``folder`` from its files, the task's figures and the metrics of the result."""
     record = json.loads((folder / "recipe.json").read_bytes())
     lines = _read_log(folder / "metrics.jsonl")
     train_lines = [line for line in lines if line["phase"] == "train"]
@@ -43,18 +53,14 @@ def write_report(folder: Path, figures: "Sequence[tuple[str, Figure | Sequence[I
         f"{record['device']}, {record['precision']}, {record['threads']} threads, {record['processes']} process(es)"
     )
     configuration = {**record["fields"], "versions": versions, "device": device, "time": f"{seconds:,.0f} s"}
-    last_metrics = {
-        name: value
-        for name, value in (eval_lines or train_lines)[-1].items()
-        if name not in ("step", "phase", "seconds")
-    }
+    last_line = {name: value for name, value in train_lines[-1].items() if name not in ("step", "phase")}
     seconds_by_phase = record["time"]["seconds"]
     total = sum(seconds_by_phase.values())
     rate = record["time"]["multiply_adds_per_second"]
     page = render_page(
         "report.html",
         recipe=record["recipe"],
-        metrics=format_metrics(last_metrics),
+        metrics=format_metrics(metrics or last_line),
         command=record["command"],
         curves=encode_figure("Training curves", plot_curves(train_lines, eval_lines)),
         phases=[(phase, value, value / total) for phase, value in seconds_by_phase.items()],
@@ -75,9 +81,9 @@ def _read_log(path: Path) -> list[Metrics]:
         lines = [json.loads(line) for line in path.read_bytes().splitlines()]
         for line in lines:
             kinds = (int, float, dict)
-            if line["phase"] not in ("train", "eval") or type(line["step"]) is not int:
+            if line["phase"] not in ("train", "eval", "test") or type(line["step"]) is not int:
                 raise ValueError("a line has no valid phase or step")
-            if not all(isinstance(value, kinds) for name, value in line.items() if name != "phase"):
+            if not all(isinstance(value, kinds) for name, value in line.items() if name not in ("phase", "split")):
                 raise ValueError("a line has a value that is not a number")
         if not lines:
             raise ValueError("it is empty")

@@ -77,6 +77,8 @@ class SupervisedRecipe(Recipe):
     """Number of epochs."""
     eval_every: int = 1
     """Evaluation interval in epochs; the last epoch is always evaluated."""
+    patience: int = 0
+    """Early stopping: number of evaluations in a row without a better validation result; 0 disables it."""
     batch_size: int = 32
     """Global batch size, over all processes."""
     accumulate: int = 1
@@ -113,7 +115,7 @@ class SupervisedRecipe(Recipe):
 
         super().__post_init__()
         check_range(self, 1, math.inf, "epochs", "eval_every", "batch_size", "accumulate")
-        check_range(self, 0, math.inf, "lr", "weight_decay", "memory_limit", "clip_norm", "max_broken")
+        check_range(self, 0, math.inf, "lr", "weight_decay", "memory_limit", "clip_norm", "max_broken", "patience")
         check_range(self, 0, 1, "holdout", "drop_factor")
         check_range(self, 0, 0.9999999, "warmup", "momentum")
         self.build_schedule()
@@ -137,6 +139,7 @@ class SupervisedRecipe(Recipe):
             "lr_schedule": self.build_schedule(),
             "epochs": self.epochs,
             "eval_every": self.eval_every,
+            "patience": self.patience,
             "accumulate": self.accumulate,
             "clip_norm": self.clip_norm,
         }
