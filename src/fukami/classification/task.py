@@ -240,7 +240,7 @@ class ClassificationTask(Task):
         for counts in results.totals:
             self.runtime.all_reduce_sum(counts)
         if not results.confusion_matrix.any():
-            raise Error("there is no image to evaluate; use data with a test split, or a larger --holdout")
+            raise Error("there is no image to evaluate; use data with a test split, or a larger --val-fraction")
         return results
 
     def combine_members(self, scores: Tensor) -> Tensor:

@@ -8,24 +8,25 @@ from fukami.data.annotations import (
     Samples,
     build_samples,
     load_splits,
-    select_splits,
     separate_trainval,
 )
 from fukami.data.sources import DataSource, identify_source
+from fukami.data.splits import Splits
 from fukami.errors import Error
 
 READERS = {"VOC": voc.read_voc, "COCO": coco.read_coco, "YOLO": yolo.read_yolo}
 
 
 def load_dataset(
-    spec: str, holdout: float, max_broken: int = image_folder.MAX_BROKEN, *, include_train: bool = True
-) -> tuple[Samples, Samples, tuple[str, ...]]:
-    """Load the training samples, the evaluation samples and the class names of a dataset.
+    spec: str, val_fraction: float | None, max_broken: int = image_folder.MAX_BROKEN, *, include_train: bool = True
+) -> Splits[Samples]:
+    """Load the splits and the class names of a dataset.
 
     Args:
         spec: ``scenes`` (bundled), ``bccd``, ``voc-animals``, ``voc2007``, ``voc2012``, ``coco``, or the path of a
             folder (or archive) or file in VOC, COCO or YOLO format.
-        holdout: fraction of the images held out for evaluation, if the dataset has no splits.
+        val_fraction: fraction of the training images used for validation, if the dataset has no validation split;
+            None: as for :func:`fukami.data.splits.select_validation`.
         max_broken: maximum number of missing or unreadable images per split; they are skipped with a warning.
         include_train: whether to load the training samples; if False, they may be missing.
 
@@ -35,11 +36,9 @@ def load_dataset(
     """
     source = identify_source(spec, "boxes")
     if spec == "scenes":
-        return (
-            scenes.generate_box_samples(0, scenes.NUM_TRAIN),
-            scenes.generate_box_samples(scenes.NUM_TRAIN, scenes.NUM_TEST),
-            scenes.LABELS,
-        )
+        train = scenes.generate_box_samples(0, scenes.NUM_TRAIN)
+        val = scenes.generate_box_samples(scenes.NUM_TRAIN, scenes.NUM_TEST)
+        return Splits(train, val, (), scenes.LABELS)
     dataset = read_annotations(source)
     if not dataset.labels:
         raise Error(f"{spec} has no box of any class; annotate its images first")
@@ -49,8 +48,7 @@ def load_dataset(
         unreadable = [problem for problem in dataset.unreadable_images if problem.split in splits]
         return tuple(build_samples(entries, dataset.labels, unreadable, max_broken))
 
-    train, evaluation = load_splits(load, *select_splits(dataset), holdout, include_train=include_train)
-    return train, evaluation, dataset.labels
+    return load_splits(dataset, load, val_fraction, include_train=include_train)
 
 
 def read_annotations(source: DataSource) -> DatasetAnnotations:

@@ -34,7 +34,7 @@ MIN_REGION_SIZES = {"alexnet": 63, "vgg16": 32}  # minimum side of a region for 
 
 SHARED_FIELDS = (  # equal in all stages: they define the network, its regions and the held-out images
     "backbone", "size", "context_padding", "hidden", "width_multiplier", "batch_norm", "min_size", "max_size", "mode",
-    "holdout",
+    "val_fraction",
 )  # fmt: skip
 
 GRADIENT_FIELDS = (  # without effect in the stages that do not train by gradient descent

@@ -57,6 +57,11 @@ class Data:
         """Name of the split of the final result: test, or val without test data."""
         return "test" if self.test else "val"
 
+    @property
+    def eval_batches(self) -> Iterable[Any]:
+        """Batches of the final result."""
+        return self.test or self.val
+
 
 class FieldGroup:
     """Base of the frozen dataclasses of fields that several recipes share; they precede a recipe's other base class."""
@@ -98,9 +103,12 @@ class Recipe(FieldGroup):
         """Build the task for these class names; used by train, eval, predict, serve and export."""
         raise NotImplementedError(f"{type(self).__name__} does not define build_task(labels)")
 
-    def load_eval_data(self) -> Iterable[Any]:
-        """Return the evaluation data of :meth:`load_data`; a recipe that can load them alone overrides it."""
-        return self.load_data().val
+    def load_eval_data(self) -> Data:
+        """Return the data without the training batches; a recipe that can load the others alone overrides it.
+
+        Only the batches of the final result, ``eval_batches``, are needed.
+        """
+        return dataclasses.replace(self.load_data(), train=())
 
     def initialize_task(self, task: Any) -> None:  # an override declares the class of its task
         """Initialize the task of a new run, on its device; the default does nothing."""
@@ -128,7 +136,7 @@ class Recipe(FieldGroup):
             raise UsageError(f"{get_recipe_name(type(self))} generates its own data and does not take --data")
         if is_same_dataset(data, values["data"]):
             return self
-        changes: dict[str, Any] = {"data": data} | ({"holdout": 1.0} if "holdout" in values else {})
+        changes: dict[str, Any] = {"data": data} | ({"val_fraction": 1.0} if "val_fraction" in values else {})
         return dataclasses.replace(self, **changes)
 
 

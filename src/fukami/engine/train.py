@@ -258,7 +258,7 @@ class TrainingProgress:
         if 0 < self.best.step < self.log.step:
             self.best.load(folder)
         metrics = self.best.metrics or self.log.last_metrics
-        batches = data.test or data.val
+        batches = data.eval_batches
         with self.log.clock("evaluation"):
             if data.test:
                 with self.task.evaluation_mode():
