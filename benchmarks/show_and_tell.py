@@ -72,7 +72,7 @@ def evaluate_baselines(options: argparse.Namespace) -> None:
     train_features, test_features = (
         F.normalize(task.extract_features(split), dim=1) for split in (data.train, data.val)
     )
-    captions = captioning_data.load_dataset(SAMPLE, recipe.holdout)[0].captions
+    captions = captioning_data.load_dataset(SAMPLE, recipe.val_fraction)[0].captions
     sentences = [
         [tokenizer.tokenize(caption, recipe.tokenizer) for caption in image_captions] for image_captions in captions
     ]

@@ -217,7 +217,7 @@ def test_with_data_keeps_the_holdout_of_the_runs_own_dataset(tmp_path):
     recipe_on_folder = DeepConvNet(data=str(tmp_path))
     assert recipe_on_folder.with_data(str(tmp_path)) is recipe_on_folder
     assert recipe_on_folder.with_data(f"{tmp_path}/../{tmp_path.name}") is recipe_on_folder
-    assert recipe_on_folder.with_data("digits").holdout == 1.0
+    assert recipe_on_folder.with_data("digits").val_fraction == 1.0
     with pytest.raises(UsageError, match="does not take --data"):
         type("Own", (package.Recipe,), {"__module__": __name__})().with_data("mnist")
 

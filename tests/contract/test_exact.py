@@ -345,7 +345,7 @@ def test_the_manifest_reports_all_kinds_of_changes(tmp_path):
 def test_files_deleted_or_unreadable_in_mid_epoch(change, memory, digit_files, tmp_path, monkeypatch, caplog):
     """Streamed files are named and skipped; in memory they were read before. Resuming needs the original files."""
     root = shutil.copytree(digit_files, tmp_path / "data")
-    recipe = classification(root, memory_limit=memory, holdout=0.0)
+    recipe = classification(root, memory_limit=memory, val_fraction=0.0)
     recipe = replace(recipe, epochs=6, batch_size=4)
     expected = package.train(recipe, tmp_path / "unchanged", **CPU).metrics if memory else None
     victims, real_step, steps = [root / "3" / "3.png", root / "7" / "7.png"], ClassificationTask.step, itertools.count()
@@ -370,7 +370,7 @@ def test_files_deleted_or_unreadable_in_mid_epoch(change, memory, digit_files, t
 
 def test_too_many_deleted_files_stop_the_run(digit_files, tmp_path, monkeypatch):
     root = shutil.copytree(digit_files, tmp_path / "data")
-    recipe = replace(classification(root, memory_limit=0.0, holdout=0.0, max_broken=2), epochs=6, batch_size=4)
+    recipe = replace(classification(root, memory_limit=0.0, val_fraction=0.0, max_broken=2), epochs=6, batch_size=4)
     real_step, steps = ClassificationTask.step, itertools.count()
 
     def step(self, batch):

@@ -88,12 +88,12 @@ def test_digits_have_the_format_of_mnist():
 @pytest.mark.parametrize("fraction", [0.1, 0.2, 0.5])
 def test_holdout_is_stratified_and_repeatable(fraction):
     classes = ["a"] * 100 + ["b"] * 30 + ["c"] * 2 + ["d"]
-    is_held_out = image_folder.select_holdout(classes, fraction)
-    assert np.array_equal(is_held_out, image_folder.select_holdout(classes, fraction))
+    is_held_out = splits.select_validation(classes, fraction)
+    assert np.array_equal(is_held_out, splits.select_validation(classes, fraction))
     counts = [is_held_out[:100].sum(), is_held_out[100:130].sum(), is_held_out[130:132].sum(), is_held_out[132:].sum()]
     assert counts == [round(fraction * 100), round(fraction * 30), 1, 0]
-    assert image_folder.select_holdout(classes, 1.0).all()
-    assert not image_folder.select_holdout(classes, 0.0).any()
+    assert splits.select_validation(classes, 1.0).all()
+    assert not splits.select_validation(classes, 0.0).any()
 
 
 def write_image(path, value, size=(30, 20)):
@@ -103,7 +103,7 @@ def write_image(path, value, size=(30, 20)):
 
 def load_decoded(spec, build_transform, holdout):
     """Load both splits of a dataset, decoded in memory, and its class names."""
-    train, test, labels = labeled_images.load_labeled_images(spec, holdout)
+    train, val, test, labels = labeled_images.load_labeled_images(spec, holdout)
     transform = build_transform(labels)
     return train.decode(transform), test.decode(transform), labels
 

@@ -114,7 +114,7 @@ def test_captions_are_true_and_differ(examples):
 def test_scenes_as_a_detection_dataset(monkeypatch):
     monkeypatch.setattr(scenes, "NUM_TRAIN", 6)
     monkeypatch.setattr(scenes, "NUM_TEST", 3)
-    train, test, labels = detection_data.load_dataset("scenes", 0.2)
+    train, val, test, labels = detection_data.load_dataset("scenes", 0.2)
     assert (len(train), len(test), labels) == (6, 3, LABELS)
     assert len({sample.name for sample in (*train, *test)}) == 9
     for sample in (*train, *test):

@@ -141,7 +141,7 @@ def test_the_error_of_an_invalid_schedule_shows_the_expected_form(spec, hint):
 def test_training_with_a_plateau_schedule_resumes_bit_exactly(tmp_path, monkeypatch):
     """A run that is stopped between two drops keeps the state of the schedule."""
     recipe = DeepConvNet(epochs=6, widths=(2, 2, 2, 2, 2, 2), hidden=4, lr=0.05, warmup=0.0, schedule="plateau=1",
-                         dropout=0.0, holdout=0.9, batch_size=45)  # fmt: skip
+                         dropout=0.0, val_fraction=0.9, batch_size=45)  # fmt: skip
 
     def train(out, **options):
         return fukami.train(recipe, tmp_path / out, device="cpu", precision="float32", **options).metrics
