@@ -1,6 +1,6 @@
 """Show and Tell: caption metrics on Flickr8k and scenes compared with simple baselines, and speed of the beam search.
 
-    python benchmarks/show_and_tell.py flickr8k [--weights FILE] [--seeds 0 1 2] [--split test] [OPTIONS]
+    python benchmarks/show_and_tell.py flickr8k [--weights FILE] [--seeds 0 1 2] [OPTIONS]
     python benchmarks/show_and_tell.py scenes [--seeds 0]
     python benchmarks/show_and_tell.py rate RUN [--beam-size 3]
 
@@ -43,7 +43,7 @@ def train_and_record(benchmark: str, line: str, options: argparse.Namespace, not
 def evaluate_flickr8k(options: argparse.Namespace) -> None:
     """Train and evaluate the network and the baselines."""
     train_and_record(
-        "show-and-tell flickr8k sample", FLICKR8K + f" --split {options.split}", options, describe_data(options)
+        "show-and-tell flickr8k sample", FLICKR8K, options, describe_data(options)
     )
     evaluate_baselines(options)
 
@@ -165,7 +165,6 @@ def main() -> None:
     parser.add_argument("run", nargs="?")
     parser.add_argument("--weights", default="imagenet", help="File of VGG-16's convolutions.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--split", default="test", choices=["test", "val"])
     parser.add_argument("--beam-size", type=int, default=3)
     parser.add_argument("--out", help="Folder for the runs; temporary by default.")
     options, options.more = parser.parse_known_args()

@@ -172,8 +172,8 @@ def test_formats_of_shards(tmp_path, monkeypatch):
     for spec in (single, packed, tmp_path / "shards", f"{tmp_path}/train-{{000..009}}.tar"):
         assert list_formats(spec) == shards
     assert list_formats("https://host/train.tar") == shards
-    train, val, test, labels = labeled_images.load_labeled_images(str(single), 0.25)
-    assert (len(train), len(test), labels) == (3, 1, ("dog",))
+    train, val, _, labels = labeled_images.load_labeled_images(str(single), 0.25)
+    assert (len(train), len(val), labels) == (3, 1, ("dog",))
     with pytest.raises(UsageError, match="compressed"):
         labeled_images.load_labeled_images(str(packed), 0.25)
     report = validate_dataset(str(single))

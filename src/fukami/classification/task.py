@@ -89,6 +89,7 @@ class ClassificationTask(Task):
         self.ema_model = copy.deepcopy(model) if ema_decay else model
         self.inference_model = self.ema_model
         if cycles > 1:
+            self.metric_mode = None  # the last weights contain all snapshots
             snapshots = [copy.deepcopy(model) for _ in range(cycles - 1)]
             self.inference_model = Ensemble([*snapshots, self.ema_model], num_active=1)
 

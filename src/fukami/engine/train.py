@@ -264,8 +264,12 @@ class TrainingProgress:
                 with self.task.evaluation_mode():
                     metrics = self.task.evaluate(data.test)
                 self.log.log_test(metrics)
-            figures = list(self.task.plot_evaluation(batches)) if batches else []
+            figures = self.plot_evaluation(batches)
         return self.log.finish(figures, metrics, data.eval_split if batches else "")
+
+    def plot_evaluation(self, batches: Iterable[Batch]) -> "list[NamedFigure]":
+        """Return the figures of the report."""
+        return list(self.task.plot_evaluation(batches)) if batches else []
 
     def start_run(self, folder: Path, manifest: Manifest) -> None:
         """Write the data manifest of a new run, and set the metadata of its checkpoints."""
