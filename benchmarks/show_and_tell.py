@@ -42,15 +42,13 @@ def train_and_record(benchmark: str, line: str, options: argparse.Namespace, not
 
 def evaluate_flickr8k(options: argparse.Namespace) -> None:
     """Train and evaluate the network and the baselines."""
-    train_and_record(
-        "show-and-tell flickr8k sample", FLICKR8K, options, describe_data(options)
-    )
+    train_and_record("show-and-tell flickr8k sample", FLICKR8K, options, describe_data(options))
     evaluate_baselines(options)
 
 
 def describe_data(options: argparse.Namespace) -> str:
     """Describe the training and evaluation data."""
-    return f"a sample of Flickr8k: 800 images to train on, 100 to evaluate on ({options.split})"
+    return "a sample of Flickr8k: 800 images to train on, 100 to evaluate on"
 
 
 def evaluate_baselines(options: argparse.Namespace) -> None:
@@ -61,7 +59,7 @@ def evaluate_baselines(options: argparse.Namespace) -> None:
     from fukami.engine.recipe import get_recipe
     from fukami.engine.runtime import Runtime
 
-    recipe = get_recipe("show-and-tell")(data=SAMPLE, encoder="vgg16", init=options.weights, split=options.split)
+    recipe = get_recipe("show-and-tell")(data=SAMPLE, encoder="vgg16", init=options.weights)
     data = recipe.load_data()
     task = recipe.build_task(data.labels)
     task.setup(Runtime.start())
@@ -102,7 +100,7 @@ def measure_throughput(options: argparse.Namespace) -> None:
 
     task = checkpoint.load_task(options.run, overrides={"beam_size": options.beam_size, "num_captions": 1})
     recipe, _ = checkpoint.read_recipe(Path(options.run))
-    data = recipe.load_eval_data()
+    data = recipe.load_eval_data().eval_batches
     features = task.extract_features(data)
     our_seconds, plain_seconds = [], []
     with torch.inference_mode():

@@ -527,7 +527,7 @@ def read_boxes(folder: Path) -> None:
     """Read all boxes and masks, as training and ``fukami doctor`` do."""
     doctor.validate_dataset(str(folder))
     if sources.identify_source(str(folder)).has("masks"):
-        train, val, test, _ = segmentation_data.load_dataset(str(folder), 0.0)
+        train, _val, test, _ = segmentation_data.load_dataset(str(folder), 0.0)
         for sample in (*train, *test):
             assert sample.mask is not None
             sample.mask.read()

@@ -65,7 +65,9 @@ def test_options_of_train_are_these(fukami):
         "--processes",
         "--timeout",
     }
-    fields = "seed data val-fraction memory-limit max-broken size channels epochs eval-every batch-size accumulate "
+    fields = (
+        "seed data val-fraction memory-limit max-broken size channels epochs eval-every patience batch-size accumulate "
+    )
     fields += "activation-checkpointing no-activation-checkpointing optimizer lr lr-scaling clip-norm momentum "
     fields += "weight-decay schedule drop-factor warmup cycles label-smoothing ema-decay augment balance init "
     fields += "freeze no-freeze layer-lr-decay quantize dropout convention widths hidden batch-norm "
@@ -133,7 +135,7 @@ def test_train_eval_predict(fukami, digit_files, tmp_path):
     assert metrics["run"] == "runs/deep-convnet"
     assert metrics["count"] == 359
     assert metrics["errors"] == round((1 - metrics["accuracy"]) * 359)
-    assert "test accuracy" in result.err
+    assert "validation accuracy" in result.err
     assert "report: runs/deep-convnet/report.html" in result.err
     run = tmp_path / "runs" / "deep-convnet"
     assert {path.name for path in run.iterdir()} == {

@@ -2,9 +2,10 @@
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -24,6 +25,10 @@ from fukami.engine.runtime import DEFAULT_TIMEOUT, Runtime
 from fukami.engine.schedules import ReduceOnPlateau
 from fukami.engine.task import Batch, Metrics, Task
 from fukami.errors import Error, UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
 
 MAX_LOG_INTERVAL = 100  # maximum number of steps until the loop waits for the device, logs, and checks the losses
 
@@ -267,7 +272,7 @@ class TrainingProgress:
             figures = self.plot_evaluation(batches)
         return self.log.finish(figures, metrics, data.eval_split if batches else "")
 
-    def plot_evaluation(self, batches: Iterable[Batch]) -> "list[NamedFigure]":
+    def plot_evaluation(self, batches: Iterable[Batch]) -> "list[tuple[str, Figure | Sequence[Image]]]":
         """Return the figures of the report."""
         return list(self.task.plot_evaluation(batches)) if batches else []
 
