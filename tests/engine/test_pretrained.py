@@ -298,7 +298,9 @@ def test_weights_of_another_network_are_named(tmp_path):
         ("vgg19", "features.safetensors", "VGG-16"),
         ("resnet152", "resnet18.pth", "ResNet-18"),
     ):
-        with pytest.raises(Error, match=rf"these are {title} weights; {name} needs its own \(.* and \d+ more\)$") as error:
+        with pytest.raises(
+            Error, match=rf"these are {title} weights; {name} needs its own \(.* and \d+ more\)$"
+        ) as error:
             pretrained.initialize_classifier(build_meta_model(name, 3), name, str(tmp_path / file))
         assert len(str(error.value)) - len(str(tmp_path)) < 300
     with pytest.raises(Error, match=r"these are ResNet-18 weights; resnet50 needs its own"):

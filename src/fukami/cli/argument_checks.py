@@ -4,7 +4,7 @@ import difflib
 import types
 import typing
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fukami.errors import UsageError
@@ -201,12 +201,17 @@ def _list_choices(kind: object) -> list[str]:
     return [choice for part in parts for choice in _list_choices(part)]
 
 
-def _build_option_error(flag: str, flags: Sequence[str], prog: str) -> UsageError:
+def _build_option_error(flag: str, flags: Iterable[str], prog: str) -> UsageError:
     """Build the error for an unknown option, with the options that are nearest by meaning or spelling."""
     name = flag.lstrip("-").lower()
-    matches = [f"--{known}" for known, names in SYNONYMS.items() if name in names.split() and f"--{known}" in flags]
-    matches = matches or difflib.get_close_matches(f"--{name}"[:100], list(flags), n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(matches)}?" if matches else f"{prog} --help lists the options"
+    known = [option.removeprefix("--") for option in flags]
+    matches = [option for option in known if name in SYNONYMS.get(option, "").split()]
+    matches = matches or difflib.get_close_matches(name[:100], known)
+    hint = f"{prog} --help lists the options"
+    if matches:
+        hint = f"did you mean {' or '.join(f'--{match}' for match in matches)}?"
+    elif "set" in known:
+        hint += f", and --set {name[:100].replace('-', '_')}=VALUE changes a field of the run's recipe"
     return UsageError(f"unknown option {flag[:100]}; {hint}")
 
 
@@ -215,7 +220,9 @@ def _build_surplus_error(word: str, arguments: Sequence[Argument], prog: str) ->
     name, equals, value = word.partition("=")
     flag = f"--{name.lstrip('-').replace('_', '-')}"
     if flag in [argument.flag for argument in arguments]:
-        return UsageError(f"unexpected argument {word[:100]!r}; did you mean {flag}{' ' if equals else ''}{value[:100]}?")
+        return UsageError(
+            f"unexpected argument {word[:100]!r}; did you mean {flag}{' ' if equals else ''}{value[:100]}?"
+        )
     names = [argument.flag for argument in arguments if argument.is_positional]
     takes = f"only {' and '.join(names)}" if names else "options only, which begin with --"
     return UsageError(f"unexpected argument {word[:100]!r}; {prog} takes {takes}")

@@ -42,7 +42,12 @@ def command(arguments: list[str]) -> None:
 
     with suggest_memory_fixes(*list_memory_fixes(recipe)):
         curve = lr_finder.find_lr(
-            recipe, options.min_lr, options.max_lr, options.num_steps, device=options.device, precision=options.precision
+            recipe,
+            options.min_lr,
+            options.max_lr,
+            options.num_steps,
+            device=options.device,
+            precision=options.precision,
         )
     options.out.parent.mkdir(parents=True, exist_ok=True)
     lr_finder.plot_lr_curve(curve).savefig(options.out, dpi=110)

@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from fukami.engine.recipe import Recipe
 
 # Fields that the memory of a training grows with.
-MEMORY_FLAGS = {"batch_size": "--batch-size", "size": "--size", "min_size": "--min-size", "buffer_size": "--buffer-size"}
+MEMORY_FLAGS = {
+    "batch_size": "--batch-size",
+    "size": "--size",
+    "min_size": "--min-size",
+    "buffer_size": "--buffer-size",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,7 +129,7 @@ def list_memory_fixes(recipe: "Recipe") -> list[str]:
     fixes = [f"lower {' or '.join(lower)}"]
     if "accumulate" in names:
         fixes.append("raise --accumulate")
-    if "activation_checkpointing" in names and not getattr(recipe, "activation_checkpointing"):
+    if "activation_checkpointing" in names and not vars(recipe)["activation_checkpointing"]:
         fixes.append("add --activation-checkpointing")
     return fixes
 

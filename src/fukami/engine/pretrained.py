@@ -153,7 +153,9 @@ def initialize_detector(model: nn.Module, prefix: str, name: str, init: str, lab
     if errors:
         raise build_mismatch_error(init, "the detector" if is_detector else name, tensors, errors)
     if mismatches:
-        logger.warning(f"{init} has no {format_names(list(mismatches))} for these classes: they are initialized randomly")
+        logger.warning(
+            f"{init} has no {format_names(list(mismatches))} for these classes: they are initialized randomly"
+        )
     matching = {key: value for key, value in tensors.items() if key in expected and key not in mismatches}
     target.load_state_dict(matching, strict=False)
 
