@@ -419,7 +419,7 @@ def test_captions_of_scenes_name_the_objects():
         assert sorted(objects) == sorted(labels)
         if len(centers) == 2 and abs(centers[0] - centers[1]) > 8:  # occlusion moves a center slightly
             assert objects == labels
-    with pytest.raises(UsageError, match="unknown dataset"):
+    with pytest.raises(UsageError, match="no built-in dataset of that name"):
         captioning_data.load_dataset("scenez", 0.1)
 
 

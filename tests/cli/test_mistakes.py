@@ -171,6 +171,31 @@ def test_values_that_begin_with_a_hyphen(fukami):
     assert "'-x.png'" in fukami("predict", "--", "-x.png").err
 
 
+@pytest.mark.filterwarnings("ignore:The field")
+def test_several_values(fukami, tmp_path):
+    """A custom recipe may have fields of any type that the command line can parse."""
+    (tmp_path / "recipe.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from typing import Literal, Optional\n"
+        "from fukami.engine.recipe import Recipe\n\n\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass Custom(Recipe):\n"
+        "    pair: tuple[int, str] = (1, 'a')\n"
+        "    names: list[str] = ()\n"
+        "    modes: tuple[Literal['a', 'b'], ...] = ()\n"
+        "    count: int | None = None\n"
+        "    limit: Optional[float] = None\n"
+        "    def load_data(self):\n"
+        "        print(self.pair, tuple(self.names), self.modes, self.count, self.limit)\n"
+        "        raise SystemExit(0)\n"
+    )
+    words = "train recipe.py --pair 2 b --names x y --modes b a --count 3 --limit 0.5"
+    assert fukami(*words.split()).out == "(2, 'b') ('x', 'y') ('b', 'a') 3 0.5\n"
+    assert "--pair takes 2 values, not 1" in fukami("train", "recipe.py", "--pair", "2").err
+    assert "--pair takes a whole number, not 'b'" in fukami("train", "recipe.py", "--pair", "b", "2").err
+    assert "--modes takes one of a, b, not 'c'" in fukami("train", "recipe.py", "--modes", "a", "c").err
+    assert "--count takes a whole number" in fukami("train", "recipe.py", "--count", "x").err
+
+
 def test_every_synonym_is_of_an_option():
     """An option that was renamed may not stay in the table, and no option is a synonym where it exists itself."""
     fields = {name.replace("_", "-") for recipe in RECIPES for name in get_recipe(recipe).__dataclass_fields__}

@@ -1,4 +1,4 @@
-"""Check the words of a command line before they are parsed, and move the options before the files."""
+"""Check the words of a command line before they are parsed, and move the options behind the files."""
 
 import difflib
 import types
@@ -68,15 +68,24 @@ class Argument:
     @property
     def is_list(self) -> bool:
         """True if the argument takes several values."""
-        return typing.get_origin(self.kind) is tuple
+        origin = typing.get_origin(self.kind)
+        return isinstance(origin, type) and origin is not types.UnionType
 
-    def check_value(self, value: str) -> None:
-        """Check that a value has the type.
+    def check_values(self, values: Sequence[str]) -> None:
+        """Check the number and the types of the values of an option.
 
         Raises:
-            UsageError: it has another type; the message names the option.
+            UsageError: there are too few or too many, or one has another type; the message names the option.
         """
-        kind = typing.get_args(self.kind)[0] if self.is_list else self.kind
+        kinds = typing.get_args(self.kind) if self.is_list else (self.kind,)
+        if typing.get_origin(self.kind) is not tuple or kinds[-1] is ...:
+            kinds = kinds[:1] * len(values)
+        if len(values) != len(kinds):
+            raise UsageError(f"{self.flag} takes {len(kinds)} values, not {len(values)}")
+        for kind, value in zip(kinds, values, strict=True):
+            self._check_value(kind, value)
+
+    def _check_value(self, kind: object, value: str) -> None:
         choices = _list_choices(kind)
         expected = f"one of {', '.join(choices)}" if choices else DESCRIPTIONS.get(kind)
         try:
@@ -104,7 +113,7 @@ def build_argument(name: str, kind: object, is_required: bool) -> Argument:
 
 
 def order_words(words: Sequence[str], arguments: Sequence[Argument], prog: str) -> list[str]:
-    """Check the words of a command line, and return them with the options before the positional arguments.
+    """Check the words of a command line, and return them with the options behind the positional arguments.
 
     Options may be before, between and after the positional arguments. If a required positional argument is missing, it
     is the last value of the last option with several values.
@@ -137,7 +146,10 @@ def order_words(words: Sequence[str], arguments: Sequence[Argument], prog: str) 
         raise UsageError(f"{' and '.join(missing)} must be specified; {prog} --help describes the arguments")
     if len(positionals) > len(expected) and not any(argument.is_list for argument in expected):
         raise _build_surplus_error(positionals[len(expected)], arguments, prog)
-    return [*(word for option in options for word in option), *(["--", *positionals] if positionals else [])]
+    option_words = [word for option in options for word in option]
+    if any(word.startswith("-") for word in positionals):
+        return [*option_words, "--", *positionals]
+    return [*positionals, *option_words]
 
 
 def _split_words(words: Sequence[str], arguments: Sequence[Argument], prog: str) -> tuple[list[list[str]], list[str]]:
@@ -176,8 +188,7 @@ def _split_words(words: Sequence[str], arguments: Sequence[Argument], prog: str)
             if not queue or _is_option(queue[0]):
                 raise UsageError(f"{flag} takes a value; {prog} --help describes it")
             values.append(queue.popleft())
-        for text in values:
-            argument.check_value(text)
+        argument.check_values(values)
         options.append([word, *values[bool(equals) :]])
     return options, positionals
 
