@@ -419,7 +419,7 @@ def test_captions_of_scenes_name_the_objects():
         assert sorted(objects) == sorted(labels)
         if len(centers) == 2 and abs(centers[0] - centers[1]) > 8:  # occlusion moves a center slightly
             assert objects == labels
-    with pytest.raises(UsageError, match="unknown dataset"):
+    with pytest.raises(UsageError, match="no built-in dataset of that name"):
         captioning_data.load_dataset("scenez", 0.1)
 
 
@@ -580,7 +580,7 @@ def test_weights_of_another_classifier_are_rejected(folder, tmp_path):
     save_file(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "other.safetensors")
     recipe = build_recipe(folder, init=str(tmp_path / "other.safetensors"))
     task = recipe.build_task(("<end>", "<begin>", "<unknown>", "a"))
-    with pytest.raises(Error, match="does not match resnet20"):
+    with pytest.raises(Error, match="these are ResNet-18 weights; resnet20 needs its own"):
         recipe.initialize_task(task)
 
 

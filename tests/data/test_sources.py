@@ -283,7 +283,9 @@ def test_names(tmp_path, monkeypatch):
         "images": {"scenes", "digits", "mnist", "cifar10", "cifar100", "imagenet"},
     }
     for kind, load in LOADERS.items():
-        with pytest.raises(UsageError, match=r"unknown dataset .*; the valid ones are ") as error:
+        with pytest.raises(
+            UsageError, match=r"no file or folder 'nowhere', and no built-in dataset of that name; the valid ones are "
+        ) as error:
             load("nowhere", 0.2)
         assert str(error.value).partition(" are ")[2].split(", ") == sorted(sources.list_names(kind))
         other = next(name for name, source in sources.BUILT_IN.items() if kind not in source.kinds)

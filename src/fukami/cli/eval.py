@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from fukami.cli.arguments import run_cli
 from fukami.cli.main import InferencePrecision
 from fukami.data.parsing import Json
-from fukami.errors import UsageError
+from fukami.errors import UsageError, suggest_memory_fixes
 
 if TYPE_CHECKING:
     from fukami.classification.precision_comparison import PrecisionResult
@@ -82,7 +82,8 @@ def command(arguments: list[str]) -> None:
 
         set_num_views(task, views)
         batches = run_recipe.load_eval_data()
-        result = task.evaluate(batches)
+        with suggest_memory_fixes("lower the batch size, as in --set batch_size=8"):
+            result = task.evaluate(batches)
         if out:
             from fukami.engine import report
 

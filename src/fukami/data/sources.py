@@ -26,7 +26,7 @@ from fukami.data import (
     voc,
     yolo,
 )
-from fukami.errors import Error, UsageError, build_unknown_error
+from fukami.errors import Error, UsageError, suggest_names
 
 Kind = Literal["labels", "boxes", "masks", "captions", "images"]
 
@@ -198,8 +198,9 @@ def identify_source(spec: str, kind: Kind | None = None) -> DataSource:
     path = Path(spec) if parsing.exists(Path(spec)) else locations.find_dataset_path(spec)
     if path is not None:
         return DataSource(spec, partial(Path, path))
-    names = [*list_names(kind), *_find_similar_paths(spec)]
-    raise build_unknown_error("dataset (and no file or folder)", spec, names)
+    names = [*_find_similar_paths(spec), *list_names(kind)]
+    problem = f"there is no file or folder {spec[:100]!r}, and no built-in dataset of that name"
+    raise UsageError(f"{problem}; {suggest_names(spec, names)}")
 
 
 def _find_similar_paths(spec: str) -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from fukami.catalogue import RECIPES
-from fukami.errors import Error, UsageError, build_unknown_error
+from fukami.errors import Error, UsageError, build_unknown_error, find_name
 
 if TYPE_CHECKING:
     from fukami.engine.task import Task
@@ -207,15 +207,18 @@ def list_recipes() -> list[str]:
 def get_recipe(name: str) -> type[Recipe]:
     """Return the recipe of a name, or the one that a file such as ``./my_recipe.py`` defines.
 
+    Case, hyphens and underscores of the name are ignored: ``ResNet-18`` is ``resnet18``.
+
     Raises:
         UsageError: there is no such recipe.
         Error: the file fails, or does not define exactly one recipe.
     """
     if name.endswith(".py"):
         return load_recipe_file(Path(name))
-    if name not in RECIPES:
+    known_name = find_name(name, RECIPES)
+    if known_name is None:
         raise build_unknown_error("recipe", name, RECIPES)
-    module, _, class_name = RECIPES[name].location.partition(":")
+    module, _, class_name = RECIPES[known_name].location.partition(":")
     return cast(type[Recipe], getattr(importlib.import_module(f"fukami.{module}"), class_name))
 
 
