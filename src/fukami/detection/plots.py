@@ -75,7 +75,7 @@ def plot_precision_recall(results: DetectionResults) -> list[tuple[str, Figure]]
     }
     curves = []
     for class_index in sorted(sorted(areas, key=areas.__getitem__)[:MAX_CURVES]):
-        figure = Figure(figsize=(2.1, 2), layout="constrained")
+        figure = Figure(figsize=(1.75, 1.7), layout="constrained")
         _plot_curve(figure.add_subplot(), results, class_index)
         curves.append((f"{_shorten_label(results.labels[class_index])} {areas[class_index]:.1%}", figure))
     return curves

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 FRAME_MS, LAST_FRAME_MS = 250, 3000  # duration of each frame of an animation and of the last one, in milliseconds
 DPI = 144  # pixels per inch of the images in a figure
 CSS_DPI = 96  # CSS pixels per inch
-CURVE_SIZE = (3.1, 2.4)  # inches of a small figure; a page of 60 rem has three of them in a row
+CURVE_SIZE = (3.1, 2.4)  # inches of a figure in a grid
 WIDE_CHAR_INCHES = 0.06  # margin for each East Asian character of a text
 MAX_IMAGE_SIDE = 640  # pixels of an image in a grid
-MIN_CELL_WIDTH = 128  # CSS pixels of a small image in a grid
+MIN_CELL_WIDTH, MAX_CELL_WIDTH = 128, 298  # CSS pixels of an image in a grid; three of the largest are in a row
 WEBP_QUALITY = 85  # 0 to 100
 NON_METRIC_KEYS = {"step", "phase", "seconds", "count", "objects", "pixels"}  # keys of a log line that are no metrics
 COMMANDS = ("eval {run}", "predict {run} IMAGE --out predictions", "serve {run}")  # those that use a run ...
@@ -202,7 +202,7 @@ def encode_figure(title: str, content: "FigureContent") -> EncodedFigure:
         _encode_plot(item, caption) if isinstance(item, Figure) else _encode_image(item, caption)
         for caption, item in grid
     ]
-    width = max(MIN_CELL_WIDTH, *(_get_width(item) for _, item in grid))
+    width = min(max(MIN_CELL_WIDTH, *(_get_width(item) for _, item in grid)), MAX_CELL_WIDTH)
     return EncodedFigure(title, images, width, is_grid=True)
 
 

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from PIL import Image
 
 from fukami.image import io as image_io
@@ -108,9 +107,9 @@ def draw_examples(
             ("truth", image_io.overlay_mask(image, truth, colors)),
             ("prediction", image_io.overlay_mask(image, prediction, colors)),
         ]
-    legend = Figure(figsize=(3, 0.3 + 0.2 * len(occurring)))
-    patches = [
-        Patch(fc=[level / 255 for level in colors[value]], ec="#888888", label=labels[value - 1]) for value in occurring
-    ]
-    legend.legend(handles=patches, loc="upper left", frameon=False, fontsize=9)
+    legend = Figure(figsize=(3, 0.2 + 0.25 * len(occurring)), layout="constrained")
+    axes = legend.add_subplot()
+    axes.imshow(np.array([[colors[value]] for value in occurring], np.uint8))
+    axes.set_xticks([])
+    axes.set_yticks(range(len(occurring)), [labels[value - 1][:20] for value in occurring], fontsize=9)
     return [*grid, ("classes", legend)]
