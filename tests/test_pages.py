@@ -1,5 +1,6 @@
 """Tests of the HTML pages: texts appear literally, and a browser shows each page on a phone, in light and dark."""
 
+import base64
 import html.parser
 import io
 import json
@@ -7,6 +8,7 @@ import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -156,6 +158,16 @@ def test_names_and_texts_are_escaped(tmp_path, write):
     assert text.count(TEXT) == page.count("alert(1)") >= 4
     assert parser.tags.count("script") == (write in (write_serving, write_predictions))
     assert parser.tags.count("h1") == 1
+
+
+def test_charts_contain_any_text():
+    """SVG excludes control characters and half a surrogate pair; matplotlib's font lacks Japanese characters."""
+    figure = Figure(figsize=(2, 2), layout="constrained")
+    figure.add_subplot().set_title("犬\x01\udcff $x$")
+    image = report.encode_figure("classes", figure).images[0]
+    tree = ElementTree.fromstring(base64.b64decode(image.url.partition(",")[2]))
+    assert "犬�� $x$" in tree.itertext()
+    assert image.is_chart
 
 
 def test_predict_writes_file_names_of_any_bytes(fukami, tmp_path):
