@@ -374,8 +374,10 @@ def test_report_shows_the_best_median_and_worst_images():
         segmentation_plots.plot_evaluation(results, lambda index: (image, split_map(20, 10), split_map(20, 10 + index)))
     )
     assert [*figures] == [
-        "Intersection over union by class", "Confusion matrix", "Best images", "Median images", "Worst images",
+        "Intersection over union by class", "Confusion matrix", "Worst images", "Median images", "Best images",
     ]  # fmt: skip
+    captions = [caption for caption, _ in figures["Worst images"]]
+    assert [caption.partition(":")[0] for caption in captions] == [*["worst", "truth", "prediction"] * 2, "classes"]
     few = SegmentationResults(("a", "b"))
     few.update(0, split_map(20, 10), split_map(20, 10))
     assert segmentation_plots.select_images(few) == {"best": [0]}

@@ -21,10 +21,9 @@ from fukami.layers.detection_types import Detections, GroundTruth, SampledBoxes
 from fukami.quantization import half_precision
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from fukami.data.samples import PaddedBatch
     from fukami.engine.runtime import Runtime
+    from fukami.engine.task import FigureContent
 
 SMOOTH_L1_BETA = 1 / 9  # threshold between the quadratic and the linear part of the smooth L1 loss
 MIN_DRAWN_SCORE = 0.5  # minimum score of a box that is drawn
@@ -182,7 +181,7 @@ class DetectionTask(Task):
         return image_io.draw_boxes(image, shown, self.labels)
 
     @torch.inference_mode()
-    def plot_evaluation(self, batches: Iterable["PaddedBatch"]) -> "Iterator[tuple[str, Figure]]":
+    def plot_evaluation(self, batches: Iterable["PaddedBatch"]) -> "Iterator[tuple[str, FigureContent]]":
         """Plot average precision, precision-recall curves, error types and the worst errors."""
         from fukami.detection import plots as detection_plots
 

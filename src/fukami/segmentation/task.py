@@ -22,11 +22,10 @@ from fukami.quantization import half_precision
 from fukami.segmentation.metrics import SegmentationResults
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from fukami.data.padded_loader import PaddedLoader
     from fukami.data.samples import PaddedBatch, Sample
     from fukami.engine.runtime import Runtime
+    from fukami.engine.task import FigureContent
 
 TILE_SIZE, TILE_OVERLAP = 1024, 256  # pixels; larger images are predicted in overlapping square tiles
 AUX_LOSS_WEIGHT = 0.5  # weight of the auxiliary loss, as in torchvision's reference training
@@ -215,7 +214,7 @@ class SegmentationTask(Task):
         return image_io.apply_palette(self.decode_masks(prediction), image_io.get_class_colors(self.labels))
 
     @torch.inference_mode()
-    def plot_evaluation(self, batches: Iterable["PaddedBatch"]) -> "Iterator[tuple[str, Figure]]":
+    def plot_evaluation(self, batches: Iterable["PaddedBatch"]) -> "Iterator[tuple[str, FigureContent]]":
         """Yield figures of the IoU by class, the confusion matrix, and the best, median and worst images."""
         from fukami.segmentation import plots as segmentation_plots
 
