@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from fukami.image.tiles import compute_tile_starts
-from fukami.layers.boxes import apply_nms
+from fukami.layers.boxes import apply_nms, compute_area, compute_intersection
 from fukami.layers.detection_types import Detections
 
 EDGE_MARGIN = 4.0  # pixels; a box this close to an edge between two tiles is cut by it
+MIN_COVERED = 0.5  # fraction of a cut box inside another box, above which it is discarded
 NMS_IOU = 0.5  # IoU threshold of the non-maximum suppression, per class
 OVERLAP_FRACTION = 0.25  # overlap of two tiles, as a fraction of their side
 
@@ -20,8 +21,8 @@ def detect_in_tiles(
 ) -> Detections:
     """Detect objects in overlapping tiles of an image and in the whole image.
 
-    A box that an edge between two tiles cuts is discarded: the next tile contains the object if it is smaller than the
-    overlap, and the whole image contains it if it is larger. Non-maximum suppression merges the others.
+    Non-maximum suppression merges the boxes. A box that an edge between two tiles cuts is the part of an object: it is
+    discarded if most of it is inside a box of its class that no edge cuts, from the next tile or the whole image.
 
     Args:
         image: ``(3, h, w)``.
@@ -36,17 +37,26 @@ def detect_in_tiles(
     overlap = round(OVERLAP_FRACTION * tile_size)
     corners = list(itertools.product(*(compute_tile_starts(side, tile_size, overlap) for side in (height, width))))
     found = list(detect(image.unsqueeze(0)))
+    is_cut = [torch.zeros(len(found[0].boxes), dtype=torch.bool)]
     for start in range(0, len(corners), batch_size):
         chunk = corners[start : start + batch_size]
         images = torch.stack([image[:, top : top + tile_size, left : left + tile_size] for top, left in chunk])
         for (top, left), (boxes, classes, scores) in zip(chunk, detect(images), strict=True):
             shifted = boxes + torch.tensor([left, top, left, top])
             tile = (left, top, left + images.shape[3], top + images.shape[2])
-            is_whole = ~find_cut_boxes(shifted, tile, (width, height))
-            found.append(Detections(shifted[is_whole], classes[is_whole], scores[is_whole]))
-    boxes, classes, scores = (torch.cat(values) for values in zip(*found, strict=True))
-    keep = apply_nms(boxes, scores, classes, NMS_IOU)
-    return Detections(boxes[keep], classes[keep], scores[keep])
+            found.append(Detections(shifted, classes, scores))
+            is_cut.append(find_cut_boxes(shifted, tile, (width, height)))
+    return merge_detections(Detections(*map(torch.cat, zip(*found, strict=True))), torch.cat(is_cut))
+
+
+def merge_detections(detections: Detections, is_cut: Tensor) -> Detections:
+    """Merge the detections of all tiles; ``is_cut`` ``(n,)`` marks the boxes that an edge cuts."""
+    boxes, classes, scores = detections
+    covered = compute_intersection(boxes, boxes[~is_cut]) / compute_area(boxes).clamp(min=1e-6).unsqueeze(1)
+    is_part = is_cut & ((covered > MIN_COVERED) & (classes.unsqueeze(1) == classes[~is_cut])).any(1)
+    kept = (~is_part).nonzero().flatten()
+    kept = kept[apply_nms(boxes[kept], scores[kept], classes[kept], NMS_IOU)]
+    return Detections(boxes[kept], classes[kept], scores[kept])
 
 
 def find_cut_boxes(boxes: Tensor, tile: tuple[int, int, int, int], size: tuple[int, int]) -> Tensor:
