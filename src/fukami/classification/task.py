@@ -253,7 +253,7 @@ class ClassificationTask(Task):
     def _format_prediction(self, probabilities: Tensor) -> Prediction:
         top = probabilities.topk(min(TOP_K, len(self.labels)))
         ranking = [
-            {"label": self.labels[class_index], "probability": probability}
+            {"label": self.labels[class_index], "probability": round(probability, 4)}
             for probability, class_index in zip(top.values.tolist(), top.indices.tolist(), strict=True)
         ]
         return {**ranking[0], "ranking": ranking}

@@ -38,7 +38,7 @@ class FrozenFeatureTask(RCNNTask):
 
     Args:
         fitter: collects the features and fits the layers.
-        model, labels, transform, region_settings: as for :class:`RCNNTask`.
+        model, labels, transform, region_settings, confidence: as for :class:`RCNNTask`.
     """
 
     min_score = 1 / (1 + math.exp(1.5))  # a decision value of -1.5
@@ -50,9 +50,17 @@ class FrozenFeatureTask(RCNNTask):
         transform: ResizeTransform,
         region_settings: RegionSettings,
         fitter: "SVMFitter | BoxRegressionFitter",
+        confidence: float | None = None,
     ) -> None:
-        num_epochs = fitter.num_epochs
-        super().__init__(model, labels, transform, region_settings, epochs=num_epochs, eval_every=num_epochs)
+        super().__init__(
+            model,
+            labels,
+            transform,
+            region_settings,
+            confidence=confidence,
+            epochs=fitter.num_epochs,
+            eval_every=fitter.num_epochs,
+        )
         self.fitter = fitter
 
     def prepare_training(self) -> None:

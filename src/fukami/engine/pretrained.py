@@ -21,6 +21,7 @@ from fukami.layers.segmentation_model import SegmentationModel
 
 logger = logging.getLogger(__name__)
 ParameterGroup = dict[str, list[nn.Parameter] | float]  # params and lr, for an optimizer
+OPTIONAL_TENSORS = ("num_batches_tracked", "confidence")  # files older than 2019 lack the first, other programs' both
 VGG_GROUPS = {13: (2, 2, 3, 3, 3), 16: (2, 2, 4, 4, 4)}  # convolutions per group of VGG-16 and VGG-19
 
 
@@ -403,7 +404,7 @@ def find_mismatches(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> 
     """Iterate over the tensors that are missing, unexpected, or of another shape or dtype: name and mismatch."""
     for key, value in expected.items():
         if key not in tensors:
-            if not key.endswith("num_batches_tracked"):  # files older than 2019 have none
+            if not key.endswith(OPTIONAL_TENSORS):
                 yield key, "is missing"
         elif mismatch := find_mismatch(tensors[key], value):
             yield key, mismatch
