@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from fukami.data import image_folder
+from fukami.data.formats import format_count, pluralize
 from fukami.data.sources import DataSource
 from fukami.errors import Error, MissingPackageError, convert_memory_errors
 from fukami.image import io as image_io
@@ -227,16 +228,6 @@ def check_class_names(labels: Iterable[str], findings: Findings) -> None:
 def format_splits(splits: Iterable[str]) -> str:
     """Format the names of splits, as in ``'train' and 'val'``."""
     return " and ".join(repr(split) for split in splits)
-
-
-def format_count(number: int, noun: str) -> str:
-    """Format a count with its noun, as in ``1,797 images``."""
-    return f"{number:,} {noun if number == 1 else pluralize(noun)}"
-
-
-def pluralize(noun: str) -> str:
-    """Return the plural of a noun."""
-    return f"{noun}es" if noun.endswith(("s", "x")) else f"{noun}s"
 
 
 class PathNames:

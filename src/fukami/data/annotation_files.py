@@ -1,0 +1,61 @@
+"""Annotation files of images: files with the stem of an image, whatever their folders are called."""
+
+import itertools
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from fukami.data.annotations import parse_split
+from fukami.image import io as image_io
+
+MAX_WALKED_FILES = 1_000_000  # files below a folder among which annotations are searched
+
+
+def walk_files(root: Path) -> Iterator[Path]:
+    """Iterate over the first million files below a folder, without hidden files and macOS metadata."""
+
+    def walk() -> Iterator[Path]:
+        for folder, subfolders, names in os.walk(root):
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith((".", "__MACOSX")))
+            yield from (Path(folder, name) for name in names if not name.startswith("."))
+
+    return itertools.islice(walk(), MAX_WALKED_FILES)
+
+
+def find_files_of_images(roots: Iterable[Path], suffix: str) -> list[Path]:
+    """Find the files with a suffix, in lower case, whose stem is that of an image; both are below ``roots``."""
+    suffixes = image_io.get_image_suffixes()
+    stems, files = set(), []
+    for path in itertools.chain.from_iterable(map(walk_files, roots)):
+        if path.suffix.lower() in suffixes:
+            stems.add(path.stem)
+        elif path.suffix.lower() == suffix:
+            files.append(path)
+    return sorted(file for file in files if file.stem in stems)
+
+
+def pair_with_images(files: Sequence[Path], images: Sequence[Path]) -> dict[Path, Path]:
+    """Pair each annotation file with the image of the same stem, if there is one.
+
+    Of several such images, it is the one whose path shares most folder names: ``boxes/train/1.xml`` belongs to
+    ``photos/train/1.jpg``, not to ``photos/test/1.jpg``.
+    """
+    candidates = defaultdict(list)
+    for image in images:
+        candidates[image.stem].append(image)
+
+    def count_common_folders(file: Path, image: Path) -> int:
+        return len({*file.parent.parts} & {*image.parent.parts})
+
+    return {
+        file: max(candidates[file.stem], key=lambda image: count_common_folders(file, image))
+        for file in files
+        if file.stem in candidates
+    }
+
+
+def find_split(path: Path, root: Path) -> str:
+    """Return the split that a folder between ``root`` and a file denotes; empty if none does."""
+    folders = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else ()
+    return next((split for split in map(parse_split, folders) if split), "")
