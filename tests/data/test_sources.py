@@ -277,8 +277,10 @@ def test_data_of_no_kind(needed, message, tmp_path):
 
 def test_shards_and_files_of_another_kind_are_described(tmp_path):
     shard = write_sample_tar(tmp_path / "x.tar")
-    with pytest.raises(UsageError, match=r"x\.tar contains WebDataset shards: 4 images, 1 class; for resnet18"):
+    with pytest.raises(UsageError, match=r"x\.tar contains WebDataset shards; for resnet18"):
         detection_data.load_dataset(str(shard), 0.2)
+    with pytest.raises(UsageError, match=r"^https://host/x/ contains WebDataset shards; for resnet18"):
+        detection_data.load_dataset("https://host/x/", 0.2)
     write_files(tmp_path, {"1.png": None} | {name: text for name, (text, _) in FILES.items()})
     with pytest.raises(UsageError, match=r"boxes\.json contains COCO boxes: 1 image, 1 class; .* need captions"):
         captioning_data.load_dataset(str(tmp_path / "boxes.json"), 0.2)

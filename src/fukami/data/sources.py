@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from fukami.data import archives, captions, coco, formats, locations, parsing, shards, voc
 from fukami.data.formats import Kind, SourceFormat
-from fukami.errors import Error, UsageError, build_unknown_error
+from fukami.errors import Error, MissingPackageError, UsageError, build_unknown_error
 
 ANNOTATION_SUFFIXES = (*captions.CAPTION_SUFFIXES, ".yaml", ".yml")  # files that are no archives
 MAX_SIBLINGS = 1000  # names beside a missing path that are compared with it
@@ -120,6 +120,8 @@ class DataSource:
             return kind in self.kinds
         try:
             return self.find(kind) is not None
+        except MissingPackageError:
+            raise
         except Error:  # reading the archive reports the error
             return False
 
@@ -164,8 +166,8 @@ class DataSource:
         There is one sentence for each kind of annotations, or one about images without annotations; none if there are
         no images, or if an archive is broken.
         """
-        found = [kind for kind in KINDS if kind != "images" and self.has(kind)] or ["images"]
-        return [self._describe(kind) for kind in found if self.has(kind)]
+        found = list(filter(self.has, KINDS))
+        return [self._describe(kind) for kind in found if kind != "images" or found == ["images"]]
 
     def _describe(self, kind: Kind) -> str:
         description, title = KINDS[kind], KINDS[kind].noun
@@ -173,7 +175,8 @@ class DataSource:
         if found:
             title = FORMAT_NAMES.get(found.name, f"{found.name} {kind}")
             with contextlib.suppress(Error):  # reading the dataset reports the error
-                title += f": {formats.count_contents(kind, found, self.images)}"
+                counts = formats.count_contents(kind, found, self.images)
+                title += f": {counts}" if counts else ""
         others = f" and other {description.family} recipes" if len(description.recipes) > 1 else ""
         return f"{title}; for {', '.join(description.recipes)}{others}"
 
@@ -192,9 +195,9 @@ def identify_source(spec: str, kind: Kind | None = None, images: str = "") -> Da
         UsageError: there is no such dataset.
     """
     if images:
-        for path in (Path(images), Path(spec)):
-            if not parsing.exists(path):
-                raise UsageError(f"there is no file or folder {path}; --images and --annotations name two paths")
+        for name in (images, spec):
+            if not parsing.exists(Path(name)):
+                raise UsageError(f"there is no file or folder {name}; --images and --annotations name two paths")
         return DataSource(spec, partial(Path, spec), images=Path(images))
     if spec in BUILT_IN:
         return BUILT_IN[spec]

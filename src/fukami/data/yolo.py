@@ -7,7 +7,6 @@ classes are named by their numbers. A line with a class and the points of a poly
 """
 
 import itertools
-import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -28,7 +27,6 @@ from fukami.data.parsing import MAX_SMALL_FILE_BYTES, Json, exists, is_file, rea
 from fukami.errors import Error, MissingPackageError
 from fukami.image import io as image_io
 
-logger = logging.getLogger(__name__)
 CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 DARKNET_SUFFIX = ".data"  # dataset descriptions of Darknet and CVAT
 MAX_DESCRIPTION_BYTES = 2 << 20
@@ -363,5 +361,4 @@ def _read_class_names(root: Path) -> list[str]:
         for name in CLASS_FILES:
             if (folder / name).is_file():
                 return _read_lines(folder / name)
-    logger.warning(f"{root} has YOLO labels but no class names; add a classes.txt with a name on each line")
     return []
