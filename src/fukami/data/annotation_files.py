@@ -23,8 +23,14 @@ def walk_files(root: Path) -> Iterator[Path]:
     return itertools.islice(walk(), MAX_WALKED_FILES)
 
 
-def find_files_of_images(roots: Iterable[Path], suffix: str) -> list[Path]:
-    """Find the files with a suffix, in lower case, whose stem is that of an image; both are below ``roots``."""
+def find_files_of_images(roots: Iterable[Path], suffix: str, images: Path | None = None) -> list[Path]:
+    """Find the files below folders whose stem is that of an image.
+
+    Args:
+        roots: folders of the files.
+        suffix: suffix of the files, in lower case.
+        images: folder of the images; None: the same folders.
+    """
     suffixes = image_io.get_image_suffixes()
     stems, files = set(), []
     for path in itertools.chain.from_iterable(map(walk_files, roots)):
@@ -32,6 +38,8 @@ def find_files_of_images(roots: Iterable[Path], suffix: str) -> list[Path]:
             stems.add(path.stem)
         elif path.suffix.lower() == suffix:
             files.append(path)
+    if images:
+        stems = {path.stem for path in walk_files(images) if path.suffix.lower() in suffixes}
     return sorted(file for file in files if file.stem in stems)
 
 

@@ -114,11 +114,7 @@ def _list_files(path: Path) -> tuple[Path, list[Path]]:
 
 def _find_text_files(root: Path, images: Path | None) -> list[Path]:
     """Find the text files of images, unless these have boxes instead of captions."""
-    files = [
-        file
-        for file in find_files_of_images((root, images) if images else (root,), ".txt")
-        if file.name not in yolo.CLASS_FILES
-    ]
+    files = [file for file in find_files_of_images((root,), ".txt", images) if file.name not in yolo.CLASS_FILES]
     return [] if any(map(yolo.is_box_file, files[: yolo.MAX_INSPECTED_FILES])) else files
 
 

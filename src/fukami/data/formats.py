@@ -152,9 +152,9 @@ def _find_boxes(path: Path, images: Path | None) -> SourceFormat | None:
         for name, is_layout in BOX_LAYOUTS.items():
             if is_layout(root):
                 return SourceFormat(name, root)
-    if voc.has_annotation_files(path, images):
+    if voc.has_xml_files(path, images):
         return SourceFormat("VOC", path)
-    return SourceFormat("YOLO", path) if yolo.has_annotation_files(path, images) else None
+    return SourceFormat("YOLO", path) if yolo.has_box_files(path, images) else None
 
 
 def _find_masks(path: Path, images: Path | None) -> SourceFormat | None:

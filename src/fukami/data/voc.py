@@ -63,9 +63,9 @@ def is_voc_folder(root: Path) -> bool:
     return any(next(folder.glob("*.xml"), None) for folder in folders if folder)
 
 
-def has_annotation_files(root: Path, images: Path | None = None) -> bool:
+def has_xml_files(root: Path, images: Path | None = None) -> bool:
     """Return whether a folder has an XML file of an image; without ``images``, the images are below the same folder."""
-    return bool(find_files_of_images((root, images) if images else (root,), ".xml"))
+    return bool(find_files_of_images((root,), ".xml", images))
 
 
 def read_voc(root: Path, images: Path | None = None) -> DatasetAnnotations:

@@ -46,9 +46,9 @@ def is_yolo_dataset(root: Path) -> bool:
     )
 
 
-def has_annotation_files(root: Path, images: Path | None = None) -> bool:
+def has_box_files(root: Path, images: Path | None = None) -> bool:
     """Return whether a folder has a text file of boxes for an image; ``images`` as for :func:`read_yolo`."""
-    files = find_files_of_images((root, images) if images else (root,), ".txt")
+    files = find_files_of_images((root,), ".txt", images)
     return any(map(is_box_file, files[:MAX_INSPECTED_FILES]))
 
 
