@@ -61,6 +61,11 @@ XML_LAYOUTS = {
     "nested": ("deep/photos/{}.png", "deep/boxes/voc/{}.xml"),
     "one subfolder": ("kangaroos/{}.png", "kangaroos/{}.xml"),
 }
+SHAPES = [
+    {"label": "kangaroo", "points": [[9, 4], [3, 8], [6, 20]], "shape_type": "polygon"},
+    {"label": "wallaby", "points": [[12, 10], [12, 15]], "shape_type": "circle"},
+    {"label": "kangaroo", "points": [[20, 3], [12, 9]], "shape_type": "rectangle"},
+]
 TEXT_LAYOUTS = {"beside": ("{}.png", "{}.txt"), "txt": ("photos/{}.png", "txt/{}.txt")}
 MASK_LAYOUTS = {
     "odd": ("photos/{}.png", "marks/{}.png"),
@@ -88,6 +93,10 @@ def write_dataset(root, kind, layout):
     if kind == "text":
         write_layout(root, TEXT_LAYOUTS[layout], lambda path, index: write_text(path, f"{index % 2} .5 .5 .4 .4\n"))
         return "boxes", "YOLO boxes: 6 images, 2 classes; for faster-rcnn-vgg16, rcnn and other detection recipes"
+    if kind == "labelme":
+        text = json.dumps({"imageWidth": SIDE, "imageHeight": SIDE, "shapes": SHAPES})
+        write_layout(root, TEXT_LAYOUTS[layout], lambda path, _: write_text(path.with_suffix(".json"), text))
+        return "boxes", "labelme boxes: 6 images, 2 classes; for faster-rcnn-vgg16, rcnn and other detection recipes"
     if kind == "masks":
         write_layout(root, MASK_LAYOUTS[layout], write_mask)
         return "masks", "masks in files: 6 images, 3 classes; for fcn8s-vgg16, segnet-basic and other segmentation"
@@ -109,6 +118,7 @@ def write_dataset(root, kind, layout):
 DATASETS = [
     *(("XML", layout) for layout in XML_LAYOUTS),
     *(("text", layout) for layout in TEXT_LAYOUTS),
+    *(("labelme", layout) for layout in TEXT_LAYOUTS),
     *(("masks", layout) for layout in MASK_LAYOUTS),
     *(("caption", layout) for layout in TEXT_LAYOUTS),
     ("JSON", ""),
@@ -140,6 +150,31 @@ def test_a_recipe_of_another_family_refuses(tmp_path, fukami):
         assert result.status == 2
         assert "data contains VOC boxes: 6 images, 1 class; for faster-rcnn-vgg16, rcnn and other" in result.err
     assert not (tmp_path / "runs").exists()
+
+
+def test_labelme_shapes(tmp_path):
+    """The corners were computed by hand; a broken file is named."""
+    write_dataset(tmp_path, "labelme", "txt")
+    (tmp_path / "txt" / "5.json").write_text('{"shapes": [{}]}')
+    dataset = formats.read_boxes(identify_source(str(tmp_path)).require("boxes"))
+    assert len(dataset.splits[""]) == COUNT - 1
+    assert [(box.label, box.corners) for box in dataset.splits[""][0].boxes] == [
+        ("kangaroo", (3, 4, 9, 20)),
+        ("wallaby", (7, 5, 17, 15)),
+        ("kangaroo", (12, 3, 20, 9)),
+    ]
+    (problem,) = dataset.unreadable_images
+    assert (problem.kind, problem.file.name) == ("broken", "5.json")
+    assert "is not labelme's JSON (KeyError: 'label')" in problem.detail
+
+
+def test_json_of_other_contents_is_no_annotation(tmp_path):
+    for folder in ("cat", "dog"):
+        for index in range(COUNT):
+            write_image(tmp_path / folder / f"{index}.png")
+            write_text(tmp_path / folder / f"{index}.json", '{"author": "someone", "tags": []}')
+    source = identify_source(str(tmp_path))
+    assert [kind for kind in KINDS if source.has(kind)] == ["labels", "images"]
 
 
 @pytest.mark.parametrize("inside", [False, True])
@@ -228,6 +263,8 @@ def write_places(root, kind):
             write_text(name.with_suffix(".xml"), XML.format(3))
         elif kind == "YOLO":
             write_text(name.with_suffix(".txt"), "0 .5 .5 .4 .4\n")
+        elif kind == "labelme":
+            write_text(name.with_suffix(".json"), json.dumps({"shapes": SHAPES[:1]}))
         elif kind == "masks":
             write_mask(name.with_suffix(".png"), index)
         elif kind == "texts":
@@ -237,7 +274,7 @@ def write_places(root, kind):
     return str(root / "a" / "photos"), str(root / "b" / "all.json" if kind == "COCO" else root / "b" / "more")
 
 
-@pytest.mark.parametrize("kind", ["VOC", "YOLO", "COCO"])
+@pytest.mark.parametrize("kind", ["VOC", "YOLO", "COCO", "labelme"])
 def test_boxes_in_two_places(kind, tmp_path, fukami):
     images, annotations = write_places(tmp_path, kind)
     source = identify_source(annotations, images=images)

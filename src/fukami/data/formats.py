@@ -16,6 +16,7 @@ from fukami.data import (
     coco,
     coco_masks,
     image_folder,
+    labelme,
     mask_folders,
     parsing,
     voc,
@@ -36,6 +37,7 @@ BOX_READERS: dict[str, Callable[[Path, Path | None], DatasetAnnotations]] = {
     "COCO": coco.read_coco,
     "YOLO": yolo.read_yolo,
     "VOC": voc.read_voc,
+    "labelme": labelme.read_labelme,
 }
 
 
@@ -136,6 +138,7 @@ def _are_classes(folders: list[Path]) -> bool:
     files = [
         *annotation_files.find_files_of_images(sample, ".xml"),
         *filter(yolo.is_box_file, annotation_files.find_files_of_images(sample, ".txt")),
+        *filter(labelme.is_labelme_file, annotation_files.find_files_of_images(sample, ".json")),
     ]
     has_masks = any(map(mask_folders.is_mask_folder, parents))
     return 2 * len(files) < num_images and not has_masks
@@ -154,7 +157,9 @@ def _find_boxes(path: Path, images: Path | None) -> SourceFormat | None:
                 return SourceFormat(name, root)
     if voc.has_xml_files(path, images):
         return SourceFormat("VOC", path)
-    return SourceFormat("YOLO", path) if yolo.has_box_files(path, images) else None
+    if yolo.has_box_files(path, images):
+        return SourceFormat("YOLO", path)
+    return SourceFormat("labelme", path) if labelme.has_labelme_files(path, images) else None
 
 
 def _find_masks(path: Path, images: Path | None) -> SourceFormat | None:

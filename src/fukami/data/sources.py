@@ -45,7 +45,7 @@ KINDS: dict[Kind, KindDescription] = {
         "detection",
         ("faster-rcnn-vgg16", "rcnn"),
         "contains no bounding boxes in a known format",
-        "images with XML (VOC) or text files (YOLO) of the same names, in folders of any names, or JSON (COCO)",
+        "images with XML (VOC), text (YOLO) or JSON (labelme) of the same names in any folders, or COCO's JSON",
     ),
     "masks": KindDescription(
         "masks",
