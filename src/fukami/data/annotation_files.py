@@ -14,11 +14,16 @@ MAX_WALKED_FILES = 1_000_000  # files below a folder among which annotations are
 
 def walk_files(root: Path) -> Iterator[Path]:
     """Iterate over the first million files below a folder, without hidden files and macOS metadata."""
+    return (Path(folder, name) for folder, name in _walk_names(root))
 
-    def walk() -> Iterator[Path]:
+
+def _walk_names(root: Path) -> Iterator[tuple[str, str]]:
+    """Iterate over the folder and the name of each file; strings take a fifth of the time of paths."""
+
+    def walk() -> Iterator[tuple[str, str]]:
         for folder, subfolders, names in os.walk(root):
             subfolders[:] = sorted(name for name in subfolders if not name.startswith((".", "__MACOSX")))
-            yield from (Path(folder, name) for name in names if not name.startswith("."))
+            yield from ((folder, name) for name in names if not name.startswith("."))
 
     return itertools.islice(walk(), MAX_WALKED_FILES)
 
@@ -31,16 +36,15 @@ def find_files_of_images(roots: Iterable[Path], suffix: str, images: Path | None
         suffix: suffix of the files, in lower case.
         images: folder of the images; None: the same folders.
     """
+    names = list(itertools.chain.from_iterable(map(_walk_names, roots)))
+    files = sorted(Path(folder, name) for folder, name in names if name.lower().endswith(suffix))
+    if not files:
+        return []
     suffixes = image_io.get_image_suffixes()
-    stems, files = set(), []
-    for path in itertools.chain.from_iterable(map(walk_files, roots)):
-        if path.suffix.lower() in suffixes:
-            stems.add(path.stem)
-        elif path.suffix.lower() == suffix:
-            files.append(path)
-    if images:
-        stems = {path.stem for path in walk_files(images) if path.suffix.lower() in suffixes}
-    return sorted(file for file in files if file.stem in stems)
+    image_names = _walk_names(images) if images else names
+    stems_and_suffixes = (os.path.splitext(name) for _, name in image_names)  # noqa: PTH122
+    stems = {stem for stem, image_suffix in stems_and_suffixes if image_suffix.lower() in suffixes}
+    return [file for file in files if file.stem in stems]
 
 
 def pair_with_images(files: Sequence[Path], images: Sequence[Path]) -> dict[Path, Path]:

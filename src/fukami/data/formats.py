@@ -185,9 +185,10 @@ def _find_captions(path: Path, images: Path | None) -> SourceFormat | None:
 
 
 def _find_images(path: Path, images: Path | None) -> SourceFormat | None:
-    if images:
-        return SourceFormat("image files", images)
-    return _find_labels(path, None) if parsing.is_file(path) else SourceFormat("image files", path)
+    folder = images or path
+    if parsing.is_file(folder):
+        return _find_labels(folder, None)
+    return SourceFormat("image files", folder) if next(image_folder.walk_images(folder), None) else None
 
 
 DETECTORS: dict[Kind, Callable[[Path, Path | None], SourceFormat | None]] = {

@@ -292,7 +292,8 @@ def _find_pairs_by_content(root: Path) -> dict[str, tuple[Path, Path]]:
         folders = list(itertools.islice(filter(_has_images, image_folder.list_folders(parent)), MAX_SIBLINGS + 1))
         for image_dir, mask_dir in itertools.permutations(folders, 2) if len(folders) <= MAX_SIBLINGS else ():
             is_split = parse_split(image_dir.name) and mask_dir.name.startswith(image_dir.name)
-            if (len(folders) == 2 or is_split) and _are_masks(image_dir, mask_dir):
+            is_pair = (len(folders) == 2 and not parse_split(mask_dir.name)) or is_split
+            if is_pair and _are_masks(image_dir, mask_dir):
                 split = parse_split(image_dir.name) or parse_split(parent.name if parent != root else "")
                 divided = _divide_splits(image_dir, mask_dir)
                 pairs |= {split: divided[""]} if "" in divided else divided
