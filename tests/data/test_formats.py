@@ -328,3 +328,32 @@ def test_missing_places(tmp_path):
     with pytest.raises(Error, match="contains no images with masks"):
         identify_source(images, images=str(tmp_path / "b")).require("masks")
     assert not voc.has_xml_files(tmp_path / "b", tmp_path / "b")
+
+
+@pytest.mark.report
+def test_a_run_of_images_and_annotations_in_two_places(tmp_path, fukami, caplog):
+    """The run is evaluated on the same two places, or on another dataset; one place alone is refused."""
+    photos = tmp_path / "photos"
+    lines = ["path,label"]
+    for index in range(20):
+        photos.mkdir(exist_ok=True)
+        Image.new("L", (12, 12), 12 * index).save(photos / f"{index}.png")
+        lines.append(f"{index}.png,{'dark' if index < 10 else 'light'}")
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "labels.csv").write_text("\n".join(lines))
+    places = ("--images", photos, "--annotations", tmp_path / "lists" / "labels.csv")
+    arguments = ("--epochs", "1", "--batch-size", "8", "--channels", "1", "--size", "16", "--device", "cpu")
+    trained = fukami("train", "resnet20", *places, *arguments, "--out", "run")
+    assert trained.status == 0, trained.err
+    (result,) = fukami("eval", "run").json
+    assert (result["count"], result["data"]) == (4, str(tmp_path / "lists" / "labels.csv"))
+    assert f"reading the dataset that the run names: {photos}" in caplog.text
+    for label in ("dark", "light"):
+        (tmp_path / "folders" / label).mkdir(parents=True)
+    for index in range(20):
+        (photos / f"{index}.png").rename(tmp_path / "folders" / ("dark" if index < 10 else "light") / f"{index}.png")
+    (result,) = fukami("eval", "run", "--data", "folders").json
+    assert result["count"] == 20
+    refused = fukami("train", "resnet20", "--images", photos, "--out", "other")
+    assert refused.status == 2
+    assert "--images and --annotations belong together" in refused.err

@@ -58,7 +58,9 @@ class CaptionDataset:
         )
 
 
-def load_dataset(spec: str, holdout: float) -> tuple[CaptionDataset, CaptionDataset, CaptionDataset]:
+def load_dataset(
+    spec: str, holdout: float, *, images: str = ""
+) -> tuple[CaptionDataset, CaptionDataset, CaptionDataset]:
     """Load the training, validation and test splits of a dataset.
 
     Args:
@@ -66,12 +68,13 @@ def load_dataset(spec: str, holdout: float) -> tuple[CaptionDataset, CaptionData
             or the name of a folder or zip archive in the dataset locations.
         holdout: fraction of the images, the last by name, held out for testing if there is no test split; as many
             before them are the validation split if there is none.
+        images: folder of the images, if ``spec`` contains only their captions.
 
     Raises:
         UsageError: ``spec`` is neither a known name nor a path.
         Error: the files are invalid, or there are no captions.
     """
-    source = identify_source(spec, "captions")
+    source = identify_source(spec, "captions", images)
     if spec == "scenes":
         train = CaptionDataset(*scenes.generate_captioned_images(0, scenes.NUM_CAPTIONED))
         return (
@@ -79,14 +82,14 @@ def load_dataset(spec: str, holdout: float) -> tuple[CaptionDataset, CaptionData
             CaptionDataset((), ()),
             CaptionDataset(*scenes.generate_captioned_images(scenes.NUM_CAPTIONED, scenes.NUM_TEST)),
         )
-    parsed = captions.parse_caption_files(source.require("captions").root)
+    parsed = captions.parse_caption_files(source.require("captions").root, source.images)
     if parsed.problems:
         first = parsed.problems[0]
         logger.warning(
             f"{len(parsed.problems)} images or captions are skipped; the first: {first.file}, line {first.line}: "
             f"{first.detail}; fukami doctor lists all"
         )
-    splits = {name: _build_dataset(images) for name, images in parsed.splits.items() if images}
+    splits = {name: _build_dataset(captions_of) for name, captions_of in parsed.splits.items() if captions_of}
     if not splits:
         raise Error(f"{spec} has no image with a caption; run fukami doctor {spec} to find the problems")
     empty = CaptionDataset((), ())

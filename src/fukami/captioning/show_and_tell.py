@@ -167,7 +167,7 @@ class ShowAndTell(SupervisedRecipe):
         """Load the training and the evaluation split, with tokenized captions."""
         from fukami.captioning import data as captioning_data
 
-        train, val, test = captioning_data.load_dataset(self.data, self.holdout)
+        train, val, test = captioning_data.load_dataset(self.annotations or self.data, self.holdout, images=self.images)
         splits = train, val if self.split == "val" else test
         train, evaluation = (
             dataclasses.replace(

@@ -23,8 +23,8 @@ Flag = tuple[str, object] | tuple[str, object, object]  # name, annotated type a
 # Fields of recipes by the group in which --help lists them; every other field is listed under "model".
 GROUPS = {
     "data": """
-        data holdout split memory_limit max_broken cache_limit convention ignore_index tokenizer min_word_count
-        content style env num_envs frame_stack clip_rewards
+        data images annotations holdout split memory_limit max_broken cache_limit convention ignore_index
+        tokenizer min_word_count content style env num_envs frame_stack clip_rewards
     """,
     "model": "",
     "optimization": """

@@ -67,7 +67,7 @@ def command(arguments: list[str]) -> None:
             run_recipe = run_recipe.with_data(data)
         precision_name = checkpoint.read_precision(folder) if precision == "auto" else precision
         summary: dict[str, Json] = {
-            "data": getattr(run_recipe, "data", None),
+            "data": getattr(run_recipe, "annotations", "") or getattr(run_recipe, "data", None),
             "precision": precision_name,
             "runs": list(runs),
         }

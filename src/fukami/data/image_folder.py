@@ -64,10 +64,11 @@ def find_splits(root: Path) -> dict[str, Path]:
     return {split: folder for split, folder in splits.items() if folder} or {"": root}
 
 
-def read_csv(path: Path) -> tuple[FolderSplit, FolderSplit | None]:
+def read_csv(path: Path, images: Path | None = None) -> tuple[FolderSplit, FolderSplit | None]:
     """Read the training and the test split of a CSV file with columns ``path``, ``label`` and optionally ``split``.
 
-    Paths are relative to the file's folder. A split is one of train, training, test, testing, val, valid, validation.
+    Paths are relative to ``images``, or to the file's folder without it. A split is one of train, training,
+    test, testing, val, valid, validation.
 
     Raises:
         Error: a column is missing, a field is empty, a split has another name, or the file is not in UTF-8.
@@ -89,7 +90,7 @@ def read_csv(path: Path) -> tuple[FolderSplit, FolderSplit | None]:
                     f"{path}, line {reader.line_num}: expected a path, a label and train, val or test; got "
                     f"{str(row)[:200]}"
                 )
-            splits[split.lower() in TEST_NAMES].append((path.parent / name, label))
+            splits[split.lower() in TEST_NAMES].append(((images or path.parent) / name, label))
     except csv.Error as error:
         raise Error(f"{path}, line {reader.line_num}: is not valid CSV ({error}); fix it") from None
     if not any(splits.values()):

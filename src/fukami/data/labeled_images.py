@@ -76,7 +76,9 @@ class LabeledImages:
         return DecodedImages(torch.from_numpy(images).permute(0, 3, 1, 2), targets, names)
 
 
-def load_labeled_images(spec: str, holdout: float) -> tuple[LabeledImages, LabeledImages, tuple[str, ...]]:
+def load_labeled_images(
+    spec: str, holdout: float, *, images: str = ""
+) -> tuple[LabeledImages, LabeledImages, tuple[str, ...]]:
     """Load the training split, the test split and the class names of a dataset.
 
     Args:
@@ -84,19 +86,21 @@ def load_labeled_images(spec: str, holdout: float) -> tuple[LabeledImages, Label
             subfolder per class, of an archive of one, or of a CSV file with the columns ``path``, ``label`` and
             optionally ``split``; or shards as for :func:`fukami.data.shards.load_shards`.
         holdout: fraction of each class held out for testing, if the dataset has no test split.
+        images: folder of the images, if ``spec`` is a CSV file whose paths are relative to it.
 
     Raises:
         UsageError: ``spec`` is neither a dataset name nor an existing path.
         Error: the dataset is corrupted or missing, or has no class labels.
     """
-    layout, root = sources.identify_source(spec, "labels").require("labels")
+    source = sources.identify_source(spec, "labels", images)
+    layout, root = source.require("labels")
     if layout == "shards":
         train_shards, test_shards, labels = shards.load_shards(spec)
         test_images = LabeledImages(*test_shards) if test_shards else None
         return *_hold_out(LabeledImages(*train_shards), test_images, holdout), labels
     if layout != "built-in":
-        scan = image_folder.read_csv if layout == "CSV" else image_folder.scan_folder
-        return _build_splits(*scan(root), holdout)
+        splits = image_folder.read_csv(root, source.images) if layout == "CSV" else image_folder.scan_folder(root)
+        return _build_splits(*splits, holdout)
     if spec == "imagenet":
         return _build_splits(*imagenet.scan_imagenet(), holdout)
     arrays: tuple[cifar.ArraySplit, cifar.ArraySplit | None]
@@ -108,9 +112,9 @@ def load_labeled_images(spec: str, holdout: float) -> tuple[LabeledImages, Label
         arrays, labels = dataset
     else:
         arrays = mnist.load_mnist() if spec == "mnist" else (digits.load_digits(), None)
-    (images, targets), test = arrays
+    (pixels, targets), test = arrays
     test_split = LabeledImages(test[0], test[1].astype(np.int64)) if test else None
-    return *_hold_out(LabeledImages(images, targets.astype(np.int64)), test_split, holdout), labels
+    return *_hold_out(LabeledImages(pixels, targets.astype(np.int64)), test_split, holdout), labels
 
 
 def _build_splits(

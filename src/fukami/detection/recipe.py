@@ -54,7 +54,13 @@ class DetectionRecipe(SplitLoading, SupervisedRecipe):
         """Load the boxes and the class names of the dataset; images are not decoded."""
         from fukami.detection import data as detection_data
 
-        return detection_data.load_dataset(self.data, self.holdout, self.max_broken, include_train=include_train)
+        return detection_data.load_dataset(
+            self.annotations or self.data,
+            self.holdout,
+            self.max_broken,
+            images=self.images,
+            include_train=include_train,
+        )
 
     def build_loader(self, split: "tuple[Sample, ...]", labels: tuple[str, ...], *, train: bool) -> "PaddedLoader":
         """Build the loader of the training or the evaluation batches."""

@@ -29,6 +29,7 @@ FIELD_PARSERS: dict[type, Callable[[str], object]] = {
     bool: {"true": True, "false": False}.__getitem__,
 }
 
+DATA_FIELDS = ("data", "images", "annotations")  # fields that name a dataset
 MAX_INPUT_SIZE = 2048  # pixels, side of a square input
 MAX_IMAGE_SIDE = 4096  # pixels, longer side of an input that is resized and not cropped
 
@@ -113,10 +114,10 @@ class Recipe(FieldGroup):
         values = dataclasses.asdict(self)
         if "data" not in values:
             raise UsageError(f"{get_recipe_name(type(self))} generates its own data and does not take --data")
-        if is_same_dataset(data, values["data"]):
+        if not values.get("annotations") and is_same_dataset(data, values["data"]):
             return self
-        changes: dict[str, Any] = {"data": data} | ({"holdout": 1.0} if "holdout" in values else {})
-        return dataclasses.replace(self, **changes)
+        changes: dict[str, Any] = {"data": data, "images": "", "annotations": "", "holdout": 1.0}
+        return dataclasses.replace(self, **{name: value for name, value in changes.items() if name in values})
 
 
 def get_field_names(recipe: type[Recipe]) -> set[str]:
@@ -145,13 +146,14 @@ def check_data(recipe: Recipe) -> None:
     Raises:
         UsageError: the recipe's dataset is a URL.
     """
-    spec = str(getattr(recipe, "data", ""))
-    if "://" in spec:
-        raise UsageError(
-            f"the run names a dataset on the web, {spec[:200]}, which is downloaded only if you name it yourself: use "
-            "--data (fukami export: --calibration)"
-        )
-    if os.path.exists(spec):  # noqa: PTH110  Path.exists raises where a name is too long
+    specs = [str(getattr(recipe, name, "")) for name in DATA_FIELDS]
+    for spec in specs:
+        if "://" in spec:
+            raise UsageError(
+                f"the run names a dataset on the web, {spec[:200]}, which is downloaded only if you name it yourself: "
+                "use --data (fukami export: --calibration)"
+            )
+    for spec in filter(os.path.exists, specs):  # Path.exists raises where a name is too long
         logger.warning(f"fukami: reading the dataset that the run names: {spec}")
 
 

@@ -67,6 +67,10 @@ class SupervisedRecipe(Recipe):
 
     data: str = ""
     """Dataset: a name or a path."""
+    images: str = ""
+    """Folder of the images, with annotations instead of data."""
+    annotations: str = ""
+    """Folder or file of the annotations of images."""
     holdout: float = 0.2
     """Fraction of the images held out for testing, if the dataset has no test split."""
     memory_limit: float = 4.0
@@ -112,6 +116,8 @@ class SupervisedRecipe(Recipe):
         from fukami.data import augment
 
         super().__post_init__()
+        if bool(self.images) != bool(self.annotations):
+            raise UsageError("--images and --annotations belong together; specify both, or --data")
         check_range(self, 1, math.inf, "epochs", "eval_every", "batch_size", "accumulate")
         check_range(self, 0, math.inf, "lr", "weight_decay", "memory_limit", "clip_norm", "max_broken")
         check_range(self, 0, 1, "holdout", "drop_factor")
