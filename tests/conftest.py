@@ -127,6 +127,20 @@ def fukami(capsys, monkeypatch, tmp_path):
     return command
 
 
+@pytest.fixture
+def doctor(fukami, tmp_path):
+    """Function ``doctor(path)`` that runs ``fukami doctor``; ``out`` of the result is the list of all problems."""
+
+    def command(*arguments):
+        (tmp_path / "problems.jsonl").unlink(missing_ok=True)
+        result = fukami("doctor", *arguments)
+        if not result.json:
+            return result
+        return CommandResult(result.status, (tmp_path / "problems.jsonl").read_text(), result.err)
+
+    return command
+
+
 @pytest.fixture(scope="session")
 def digit_files(tmp_path_factory):
     """Folder of 40 of scikit-learn's digits as PNG files in class folders, black on white, 112×112."""

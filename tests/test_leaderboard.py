@@ -63,7 +63,8 @@ def test_epochs_with_an_evaluation_interval(fukami, tmp_path):
     create_run(tmp_path / "rare", 0.6, eval_every=100, epochs=20)
     assert " 20 of 60 " in fukami("board", ".").out
     (board,), _ = leaderboard.load_leaderboards(tmp_path)
-    epochs, _ = leaderboard.plot_curves(board).axes
+    (_, figure), *_ = leaderboard.plot_curves(board)
+    (epochs,) = figure.axes
     assert [run.name for run in board.runs] == ["rare", "interrupted"]
     assert [list(line.get_xdata()) for line in epochs.lines] == [[20], [10, 20]]
 
@@ -119,7 +120,7 @@ def test_each_dataset_and_metric_has_a_leaderboard(fukami, tmp_path, monkeypatch
 
 
 def test_published_results_are_listed(fukami, tmp_path):
-    """Results of the literature and of the recipe's paper have no rank and appear only for their dataset."""
+    """Results of the literature and of the recipe's paper have no rank and appear only with their dataset."""
     create_run(tmp_path / "mnist" / "a", 0.9960, data="mnist")
     result = fukami("board", "mnist")
     values = re.findall(r"(\d\d\.\d\d) %", result.out.split(" 1  fukami")[0])
@@ -133,7 +134,43 @@ def test_published_results_are_listed(fukami, tmp_path):
     result = fukami("board", "digits")
     assert "DropConnect" not in result.out
     assert "pub." not in result.out
-    assert "the paper of deep-convnet reports 99.35 % MNIST (Saitoh" in result.out
+    assert "the paper of" not in result.out
+
+
+@pytest.mark.parametrize(
+    ("recipe", "data", "metric", "is_noted"),
+    [
+        ("resnet18", "imagenet", "accuracy", True),
+        ("resnet18", "photos", "accuracy", False),
+        ("faster-rcnn-vgg16", "voc2007", "map", True),
+        ("faster-rcnn-vgg16", "voc2012", "map", False),
+        ("faster-rcnn-vgg16", "map", "map", False),
+        ("segnet-basic", "camvid", "miou", True),
+        ("dcgan", "cifar10", "fid", True),
+        ("deep-convnet", "mnist", "accuracy", False),  # it is a row of the table
+    ],
+)
+def test_a_paper_is_quoted_only_beside_its_dataset(tmp_path, recipe, data, metric, is_noted):
+    create_run(tmp_path / "a", 0.9, recipe=recipe, data=data, metric=metric)
+    ((board,), _) = leaderboard.load_leaderboards(tmp_path)
+    assert any("the paper of" in note for note in board.notes) == is_noted
+
+
+def test_panels_need_more_than_one_point(tmp_path):
+    create_run(tmp_path / "digits" / "a", 0.9)
+    ((board,), _) = leaderboard.load_leaderboards(tmp_path / "digits")
+    assert leaderboard.plot_curves(board) == leaderboard.plot_costs(board) == []
+    create_run(tmp_path / "digits" / "b", 0.8, multiply_adds=None)
+    ((board,), _) = leaderboard.load_leaderboards(tmp_path / "digits")
+    assert leaderboard.plot_curves(board) == []
+    assert [caption for caption, _ in leaderboard.plot_costs(board)] == [
+        "accuracy by parameters",
+        "accuracy by seconds",
+    ]
+    create_run(tmp_path / "mnist" / "a", 0.9, data="mnist")
+    ((board,), _) = leaderboard.load_leaderboards(tmp_path / "mnist")
+    (caption, figure), *others = leaderboard.plot_costs(board)  # LeNet-5 is the second point
+    assert (caption, len(figure.axes[0].lines), others) == ("accuracy by parameters", 2, [])
 
 
 def test_published_results_for_an_archive_are_chosen_by_its_name(tmp_path):
@@ -206,7 +243,8 @@ def test_the_page_is_self_contained(fukami, tmp_path):
     assert result.err == "page: runs/board.html\n"
     assert get_cells(result, "[b]")[0] == "2"
     page = (tmp_path / "runs" / "board.html").read_text()
-    assert page.count("data:image/png;base64,") == 4
+    # mnist: two curves, a legend, three costs; digits: two curves and a legend for each, three costs for the twelve
+    assert page.count("data:image/svg+xml;base64,") == 12
     assert "<b>one" not in page
     assert "&lt;b&gt;one&lt;/b&gt;" in page
     assert "--out &#39;&lt;other&gt;&#39;</div>" in page
@@ -220,16 +258,16 @@ def test_figures_show_all_runs(tmp_path):
     create_run(tmp_path / "a", 0.8, 0.9)
     create_run(tmp_path / "b", 0.7, 0.85)
     (board,), _ = leaderboard.load_leaderboards(tmp_path)
-    epochs, seconds = leaderboard.plot_curves(board).axes
+    epochs, seconds = (figure.axes[0] for _, figure in leaderboard.plot_curves(board)[:2])
     assert [list(line.get_xdata()) for line in epochs.lines] == [[1, 2], [1, 2]]
     assert [list(line.get_xdata()) for line in seconds.lines] == [[2, 4], [2, 4]]
     assert [list(line.get_ydata()) for line in epochs.lines] == [[0.8, 0.9], [0.7, 0.85]]
     points = {
-        axes.get_xlabel(): [line.get_xydata()[0].tolist() for line in axes.lines]
-        for axes in leaderboard.plot_costs(board).axes
+        caption: [line.get_xydata()[0].tolist() for line in figure.axes[0].lines]
+        for caption, figure in leaderboard.plot_costs(board)
     }
-    assert points["parameters"] == [[123_552, 0.85], [123_552, 0.9]]
-    assert points["seconds"] == [[4, 0.85], [4, 0.9]]
+    assert points["accuracy by parameters"] == [[123_552, 0.85], [123_552, 0.9]]
+    assert points["accuracy by seconds"] == [[4, 0.85], [4, 0.9]]
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "fid"])
@@ -239,11 +277,11 @@ def test_axis_limits_of_curves_and_costs(tmp_path, metric):
     create_run(tmp_path / "a", *good, metric=metric)
     create_run(tmp_path / "b", failed, metric=metric)
     (board,), _ = leaderboard.load_leaderboards(tmp_path)
-    low, high = leaderboard.plot_curves(board).axes[0].get_ylim()
+    low, high = leaderboard.plot_curves(board)[0][1].axes[0].get_ylim()
     assert all(low < value < high for value in good)
     assert not low < failed < high
-    for axes in leaderboard.plot_costs(board).axes:
-        low, high = axes.get_ylim()
+    for _, figure in leaderboard.plot_costs(board):
+        low, high = figure.axes[0].get_ylim()
         assert low < failed < high
         assert low < good[-1] < high
 

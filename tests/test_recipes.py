@@ -340,11 +340,11 @@ def test_the_report_is_one_self_contained_file(trained):
     page = Page((trained / "report.html").read_text())
     assert page.fetched == []
     for section in (
-        "Command",
-        "Training curves",
         "Confusion matrix",
         "Accuracy per class",
         "Most confident errors",
+        "Training curves",
+        "How to use this model",
         "Configuration",
     ):
         assert section in page.text

@@ -2,7 +2,8 @@
 
 import difflib
 import errno
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 PACKAGES = {
@@ -12,6 +13,8 @@ PACKAGES = {
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }  # names of packages by the names that they are imported by, where they differ
+
+OUT_OF_MEMORY_PATTERN = re.compile("DefaultCPUAllocator|out of memory|ALLOC_FAILED|bad_alloc|Cannot allocate memory")
 
 
 class Error(Exception):
@@ -48,10 +51,32 @@ class WriteError(Error):
 
 def build_unknown_error(kind: str, name: str, choices: Iterable[str]) -> UsageError:
     """Build the error for an unknown name, with the closest valid names."""
+    return UsageError(f"unknown {kind} {name[:100]!r}; {suggest_names(name, choices)}")
+
+
+def suggest_names(name: str, choices: Iterable[str]) -> str:
+    """Format the hint for an unknown name: the three closest valid names, or the first ones if none is close."""
     names = sorted(set(choices))
     matches = difflib.get_close_matches(name[:100], names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, matches))}?" if matches else f"the valid ones are {', '.join(names)}"
-    return UsageError(f"unknown {kind} {name[:200]!r}; {hint}")
+    if matches:
+        return f"did you mean {' or '.join(map(repr, matches))}?"
+    return f"the valid ones are {format_names(names, 12)}"
+
+
+def find_name(name: str, choices: Iterable[str]) -> str | None:
+    """Find the choice that a name means: case, hyphens and underscores are ignored."""
+    plain = _simplify_name(name)
+    return next((choice for choice in choices if _simplify_name(choice) == plain), None)
+
+
+def _simplify_name(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
+
+
+def format_names(names: Sequence[str], max_names: int = 3) -> str:
+    """Format the first names of a list and the number of the others."""
+    more = f" and {len(names) - max_names:,} more" if len(names) > max_names else ""
+    return ", ".join(names[:max_names]) + more
 
 
 def get_install_command(extra: str) -> str:
@@ -90,8 +115,41 @@ def is_out_of_memory(error: BaseException) -> bool:
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"  # torch.OutOfMemoryError, without importing torch
-        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or (isinstance(error, RuntimeError) and OUT_OF_MEMORY_PATTERN.search(str(error)) is not None)
     )
+
+
+@contextmanager
+def suggest_memory_fixes(*fixes: str) -> Iterator[None]:
+    """Convert an out-of-memory error into one with ``fixes``, such as "lower --batch-size".
+
+    Raises:
+        Error: out of memory.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise build_memory_error(error, fixes) from error
+
+
+def build_memory_error(error: BaseException, fixes: Sequence[str]) -> Error:
+    """Build the error for an out-of-memory error of a command, with the amount that torch tried to allocate.
+
+    Args:
+        error: the error of Python, NumPy or torch.
+        fixes: what to change, such as "lower --batch-size".
+    """
+    device = "GPU" if re.search("CUDA|GPU|MPS|CUBLAS", str(error)) else "machine"
+    amount = re.search(r"tried to allocate ([\d.]+) ?([A-Za-z]+)", str(error), re.IGNORECASE)
+    size = ""
+    if amount is not None:
+        number, unit = amount.groups()
+        size = f" for another {int(number) / 1e9:,.2f} GB" if unit == "bytes" else f" for another {number} {unit}"
+    *first, last = fixes
+    return Error(f"the {device} has no memory{size}; {', '.join(first)}{' or ' if first else ''}{last}")
 
 
 @contextmanager

@@ -51,6 +51,7 @@ TEXT_COLUMNS = {"run", "recipe", "device"}  # left-aligned
 REDUNDANT_COLUMNS = {"recipe", "seed", "device"}  # columns that the command also shows; omitted in a narrow terminal
 COLUMN_KINDS = ("number", "name", "name", *["number"] * 7, "")  # CSS classes of the columns on the page
 MIN_NAME_WIDTH = 10  # minimum width of the names of runs in a narrow terminal
+COST_LABELS = {"parameters": "parameters", "multiply_adds": "multiply-adds per image", "seconds": "seconds"}
 BOLD, DIM, PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[0m"  # escape codes of terminals
 
 
@@ -64,6 +65,8 @@ class PublishedResult:
     parameters: int | None = None
 
 
+# value, dataset and remarks of a paper's result in the catalogue, such as 69.9 % mAP VOC 2007
+PAPER_RESULT = re.compile(r"([\d.]+) (?:% )?(?:mAP |mIoU |AP |BLEU-4 )?(VOC \d+|[\w-]+)(.*)")
 # Test accuracies, each from the named paper: 100 % minus the error rate that the paper reports.
 PUBLISHED_RESULTS = {
     "mnist": (
@@ -127,7 +130,9 @@ class Leaderboard:
     runs: list[Run] = field(default_factory=list)
     unfinished: list[Run] = field(default_factory=list)
     published: list[PublishedResult] = field(default_factory=list)
-    claims: list[str] = field(default_factory=list)  # results that the papers of the recipes report on other datasets
+    claims: list[str] = field(
+        default_factory=list
+    )  # results of the recipes' papers on this dataset by another metric or protocol
 
     def compute_rank(self, run: Run) -> int:
         """Compute the rank of a run, starting at 1; ties share a rank."""
@@ -325,16 +330,18 @@ def _compute_sort_key(metric: str, value: float) -> float:
 
 
 def _add_published_results(board: Leaderboard) -> None:
-    """Add published results: those of the literature, and those of the papers of the runs' recipes."""
-    plain = _normalize_name(Path(board.data).name.partition(".")[0])
-    board.published += PUBLISHED_RESULTS.get(plain, ()) if board.metric == "accuracy" else ()
+    """Add the published results on the board's dataset: of the literature, and of the papers of the runs' recipes."""
+    dataset = _normalize_name(Path(board.data).name.partition(".")[0])
+    board.published += PUBLISHED_RESULTS.get(dataset, ()) if board.metric == "accuracy" else ()
     known = {entry.value for entry in board.published}
     for name in sorted({run.recipe for run in board.runs} & set(RECIPES)):
         entry = RECIPES[name]
         source = f"{entry.paper} {entry.year}"
-        percentage = re.fullmatch(r"([\d.]+) ?% (\S+)", entry.paper_result)
-        if percentage and board.metric == "accuracy" and _normalize_name(percentage[2]) == plain:
-            value = round(float(percentage[1]) / 100, 6)
+        result = PAPER_RESULT.fullmatch(entry.paper_result)
+        if not result or _normalize_name(result[2]) != dataset:
+            continue
+        if board.metric == "accuracy" and not result[3]:
+            value = round(float(result[1]) / 100, 6)
             board.published += [] if value in known else [PublishedResult(name, value, source)]
         else:
             board.claims.append(f"the paper of {name} reports {entry.paper_result} ({source})")
@@ -468,7 +475,7 @@ def write_page(boards: Sequence[Leaderboard], folder: Path, out: Path) -> None:
 
 def _build_section(board: Leaderboard) -> dict[str, object]:
     """Build the values of a leaderboard's section of the page."""
-    figures = [("Training curves", plot_curves), ("Cost", plot_costs)] if board.runs else []
+    figures = [("Training curves", plot_curves(board)), ("Cost", plot_costs(board))]
     return {
         "title": board.title,
         "columns": [(name or board.metric, kind) for name, kind in zip(COLUMNS, COLUMN_KINDS, strict=True)],
@@ -476,41 +483,68 @@ def _build_section(board: Leaderboard) -> dict[str, object]:
             (kind, ("published", *cells[1:]) if kind == "published" else cells) for kind, cells in build_rows(board)
         ],
         "notes": board.notes,
-        "figures": [report.encode_figure(title, plot(board)) for title, plot in figures],
+        "figures": [report.encode_figure(title, panels) for title, panels in figures if panels],
         "commands": list_commands(board),
     }
 
 
-def plot_curves(board: Leaderboard) -> Figure:
-    """Plot the metric at each evaluation of each run, over epochs and over seconds."""
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    points = [line[board.metric] for run in board.runs for line in run.evaluations if board.metric in line]
+def plot_curves(board: Leaderboard) -> list[tuple[str, Figure]]:
+    """Plot the metric at each evaluation over epochs and over seconds, and a legend.
+
+    Without a run of two evaluations there is no curve, and the list is empty.
+    """
+    if not any(sum(board.metric in line for line in run.evaluations) > 1 for run in board.runs):
+        return []
+    panels = []
+    for x in ("epoch", "seconds"):
+        figure = Figure(figsize=report.CURVE_SIZE, layout="constrained")
+        draw_curves(figure.add_subplot(), board, x)
+        panels.append((f"{board.metric} by {x}", figure))
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    legend = Figure(figsize=(report.CURVE_SIZE[0], 0.2 + 0.2 * len(handles)))
+    legend.legend(handles, labels, loc="upper left", frameon=False, fontsize=9)
+    return [*panels, ("rank and run", legend)]
+
+
+def draw_curves(axes: Axes, board: Leaderboard, x: str) -> None:
+    """Draw the metric at each evaluation of each run over the epoch or the seconds, with labels for a legend."""
     for index, run in enumerate(board.runs):
         lines = [line for line in run.evaluations if board.metric in line]
-        values = [line[board.metric] for line in lines]
-        style: dict[str, Any] = _choose_style(index) | {"marker": "o", "ms": 3, "lw": 1.2}
-        label = f"{board.compute_rank(run)}  {_shorten_name(run.name)}" if index < NUM_COLORS else None
-        left.plot([line["step"] / run.steps_per_epoch for line in lines], values, label=label, **style)
-        right.plot([line.get("seconds", math.nan) for line in lines], values, **style)
-    for axes, name in ((left, "epoch"), (right, "seconds")):
-        _set_axes(axes, board, points)
-        axes.set_xlabel(name)
-    left.set_ylabel(board.metric)
-    left.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if left.lines[len(board.runs) :]:
-        left.lines[-1].set_label("published")
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
-    return figure
+        axes.plot(
+            [line["step"] / run.steps_per_epoch if x == "epoch" else line.get("seconds", math.nan) for line in lines],
+            [line[board.metric] for line in lines],
+            label=f"{board.compute_rank(run)}  {_shorten_name(run.name)}" if index < NUM_COLORS else None,
+            marker="o",
+            ms=3,
+            lw=1.2,
+            **_choose_style(index),
+        )
+    evaluations = [line for run in board.runs for line in run.evaluations]
+    _set_axes(axes, board, [line[board.metric] for line in evaluations if board.metric in line])
+    axes.set_xlabel(x)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=x == "epoch"))
+    if axes.lines[len(board.runs) :]:
+        axes.lines[-1].set_label("published")
 
 
-def plot_costs(board: Leaderboard) -> Figure:
-    """Plot the final metric against parameters, multiply-adds and seconds, one point for each run."""
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
-    subplots = figure.subplots(1, 3, sharey=True)
-    for axes, name in zip(subplots, ("parameters", "multiply_adds", "seconds"), strict=True):
-        known = [(index, run, getattr(run, name)) for index, run in enumerate(board.runs) if getattr(run, name)]
-        for index, run, cost in reversed(known):
+def plot_costs(board: Leaderboard) -> list[tuple[str, Figure]]:
+    """Plot the final metric by parameters, multiply-adds and seconds; without two known points there is no panel."""
+    panels = []
+    for name in ("parameters", "multiply_adds", "seconds"):
+        published = board.published if name == "parameters" else []
+        if sum(bool(getattr(entry, name)) for entry in [*board.runs, *published]) > 1:
+            figure = Figure(figsize=report.CURVE_SIZE, layout="constrained")
+            _draw_costs(figure.add_subplot(), board, name)
+            panels.append((f"{board.metric} by {COST_LABELS[name]}", figure))
+    return panels
+
+
+def _draw_costs(axes: Axes, board: Leaderboard, name: str) -> None:
+    """Draw the final metric of each run by a cost; the number of a point is the rank, a cross is published."""
+    costs = []
+    for index, run in reversed([*enumerate(board.runs)]):
+        if cost := getattr(run, name):
+            costs.append(cost)
             axes.plot(cost, run.last_value, "o", **_choose_style(index))
             axes.annotate(
                 str(board.compute_rank(run)),
@@ -520,23 +554,17 @@ def plot_costs(board: Leaderboard) -> Figure:
                 fontsize=8,
                 clip_on=True,
             )
-        for entry in board.published if name == "parameters" else ():
-            if entry.parameters:
-                axes.plot(entry.parameters, entry.value, "x", color="#888888")
-        _set_axes(axes, board, [run.last_value for run in board.runs], show_all=True)
-        if known:
-            costs = [cost for _, _, cost in known]
-            axes.set_xscale("log")
-            axes.set_xticks([step * 10.0**power for power in range(-2, 13) for step in (1, 3)])
-            axes.xaxis.set_major_formatter(lambda cost, _: f"{cost:g}" if cost < 1000 else _format_count(round(cost)))
-            axes.set_xlim(min(costs) / 3, max(costs) * 3)  # a non-empty range even if all costs are equal
-            axes.minorticks_off()
-        else:
-            axes.set_xticks([])
-            axes.text(0.5, 0.5, "unknown", ha="center", color="#888888", transform=axes.transAxes)
-        axes.set_xlabel({"multiply_adds": "multiply-adds per image"}.get(name, name))
-    subplots[0].set_ylabel(board.metric)
-    return figure
+    for entry in board.published if name == "parameters" else ():
+        if entry.parameters:
+            costs.append(entry.parameters)
+            axes.plot(entry.parameters, entry.value, "x", color="#888888")
+    _set_axes(axes, board, [run.last_value for run in board.runs], show_all=True)
+    axes.set_xscale("log")
+    axes.set_xticks([step * 10.0**power for power in range(-2, 13) for step in (1, 3)])
+    axes.set_xlim(min(costs) / 3, max(costs) * 3)  # a non-empty range even if all costs are equal
+    axes.xaxis.set_major_formatter(lambda cost, _: f"{cost:g}" if cost < 1000 else _format_count(round(cost)))
+    axes.minorticks_off()
+    axes.set_xlabel(COST_LABELS[name])
 
 
 def _set_axes(axes: Axes, board: Leaderboard, values: Iterable[float], show_all: bool = False) -> None:

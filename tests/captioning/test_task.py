@@ -373,14 +373,14 @@ def test_load_a_csv_and_an_archive(folder, tmp_path):
     assert len(captioning_data.load_dataset(archive, 0.0)[0]) == 30
 
 
-def test_problems_are_reported(folder, fukami, caplog):
+def test_problems_are_reported(folder, doctor, caplog):
     with (folder / "captions.txt").open("a") as file:
         file.write("nowhere.png,A dog\n29.png,\n")
     assert len(captioning_data.load_dataset(str(folder), 0.1)[0]) == 27
     assert "2 images or captions are skipped" in caplog.text
     (folder / "Images" / "03.png").write_bytes(b"broken")
     (folder / "Images" / "more.png").write_bytes((folder / "Images" / "04.png").read_bytes())
-    result = fukami("doctor", folder)
+    result = doctor(folder)
     assert result.status == 1
     problems = {(line["problem"], Path(line["file"]).name) for line in result.json}
     assert {("missing", "captions.txt"), ("no caption", "captions.txt"), ("broken", "03.png")} <= problems
@@ -395,7 +395,7 @@ def test_problems_are_reported(folder, fukami, caplog):
         ("dataset.json", "{", "is invalid"),
         ("dataset.json", '{"images": [{"split": "train"}]}', "KeyError"),
         ("table.csv", "image,caption\nx.png,Ü".encode("utf-16"), "UTF-8|no captions"),
-        ("notes.txt", "hello", "has no captions"),
+        ("notes.txt", "hello", "contains no captions"),
     ],
 )
 def test_invalid_files_are_rejected(name, content, message, tmp_path):
@@ -419,7 +419,7 @@ def test_captions_of_scenes_name_the_objects():
         assert sorted(objects) == sorted(labels)
         if len(centers) == 2 and abs(centers[0] - centers[1]) > 8:  # occlusion moves a center slightly
             assert objects == labels
-    with pytest.raises(UsageError, match="unknown dataset"):
+    with pytest.raises(UsageError, match="no built-in dataset of that name"):
         captioning_data.load_dataset("scenez", 0.1)
 
 
@@ -580,7 +580,7 @@ def test_weights_of_another_classifier_are_rejected(folder, tmp_path):
     save_file(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "other.safetensors")
     recipe = build_recipe(folder, init=str(tmp_path / "other.safetensors"))
     task = recipe.build_task(("<end>", "<begin>", "<unknown>", "a"))
-    with pytest.raises(Error, match="does not match resnet20"):
+    with pytest.raises(Error, match="these are ResNet-18 weights; resnet20 needs its own"):
         recipe.initialize_task(task)
 
 

@@ -161,7 +161,7 @@ def test_train_eval_predict(fukami, digit_files, tmp_path):
         assert isinstance(line["label"], str)
         assert 0 < line["probability"] <= 1
         assert line["ranking"][0] == {"label": line["label"], "probability": line["probability"]}
-        assert sum(entry["probability"] for entry in line["ranking"]) == pytest.approx(1, abs=1e-4)
+        assert sum(entry["probability"] for entry in line["ranking"]) == pytest.approx(1, abs=1e-3)
     drawn = sorted(path.name for path in (tmp_path / "drawn").iterdir())
     assert drawn == sorted(["index.html", *(file.name for file in files)])
     Image.open(tmp_path / "drawn" / files[0].name).verify()
@@ -240,7 +240,7 @@ def test_ensemble_averages_probabilities(fukami, trained, digit_files, tmp_path)
     ensemble = fukami("predict", trained, "second", file).json[0]["ranking"]
     for entry in ensemble:
         probabilities = [next(e["probability"] for e in ranking if e["label"] == entry["label"]) for ranking in members]
-        assert entry["probability"] == pytest.approx(sum(probabilities) / 2, abs=1e-5)
+        assert entry["probability"] == pytest.approx(sum(probabilities) / 2, abs=1.5e-4)
     metrics = fukami("eval", trained, "second").json[0]
     assert metrics["count"] == 359
     assert metrics["runs"] == [str(trained), "second"]

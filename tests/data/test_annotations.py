@@ -459,9 +459,10 @@ def test_invalid_yolo_yaml_is_reported(tmp_path, content, message):
 
 
 def test_yolo_without_names(tmp_path):
-    write_yolo(tmp_path, "", "a", "0 .5 .5 .5 .5")
-    with pytest.raises(Error, match=r"classes\.txt"):
-        detection_data.load_dataset(str(tmp_path), 0.0)
+    """Classes are named by their numbers; a description has to name them."""
+    write_yolo(tmp_path, "", "a", "7 .5 .5 .5 .5", "2 .5 .5 .2 .2")
+    sample, labels = load_only_sample(tmp_path)
+    assert (sample.classes.tolist(), labels) == ([1, 0], ("2", "7"))
     for content in ("train: images\nnames:\n", "train: images\n"):
         (tmp_path / "data.yaml").write_text(content)
         with pytest.raises(Error, match=r"names must be a list, .* got None"):
@@ -571,7 +572,7 @@ def test_named_datasets_are_loaded_from_the_data_folder(tmp_path, monkeypatch):
 
 def test_a_folder_in_an_unknown_layout(tmp_path):
     write_image(tmp_path / "cat" / "x.jpg")
-    with pytest.raises(Error, match=r"Annotations/\*\.xml .* data\.yaml"):
+    with pytest.raises(UsageError, match=r"class folders: 1 image, 1 class; .* need bounding boxes: images with XML"):
         detection_data.load_dataset(str(tmp_path), 0.2)
     write_voc(tmp_path / "empty", {"x": voc_xml()})
     with pytest.raises(Error, match="no box of any class"):

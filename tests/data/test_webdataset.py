@@ -831,11 +831,11 @@ def test_killed_training_from_shards_resumes_bit_exactly(root, tmp_path, fukami,
     assert metrics["count"] == COUNT
 
 
-def test_show_and_doctor_accept_shards(copied, fukami):
+def test_show_and_doctor_accept_shards(copied, fukami, doctor):
     result = fukami("show", copied, "--num-images", "3", "--out", "grid.png")
     assert result.status == 0, result.err
     assert sorted(result.json[0]["labels"]) == list(LABELS)
-    result = fukami("doctor", copied)
+    result = doctor(copied)
     assert (result.status, result.out) == (0, "")
     index = json.loads((copied / "index.json").read_text())
     truncated = copied / "train-000004.tar"
@@ -844,7 +844,7 @@ def test_show_and_doctor_accept_shards(copied, fukami):
     content[512:700] = bytes(188)
     (copied / "train-000001.tar").write_bytes(content)
     (copied / "train-000006.tar").unlink()
-    result = fukami("doctor", copied)
+    result = doctor(copied)
     assert result.status == 1
     problems = {(line["problem"], line["file"].partition("/")[0]) for line in result.json if "file" in line}
     assert {

@@ -61,10 +61,13 @@ def get_single_problem(result, kind):
     return get_problem(result, kind)
 
 
-def test_valid_annotations_have_no_output(fukami, data):
-    result = fukami("doctor", data)
+def test_valid_annotations_have_no_output(doctor, data):
+    result = doctor(data)
     assert (result.status, result.out) == (0, "")
-    assert result.err == "no problem among 4 readable images with 8 boxes of 2 classes\n"
+    assert result.err == (
+        "VOC boxes: 4 images, 2 classes; for faster-rcnn-vgg16, rcnn and other detection recipes\n"
+        "no problem among 4 readable images with 8 boxes of 2 classes\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -81,9 +84,9 @@ def test_valid_annotations_have_no_output(fukami, data):
         (GOOD, "duplicate box", "repeats the box in line 7"),
     ],
 )
-def test_bad_boxes_are_reported_with_their_line(fukami, data, box, kind, text):
+def test_bad_boxes_are_reported_with_their_line(doctor, data, box, kind, text):
     rewrite(data, voc_object("cat", box))
-    problem = get_single_problem(fukami("doctor", data), kind)
+    problem = get_single_problem(doctor(data), kind)
     lines = (data / "Annotations" / "a.xml").read_text().splitlines()
     assert problem["file"] == str(data / "Annotations" / "a.xml")
     assert problem["line"] == len(lines) - 2
@@ -91,10 +94,10 @@ def test_bad_boxes_are_reported_with_their_line(fukami, data, box, kind, text):
     assert text in problem["detail"]
 
 
-def test_class_names(fukami, data):
+def test_class_names(doctor, data):
     rewrite(data, voc_object("Dog", (3, 3, 30, 30)), voc_object("", (3, 3, 31, 30)))
     rewrite(data, voc_object("Dog", (3, 3, 30, 30)), stem="c")
-    result = fukami("doctor", data)
+    result = doctor(data)
     file = data / "Annotations" / "a.xml"
     lines = file.read_text().splitlines()
     name = get_problem(result, "class name")
@@ -105,13 +108,13 @@ def test_class_names(fukami, data):
     assert lines[unlabeled["line"] - 1 : unlabeled["line"] + 1] == ["<object>", "<name></name>"]
 
 
-def test_sizes_rotation_and_files(fukami, data):
+def test_sizes_rotation_and_files(doctor, data):
     rewrite(data, size=(400, 300))
     draw(data / "JPEGImages" / "b.jpg", 7, (40, 30), exif=build_rotation())
     draw(data / "JPEGImages" / "new.jpg", 8)
     (data / "JPEGImages" / "c.jpg").write_bytes(b"")
     (data / "JPEGImages" / "d.jpg").unlink()
-    result = fukami("doctor", data)
+    result = doctor(data)
     wrong_size = get_problem(result, "wrong size")
     assert wrong_size["line"] == 3
     assert "states 400×300 pixels, and a.jpg has 40×30" in wrong_size["detail"]
@@ -129,38 +132,38 @@ def build_rotation():
     return exif
 
 
-def test_broken_xml(fukami, data):
+def test_broken_xml(doctor, data):
     file = data / "Annotations" / "a.xml"
     file.write_text(file.read_text().replace("</bndbox>", "", 1))
-    broken = get_problem(fukami("doctor", data), "broken")
+    broken = get_problem(doctor(data), "broken")
     assert broken["file"] == str(file)
     assert broken["line"] == 8
     assert "mismatched tag" in broken["detail"]
 
 
-def test_the_same_image_in_two_splits(fukami, data):
+def test_the_same_image_in_two_splits(doctor, data):
     shutil.copy(data / "JPEGImages" / "a.jpg", data / "JPEGImages" / "d.jpg")
-    duplicate = get_single_problem(fukami("doctor", data), "duplicate across splits")
+    duplicate = get_single_problem(doctor(data), "duplicate across splits")
     assert duplicate["file"].endswith("d.jpg")
     assert "'train', the other in 'val'" in duplicate["detail"]
     shutil.copy(data / "ImageSets" / "Main" / "train.txt", data / "ImageSets" / "Main" / "val.txt")
-    result = fukami("doctor", data)
+    result = doctor(data)
     assert {line["problem"] for line in result.json} == {"duplicate across splits"} | {
         line["problem"] for line in result.json if line["problem"] == "missing in split"
     }
     assert "is listed in 'train' and in 'val'" in result.json[0]["detail"]
 
 
-def test_unbalanced_classes(fukami, data):
+def test_unbalanced_classes(doctor, data):
     boxes = [voc_object("cat", (1, 1 + i, 20, 9 + i)) for i in range(21)]
     rewrite(data, *boxes)
-    unbalanced = get_single_problem(fukami("doctor", data), "unbalanced")
+    unbalanced = get_single_problem(doctor(data), "unbalanced")
     assert unbalanced["class"] == "dog"
     assert unbalanced["detail"] == "has 2 boxes, and 'cat' has 23: more than 10 times as many"
 
 
 @pytest.mark.parametrize("indent", [1, None])
-def test_coco(fukami, tmp_path, indent):
+def test_coco(doctor, tmp_path, indent):
     """The annotation number identifies an annotation in a file of one line, as COCO's own."""
     draw(tmp_path / "coco" / "a.jpg", 1)
     draw(tmp_path / "coco" / "b.jpg", 2)
@@ -177,7 +180,7 @@ def test_coco(fukami, tmp_path, indent):
     file = tmp_path / "coco" / "labels.json"
     content = coco_json(images, annotations, ((3, "cat"), (7, "dog"), (8, "bird")))
     file.write_text(json.dumps(content, indent=indent))
-    result = fukami("doctor", tmp_path / "coco")
+    result = doctor(tmp_path / "coco")
     lines = file.read_text().splitlines()
     for kind, text in (
         ("empty box", "annotation 3 (cat) has no area"),
@@ -195,25 +198,25 @@ def test_coco(fukami, tmp_path, indent):
     assert get_problem(result, "no annotation")["file"].endswith("loose.jpg")
     assert get_problem(result, "empty")["class"] == "bird"
     file.write_text(file.read_text()[:-20])
-    broken = get_single_problem(fukami("doctor", tmp_path / "coco"), "broken")
+    broken = get_single_problem(doctor(tmp_path / "coco"), "broken")
     assert broken["line"] == len(file.read_text().split("\n"))
 
 
-def test_yolo(fukami, tmp_path):
+def test_yolo(doctor, tmp_path):
     root = tmp_path / "yolo"
     write_yolo(root, "", "a", "0 0.5 0.5 0.5 0.5", "", "7 0.5 0.5 0.5 0.5", "0 0.5 0.5 1.5 0.5", "0 0.5 0.5")
     draw(root / "images" / "a.jpg", 1)
     draw(root / "images" / "b.jpg", 2)
     (root / "labels" / "lost.txt").write_text("0 0.5 0.5 0.5 0.5\n")
     (root / "classes.txt").write_text("cat\n")
-    result = fukami("doctor", root)
+    result = doctor(root)
     lines = {line["problem"]: line.get("line") for line in result.json}
     assert lines == {"no class": 3, "crosses the border": 4, "not a number": 5, "missing": None, "no annotation": None}
     (root / "data.yaml").write_text("names: [cat\ntrain: x")
-    assert get_single_problem(fukami("doctor", root), "broken")["line"] == 2
+    assert get_single_problem(doctor(root), "broken")["line"] == 2
 
 
-def test_yolo_datasets_of_roboflow_are_valid(fukami, tmp_path):
+def test_yolo_datasets_of_roboflow_are_valid(doctor, tmp_path):
     """Their data.yaml names a test split that does not exist."""
     for seed, split in enumerate(("train", "valid")):
         write_yolo(tmp_path / split, "", split, "0 0.5 0.5 0.5 0.5", "1 0.2 0.2 0.4 0.4")
@@ -221,42 +224,42 @@ def test_yolo_datasets_of_roboflow_are_valid(fukami, tmp_path):
     (tmp_path / "data.yaml").write_text(
         "train: ../train/images\nval: ../valid/images\ntest: ../test/images\nnames: [cat, dog]\n"
     )
-    result = fukami("doctor", tmp_path)
+    result = doctor(tmp_path)
     assert (result.status, result.out) == (0, "")
 
 
-def test_duplicate_image_entries_are_reported_with_the_line_of_the_second(fukami, tmp_path):
+def test_duplicate_image_entries_are_reported_with_the_line_of_the_second(doctor, tmp_path):
     """Bad boxes of the second entry are reported, too."""
     draw(tmp_path / "coco" / "a.jpg", 1)
     images = [image_record(1, "a.jpg"), image_record(2, "a.jpg")]
     boxes = [annotation_record(1, 1, 3, [0, 0, 20, 20]), annotation_record(2, 2, 3, [2, 2, 0, 20])]
     file = tmp_path / "coco" / "labels.json"
     file.write_text(json.dumps(coco_json(images, boxes, ((3, "cat"),)), indent=1))
-    result = fukami("doctor", tmp_path / "coco")
+    result = doctor(tmp_path / "coco")
     assert "annotation 2 (cat) has no area" in get_problem(result, "empty box")["detail"]
     duplicate = get_problem(result, "duplicate")
     assert duplicate["file"] == str(file)
     assert file.read_text().splitlines()[duplicate["line"]].strip() == '"id": 2,'
     assert duplicate["detail"] == "a.jpg is listed twice"
     file.write_text(json.dumps({"images": [], "annotations": []}))
-    broken = get_single_problem(fukami("doctor", file), "broken")
+    broken = get_single_problem(doctor(file), "broken")
     assert broken["file"] == str(file)
     assert broken["detail"].startswith("has no list categories")
 
 
-def test_archive(fukami, data, tmp_path):
+def test_archive(doctor, data, tmp_path):
     """Files are named by their path in the archive."""
     rewrite(data, voc_object("cat", (60, 5, 70, 9)))
     shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path, "data")
-    assert get_single_problem(fukami("doctor", "packed.zip"), "outside")["file"] == "packed.zip/data/Annotations/a.xml"
+    assert get_single_problem(doctor("packed.zip"), "outside")["file"] == "packed.zip/data/Annotations/a.xml"
 
 
-def test_scenes_are_valid(fukami, monkeypatch):
+def test_scenes_are_valid(doctor, monkeypatch):
     from fukami.data import scenes
 
     monkeypatch.setattr(scenes, "NUM_TRAIN", 20)
     monkeypatch.setattr(scenes, "NUM_TEST", 20)
-    result = fukami("doctor", "scenes")
+    result = doctor("scenes")
     assert "40 readable images with" in result.err
     assert {line["problem"] for line in result.json} <= {"missing in split", "unbalanced"}
 

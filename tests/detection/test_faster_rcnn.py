@@ -145,7 +145,7 @@ def test_torchvision_weights_are_imported_as_a_run(theirs, tmp_path, fukami, ran
     assert fukami("import", "coco.pth", "--out", "run").json == [{"run": "run"}]
     image = random.integers(0, 255, (12, 180, 3), np.uint8)
     Image.fromarray(image).save("image.png")
-    (prediction,) = fukami("predict", "run", "image.png", "--out", "drawn").json
+    (prediction,) = fukami("predict", "run", "image.png", "--out", "drawn", "--confidence", "0").json
     network.transform.min_size, network.transform.max_size = (800,), 1333
     with torch.inference_mode():
         (expected,) = network([torch.from_numpy(image).permute(2, 0, 1) / 255])
@@ -176,7 +176,9 @@ def test_an_exported_detector_predicts_the_same_boxes(few_scenes, fukami, random
         Image.fromarray(random.integers(0, 255, shape, np.uint8)).save(f"{index}.png")
     exported = fukami("export", "run", "--to", "onnx", "--out", "run-onnx")
     assert exported.status == 0, exported.err
-    expected, predictions = (fukami("predict", run, "0.png", "1.png").json for run in ("run", "run-onnx"))
+    expected, predictions = (
+        fukami("predict", run, "0.png", "1.png", "--confidence", "0").json for run in ("run", "run-onnx")
+    )
     for prediction, other in zip(predictions, expected, strict=True):
         assert len(prediction["boxes"]) == len(other["boxes"]) > 10
         for box, other_box in zip(prediction["boxes"], other["boxes"], strict=True):

@@ -283,3 +283,48 @@ def test_a_threshold_does_not_separate_equal_scores():
     """A threshold of 0.5 includes both detections with this score, of which one is correct."""
     results = build_results(([(0, 0.5, A), (0, 0.5, C), (0, 0.4, B)], cats(A, B)))
     assert results.find_best_threshold(0) == 0.4
+
+
+def test_the_best_threshold_of_all_classes_has_the_highest_f1(random):
+    """Every score is tried as the threshold, and matches are counted without our own matching."""
+    images = list(generate_images(random, classes=2, kinds=(REGULAR, REGULAR, DIFFICULT)))
+    results = DetectionResults(LABELS)
+    for image in images:
+        results.update(*image)
+
+    def compute_f1(threshold):
+        correct = wrong = 0
+        for _, prediction, truth in images:
+            matched = set()
+            for n in np.argsort(-prediction.scores, kind="stable"):
+                if prediction.scores[n] < threshold:
+                    continue
+                left, top, right, bottom = prediction.boxes[n]
+                ious = []
+                for box, label in zip(truth.boxes, truth.classes, strict=True):
+                    width = max(0, min(right, box[2]) - max(left, box[0]))
+                    height = max(0, min(bottom, box[3]) - max(top, box[1]))
+                    area = (right - left) * (bottom - top) + (box[2] - box[0]) * (box[3] - box[1]) - width * height
+                    ious.append(width * height / area if label == prediction.classes[n] else 0)
+                best = int(np.argmax(ious)) if ious else -1
+                if best >= 0 and ious[best] >= 0.5 and truth.kinds[best] == DIFFICULT:
+                    continue
+                is_correct = best >= 0 and ious[best] >= 0.5 and best not in matched
+                correct, wrong = correct + is_correct, wrong + (not is_correct)
+                matched |= {best} if is_correct else set()
+        return 2 * correct / (correct + wrong + sum((truth.kinds == REGULAR).sum() for _, _, truth in images))
+
+    thresholds = sorted({float(score) for _, prediction, _ in images for score in prediction.scores})
+    f1 = [compute_f1(threshold) for threshold in thresholds]
+    assert compute_f1(results.find_best_threshold()) == pytest.approx(max(f1))
+    assert results.find_best_threshold() in thresholds
+    assert max(f1) > f1[0] + 0.05
+
+
+def test_the_best_threshold_counts_the_objects_of_all_classes():
+    """Thresholds 0.9, 0.6, 0.5 and 0.2 give F1 of 2/4, 4/5, 4/6 and 6/7 by hand; with another false one, 4/5 wins."""
+    cat_and_dogs = [*cats(A), (1, REGULAR, B), (1, REGULAR, C)]
+    detections = [(0, 0.9, A), (1, 0.6, B), (0, 0.5, C), (1, 0.2, C)]
+    assert build_results((detections, cat_and_dogs)).find_best_threshold() == 0.2
+    detections[3:3] = [(0, 0.4, B), (0, 0.3, C)]
+    assert build_results((detections, cat_and_dogs)).find_best_threshold() == 0.6

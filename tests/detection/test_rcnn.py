@@ -162,7 +162,7 @@ def test_two_processes(scene_files, tmp_path):
 
 def test_predictions_equal_the_detections_of_the_evaluation(make, inputs, scene_files):
     """The proposals that are computed for a prediction are those of the dataset."""
-    recipe = make(data=str(scene_files))
+    recipe = make(data=str(scene_files), confidence=0.0)
     data = recipe.load_data()
     torch.manual_seed(0)
     task = recipe.build_task(data.labels)

@@ -253,7 +253,7 @@ def test_precision_comparison(fukami, name, request, tmp_path, monkeypatch, quic
         assert "skipped binary: the network has no binarized layer" in command.err
     page = (tmp_path / "page/report.html").read_text()
     assert "Precision comparison" in page
-    assert "data:image/png" in page
+    assert "data:image/svg+xml" in page
 
 
 def test_precision_comparison_of_a_custom_recipe_on_other_data(

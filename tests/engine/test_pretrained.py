@@ -271,7 +271,7 @@ def test_published_features_fit_a_vgg16_with_one_linear_layer(caplog):
     assert "has no classifier.0.weight, classifier.0.bias for this network" in caplog.text
 
 
-def test_every_mismatch_is_listed(start, tmp_path):
+def test_three_mismatches_are_listed(start, tmp_path):
     wrong = {key: value for key, value in start[1].items() if key != "layer1.0.conv1.weight"}
     wrong |= {"layer9.weight": torch.zeros(1), "conv1.weight": torch.zeros(16, 3, 5, 5), "fc.bias": torch.zeros(9)}
     del wrong["bn1.bias"]
@@ -282,10 +282,36 @@ def test_every_mismatch_is_listed(start, tmp_path):
         "layer1.0.conv1.weight is missing",
         "bn1.bias is missing",
         "conv1.weight is (16, 3, 5, 5) instead of (16, 3, 3, 3)",
-        "layer9.weight is unexpected",
+        "and 1 more",  # layer9.weight is unexpected
     ):
         assert hint in str(error.value)
     assert "fc" not in str(error.value)  # a head that does not match is initialized randomly
+
+
+def test_weights_of_another_network_are_named(tmp_path):
+    """In one line, however many tensors differ."""
+    vgg16 = {key: value for key, value in torchvision_state("vgg16").items() if key.startswith("features.")}
+    save_file(vgg16, tmp_path / "features.safetensors")
+    torch.save(torchvision_state("resnet18"), tmp_path / "resnet18.pth")
+    for name, file, title in (
+        ("resnet18", "features.safetensors", "VGG-16"),
+        ("vgg19", "features.safetensors", "VGG-16"),
+        ("resnet152", "resnet18.pth", "ResNet-18"),
+    ):
+        with pytest.raises(
+            Error, match=rf"these are {title} weights; {name} needs its own \(.* and \d+ more\)$"
+        ) as error:
+            pretrained.initialize_classifier(build_meta_model(name, 3), name, str(tmp_path / file))
+        assert len(str(error.value)) - len(str(tmp_path)) < 300
+    with pytest.raises(Error, match=r"these are ResNet-18 weights; resnet50 needs its own"):
+        pretrained.initialize_segmenter(models.fcn_resnet50(3), "resnet50", str(tmp_path / "resnet18.pth"))
+
+
+def torchvision_state(name):
+    """The state dict of torchvision's network with random weights."""
+    with torch.device("meta"):
+        network = torchvision.models.get_model(name, weights=None)
+    return {key: torch.zeros(value.shape, dtype=value.dtype) for key, value in network.state_dict().items()}
 
 
 def test_files_without_weights_are_rejected(start, tmp_path):

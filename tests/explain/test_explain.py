@@ -335,7 +335,7 @@ def test_explain_writes_a_page_of_a_model(fukami, tmp_path):
     result = fukami("explain", "resnet20", "--out", "page")
     assert result.status == 0, result.err
     text = (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
-    assert text.count("<img") == 3
+    assert text.count("<img") == 5
     assert "269,722" in text
     assert '<td class="number">0.449</td>' in text
     assert 'src="http' not in text

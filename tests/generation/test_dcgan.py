@@ -362,7 +362,7 @@ def test_load_any_folder_of_images(colors, few_scenes):
 
 def test_folder_without_images_is_an_error(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(Error, match="has 0 images"):
+    with pytest.raises(Error, match="contains no images"):
         DCGAN(data=str(tmp_path / "empty")).load_data()
 
 

@@ -298,7 +298,7 @@ def test_pretrained_layers_have_lower_learning_rate(tmp_path):
 
 def test_weights_that_do_not_fit_are_rejected(tmp_path):
     torch.save(models.vgg11(3, size=32, hidden=8).state_dict(), tmp_path / "vgg11.pt")
-    with pytest.raises(Error, match=r"does not match FCNVGG: features\.\d+\.(weight|bias)"):
+    with pytest.raises(Error, match=r"these are VGG-11 weights; vgg16 needs its own \(features\.\d+\.(weight|bias)"):
         pretrained.initialize_segmenter(models.fcn32s_vgg16(3, hidden=8), "vgg16", str(tmp_path / "vgg11.pt"))
     with pytest.raises(Error, match="no published COCO weights of an FCN on vgg16"):
         pretrained.initialize_segmenter(models.fcn32s_vgg16(3, hidden=8), "vgg16", "coco")

@@ -132,10 +132,10 @@ def test_unreadable_class_table(street):
     assert "line 1: 'road 1 2' is not a class" in detail
 
 
-def test_doctor_command(street, fukami):
-    assert fukami("doctor", street).status == 0
+def test_doctor_command(street, doctor):
+    assert doctor(street).status == 0
     (street / "masks" / "0.png").unlink()
-    result = fukami("doctor", street)
+    result = doctor(street)
     assert result.status == 1
     assert result.json[0]["problem"] == "no mask"
     assert "1 problem among 6 readable images with 3,000 pixels of 3 classes: 1 no mask" in result.err

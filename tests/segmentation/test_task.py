@@ -20,11 +20,12 @@ from fukami.engine import checkpoint
 from fukami.engine.ensemble import build_ensemble
 from fukami.engine.runtime import Runtime
 from fukami.image import io as image_io
+from fukami.image.tiles import compute_tile_starts
 from fukami.image.transform import ResizeTransform
 from fukami.segmentation import plots as segmentation_plots
 from fukami.segmentation import task as segmentation_task
 from fukami.segmentation.metrics import SegmentationResults, compute_boundary_f1, find_boundaries
-from fukami.segmentation.task import SegmentationTask, compute_class_weights, compute_tile_starts, resize_and_argmax
+from fukami.segmentation.task import SegmentationTask, compute_class_weights, resize_and_argmax
 
 SMALL = {"width_multiplier": 1 / 8, "hidden": 16, "dropout": 0.0}
 
@@ -184,10 +185,10 @@ def test_resizing_in_strips_equals_resizing_at_once(monkeypatch):
 
 
 def test_tiles_cover_a_side():
-    assert compute_tile_starts(1024) == (0,)
-    assert compute_tile_starts(1056) == (0, 32)
-    assert compute_tile_starts(2560) == (0, 768, 1536)
-    assert compute_tile_starts(2592) == (0, 768, 1536, 1568)
+    assert compute_tile_starts(1024, 1024, 256) == (0,)
+    assert compute_tile_starts(1056, 1024, 256) == (0, 32)
+    assert compute_tile_starts(2560, 1024, 256) == (0, 768, 1536)
+    assert compute_tile_starts(2592, 1024, 256) == (0, 768, 1536, 1568)
 
 
 def test_tiles_have_no_seams(monkeypatch):
@@ -374,8 +375,10 @@ def test_report_shows_the_best_median_and_worst_images():
         segmentation_plots.plot_evaluation(results, lambda index: (image, split_map(20, 10), split_map(20, 10 + index)))
     )
     assert [*figures] == [
-        "Intersection over union by class", "Confusion matrix", "Best images", "Median images", "Worst images",
+        "Intersection over union by class", "Confusion matrix", "Worst images", "Median images", "Best images",
     ]  # fmt: skip
+    captions = [caption for caption, _ in figures["Worst images"]]
+    assert [caption.partition(":")[0] for caption in captions] == [*["worst", "truth", "prediction"] * 2, "classes"]
     few = SegmentationResults(("a", "b"))
     few.update(0, split_map(20, 10), split_map(20, 10))
     assert segmentation_plots.select_images(few) == {"best": [0]}
@@ -463,8 +466,7 @@ def test_serve_and_explain(run, fukami, mask_files):
         prediction, section = predict_section(server, worker.Slot(), "street.png", file)
     server.decoder.close()
     assert prediction["fractions"] == task.predict([path])[0]["fractions"]
-    (rows,) = section.tables
-    assert rows == [(label, fraction, "") for label, fraction in prediction["fractions"].items()]
+    assert section.table == [(label, fraction, "") for label, fraction in prediction["fractions"].items()]
     assert section.image_url.startswith("data:image/png;base64,")
     explained = fukami("explain", run)
     assert explained.status == 0

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import matplotlib
+from matplotlib.figure import Figure
 
 from fukami import leaderboard
 
@@ -33,7 +34,13 @@ def main() -> None:
             subprocess.run([sys.executable, "-m", "fukami", *arguments], check=True)
         (board,), _ = leaderboard.load_leaderboards(Path(folder))
     matplotlib.rcParams.update({"svg.hashsalt": "fukami", "svg.fonttype": "path", "font.family": "DejaVu Sans"})
-    leaderboard.plot_curves(board).savefig(Path(__file__).parents[1] / "board.svg", metadata={"Date": None})
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    leaderboard.draw_curves(left, board, "epoch")
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    leaderboard.draw_curves(right, board, "seconds")
+    left.set_ylabel(board.metric)
+    figure.savefig(Path(__file__).parents[1] / "board.svg", metadata={"Date": None})
 
 
 if __name__ == "__main__":

@@ -92,17 +92,15 @@ def plot_ensemble() -> None:
         subprocess.run([sys.executable, "-m", "fukami", *arguments, "--out", folder], check=True)
         task = checkpoint.load_task(*(f"{folder}/seed-{seed}" for seed in range(3)), device="cpu")
         figures = dict(task.plot_evaluation(fukami.get_recipe("deep-convnet")().load_eval_data().eval_batches))
-        save(figures["Ensemble members"], "ensemble")
+        save(figures["Ensemble members"][0][1], "ensemble")
 
 
 def plot_transfer(folder: str) -> None:
     """Plot the learning curves of ``fukami board`` over epochs: from scratch and from published weights."""
     (board,), _ = leaderboard.load_leaderboards(Path(folder))
-    figure = leaderboard.plot_curves(board)
-    left, right = figure.axes
-    right.remove()
-    left.set_subplotspec(figure.add_gridspec(1, 1)[0])
-    figure.set_size_inches(7, 3.4)
+    figure = Figure(figsize=(7, 3.4), layout="constrained")
+    leaderboard.draw_curves(figure.add_subplot(ylabel=board.metric), board, "epoch")
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     save(figure, "transfer")
 
 

@@ -14,7 +14,7 @@ def check_samples(source: DataSource, report: Findings) -> Iterator[tuple[ImageI
     names = PathNames(source)
     try:
         path = source.require("captions").root
-        parsed = captions.parse_caption_files(path)
+        parsed = captions.parse_caption_files(path, source.images)
     except Error as error:
         report.add("broken", str(error).removeprefix(f"{names.source} "), file=str(names.source))
         return
@@ -25,6 +25,6 @@ def check_samples(source: DataSource, report: Findings) -> Iterator[tuple[ImageI
         for image, image_captions in parsed.splits[split].items():
             report.annotation_counts[split][""] += len(image_captions)
             items.append(ImageItem(image, names(image), "", split))
-    for image in captions.find_uncaptioned_images(path, parsed):
+    for image in captions.find_uncaptioned_images(path, parsed, source.images):
         report.add("no caption", "has no caption; add one, or remove the image", file=names(image))
     yield from findings.hash_images(items, report)

@@ -59,7 +59,9 @@ class CaptionDataset:
         )
 
 
-def load_dataset(spec: str, val_fraction: float | None) -> tuple[CaptionDataset, CaptionDataset, CaptionDataset]:
+def load_dataset(
+    spec: str, val_fraction: float | None, *, images: str = ""
+) -> tuple[CaptionDataset, CaptionDataset, CaptionDataset]:
     """Load the training, validation and test splits of a dataset; the last one may be empty.
 
     Args:
@@ -67,24 +69,25 @@ def load_dataset(spec: str, val_fraction: float | None) -> tuple[CaptionDataset,
             or the name of a folder or zip archive in the dataset locations.
         val_fraction: fraction of the training images, the last by name, used for validation if there is no validation
             split; None: 0.1, or less so that there are at most 5,000.
+        images: folder of the images, if ``spec`` contains only their captions.
 
     Raises:
         UsageError: ``spec`` is neither a known name nor a path.
         Error: the files are invalid, or there are no captions.
     """
-    source = identify_source(spec, "captions")
+    source = identify_source(spec, "captions", images)
     if spec == "scenes":
         train = CaptionDataset(*scenes.generate_captioned_images(0, scenes.NUM_CAPTIONED))
         val = CaptionDataset(*scenes.generate_captioned_images(scenes.NUM_CAPTIONED, scenes.NUM_TEST))
         return train, val, CaptionDataset((), ())
-    parsed = captions.parse_caption_files(source.require("captions").root)
+    parsed = captions.parse_caption_files(source.require("captions").root, source.images)
     if parsed.problems:
         first = parsed.problems[0]
         logger.warning(
             f"{len(parsed.problems)} images or captions are skipped; the first: {first.file}, line {first.line}: "
             f"{first.detail}; fukami doctor lists all"
         )
-    splits = {name: _build_dataset(images) for name, images in parsed.splits.items() if images}
+    splits = {name: _build_dataset(captions_of) for name, captions_of in parsed.splits.items() if captions_of}
     if not splits:
         raise Error(f"{spec} has no image with a caption; run fukami doctor {spec} to find the problems")
     empty = CaptionDataset((), ())

@@ -171,6 +171,7 @@ class ShowAndTell(SupervisedRecipe):
         """Load the training, the validation and the test split, with tokenized captions."""
         from fukami.captioning import data as captioning_data
 
+        splits = captioning_data.load_dataset(self.annotations or self.data, self.val_fraction, images=self.images)
         train, val, test = (
             dataclasses.replace(
                 split,
@@ -178,7 +179,7 @@ class ShowAndTell(SupervisedRecipe):
                     tuple(tokenizer.tokenize(text, self.tokenizer) for text in texts) for texts in split.captions
                 ),
             )
-            for split in captioning_data.load_dataset(self.data, self.val_fraction)
+            for split in splits
         )
         return train, val, test
 

@@ -25,10 +25,9 @@ from fukami.models.show_and_tell import LSTMState, ShowAndTell
 from fukami.quantization import half_precision
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from fukami.captioning.loader import CaptionEvalLoader, FeatureLoader
     from fukami.engine.runtime import Runtime
+    from fukami.engine.task import FigureContent
 
 Batch = tuple[Tensor, Tensor]
 FEATURES_VERSION = 2  # version of the preprocessing; cached features of other versions are not read
@@ -298,7 +297,7 @@ class CaptioningTask(Task):
         return image_io.draw_caption(image, prediction["caption"])
 
     @torch.inference_mode()
-    def plot_evaluation(self, batches: Iterable[Batch]) -> "Iterator[tuple[str, Figure]]":
+    def plot_evaluation(self, batches: Iterable[Batch]) -> "Iterator[tuple[str, FigureContent]]":
         """Yield figures of the best, median and worst captions by CIDEr-D, and of the most common captions."""
         from fukami.captioning import plots as captioning_plots
 

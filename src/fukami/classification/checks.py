@@ -31,13 +31,15 @@ def check_samples(source: DataSource, report: Findings) -> Iterator[tuple[ImageI
     except Error as error:
         report.add("broken", str(error).removeprefix(f"{source.location} "), file=str(source.location))
         return
-    layout = found.name if found else "image folder"
+    layout, root = found or ("image folder", source.path)
     if layout == "built-in":
         yield from _check_built_in_dataset(source.spec, report)
     elif layout == "shards":
         yield from findings.hash_images(_check_shards(source.spec, report), report)
     else:
-        items = _check_csv(source.path, report) if layout == "CSV" else _check_folder(source, report)
+        items = (
+            _check_csv(root, source.images or root.parent, report) if layout == "CSV" else _check_folder(source, report)
+        )
         yield from findings.hash_images(items, report)
 
 
@@ -185,8 +187,8 @@ def _check_shard(
 # lists
 
 
-def _check_csv(path: Path, report: Findings) -> list[ImageItem]:
-    """List the images in a CSV file with the columns ``path``, ``label`` and optionally ``split``."""
+def _check_csv(path: Path, folder: Path, report: Findings) -> list[ImageItem]:
+    """List the images of a folder in a CSV file with the columns ``path``, ``label`` and optionally ``split``."""
     try:
         with io.StringIO(read_text(path), newline="") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
@@ -205,21 +207,21 @@ def _check_csv(path: Path, report: Findings) -> list[ImageItem]:
         return []
     if not rows:
         report.add("empty", "lists no images", file=str(path))
-    items = [item for line, row in rows if (item := _check_row(path, line, row, report))]
+    items = [item for line, row in rows if (item := _check_row(folder, path, line, row, report))]
     if len({bool(item.split) for item in items}) > 1:
         detail = "has rows with a split and rows without one, which are used for training; set all splits or none"
         report.add("no split", detail, file=str(path))
     return _remove_duplicates(sorted(items, key=lambda item: item.split not in ("", "train")), report)
 
 
-def _check_row(path: Path, line: int, row: dict[str, str | None], report: Findings) -> ImageItem | None:
+def _check_row(folder: Path, path: Path, line: int, row: dict[str, str | None], report: Findings) -> ImageItem | None:
     """Return the image of a row, or None if it cannot be checked."""
     image_path, label, split = ((row.get(name) or "").strip() for name in ("path", "label", "split"))
     location = f"line {line} of {path}"
     if not image_path:
         report.add("missing", f"{location} has no path", file=str(path))
         return None
-    file = path.parent / image_path
+    file = folder / image_path
     if not is_file(file):
         reason = "is not a file" if exists(file) else "does not exist"
         report.add("missing", f"{reason}, but {location} lists it", file=str(file))

@@ -24,10 +24,9 @@ from fukami.layers.ensemble import Ensemble, average_log_probs, combine_log_prob
 from fukami.quantization import half_precision
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from fukami.data.augment import Augmentation
     from fukami.engine.runtime import Runtime
+    from fukami.engine.task import FigureContent
 
 TOP_K = 10  # number of classes in a prediction's ranking
 AUX_LOSS_WEIGHT = 0.3  # loss weight of each auxiliary classifier (Szegedy et al. 2015, section 5)
@@ -255,7 +254,7 @@ class ClassificationTask(Task):
     def _format_prediction(self, probabilities: Tensor) -> Prediction:
         top = probabilities.topk(min(TOP_K, len(self.labels)))
         ranking = [
-            {"label": self.labels[class_index], "probability": probability}
+            {"label": self.labels[class_index], "probability": round(probability, 4)}
             for probability, class_index in zip(top.values.tolist(), top.indices.tolist(), strict=True)
         ]
         return {**ranking[0], "ranking": ranking}
@@ -265,7 +264,7 @@ class ClassificationTask(Task):
         caption = f"{prediction['label']}  ({prediction['probability']:.1%})"
         return image_io.draw_prediction(image, self.transform(image), caption)
 
-    def plot_evaluation(self, batches: Iterable[Batch]) -> "Iterator[tuple[str, Figure]]":
+    def plot_evaluation(self, batches: Iterable[Batch]) -> "Iterator[tuple[str, FigureContent]]":
         """Yield figures of the confusion matrix, class accuracies, ensemble members and most confident errors."""
         from fukami.classification import plots as classification_plots
 
@@ -288,7 +287,8 @@ class ClassificationTask(Task):
         worst = [i for i in candidates if confidence[i] > 0]
         captions = [f"{self.labels[targets[i]]} → {self.labels[predicted[i]]}  {confidence[i]:.0%}" for i in worst]
         if worst:
-            yield "Most confident errors", classification_plots.plot_images(images[worst].cpu(), captions)
+            shown = classification_plots.convert_images(images[worst].cpu())
+            yield "Most confident errors", list(zip(captions, shown, strict=True))
 
     def set_num_views(self, num_views: int) -> None:
         """Set the number of views of each image in test-time augmentation, the first being the image itself.

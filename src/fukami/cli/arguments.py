@@ -7,10 +7,10 @@ import shutil
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
-from fukami.errors import UsageError
+from fukami.cli.argument_checks import Argument, build_argument, order_words
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -23,8 +23,8 @@ Flag = tuple[str, object] | tuple[str, object, object]  # name, annotated type a
 # Fields of recipes by the group in which --help lists them; every other field is listed under "model".
 GROUPS = {
     "data": """
-        data val_fraction memory_limit max_broken cache_limit convention ignore_index tokenizer min_word_count
-        content style env num_envs frame_stack clip_rewards
+        data images annotations val_fraction memory_limit max_broken cache_limit convention ignore_index
+        tokenizer min_word_count content style env num_envs frame_stack clip_rewards
     """,
     "model": "",
     "optimization": """
@@ -47,10 +47,10 @@ def run_cli(function: Callable[..., Result], arguments: Sequence[str], prog: str
 
     helps, kinds = _parse_helps(function), typing.get_type_hints(function, include_extras=True)
     kinds.pop("return", None)
-    _check_repeated_flags(arguments, kinds.items())
+    words = order_words(arguments, _list_parameters(function, kinds), prog)
     function.__annotations__ |= {name: _describe(name, kind, helps.get(name)) for name, kind in kinds.items()}
     description = _wrap((inspect.getdoc(function) or "").partition("Args:\n")[0].split("\n\n"))
-    return tyro.cli(function, args=arguments, prog=prog, description=description, config=(tyro.conf.OmitArgPrefixes,))
+    return tyro.cli(function, args=words, prog=prog, description=description, config=(tyro.conf.OmitArgPrefixes,))
 
 
 def parse_recipe_arguments(
@@ -82,7 +82,7 @@ def parse_recipe_arguments(
             value = value if instance is None else getattr(instance, field.name)
             group = "run" if cls is options else placement.get(field.name, "model")
             groups[group].append(_build_flag(field.name, hints[field.name], helps.get(field.name), value))
-    _check_repeated_flags(arguments, [(name, kind) for flags in groups.values() for name, kind, *_ in flags])
+    known = [build_argument(name, kind, not default) for flags in groups.values() for name, kind, *default in flags]
     kinds = {
         group: dataclasses.make_dataclass(group, flags, frozen=True, kw_only=True)
         for group, flags in groups.items()
@@ -90,7 +90,7 @@ def parse_recipe_arguments(
     }
     parsed: object = tyro.cli(
         dataclasses.make_dataclass("Options", [(group, _describe(group, kind, "")) for group, kind in kinds.items()]),
-        args=arguments,
+        args=order_words(arguments, known, prog),
         prog=prog,
         description=build_description(recipe),
         config=(tyro.conf.OmitArgPrefixes,),
@@ -121,6 +121,19 @@ def _wrap(paragraphs: Sequence[str]) -> str:
     return "\n\n".join(
         textwrap.fill(line, width, subsequent_indent="  ", break_on_hyphens=False) for line in lines if line
     )
+
+
+def _list_parameters(function: Callable[..., object], kinds: dict[str, object]) -> list[Argument]:
+    """List the arguments that a function's parameters define; those of a dataclass are its fields."""
+    arguments = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        kind = kinds[name]
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            hints = typing.get_type_hints(kind, include_extras=True)
+            arguments += [build_argument(field.name, hints[field.name], False) for field in dataclasses.fields(kind)]
+        else:
+            arguments.append(build_argument(name, kind, parameter.default is parameter.empty))
+    return arguments
 
 
 def _parse_helps(source: object) -> dict[str, str]:
@@ -167,17 +180,3 @@ def _build_metavar(name: str, kind: object) -> str | None:
 def _format_default(default: str) -> str:
     """Format a default value for the help; empty ones are not shown."""
     return "" if default in ("", "''", "None") else f"(default: {default})"
-
-
-def _check_repeated_flags(arguments: Sequence[str], kinds: Iterable[tuple[str, object]]) -> None:
-    """Check that no flag with several values is repeated; only its last occurrence would count.
-
-    Raises:
-        UsageError: a flag is repeated; the message names it.
-    """
-    flags = [word.partition("=")[0].replace("_", "-") for word in arguments if word.startswith("--")]
-    for name, kind in kinds:
-        flag = f"--{name.replace('_', '-')}"
-        kind = typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
-        if typing.get_origin(kind) is tuple and flags.count(flag) > 1:
-            raise UsageError(f"{flag} is specified twice; list all its values after one: {flag} VALUE VALUE")

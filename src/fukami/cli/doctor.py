@@ -2,51 +2,82 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fukami.cli.arguments import run_cli
 from fukami.cli.inputs import format_json_line
-from fukami.errors import Error
+from fukami.errors import Error, UsageError
 
 if TYPE_CHECKING:
     from fukami.data.findings import Findings, ImageItem
-    from fukami.data.sources import DataSource, Kind
+    from fukami.data.formats import Kind
+    from fukami.data.sources import DataSource
 
 
 def command(arguments: list[str]) -> None:
     """Validate a dataset: list unreadable files and other problems."""
     import tyro
 
-    def run(data: tyro.conf.Positional[str]) -> None:
-        """Validate a dataset before training. Prints one JSON object for each problem; exits with 1 if there is any.
+    from fukami.data.sources import identify_source
+
+    def run(
+        data: tyro.conf.Positional[str] = "",
+        images: str = "",
+        annotations: str = "",
+        out: Path = Path("problems.jsonl"),
+    ) -> None:
+        """Validate a dataset before training. Prints what was found, and one JSON object for each kind of problem.
+
+        The exit status is 1 if there is any problem.
 
         Args:
             data: Built-in dataset (mnist, voc2007, camvid ...), folder of images by class (with or without train, val
                 and test) or an archive of it, CSV file with the columns path, label and optionally split, shards,
-                detection dataset in the VOC, COCO or YOLO layout, images with masks, or images with captions.
+                images with boxes (VOC, COCO, YOLO), masks or captions.
+            images: Folder of the images, with --annotations instead of DATA.
+            annotations: Folder or file of the annotations of --images.
+            out: File for the list of all problems, a JSON object per line; written only if there is any.
         """
-        report = validate_dataset(data)
-        for problem in report.problems:
-            print(format_json_line(problem.to_dict()))
+        if bool(data) == bool(annotations) or bool(images) != bool(annotations):
+            raise UsageError("specify either DATA, or --images and --annotations")
+        source = identify_source(annotations or data, images=images)
+        for sentence in source.describe():
+            print(sentence, file=sys.stderr)
+        report = validate_source(source)
+        for summary in report.summarize():
+            print(format_json_line(summary))
         if report.problems:
-            raise Error(str(report))
+            lines = [format_json_line(problem.to_dict()) for problem in report.problems]
+            try:
+                out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            except OSError as error:
+                raise Error(f"{out} cannot be written ({error.strerror}); choose another --out") from None
+            raise Error(f"{report}; {out} lists each")
         print(report, file=sys.stderr)
 
     run_cli(run, arguments, "fukami doctor")
 
 
 def validate_dataset(spec: str) -> "Findings":
-    """Validate the dataset at a path, or the built-in dataset of that name, by the checks of its task.
-
-    Files are decoded once, in threads; only a digest of 16 bytes is kept of each.
+    """Validate the dataset at a path, or the built-in dataset of that name; as :func:`validate_source`.
 
     Raises:
         UsageError: there is no such path or name.
     """
+    from fukami.data.sources import identify_source
+
+    return validate_source(identify_source(spec))
+
+
+def validate_source(source: "DataSource") -> "Findings":
+    """Validate a dataset by the checks of its task.
+
+    Files are decoded once, in threads; only a digest of 16 bytes is kept of each.
+    """
     from fukami.captioning import checks as captioning_checks
     from fukami.classification import checks as classification_checks
     from fukami.data import findings
-    from fukami.data.sources import identify_source
     from fukami.detection import checks as detection_checks
     from fukami.segmentation import checks as segmentation_checks
 
@@ -56,7 +87,6 @@ def validate_dataset(spec: str) -> "Findings":
         "captions": captioning_checks.check_samples,
         "labels": classification_checks.check_samples,
     }
-    source = identify_source(spec)
     kind: Kind = next(filter(source.has, checks), "labels")  # whose checks report what is wrong with any other source
     report = findings.Findings()
     findings.check_duplicates(checks[kind](source, report), report)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from fukami.cli.arguments import run_cli
 from fukami.cli.main import InferencePrecision
 from fukami.data.parsing import Json
-from fukami.errors import UsageError
+from fukami.errors import UsageError, suggest_memory_fixes
 
 if TYPE_CHECKING:
     from fukami.classification.precision_comparison import PrecisionResult
@@ -68,7 +68,7 @@ def command(arguments: list[str]) -> None:
             run_recipe = run_recipe.with_data(data)
         precision_name = checkpoint.read_precision(folder) if precision == "auto" else precision
         summary: dict[str, Json] = {
-            "data": getattr(run_recipe, "data", None),
+            "data": getattr(run_recipe, "annotations", "") or getattr(run_recipe, "data", None),
             "precision": precision_name,
             "runs": list(runs),
         }
@@ -84,7 +84,8 @@ def command(arguments: list[str]) -> None:
         set_num_views(task, views)
         eval_data = run_recipe.load_eval_data()
         batches = eval_data.eval_batches
-        result = {**task.evaluate(batches), "split": eval_data.eval_split}
+        with suggest_memory_fixes("lower the batch size, as in --set batch_size=8"):
+            result = {**task.evaluate(batches), "split": eval_data.eval_split}
         if out:
             from fukami.engine import report
 

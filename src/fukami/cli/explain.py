@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fukami.cli.arguments import run_cli
 from fukami.cli.inputs import format_json_line, split_runs_and_files
-from fukami.errors import Error, UsageError, build_unknown_error
+from fukami.errors import Error, UsageError, build_unknown_error, find_name
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -79,7 +79,7 @@ def is_run(name: str, has_images: bool) -> bool:
     try:
         checkpoint.locate_run(name)
     except UsageError:
-        if name.replace("-", "_") not in models.__all__:
+        if find_name(name, models.__all__) is None:
             if Path(name).exists():
                 raise
             bundled = (path.parent.name for path in checkpoint.BUNDLED_WEIGHTS_DIR.glob("*/recipe.json"))
@@ -93,7 +93,9 @@ def is_run(name: str, has_images: bool) -> bool:
 
 def explain_model(name: str, input_shape: str | None, num_classes: int | None, out: Path | None) -> None:
     """Print the layer table of a model with random weights, and write its page to ``out``, if specified."""
-    model, shape = build_model(name.replace("-", "_"), input_shape, num_classes)
+    from fukami import models
+
+    model, shape = build_model(find_name(name, models.__all__) or name, input_shape, num_classes)
     text, layers, field = summarize_network(model, shape, "random weights")
     print(text)
     if out:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from fukami.cli.arguments import parse_recipe_arguments
 from fukami.cli.main import Precision, has_recipe_name
-from fukami.errors import UsageError
+from fukami.cli.train import list_memory_fixes
+from fukami.errors import UsageError, suggest_memory_fixes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,9 +40,15 @@ def command(arguments: list[str]) -> None:
         raise UsageError(f"--out should name a .png, .jpg, .pdf or .svg file, not {options.out}")
     from fukami.engine import lr_finder
 
-    curve = lr_finder.find_lr(
-        recipe, options.min_lr, options.max_lr, options.num_steps, device=options.device, precision=options.precision
-    )
+    with suggest_memory_fixes(*list_memory_fixes(recipe)):
+        curve = lr_finder.find_lr(
+            recipe,
+            options.min_lr,
+            options.max_lr,
+            options.num_steps,
+            device=options.device,
+            precision=options.precision,
+        )
     options.out.parent.mkdir(parents=True, exist_ok=True)
     lr_finder.plot_lr_curve(curve).savefig(options.out, dpi=110)
     result = {"lr": curve.steepest_lr, "min_loss_lr": curve.min_loss_lr, "steps": len(curve.lrs)}

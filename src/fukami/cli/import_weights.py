@@ -127,7 +127,7 @@ def import_segmenter(source: str, tensors: dict[str, torch.Tensor], out: Path) -
         expected = recipe.build_task(labels).model.state_dict()
     mismatches = [f"{key} {problem}" for key, problem in pretrained.find_mismatches(tensors, expected)]
     if mismatches:
-        raise Error(f"{source} does not match {recipe_class.__name__}: {'; '.join(mismatches)}")
+        raise pretrained.build_mismatch_error(source, recipe_class.__name__, tensors, mismatches)
     task = recipe.build_task(labels)
     task.model.load_state_dict(tensors)
     with checkpoint.lock_run(out, recipe, resume=False):
@@ -160,7 +160,7 @@ def import_detector(source: str, out: Path) -> None:
         f"{key} {problem}" for key, problem in pretrained.find_mismatches(tensors, expected) if key in expected
     ]
     if mismatches:
-        raise Error(f"{source} does not match Faster R-CNN: {'; '.join(mismatches)}")
+        raise pretrained.build_mismatch_error(source, "Faster R-CNN", tensors, mismatches)
     task = recipe.build_task(labels)
     pretrained.initialize_detector(task.model, recipe.backbone_prefix, recipe.backbone, source, labels)
     with checkpoint.lock_run(out, recipe, resume=False):

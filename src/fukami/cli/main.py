@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Literal, NoReturn
 
-from fukami.errors import Error, UsageError, build_unknown_error
+from fukami.errors import Error, UsageError, build_memory_error, build_unknown_error, is_out_of_memory
 
 Precision = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
 InferencePrecision = Literal["auto", "float32", "bfloat16", "float16", "int8", "binary", "onnx"]
@@ -21,6 +21,7 @@ GROUPS = {
     "models": ("eval", "predict", "explain", "play", "stylize", "export", "serve", "import"),
     "tools": ("bench",),
 }
+MAX_ERROR_LENGTH = 300  # characters of the message of a bug
 COMMANDS = tuple(name for names in GROUPS.values() for name in names)
 
 
@@ -72,12 +73,25 @@ def run_command(arguments: Sequence[str]) -> int:
         if os.environ.get("FUKAMI_TRACEBACK"):
             raise
         prefix = _build_error_prefix()
-        print(f"{prefix}: {type(error).__name__}: {escape_controls(str(error))}", file=sys.stderr)
+        message = _describe_environment_error(error)
+        if message:
+            print(f"{prefix}: {escape_controls(message)}", file=sys.stderr)
+            return 1
+        print(f"{prefix}: {type(error).__name__}: {escape_controls(str(error)[:MAX_ERROR_LENGTH])}", file=sys.stderr)
         if os.environ.get("WORLD_SIZE", "1") != "1" and isinstance(error, RuntimeError):
             print(f"{prefix}: check whether another process ended or cannot be reached", file=sys.stderr)
         print("fukami: this is a bug; FUKAMI_TRACEBACK=1 shows the traceback", file=sys.stderr)
         status = 1
     return status
+
+
+def _describe_environment_error(error: Exception) -> str:
+    """Describe an error of the machine, such as a full memory or a folder without permission; empty for a bug."""
+    if is_out_of_memory(error):
+        return str(build_memory_error(error, ("use fewer or smaller images", "close other programs")))
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return ""
 
 
 class PlainFormatter(logging.Formatter):
@@ -131,8 +145,8 @@ def has_recipe_name(arguments: Sequence[str], description: str | None) -> bool:
         return True
     from fukami.engine.recipe import list_recipes
 
-    text = f"{description}\nRecipes: {', '.join(list_recipes())}, or the path of a Python file that defines one."
     if arguments and arguments[0] in ("-h", "--help"):
-        print(text)
+        print(f"{description}\nRecipes: {', '.join(list_recipes())}, or the path of a Python file that defines one.")
         return False
-    raise UsageError(f"name the recipe first. {text}")
+    usage = str(description).partition("usage: ")[2]
+    raise UsageError(f"name the recipe first: {usage}; fukami list --all lists the recipes")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from fukami.cli.arguments import run_cli
 from fukami.cli.inputs import OutputFolder, format_json_line, split_runs_and_files
 from fukami.cli.main import InferencePrecision
+from fukami.cli.prediction_formats import OutputFormat, PredictionWriter, build_writer
 from fukami.errors import Error, UsageError, convert_memory_errors
 
 if TYPE_CHECKING:
@@ -52,11 +53,14 @@ def command(arguments: list[str]) -> None:
         precision: InferencePrecision = "auto",
         vote: bool = False,
         views: int = 1,
+        confidence: float | None = None,
+        tiles: int = 0,
+        format: OutputFormat = "auto",
         set: tuple[str, ...] = (),
         recipe: Path | None = None,
         generation: GenerationOptions = NO_GENERATION,
     ) -> None:
-        """Run inference on each image and each frame of a video. Prints one JSON object for each.
+        """Run inference on each image and each frame of a video. Prints a table on a terminal, else JSON lines.
 
         A run of a generator generates images instead: fukami predict RUN --num-samples 64 --out DIR.
 
@@ -70,12 +74,19 @@ def command(arguments: list[str]) -> None:
             precision: Precision of inference. auto: float32, or that of an exported run.
             vote: Ensemble by majority vote instead of averaged probabilities.
             views: Test-time augmentation: number of augmented views averaged per image; 1 disables it.
+            confidence: Minimum score of a predicted box, 0 to 1. Default: that of the run, which has the highest F1 on
+                the validation data.
+            tiles: Side of the overlapping tiles in which a detector predicts larger images, in pixels of the image, to
+                find small objects; 0: no tiles.
+            format: Output format. auto: table on a terminal, else jsonl (a JSON object per line). coco: COCO's results;
+                yolo: label files in the folder --out, which then has no drawn images.
             set: Recipe fields that affect prediction, such as beam_size=3.
             recipe: File of the custom recipe that the run was trained with; a run never contains code.
             generation: Options of image generation.
         """
         from fukami.classification.task import set_num_views
         from fukami.cli.prediction_page import PredictionPage
+        from fukami.detection.options import set_detection_options
         from fukami.engine import checkpoint
         from fukami.image import video
 
@@ -96,22 +107,26 @@ def command(arguments: list[str]) -> None:
             *runs, device=device, precision=precision, vote=vote, overrides=overrides, recipe=recipe
         )
         set_num_views(task, views)
+        set_detection_options(task, confidence=confidence, tile_size=tiles)
+        has_frames = fps > 0 or any(map(video.is_video, files))
+        writer = build_writer(format, files, task.labels, out, has_frames=has_frames)
         failed = 0
-        with PredictionPage(out, task, files) as page:
+        with writer, PredictionPage(None if format == "yolo" else out, task, files) as page:
             for are_videos, group in itertools.groupby(files, video.is_video):
                 if are_videos:
                     for file in group:
-                        failed += _predict_video(task, file, video.read_frames(file, frame_interval), page)
+                        failed += _predict_video(task, file, video.read_frames(file, frame_interval), page, writer)
                 elif fps:
                     images = list(group)
                     name = Path(images[0]).resolve().parent.name or "video"
                     errors: list[Error] = []
-                    failed += _predict_video(task, name, video.read_image_sequence(images, fps, errors), page)
+                    frames = video.read_image_sequence(images, fps, errors)
+                    failed += _predict_video(task, name, frames, page, writer)
                     failed += len(errors)
                     for error in errors:
                         print(f"fukami: {error}", file=sys.stderr)
                 else:
-                    failed += _predict_images(task, list(group), page)
+                    failed += _predict_images(task, list(group), page, writer)
         if failed:
             raise Error(f"{failed} of {len(files)} files could not be processed")
 
@@ -169,7 +184,7 @@ def _generate_images(
     print(f"{folder / 'grid.png'} contains all images", file=sys.stderr)
 
 
-def _predict_images(task: "Task", files: Sequence[str], page: "PredictionPage") -> int:
+def _predict_images(task: "Task", files: Sequence[str], page: "PredictionPage", writer: PredictionWriter) -> int:
     """Run inference on images; return the number of files that could not be read or drawn."""
     from fukami.engine.prediction import iterate_predictions
 
@@ -179,7 +194,7 @@ def _predict_images(task: "Task", files: Sequence[str], page: "PredictionPage") 
             failed += 1
             print(f"fukami: {prediction['error']}", file=sys.stderr)
             continue
-        print(format_json_line(prediction), flush=True)
+        writer.write(prediction)
         try:
             with convert_memory_errors(prediction["file"]):
                 if image is not None:
@@ -192,7 +207,9 @@ def _predict_images(task: "Task", files: Sequence[str], page: "PredictionPage") 
     return failed
 
 
-def _predict_video(task: "Task", file: str, frames: "Iterator[Frame]", page: "PredictionPage") -> int:
+def _predict_video(
+    task: "Task", file: str, frames: "Iterator[Frame]", page: "PredictionPage", writer: PredictionWriter
+) -> int:
     """Run inference on the frames of a video and print the frame rate; return 1 if a frame failed, else 0."""
     from fukami.image import video
 
@@ -217,7 +234,7 @@ def _predict_video(task: "Task", file: str, frames: "Iterator[Frame]", page: "Pr
                     print(f"fukami: {file}, frame {frame.index}: {prediction['error']}", file=sys.stderr)
                 else:
                     location = {"file": frame.file or file, "frame": frame.index, "seconds": round(frame.timestamp, 6)}
-                    print(format_json_line({**location, **prediction}), flush=True)
+                    writer.write({**location, **prediction})
                     draw_frame(frame, prediction)
     if count:
         total_seconds = time.perf_counter() - start

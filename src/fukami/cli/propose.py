@@ -18,7 +18,7 @@ def command(arguments: list[str]) -> None:
         images: tyro.conf.Positional[tuple[Path, ...]],
         mode: Literal["fast", "quality"] = "fast",
         max_boxes: int = 100,
-        stages: tyro.conf.FlagCreatePairsOff[bool] = False,
+        stages: bool = False,
         out: Path = Path("proposals"),
     ) -> None:
         """Compute and draw region proposals by Selective Search. Prints one JSON object for each image.

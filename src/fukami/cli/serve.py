@@ -33,6 +33,8 @@ def command(arguments: list[str]) -> None:
         precision: InferencePrecision = "auto",
         vote: bool = False,
         views: int = 1,
+        confidence: float | None = None,
+        tiles: int = 0,
         set: tuple[str, ...] = (),
         recipe: Path | None = None,
     ) -> None:
@@ -52,10 +54,15 @@ def command(arguments: list[str]) -> None:
             precision: Precision of inference. auto: float32, or that of an exported run.
             vote: Ensemble by majority vote instead of averaged probabilities.
             views: Test-time augmentation: number of augmented views averaged per image; 1 disables it.
+            confidence: Minimum score of a predicted box, 0 to 1, unless a request has its own. Default: that of the
+                run, which has the highest F1 on the validation data.
+            tiles: Side of the overlapping tiles in which a detector predicts larger images, in pixels of the image, to
+                find small objects; 0: no tiles.
             set: Recipe fields that affect prediction, such as beam_size=3.
             recipe: File of the custom recipe that the run was trained with; a run never contains code.
         """
         from fukami.classification.task import set_num_views
+        from fukami.detection.options import set_detection_options
         from fukami.engine import checkpoint
 
         with require_extra("serve", "fukami serve"):
@@ -74,10 +81,12 @@ def command(arguments: list[str]) -> None:
             *runs, device=device, precision=precision, vote=vote, overrides=overrides, recipe=recipe
         )
         set_num_views(task, views)
+        set_detection_options(task, confidence=confidence, tile_size=tiles)
         hosts = {*LOCAL_HOSTS, host, *allowed_hosts}
-        application = create_app(
-            task, build_run_info(runs, precision, recipe), hosts=hosts, token=secret, request_timeout=request_timeout
-        )
+        run_info = build_run_info(runs, precision, recipe)
+        if get_confidence := getattr(task, "get_confidence", None):  # of a detector
+            run_info["confidence"] = get_confidence()
+        application = create_app(task, run_info, hosts=hosts, token=secret, request_timeout=request_timeout)
         file_limit = raise_file_limit()
         with listen(host, port) as listener:
             name = f"[{host}]" if ":" in host else host

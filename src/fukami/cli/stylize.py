@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from fukami.cli.arguments import parse_recipe_arguments
 from fukami.cli.main import Precision
-from fukami.errors import Error, UsageError
+from fukami.cli.train import list_memory_fixes
+from fukami.errors import Error, UsageError, suggest_memory_fixes
 
 if TYPE_CHECKING:
     from fukami.style.neural_style import NeuralStyle
@@ -80,7 +81,8 @@ def stylize(recipe: "NeuralStyle", options: StylizeOptions) -> None:
     try:
         is_resumed = (folder / "recipe.json").is_file()
         run_options = RunOptions(options.device, options.precision, compile=False, resume=is_resumed)
-        metrics = run_training(recipe, folder, run_options)
+        with suggest_memory_fixes(*list_memory_fixes(recipe)):
+            metrics = run_training(recipe, folder, run_options)
     except (KeyboardInterrupt, SystemExit):
         if _save_preview(folder, out):
             print(f"{out} contains the current image; --resume continues the run", file=sys.stderr)

@@ -9,10 +9,18 @@ from typing import TYPE_CHECKING
 
 from fukami.cli.arguments import parse_recipe_arguments
 from fukami.cli.main import Precision, has_recipe_name
-from fukami.errors import UsageError
+from fukami.errors import UsageError, suggest_memory_fixes
 
 if TYPE_CHECKING:
     from fukami.engine.recipe import Recipe
+
+# Fields that the memory of a training grows with.
+MEMORY_FLAGS = {
+    "batch_size": "--batch-size",
+    "size": "--size",
+    "min_size": "--min-size",
+    "buffer_size": "--buffer-size",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,12 +64,12 @@ class TrainOptions:
 
 def command(arguments: list[str]) -> None:
     """Train a recipe on a dataset."""
-    from fukami.engine.recipe import get_recipe
+    from fukami.engine.recipe import get_recipe, get_recipe_name
 
     if not has_recipe_name(arguments, f"{command.__doc__}\nusage: fukami train RECIPE [--field value ...] [--out DIR]"):
         return
-    name, *flags = arguments
-    recipe_class = get_recipe(name)
+    recipe_class = get_recipe(arguments[0])
+    name, flags = get_recipe_name(recipe_class), arguments[1:]
     default = _load_resumed_recipe(flags, recipe_class) if "--resume" in flags else None
     recipe, options = parse_recipe_arguments(recipe_class, TrainOptions, flags, f"fukami train {name}", default)
     options.check()
@@ -97,7 +105,8 @@ def train_recipes(recipes: "dict[Path, Recipe]", options: TrainOptions) -> None:
         run_options = RunOptions(
             options.device, options.precision, options.compile, resume, options.allow_changed_data, options.timeout
         )
-        result = run_training(recipe, folder, run_options)
+        with suggest_memory_fixes(*list_memory_fixes(recipe)):
+            result = run_training(recipe, folder, run_options)
         if is_main:
             report = folder / "report.html"
             if "errors" in result:
@@ -112,6 +121,18 @@ def train_recipes(recipes: "dict[Path, Recipe]", options: TrainOptions) -> None:
     if is_main and len(recipes) > 1:  # as an ensemble
         folders = list(map(str, recipes))
         cli_eval.command([*folders, "--device", options.device, "--out", str(Path(folders[0]).parent)])
+
+
+def list_memory_fixes(recipe: "Recipe") -> list[str]:
+    """List the options of a recipe that reduce the memory of its training."""
+    names = {field.name for field in dataclasses.fields(recipe)}
+    lower = [flag for name, flag in MEMORY_FLAGS.items() if name in names]
+    fixes = [f"lower {' or '.join(lower)}"]
+    if "accumulate" in names:
+        fixes.append("raise --accumulate")
+    if "activation_checkpointing" in names and not vars(recipe)["activation_checkpointing"]:
+        fixes.append("add --activation-checkpointing")
+    return fixes
 
 
 def _check_resumable(runs: list[Path], folder: Path) -> None:

@@ -1,22 +1,33 @@
 """Caption files: the captions of images, by split.
 
 Supported formats: Flickr8k and Flickr30k (``captions.txt``, ``results.csv``, ``*.token``, ``*.token.txt``, with split
-lists such as ``*trainImages.txt``), COCO's ``captions_*.json``, Karpathy's ``dataset*.json``, and a CSV of images and
-captions. The images may lie anywhere below the same folder.
+lists such as ``*trainImages.txt``), COCO's ``captions_*.json``, Karpathy's ``dataset*.json``, a CSV of images and
+captions, JSON or a table of such contents with another name, and a text file of the same stem for each image. The
+images may lie anywhere below the same folder.
 """
 
 import csv
 import io
-import itertools
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from fukami.data import coco, yolo
+from fukami.data.annotation_files import find_files_of_images, find_split, pair_with_images, walk_files
 from fukami.data.annotations import ANNOTATION_SPLITS, AnnotationProblem
-from fukami.data.parsing import is_file, parse_json, read_bytes, read_columns, read_text, to_key, to_text
+from fukami.data.parsing import (
+    MAX_SMALL_FILE_BYTES,
+    contains_pattern,
+    is_file,
+    parse_json,
+    read_bytes,
+    read_columns,
+    read_text,
+    to_key,
+    to_text,
+)
 from fukami.errors import Error
 from fukami.image import io as image_io
 
@@ -28,7 +39,7 @@ SPLIT_LISTS = (("train", "*[._]trainImages.txt"), ("val", "*[._]devImages.txt"),
 CAPTION_SUFFIXES = (".csv", ".json", ".txt", ".token")  # suffixes of caption files
 KARPATHY_SPLITS = {"restval": "train"}  # images of COCO's validation split that Karpathy's training split includes
 EXPECTED_FILES = "captions.txt, captions_*.json, dataset.json, *.token, or a CSV with the columns image and caption"
-MAX_LISTED_FILES = 1_000_000  # files among which caption files are searched to identify a dataset
+MAX_INSPECTED_FILES = 20  # files of other names that are read to find captions
 CAPTION_NUMBER = re.compile(r"#[a-z]*\d+$")  # number of a caption, after the image name
 
 
@@ -55,47 +66,56 @@ class ParsedCaptions:
     problems: list[AnnotationProblem] = field(default_factory=list)
 
 
-def parse_caption_files(path: Path) -> ParsedCaptions:
-    """Parse the caption files at a path.
+def parse_caption_files(path: Path, images: Path | None = None) -> ParsedCaptions:
+    """Parse the caption files at a path; without ``images``, the images are below its folder.
 
     Raises:
         Error: there is no caption file, or one cannot be read.
     """
     root, files = _list_files(path)
     caption_files = _find_caption_files(path, files)
-    if not caption_files:
+    text_files = [] if caption_files or not path.is_dir() else _find_text_files(root, images)
+    if not caption_files and not text_files:
         raise Error(f"{path} has no captions: expected {EXPECTED_FILES}")
-    name_to_path = _index_images(root, files)
+    image_root = images or root
+    name_to_path = _index_images(image_root, walk_files(images) if images else files)
     parsed = ParsedCaptions()
     name_to_split = _read_split_lists(files)
     for file in caption_files:
         for row in _read_rows(file):
             _add_row(parsed, file, row, name_to_path, name_to_split)
+    for file, image in pair_with_images(text_files, sorted({*name_to_path.values()})).items():
+        name, split = image.relative_to(image_root).as_posix(), find_split(image, image_root)
+        for line_number, line in enumerate(read_text(file, max_bytes=MAX_SMALL_FILE_BYTES).split("\n"), 1):
+            if line.strip():
+                _add_row(parsed, file, CaptionRow(name, line, line_number, split), name_to_path, name_to_split)
     return parsed
 
 
-def find_uncaptioned_images(path: Path, parsed: ParsedCaptions) -> list[Path]:
-    """Return the images at a path that have no caption."""
-    captioned = {image for images in parsed.splits.values() for image in images}
-    return sorted({*_index_images(*_list_files(path)).values()} - captioned)
+def find_uncaptioned_images(path: Path, parsed: ParsedCaptions, images: Path | None = None) -> list[Path]:
+    """Return the images at a path that have no caption; ``images`` as for :func:`parse_caption_files`."""
+    captioned = {image for split_images in parsed.splits.values() for image in split_images}
+    root, files = (images, list(walk_files(images))) if images else _list_files(path)
+    return sorted({*_index_images(root, files).values()} - captioned)
 
 
-def has_captions(path: Path) -> bool:
-    """Return whether a file or folder has captions, by the names of the first million files and the columns of CSV."""
-    files = itertools.islice(_walk_files(path), MAX_LISTED_FILES) if path.is_dir() else ()
-    return bool(_find_caption_files(path, files))
+def has_captions(path: Path, images: Path | None = None) -> bool:
+    """Return whether a file or folder has captions, by the names of the files and the starts of some."""
+    if _find_caption_files(path, walk_files(path) if path.is_dir() else ()):
+        return True
+    return path.is_dir() and bool(_find_text_files(path, images))
 
 
 def _list_files(path: Path) -> tuple[Path, list[Path]]:
-    """Return the folder of the images, and every file below it, in order."""
+    """Return the folder of the images, and the files below it, in order."""
     root = path if path.is_dir() else path.parent
-    return root, sorted(_walk_files(root))
+    return root, sorted(walk_files(root))
 
 
-def _walk_files(root: Path) -> Iterator[Path]:
-    """Iterate over every file below a folder, without hidden files."""
-    for folder, _, names in os.walk(root):
-        yield from (Path(folder, name) for name in names if not name.startswith("."))
+def _find_text_files(root: Path, images: Path | None) -> list[Path]:
+    """Find the text files of images, unless these have boxes instead of captions."""
+    files = [file for file in find_files_of_images((root,), ".txt", images) if file.name not in yolo.CLASS_FILES]
+    return [] if any(map(yolo.is_box_file, files[: yolo.MAX_INSPECTED_FILES])) else files
 
 
 def _add_row(
@@ -143,7 +163,14 @@ def _find_caption_files(path: Path, files: Iterable[Path]) -> list[Path]:
         ]
         if matches:
             return matches if pattern.startswith("captions_") else matches[:1]
-    return []
+    return next(([file] for file in candidates[:MAX_INSPECTED_FILES] if is_caption_file(file)), [])
+
+
+def is_caption_file(path: Path) -> bool:
+    """Return whether a JSON file or a table has captions, by its keys or its columns."""
+    if path.suffix.lower() == ".json":
+        return contains_pattern(path, coco.CAPTION_KEYS) and not contains_pattern(path, coco.BOX_KEYS)
+    return _detect_columns(path) is not None
 
 
 def _detect_columns(path: Path) -> tuple[str, str, str] | None:

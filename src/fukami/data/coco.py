@@ -1,10 +1,11 @@
 """COCO annotations in JSON (Lin et al. 2014), as also written by Roboflow, CVAT, labelme's converters and others.
 
 Supported layouts: ``annotations/instances_train2017.json`` and similar with the images in a sibling folder;
-``_annotations.coco.json`` in each of the folders ``train``, ``valid`` and ``test``; a single file. Boxes are left, top,
-width and height, counted from 0.
+``_annotations.coco.json`` in each of the folders ``train``, ``valid`` and ``test``; a file of any name, or one for each
+split, in the folder or in any subfolder. Boxes are left, top, width and height, counted from 0.
 """
 
+import itertools
 import json
 import math
 import re
@@ -23,13 +24,15 @@ from fukami.data.annotations import (
     parse_split,
 )
 from fukami.data.locations import list_data_folders
-from fukami.data.parsing import Json, is_file, read_text, to_key, to_number, to_text
+from fukami.data.parsing import Json, contains_pattern, is_file, read_text, to_key, to_number, to_text
 from fukami.data.samples import CROWD, REGULAR
 from fukami.errors import Error
 
 LISTS = ("images", "annotations", "categories")
 WHITESPACE = re.compile(r"[ \t\r\n]*")
 SNIFF_LENGTH = 100_000  # characters read to detect the format of a file
+MAX_INSPECTED_FILES = 100  # JSON files that are read to detect the format
+BOX_KEYS, CAPTION_KEYS = re.compile(r'"(bbox|segmentation)"\s*:'), re.compile(r'"(caption|sentences)"\s*:')
 ROBOFLOW_FILE = "_annotations.coco.json"
 
 
@@ -75,21 +78,24 @@ def find_coco_files(root: Path) -> dict[str, Path]:
         if parse_split(folder.name) and (folder / ROBOFLOW_FILE).is_file()
     ]
     files = files or {parse_split(folder.name): folder / ROBOFLOW_FILE for folder in split_folders}
-    candidates = [
-        path for folder in (root, root / "annotations") for path in sorted(folder.glob("*.json")) if _is_box_file(path)
-    ]
+    folders = (root, *image_folder.list_folders(root))
+    paths = itertools.chain.from_iterable(sorted(folder.glob("*.json")) for folder in folders)
+    candidates = list(filter(_is_box_file, itertools.islice(paths, MAX_INSPECTED_FILES)))
     if not files and len(candidates) > 1 and all(_parse_split(path.stem) for path in candidates):
         files = {_parse_split(path.stem): path for path in candidates}
     return files or ({"": candidates[0]} if len(candidates) == 1 else {})
 
 
 def read_coco(
-    root: Path, on_records: Callable[[Path, Records, DatasetAnnotations], None] | None = None
+    root: Path,
+    images: Path | None = None,
+    on_records: Callable[[Path, Records, DatasetAnnotations], None] | None = None,
 ) -> DatasetAnnotations:
     """Read the COCO file at a path, or all of a folder.
 
     Args:
         root: file or folder.
+        images: folder of the images; None: the usual folders around each file.
         on_records: called for each file with its path, its records and the annotations read so far.
 
     Raises:
@@ -98,7 +104,7 @@ def read_coco(
     dataset = DatasetAnnotations()
     for split, path in ({"": root} if root.is_file() else find_coco_files(root)).items():
         records = read_records(path)
-        annotations = _parse_annotations(path, records, dataset)
+        annotations = _parse_annotations(path, records, ImageLocator(path, images), dataset)
         dataset.splits[split] = keep_existing_images(annotations, dataset, split, path)
         if on_records:
             on_records(path, records, dataset)
@@ -169,7 +175,9 @@ def _parse_lists(text: str) -> Iterator[tuple[str, list[Record]]]:
             position = expect(position, ",")
 
 
-def _parse_annotations(path: Path, records: Records, dataset: DatasetAnnotations) -> Iterator[ImageAnnotation]:
+def _parse_annotations(
+    path: Path, records: Records, locate: "ImageLocator", dataset: DatasetAnnotations
+) -> Iterator[ImageAnnotation]:
     categories = [category.fields for category in list_used_categories(records)]
     labels = {to_key(category.get("id")): to_text(category.get("name")) for category in categories}
     dataset.labels = tuple(dict.fromkeys([*dataset.labels, *labels.values()]))
@@ -190,7 +198,6 @@ def _parse_annotations(path: Path, records: Records, dataset: DatasetAnnotations
         kind = CROWD if fields.get("iscrowd") in (1, "1") else REGULAR
         box = Box(labels.get(category, ""), _parse_corners(fields), kind, line, identifier)
         boxes.setdefault(image, []).append(box)
-    locate = ImageLocator(path)
     for line, fields in records["images"]:
         width, height = to_number(fields.get("width")), to_number(fields.get("height"))
         size = (int(width), int(height)) if math.isfinite(width) and math.isfinite(height) else None
@@ -218,14 +225,27 @@ def _parse_corners(fields: dict[str, Json]) -> tuple[float, float, float, float]
 
 
 class ImageLocator:
-    """Search for the images of a file in the usual folders, starting with the folder of the previous image."""
+    """Search for the images of a file, starting with the folder of the previous image.
 
-    def __init__(self, path: Path) -> None:
-        parent = path.parent.parent
+    Args:
+        path: the annotation file.
+        images: folder of the images, which may have subfolders; None: the usual folders around the file, and, if there
+            is no image below its own folder, any folder beside it.
+    """
+
+    def __init__(self, path: Path, images: Path | None = None) -> None:
         split = re.sub(r"^(instances|person_keypoints|annotations)_", "", path.stem)
+        if images:
+            self.folders = [images, images / split, *image_folder.list_folders(images)]
+            return
+        parent = path.parent.parent
         self.folders = [path.parent, path.parent / "images", path.parent / split, path.parent / "images" / split]
         siblings = [parent / split, parent / "images" / split, parent / "images", parent]
-        self.folders += siblings if path.parent.name.lower() in ("annotations", "labels") else []
+        is_without_images = next(image_folder.walk_images(path.parent), None) is None
+        is_beside = is_without_images or path.parent.name.lower() in ("annotations", "labels")
+        self.folders += siblings if is_beside else []
+        others = image_folder.list_folders(parent if is_without_images else path.parent)
+        self.folders += sorted(others, key=lambda folder: parse_split(folder.name) != _parse_split(path.stem))
 
     def __call__(self, name: str) -> Path:
         """Return the path of an image; a path in the first folder if no folder contains it."""
@@ -251,4 +271,4 @@ def _is_box_file(path: Path) -> bool:
         start, next_character = file.read(SNIFF_LENGTH), file.read(1)
     lists = "images|annotations" + ("|categories|licenses" if next_character else "")
     is_coco = re.match(r"\s*\{", start) and re.search(rf'"({lists})"\s*:\s*\[', start)
-    return bool(is_coco and not re.search(r'"sentences"\s*:', start))  # Karpathy's captions
+    return bool(is_coco) and (contains_pattern(path, BOX_KEYS) or not contains_pattern(path, CAPTION_KEYS))

@@ -119,8 +119,10 @@ def build_coco_class_table(annotations: DatasetAnnotations) -> ClassTable:
     return ClassTable((BACKGROUND, *annotations.labels))
 
 
-def read_coco_masks(root: Path) -> tuple[DatasetAnnotations, dict[Path, COCOMask]]:
+def read_coco_masks(root: Path, images: Path | None = None) -> tuple[DatasetAnnotations, dict[Path, COCOMask]]:
     """Read a COCO file, or the COCO files of a folder: the annotations, and the mask of each image.
+
+    The folder ``images`` is as for :func:`fukami.data.coco.read_coco`.
 
     Raises:
         Error: a file is not valid JSON, or not COCO's.
@@ -128,12 +130,15 @@ def read_coco_masks(root: Path) -> tuple[DatasetAnnotations, dict[Path, COCOMask
     image_masks: dict[Path, COCOMask] = {}
 
     def add_masks(path: Path, records: coco.Records, annotations: DatasetAnnotations) -> None:
-        image_masks.update(_build_masks(path, records, annotations.labels))
+        locate = coco.ImageLocator(path, images)
+        image_masks.update(_build_masks(path, records, locate, annotations.labels))
 
-    return coco.read_coco(root, add_masks), image_masks
+    return coco.read_coco(root, images, add_masks), image_masks
 
 
-def _build_masks(path: Path, records: coco.Records, labels: Sequence[str]) -> Iterator[tuple[Path, COCOMask]]:
+def _build_masks(
+    path: Path, records: coco.Records, locate: coco.ImageLocator, labels: Sequence[str]
+) -> Iterator[tuple[Path, COCOMask]]:
     """Yield the images of a file with their masks."""
     used = {
         to_key(category.fields.get("id")): to_text(category.fields.get("name"))
@@ -150,7 +155,6 @@ def _build_masks(path: Path, records: coco.Records, labels: Sequence[str]) -> It
             area = 0.0 if math.isnan(area) else area  # the objects are sorted by area
             shape = ObjectOutline(value, _compact_outline(outline), area, f"annotation {to_text(fields.get('id'))}")
             shapes.setdefault(to_key(fields.get("image_id")), []).append(shape)
-    locate = coco.ImageLocator(path)
     for _, fields in records["images"]:
         image_path = locate(to_text(fields.get("file_name")))
         width, height = fields.get("width"), fields.get("height")

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fukami.data.formats import format_count, pluralize
 from fukami.data.sources import DataSource
 from fukami.data.splits import SPLIT_NAMES
 from fukami.errors import Error, MissingPackageError, convert_memory_errors
@@ -22,6 +23,7 @@ from fukami.image import io as image_io
 from fukami.progress import ProgressBar
 
 MAX_IMBALANCE = 10  # maximum ratio of the largest class to another class
+MAX_LISTED = 3  # locations in the summary of a kind of problem
 MIN_SIDE = 8  # pixels; smaller images show nothing recognizable
 CHUNK_SIZE = 1024  # number of files checked at a time
 # file and line in an error message of an annotation reader
@@ -43,6 +45,11 @@ class Problem:
     file: str = ""
     label: str = ""
     line: int = 0
+
+    @property
+    def location(self) -> str:
+        """File with the line, or class that the problem concerns."""
+        return f"{self.file}, line {self.line}" if self.line else self.file or self.label
 
     def to_dict(self) -> dict[str, str | int]:
         """Convert to a JSON object, without empty fields."""
@@ -80,6 +87,21 @@ class Findings:
     def add(self, kind: str, detail: str, *, file: str = "", label: str = "", line: int = 0) -> None:
         """Add a problem."""
         self.problems.append(Problem(kind, detail, file, label, line))
+
+    def summarize(self) -> list[dict[str, object]]:
+        """Summarize the problems of each kind: their number, the first locations and the detail of the first."""
+        kinds: dict[str, list[Problem]] = defaultdict(list)
+        for problem in self.problems:
+            kinds[problem.kind].append(problem)
+        return [
+            {
+                "problem": kind,
+                "count": len(problems),
+                "first": [problem.location for problem in problems[:MAX_LISTED]],
+                "detail": problems[0].detail,
+            }
+            for kind, problems in kinds.items()
+        ]
 
     def __str__(self) -> str:
         """Summarize the validation in one sentence."""
@@ -227,16 +249,6 @@ def check_class_names(labels: Iterable[str], findings: Findings) -> None:
 def format_splits(splits: Iterable[str]) -> str:
     """Format the names of splits, as in ``'train' and 'val'``."""
     return " and ".join(repr(split) for split in splits)
-
-
-def format_count(number: int, noun: str) -> str:
-    """Format a count with its noun, as in ``1,797 images``."""
-    return f"{number:,} {noun if number == 1 else pluralize(noun)}"
-
-
-def pluralize(noun: str) -> str:
-    """Return the plural of a noun."""
-    return f"{noun}es" if noun.endswith(("s", "x")) else f"{noun}s"
 
 
 class PathNames:

@@ -63,11 +63,11 @@ def find_splits(root: Path) -> dict[str, Path]:
     return splits or {"": root}
 
 
-def read_csv(path: Path) -> dict[Split, FolderSplit]:
+def read_csv(path: Path, images: Path | None = None) -> dict[Split, FolderSplit]:
     """Read the splits of a CSV file with columns ``path``, ``label`` and optionally ``split``.
 
-    Paths are relative to the file's folder. A split is one of train, training, val, valid, validation, test, testing;
-    a row without one is training data.
+    Paths are relative to ``images``, or to the file's folder without it. A split is one of train, training, val, valid,
+    validation, test, testing; a row without one is training data.
 
     Raises:
         Error: a column is missing, a field is empty, a split has another name, or the file is not in UTF-8.
@@ -89,7 +89,7 @@ def read_csv(path: Path) -> dict[Split, FolderSplit]:
                     f"{path}, line {reader.line_num}: expected a path, a label and train, val or test; got "
                     f"{str(row)[:200]}"
                 )
-            splits[SPLIT_NAMES.get(split.lower(), "train")].append((path.parent / name, label))
+            splits[SPLIT_NAMES.get(split.lower(), "train")].append(((images or path.parent) / name, label))
     except csv.Error as error:
         raise Error(f"{path}, line {reader.line_num}: is not valid CSV ({error}); fix it") from None
     if not any(splits.values()):

@@ -77,7 +77,7 @@ class LabeledImages:
         return DecodedImages(torch.from_numpy(images).permute(0, 3, 1, 2), targets, names)
 
 
-def load_labeled_images(spec: str, val_fraction: float | None = None) -> Splits[LabeledImages]:
+def load_labeled_images(spec: str, val_fraction: float | None = None, *, images: str = "") -> Splits[LabeledImages]:
     """Load the splits and the class names of a dataset.
 
     Args:
@@ -87,19 +87,21 @@ def load_labeled_images(spec: str, val_fraction: float | None = None) -> Splits[
         val_fraction: fraction of each class of the training data used for validation, if the dataset has no validation
             split; None: as for :func:`fukami.data.splits.select_validation`, but 0 for MNIST and CIFAR, whose protocol
             has no validation split.
+        images: folder of the images, if ``spec`` is a CSV file whose paths are relative to it.
 
     Raises:
         UsageError: ``spec`` is neither a dataset name nor an existing path.
         Error: the dataset is corrupted or missing, or has no class labels.
     """
-    layout, root = sources.identify_source(spec, "labels").require("labels")
+    source = sources.identify_source(spec, "labels", images)
+    layout, root = source.require("labels")
     if layout == "shards":
         shard_splits, labels = shards.load_shards(spec)
         parts = {split: LabeledImages(*part) for split, part in shard_splits.items()}
         return _complete_splits(parts, labels, val_fraction)
     if layout != "built-in":
-        scan = image_folder.read_csv if layout == "CSV" else image_folder.scan_folder
-        return _build_splits(scan(root), val_fraction)
+        splits = image_folder.read_csv(root, source.images) if layout == "CSV" else image_folder.scan_folder(root)
+        return _build_splits(splits, val_fraction)
     if spec == "imagenet":
         return _build_splits(imagenet.scan_imagenet(), val_fraction)
     if spec != "digits" and val_fraction is None:
@@ -114,10 +116,10 @@ def load_labeled_images(spec: str, val_fraction: float | None = None) -> Splits[
     else:
         arrays = mnist.load_mnist() if spec == "mnist" else (digits.load_digits(), None)
     train, test = arrays
-    splits: dict[Split, LabeledImages] = {"train": LabeledImages(train[0], train[1].astype(np.int64))}
+    parts = {"train": LabeledImages(train[0], train[1].astype(np.int64))}
     if test:
-        splits["test"] = LabeledImages(test[0], test[1].astype(np.int64))
-    return _complete_splits(splits, labels, val_fraction)
+        parts["test"] = LabeledImages(test[0], test[1].astype(np.int64))
+    return _complete_splits(parts, labels, val_fraction)
 
 
 def _build_splits(

@@ -1,10 +1,15 @@
-"""Folders of images and masks: the layouts of Pascal VOC, CamVid and Cityscapes, and custom folders."""
+"""Folders of images and masks: the layouts of Pascal VOC, CamVid and Cityscapes, and custom folders.
 
+In folders of other names, masks are images of few values beside images of the same names and sizes.
+"""
+
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,6 +29,9 @@ STEM_SUFFIXES = re.compile(
     r"([_.-](mask|masks|label|labels|seg|segmentation|gt|l|p|gtfine_labelids|gtfine_labeltrainids|leftimg8bit))+$", re.I
 )
 LOSSLESS_EXTENSIONS = {".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}  # JPEG changes the values of a mask
+MAX_MASK_VALUES = 64  # values or colors of a mask in a folder of any name; a photograph has more
+MAX_SIBLINGS = 12  # folders among which those of images and masks are searched by content
+MAX_INSPECTED_PAIRS = 8  # images and masks that are decoded to detect masks
 BINARY_VALUES = {0, IGNORE_INDEX}  # values of binary masks
 
 
@@ -56,18 +64,30 @@ class FolderIndex:
 
 
 def is_mask_folder(root: Path) -> bool:
-    """Return whether a folder has one of the layouts."""
+    """Return whether a folder has one of the layouts, or masks in folders of other names."""
     return any(layout(root) for layout in (_is_voc, _find_camvid_folders, _find_paired_folders))
 
 
-def index_folder(root: Path) -> FolderIndex:
+def has_masks(root: Path, images: Path) -> bool:
+    """Return whether a folder contains an image of the same name as one in ``images``."""
+    stems = {_normalize_stem(path, images) for path in _iterate_images(images)}
+    return any(_normalize_stem(path, root) in stems for path in _iterate_images(root))
+
+
+def index_folder(root: Path, images: Path | None = None) -> FolderIndex:
     """Index a folder of images and masks in one of the layouts.
+
+    Args:
+        root: the folder; with ``images`` that of the masks.
+        images: folder of the images; None: they are below the same folder.
 
     Raises:
         Error: no image has a mask, or the class table is invalid or lacks the colors of the masks.
     """
-    index = index_voc(root) or index_camvid(root) or index_paired_folders(root)
-    assert index is not None, f"is_mask_folder({root}) is false"
+    if images:
+        index = _index_pairs(root, _divide_splits(images, root))
+    else:
+        index = index_voc(root) or index_camvid(root) or index_paired_folders(root) or FolderIndex(class_tables.VOC)
     if not any(pair.mask_path for pair in index.iterate_pairs()):
         raise Error(f"{root} has images, but no mask of the same name; add a mask for each image")
     return index
@@ -115,8 +135,11 @@ def index_camvid(root: Path) -> FolderIndex | None:
 def index_paired_folders(root: Path) -> FolderIndex | None:
     """Index a folder of images and a folder of masks, with splits above or below them, such as Cityscapes."""
     folders = _find_paired_folders(root)
-    if not folders:
-        return None
+    return _index_pairs(root, folders) if folders else None
+
+
+def _index_pairs(root: Path, folders: dict[str, tuple[Path, Path]]) -> FolderIndex:
+    """Index the image and the mask folder of each split."""
     splits: dict[str, list[FilePair]] = {}
     problems: list[AnnotationProblem] = []
     for split, (image_dir, mask_dir) in folders.items():
@@ -132,7 +155,7 @@ def index_paired_folders(root: Path) -> FolderIndex | None:
         return FolderIndex(cityscapes_table, splits, problems)
     tables = (
         class_tables.find_class_table(folder)
-        for folder in dict.fromkeys([root, *(image_dir for image_dir, _ in folders.values())])
+        for folder in dict.fromkeys([root, *itertools.chain.from_iterable(folders.values())])
     )
     class_table = next((table for table in tables if table), None)
     return FolderIndex(
@@ -236,28 +259,95 @@ def _find_paired_folders(root: Path) -> dict[str, tuple[Path, Path]]:
     """Return the image and the mask folder of each split, or of an empty name if there is only one split."""
     image_dir, mask_dir = _find_folder(root, IMAGE_FOLDERS), _find_folder(root, MASK_FOLDERS)
     if image_dir and mask_dir:
-        image_splits = {
-            parse_split(folder.name): folder
-            for folder in image_folder.list_folders(image_dir)
-            if parse_split(folder.name)
-        }
-        mask_splits = {
-            parse_split(folder.name): folder
-            for folder in image_folder.list_folders(mask_dir)
-            if parse_split(folder.name)
-        }
-        both = {split: (folder, mask_splits[split]) for split, folder in image_splits.items() if split in mask_splits}
-        folders = both or {"": (image_dir, mask_dir)}
+        folders = _divide_splits(image_dir, mask_dir)
     else:
-        splits = {
-            parse_split(folder.name): folder for folder in image_folder.list_folders(root) if parse_split(folder.name)
-        }
         candidates = {
             split: (_find_folder(folder, IMAGE_FOLDERS), _find_folder(folder, MASK_FOLDERS))
-            for split, folder in splits.items()
+            for split, folder in _find_split_folders(root).items()
         }
         folders = {split: (first, second) for split, (first, second) in candidates.items() if first and second}
-    return {split: pair for split, pair in folders.items() if next(iter(_iterate_images(pair[1])), None)}
+    named = {split: pair for split, pair in folders.items() if next(iter(_iterate_images(pair[1])), None)}
+    return named or _find_pairs_by_content(root)
+
+
+def _find_split_folders(root: Path) -> dict[str, Path]:
+    """Return the subfolders that denote a split."""
+    return {parse_split(path.name): path for path in image_folder.list_folders(root) if parse_split(path.name)}
+
+
+def _divide_splits(image_dir: Path, mask_dir: Path) -> dict[str, tuple[Path, Path]]:
+    """Return the folders of each split below a folder of images and one of masks, or both if they have no splits."""
+    image_splits, mask_splits = _find_split_folders(image_dir), _find_split_folders(mask_dir)
+    both = {split: (folder, mask_splits[split]) for split, folder in image_splits.items() if split in mask_splits}
+    return both or {"": (image_dir, mask_dir)}
+
+
+def _find_pairs_by_content(root: Path) -> dict[str, tuple[Path, Path]]:
+    """Return the folders of images and of their masks of each split; the pixels of a few files decide.
+
+    In a folder there are two of them with any names, or such as ``train`` and ``train_masks`` for each split.
+    """
+    pairs: dict[str, tuple[Path, Path]] = {}
+    for parent in (root, *_find_split_folders(root).values()):
+        folders = list(itertools.islice(filter(_has_images, image_folder.list_folders(parent)), MAX_SIBLINGS + 1))
+        for image_dir, mask_dir in itertools.permutations(folders, 2) if len(folders) <= MAX_SIBLINGS else ():
+            is_split = parse_split(image_dir.name) and mask_dir.name.startswith(image_dir.name)
+            is_pair = (len(folders) == 2 and not parse_split(mask_dir.name)) or is_split
+            if is_pair and _are_masks(image_dir, mask_dir):
+                split = parse_split(image_dir.name) or parse_split(parent.name if parent != root else "")
+                divided = _divide_splits(image_dir, mask_dir)
+                pairs |= {split: divided[""]} if "" in divided else divided
+    return pairs
+
+
+def _has_images(folder: Path) -> bool:
+    return next(_iterate_images(folder), None) is not None
+
+
+def _are_masks(image_dir: Path, mask_dir: Path) -> bool:
+    """Return whether a folder has masks of the images in another one.
+
+    Most files have the name and size of an image, and a sample of them has at most ``MAX_MASK_VALUES`` values or colors
+    in total. The images have more, or they are in color and the masks are not.
+    """
+    images, masks_by_stem = (
+        {_normalize_stem(path, folder): path for path in _iterate_images(folder)} for folder in (image_dir, mask_dir)
+    )
+    common = sorted(images.keys() & masks_by_stem.keys())
+    if 2 * len(common) <= len(masks_by_stem):
+        return False
+    sample = common[:: -(-len(common) // MAX_INSPECTED_PAIRS)]
+    try:
+        photographs, candidates = ([_inspect(paths[stem]) for stem in sample] for paths in (images, masks_by_stem))
+    except Error:
+        return False
+    image_values, mask_values = (set().union(*(item.values for item in items)) for items in (photographs, candidates))
+    is_distinct = len(image_values) > MAX_MASK_VALUES or (
+        all(item.num_channels > 1 for item in photographs) and all(item.num_channels == 1 for item in candidates)
+    )
+    sizes_agree = [item.size for item in photographs] == [item.size for item in candidates]
+    return sizes_agree and len(mask_values) <= MAX_MASK_VALUES and is_distinct
+
+
+class _Inspection(NamedTuple):
+    """Sides in ascending order, number of channels, and distinct values or colors of an image, some if there are many.
+
+    Rotation by EXIF exchanges the sides.
+    """
+
+    size: tuple[int, ...]
+    num_channels: int
+    values: set[object]
+
+
+def _inspect(path: Path) -> _Inspection:
+    with image_io.open_image(path) as image:
+        if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA"):
+            many = [(0, value) for value in range(MAX_MASK_VALUES + 1)]
+            values: set[object] = {color for _, color in image.getcolors(MAX_MASK_VALUES) or many}
+        else:
+            values = {*np.unique(np.asarray(image)).tolist()}
+        return _Inspection(tuple(sorted(image.size)), len(image.getbands()), values)
 
 
 def _iterate_images(folder: Path) -> Iterator[Path]:

@@ -1,62 +1,32 @@
-"""Data sources: what a dataset's name or path is, and the annotations and formats found there.
+"""Data sources: what a dataset's name or path is, and which annotations are found there.
 
 Every family and ``fukami doctor`` use :func:`identify_source`, so that a path means the same to all of them.
 """
 
+import contextlib
 import difflib
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from fukami.data import (
-    archives,
-    captions,
-    coco,
-    coco_masks,
-    image_folder,
-    locations,
-    mask_folders,
-    parsing,
-    shards,
-    voc,
-    yolo,
-)
-from fukami.errors import Error, UsageError, build_unknown_error
-
-Kind = Literal["labels", "boxes", "masks", "captions", "images"]
+from fukami.data import archives, captions, coco, formats, locations, parsing, shards, voc
+from fukami.data.formats import Kind, SourceFormat
+from fukami.errors import Error, MissingPackageError, UsageError, suggest_names
 
 ANNOTATION_SUFFIXES = (*captions.CAPTION_SUFFIXES, ".yaml", ".yml")  # files that are no archives
 MAX_SIBLINGS = 1000  # names beside a missing path that are compared with it
-LABEL_COLUMNS = {"path", "label"}
-BOX_KEYS, CAPTION_KEYS = re.compile(r'"(bbox|segmentation)"\s*:'), re.compile(r'"(caption|sentences)"\s*:')
-BOX_LAYOUTS: dict[str, Callable[[Path], object]] = {
-    "COCO": coco.find_coco_files,
-    "YOLO": yolo.is_yolo_dataset,
-    "VOC": voc.is_voc_folder,
-}
-FORMAT_DESCRIPTIONS = {"image folder": "an image folder with one subfolder of images per class", "CSV": "a CSV file"}
-
-
-class SourceFormat(NamedTuple):
-    """Format of a dataset's annotations, and the folder or file that its reader opens.
-
-    ``built-in`` and ``shards`` have no such path; their root is the spec.
-    """
-
-    name: str
-    root: Path
 
 
 class KindDescription(NamedTuple):
-    """Texts of error messages for a kind of annotations."""
+    """Texts of messages for a kind of annotations, and two recipes of the family that uses it."""
 
     noun: str
-    recipes: str
+    family: str
+    recipes: tuple[str, str] | tuple[str]
     missing: str
     expected: str
 
@@ -64,36 +34,46 @@ class KindDescription(NamedTuple):
 KINDS: dict[Kind, KindDescription] = {
     "labels": KindDescription(
         "class labels",
-        "classification recipes such as resnet18",
-        "contains no images in folders of classes; expected",
-        "one folder of images for each class, as in cats/1.jpg (also below train/ and test/), a CSV file with the "
-        "columns path and label, or WebDataset shards",
+        "classification",
+        ("resnet18", "vgg16"),
+        "contains no images in folders of classes",
+        "one folder of images for each class, as in cats/1.jpg, a CSV file with the columns path and label, or "
+        "WebDataset shards",
     ),
     "boxes": KindDescription(
         "bounding boxes",
-        "detection recipes such as faster-rcnn-vgg16",
-        "contains no annotations in a known layout; expected one of:",
-        "Annotations/*.xml and JPEGImages/ (VOC); an .xml next to each image; annotations/instances_train.json or "
-        "train/_annotations.coco.json (COCO); data.yaml, or images/, labels/ and classes.txt (YOLO)",
+        "detection",
+        ("faster-rcnn-vgg16", "rcnn"),
+        "contains no bounding boxes in a known format",
+        "images with XML (VOC), text (YOLO) or JSON (labelme) of the same names in any folders, or COCO's JSON",
     ),
     "masks": KindDescription(
         "masks",
-        "segmentation recipes such as fcn8s-vgg16",
-        "contains no images with masks in a known layout; expected",
-        "images/ and masks/ with files of the same names (or train/images, train/masks ...), train/ and trainannot/ "
-        "(CamVid), JPEGImages/ and SegmentationClass/ (VOC), leftImg8bit/ and gtFine/ (Cityscapes), or COCO's JSON "
+        "segmentation",
+        ("fcn8s-vgg16", "segnet-basic"),
+        "contains no images with masks",
+        "a folder of images and one of masks with the same file names (also below train/ and val/), or COCO's JSON "
         "with outlines",
     ),
     "captions": KindDescription(
-        "captions", "captioning recipes such as show-and-tell", "has no captions: expected", captions.EXPECTED_FILES
+        "captions", "captioning", ("show-and-tell",), "contains no captions", captions.EXPECTED_FILES
     ),
     "images": KindDescription(
         "images",
-        "generation recipes such as dcgan",
-        "contains no images; expected",
+        "generation",
+        ("dcgan",),
+        "contains no images",
         "a folder or an archive of images, a CSV file with the columns path and label, or WebDataset shards",
     ),
 }
+FORMAT_NAMES = {
+    "image folder": "class folders",
+    "CSV": "CSV of labels",
+    "shards": "WebDataset shards",
+    "mask folder": "masks in files",
+    "caption files": "captions",
+    "image files": "images without annotations",
+}  # by format; other formats are named with their kind, as in "VOC boxes"
 
 
 @dataclass(frozen=True)
@@ -105,11 +85,13 @@ class DataSource:
         locate: returns its folder, archive or file; None for shards, and for built-in datasets that are generated,
             bundled, or found by their reader.
         kinds: annotations of a built-in dataset; empty for a path, whose annotations are detected.
+        images: folder of the images, if ``spec`` contains only their annotations.
     """
 
     spec: str
     locate: Callable[[], Path] | None = None
     kinds: tuple[Kind, ...] = ()
+    images: Path | None = None
 
     @property
     def location(self) -> Path:
@@ -138,13 +120,15 @@ class DataSource:
             return kind in self.kinds
         try:
             return self.find(kind) is not None
+        except MissingPackageError:
+            raise
         except Error:  # reading the archive reports the error
             return False
 
     def find(self, kind: Kind) -> SourceFormat | None:
         """Return the format of the annotations of a kind, None if there are none.
 
-        Only names of files and the starts of some files are read, but an archive is unpacked.
+        Only names of files and a few files are read, but an archive is unpacked.
 
         Raises:
             Error: a built-in dataset is missing, or an archive cannot be unpacked.
@@ -154,43 +138,67 @@ class DataSource:
         if self.locate is None:
             name = "built-in" if self.kinds else "shards"
             return SourceFormat(name, Path(self.spec)) if self.kinds or kind in ("labels", "images") else None
-        return DETECTORS[kind](self.path)
+        return formats.find_format(kind, self.path, self.images)
 
     def require(self, kind: Kind) -> SourceFormat:
         """Return the format of the annotations of a kind.
 
         Raises:
-            Error: there are none; the message contains what there is and which recipes use it. Also as :meth:`find`.
+            UsageError: there are annotations of another kind; the message describes them.
+            Error: there are none. Also as :meth:`find`.
         """
         found = self.find(kind)
         if found is not None:
             return found
-        _, recipes, missing, expected = KINDS[kind]
+        noun, family, recipes, missing, expected = KINDS[kind]
         others = [other for other in KINDS if other not in (kind, "images") and self.has(other)]
         if kind in self.kinds or not others:
-            raise Error(f"{self.location} {missing} {expected}")
-        actual = " and ".join(f"{self._describe(other)} for {KINDS[other].recipes}" for other in others)
-        needed = f"{recipes} need {KINDS[kind].noun}"
+            raise Error(f"{self.location} {missing}; expected {expected}")
         if self.kinds:
-            raise UsageError(f"{self.spec} has {actual}; {needed}: {', '.join(list_names(kind))} or a path")
-        raise Error(f"{self.location if self.locate else self.spec} has {actual}; {needed}: {expected}")
+            expected = f"{', '.join(list_names(kind))} or a path"
+        actual = ". It also contains ".join(map(self._describe, others))
+        needed = f"{family.capitalize()} recipes such as {recipes[0]} need {noun}: {expected}"
+        raise UsageError(f"{self.spec} contains {actual}. {needed}")
+
+    def describe(self) -> list[str]:
+        """Describe what was found, as in ``VOC boxes: 164 images, 1 class; for faster-rcnn-vgg16, rcnn ...``.
+
+        There is one sentence for each kind of annotations, or one about images without annotations; none if there are
+        no images, or if an archive is broken.
+        """
+        found = list(filter(self.has, KINDS))
+        return [self._describe(kind) for kind in found if kind != "images" or found == ["images"]]
 
     def _describe(self, kind: Kind) -> str:
+        description, title = KINDS[kind], KINDS[kind].noun
         found = None if self.kinds else self.find(kind)
-        return f"{KINDS[kind].noun} ({FORMAT_DESCRIPTIONS.get(found.name, found.name)})" if found else KINDS[kind].noun
+        if found:
+            title = FORMAT_NAMES.get(found.name, f"{found.name} {kind}")
+            with contextlib.suppress(Error):  # reading the dataset reports the error
+                counts = formats.count_contents(kind, found, self.images)
+                title += f": {counts}" if counts else ""
+        others = f" and other {description.family} recipes" if len(description.recipes) > 1 else ""
+        return f"{title}; for {', '.join(description.recipes)}{others}"
 
 
-def identify_source(spec: str, kind: Kind | None = None) -> DataSource:
+def identify_source(spec: str, kind: Kind | None = None, images: str = "") -> DataSource:
     """Identify a dataset by its name or path.
 
     Args:
         spec: name of a built-in dataset; shards as for :func:`fukami.data.shards.load_shards`; the path of a folder,
             an archive or an annotation file; or the name of a folder or zip archive in a data folder.
         kind: annotations that the caller needs; the error of an unknown name suggests datasets that have them.
+        images: folder of the images, if ``spec`` is the folder or the file of their annotations and these do not lie
+            in a common layout; empty: ``spec`` contains both.
 
     Raises:
         UsageError: there is no such dataset.
     """
+    if images:
+        for name in (images, spec):
+            if not parsing.exists(Path(name)):
+                raise UsageError(f"there is no file or folder {name}; --images and --annotations name two paths")
+        return DataSource(spec, partial(Path, spec), images=Path(images))
     if spec in BUILT_IN:
         return BUILT_IN[spec]
     if shards.is_shard_spec(spec):
@@ -198,8 +206,9 @@ def identify_source(spec: str, kind: Kind | None = None) -> DataSource:
     path = Path(spec) if parsing.exists(Path(spec)) else locations.find_dataset_path(spec)
     if path is not None:
         return DataSource(spec, partial(Path, path))
-    names = [*list_names(kind), *_find_similar_paths(spec)]
-    raise build_unknown_error("dataset (and no file or folder)", spec, names)
+    names = [*_find_similar_paths(spec), *list_names(kind)]
+    problem = f"there is no file or folder {spec[:100]!r}, and no built-in dataset of that name"
+    raise UsageError(f"{problem}; {suggest_names(spec, names)}")
 
 
 def _find_similar_paths(spec: str) -> list[str]:
@@ -246,75 +255,3 @@ def _list_built_in() -> list[DataSource]:
 
 
 BUILT_IN = {source.spec: source for source in _list_built_in()}
-
-
-# detection of formats at a folder or file
-
-
-def _find_labels(path: Path) -> SourceFormat | None:
-    if parsing.is_file(path):
-        if path.suffix.lower() != ".csv":
-            return None
-        is_label_table = {*parsing.read_columns(path)} >= LABEL_COLUMNS or not captions.has_captions(path)
-        return SourceFormat("CSV", path) if is_label_table else None
-    folders = [
-        folder for split in image_folder.find_splits(path).values() for folder in image_folder.list_folders(split)
-    ]
-    if not any(next(image_folder.walk_images(folder), None) for folder in folders):
-        return None
-    # images/, labels/ and similar folders of another layout, or its only folder, are no classes
-    layout_names = {*mask_folders.IMAGE_FOLDERS, *mask_folders.MASK_FOLDERS}
-    is_ambiguous = len(folders) == 1 or any(folder.name.lower() in layout_names for folder in folders)
-    if is_ambiguous and (_find_boxes(path) or _find_masks(path) or _find_captions(path)):
-        return None
-    return SourceFormat("image folder", path)
-
-
-def _find_boxes(path: Path) -> SourceFormat | None:
-    if parsing.is_file(path):
-        if path.suffix.lower() in (".yaml", ".yml"):
-            return SourceFormat("YOLO", path)
-        is_coco = path.suffix.lower() == ".json" and (
-            parsing.contains_pattern(path, BOX_KEYS) or not parsing.contains_pattern(path, CAPTION_KEYS)
-        )
-        return SourceFormat("COCO", path) if is_coco else None
-    for root in image_folder.descend_single_folders(path):
-        for name, is_layout in BOX_LAYOUTS.items():
-            if is_layout(root):
-                return SourceFormat(name, root)
-    return None
-
-
-def _find_masks(path: Path) -> SourceFormat | None:
-    if parsing.is_file(path):
-        has_outlines = path.suffix.lower() == ".json" and coco_masks.has_outlines(path)
-        return SourceFormat("COCO", path) if has_outlines else None
-    for root in image_folder.descend_single_folders(path):
-        if mask_folders.is_mask_folder(root):
-            return SourceFormat("mask folder", root)
-        if coco_masks.has_outlines(root):
-            return SourceFormat("COCO", root)
-    return None
-
-
-def _find_captions(path: Path) -> SourceFormat | None:
-    if path.suffix.lower() == ".json" and parsing.is_file(path):
-        has_captions = parsing.contains_pattern(path, CAPTION_KEYS) or not parsing.contains_pattern(path, BOX_KEYS)
-    else:
-        has_captions = captions.has_captions(path)
-    return SourceFormat("caption files", path) if has_captions else None
-
-
-def _find_images(path: Path) -> SourceFormat | None:
-    if parsing.is_file(path):
-        return _find_labels(path)
-    return SourceFormat("image files", path)
-
-
-DETECTORS: dict[Kind, Callable[[Path], SourceFormat | None]] = {
-    "labels": _find_labels,
-    "boxes": _find_boxes,
-    "masks": _find_masks,
-    "captions": _find_captions,
-    "images": _find_images,
-}

@@ -1,20 +1,22 @@
 """Annotations in Pascal VOC XML (Everingham et al. 2010), also as written by labelImg, Roboflow and other tools.
 
-There are two layouts: VOC's own (``Annotations/``, ``JPEGImages/`` and optional lists in ``ImageSets/Main/``), and an
-XML file next to each image, optionally in folders such as ``train``, ``valid`` and ``test``. Pixels are counted from
-1, and ``xmax`` is the last pixel inside the box.
+An XML file belongs to the image of the same stem, or else to the one that it names. The folders may have any names:
+VOC's own (``Annotations/``, ``JPEGImages/`` and optional lists in ``ImageSets/Main/``), one folder for both, or folders
+such as ``train``, ``valid`` and ``test`` on any level. Pixels are counted from 1, and ``xmax`` is the last pixel inside
+the box.
 """
 
 import codecs
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.parsers import expat
 
-from fukami.data import image_folder
+from fukami.data.annotation_files import find_files_of_images, find_split, pair_with_images
 from fukami.data.annotations import (
+    ANNOTATION_SPLITS,
     AnnotationProblem,
     Box,
     DatasetAnnotations,
@@ -56,29 +58,36 @@ def find_voc(year: str) -> Path:
 
 
 def is_voc_folder(root: Path) -> bool:
-    """Return whether a folder is in one of the two layouts."""
-    folders = [
-        _find_annotation_folder(root),
-        root,
-        *(child for child in image_folder.list_folders(root) if parse_split(child.name)),
-    ]
+    """Return whether a folder has XML files where VOC and labeling tools write them."""
+    folders = [_find_annotation_folder(root), root, *map(root.joinpath, ANNOTATION_SPLITS)]
     return any(next(folder.glob("*.xml"), None) for folder in folders if folder)
 
 
-def read_voc(root: Path) -> DatasetAnnotations:
-    """Read the annotations of a folder of XML files."""
+def has_xml_files(root: Path, images: Path | None = None) -> bool:
+    """Return whether a folder has an XML file of an image; without ``images``, the images are below the same folder."""
+    return bool(find_files_of_images((root,), ".xml", images))
+
+
+def read_voc(root: Path, images: Path | None = None) -> DatasetAnnotations:
+    """Read the XML files below a folder; without ``images``, the images are below the same folder.
+
+    Lists in ``ImageSets/Main`` define the splits, or else the names of the folders.
+    """
     dataset = DatasetAnnotations()
     annotations = _find_annotation_folder(root)
-    if annotations:
-        _read_devkit(root, annotations, dataset)
-    else:
-        split_folders = {
-            parse_split(child.name): child for child in image_folder.list_folders(root) if parse_split(child.name)
-        }
-        for split, folder in (split_folders or {"": root}).items():
-            dataset.splits[split] = []
-            _read_mixed_folder(folder, split, dataset)
-    entries = [entry for split in dataset.splits.values() for entry in split]
+    if images is None and annotations:
+        images = next((root / name for name in IMAGE_FOLDERS if (root / name).is_dir()), None)
+    image_root = images or root
+    files = sorted((annotations or root).rglob("*.xml"))
+    results = _read_annotations(files, list_images(image_root, recursive=True), images, dataset)
+    listed = _read_image_lists(root, annotations or root, {file.stem: results[file] for file in files}, dataset)
+    for file, result in results.items():
+        if not listed or (file.stem not in listed and isinstance(result, AnnotationProblem)):
+            split = find_split(file, root)
+            if not split and isinstance(result, ImageAnnotation):
+                split = find_split(result.image_path, image_root)
+            _add_to_split(result, split, dataset)
+    entries = [entry for split_entries in dataset.splits.values() for entry in split_entries]
     dataset.labels = tuple(sorted({box.label for entry in entries for box in entry.boxes if box.label}))
     return dataset
 
@@ -177,36 +186,24 @@ def _find_annotation_folder(root: Path) -> Path | None:
     return None
 
 
-def _read_devkit(root: Path, annotations: Path, dataset: DatasetAnnotations) -> None:
-    """Read VOC's own layout: lists in ``ImageSets/Main`` define the splits; without lists there is one split."""
-    folder = next((root / name for name in IMAGE_FOLDERS if (root / name).is_dir()), root)
-    files = {path.stem: path for path in sorted(annotations.glob("*.xml"))}
-    results = _read_annotations(files, [(path.stem, path) for path in list_images(folder)], folder, dataset)
+def _read_image_lists(
+    root: Path,
+    annotations: Path,
+    results: dict[str, ImageAnnotation | AnnotationProblem],
+    dataset: DatasetAnnotations,
+) -> set[str]:
+    """Add the results by stem to the splits of the lists in ``ImageSets/Main``; return the listed stems."""
     listed: set[str] = set()
     for path in sorted((root / "ImageSets" / "Main").glob("*.txt")):
         split = parse_split(path.stem)
         lines = list(_read_image_list(path)) if split else []
-        if not any(stem in files for _, stem in lines):  # VOC 2012 lists images whose annotations are not public
+        if not any(stem in results for _, stem in lines):  # VOC 2012 lists images whose annotations are not public
             continue
         for line, stem in lines:
             detail = f"lists {stem}, which has no file in {annotations}; add it, or remove the line"
             _add_to_split(results.get(stem, AnnotationProblem("missing", path, line, detail)), split, dataset)
             listed.add(stem)
-    for stem, result in results.items():
-        if not listed or (stem not in listed and isinstance(result, AnnotationProblem)):
-            _add_to_split(result, "", dataset)
-
-
-def _read_mixed_folder(folder: Path, split: str, dataset: DatasetAnnotations) -> None:
-    """Read a folder with an XML file next to each image, or elsewhere below the folder."""
-
-    def get_name(path: Path) -> str:
-        return path.relative_to(folder).with_suffix("").as_posix()
-
-    files = {get_name(path): path for path in sorted(folder.rglob("*.xml"))}
-    images = [(get_name(path), path) for path in list_images(folder, recursive=True)]
-    for result in _read_annotations(files, images, None, dataset).values():
-        _add_to_split(result, split, dataset)
+    return listed
 
 
 def _add_to_split(result: ImageAnnotation | AnnotationProblem, split: str, dataset: DatasetAnnotations) -> None:
@@ -218,31 +215,35 @@ def _add_to_split(result: ImageAnnotation | AnnotationProblem, split: str, datas
 
 
 def _read_annotations(
-    files: dict[str, Path], images: list[tuple[str, Path]], folder: Path | None, dataset: DatasetAnnotations
-) -> dict[str, ImageAnnotation | AnnotationProblem]:
+    files: Sequence[Path], images: Sequence[Path], folder: Path | None, dataset: DatasetAnnotations
+) -> dict[Path, ImageAnnotation | AnnotationProblem]:
     """Read each file, or record its problem; also record the images without annotation.
 
     Args:
-        files: annotation files by name.
-        images: name and path of each image.
-        folder: folder of images with another name than their file; None: next to the file.
+        files: annotation files.
+        images: images.
+        folder: folder of images that do not exist; None: next to the file.
+        dataset: receives the images without annotation.
     """
-    image_by_name = dict(images)
-    results = {
-        name: _read_annotation(path, folder or path.parent, image_by_name.get(name), dataset)
-        for name, path in files.items()
-    }
-    used = {result.image_path for result in results.values() if isinstance(result, ImageAnnotation)}
-    dataset.unannotated_images += [
-        path for name, path in images if path not in used and not isinstance(results.get(name), AnnotationProblem)
-    ]
+    file_to_image, name_to_image = pair_with_images(files, images), {path.name: path for path in images}
+    results: dict[Path, ImageAnnotation | AnnotationProblem] = {}
+    used = set()
+    for file in files:
+        result = results[file] = _read_annotation(
+            file, file_to_image.get(file), name_to_image, folder or file.parent, dataset
+        )
+        if isinstance(result, ImageAnnotation):
+            used.add(result.image_path)
+        elif file in file_to_image:
+            used.add(file_to_image[file])
+    dataset.unannotated_images += [path for path in images if path not in used]
     return results
 
 
 def _read_annotation(
-    path: Path, folder: Path, image: Path | None, dataset: DatasetAnnotations
+    path: Path, image: Path | None, name_to_image: dict[str, Path], folder: Path, dataset: DatasetAnnotations
 ) -> ImageAnnotation | AnnotationProblem:
-    """Read the annotation of the image of the same name, or else of the image in the file's ``filename``."""
+    """Read the annotation of the image of the same stem, or else of the image in the file's ``filename``."""
     try:
         root = parse_xml(path)
     except Error as error:
@@ -257,9 +258,11 @@ def _read_annotation(
             dataset.orphan_annotations.append(
                 AnnotationProblem("no class", path, _get_line(element), "the box has no name, and is skipped")
             )
-    stated = folder / Path((root.findtext("filename") or f"{path.stem}.jpg").strip()).name
-    if image is None or (stated.stem == image.stem and is_file(stated)):  # of two images that differ in their suffix
-        image = stated
+    name = Path((root.findtext("filename") or f"{path.stem}.jpg").strip()).name
+    if image is None:
+        image = name_to_image.get(name, folder / name)
+    elif Path(name).stem == image.stem and is_file(image.with_name(name)):  # of two images that differ in their suffix
+        image = image.with_name(name)
     annotation = parse_annotation(path, image, root)
     if is_file(image):
         return annotation

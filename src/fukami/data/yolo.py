@@ -2,14 +2,17 @@
 
 Class names and splits come from a ``data.yaml`` (or another ``.yaml``) or Darknet's ``obj.data``. Otherwise class names
 come from a ``classes.txt`` next to the folders ``images`` and ``labels``, or in a folder of images and their labels.
-A line with a class and the points of a polygon is converted to its bounding box.
+Without any of them, a text file belongs to the image of the same stem, whatever their folders are called, and the
+classes are named by their numbers. A line with a class and the points of a polygon is converted to its bounding box.
 """
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from fukami.data import archives, image_folder
+from fukami.data.annotation_files import find_files_of_images, find_split, pair_with_images, walk_files
 from fukami.data.annotations import (
     AnnotationProblem,
     Box,
@@ -22,10 +25,12 @@ from fukami.data.annotations import (
 )
 from fukami.data.parsing import MAX_SMALL_FILE_BYTES, Json, exists, is_file, read_text, to_number
 from fukami.errors import Error, MissingPackageError
+from fukami.image import io as image_io
 
 CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 DARKNET_SUFFIX = ".data"  # dataset descriptions of Darknet and CVAT
 MAX_DESCRIPTION_BYTES = 2 << 20
+MAX_INSPECTED_FILES = 20  # text files that are read to detect the format
 SPLIT_KEYS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 
 
@@ -33,13 +38,28 @@ def is_yolo_dataset(root: Path) -> bool:
     """Return whether a folder is in one of the layouts, or a file describes one."""
     if root.is_file():
         return bool(_has_class_names(root))
-    has_folders = (root / "images").is_dir() and (root / "labels").is_dir()
     return (
-        has_folders
+        ((root / "images").is_dir() and _has_text_files(root / "labels"))
         or bool(_find_split_folders(root))
         or any(map(_has_class_names, find_description_files(root)))
         or bool(_find_mixed_splits(root))
     )
+
+
+def has_box_files(root: Path, images: Path | None = None) -> bool:
+    """Return whether a folder has a text file of boxes for an image; ``images`` as for :func:`read_yolo`."""
+    files = find_files_of_images((root,), ".txt", images)
+    return any(map(is_box_file, files[:MAX_INSPECTED_FILES]))
+
+
+def is_box_file(path: Path) -> bool:
+    """Return whether the first line of a text file is a box or a polygon of a class."""
+    try:
+        lines = _read_lines(path, max_bytes=MAX_SMALL_FILE_BYTES)
+    except Error:
+        return False
+    class_index, corners = _parse_box_line(lines[0]) if lines else (None, (math.nan,) * 4)
+    return class_index is not None and math.isfinite(corners[0])
 
 
 def find_description_files(root: Path) -> list[Path]:
@@ -48,44 +68,76 @@ def find_description_files(root: Path) -> list[Path]:
     return sorted(files, key=lambda path: (path.stem.lower() not in ("data", "dataset"), path))
 
 
-def read_yolo(path: Path) -> DatasetAnnotations:
+def read_yolo(path: Path, images: Path | None = None) -> DatasetAnnotations:
     """Read the annotations of a folder of label files, or of those that a YAML file describes.
 
+    Args:
+        path: the folder or the file.
+        images: folder of the images; None: where the description or the layout has them.
+
     Raises:
-        Error: the description is invalid, or class names are missing.
+        Error: the description is invalid.
     """
     dataset = DatasetAnnotations()
     files = [path] if path.is_file() else [file for file in find_description_files(path) if _has_class_names(file)]
     root = path.parent if path.is_file() else path
+    description = _read_description(files[0]) if files else {}
+    splits = _group_images(images) if images else _find_described_splits(files, description) or _find_splits(root)
+    split_images = {split: [*itertools.chain(*map(_list_split_images, paths))] for split, paths in splits.items()}
+    text_files = [file for file in walk_files(root) if file.suffix == ".txt" and file.name not in CLASS_FILES]
+    pairs = pair_with_images(text_files, [image for paths in split_images.values() for image in paths])
+    image_to_file = {image: file for file, image in pairs.items()}
     if files:
-        description = _read_description(files[0])
         class_names = _parse_class_names(files[0], description)
-        splits = {
-            split: list(_locate_paths(files[0], description, key))
-            for key, split in SPLIT_KEYS.items()
-            if description.get(key)
-        }
-        splits = {split: folders for split, folders in splits.items() if folders}
     else:
-        class_names, splits = dict(enumerate(_read_class_names(root))), {}
-    images = root / "images"
-    splits = (
-        splits
-        or _find_split_folders(root)
-        or ({"": [images]} if images.is_dir() else _find_mixed_splits(root) or {"": [root]})
-    )
+        class_names = dict(enumerate(_read_class_names(root))) or _number_classes(image_to_file.values())
     dataset.labels = tuple(dict.fromkeys(class_names[index] for index in sorted(class_names)))
-    for split, folders in splits.items():
-        image_paths = [image for folder in folders for image in _list_split_images(folder)]
+    for split, image_paths in split_images.items():
         entries = [
             ImageAnnotation(image, path)
             if is_outside_archive(image, path)
-            else _read_annotation(image, class_names, dataset)
+            else _read_annotation(image, image_to_file.get(image), class_names, dataset)
             for image in image_paths
         ]
         dataset.splits[split] = keep_existing_images(entries, dataset, split, path)
     _add_orphan_labels(dataset)
     return dataset
+
+
+def _find_described_splits(files: Sequence[Path], description: dict[str, Json]) -> dict[str, list[Path]]:
+    """Find the folders and lists of the splits in a description; none without a description."""
+    splits = {
+        split: list(_locate_paths(files[0], description, key))
+        for key, split in SPLIT_KEYS.items()
+        if description.get(key)
+    }
+    return {split: paths for split, paths in splits.items() if paths}
+
+
+def _find_splits(root: Path) -> dict[str, list[Path]]:
+    """Find the folders or the images of the splits of a folder without a description."""
+    images = root / "images"
+    named = _find_split_folders(root) or ({"": [images]} if images.is_dir() else _find_mixed_splits(root))
+    return named or _group_images(root)
+
+
+def _group_images(root: Path) -> dict[str, list[Path]]:
+    """Group the images below a folder by the split that the name of one of their folders denotes."""
+    splits: dict[str, list[Path]] = {}
+    for image in list_images(root, recursive=True):
+        splits.setdefault(find_split(image, root), []).append(image)
+    return splits
+
+
+def _number_classes(files: Iterable[Path]) -> dict[int, str]:
+    """Name each class of label files by its number."""
+    numbers = set()
+    for path in files:
+        for line in _read_lines(path, max_bytes=MAX_SMALL_FILE_BYTES):
+            class_index, corners = _parse_box_line(line)
+            if class_index is not None and math.isfinite(corners[0]):
+                numbers.add(class_index)
+    return {number: str(number) for number in sorted(numbers)}
 
 
 def find_label_file(image: Path) -> Path:
@@ -99,9 +151,13 @@ def find_label_file(image: Path) -> Path:
     return image.with_suffix(".txt")
 
 
-def _read_annotation(image: Path, names: dict[int, str], dataset: DatasetAnnotations) -> ImageAnnotation:
-    """Read the boxes of an image; none if the file is missing, as in YOLO."""
+def _read_annotation(
+    image: Path, paired_file: Path | None, names: dict[int, str], dataset: DatasetAnnotations
+) -> ImageAnnotation:
+    """Read the boxes of an image from its label file, or else from a file of its stem; none without one, as in YOLO."""
     path = find_label_file(image)
+    if paired_file and not is_file(path):
+        path = paired_file
     boxes: list[Box] = []
     if not is_file(path):
         dataset.unannotated_images.append(image)
@@ -243,7 +299,9 @@ def _check_text(path: Path, value: Json, key: str) -> str:
 
 
 def _list_split_images(path: Path) -> list[Path]:
-    """List the images of a folder or of a list file."""
+    """List the images of a folder or of a list file; an image is a list of its own."""
+    if path.suffix.lower() in image_io.get_image_suffixes() and is_file(path):
+        return [path]
     if path.is_file():
         named = ((path.parent / line, path.parent / _strip_first_folder(line)) for line in _read_lines(path))
         return [other if is_file(other) and not is_file(image) else image for image, other in named]
@@ -278,22 +336,23 @@ def _find_split_folders(root: Path) -> dict[str, list[Path]]:
     outer = {
         parse_split(child.name): [child / "images"]
         for child in image_folder.list_folders(root)
-        if (child / "labels").is_dir()
+        if _has_text_files(child / "labels")
     }
     outer = {split: folders for split, folders in outer.items() if split}
     images = root / "images"
     inner = [child for child in image_folder.list_folders(images) if parse_split(child.name)] if images.is_dir() else []
-    if outer or not (root / "labels").is_dir():
+    if outer or not _has_text_files(root / "labels"):
         return outer
     return {parse_split(child.name): [child] for child in inner}
 
 
-def _read_class_names(root: Path) -> list[str]:
-    """Read the class names of a folder without a YAML file.
+def _has_text_files(folder: Path) -> bool:
+    """Return whether there is a text file below a folder."""
+    return next(folder.rglob("*.txt"), None) is not None
 
-    Raises:
-        Error: class names are missing.
-    """
+
+def _read_class_names(root: Path) -> list[str]:
+    """Read the class names of a folder without a YAML file; empty if no file has them."""
     for folder in (
         root,
         root / "labels",
@@ -302,4 +361,4 @@ def _read_class_names(root: Path) -> list[str]:
         for name in CLASS_FILES:
             if (folder / name).is_file():
                 return _read_lines(folder / name)
-    raise Error(f"{root} has YOLO labels but no class names; add a classes.txt with a name on each line")
+    return []

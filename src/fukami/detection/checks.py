@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fukami.data import annotations
+from fukami.data import annotations, formats
 from fukami.data.annotations import Box, Corners, DatasetAnnotations, ImageAnnotation, ImageHeader
 from fukami.data.findings import Findings, ImageItem, PathNames, add_read_error, hash_images, hash_pixels
 from fukami.data.sources import DataSource
@@ -34,7 +34,7 @@ def check_samples(source: DataSource, findings: Findings) -> Iterator[tuple[Imag
         return
     names = PathNames(source)
     try:
-        dataset = detection_data.read_annotations(source)
+        dataset = formats.read_boxes(source.require("boxes"), source.images)
     except Error as error:
         add_read_error(error, names, findings)
         return

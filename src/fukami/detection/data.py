@@ -2,23 +2,20 @@
 
 from collections.abc import Sequence
 
-from fukami.data import coco, image_folder, scenes, voc, yolo
-from fukami.data.annotations import (
-    DatasetAnnotations,
-    Samples,
-    build_samples,
-    load_splits,
-    separate_trainval,
-)
+from fukami.data import formats, image_folder, scenes
+from fukami.data.annotations import DatasetAnnotations, Samples, build_samples, load_splits
 from fukami.data.sources import DataSource, identify_source
 from fukami.data.splits import Splits
 from fukami.errors import Error
 
-READERS = {"VOC": voc.read_voc, "COCO": coco.read_coco, "YOLO": yolo.read_yolo}
-
 
 def load_dataset(
-    spec: str, val_fraction: float | None, max_broken: int = image_folder.MAX_BROKEN, *, include_train: bool = True
+    spec: str,
+    val_fraction: float | None,
+    max_broken: int = image_folder.MAX_BROKEN,
+    *,
+    images: str = "",
+    include_train: bool = True,
 ) -> Splits[Samples]:
     """Load the splits and the class names of a dataset.
 
@@ -28,13 +25,14 @@ def load_dataset(
         val_fraction: fraction of the training images used for validation, if the dataset has no validation split;
             None: as for :func:`fukami.data.splits.select_validation`.
         max_broken: maximum number of missing or unreadable images per split; they are skipped with a warning.
+        images: folder of the images, if ``spec`` contains only their annotations.
         include_train: whether to load the training samples; if False, they may be missing.
 
     Raises:
         UsageError: the name is unknown, or the path does not exist.
         Error: the dataset has no known layout, is corrupted, or is not on this machine.
     """
-    source = identify_source(spec, "boxes")
+    source = identify_source(spec, "boxes", images)
     if spec == "scenes":
         train = scenes.generate_box_samples(0, scenes.NUM_TRAIN)
         val = scenes.generate_box_samples(scenes.NUM_TRAIN, scenes.NUM_TEST)
@@ -57,7 +55,4 @@ def read_annotations(source: DataSource) -> DatasetAnnotations:
     Raises:
         Error: the dataset has no boxes in a known layout, or is corrupted.
     """
-    layout, root = source.require("boxes")
-    dataset = READERS[layout](root)
-    separate_trainval(dataset)
-    return dataset
+    return formats.read_boxes(source.require("boxes"), source.images)

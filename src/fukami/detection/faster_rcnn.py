@@ -177,5 +177,6 @@ def build_detection_task(
         labels,
         recipe.build_preprocessing(),
         activation_checkpointing=recipe.activation_checkpointing,
+        confidence=recipe.confidence,
         **recipe.get_training_options(),
     )

@@ -38,7 +38,7 @@ class FrozenFeatureTask(RCNNTask):
 
     Args:
         fitter: collects the features and fits the layers.
-        model, labels, transform, region_settings: as for :class:`RCNNTask`.
+        model, labels, transform, region_settings, confidence: as for :class:`RCNNTask`.
     """
 
     metric_mode = None
@@ -51,9 +51,17 @@ class FrozenFeatureTask(RCNNTask):
         transform: ResizeTransform,
         region_settings: RegionSettings,
         fitter: "SVMFitter | BoxRegressionFitter",
+        confidence: float | None = None,
     ) -> None:
-        num_epochs = fitter.num_epochs
-        super().__init__(model, labels, transform, region_settings, epochs=num_epochs, eval_every=num_epochs)
+        super().__init__(
+            model,
+            labels,
+            transform,
+            region_settings,
+            confidence=confidence,
+            epochs=fitter.num_epochs,
+            eval_every=fitter.num_epochs,
+        )
         self.fitter = fitter
 
     def prepare_training(self) -> None:

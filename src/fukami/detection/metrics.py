@@ -269,19 +269,27 @@ class DetectionResults:
         first = np.searchsorted(10 * num_correct, np.arange(11) * self.num_objects[class_index])
         return area, float(np.append(monotone, 0.0)[first].mean())
 
-    def compute_curve(self, class_index: int) -> PrecisionRecallCurve:
-        """Compute the precision-recall curve of a class; ignored detections are excluded."""
+    def compute_curve(self, class_index: int | None = None) -> PrecisionRecallCurve:
+        """Compute the precision-recall curve of a class or, for None, of all classes together.
+
+        Ignored detections are excluded.
+        """
         matches = self._match_table
-        ranked = self._ranked_detections[class_index]
+        if class_index is None:
+            ranked = np.concatenate(self._ranked_detections)
+            ranked = ranked[np.argsort(-matches.scores[ranked], kind="stable")]
+            num_objects = int(self.num_objects.sum())
+        else:
+            ranked, num_objects = self._ranked_detections[class_index], int(self.num_objects[class_index])
         num_correct = np.cumsum(matches.outcome[ranked] == CORRECT)
         precision = num_correct / np.arange(1, len(ranked) + 1)
-        recall = num_correct / max(int(self.num_objects[class_index]), 1)
+        recall = num_correct / max(num_objects, 1)
         return PrecisionRecallCurve(recall, precision, matches.scores[ranked])
 
-    def find_best_threshold(self, class_index: int) -> float:
-        """Find the score threshold with the highest F1, the harmonic mean of precision and recall, of a class.
+    def find_best_threshold(self, class_index: int | None = None) -> float:
+        """Find the score threshold with the highest F1, the harmonic mean of precision and recall.
 
-        It is 1 for a class without correct detections.
+        It is that of a class or, for None, of all classes together; 1 without correct detections.
         """
         recall, precision, scores = self.compute_curve(class_index)
         f1 = 2 * recall * precision / np.maximum(recall + precision, 1e-12)

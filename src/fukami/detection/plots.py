@@ -1,6 +1,7 @@
 """Plots of the evaluation of a detector."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,15 +13,20 @@ from PIL import Image
 from fukami.detection.metrics import MISSED, OUTCOMES, DetectionResults, ErrorCase, FloatArray
 from fukami.image import io as image_io
 
-MAX_CURVES = 24  # maximum number of precision-recall curves, one per axes
+if TYPE_CHECKING:
+    from fukami.engine.task import FigureContent
+
+MAX_CURVES = 24  # maximum number of precision-recall curves
 MAX_ERRORS_SHOWN = 15  # maximum number of false negatives, and of false positives
-NUM_COLUMNS = 5  # axes per row
+CROP_WIDTH = 1.7  # inches of the crop around an error
 BLUE, PALE, RED = "#4878a8", "#c3d3e6", "#c0392b"
 OUTCOME_COLORS = ("#6aa67c", "#e3b34c", "#b58fc4", "#d6723c", "#9a9a9a")  # of OUTCOMES
 ERROR_CAPTIONS = {"localization": "poor localization", "duplicate": "duplicate", "background": "background"}
 
 
-def plot_evaluation(results: DetectionResults, get_image: Callable[[int], Image.Image]) -> Iterator[tuple[str, Figure]]:
+def plot_evaluation(
+    results: DetectionResults, get_image: Callable[[int], Image.Image]
+) -> "Iterator[tuple[str, FigureContent]]":
     """Yield the title and the figure of each plot of the evaluation, for the report of a run.
 
     Args:
@@ -58,26 +64,21 @@ def plot_class_ap(classes: dict[str, dict[str, float]]) -> Figure:
     return figure
 
 
-def plot_precision_recall(results: DetectionResults) -> Figure:
+def plot_precision_recall(results: DetectionResults) -> list[tuple[str, Figure]]:
     """Plot the precision-recall curve of each class, or of the ``MAX_CURVES`` classes with the lowest AP.
 
     The line is the measured precision, the area is the average precision (AP), and the point is the best threshold.
     """
-    present = np.flatnonzero(results.num_objects).tolist()
-    shown = sorted(sorted(present, key=lambda index: results.compute_average_precision(index)[0])[:MAX_CURVES])
-    columns = min(NUM_COLUMNS, len(shown))
-    rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(max(3.4, 2 * columns), 0.5 + 1.9 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for axes, class_index in zip(grid.flat, shown, strict=False):
-        _plot_curve(axes, results, class_index)
-    for axes in grid.flat[len(shown) :]:
-        axes.axis("off")
-    figure.supxlabel("recall", fontsize=9)
-    figure.supylabel("precision", fontsize=9)
-    if len(shown) < len(present):
-        figure.suptitle(f"the {len(shown)} of {len(present)} classes with the lowest average precision", fontsize=9)
-    return figure
+    areas = {
+        int(index): results.compute_average_precision(index)[0]
+        for index in np.flatnonzero(results.num_objects).tolist()
+    }
+    curves = []
+    for class_index in sorted(sorted(areas, key=areas.__getitem__)[:MAX_CURVES]):
+        figure = Figure(figsize=(1.75, 1.7), layout="constrained")
+        _plot_curve(figure.add_subplot(), results, class_index)
+        curves.append((f"{_shorten_label(results.labels[class_index])} {areas[class_index]:.1%}", figure))
+    return curves
 
 
 def _plot_curve(axes: Axes, results: DetectionResults, class_index: int) -> None:
@@ -94,8 +95,8 @@ def _plot_curve(axes: Axes, results: DetectionResults, class_index: int) -> None
         axes.plot(x, y, "o", color=RED, ms=4)
         offset, side = (-5 if x > 0.5 else 5, -11 if y > 0.2 else 5), "right" if x > 0.5 else "left"
         axes.annotate(f"{threshold:.2f}", (x, y), offset, textcoords="offset points", fontsize=7, color=RED, ha=side)
-    area = results.compute_average_precision(class_index)[0]
-    axes.set_title(f"{_shorten_label(results.labels[class_index])}  {100 * area:.1f} %", fontsize=9)
+    axes.set_xlabel("recall", fontsize=8)
+    axes.set_ylabel("precision", fontsize=8)
     axes.set_xlim(0, 1.02)
     axes.set_ylim(0, 1.05)
     axes.set_xticks((0, 0.5, 1), ("0", "0.5", "1"), fontsize=8)
@@ -142,16 +143,18 @@ def plot_outcomes(results: DetectionResults) -> Figure:
     return figure
 
 
-def plot_errors(errors: Sequence[ErrorCase], get_image: Callable[[int], Image.Image], labels: Sequence[str]) -> Figure:
+def plot_errors(
+    errors: Sequence[ErrorCase], get_image: Callable[[int], Image.Image], labels: Sequence[str]
+) -> list[tuple[str, Figure]]:
     """Plot an image crop around each error; the object that a false positive overlaps is dashed."""
-    rows = -(-len(errors) // NUM_COLUMNS)
-    figure = Figure(figsize=(2 * NUM_COLUMNS, 2.25 * rows), layout="constrained")
-    for position, error in enumerate(errors, start=1):
-        axes = figure.add_subplot(rows, NUM_COLUMNS, position)
+    crops = []
+    for error in errors:
         image = get_image(error.image_index).convert("RGB")
         left, top, right, bottom = compute_crop(error, image.size)
         crop = image.crop((left, top, right, bottom))
         crop.thumbnail((400, 400))
+        figure = Figure(figsize=(CROP_WIDTH, CROP_WIDTH * (bottom - top) / (right - left)))
+        axes = figure.add_axes((0, 0, 1, 1))
         axes.imshow(np.asarray(crop), extent=(left, right, bottom, top))
         color = image_io.get_class_color(labels.index(error.label))
         _draw_outline(axes, error.box, image_io.choose_text_color(color), 3.2)
@@ -161,9 +164,9 @@ def plot_errors(errors: Sequence[ErrorCase], get_image: Callable[[int], Image.Im
             _draw_outline(axes, error.related_box, image_io.WHITE, 1.2, (0, (3, 2)))
         axes.set_xlim(left, right)
         axes.set_ylim(bottom, top)
-        axes.set_title(format_caption(error), fontsize=8)
         axes.axis("off")
-    return figure
+        crops.append((format_caption(error), figure))
+    return crops
 
 
 def compute_crop(error: ErrorCase, size: tuple[int, int]) -> tuple[int, int, int, int]:

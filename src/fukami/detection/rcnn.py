@@ -250,6 +250,7 @@ class RCNNFinetune(FinetuningFields, DetectionRecipe):
             labels,
             self.build_preprocessing(),
             self.build_region_settings(),
+            confidence=self.confidence,
             **self.get_training_options(),
         )
 
@@ -301,6 +302,7 @@ class RCNNSVM(RegionFields, DetectionRecipe):
             self.build_preprocessing(),
             self.build_region_settings(),
             SVMFitter(cost=self.svm_cost, negative_iou_threshold=self.svm_iou, seed=self.seed),
+            self.confidence,
         )
 
     def initialize_task(self, task: "RCNNTask") -> None:
@@ -355,6 +357,7 @@ class RCNNBoxes(RegionFields, DetectionRecipe):
             self.build_preprocessing(),
             self.build_region_settings(),
             BoxRegressionFitter(ridge=self.box_ridge, min_iou=self.box_iou),
+            self.confidence,
         )
 
     def initialize_task(self, task: "RCNNTask") -> None:

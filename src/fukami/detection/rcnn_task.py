@@ -65,7 +65,7 @@ class RCNNTask(DetectionTask):
         model: a network with the methods of :class:`fukami.models.rcnn.RCNN`, which compute the features ``fc7`` and
             ``pool5`` of warped regions.
         region_settings: settings of the regions.
-        labels, transform, options: as for :class:`DetectionTask`.
+        labels, transform, confidence, options: as for :class:`DetectionTask`.
     """
 
     model: RCNN
@@ -77,9 +77,11 @@ class RCNNTask(DetectionTask):
         labels: tuple[str, ...],
         transform: ResizeTransform,
         region_settings: RegionSettings,
+        *,
+        confidence: float | None = None,
         **options: Unpack[TrainingOptions],
     ) -> None:
-        super().__init__(model, labels, transform, **options)
+        super().__init__(model, labels, transform, confidence=confidence, **options)
         self.region_settings = region_settings
         self.feature_cache: FeatureCache | None = None
 

@@ -30,6 +30,9 @@ class DetectionRecipe(SplitLoading, SupervisedRecipe):
     augment: tuple[str, ...] = ("flip",)
     """Data augmentation of the training images and boxes, such as flip crop=0.5 brightness; the flag without a value
     disables it."""
+    confidence: float | None = None
+    """Minimum score of a predicted box, 0 to 1; by default the one with the highest F1 on the validation data. The
+    metrics use all boxes."""
 
     def __post_init__(self) -> None:
         """Validate the fields."""
@@ -37,6 +40,8 @@ class DetectionRecipe(SplitLoading, SupervisedRecipe):
         check_range(self, 32, MAX_IMAGE_SIDE, "min_size", "max_size")
         if self.max_size < self.min_size:
             raise UsageError(f"max-size should be at least min-size, {self.min_size}, not {self.max_size}")
+        if self.confidence is not None:
+            check_range(self, 0, 1, "confidence")
 
     def build_preprocessing(self) -> "ResizeTransform":
         """Build the preprocessing: resizing and normalization of an image."""
@@ -48,7 +53,13 @@ class DetectionRecipe(SplitLoading, SupervisedRecipe):
         """Load the boxes and the class names of the dataset; images are not decoded."""
         from fukami.detection import data as detection_data
 
-        return detection_data.load_dataset(self.data, self.val_fraction, self.max_broken, include_train=include_train)
+        return detection_data.load_dataset(
+            self.annotations or self.data,
+            self.val_fraction,
+            self.max_broken,
+            images=self.images,
+            include_train=include_train,
+        )
 
     def build_loader(self, split: "tuple[Sample, ...]", labels: tuple[str, ...], *, train: bool) -> "PaddedLoader":
         """Build the loader of the training or the evaluation batches."""

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fukami.detection import metrics as detection_metrics
+from fukami.detection import tiles
 from fukami.detection.metrics import DetectionResults
 from fukami.engine import padded_images
 from fukami.engine.prediction import Prediction
-from fukami.engine.task import ModelSignature, Task, TrainingOptions, match_labels
+from fukami.engine.task import Metrics, ModelSignature, Task, TrainingOptions, match_labels
+from fukami.errors import Error
 from fukami.image import io as image_io
 from fukami.image.transform import ResizeTransform, get_normalization
 from fukami.layers.activation_checkpointing import enable_activation_checkpointing
@@ -21,13 +23,14 @@ from fukami.layers.detection_types import Detections, GroundTruth, SampledBoxes
 from fukami.quantization import half_precision
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from fukami.data.samples import PaddedBatch
     from fukami.engine.runtime import Runtime
+    from fukami.engine.task import FigureContent
 
 SMOOTH_L1_BETA = 1 / 9  # threshold between the quadratic and the linear part of the smooth L1 loss
-MIN_DRAWN_SCORE = 0.5  # minimum score of a box that is drawn
+SCORE_DIGITS = 4  # decimal places of a score
+SCORE_SCALE = 10_000  # units of the last digit in a score of 1
+UNTRAINED_CONFIDENCE = 0.5  # minimum score of a predicted box before the first evaluation
 
 
 class DetectionTask(Task):
@@ -40,6 +43,9 @@ class DetectionTask(Task):
         transform: resizing and normalization of an image.
         activation_checkpointing: keep only the activations between the blocks of the backbone, and recompute the
             others in the backward pass.
+        confidence: minimum score of a predicted box. None: the one with the highest F1 in the last evaluation of the
+            training, which the buffer ``confidence`` of the model contains, in units of the last digit of a score. As
+            an integer it is the same at every precision.
         options: optimizer, lr_schedule, epochs, eval_every, accumulate and clip_norm, as for :class:`fukami.Task`.
     """
 
@@ -53,11 +59,15 @@ class DetectionTask(Task):
         transform: ResizeTransform,
         *,
         activation_checkpointing: bool = False,
+        confidence: float | None = None,
         **options: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(model, **options)
         self.labels, self.transform = labels, transform
         self.activation_checkpointing = activation_checkpointing
+        self.confidence = confidence
+        self.tile_size = 0  # pixels of the image; 0: no tiles
+        register_confidence(model, UNTRAINED_CONFIDENCE)
 
     def setup(self, runtime: "Runtime") -> None:
         """Move the network to the device."""
@@ -75,7 +85,36 @@ class DetectionTask(Task):
         output = (
             "boxes: left, top, right, bottom in pixels of the image; classes: indices of labels; highest score first"
         )
-        return padded_images.build_padded_signature("detector", output, self.transform, self.labels)
+        signature = padded_images.build_padded_signature("detector", output, self.transform, self.labels)
+        signature.metadata["confidence"] = str(self.get_confidence())
+        return signature
+
+    def replace_modules(self, modules: dict[str, nn.Module]) -> None:
+        """Replace the network; that of an ONNX file has its minimum score in its metadata.
+
+        Raises:
+            Error: the metadata have no valid score.
+        """
+        super().replace_modules(modules)
+        if isinstance(metadata := getattr(self.model, "metadata", None), dict):
+            try:
+                register_confidence(self.model, float(metadata["confidence"]))
+            except (KeyError, ValueError, OverflowError):
+                raise Error("the ONNX file has no valid confidence in its metadata; export the run again") from None
+
+    def get_confidence(self) -> float:
+        """Return the minimum score of a predicted box."""
+        if self.confidence is not None:
+            return self.confidence
+        return int(self.model.get_buffer("confidence")) / SCORE_SCALE
+
+    def on_evaluation(self, metrics: Metrics) -> Image.Image | None:
+        """Set the minimum score of a predicted box to the one with the highest F1 over all classes."""
+        assert self.last_evaluation is not None
+        _, results = self.last_evaluation
+        assert isinstance(results, DetectionResults)
+        self.model.get_buffer("confidence").fill_(encode_confidence(results.find_best_threshold()))
+        return None
 
     def compile(self) -> None:
         """Compile the network for the following steps."""
@@ -163,26 +202,40 @@ class DetectionTask(Task):
         A box is ``{"label", "score", "box": [left, top, right, bottom]}`` in pixels of the upright image.
         """
         height, width = images.shape[-2:]
-        padded, sizes = padded_images.resize_and_pad(images.to(self.runtime.device), self.transform)
-        ratio = torch.tensor([width, height] * 2) / sizes[0].cpu().flip(0).repeat(2)
+        min_score = self.get_confidence()
         predictions: list[Prediction] = []
-        for detections in self.detect(padded, sizes):
-            boxes = (detections.boxes.float().cpu() * ratio).tolist()
-            rows = zip(boxes, detections.classes.tolist(), detections.scores.tolist(), strict=True)
+        for boxes, classes, scores in self._detect_at_original_size(images):
+            rows = zip(boxes.tolist(), classes.tolist(), scores.tolist(), strict=True)
             labeled_boxes = [
-                {"label": self.labels[class_index], "score": round(score, 4), "box": [round(side, 2) for side in box]}
+                {"label": self.labels[class_index], "score": rounded, "box": [round(side, 2) for side in box]}
                 for box, class_index, score in rows
+                if (rounded := round(score, SCORE_DIGITS)) >= min_score
             ]
             predictions.append({"width": width, "height": height, "boxes": labeled_boxes})
         return predictions
 
+    def _detect_at_original_size(self, images: Tensor) -> Iterator[Detections]:
+        """Detect objects in images of one size ``(N, 3, h, w)`` uint8; boxes are in their pixels, on the CPU."""
+        if self.tile_size and max(images.shape[-2:]) > self.tile_size:
+            for image in images:
+                yield tiles.detect_in_tiles(image, self.tile_size, self.predict_batch_size, self._resize_and_detect)
+        else:
+            yield from self._resize_and_detect(images)
+
+    def _resize_and_detect(self, images: Tensor) -> Iterator[Detections]:
+        """Resize images of one size and detect objects in them, as :meth:`_detect_at_original_size` does."""
+        height, width = images.shape[-2:]
+        padded, sizes = padded_images.resize_and_pad(images.to(self.runtime.device), self.transform)
+        ratio = torch.tensor([width, height] * 2) / sizes[0].cpu().flip(0).repeat(2)
+        for boxes, classes, scores in self.detect(padded, sizes):
+            yield Detections(boxes.float().cpu() * ratio, classes.cpu(), scores.float().cpu())
+
     def draw(self, image: Image.Image, prediction: Prediction) -> Image.Image:
-        """Draw the boxes with a score of at least 0.5 on the image."""
-        shown = [box for box in prediction["boxes"] if box["score"] >= MIN_DRAWN_SCORE]
-        return image_io.draw_boxes(image, shown, self.labels)
+        """Draw the boxes on the image."""
+        return image_io.draw_boxes(image, prediction["boxes"], self.labels)
 
     @torch.inference_mode()
-    def plot_evaluation(self, batches: Iterable["PaddedBatch"]) -> "Iterator[tuple[str, Figure]]":
+    def plot_evaluation(self, batches: Iterable["PaddedBatch"]) -> "Iterator[tuple[str, FigureContent]]":
         """Plot average precision, precision-recall curves, error types and the worst errors."""
         from fukami.detection import plots as detection_plots
 
@@ -193,3 +246,14 @@ class DetectionTask(Task):
             yield from detection_plots.plot_evaluation(
                 results, lambda image_index: image_io.read_image(samples[image_index].source)
             )
+
+
+def encode_confidence(confidence: float) -> int:
+    """Encode a minimum score, rounded as scores are, in units of their last digit."""
+    return round(round(confidence, SCORE_DIGITS) * SCORE_SCALE)
+
+
+def register_confidence(model: nn.Module, confidence: float) -> None:
+    """Register the buffer ``confidence`` of a detector with a minimum score."""
+    device = next(model.parameters()).device
+    model.register_buffer("confidence", torch.tensor(encode_confidence(confidence), device=device))

@@ -8,6 +8,7 @@ A run is a folder with ``recipe.json`` (recipe, fields, labels, versions), ``wei
 
 import contextlib
 import dataclasses
+import difflib
 import json
 import logging
 import os
@@ -46,7 +47,7 @@ from fukami.engine.recipe import (
 )
 from fukami.engine.runtime import PRECISIONS, Runtime
 from fukami.engine.task import Task
-from fukami.errors import Error, UsageError, WriteError, build_unknown_error
+from fukami.errors import Error, UsageError, WriteError, build_unknown_error, find_name
 from fukami.layers.meta_device import use_meta_device
 
 BUNDLED_WEIGHTS_DIR = Path(__file__).parents[1] / "weights"
@@ -166,7 +167,10 @@ def locate_run(run: str | os.PathLike[str]) -> Path:
         return BUNDLED_WEIGHTS_DIR / folder.name
     bundled = ", ".join(sorted(path.parent.name for path in BUNDLED_WEIGHTS_DIR.glob("*/recipe.json")))
     reason = "is a folder without a recipe.json" if folder.is_dir() else "is neither a run's folder nor bundled weights"
-    raise UsageError(f"{str(run)!r} {reason}; specify a folder that fukami train wrote, or one of: {bundled}")
+    runs = {path.parent.name: path.parent for path in Path("runs").glob("*/recipe.json")}
+    similar = find_name(folder.name, runs) or next(iter(difflib.get_close_matches(folder.name[:100], runs)), None)
+    hint = f"did you mean {runs[similar]}?" if similar else f"specify a run of fukami train, or one of: {bundled}"
+    raise UsageError(f"{str(run)[:200]!r} {reason}; {hint}")
 
 
 def check_run_files(folder: Path, *, for_writing: bool = False) -> None:

@@ -4,7 +4,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -26,8 +26,9 @@ from fukami.progress import ProgressBar
 from fukami.timing import TRAINING_PHASES
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from PIL.Image import Image
+
+    from fukami.engine.task import FigureContent
 
 
 BAR_FORMAT = "{desc} {percentage:3.0f}% |{bar:12}| {remaining}{postfix}"
@@ -140,7 +141,7 @@ class TrainingLogger:
         command = f"{build_train_command(self.recipe)} --out {self.folder} --resume"
         self._print(f"stopped at step {step} of {self.num_steps}; resume with: {command}")
 
-    def finish(self, figures: "list[tuple[str, Figure | Sequence[Image]]]", metrics: Metrics, split: str) -> Metrics:
+    def finish(self, figures: "list[tuple[str, FigureContent]]", metrics: Metrics, split: str) -> Metrics:
         """Write the report, and return the metrics of the final result with the name of its split."""
         from fukami.engine import report
 

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from fukami.data.locations import list_data_folders
 from fukami.engine.tensor_files import explain_load_error, find_faults, find_mismatch, load_torch
-from fukami.errors import Error
+from fukami.errors import Error, format_names
 from fukami.layers.frozen_batch_norm import EPSILON
 from fukami.layers.segmentation_model import SegmentationModel
 
 logger = logging.getLogger(__name__)
 ParameterGroup = dict[str, list[nn.Parameter] | float]  # params and lr, for an optimizer
+OPTIONAL_TENSORS = ("num_batches_tracked", "confidence")  # files older than 2019 lack the first, other programs' both
 VGG_GROUPS = {13: (2, 2, 3, 3, 3), 16: (2, 2, 4, 4, 4)}  # convolutions per group of VGG-16 and VGG-19
 
 
@@ -92,12 +93,12 @@ def initialize_classifier(model: nn.Module, name: str, init: str) -> None:
     optional = (*head, "aux1", "aux2")
     errors = [f"{key} {mismatch}" for key, mismatch in mismatches.items() if key.partition(".")[0] not in optional]
     if errors:
-        raise Error(f"{init} does not match {name}: {'; '.join(errors)}")
+        raise build_mismatch_error(init, name, tensors, errors)
     if not tensors.keys() & expected.keys():
         raise Error(f"{init} contains no weights of {name}")
     random = [key for key in mismatches if key in expected]
     if random:
-        logger.warning(f"{init} has no {', '.join(random)} for this network: they are initialized randomly")
+        logger.warning(f"{init} has no {format_names(random)} for this network: they are initialized randomly")
     matching = {key: value for key, value in tensors.items() if key in expected and key not in mismatches}
     model.load_state_dict(matching, strict=False)
 
@@ -151,9 +152,11 @@ def initialize_detector(model: nn.Module, prefix: str, name: str, init: str, lab
         f"{key} {mismatch}" for key, mismatch in mismatches.items() if not key.startswith(class_prefixes or ("-",))
     ]
     if errors:
-        raise Error(f"{init} does not match {'the detector' if is_detector else name}: {'; '.join(errors)}")
+        raise build_mismatch_error(init, "the detector" if is_detector else name, tensors, errors)
     if mismatches:
-        logger.warning(f"{init} has no {', '.join(mismatches)} for these classes: they are initialized randomly")
+        logger.warning(
+            f"{init} has no {format_names(list(mismatches))} for these classes: they are initialized randomly"
+        )
     matching = {key: value for key, value in tensors.items() if key in expected and key not in mismatches}
     target.load_state_dict(matching, strict=False)
 
@@ -198,7 +201,7 @@ def initialize_segmenter(model: SegmentationModel, name: str, init: str, labels:
     )
     expected = model.state_dict()
     is_segmenter = any(key in tensors for key in expected if not key.startswith(f"{model.backbone_prefix}."))
-    tensors = tensors if is_segmenter else model.convert_classifier_weights(tensors)
+    original_tensors, tensors = tensors, tensors if is_segmenter else model.convert_classifier_weights(tensors)
     init_labels = _read_labels(init) if init != "coco" else ()
     mismatches = {key: mismatch for key, mismatch in find_mismatches(tensors, expected) if key in expected}
     if is_segmenter and labels and init_labels and labels != init_labels:  # even if their number is the same
@@ -210,10 +213,10 @@ def initialize_segmenter(model: SegmentationModel, name: str, init: str, labels:
         required = [key for key in required if key.rpartition(".")[0] not in norms]
     errors = [f"{key} {mismatches[key]}" for key in required if key in mismatches]
     if errors:
-        raise Error(f"{init} does not match {type(model).__name__}: {'; '.join(errors)}")
+        raise build_mismatch_error(init, name or type(model).__name__, original_tensors, errors)
     random = [key for key in mismatches if not key.endswith("num_batches_tracked")]
     if is_segmenter and random:
-        logger.warning(f"{init} has no {_format_names(random)} for this network: they are initialized randomly")
+        logger.warning(f"{init} has no {format_names(random)} for this network: they are initialized randomly")
     matching = {key: value for key, value in tensors.items() if key in expected and key not in mismatches}
     model.load_state_dict(matching, strict=False)
     return is_plain and not is_segmenter
@@ -268,7 +271,7 @@ def _select_vgg_convolutions(tensors: dict[str, Tensor], source: str) -> dict[st
         f"{key} {mismatch}" for key, mismatch in find_mismatches(convolutions, _build_vgg_tensors(VGG_GROUPS[count]))
     ]
     if errors:
-        raise Error(f"{source} does not match VGG-{count + 3}: {_format_names(errors)}")
+        raise build_mismatch_error(source, f"vgg{count + 3}", tensors, errors)
     return convolutions
 
 
@@ -309,13 +312,49 @@ def initialize_captioner(model: nn.Module, name: str, init: str, labels: tuple[s
     expected = target.state_dict()
     errors = [f"{key} {mismatch}" for key, mismatch in find_mismatches(tensors, expected) if key in expected]
     if errors:
-        raise Error(f"{init} does not match {'the network' if is_captioner else name}: {'; '.join(errors)}")
+        raise build_mismatch_error(init, "the network" if is_captioner else name, tensors, errors)
     target.load_state_dict({key: tensors.get(key, value) for key, value in expected.items()})
 
 
-def _format_names(names: list[str]) -> str:
-    """Format the first four names and the number of the others."""
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+def build_mismatch_error(init: str, network: str, tensors: dict[str, Tensor], mismatches: list[str]) -> Error:
+    """Build the error for weights of another network: what they are, if known, and the first mismatches.
+
+    Args:
+        init: the weights as given.
+        network: name of the network that they were given for.
+        tensors: the weights.
+        mismatches: tensors and what is wrong with each.
+    """
+    listed = format_names([f"{mismatch:.80}" for mismatch in mismatches])
+    found = identify_classifier(tensors)
+    if found is None or found == network:
+        return Error(f"{init} does not match {network}: {listed}")
+    title = found.replace("vgg", "VGG-").replace("resnet", "ResNet-")
+    return Error(f"{init} does not match: these are {title} weights; {network} needs its own ({listed})")
+
+
+def identify_classifier(tensors: dict[str, Tensor]) -> str | None:
+    """Return the name of the built-in classifier whose features these weights are; None if there is none."""
+    from fukami import models
+    from fukami.catalogue import RECIPES
+
+    names = [recipe.replace("-", "_") for recipe, entry in RECIPES.items() if entry.task == "classification"]
+    for name in names:
+        with torch.device("meta"):
+            network = getattr(models, name)()
+        head = find_head(network)
+        if _get_feature_shapes(tensors, head) == _get_feature_shapes(network.state_dict(), head):
+            return name
+    return None
+
+
+def _get_feature_shapes(tensors: dict[str, Tensor], head: tuple[str, ...]) -> dict[str, torch.Size]:
+    """Return the shapes of the tensors that do not belong to the head."""
+    return {
+        key: value.shape
+        for key, value in tensors.items()
+        if key.partition(".")[0] not in head and not key.endswith("num_batches_tracked")
+    }
 
 
 def get_coco_categories() -> tuple[str, ...]:
@@ -365,7 +404,7 @@ def find_mismatches(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> 
     """Iterate over the tensors that are missing, unexpected, or of another shape or dtype: name and mismatch."""
     for key, value in expected.items():
         if key not in tensors:
-            if not key.endswith("num_batches_tracked"):  # files older than 2019 have none
+            if not key.endswith(OPTIONAL_TENSORS):
                 yield key, "is missing"
         elif mismatch := find_mismatch(tensors[key], value):
             yield key, mismatch

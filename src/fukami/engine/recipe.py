@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from fukami.catalogue import RECIPES
-from fukami.errors import Error, UsageError, build_unknown_error
+from fukami.errors import Error, UsageError, build_unknown_error, find_name
 
 if TYPE_CHECKING:
     from fukami.engine.task import Task
@@ -29,6 +29,7 @@ FIELD_PARSERS: dict[type, Callable[[str], object]] = {
     bool: {"true": True, "false": False}.__getitem__,
 }
 
+DATA_FIELDS = ("data", "images", "annotations")  # fields that name a dataset
 MAX_INPUT_SIZE = 2048  # pixels, side of a square input
 MAX_IMAGE_SIDE = 4096  # pixels, longer side of an input that is resized and not cropped
 
@@ -134,10 +135,10 @@ class Recipe(FieldGroup):
         values = dataclasses.asdict(self)
         if "data" not in values:
             raise UsageError(f"{get_recipe_name(type(self))} generates its own data and does not take --data")
-        if is_same_dataset(data, values["data"]):
+        if not values.get("annotations") and is_same_dataset(data, values["data"]):
             return self
-        changes: dict[str, Any] = {"data": data} | ({"val_fraction": 1.0} if "val_fraction" in values else {})
-        return dataclasses.replace(self, **changes)
+        changes: dict[str, Any] = {"data": data, "images": "", "annotations": "", "val_fraction": 1.0}
+        return dataclasses.replace(self, **{name: value for name, value in changes.items() if name in values})
 
 
 def get_field_names(recipe: type[Recipe]) -> set[str]:
@@ -166,13 +167,14 @@ def check_data(recipe: Recipe) -> None:
     Raises:
         UsageError: the recipe's dataset is a URL.
     """
-    spec = str(getattr(recipe, "data", ""))
-    if "://" in spec:
-        raise UsageError(
-            f"the run names a dataset on the web, {spec[:200]}, which is downloaded only if you name it yourself: use "
-            "--data (fukami export: --calibration)"
-        )
-    if os.path.exists(spec):  # noqa: PTH110  Path.exists raises where a name is too long
+    specs = [str(getattr(recipe, name, "")) for name in DATA_FIELDS]
+    for spec in specs:
+        if "://" in spec:
+            raise UsageError(
+                f"the run names a dataset on the web, {spec[:200]}, which is downloaded only if you name it yourself: "
+                "use --data (fukami export: --calibration)"
+            )
+    for spec in filter(os.path.exists, specs):  # Path.exists raises where a name is too long
         logger.warning(f"fukami: reading the dataset that the run names: {spec}")
 
 
@@ -203,6 +205,8 @@ def parse_overrides(recipe: type[Recipe], overrides: Iterable[str]) -> dict[str,
         if name not in get_field_names(recipe):
             raise build_field_error(recipe, name)
         kind = hints[name]
+        if isinstance(kind, types.UnionType):  # a type or None
+            kind, _ = typing.get_args(kind)
         literal = typing.get_origin(kind) is typing.Literal
         choices = {str(choice): choice for choice in typing.get_args(kind)} if literal else {}
         try:
@@ -228,15 +232,18 @@ def list_recipes() -> list[str]:
 def get_recipe(name: str) -> type[Recipe]:
     """Return the recipe of a name, or the one that a file such as ``./my_recipe.py`` defines.
 
+    Case, hyphens and underscores of the name are ignored: ``ResNet-18`` is ``resnet18``.
+
     Raises:
         UsageError: there is no such recipe.
         Error: the file fails, or does not define exactly one recipe.
     """
     if name.endswith(".py"):
         return load_recipe_file(Path(name))
-    if name not in RECIPES:
+    known_name = find_name(name, RECIPES)
+    if known_name is None:
         raise build_unknown_error("recipe", name, RECIPES)
-    module, _, class_name = RECIPES[name].location.partition(":")
+    module, _, class_name = RECIPES[known_name].location.partition(":")
     return cast(type[Recipe], getattr(importlib.import_module(f"fukami.{module}"), class_name))
 
 

@@ -2,46 +2,63 @@
 
 import io
 import json
+import shlex
+import unicodedata
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from PIL.Image import Image
 
+from fukami.catalogue import RECIPES
 from fukami.engine import checkpoint
 from fukami.engine.html import build_data_url, render_page
 from fukami.engine.task import Metrics
 from fukami.errors import Error
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-CURVES_PER_ROW = 3
+    from fukami.engine.task import FigureContent
+
 FRAME_MS, LAST_FRAME_MS = 250, 3000  # duration of each frame of an animation and of the last one, in milliseconds
-DPI = 110
-MIN_WIDE_WIDTH = 9  # inches from which a figure scrolls on a narrow screen, where its text would be too small
+DPI = 144  # pixels per inch of the images in a figure
+CSS_DPI = 96  # CSS pixels per inch
+CURVE_SIZE = (3.1, 2.4)  # inches of a figure in a grid
+WIDE_CHAR_INCHES = 0.06  # margin for each East Asian character of a text
+MAX_IMAGE_SIDE = 640  # pixels of an image in a grid
+MIN_CELL_WIDTH, MAX_CELL_WIDTH = 128, 298  # CSS pixels of an image in a grid; three of the largest are in a row
 WEBP_QUALITY = 85  # 0 to 100
-NON_METRIC_KEYS = {
-    "step",
-    "phase",
-    "split",
-    "seconds",
-    "count",
-    "objects",
-    "pixels",
-}  # keys of a log line that are no metrics
+# keys of a log line that are no metrics
+NON_METRIC_KEYS = {"step", "phase", "split", "seconds", "count", "objects", "pixels"}
+COMMANDS = ("eval {run}", "predict {run} IMAGE --out predictions", "serve {run}")  # those that use a run ...
+TASK_COMMANDS = {
+    "generation": ("eval {run}", "predict {run} --num-samples 64 --out samples"),
+    "reinforcement": ("eval {run}", "play {run} --out episode.mp4"),
+}  # ... and of tasks whose input is not an image
+
+
+class EncodedImage(NamedTuple):
+    """Image of a page as a data URL, with its caption; a chart has no background and follows the color scheme."""
+
+    url: str
+    caption: str
+    is_chart: bool
 
 
 class EncodedFigure(NamedTuple):
-    """Figure or animation of a page: its title, its image as a data URL, and whether it scrolls on a narrow screen."""
+    """Figure of a page: its title, and one image or a grid of images of this width in CSS pixels."""
 
     title: str
-    url: str
-    is_wide: bool
+    images: list[EncodedImage]
+    width: int
+    is_grid: bool
 
 
 def write_report(
-    folder: Path, figures: "Sequence[tuple[str, Figure | Sequence[Image]]]", metrics: Metrics, seconds: float
+    folder: Path, figures: "Sequence[tuple[str, FigureContent]]", metrics: Metrics, seconds: float
 ) -> Path:
     """Write the report of the run in ``folder`` from its files, the task's figures and the metrics of the result."""
     record = json.loads((folder / "recipe.json").read_bytes())
@@ -52,7 +69,6 @@ def write_report(
     device = (
         f"{record['device']}, {record['precision']}, {record['threads']} threads, {record['processes']} process(es)"
     )
-    configuration = {**record["fields"], "versions": versions, "device": device, "time": f"{seconds:,.0f} s"}
     last_line = {name: value for name, value in train_lines[-1].items() if name not in ("step", "phase")}
     seconds_by_phase = record["time"]["seconds"]
     total = sum(seconds_by_phase.values())
@@ -61,14 +77,24 @@ def write_report(
         "report.html",
         recipe=record["recipe"],
         metrics=format_metrics(metrics or last_line),
-        command=record["command"],
+        figures=[encode_figure(title, figure) for title, figure in figures],
         curves=encode_figure("Training curves", plot_curves(train_lines, eval_lines)),
+        usage=list_usage_commands(folder, record),
+        command=record["command"],
+        configuration={**record["fields"], "versions": versions, "device": device},
+        seconds=seconds,
         phases=[(phase, value, value / total) for phase, value in seconds_by_phase.items()],
         multiply_adds=_format_large_number(rate) if rate else "",
-        figures=[encode_figure(title, figure) for title, figure in figures],
-        configuration=configuration,
     )
     return _write_page(folder, page)
+
+
+def list_usage_commands(folder: Path, record: Mapping[str, Any]) -> list[str]:
+    """List the commands that use the run in ``folder``, which ``recipe.json`` describes."""
+    name = record["recipe"]
+    commands = TASK_COMMANDS.get(RECIPES[name].task, COMMANDS) if name in RECIPES else COMMANDS
+    option = f" --recipe {shlex.quote(name)}" if "recipe_sha256" in record else ""
+    return [f"fukami {command.format(run=shlex.quote(str(folder)))}{option}" for command in commands]
 
 
 def _read_log(path: Path) -> list[Metrics]:
@@ -99,7 +125,7 @@ def write_evaluation_report(
     folder: Path,
     result: Metrics,
     configuration: Mapping[str, object],
-    figures: "Sequence[tuple[str, Figure | Sequence[Image]]]",
+    figures: "Sequence[tuple[str, FigureContent]]",
     command: str,
 ) -> Path:
     """Write the report of an evaluation, such as of an ensemble, into ``folder``, and return its path."""
@@ -117,7 +143,7 @@ def write_precision_report(
     folder: Path,
     columns: Sequence[str],
     rows: Sequence[Sequence[str]],
-    figure: "Figure",
+    figure: "FigureContent",
     skipped: Mapping[str, str],
     configuration: Mapping[str, object],
     command: str,
@@ -161,35 +187,71 @@ def _format_large_number(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def encode_figure(title: str, figure: "Figure | Sequence[Image]") -> EncodedFigure:
-    """Encode a figure, or an animation of several images, with its title."""
+def encode_figure(title: str, content: "FigureContent") -> EncodedFigure:
+    """Encode a figure, an animation of several images, or a grid of captioned images and figures, with its title."""
     from matplotlib.figure import Figure
 
+    if isinstance(content, Figure):
+        return EncodedFigure(title, [_encode_plot(content, title)], _get_width(content), is_grid=False)
+    if isinstance(content[0], Image):
+        frames = cast("Sequence[Image]", content)
+        return EncodedFigure(title, [_encode_animation(frames, title)], _get_width(frames[0]), is_grid=False)
+    grid = cast("Sequence[tuple[str, Figure | Image]]", content)
+    images = [
+        _encode_plot(item, caption) if isinstance(item, Figure) else _encode_image(item, caption)
+        for caption, item in grid
+    ]
+    width = min(max(MIN_CELL_WIDTH, *(_get_width(item) for _, item in grid)), MAX_CELL_WIDTH)
+    return EncodedFigure(title, images, width, is_grid=True)
+
+
+def _get_width(item: "Figure | Image") -> int:
+    """Return the width of a figure or an image on the page, in CSS pixels."""
+    return min(item.width, MAX_IMAGE_SIDE) if isinstance(item, Image) else round(CSS_DPI * item.get_figwidth())
+
+
+def _encode_plot(figure: "Figure", caption: str) -> EncodedImage:
+    """Encode a figure as SVG with text in the fonts of the browser; with images inside, its background is white."""
+    from matplotlib import rc_context
+
+    is_chart = not any(axes.images for axes in figure.axes)
+    sanitize_texts(figure)
     buffer = io.BytesIO()
-    if isinstance(figure, Figure):
-        disable_mathtext(figure)
-        figure.savefig(buffer, format="png", dpi=DPI)
-        is_wide = figure.get_figwidth() >= MIN_WIDE_WIDTH
-        return EncodedFigure(title, build_data_url(buffer.getvalue(), "png"), is_wide)
-    times = [FRAME_MS] * (len(figure) - 1) + [LAST_FRAME_MS]
-    figure[0].save(
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "fukami"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # matplotlib's font lacks it, the browser's fonts have it
+        figure.savefig(buffer, format="svg", dpi=DPI, transparent=is_chart, metadata={"Date": None})
+    return EncodedImage(build_data_url(buffer.getvalue(), "svg+xml"), caption, is_chart)
+
+
+def _encode_image(image: Image, caption: str) -> EncodedImage:
+    copy = image.copy()
+    copy.thumbnail((MAX_IMAGE_SIDE, MAX_IMAGE_SIDE))
+    return _encode_animation([copy], caption)
+
+
+def _encode_animation(frames: Sequence[Image], caption: str) -> EncodedImage:
+    buffer = io.BytesIO()
+    times = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
+    frames[0].save(
         buffer,
         "webp",
         save_all=True,
-        append_images=figure[1:],
+        append_images=frames[1:],
         duration=times,
         loop=0,
         quality=WEBP_QUALITY,
         method=6,
     )
-    return EncodedFigure(title, build_data_url(buffer.getvalue(), "webp"), is_wide=False)
+    return EncodedImage(build_data_url(buffer.getvalue(), "webp"), caption, is_chart=False)
 
 
-def disable_mathtext(figure: "Figure") -> None:
-    """Draw dollar signs in the text of a figure literally, since names of classes, metrics and runs may contain them.
+def sanitize_texts(figure: "Figure") -> None:
+    """Draw dollar signs in the text of a figure literally, and control characters, which SVG excludes, as �.
 
-    The tick labels of logarithmic axes, in which matplotlib uses mathtext itself, are unchanged.
+    Names of classes, metrics and runs may contain them. The tick labels of logarithmic axes, in which matplotlib uses
+    mathtext itself, are unchanged. The margins grow by the East Asian characters, whose width matplotlib's font lacks.
     """
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.text import Text
     from matplotlib.ticker import LogFormatter
 
@@ -200,15 +262,31 @@ def disable_mathtext(figure: "Figure") -> None:
         if isinstance(axis.get_major_formatter(), LogFormatter)
         for label in axis.get_ticklabels(which="both")
     }
+    num_wide = 0
     for text in figure.findobj(Text):
         if id(text) not in tick_labels:
+            content = text.get_text()
             text.set_parse_math(False)
+            text.set_text("".join(char if char.isprintable() or char == "\n" else "�" for char in content))
+            num_wide = max(num_wide, sum(unicodedata.east_asian_width(char) in "WF" for char in content))
+    if num_wide and isinstance(layout := figure.get_layout_engine(), ConstrainedLayoutEngine):
+        layout.set(w_pad=WIDE_CHAR_INCHES * num_wide, h_pad=WIDE_CHAR_INCHES * num_wide)
 
 
-def plot_curves(train_lines: Sequence[Metrics], eval_lines: Sequence[Metrics]) -> "Figure":
-    """Plot every metric of training and evaluation over the steps, and the learning rate."""
+def plot_curves(train_lines: Sequence[Metrics], eval_lines: Sequence[Metrics]) -> "list[tuple[str, Figure]]":
+    """Plot each metric of training and evaluation over the steps, and the learning rate, as figures with captions."""
     from matplotlib.figure import Figure
 
+    curves = []
+    for name in list_curves(train_lines, eval_lines):
+        figure = Figure(figsize=CURVE_SIZE, layout="constrained")
+        draw_curve(figure.add_subplot(), name, train_lines, eval_lines)
+        curves.append(("learning rate" if name == "lr" else name.replace("_", " "), figure))
+    return curves
+
+
+def list_curves(train_lines: Sequence[Metrics], eval_lines: Sequence[Metrics]) -> list[str]:
+    """List the metrics of the training curves, and the learning rate."""
     unplotted = NON_METRIC_KEYS | {
         "images_per_second",
         "lr",
@@ -224,34 +302,27 @@ def plot_curves(train_lines: Sequence[Metrics], eval_lines: Sequence[Metrics]) -
     numbers = (
         key for line in [*train_lines, *eval_lines] for key, value in line.items() if isinstance(value, int | float)
     )
-    names = [*(name for name in dict.fromkeys(numbers) if name not in unplotted), "lr"]
-    columns = min(len(names), CURVES_PER_ROW)
-    rows = -(-len(names) // columns)
-    figure = Figure(figsize=(4 * columns, 3 * rows), layout="constrained")
-    all_axes = figure.subplots(rows, columns, squeeze=False).flat
-    for axes in all_axes[len(names) :]:
-        axes.axis("off")
-    for axes, name in zip(all_axes, names, strict=False):
-        for label, lines, style in (
-            ("training", train_lines, {"lw": 1}),
-            ("evaluation", eval_lines, {"marker": "o", "ms": 3}),
-        ):
-            points = [(line["step"], line[name]) for line in lines if name in line]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=label, **style)
-        axes.set_title({"lr": "learning rate"}.get(name, name), fontsize=10)
-        axes.set_xlabel("step")
-        axes.locator_params(axis="x", nbins=4)
-        axes.spines[["top", "right"]].set_visible(False)
-        if name == "loss":
-            axes.set_yscale("log")
-        if name == "accuracy":
-            axes.set_ylim(
-                *_compute_accuracy_limits([line[name] for line in [*train_lines, *eval_lines] if name in line])
-            )
-        if name != "lr":
-            axes.legend(frameon=False, fontsize=8)
-    return figure
+    return [*(name for name in dict.fromkeys(numbers) if name not in unplotted), "lr"]
+
+
+def draw_curve(axes: "Axes", name: str, train_lines: Sequence[Metrics], eval_lines: Sequence[Metrics]) -> None:
+    """Draw a metric of training and evaluation over the steps."""
+    for label, lines, style in (
+        ("training", train_lines, {"lw": 1}),
+        ("evaluation", eval_lines, {"marker": "o", "ms": 3}),
+    ):
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, **style)
+    axes.set_xlabel("step")
+    axes.locator_params(axis="x", nbins=4)
+    axes.spines[["top", "right"]].set_visible(False)
+    if name == "loss":
+        axes.set_yscale("log")
+    if name == "accuracy":
+        axes.set_ylim(*_compute_accuracy_limits([line[name] for line in [*train_lines, *eval_lines] if name in line]))
+    if name != "lr":
+        axes.legend(frameon=False, fontsize=8)
 
 
 def _compute_accuracy_limits(values: Sequence[float]) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fukami.engine.cuda_graph import GraphedCallable
 from fukami.engine.process_group import init_process_group
-from fukami.errors import UsageError, build_unknown_error
+from fukami.errors import UsageError, build_unknown_error, suggest_names
 from fukami.layers.sync_layers import convert_sync_layers
 from fukami.system import count_cpus
 from fukami.timing import PhaseTimer
@@ -218,7 +218,9 @@ def _resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise build_unknown_error("device", name, ["auto", "cpu", "cuda", "mps"]) from None
+        meant = "cuda" if name.startswith("gpu") or name.isdecimal() else name  # names of other tools
+        hint = suggest_names(meant, ["auto", "cpu", "cuda", "mps"])
+        raise UsageError(f"unknown device {name[:100]!r}; {hint}") from None
     count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if (device.index or 0) >= count.get(device.type, 0):
         available = [kind for kind, n in count.items() if n]

@@ -72,6 +72,10 @@ class SupervisedRecipe(Recipe):
 
     data: str = ""
     """Dataset: a name or a path."""
+    images: str = ""
+    """Folder of the images, with annotations instead of data."""
+    annotations: str = ""
+    """Folder or file of the annotations of images."""
     val_fraction: float | None = None
     """Fraction of the training images used for validation, if the dataset has no validation split; by default 0.2, and
     at most 5,000 images."""
@@ -120,6 +124,8 @@ class SupervisedRecipe(Recipe):
         from fukami.data import augment
 
         super().__post_init__()
+        if bool(self.images) != bool(self.annotations):
+            raise UsageError("--images and --annotations belong together; specify both, or --data")
         check_range(self, 1, math.inf, "epochs", "eval_every", "batch_size", "accumulate")
         check_range(self, 0, math.inf, "lr", "weight_decay", "memory_limit", "clip_norm", "max_broken", "patience")
         check_range(self, 0, 1, "drop_factor")

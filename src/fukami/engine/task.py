@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
+    # content of a figure of a report: a figure, the frames of an animation, or a grid of captions and images or figures
+    FigureContent: TypeAlias = Figure | Sequence[Image] | Sequence[tuple[str, Figure | Image]]
+
 Batch: TypeAlias = Any  # a tree of tensors, which each family defines
 Metrics: TypeAlias = dict[str, Any]  # numbers, and dicts of the numbers of each class
 OptimizerFactory = Callable[[ParamsT], torch.optim.Optimizer]
@@ -278,8 +281,11 @@ class Task:
         """Draw the prediction of an image, which is upright and in mode L or RGB."""
         raise UsageError(f"{type(self).__name__} cannot draw its predictions; predict without --out")
 
-    def plot_evaluation(self, batches: Iterable[Batch]) -> "Iterator[tuple[str, Figure | Sequence[Image]]]":
-        """Plot titled figures of the evaluation for the run's report; a sequence of images is an animation."""
+    def plot_evaluation(self, batches: Iterable[Batch]) -> "Iterator[tuple[str, FigureContent]]":
+        """Plot titled figures of the evaluation for the run's report, those of errors last.
+
+        A sequence of images is an animation, a sequence of captions and images or figures is a grid.
+        """
         yield from ()
 
     def get_signature(self) -> ModelSignature:

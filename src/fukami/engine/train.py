@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,8 +27,7 @@ from fukami.engine.task import Batch, Metrics, Task
 from fukami.errors import Error, UsageError
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from PIL.Image import Image
+    from fukami.engine.task import FigureContent
 
 MAX_LOG_INTERVAL = 100  # maximum number of steps until the loop waits for the device, logs, and checks the losses
 
@@ -46,7 +45,7 @@ class RunOptions:
     num_threads: int | None = None  # for a stage, that of its run
 
 
-def run_training(recipe: Recipe, folder: Path, options: RunOptions) -> dict[str, float]:
+def run_training(recipe: Recipe, folder: Path, options: RunOptions) -> Metrics:
     """Train the recipe, write the run to the folder, and return the metrics of the last evaluation.
 
     Raises:
@@ -248,8 +247,9 @@ class TrainingProgress:
             metrics = self.task.evaluate(val)
         if isinstance(self.task.lr_schedule, ReduceOnPlateau):
             self.task.lr_schedule.on_evaluation(metrics)
+        preview = self.task.on_evaluation(metrics)  # may set a buffer of the network
         self.best.update(step, metrics)
-        self.log.log_evaluation(step, metrics, self.task.on_evaluation(metrics))
+        self.log.log_evaluation(step, metrics, preview)
 
     def finish(self, writer: CheckpointWriter, folder: Path, data: Data) -> Metrics:
         """Evaluate the best weights on the test data, if there are any; write the report and return the metrics.
@@ -272,7 +272,7 @@ class TrainingProgress:
             figures = self.plot_evaluation(batches)
         return self.log.finish(figures, metrics, data.eval_split if batches else "")
 
-    def plot_evaluation(self, batches: Iterable[Batch]) -> "list[tuple[str, Figure | Sequence[Image]]]":
+    def plot_evaluation(self, batches: Iterable[Batch]) -> "list[tuple[str, FigureContent]]":
         """Return the figures of the report."""
         return list(self.task.plot_evaluation(batches)) if batches else []
 

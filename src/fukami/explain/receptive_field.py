@@ -132,7 +132,7 @@ def plot_receptive_fields(*fields: tuple[str, EffectiveReceptiveField]) -> "Figu
         _plot_receptive_field(axes, field)
         axes.set_title(title, fontsize=9)
     handles = figure.axes[0].get_lines()
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    figure.legend(handles=handles, loc="outside lower center", frameon=False, fontsize=8)
     return figure
 
 

@@ -195,7 +195,7 @@ def find_last_activation(layers: Sequence[LayerInfo]) -> LayerInfo:
     return [layer for layer in candidates if layer.effective_stride == candidates[0].effective_stride][-1]
 
 
-def plot_costs(layers: Sequence[LayerInfo]) -> "Figure":
+def plot_costs(layers: Sequence[LayerInfo]) -> "list[tuple[str, Figure]]":
     """Plot multiply-adds, parameters and output memory for each output resolution, in percent of the total."""
     from matplotlib.figure import Figure
 
@@ -208,9 +208,10 @@ def plot_costs(layers: Sequence[LayerInfo]) -> "Figure":
         )
         for kind, value in enumerate((layer.multiply_adds, layer.num_parameters, layer.output_bytes)):
             costs.setdefault(name, [0, 0, 0])[kind] += value
-    figure = Figure(figsize=(9, 1.0 + 0.3 * len(costs)), layout="constrained")
-    titles = ("multiply-adds, %", "parameters, %", "output memory, %")
-    for kind, (axes, title) in enumerate(zip(figure.subplots(1, 3, sharey=True), titles, strict=True)):
+    charts = []
+    for kind, title in enumerate(("multiply-adds, %", "parameters, %", "output memory, %")):
+        figure = Figure(figsize=(3.1, 0.4 + 0.3 * len(costs)), layout="constrained")
+        axes = figure.add_subplot()
         values = [row[kind] for row in costs.values()]
         percentages = [100 * value / max(sum(values), 1) for value in values]
         axes.bar_label(
@@ -219,10 +220,10 @@ def plot_costs(layers: Sequence[LayerInfo]) -> "Figure":
         axes.set_yticks(range(len(costs)), list(costs))
         axes.set_xlim(0, 119)
         axes.set_xticks([])
-        axes.set_title(title, fontsize=10)
+        axes.invert_yaxis()
         axes.spines[["top", "right", "bottom"]].set_visible(False)
-    figure.axes[0].invert_yaxis()
-    return figure
+        charts.append((title, figure))
+    return charts
 
 
 def check_shape(shape: Sequence[int]) -> None:

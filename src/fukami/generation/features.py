@@ -176,7 +176,7 @@ def _build_inception(tensors: dict[str, Tensor], source: str) -> FeatureExtracto
     tensors = {key: value for key, value in tensors.items() if not key.startswith("AuxLogits.")}
     mismatches = [f"{key} {problem}" for key, problem in pretrained.find_mismatches(tensors, network.state_dict())]
     if mismatches:
-        raise Error(f"{source} does not match Inception v3: {'; '.join(mismatches)}")
+        raise pretrained.build_mismatch_error(source, "Inception v3", tensors, mismatches)
     network.load_state_dict(tensors, strict=False)
     network.fc = nn.Identity()
     is_fid_network = num_classes == 1008

@@ -23,9 +23,8 @@ from fukami.models.dcgan import Discriminator, Generator
 from fukami.quantization import half_precision
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from fukami.engine.runtime import Runtime
+    from fukami.engine.task import FigureContent
     from fukami.generation.features import FeatureExtractor
 
 BATCH_SIZE = 100  # images per batch in inference
@@ -275,7 +274,7 @@ class GANTask(Task):
         """Draw the image next to the preprocessed one, with the probability that it is real."""
         return image_io.draw_prediction(image, self.transform(image), f"{prediction['real_probability']:.1%} real")
 
-    def plot_evaluation(self, batches: Iterable[Batch]) -> "Iterator[tuple[str, Figure | Sequence[Image.Image]]]":
+    def plot_evaluation(self, batches: Iterable[Batch]) -> "Iterator[tuple[str, FigureContent]]":
         """Yield the animation of the preview grids, the current grid and a grid of real images."""
         results = self._get_results(batches)
         assert isinstance(results, GenerationResults)

@@ -5,20 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from PIL import Image
 from torch import Tensor
-
-
-def plot_image_row(images: Sequence[Image.Image], captions: Sequence[str]) -> Figure:
-    """Plot a row of images with captions, at equal height."""
-    widths = [image.width / image.height for image in images]
-    figure = Figure(figsize=(12, 12 / sum(widths) + 0.4), layout="constrained")
-    grid = figure.subplots(1, len(images), squeeze=False, width_ratios=widths).flat
-    for axes, image, caption in zip(grid, images, captions, strict=True):
-        axes.imshow(image)
-        axes.set_title(caption, fontsize=9)
-        axes.axis("off")
-    return figure
 
 
 def plot_variants(rows: Sequence[tuple[str, Sequence[Tensor]]]) -> Figure:

@@ -13,18 +13,19 @@ PANEL_WIDTH = 300  # width of the action-value panel in pixels
 BAR_COLOR, ACTION_COLOR, TEXT_COLOR = (72, 120, 168), (209, 73, 91), (102, 102, 102)
 
 
-def plot_returns(values: Sequence[float], lengths: Sequence[int]) -> Figure:
+def plot_returns(values: Sequence[float], lengths: Sequence[int]) -> list[tuple[str, Figure]]:
     """Plot the returns and lengths of the episodes, sorted by return."""
     order = np.argsort(values)
-    figure = Figure(figsize=(8, 2.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for axes, heights, title in ((left, values, "return"), (right, lengths, "steps")):
+    charts = []
+    for heights, title in ((values, "return"), (lengths, "steps")):
+        figure = Figure(figsize=(4, 2.6), layout="constrained")
+        axes = figure.add_subplot()
         axes.bar(range(len(heights)), np.asarray(heights)[order], color="#4878a8")
-        axes.set_title(title, fontsize=10)
         axes.set_xlabel("episodes, sorted by return", fontsize=8)
         axes.axhline(0, color="#222", lw=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-    return figure
+        charts.append((title, figure))
+    return charts
 
 
 def draw_step(

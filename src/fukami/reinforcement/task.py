@@ -22,9 +22,8 @@ from fukami.reinforcement.evaluation import EvaluationEpisodes, StepCallback
 from fukami.reinforcement.replay import ExperienceCollector, TransitionBatch
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from fukami.engine.runtime import Runtime
+    from fukami.engine.task import FigureContent
 
 NUM_STANDARDIZATION_FRAMES = 1_000  # frames of the random policy used to compute input statistics
 
@@ -168,7 +167,7 @@ class QLearningTask(Task):
         frame = np.array(image_io.convert_mode(image, "RGB"))
         return reinforcement_plots.draw_step(frame, self.labels, values, int(np.argmax(values)), 0.0)
 
-    def plot_evaluation(self, batches: Iterable[int]) -> "Iterator[tuple[str, Figure]]":
+    def plot_evaluation(self, batches: Iterable[int]) -> "Iterator[tuple[str, FigureContent]]":
         """Yield a figure of the episode returns and lengths."""
         results = self._get_results(batches)
         assert isinstance(results, EpisodeResults)

@@ -11,6 +11,7 @@ import numpy as np
 from fukami.data import findings
 from fukami.data.annotations import ImageHeader, read_header
 from fukami.data.findings import Findings, ImageItem, PathNames, add_read_error
+from fukami.data.formats import format_count
 from fukami.data.masks import MaskFile, MissingMask
 from fukami.data.samples import Mask
 from fukami.data.sources import DataSource
@@ -95,7 +96,7 @@ def _find_unknown_values(mask: MaskFile) -> Iterator[tuple[str, str]]:
     unknown = np.flatnonzero(~np.isin(values, known))
     for index in unknown[np.argsort(-counts[unknown])][:MAX_VALUES_LISTED].tolist():
         row, column = divmod(int(first[index]), codes.shape[1])
-        location = f"in {findings.format_count(int(counts[index]), 'pixel')}, the first at column {column} of row {row}"
+        location = f"in {format_count(int(counts[index]), 'pixel')}, the first at column {column} of row {row}"
         detail = f"has {mask.describe_code(int(values[index]))} {location}, which the class table does not have"
         yield "unknown color" if mask.class_table.color_to_class else "unknown value", detail
     if len(unknown) > MAX_VALUES_LISTED:

@@ -45,6 +45,7 @@ def load_dataset(
     val_fraction: float | None,
     max_broken: int = image_folder.MAX_BROKEN,
     *,
+    images: str = "",
     ignore_index: int = class_tables.IGNORE_INDEX,
     include_train: bool = True,
 ) -> Splits[Samples]:
@@ -56,6 +57,7 @@ def load_dataset(
         val_fraction: fraction of the training images used for validation, if the dataset has no validation split;
             None: as for :func:`fukami.data.splits.select_validation`.
         max_broken: maximum number of missing or unreadable images per split; they are skipped and logged.
+        images: folder of the images, if ``spec`` contains only their masks.
         ignore_index: mask value of ignored pixels.
         include_train: also load the training samples; otherwise they need not exist.
 
@@ -63,7 +65,7 @@ def load_dataset(
         UsageError: ``spec`` is neither a known name nor a path.
         Error: the layout is unknown, a file is invalid, or there are no images.
     """
-    source = identify_source(spec, "masks")
+    source = identify_source(spec, "masks", images)
     if spec == "scenes":
         train = scenes.generate_mask_samples(0, scenes.NUM_TRAIN)
         val = scenes.generate_mask_samples(scenes.NUM_TRAIN, scenes.NUM_TEST)
@@ -87,7 +89,7 @@ def index_dataset(source: DataSource, ignore_index: int = class_tables.IGNORE_IN
     """
     layout, root = source.require("masks")
     if layout == "COCO":
-        annotations, image_masks = coco_masks.read_coco_masks(root)
+        annotations, image_masks = coco_masks.read_coco_masks(root, source.images)
         splits: dict[str, list[tuple[Path, Mask]]] = {
             split: [(entry.image_path, image_masks[entry.image_path]) for entry in entries]
             for split, entries in annotations.splits.items()
@@ -96,7 +98,7 @@ def index_dataset(source: DataSource, ignore_index: int = class_tables.IGNORE_IN
             coco_masks.build_coco_class_table(annotations),
             {split: entries for split, entries in splits.items() if entries},
         )
-    folders = mask_folders.index_folder(root)
+    folders = mask_folders.index_folder(root, source.images)
     class_table = folders.class_table.with_ignore_index(ignore_index)
     if len(class_table.labels) > masks.MAX_CLASSES:
         raise Error(

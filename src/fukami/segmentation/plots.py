@@ -1,15 +1,18 @@
 """Figures of a segmentation's evaluation."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from PIL import Image
 
 from fukami.image import io as image_io
 from fukami.image.io import UInt8Array
 from fukami.segmentation.metrics import SegmentationResults
+
+if TYPE_CHECKING:
+    from fukami.engine.task import FigureContent
 
 # the image, and its true and its predicted map of class index + 1
 SegmentationExample = tuple[Image.Image, UInt8Array, UInt8Array]
@@ -20,7 +23,7 @@ BLUE, PALE = "#4878a8", "#c3d3e6"
 
 def plot_evaluation(
     results: SegmentationResults, get_example: Callable[[int], SegmentationExample]
-) -> Iterator[tuple[str, Figure]]:
+) -> "Iterator[tuple[str, FigureContent]]":
     """Yield each figure of the report with its title.
 
     Args:
@@ -29,9 +32,9 @@ def plot_evaluation(
     """
     yield "Intersection over union by class", plot_class_iou(results)
     yield "Confusion matrix", plot_confusion_matrix(results)
-    for name, indices in select_images(results).items():
+    for name, indices in reversed(select_images(results).items()):
         rows = [(f"{name}: mIoU {results.image_scores[index][0]:.1%}", *get_example(index)) for index in indices]
-        yield f"{name.capitalize()} images", plot_examples(rows, results.labels)
+        yield f"{name.capitalize()} images", draw_examples(rows, results.labels)
 
 
 def select_images(results: SegmentationResults) -> dict[str, list[int]]:
@@ -83,7 +86,7 @@ def plot_confusion_matrix(results: SegmentationResults) -> Figure:
     axes.imshow(percentages, cmap="Blues", vmin=0, vmax=100)
     if len(occurring) <= MAX_ANNOTATED_CLASSES:
         names = [results.labels[index][:20] for index in occurring]
-        axes.set_xticks(range(len(occurring)), names, rotation=60, ha="right", rotation_mode="anchor")
+        axes.set_xticks(range(len(occurring)), names, rotation=90)
         axes.set_yticks(range(len(occurring)), names)
         for row, column in np.argwhere(percentages >= 0.5):
             axes.text(column, row, f"{percentages[row, column]:.0f}", ha="center", va="center", fontsize=8,
@@ -91,23 +94,22 @@ def plot_confusion_matrix(results: SegmentationResults) -> Figure:
     return figure
 
 
-def plot_examples(rows: Sequence[tuple[str, Image.Image, UInt8Array, UInt8Array]], labels: Sequence[str]) -> Figure:
-    """Plot images next to their true and their predicted masks, with a legend of the classes that occur."""
+def draw_examples(
+    rows: Sequence[tuple[str, Image.Image, UInt8Array, UInt8Array]], labels: Sequence[str]
+) -> list[tuple[str, Image.Image | Figure]]:
+    """Draw images, each followed by its true and its predicted mask, and a legend of the classes that occur."""
     colors = [image_io.WHITE, *image_io.get_class_colors(labels)]
-    heights = [image.height / image.width for _, image, _, _ in rows]
     occurring = sorted({int(value) for _, _, *maps in rows for pixels in maps for value in np.unique(pixels)} - {0})
-    legend_rows = -(-len(occurring) // 6)
-    figure = Figure(figsize=(10.5, 3.4 * sum(heights) + 0.3 * len(rows) + 0.25 * legend_rows), layout="constrained")
-    axes_rows = figure.subplots(len(rows), 3, squeeze=False, height_ratios=heights)
-    for axes_row, (name, image, truth, prediction) in zip(axes_rows, rows, strict=True):
-        overlay = image_io.overlay_mask(image, prediction, colors)
-        columns = ((name, image), ("truth", image_io.overlay_mask(image, truth, colors)), ("prediction", overlay))
-        for axes, (title, panel) in zip(axes_row, columns, strict=True):
-            axes.imshow(np.asarray(panel.convert("RGB")))
-            axes.set_title(title, fontsize=9)
-            axes.axis("off")
-    patches = [
-        Patch(fc=[level / 255 for level in colors[value]], ec="#888888", label=labels[value - 1]) for value in occurring
-    ]
-    figure.legend(handles=patches, loc="outside lower center", ncols=6, frameon=False, fontsize=8)
-    return figure
+    grid: list[tuple[str, Image.Image | Figure]] = []
+    for name, image, truth, prediction in rows:
+        grid += [
+            (name, image.convert("RGB")),
+            ("truth", image_io.overlay_mask(image, truth, colors)),
+            ("prediction", image_io.overlay_mask(image, prediction, colors)),
+        ]
+    legend = Figure(figsize=(3, 0.2 + 0.25 * len(occurring)), layout="constrained")
+    axes = legend.add_subplot()
+    axes.imshow(np.array([[colors[value]] for value in occurring], np.uint8))
+    axes.set_xticks([])
+    axes.set_yticks(range(len(occurring)), [labels[value - 1][:20] for value in occurring], fontsize=9)
+    return [*grid, ("classes", legend)]

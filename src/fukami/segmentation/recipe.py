@@ -91,7 +91,12 @@ class SegmentationRecipe(SplitLoading, SupervisedRecipe):
         from fukami.segmentation import data as segmentation_data
 
         return segmentation_data.load_dataset(
-            self.data, self.val_fraction, self.max_broken, ignore_index=self.ignore_index, include_train=include_train
+            self.annotations or self.data,
+            self.val_fraction,
+            self.max_broken,
+            images=self.images,
+            ignore_index=self.ignore_index,
+            include_train=include_train,
         )
 
     def build_loader(self, split: "tuple[Sample, ...]", labels: tuple[str, ...], *, train: bool) -> "PaddedLoader":

@@ -1,6 +1,6 @@
 """Semantic segmentation task: predict the class of each pixel."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
@@ -14,6 +14,7 @@ from fukami.engine import padded_images
 from fukami.engine.prediction import Prediction
 from fukami.engine.task import ModelSignature, Task, TrainingOptions, match_labels
 from fukami.image import io as image_io
+from fukami.image.tiles import compute_tile_starts
 from fukami.image.transform import ResizeTransform, get_normalization
 from fukami.layers.activation_checkpointing import enable_activation_checkpointing
 from fukami.layers.activation_scaling import rescale_activations
@@ -22,11 +23,10 @@ from fukami.quantization import half_precision
 from fukami.segmentation.metrics import SegmentationResults
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from fukami.data.padded_loader import PaddedLoader
     from fukami.data.samples import PaddedBatch, Sample
     from fukami.engine.runtime import Runtime
+    from fukami.engine.task import FigureContent
 
 TILE_SIZE, TILE_OVERLAP = 1024, 256  # pixels; larger images are predicted in overlapping square tiles
 AUX_LOSS_WEIGHT = 0.5  # weight of the auxiliary loss, as in torchvision's reference training
@@ -137,8 +137,8 @@ class SegmentationTask(Task):
                 return scores.float()
             height, width = inputs.shape[-2:]
             blended = torch.zeros(len(inputs), len(self.labels), height, width, device=inputs.device)
-            for top in compute_tile_starts(height):
-                for left in compute_tile_starts(width):
+            for top in compute_tile_starts(height, TILE_SIZE, TILE_OVERLAP):
+                for left in compute_tile_starts(width, TILE_SIZE, TILE_OVERLAP):
                     window = np.s_[..., top : top + TILE_SIZE, left : left + TILE_SIZE]
                     tile = inputs[window]
                     weight = compute_blend_weights(tile.shape[-2], blended).unsqueeze(1) * compute_blend_weights(
@@ -215,7 +215,7 @@ class SegmentationTask(Task):
         return image_io.apply_palette(self.decode_masks(prediction), image_io.get_class_colors(self.labels))
 
     @torch.inference_mode()
-    def plot_evaluation(self, batches: Iterable["PaddedBatch"]) -> "Iterator[tuple[str, Figure]]":
+    def plot_evaluation(self, batches: Iterable["PaddedBatch"]) -> "Iterator[tuple[str, FigureContent]]":
         """Yield figures of the IoU by class, the confusion matrix, and the best, median and worst images."""
         from fukami.segmentation import plots as segmentation_plots
 
@@ -262,13 +262,6 @@ def compute_class_weights(counts: "np.typing.NDArray[np.int64]") -> "np.typing.N
         frequency = class_pixels[occurs] / image_pixels[occurs]
         weights[occurs] = np.median(frequency) / frequency
     return weights
-
-
-def compute_tile_starts(side: int) -> Sequence[int]:
-    """Compute the offsets of the tiles along a side; the last tile ends at the end of the side."""
-    if side <= TILE_SIZE:
-        return (0,)
-    return *range(0, side - TILE_SIZE, TILE_SIZE - TILE_OVERLAP), side - TILE_SIZE
 
 
 def compute_blend_weights(side: int, like: Tensor) -> Tensor:

@@ -6,9 +6,10 @@ The routes of the API are ``/predict``, ``/run``, ``/health``, ``/ready`` and ``
 import asyncio
 import contextlib
 import io
+import math
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
 from fastapi import FastAPI
 from starlette.datastructures import UploadFile
@@ -35,6 +36,18 @@ PAGE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
 }
+
+
+class Uploads(NamedTuple):
+    """Content of a request.
+
+    Attributes:
+        files: images, each with the client's name for it, which is never opened as a path.
+        confidence: minimum score of a predicted box; None: that of the run.
+    """
+
+    files: list[tuple[str, BinaryIO]]
+    confidence: float | None
 
 
 def create_app(
@@ -68,12 +81,18 @@ def create_app(
     app.add_middleware(request_body.DrainMiddleware)
     app.add_middleware(MetricsMiddleware, metrics=metrics, paths=PATHS)
 
-    async def process_images(function: Callable[[Worker, Slot, str, BinaryIO], T], request: Request) -> list[T]:
-        """Call the function for each image of the request; other requests may run between two images."""
-        async with read_uploads(request, worker) as files, watch_disconnect(request) as disconnected:
-            with worker.acquire_slot() as slot:
+    async def process_images(
+        function: Callable[[Worker, Slot, str, BinaryIO], T], request: Request
+    ) -> tuple[list[T], float | None]:
+        """Call the function for each image of the request; other requests may run between two images.
+
+        Returns the results and the minimum score of the request.
+        """
+        async with read_uploads(request, worker) as uploads, watch_disconnect(request) as disconnected:
+            files, confidence = uploads
+            with worker.acquire_slot(confidence) as slot:
                 calls = [partial(function, worker, slot, name, file) for name, file in files]
-                return [await worker.run(slot, disconnected, call) for call in calls]
+                return [await worker.run(slot, disconnected, call) for call in calls], confidence
 
     def show(
         request: Request,
@@ -81,8 +100,9 @@ def create_app(
         error: str = "",
         status: int = 200,
         headers: Mapping[str, str] | None = None,
+        confidence: float | None = None,
     ) -> HTMLResponse:
-        text = page.render_page(run_info, str(request.base_url), sections, error, bool(token))
+        text = page.render_page(run_info, str(request.base_url), sections, error, bool(token), confidence)
         return HTMLResponse(text, status, {**PAGE_HEADERS, **(headers or {})})
 
     @app.get("/")
@@ -92,15 +112,15 @@ def create_app(
     @app.post("/")
     async def predict_form(request: Request) -> HTMLResponse:
         try:
-            results = await process_images(predict_section, request)
+            results, confidence = await process_images(predict_section, request)
         except HTTPException as error:
             return show(request, error=error.detail, status=error.status_code, headers=error.headers)
         status = choose_status([prediction for prediction, _ in results])
-        return show(request, [section for _, section in results], status=status)
+        return show(request, [section for _, section in results], status=status, confidence=confidence)
 
     @app.post("/predict")
     async def predict(request: Request) -> JSONResponse:
-        predictions = await process_images(predict_file, request)
+        predictions, _ = await process_images(predict_file, request)
         return JSONResponse(predictions, choose_status(predictions))
 
     @app.get("/run")
@@ -172,19 +192,37 @@ async def watch_disconnect(request: Request) -> AsyncIterator["asyncio.Future[No
         disconnected.cancel()
 
 
-@contextlib.asynccontextmanager
-async def read_uploads(request: Request, worker: Worker) -> AsyncIterator[list[tuple[str, BinaryIO]]]:
-    """Yield the images of a request, each with the client's name for it, which is never opened as a path.
+def parse_confidence(value: object) -> float | None:
+    """Parse the option ``confidence`` of a request; None if it is empty.
 
     Raises:
-        HTTPException: there is no image (422), the body has another type (415), is too large (413) or incomplete (400),
-            the server is full (429), or it stops before all images are predicted (503).
+        HTTPException: 422, it is no number between 0 and 1.
+    """
+    if not value:
+        return None
+    try:
+        confidence = float(value) if isinstance(value, str) else math.nan
+    except ValueError:
+        confidence = math.nan
+    if not 0 <= confidence <= 1:
+        raise HTTPException(422, "confidence should be a number between 0 and 1, the minimum score of a predicted box")
+    return confidence
+
+
+@contextlib.asynccontextmanager
+async def read_uploads(request: Request, worker: Worker) -> AsyncIterator[Uploads]:
+    """Yield the images of a request and its other options.
+
+    Raises:
+        HTTPException: there is no image or an invalid confidence (422), the body has another type (415), is too large
+            (413) or incomplete (400), the server is full (429), or it stops before all images are predicted (503).
     """
     if int(request.headers.get("content-length", 0)) > request_body.MAX_BODY_BYTES:
         raise request_body.build_size_error()
     if worker.is_full:  # rejected before the body is read
         raise worker.build_busy_error()
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    query_confidence = request.query_params.get("confidence", "")
     receive = request_body.BoundedBody(request.receive, worker)
     request = Request(request.scope, receive)
     try:
@@ -194,9 +232,10 @@ async def read_uploads(request: Request, worker: Worker) -> AsyncIterator[list[t
                 files = [(part.filename, part.file) for part in parts if part.filename]
                 if not files:
                     raise HTTPException(422, f"there is no image in the form; {UPLOAD_HINT}")
-                yield files
+                yield Uploads(files, parse_confidence(form.get("confidence", query_confidence)))
         elif content_type.startswith("image/") or content_type == "application/octet-stream":
-            yield [(DEFAULT_NAME, io.BytesIO(await request.body()))]
+            files = [(DEFAULT_NAME, io.BytesIO(await request.body()))]
+            yield Uploads(files, parse_confidence(query_confidence))
         else:
             raise HTTPException(415, f"the body is of type {content_type or 'unknown'}; {UPLOAD_HINT}")
     except ClientDisconnect:

@@ -10,10 +10,9 @@ from typing import Any
 from PIL import Image
 
 from fukami.engine import html
+from fukami.engine.prediction_rows import INPUT_KEYS, list_rows
 from fukami.engine.report import format_metrics
 
-INPUT_KEYS = {"file", "width", "height"}  # keys of a prediction that describe the input
-BAR_VALUES = {"ranking": "probability", "boxes": "score"}  # lists of a prediction, and the value that their bars show
 MAX_IMAGE_SIZE = (1600, 1600)  # pixels of a drawn prediction
 TOKEN_OPTION = '-H "Authorization: Bearer $FUKAMI_TOKEN" '  # option of the curl example
 
@@ -22,23 +21,28 @@ TOKEN_OPTION = '-H "Authorization: Bearer $FUKAMI_TOKEN" '  # option of the curl
 class Section:
     """Section of the page for one file: its prediction, or the error.
 
-    A row of the tables has a label, its probability, score or fraction, and the corners of its box or an empty string.
+    A row of the table has a label, its probability, score or fraction, and the corners of its box or an empty string.
     """
 
     file: str
     error: str = ""
     image_url: str = ""
     summary: str = ""
-    tables: list[list[tuple[str, float, str]]] = field(default_factory=list)
+    table: list[tuple[str, float, str]] = field(default_factory=list)
     json: str = ""
 
 
 def render_page(
-    run_info: dict[str, Any], address: str, sections: Sequence[Section] = (), error: str = "", needs_token: bool = False
+    run_info: dict[str, Any],
+    address: str,
+    sections: Sequence[Section] = (),
+    error: str = "",
+    needs_token: bool = False,
+    confidence: float | None = None,
 ) -> bytes:
     """Render the page at ``address`` of the run that ``run_info`` describes, with predictions or an error.
 
-    If ``needs_token``, the example command sends the token.
+    If ``needs_token``, the example command sends the token. ``confidence`` is the minimum score that the form keeps.
     """
     labels = run_info["labels"]
     label_text = ", ".join(labels[:20]) + (" ..." if len(labels) > 20 else "")
@@ -52,6 +56,7 @@ def render_page(
         run=shown_info,
         error=error,
         sections=sections,
+        confidence="" if confidence is None else confidence,
         command=f"curl {TOKEN_OPTION if needs_token else ''}-F file=@image.png {address}predict",
     )
 
@@ -70,7 +75,7 @@ def build_section(prediction: dict[str, Any], drawing: Image.Image | None) -> Se
         prediction["file"],
         image_url=encode_drawing(drawing) if drawing is not None else "",
         summary=" · ".join(filter(None, (box_counts, format_metrics(summary)))),
-        tables=list_tables(prediction),
+        table=[(label, value, format_corners(box)) for label, value, box in list_rows(prediction)],
         json=json.dumps(prediction, ensure_ascii=False, indent=2),
     )
 
@@ -79,20 +84,6 @@ def summarize_boxes(boxes: Sequence[dict[str, Any]]) -> str:
     """Count the boxes of each label, the label with the highest score first."""
     labels = Counter(box["label"] for box in boxes)
     return ", ".join(f"{count} × {label}" for label, count in labels.items()) or "no objects"
-
-
-def list_tables(prediction: dict[str, Any]) -> list[list[tuple[str, float, str]]]:
-    """List the rows of each table of a prediction: those of the ranking, boxes, captions and class fractions."""
-    tables = [
-        [(entry["label"], entry[value], format_corners(entry.get("box"))) for entry in prediction[name]]
-        for name, value in BAR_VALUES.items()
-        if prediction.get(name)
-    ]
-    if "captions" in prediction:
-        tables.append([(entry["caption"], entry["probability"], "") for entry in prediction["captions"]])
-    if "fractions" in prediction:
-        tables.append([(label, fraction, "") for label, fraction in prediction["fractions"].items()])
-    return tables
 
 
 def format_corners(box: Sequence[float] | None) -> str:

@@ -14,6 +14,7 @@ from PIL import Image
 from starlette.exceptions import HTTPException
 
 from fukami.data.parsing import Json
+from fukami.detection.options import use_confidence
 from fukami.engine.prediction import add_file
 from fukami.engine.task import Task
 from fukami.errors import Error, convert_memory_errors
@@ -33,9 +34,13 @@ class ClientDisconnected(Exception):
 
 
 class Slot:
-    """Place of a request in the queue, from the end of its body to the end of its work."""
+    """Place of a request in the queue, from the end of its body to the end of its work.
 
-    def __init__(self) -> None:
+    ``confidence`` is the minimum score of a predicted box; None: that of the task.
+    """
+
+    def __init__(self, confidence: float | None = None) -> None:
+        self.confidence = confidence
         self.abandoned = threading.Event()  # set when the request has ended
         self.future: Future[Any] | None = None
 
@@ -103,8 +108,10 @@ class Worker:
         return HTTPException(429, "too many requests are waiting; try again later", {"Retry-After": str(seconds)})
 
     @contextmanager
-    def acquire_slot(self) -> Iterator[Slot]:
+    def acquire_slot(self, confidence: float | None = None) -> Iterator[Slot]:
         """Acquire a slot for a request, and release it when the request and its work have ended.
+
+        ``confidence`` is that of :class:`Slot`.
 
         Raises:
             HTTPException: 429, all slots are in use.
@@ -113,7 +120,7 @@ class Worker:
             if self.is_full:
                 raise self.build_busy_error()
             self.used_slots += 1
-        slot = Slot()
+        slot = Slot(confidence)
         try:
             yield slot
         finally:
@@ -180,7 +187,7 @@ class Worker:
             image = self.decoder.decode(content, name)
             if slot.abandoned.is_set():
                 raise ClientDisconnected
-            with convert_memory_errors(name):
+            with convert_memory_errors(name), use_confidence(self.task, slot.confidence):
                 (prediction,) = self.task.predict([image])
         except Error as error:
             prediction, image = {"error": str(error)}, None

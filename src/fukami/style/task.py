@@ -22,9 +22,8 @@ from fukami.quantization import half_precision
 from fukami.style import losses as style_losses
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from fukami.engine.runtime import Runtime
+    from fukami.engine.task import FigureContent
 
 MIN_SIDE = 32  # minimum side in pixels, since four pooling layers precede the last feature map
 COARSEST_SIDE = 128  # minimum longer side in pixels of the coarsest level
@@ -333,15 +332,13 @@ class StyleTransferTask(Task):
         _, blue, red = Image.fromarray(self.content_image[0].permute(1, 2, 0).cpu().numpy()).convert("YCbCr").split()
         return Image.merge("YCbCr", (Image.fromarray(pixels[0].numpy()), blue, red)).convert("RGB")
 
-    def plot_evaluation(self, batches: Iterable[StyleInputs]) -> "Iterator[tuple[str, Figure]]":
-        """Yield a figure of the content, style and output images."""
-        from fukami.image.plots import plot_image_row
-
+    def plot_evaluation(self, batches: Iterable[StyleInputs]) -> "Iterator[tuple[str, FigureContent]]":
+        """Yield the content, style and output images."""
         (batch,) = batches
         self.content_image = batch.content
         inputs = [Image.fromarray(image[0].permute(1, 2, 0).cpu().numpy()) for image in (batch.content, *batch.styles)]
         names = ["content", *("style" for _ in batch.styles), "output"]
-        yield "Content, style and output", plot_image_row([*inputs, self.render_image()], names)
+        yield "Content, style and output", list(zip(names, [*inputs, self.render_image()], strict=True))
 
     def preprocess_image(self, image: Tensor) -> Tensor:
         """Convert an image ``(1, 3, H, W)`` uint8 to the pyramid's format: ``(num_channels, H, W)`` in 0..1."""

@@ -1,0 +1,256 @@
+"""Formats of datasets: which annotations a folder or a file contains, and how many.
+
+The contents decide, not the names of the folders: XML, JSON and text files with the stems of images are annotations,
+images of few values beside images of the same names are masks, and a CSV file is what its columns are.
+"""
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from fukami.data import (
+    annotation_files,
+    captions,
+    coco,
+    coco_masks,
+    image_folder,
+    labelme,
+    mask_folders,
+    parsing,
+    voc,
+    yolo,
+)
+from fukami.data.annotations import DatasetAnnotations, separate_trainval
+
+Kind = Literal["labels", "boxes", "masks", "captions", "images"]
+
+LABEL_COLUMNS = {"path", "label"}
+MAX_CLASS_FOLDERS = 4  # class folders, and other folders beside them, that are searched for annotations of each image
+BOX_LAYOUTS: dict[str, Callable[[Path], object]] = {
+    "COCO": coco.find_coco_files,
+    "YOLO": yolo.is_yolo_dataset,
+    "VOC": voc.is_voc_folder,
+}
+BOX_READERS: dict[str, Callable[[Path, Path | None], DatasetAnnotations]] = {
+    "COCO": coco.read_coco,
+    "YOLO": yolo.read_yolo,
+    "VOC": voc.read_voc,
+    "labelme": labelme.read_labelme,
+}
+
+
+class SourceFormat(NamedTuple):
+    """Format of a dataset's annotations, and the folder or file that its reader opens.
+
+    ``built-in`` and ``shards`` have no such path; their root is the spec.
+    """
+
+    name: str
+    root: Path
+
+
+def find_format(kind: Kind, path: Path, images: Path | None = None) -> SourceFormat | None:
+    """Find the annotations of a kind at a path; None if there are none.
+
+    Args:
+        kind: kind of annotations.
+        path: folder or file.
+        images: folder of the images, if they are not below the same folder.
+    """
+    return DETECTORS[kind](path, images)
+
+
+def read_boxes(found: SourceFormat, images: Path | None = None) -> DatasetAnnotations:
+    """Read the bounding boxes of a dataset; ``images`` as for :func:`find_format`.
+
+    Raises:
+        Error: the annotations cannot be read.
+    """
+    dataset = BOX_READERS[found.name](found.root, images)
+    separate_trainval(dataset)
+    return dataset
+
+
+def count_contents(kind: Kind, found: SourceFormat, images: Path | None = None) -> str:
+    """Count the images and the classes or captions of a dataset, as in ``164 images, 1 class``; empty for shards.
+
+    Raises:
+        Error: the annotations cannot be read.
+    """
+    return COUNTERS[kind](found, images)
+
+
+def format_count(number: int, noun: str) -> str:
+    """Format a count with its noun, as in ``1,797 images``."""
+    return f"{number:,} {noun if number == 1 else pluralize(noun)}"
+
+
+def pluralize(noun: str) -> str:
+    """Return the plural of a noun."""
+    return f"{noun}es" if noun.endswith(("s", "x")) else f"{noun}s"
+
+
+# detection
+
+
+def _find_labels(path: Path, images: Path | None) -> SourceFormat | None:
+    if parsing.is_file(path):
+        if path.suffix.lower() != ".csv":
+            return None
+        return SourceFormat("CSV", path) if _is_label_table(path) or not captions.has_captions(path) else None
+    table = next(filter(_is_label_table, sorted(path.glob("*.csv"))), None)
+    folders = [] if images else _list_class_folders(path)
+    if _are_classes(folders) or (
+        folders and not table and not any(find_format(kind, path) for kind in ("boxes", "masks", "captions"))
+    ):
+        return SourceFormat("image folder", path)
+    return SourceFormat("CSV", table) if table else None
+
+
+def _is_label_table(path: Path) -> bool:
+    return {*parsing.read_columns(path)} >= LABEL_COLUMNS
+
+
+def _list_class_folders(path: Path) -> list[Path]:
+    """List the folders that contain an image, in each split."""
+    splits = image_folder.find_splits(path).values()
+    folders = [folder for split in splits for folder in image_folder.list_folders(split)]
+    return [folder for folder in folders if next(image_folder.walk_images(folder), None)]
+
+
+def _are_classes(folders: list[Path]) -> bool:
+    """Return whether folders of images are surely classes: not a single one, and without annotations of the images."""
+    parents = {folder.parent for folder in folders}
+    others = [folder for parent in parents for folder in image_folder.list_folders(parent) if folder not in folders]
+    layout_names = {*mask_folders.IMAGE_FOLDERS, *mask_folders.MASK_FOLDERS}
+    if (
+        len({folder.name for folder in folders}) < 2
+        or {path.name.lower() for path in (*folders, *others)} & layout_names
+    ):
+        return False
+    coco_files = [file for parent in parents for file in coco.find_coco_files(parent).values()]
+    if any(parsing.contains_pattern(file, coco.BOX_KEYS) for file in coco_files):
+        return False
+    sample = (*folders[:MAX_CLASS_FOLDERS], *others[:MAX_CLASS_FOLDERS])
+    num_images = sum(1 for folder in folders[:MAX_CLASS_FOLDERS] for _ in image_folder.walk_images(folder))
+    files = [
+        *annotation_files.find_files_of_images(sample, ".xml"),
+        *filter(yolo.is_box_file, annotation_files.find_files_of_images(sample, ".txt")),
+        *filter(labelme.is_labelme_file, annotation_files.find_files_of_images(sample, ".json")),
+    ]
+    has_masks = any(map(mask_folders.is_mask_folder, parents))
+    return 2 * len(files) < num_images and not has_masks
+
+
+def _find_boxes(path: Path, images: Path | None) -> SourceFormat | None:
+    if parsing.is_file(path):
+        if path.suffix.lower() in (".yaml", ".yml"):
+            return SourceFormat("YOLO", path)
+        is_coco = path.suffix.lower() == ".json" and not captions.is_caption_file(path)
+        return SourceFormat("COCO", path) if is_coco else None
+    roots = [path] if images else list(image_folder.descend_single_folders(path))
+    for root in roots:
+        for name, is_layout in BOX_LAYOUTS.items():
+            if is_layout(root):
+                return SourceFormat(name, root)
+    if voc.has_xml_files(path, images):
+        return SourceFormat("VOC", path)
+    if yolo.has_box_files(path, images):
+        return SourceFormat("YOLO", path)
+    return SourceFormat("labelme", path) if labelme.has_labelme_files(path, images) else None
+
+
+def _find_masks(path: Path, images: Path | None) -> SourceFormat | None:
+    if parsing.is_file(path):
+        has_outlines = path.suffix.lower() == ".json" and coco_masks.has_outlines(path)
+        return SourceFormat("COCO", path) if has_outlines else None
+    if images and mask_folders.has_masks(path, images):
+        return SourceFormat("mask folder", path)
+    for root in (path,) if images else image_folder.descend_single_folders(path):
+        if not images and mask_folders.is_mask_folder(root):
+            return SourceFormat("mask folder", root)
+        if coco_masks.has_outlines(root):
+            return SourceFormat("COCO", root)
+    return None
+
+
+def _find_captions(path: Path, images: Path | None) -> SourceFormat | None:
+    if path.suffix.lower() == ".json" and parsing.is_file(path):
+        has_captions = captions.is_caption_file(path) or not parsing.contains_pattern(path, coco.BOX_KEYS)
+    else:
+        has_captions = captions.has_captions(path, images)
+    return SourceFormat("caption files", path) if has_captions else None
+
+
+def _find_images(path: Path, images: Path | None) -> SourceFormat | None:
+    folder = images or path
+    if parsing.is_file(folder):
+        return _find_labels(folder, None)
+    return SourceFormat("image files", folder) if next(image_folder.walk_images(folder), None) else None
+
+
+DETECTORS: dict[Kind, Callable[[Path, Path | None], SourceFormat | None]] = {
+    "labels": _find_labels,
+    "boxes": _find_boxes,
+    "masks": _find_masks,
+    "captions": _find_captions,
+    "images": _find_images,
+}
+
+
+# counts
+
+
+def _count_labels(found: SourceFormat, _: Path | None) -> str:
+    if found.name == "shards":  # counting them takes as long as reading them
+        return ""
+    if found.name == "CSV":
+        rows = csv.DictReader(io.StringIO(parsing.read_text(found.root), newline=""), skipinitialspace=True)
+        rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
+        labels = [(row.get("label") or "").strip() for row in rows]
+        return _format_images(len(labels), len({*labels}))
+    folders = _list_class_folders(found.root)
+    num_images = sum(1 for folder in folders for _ in image_folder.walk_images(folder))
+    return _format_images(num_images, len({folder.name for folder in folders}))
+
+
+def _count_boxes(found: SourceFormat, images: Path | None) -> str:
+    dataset = read_boxes(found, images)
+    num_images = len({entry.image_path for entries in dataset.splits.values() for entry in entries})
+    return _format_images(num_images, len(dataset.labels))
+
+
+def _count_masks(found: SourceFormat, images: Path | None) -> str:
+    if found.name == "COCO":
+        annotations, image_masks = coco_masks.read_coco_masks(found.root, images)
+        return _format_images(len(image_masks), len(annotations.labels) + 1)
+    index = mask_folders.index_folder(found.root, images)
+    num_images = sum(pair.mask_path is not None for pair in index.iterate_pairs())
+    return _format_images(num_images, len(index.class_table.labels))
+
+
+def _count_captions(found: SourceFormat, images: Path | None) -> str:
+    parsed = captions.parse_caption_files(found.root, images)
+    counts = [len(texts) for split_images in parsed.splits.values() for texts in split_images.values()]
+    return f"{format_count(len(counts), 'image')}, {format_count(sum(counts), 'caption')}"
+
+
+def _count_images(found: SourceFormat, _: Path | None) -> str:
+    if found.name != "image files":
+        return _count_labels(found, None)
+    return format_count(sum(1 for _ in image_folder.walk_images(found.root)), "image")
+
+
+def _format_images(num_images: int, num_classes: int) -> str:
+    return f"{format_count(num_images, 'image')}, {format_count(num_classes, 'class')}"
+
+
+COUNTERS: dict[Kind, Callable[[SourceFormat, Path | None], str]] = {
+    "labels": _count_labels,
+    "boxes": _count_boxes,
+    "masks": _count_masks,
+    "captions": _count_captions,
+    "images": _count_images,
+}

@@ -1,0 +1,315 @@
+"""Typical mistakes on the command line: each ends with one short message that names the fix."""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fukami import get_recipe, models
+from fukami.catalogue import RECIPES
+from fukami.cli import argument_checks
+from fukami.cli.main import COMMANDS
+from fukami.cli.train import list_memory_fixes
+from fukami.engine import checkpoint
+from fukami.errors import Error, suggest_memory_fixes
+
+MAX_LENGTH = 400  # characters of a message
+# Words of the command line, and what the message contains.
+MISTAKES = [
+    ("trian resnet18", "'train'"),
+    ("resnet18", "unknown command"),
+    ("train", "name the recipe first"),
+    ("train --epochs 3 resnet18", "name the recipe first"),
+    ("train resnet19", "did you mean 'resnet18'"),
+    ("train mobilenet", "unknown recipe 'mobilenet'"),
+    ("train missing.py", "no recipe file"),
+    ("train resnet18 --learning-rate 1", "did you mean --lr?"),
+    ("train resnet18 --imgsz 224", "did you mean --size?"),
+    ("train fcn8s-vgg16 --imgsz 224", "did you mean --min-size?"),
+    ("train resnet18 --batch 8", "did you mean --batch-size?"),
+    ("train resnet18 --epoch 8", "did you mean --epochs?"),
+    ("train resnet18 -o out", "did you mean --out?"),
+    ("train resnet18 --foo", "unknown option --foo; fukami train resnet18 --help lists the options"),
+    ("train resnet18 --epochs ten", "--epochs takes a whole number, not 'ten'"),
+    ("train resnet18 --epochs 3.5", "--epochs takes a whole number"),
+    ("train resnet18 --epochs", "--epochs takes a value"),
+    ("train resnet18 --epochs --lr 1", "--epochs takes a value"),
+    ("train resnet18 --lr 0,1", "--lr takes a number"),
+    ("train resnet18 --size=big", "--size takes a whole number"),
+    ("train resnet18 --channels 4", "--channels takes one of 1, 3"),
+    ("train resnet18 --freeze yes", "use --freeze or --no-freeze"),
+    ("train resnet18 --freeze=1", "use --freeze or --no-freeze"),
+    ("train resnet18 epochs=10", "did you mean --epochs 10?"),
+    ("train resnet18 flowers", "unexpected argument 'flowers'"),
+    ("train resnet18 --augment flip --augment hue", "--augment is specified twice"),
+    ("train resnet18 --augment filp", "'flip'"),
+    ("train resnet18 --optimizer sdg", "--optimizer takes one of"),
+    ("train resnet18 --data mnits", "no file or folder 'mnits', and no built-in dataset of that name; did you"),
+    ("train deep-convnet --data digits --init vgg.safetensors", "these are VGG-16 weights; deep_convnet needs its own"),
+    ("train resnet18 --out text.txt --data digits", "text.txt"),
+    ("find-lr", "name the recipe first"),
+    ("find-lr deep-convnet --min-lr low", "--min-lr takes a number"),
+    ("list resnet18", "unexpected argument 'resnet18'"),
+    ("board", "FOLDER must be specified"),
+    ("board missing", "missing"),
+    ("eval", "at least one run"),
+    ("eval resnet18", "did you mean runs/resnet18?"),
+    ("eval missing", "neither a run's folder"),
+    ("eval deep-convnet --data mnits", "did you mean 'mnist'"),
+    ("eval deep-convnet --batch-size 8", "--set batch_size=VALUE"),
+    ("eval deep-convnet --set beam_size=3", "beam_size"),
+    ("predict", "specify the runs first"),
+    ("predict deep-convnet", "specify the runs first"),
+    ("predict image.png", "neither a run's folder"),
+    ("predict resnet18 image.png", "did you mean runs/resnet18?"),
+    ("predict ResNet-18 image.png", "did you mean runs/resnet18?"),
+    ("predict deep-convnet missing.png", "missing.png"),
+    ("predict deep-convnet text.txt", "text.txt"),
+    ("predict deep-convnet image.png --output x", "did you mean --out?"),
+    ("predict deep-convnet image.png --device gpu", "unknown device 'gpu'; did you mean 'cuda'"),
+    ("explain", "specify a model or a run first"),
+    ("explain resnet19", "did you mean 'resnet18'"),
+    ("explain resnet18 image.png", "model without trained weights"),
+    ("explain resnet18 --input-shape 224", "channels x height x width"),
+    ("play", "FOLDER and --out must be specified"),
+    ("play deep-convnet --out x.gif", "not the run of an agent"),
+    ("stylize image.png", "--style and --out must be specified"),
+    ("stylize --style image.png --out x.png", "CONTENT must be specified"),
+    ("stylize missing.png --style image.png --out x.png", "missing.png"),
+    ("export deep-convnet", "--to must be specified"),
+    ("export deep-convnet --format onnx", "did you mean --to?"),
+    ("export deep-convnet --to tflite", "--to takes one of"),
+    ("serve", "at least one run"),
+    ("serve deep-convnet --port http", "--port takes a whole number"),
+    ("import text.txt", "--out must be specified"),
+    ("import text.txt --out x", "text.txt"),
+    ("doctor", "DATA must be specified"),
+    ("doctor mnits", "did you mean 'mnist'"),
+    ("doctor digits mnist", "unexpected argument 'mnist'"),
+    ("shard digits", "fukami shard DATA OUT"),
+    ("shard mnits out", "did you mean 'mnist'"),
+    ("show digits --num-images few", "--num-images takes a whole number"),
+    ("propose", "at least one image"),
+    ("propose missing.png", "missing.png"),
+    ("bench --device 0", "did you mean 'cuda'"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, digit_files):
+    """Folder with an image, a text file, weights of VGG-16 and a run ``runs/resnet18``."""
+    tmp_path = tmp_path_factory.mktemp("mistakes")
+    shutil.copy(next(digit_files.rglob("*.png")), tmp_path / "image.png")
+    (tmp_path / "text.txt").write_text("hello")
+    with torch.device("meta"):
+        tensors = models.vgg16().features.state_dict()
+    save_file(
+        {f"features.{key}": torch.zeros(value.shape) for key, value in tensors.items()}, tmp_path / "vgg.safetensors"
+    )
+    shutil.copytree(checkpoint.BUNDLED_WEIGHTS_DIR / "deep-convnet", tmp_path / "runs" / "resnet18")
+    return tmp_path
+
+
+@pytest.fixture
+def run(fukami, folder, monkeypatch):
+    """Function that runs a command in the folder."""
+    monkeypatch.chdir(folder)
+    return lambda words: fukami(*words.split())
+
+
+@pytest.mark.parametrize(("words", "hint"), MISTAKES)
+def test_typical_mistake(run, words, hint):
+    """No traceback, no message that calls the mistake a bug, and none that is long."""
+    result = run(words)
+    assert result.status in (1, 2)
+    assert hint in result.err
+    assert result.out == ""
+    assert not re.search("Traceback|should not happen|this is a bug", result.err)
+    assert len(result.err) <= MAX_LENGTH
+
+
+def test_mistakes_walk_every_command():
+    assert {words.split()[0] for words, _ in MISTAKES} >= set(COMMANDS)
+    assert len(MISTAKES) >= 40
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "predict deep-convnet image.png --precision bfloat16 other.png",
+        "predict --precision bfloat16 deep-convnet image.png other.png",
+        "predict deep-convnet --precision=bfloat16 image.png other.png",
+        "predict deep-convnet image.png other.png --precision bfloat16",
+        "predict deep-convnet --set size=28 image.png --precision bfloat16 -- other.png",
+    ],
+)
+def test_options_before_between_and_after_files(run, folder, words):
+    shutil.copy(folder / "image.png", folder / "other.png")
+    result = run(words)
+    assert result.status == 0, result.err
+    assert [line["file"] for line in result.json] == ["image.png", "other.png"]
+    assert result.json[0] == run("predict deep-convnet image.png --precision bfloat16").json[0]
+    assert result.json[0] != run("predict deep-convnet image.png").json[0]
+
+
+def test_options_between_the_arguments_of_other_commands(fukami):
+    assert fukami("shard", "--samples", "100", "digits", "--seed", "1", "out").status == 0
+    assert fukami("show", "--augment", "flip", "--num-images", "2", "digits", "--out", "grid.png").status == 0
+    assert fukami("show", "--augment", "flip", "hue", "digits", "--num-images", "2").status == 0  # digits is the data
+    assert fukami("eval", "--precision", "float32", "deep-convnet", "--data", "digits").json[0]["count"] > 0
+
+
+def test_values_that_begin_with_a_hyphen(fukami):
+    """They are values where they are numbers, and options otherwise."""
+    assert "lr should be at least 0" in fukami("train", "deep-convnet", "--lr", "-1").err
+    assert "lr should be at least 0" in fukami("train", "deep-convnet", "--lr", "-inf").err
+    assert "--lr takes a value" in fukami("train", "deep-convnet", "--lr", "-x").err
+    assert "'-x.png'" in fukami("predict", "--", "-x.png").err
+
+
+@pytest.mark.filterwarnings("ignore:The field")
+def test_several_values(fukami, tmp_path):
+    """A custom recipe may have fields of any type that the command line can parse."""
+    (tmp_path / "recipe.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from typing import Literal, Optional\n"
+        "from fukami.engine.recipe import Recipe\n\n\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass Custom(Recipe):\n"
+        "    pair: tuple[int, str] = (1, 'a')\n"
+        "    names: list[str] = ()\n"
+        "    modes: tuple[Literal['a', 'b'], ...] = ()\n"
+        "    count: int | None = None\n"
+        "    limit: Optional[float] = None\n"
+        "    def load_data(self):\n"
+        "        print(self.pair, tuple(self.names), self.modes, self.count, self.limit)\n"
+        "        raise SystemExit(0)\n"
+    )
+    words = "train recipe.py --pair 2 b --names x y --modes b a --count 3 --limit 0.5"
+    assert fukami(*words.split()).out == "(2, 'b') ('x', 'y') ('b', 'a') 3 0.5\n"
+    assert "--pair takes 2 values, not 1" in fukami("train", "recipe.py", "--pair", "2").err
+    assert "--pair takes a whole number, not 'b'" in fukami("train", "recipe.py", "--pair", "b", "2").err
+    assert "--modes takes one of a, b, not 'c'" in fukami("train", "recipe.py", "--modes", "a", "c").err
+    assert "--count takes a whole number" in fukami("train", "recipe.py", "--count", "x").err
+
+
+def test_every_synonym_is_of_an_option():
+    """An option that was renamed may not stay in the table, and no option is a synonym where it exists itself."""
+    fields = {name.replace("_", "-") for recipe in RECIPES for name in get_recipe(recipe).__dataclass_fields__}
+    options = {"out", "device", "precision", "resume", "processes", "views", "to", "frame-interval", "num-samples"}
+    assert set(argument_checks.SYNONYMS) <= fields | options
+
+
+@pytest.mark.parametrize("name", ["ResNet-18", "resnet_18", "RESNET18", "Faster-RCNN-VGG16", "deep_convnet"])
+def test_names_of_recipes_ignore_case_hyphens_and_underscores(name):
+    recipe = get_recipe(name)
+    assert recipe.__name__.lower() == name.lower().replace("-", "").replace("_", "")
+
+
+def test_recipe_names_differ_in_more_than_hyphens():
+    assert len({name.replace("-", "") for name in RECIPES}) == len(RECIPES)
+    assert len({name.replace("_", "") for name in models.__all__}) == len(models.__all__)
+
+
+def test_run_of_another_spelling_has_the_name_of_the_recipe(fukami):
+    result = fukami("train", "DeepConvNet", "--epochs", "1", "--batch-size", "100")
+    assert result.json[0]["run"] == "runs/deep-convnet"
+    assert fukami("explain", "Deep-ConvNet").out == fukami("explain", "deep_convnet").out
+
+
+class FakeOutOfMemoryError(RuntimeError):
+    """The name of torch's error."""
+
+
+FakeOutOfMemoryError.__name__ = "OutOfMemoryError"
+CUDA_MESSAGE = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.11 GiB of which ..."
+CPU_MESSAGE = (
+    "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+    "12000000000 bytes. Error code 12 (Cannot allocate memory)"
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (FakeOutOfMemoryError(CUDA_MESSAGE), "the GPU has no memory for another 2.50 GiB"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), "the GPU has no memory"),
+        (RuntimeError(CPU_MESSAGE), "the machine has no memory for another 12.00 GB"),
+        (MemoryError(), "the machine has no memory"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("recipe", "data", "fixes"),
+    [
+        (
+            "deep-convnet",
+            "digits",
+            "lower --batch-size or --size, raise --accumulate or add --activation-checkpointing",
+        ),
+        ("fcn32s-vgg16", "", "lower --batch-size or --min-size, raise --accumulate or add --activation-checkpointing"),
+        ("dqn", "", "lower --batch-size or --buffer-size"),
+        ("neural-style", "", "lower --size"),
+    ],
+)
+def test_out_of_memory_names_the_options_of_the_recipe(fukami, monkeypatch, error, reason, recipe, data, fixes):
+    required = {"content": "a.png", "style": ("b.png",)} if recipe == "neural-style" else {}
+    with pytest.raises(Error) as raised, suggest_memory_fixes(*list_memory_fixes(get_recipe(recipe)(**required))):
+        raise error
+    assert str(raised.value) == f"{reason}; {fixes}"
+    if data:
+
+        def fail(*arguments):
+            raise error
+
+        monkeypatch.setattr("fukami.classification.task.ClassificationTask.step", fail)
+        result = fukami("train", recipe, "--data", data)
+        assert result.status == 1
+        assert result.err.endswith(f"fukami: {reason}; {fixes}\n")
+        result = fukami("find-lr", recipe, "--data", data)
+        assert result.err.endswith(f"fukami: {reason}; {fixes}\n")
+
+
+def test_out_of_memory_in_evaluation_and_in_other_commands(fukami, monkeypatch):
+    def fail(*arguments, **options):
+        raise MemoryError
+
+    monkeypatch.setattr("fukami.classification.task.ClassificationTask.evaluate", fail)
+    result = fukami("eval", "deep-convnet", "--data", "digits")
+    assert (result.status, result.err) == (
+        1,
+        "fukami: the machine has no memory; lower the batch size, as in --set batch_size=8\n",
+    )
+    monkeypatch.setattr("fukami.engine.export.export_run", fail)
+    result = fukami("export", "deep-convnet", "--to", "onnx")
+    expected = "fukami: the machine has no memory; use fewer or smaller images or close other programs\n"
+    assert (result.status, result.err) == (1, expected)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS limits the memory of a process on Linux only")
+def test_a_process_with_little_memory(tmp_path):
+    """The allocator fails, not a substitute for it."""
+    code = (
+        "import resource, torch\n"
+        "from fukami.cli.main import main\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 3 * 2**30, -1))\n"
+        "main('train deep-convnet --data digits --size 512 --batch-size 1024 --memory-limit 0.1'.split())\n"
+    )
+    command = [sys.executable, "-c", code]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert process.returncode == 1, process.stderr
+    assert re.search(r"the machine has no memory( for another .* GB)?; lower --batch-size or --size, ", process.stderr)
+    assert "this is a bug" not in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+def test_an_error_of_the_system_is_no_bug(fukami, monkeypatch):
+    def fail(*arguments):
+        raise PermissionError(13, "Permission denied", "/root/x")
+
+    monkeypatch.setattr("fukami.engine.export.export_run", fail)
+    result = fukami("export", "deep-convnet", "--to", "onnx")
+    assert (result.status, result.err) == (1, "fukami: /root/x: Permission denied\n")

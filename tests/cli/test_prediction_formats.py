@@ -1,0 +1,147 @@
+"""Output formats of ``fukami predict``, read by the standard library, pycocotools and our reader of YOLO's labels."""
+
+import contextlib
+import csv
+import io
+import json
+import sys
+
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from bright import Bright
+from fukami import UsageError
+from fukami.cli import prediction_formats
+from fukami.data import yolo
+from fukami.engine import checkpoint
+
+BOX = [0.0, 0.0, 90.0, 60.0]  # of a bright image of 90×60
+
+
+@pytest.fixture
+def images(tmp_path, monkeypatch):
+    """Two images with a lamp and one without, predicted by a task that finds lamps in bright images."""
+    monkeypatch.setattr(checkpoint, "load_task", lambda *runs, **options: Bright(None))
+    monkeypatch.setattr(checkpoint, "parse_run_overrides", lambda *arguments: {})
+    for name, level in (("1", 255), ("2", 0), ("3", 255)):
+        Image.new("L", (90, 60), level).save(tmp_path / f"{name}.png")
+    return [f"{name}.png" for name in "123"]
+
+
+def predict(fukami, *arguments):
+    result = fukami("predict", "deep-convnet", *arguments)
+    assert result.status == 0, result.err
+    return result
+
+
+def test_json_lines_are_the_default_without_a_terminal(images, fukami):
+    result = predict(fukami, *images)
+    assert [prediction["file"] for prediction in result.json] == images
+    assert predict(fukami, *images, "--format", "jsonl").out == result.out
+
+
+def test_a_terminal_gets_a_table(images, fukami, monkeypatch):
+    table = predict(fukami, *images, "--format", "table").out
+    assert table.splitlines() == [
+        "file   prediction   score  left, top, right, bottom",
+        "1.png  lamp        0.9000  0, 0, 90, 60",
+        "2.png  no objects",
+        "3.png  lamp        0.9000  0, 0, 90, 60",
+    ]
+    monkeypatch.setattr(type(sys.stdout), "isatty", lambda stream: True, raising=False)
+    writer = prediction_formats.build_writer("auto", images, ("lamp",), None, has_frames=False)
+    assert isinstance(writer, prediction_formats.TableWriter)
+
+
+def test_a_table_of_a_classifier_has_a_row_per_file(fukami, digit_files):
+    file = next(digit_files.rglob("*.png"))
+    (prediction,) = fukami("predict", "deep-convnet", file).json
+    header, row = fukami("predict", "deep-convnet", file, "--format", "table").out.splitlines()
+    assert header.split() == ["file", "prediction", "score"]
+    assert row.split()[1:] == [prediction["label"], f"{prediction['probability']:.4f}"]
+    assert prediction["probability"] == round(prediction["probability"], 4)
+
+
+def test_a_table_escapes_control_characters_and_shortens_names(capsys):
+    writer = prediction_formats.TableWriter(["x" * 60], ("a",))
+    writer.write({"file": "x" * 59 + "\x1b", "label": "a\n", "ranking": [{"label": "a\n", "probability": 0.5}]})
+    _, row = capsys.readouterr().out.splitlines()
+    assert row.startswith("…" + "x" * 35 + "\\x1b  a\\n")
+
+
+def test_csv_has_a_row_per_box(images, fukami):
+    rows = list(csv.DictReader(io.StringIO(predict(fukami, *images, "--format", "csv").out)))
+    assert [(row["file"], row["label"], float(row["score"])) for row in rows] == [
+        ("1.png", "lamp", 0.9),
+        ("3.png", "lamp", 0.9),
+    ]
+    assert [float(rows[0][side]) for side in ("left", "top", "right", "bottom")] == BOX
+
+
+def test_coco_results_are_read_by_pycocotools(images, fukami):
+    """With the annotations of the same boxes, the average precision is 1."""
+    results = json.loads(predict(fukami, *images, "--format", "coco").out)
+    assert [(entry["image_id"], entry["bbox"], entry["score"]) for entry in results] == [
+        (1, [0, 0, 90, 60], 0.9),
+        (3, [0, 0, 90, 60], 0.9),
+    ]
+    truth = COCO()
+    truth.dataset = {
+        "info": {},
+        "images": [{"id": int(name[0]), "file_name": name} for name in images],
+        "categories": [{"id": 1, "name": "lamp"}],
+        "annotations": [
+            {"id": n, "image_id": n, "category_id": 1, "bbox": [0, 0, 90, 60], "area": 5400, "iscrowd": 0}
+            for n in (1, 3)
+        ],
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+        evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    assert evaluation.stats[0] == pytest.approx(1)
+
+
+def test_coco_results_without_boxes_are_an_empty_list(images, fukami):
+    assert json.loads(predict(fukami, "2.png", "--format", "coco").out) == []
+
+
+def test_image_ids_are_positions_unless_all_files_are_numbered(tmp_path):
+    writer = prediction_formats.CocoWriter(["a/000139.jpg", "a/b.jpg"], ("lamp",))
+    assert writer.image_ids == {"a/000139.jpg": 1, "a/b.jpg": 2}
+    assert prediction_formats.CocoWriter(["a/000139.jpg"], ()).image_ids == {"a/000139.jpg": 139}
+    assert prediction_formats.CocoWriter(["a/1.jpg", "b/1.jpg"], ()).image_ids == {"a/1.jpg": 1, "b/1.jpg": 2}
+
+
+def test_yolo_labels_are_read_as_a_dataset(images, fukami, tmp_path):
+    result = predict(fukami, *images, "--format", "yolo", "--out", "labels")
+    assert result.out == ""
+    assert {path.name for path in (tmp_path / "labels").iterdir()} == {"1.txt", "2.txt", "3.txt", "classes.txt"}
+    assert (tmp_path / "labels" / "1.txt").read_text() == "0 0.500000 0.500000 1.000000 1.000000 0.9000\n"
+    assert (tmp_path / "labels" / "2.txt").read_text() == ""
+    for name in images:  # a dataset has no scores
+        text = (tmp_path / "labels" / f"{name[0]}.txt").read_text()
+        (tmp_path / "labels" / f"{name[0]}.txt").write_text(text.removesuffix(" 0.9000\n"))
+        (tmp_path / name).rename(tmp_path / "labels" / name)
+    dataset = yolo.read_yolo(tmp_path / "labels")
+    assert dataset.labels == ("lamp", "night")
+    assert [[box.label for box in entry.boxes] for entry in dataset.splits[""]] == [["lamp"], [], ["lamp"]]
+
+
+@pytest.mark.parametrize("format", ["coco", "yolo"])
+def test_a_classifier_has_no_boxes(format, fukami, digit_files, tmp_path):
+    file = next(digit_files.rglob("*.png"))
+    result = fukami("predict", "deep-convnet", file, "--format", format, "--out", tmp_path / "out")
+    assert (result.status, result.out) == (2, "")
+    assert f"--format {format} is for boxes" in result.err
+
+
+def test_formats_that_do_not_fit_are_refused():
+    with pytest.raises(UsageError, match="for images, not for videos"):
+        prediction_formats.build_writer("coco", ["a.mp4"], (), None, has_frames=True)
+    with pytest.raises(UsageError, match="add --out"):
+        prediction_formats.build_writer("yolo", ["a.png"], (), None, has_frames=False)

@@ -1,0 +1,359 @@
+"""Detection of formats by content: images of noise with annotations in folders of any names, for every family."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fukami.data import captions, formats, mask_folders, voc
+from fukami.data.sources import KINDS, identify_source
+from fukami.errors import Error, UsageError
+
+COUNT = 6  # images of each split
+SIDE = 24
+XML = (
+    "<annotation><size><width>24</width><height>24</height></size><object><name>kangaroo</name><bndbox>"
+    "<xmin>{0}</xmin><ymin>3</ymin><xmax>20</xmax><ymax>20</ymax></bndbox></object></annotation>"
+)
+RECIPES = {
+    "labels": "resnet18",
+    "boxes": "faster-rcnn-vgg16",
+    "masks": "segnet-basic",
+    "captions": "show-and-tell",
+}
+
+
+def write_image(path, seed=0):
+    """Write an image of random pixels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng([seed, *path.as_posix().encode()]).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def write_mask(path, index, dtype=np.uint8):
+    """Write a mask with the values 0, 1 and 2."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.zeros((SIDE, SIDE), dtype)
+    pixels[3:9], pixels[9:12] = 1, 1 + index % 2
+    Image.fromarray(pixels).save(path)
+
+
+def write_text(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def write_coco(path, **fields):
+    """Write COCO's JSON with a box or other fields for each image."""
+    images = [{"id": i, "file_name": f"{i}.png", "width": SIDE, "height": SIDE} for i in range(COUNT)]
+    fields = fields or {"bbox": [3, 3, 9, 9], "category_id": 1}
+    annotations = [{"id": i, "image_id": i, **fields} for i in range(COUNT)]
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "kangaroo"}]}
+    write_text(path, json.dumps(content))
+
+
+# for each layout: template of the images and of the annotations, kind, the format's sentence in front of the recipes
+XML_LAYOUTS = {
+    "images and annots": ("images/{}.png", "annots/{}.xml"),
+    "photos and boxes": ("photos/{}.png", "boxes/{}.xml"),
+    "nested": ("deep/photos/{}.png", "deep/boxes/voc/{}.xml"),
+    "one subfolder": ("kangaroos/{}.png", "kangaroos/{}.xml"),
+}
+SHAPES = [
+    {"label": "kangaroo", "points": [[9, 4], [3, 8], [6, 20]], "shape_type": "polygon"},
+    {"label": "wallaby", "points": [[12, 10], [12, 15]], "shape_type": "circle"},
+    {"label": "kangaroo", "points": [[20, 3], [12, 9]], "shape_type": "rectangle"},
+]
+TEXT_LAYOUTS = {"beside": ("{}.png", "{}.txt"), "txt": ("photos/{}.png", "txt/{}.txt")}
+MASK_LAYOUTS = {
+    "odd": ("photos/{}.png", "marks/{}.png"),
+    "suffix": ("photos/{}.jpg", "marks/{}_mask.png"),
+    "of a split": ("train/{}.png", "train_x/{}.png"),
+    "splits outside": ("train/photos/{}.png", "train/marks/{}.png"),
+    "splits inside": ("photos/train/{}.png", "marks/train/{}.png"),
+}
+
+
+def write_layout(root, template, write):
+    """Write the files of a layout."""
+    images, annotations = template
+    for index in range(COUNT):
+        write_image(root / images.format(index))
+        write(root / annotations.format(index), index)
+    return root
+
+
+def write_dataset(root, kind, layout):
+    """Write a dataset; return the kind of its annotations and the sentence that describes it."""
+    if kind == "XML":
+        write_layout(root, XML_LAYOUTS[layout], lambda path, index: write_text(path, XML.format(index + 2)))
+        return "boxes", "VOC boxes: 6 images, 1 class; for faster-rcnn-vgg16, rcnn and other detection recipes"
+    if kind == "text":
+        write_layout(root, TEXT_LAYOUTS[layout], lambda path, index: write_text(path, f"{index % 2} .5 .5 .4 .4\n"))
+        return "boxes", "YOLO boxes: 6 images, 2 classes; for faster-rcnn-vgg16, rcnn and other detection recipes"
+    if kind == "labelme":
+        text = json.dumps({"imageWidth": SIDE, "imageHeight": SIDE, "shapes": SHAPES})
+        write_layout(root, TEXT_LAYOUTS[layout], lambda path, _: write_text(path.with_suffix(".json"), text))
+        return "boxes", "labelme boxes: 6 images, 2 classes; for faster-rcnn-vgg16, rcnn and other detection recipes"
+    if kind == "masks":
+        write_layout(root, MASK_LAYOUTS[layout], write_mask)
+        return "masks", "masks in files: 6 images, 3 classes; for fcn8s-vgg16, segnet-basic and other segmentation"
+    if kind == "JSON":
+        for index in range(COUNT):
+            write_image(root / "photos" / f"{index}.png")
+        write_coco(root / "notes" / "all.json")
+        return "boxes", "COCO boxes: 6 images, 1 class; for faster-rcnn-vgg16"
+    if kind == "caption":
+        write_layout(root, TEXT_LAYOUTS[layout], lambda path, index: write_text(path, f"kangaroo {index}\n2 animals\n"))
+        return "captions", "captions: 6 images, 12 captions; for show-and-tell"
+    for index in range(COUNT):
+        write_image(root / "photos" / f"{index}.png")
+    rows = "".join(f"photos/{index}.png,{'ab'[index % 2]}\n" for index in range(COUNT))
+    write_text(root / "table.csv", f"Path, Label\n{rows}")
+    return "labels", "CSV of labels: 6 images, 2 classes; for resnet18, vgg16 and other classification recipes"
+
+
+DATASETS = [
+    *(("XML", layout) for layout in XML_LAYOUTS),
+    *(("text", layout) for layout in TEXT_LAYOUTS),
+    *(("labelme", layout) for layout in TEXT_LAYOUTS),
+    *(("masks", layout) for layout in MASK_LAYOUTS),
+    *(("caption", layout) for layout in TEXT_LAYOUTS),
+    ("JSON", ""),
+    ("CSV", ""),
+]
+
+
+@pytest.mark.parametrize(("kind", "layout"), DATASETS)
+def test_doctor_says_what_it_found(kind, layout, tmp_path, fukami):
+    """The dataset has one kind of annotations, without any problem, and no other recipe accepts it."""
+    found, sentence = write_dataset(tmp_path / "data", kind, layout)
+    source = identify_source(str(tmp_path / "data"))
+    assert {other for other in KINDS if source.has(other)} == {found, "images"}
+    result = fukami("doctor", "data")
+    assert (result.status, result.out) == (0, ""), result
+    assert result.err.startswith(sentence)
+    assert "no problem among 6 readable images" in result.err
+    for other in RECIPES.keys() - {found}:
+        with pytest.raises(UsageError) as error:
+            source.require(other)
+        assert f"data contains {sentence}" in str(error.value)
+        assert len(str(error.value)) < 400 + len(str(tmp_path))
+
+
+def test_a_recipe_of_another_family_refuses(tmp_path, fukami):
+    write_dataset(tmp_path / "data", "XML", "images and annots")
+    for recipe in ("resnet18", "segnet-basic", "show-and-tell"):
+        result = fukami("train", recipe, "--data", "data", "--epochs", "1")
+        assert result.status == 2
+        assert "data contains VOC boxes: 6 images, 1 class; for faster-rcnn-vgg16, rcnn and other" in result.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_labelme_shapes(tmp_path):
+    """The corners were computed by hand; a broken file is named."""
+    write_dataset(tmp_path, "labelme", "txt")
+    (tmp_path / "txt" / "5.json").write_text('{"shapes": [{}]}')
+    dataset = formats.read_boxes(identify_source(str(tmp_path)).require("boxes"))
+    assert len(dataset.splits[""]) == COUNT - 1
+    assert [(box.label, box.corners) for box in dataset.splits[""][0].boxes] == [
+        ("kangaroo", (3, 4, 9, 20)),
+        ("wallaby", (7, 5, 17, 15)),
+        ("kangaroo", (12, 3, 20, 9)),
+    ]
+    (problem,) = dataset.unreadable_images
+    assert (problem.kind, problem.file.name) == ("broken", "5.json")
+    assert "is not labelme's JSON (KeyError: 'label')" in problem.detail
+
+
+def test_json_of_other_contents_is_no_annotation(tmp_path):
+    for folder in ("cat", "dog"):
+        for index in range(COUNT):
+            write_image(tmp_path / folder / f"{index}.png")
+            write_text(tmp_path / folder / f"{index}.json", '{"author": "someone", "tags": []}')
+    source = identify_source(str(tmp_path))
+    assert [kind for kind in KINDS if source.has(kind)] == ["labels", "images"]
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_folders_of_xml_files_may_have_splits(inside, tmp_path):
+    """Files of the same name in two splits belong to the images of their own split."""
+    for split, left in (("train", 3), ("valid", 5)):
+        image, annotations = ("{1}/{0}/1", "{2}/{0}/1") if inside else ("{0}/{1}/1", "{0}/{2}/1")
+        write_image(tmp_path / f"{image.format(split, 'photos', 'x')}.png")
+        write_text(tmp_path / f"{annotations.format(split, 'photos', 'x')}.xml", XML.format(left))
+    dataset = formats.read_boxes(identify_source(str(tmp_path)).require("boxes"))
+    assert {split: [entry.boxes[0].corners[0] for entry in entries] for split, entries in dataset.splits.items()} == {
+        "train": [2],
+        "val": [4],
+    }
+    for entries in dataset.splits.values():
+        (entry,) = entries
+        assert {*entry.image_path.parts} & {"train", "valid"} == {*entry.annotation_path.parts} & {"train", "valid"}
+    assert dataset.unannotated_images == []
+
+
+def test_images_in_several_folders_with_boxes_are_no_classes(tmp_path):
+    for index, folder in enumerate(("monday", "tuesday")):
+        write_image(tmp_path / folder / f"{index}.png")
+        write_text(tmp_path / folder / f"{index}.xml", XML.format(3))
+    assert not identify_source(str(tmp_path)).has("labels")
+    assert identify_source(str(tmp_path)).has("boxes")
+
+
+def test_a_few_boxes_do_not_change_classes(tmp_path):
+    for folder in ("cat", "dog"):
+        for index in range(COUNT):
+            write_image(tmp_path / folder / f"{index}.png")
+    write_text(tmp_path / "cat" / "1.xml", XML.format(3))
+    assert identify_source(str(tmp_path)).has("labels")
+
+
+@pytest.mark.parametrize("values", [2, 40, 256])
+def test_folders_of_drawings_are_classes(values, tmp_path):
+    """Images of few values are not masks of each other, although their names are the same."""
+    random = np.random.default_rng(0)
+    for folder in ("0", "1"):
+        for index in range(COUNT):
+            path = tmp_path / folder / f"{index}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(random.integers(0, values, (8, 8), dtype=np.uint8)).save(path)
+    source = identify_source(str(tmp_path))
+    assert source.has("labels")
+    assert not source.has("masks")
+
+
+def test_masks_of_another_size_are_classes(tmp_path):
+    for index in range(COUNT):
+        write_image(tmp_path / "photos" / f"{index}.png")
+        write_mask(tmp_path / "icons" / f"{index}.png", index)
+        Image.open(tmp_path / "icons" / f"{index}.png").resize((9, 9)).save(tmp_path / "icons" / f"{index}.png")
+    assert not identify_source(str(tmp_path)).has("masks")
+
+
+def test_masks_of_sixteen_bits_and_flat_images(tmp_path):
+    """Images of few colors have masks if these have one channel."""
+    for index in range(COUNT):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.new("RGB", (SIDE, SIDE), (index, 9, 80)).save(tmp_path / "photos" / f"{index}.png")
+        write_mask(tmp_path / "marks" / f"{index}.png", index, np.uint16)
+    found = identify_source(str(tmp_path)).require("masks")
+    assert mask_folders.index_folder(found.root).class_table.labels == ("0", "1", "2")
+
+
+def test_captions_of_another_file_name(tmp_path):
+    for index in range(COUNT):
+        write_image(tmp_path / "photos" / f"{index}.png")
+    write_coco(tmp_path / "notes" / "all.json", caption="a kangaroo")
+    source = identify_source(str(tmp_path))
+    assert source.describe() == ["captions: 6 images, 6 captions; for show-and-tell"]
+
+
+# two places
+
+
+def write_places(root, kind):
+    """Write images and their annotations to two places without a common folder of the dataset."""
+    for index in range(COUNT):
+        write_image(root / "a" / "photos" / f"{index}.png")
+        name = root / "b" / "more" / str(index)
+        if kind == "VOC":
+            write_text(name.with_suffix(".xml"), XML.format(3))
+        elif kind == "YOLO":
+            write_text(name.with_suffix(".txt"), "0 .5 .5 .4 .4\n")
+        elif kind == "labelme":
+            write_text(name.with_suffix(".json"), json.dumps({"shapes": SHAPES[:1]}))
+        elif kind == "masks":
+            write_mask(name.with_suffix(".png"), index)
+        elif kind == "texts":
+            write_text(name.with_suffix(".txt"), "a kangaroo\n")
+    if kind == "COCO":
+        write_coco(root / "b" / "all.json")
+    return str(root / "a" / "photos"), str(root / "b" / "all.json" if kind == "COCO" else root / "b" / "more")
+
+
+@pytest.mark.parametrize("kind", ["VOC", "YOLO", "COCO", "labelme"])
+def test_boxes_in_two_places(kind, tmp_path, fukami):
+    images, annotations = write_places(tmp_path, kind)
+    source = identify_source(annotations, images=images)
+    assert source.describe()[0].startswith(f"{kind} boxes: 6 images, 1 class; for faster-rcnn-vgg16")
+    dataset = formats.read_boxes(source.require("boxes"), source.images)
+    assert sorted(str(entry.image_path) for entry in dataset.splits[""]) == [f"{images}/{i}.png" for i in range(COUNT)]
+    assert all(len(entry.boxes) == 1 for entry in dataset.splits[""])
+    assert not source.has("labels")
+    result = fukami("doctor", "--images", images, "--annotations", annotations)
+    assert result.status == 0, result
+    assert "no problem among 6 readable images with 6 boxes of 1 class" in result.err
+
+
+def test_masks_in_two_places(tmp_path):
+    images, annotations = write_places(tmp_path, "masks")
+    source = identify_source(annotations, images=images)
+    assert source.describe() == [
+        "masks in files: 6 images, 3 classes; for fcn8s-vgg16, segnet-basic and other segmentation recipes"
+    ]
+    index = mask_folders.index_folder(source.require("masks").root, source.images)
+    assert [(pair.image_path.parent.name, pair.mask_path.parent.name) for pair in index.splits[""]] == [
+        ("photos", "more")
+    ] * COUNT
+
+
+def test_captions_in_two_places(tmp_path, fukami):
+    images, annotations = write_places(tmp_path, "texts")
+    result = fukami("doctor", "--images", images, "--annotations", annotations)
+    assert result.status == 0
+    assert result.err.startswith("captions: 6 images, 6 captions; for show-and-tell\n")
+    write_text(tmp_path / "b" / "table.csv", "image,caption\n1.png,a kangaroo\n")
+    parsed = captions.parse_caption_files(tmp_path / "b" / "table.csv", tmp_path / "a")
+    assert parsed.splits == {"": {tmp_path / "a" / "photos" / "1.png": ["a kangaroo"]}}
+
+
+def test_labels_in_two_places(tmp_path, fukami):
+    images, _ = write_places(tmp_path, "none")
+    with (tmp_path / "table.csv").open("w") as file:
+        csv.writer(file).writerows([("path", "label"), *((f"{index}.png", "ab"[index % 2]) for index in range(COUNT))])
+    result = fukami("doctor", "--images", images, "--annotations", "table.csv")
+    assert result.status == 0, result
+    assert result.err.startswith("CSV of labels: 6 images, 2 classes; for resnet18")
+
+
+def test_missing_places(tmp_path):
+    images, annotations = write_places(tmp_path, "VOC")
+    with pytest.raises(UsageError, match="there is no file or folder nowhere"):
+        identify_source(annotations, images="nowhere")
+    with pytest.raises(UsageError, match="there is no file or folder nowhere"):
+        identify_source("nowhere", images=images)
+    with pytest.raises(Error, match="contains no images with masks"):
+        identify_source(images, images=str(tmp_path / "b")).require("masks")
+    assert not voc.has_xml_files(tmp_path / "b", tmp_path / "b")
+
+
+@pytest.mark.report
+def test_a_run_of_images_and_annotations_in_two_places(tmp_path, fukami, caplog):
+    """The run is evaluated on the same two places, or on another dataset; one place alone is refused."""
+    photos = tmp_path / "photos"
+    lines = ["path,label"]
+    for index in range(20):
+        photos.mkdir(exist_ok=True)
+        Image.new("L", (12, 12), 12 * index).save(photos / f"{index}.png")
+        lines.append(f"{index}.png,{'dark' if index < 10 else 'light'}")
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "labels.csv").write_text("\n".join(lines))
+    places = ("--images", photos, "--annotations", tmp_path / "lists" / "labels.csv")
+    arguments = ("--epochs", "1", "--batch-size", "8", "--channels", "1", "--size", "16", "--device", "cpu")
+    trained = fukami("train", "resnet20", *places, *arguments, "--out", "run")
+    assert trained.status == 0, trained.err
+    (result,) = fukami("eval", "run").json
+    assert (result["count"], result["data"]) == (4, str(tmp_path / "lists" / "labels.csv"))
+    assert f"reading the dataset that the run names: {photos}" in caplog.text
+    for label in ("dark", "light"):
+        (tmp_path / "folders" / label).mkdir(parents=True)
+    for index in range(20):
+        (photos / f"{index}.png").rename(tmp_path / "folders" / ("dark" if index < 10 else "light") / f"{index}.png")
+    (result,) = fukami("eval", "run", "--data", "folders").json
+    assert result["count"] == 20
+    refused = fukami("train", "resnet20", "--images", photos, "--out", "other")
+    assert refused.status == 2
+    assert "--images and --annotations belong together" in refused.err
