@@ -213,7 +213,7 @@ def test_every_recipe_trains_two_steps_on_bundled_data(name, digit_files, few_sc
         assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
 
 
-def test_with_data_keeps_the_holdout_of_the_runs_own_dataset(tmp_path):
+def test_with_data_keeps_the_validation_split_of_the_runs_own_dataset(tmp_path):
     recipe_on_folder = DeepConvNet(data=str(tmp_path))
     assert recipe_on_folder.with_data(str(tmp_path)) is recipe_on_folder
     assert recipe_on_folder.with_data(f"{tmp_path}/../{tmp_path.name}") is recipe_on_folder
@@ -243,7 +243,7 @@ def test_corrupted_weights_are_rejected_and_all_mismatches_are_listed(run):
         checkpoint.load_task(run)
     for content in (b"", b"garbage", save_bytes(weights)[:5000], b"\xff" * 64):
         checkpoint.locate_weights(run).write_bytes(content)
-        with pytest.raises(Error, match=r"weights\.safetensors is corrupted"):
+        with pytest.raises(Error, match=r"best\.safetensors is corrupted"):
             checkpoint.load_task(run)
     (run / "best.safetensors").unlink()
     (run / "weights.safetensors").unlink()

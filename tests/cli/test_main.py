@@ -139,7 +139,7 @@ def test_train_eval_predict(fukami, digit_files, tmp_path):
     assert "report: runs/deep-convnet/report.html" in result.err
     run = tmp_path / "runs" / "deep-convnet"
     assert {path.name for path in run.iterdir()} == {
-        "weights.safetensors", "recipe.json", "metrics.jsonl", "manifest.jsonl", "last.ckpt",
+        "weights.safetensors", "best.safetensors", "recipe.json", "metrics.jsonl", "manifest.jsonl", "last.ckpt",
         "report.html",
     }  # fmt: skip
     record = json.loads((run / "recipe.json").read_text())
