@@ -241,7 +241,7 @@ CHANGES = [
     (
         captioning,
         "caption_files",
-        lambda root: replace_text(root / "captions.txt", "01.png,a ", "01.png,one "),
+        lambda root: replace_text(root / "captions.txt", "01.png,a ", "01.png,a a "),
         "1 changed ('01.png')",
     ),
 ]
