@@ -65,7 +65,7 @@ def measure_activation_checkpointing(batch_size: int) -> None:
 IMAGES = Path(__file__).parent / "common" / "random_images.py"
 PEAKS = {
     "deep-convnet": "deep-convnet --batch-size 250 --epochs 1",
-    "resnet50": f"{IMAGES} --batch-size 256 --images 1024 --epochs 1 --lr 0.01",
+    "resnet50": f"{IMAGES} --batch-size 256 --num-images 1024 --epochs 1 --lr 0.01",
     "resnet20": "resnet20 --epochs 1",
     "resnet56": "resnet56 --epochs 1",
     "binary-convnet": "binary-convnet --epochs 1",

@@ -110,7 +110,7 @@ def run_ours(options, workload, folder):
     command = [sys.executable, "-m", "fukami", "train", *workload.arguments, "--batch-size", str(options.batch_size)]
     command += ["--data", options.data] if options.data else []
     if options.workload == "resnet50":
-        command += ["--size", str(options.size), "--images", str(BATCHES_PER_EPOCH * options.batch_size)]
+        command += ["--size", str(options.size), "--num-images", str(BATCHES_PER_EPOCH * options.batch_size)]
     command += ["--precision", options.precision, *["--compile"] * bool(options.compile), "--out", str(folder / "run")]
     log = folder / "run" / "metrics.jsonl"
     with (folder / "messages").open("w+") as messages:

@@ -138,19 +138,19 @@ def write_serving(folder):
     return page.decode()
 
 
-@pytest.mark.parametrize(
-    "write",
-    [
-        write_run_report,
-        write_evaluation,
-        write_precisions,
-        write_leaderboard,
-        write_network,
-        write_images,
-        write_predictions,
-        write_serving,
-    ],
-)
+WRITERS = (
+    write_run_report,
+    write_evaluation,
+    write_precisions,
+    write_leaderboard,
+    write_network,
+    write_images,
+    write_predictions,
+    write_serving,
+)  # each kind of page, with hostile names
+
+
+@pytest.mark.parametrize("write", WRITERS)
 def test_names_and_texts_are_escaped(tmp_path, write):
     page = write(tmp_path)
     parser = Parser(page)
@@ -327,14 +327,7 @@ def open_page(tab, folder):
         write_typical_precisions,
         write_typical_predictions,
         write_typical_network,
-        write_run_report,
-        write_evaluation,
-        write_precisions,
-        write_leaderboard,
-        write_network,
-        write_images,
-        write_predictions,
-        write_serving,
+        *WRITERS,
     ],
 )
 def test_pages_fit_a_phone_and_a_monitor_in_light_and_dark(tmp_path, tab, write):

@@ -15,7 +15,7 @@ class RandomImages(ResNet50):
 
     data: str = "random"
     """Not used."""
-    images: int = 4096
+    num_images: int = 4096
     """Number of images per epoch."""
     augment: tuple[str, ...] = ()
     """No augmentation."""
@@ -28,8 +28,8 @@ class RandomImages(ResNet50):
     def load_data(self) -> Data:
         """Create random images."""
         generator = torch.Generator().manual_seed(self.seed)
-        shape = (self.images, self.channels, self.size, self.size)
+        shape = (self.num_images, self.channels, self.size, self.size)
         images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-        targets = torch.arange(self.images) % 1000
+        targets = torch.arange(self.num_images) % 1000
         labels = tuple(map(str, range(1000)))
         return Data(InMemoryLoader(images, targets, labels, batch_size=self.batch_size, seed=self.seed), (), labels)

@@ -566,7 +566,7 @@ def test_messages_contain_no_control_characters(trained, tmp_path, forked_python
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
-    [("data", "a" * 5000, "unknown data"), ("data", "{0..999999}.tar", "there is no shard 0.tar"),
+    [("data", "a" * 5000, "no file or folder"), ("data", "{0..999999}.tar", "there is no shard 0.tar"),
      ("seed", 10**30, "at most 64 bits")],
 )  # fmt: skip
 def test_unavailable_datasets_and_seeds_are_reported(field, value, message, fukami, trained, tmp_path):

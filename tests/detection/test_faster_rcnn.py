@@ -211,7 +211,7 @@ def test_a_detector_is_initialized_from_a_classifier_or_another_detector(theirs,
             network.roi_heads.box_predictor.cls_score.weight, theirs.roi_heads.box_predictor.cls_score.weight
         )
         assert is_equal == is_kept
-    with pytest.raises(Error, match=r"does not match vgg16: features.0.weight is missing"):
+    with pytest.raises(Error, match=r"these are ResNet-50 weights; vgg16 needs its own \(features.0.weight is missing"):
         pretrained.initialize_detector(
             faster_rcnn_vgg16(3, hidden=8), "backbone", "vgg16", str(tmp_path / "classifier.pt")
         )

@@ -370,6 +370,7 @@ def test_folder_without_images_is_an_error(tmp_path):
     ("fields", "hint"),
     [
         ({"accumulate": 2}, "smaller --batch-size"),
+        ({"images": "photos", "annotations": "boxes"}, "specify their folder with --data"),
         ({"augment": ("mixup",)}, "mixup"),
         ({"ema_decay": 1.0}, "ema-decay should be"),
         ({"eval_samples": 1}, "eval-samples should be"),

@@ -476,7 +476,7 @@ def test_serve_and_explain(run, fukami, mask_files):
     )
 
 
-@pytest.mark.parametrize("name", ["fcn8s-vgg16", "segnet-vgg16", "fcn-resnet50"])
+@pytest.mark.parametrize("name", ["fcn8s-vgg16", "segnet-vgg16", pytest.param("fcn-resnet50", marks=pytest.mark.slow)])
 def test_export(name, mask_files, tmp_path, fukami):
     """ONNX and half precision predict as float32 does, for image sizes other than the traced one."""
     smaller = {} if "resnet" in name else {"width_multiplier": 1 / 8} | ({"hidden": 16} if "fcn" in name else {})
@@ -598,6 +598,7 @@ def test_show(fukami, mask_files, tmp_path):
     assert fukami("show", mask_files, "--channels", "1").status == 2
 
 
+@pytest.mark.slow
 def test_short_training_on_camvid(camvid, tmp_path):
     """A few steps on real images of CamVid."""
     recipe = package.get_recipe("segnet-basic")(

@@ -253,7 +253,7 @@ def test_boxes_are_drawn_and_listed(tmp_path):
     assert (second["boxes"], second["width"], second["height"]) == ([], 90, 60)
     text = client.post("/", files=form_files(*names)).text
     assert re.findall('<p class="metrics">(.*?)</p>', text) == ["1 × lamp", "no objects"]
-    assert text.count('<img alt="drawn prediction"') == 2
+    assert text.count('<img alt="drawn prediction of ') == 2
     (row,) = re.findall("<tr><td>lamp</td>(.*?)</tr>", text, re.DOTALL)
     assert ">90.00%<" in row
     assert "0, 0 – 90, 60" in row

@@ -79,6 +79,8 @@ class DCGAN(SupervisedRecipe):
         check_range(self, 1, math.inf, "base_channels")
         check_range(self, 2, math.inf, "eval_samples")
         check_range(self, 0, 0.9999999, "ema_decay")
+        if self.annotations:
+            raise UsageError("dcgan trains on images without annotations; specify their folder with --data")
         if self.accumulate > 1 or self.activation_checkpointing:
             raise UsageError(
                 "dcgan supports neither --accumulate nor --activation-checkpointing; use a smaller --batch-size"
