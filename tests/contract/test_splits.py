@@ -1,6 +1,7 @@
 """Splits: the best weights by the validation metric, early stopping, and the test data, which are evaluated once."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 
 import fukami as package
 from check_task import read_log_lines
+from fukami import UsageError
 from fukami.classification.resnet import ResNet20
 from fukami.classification.task import ClassificationTask
 
@@ -84,19 +86,36 @@ def test_early_stopping(splits, scripted, tmp_path):
 
 
 def test_without_test_data_the_result_is_the_best_validation_result(splits, scripted, tmp_path):
-    for file in sorted((splits / "test").rglob("*"), reverse=True):
-        file.unlink() if file.is_file() else file.rmdir()
-    (splits / "test").rmdir()
+    shutil.rmtree(splits / "test")
     result = package.train(ResNet20(data=str(splits), epochs=4, **SMALL), tmp_path / "run", **CPU).metrics
     assert (result["accuracy"], result["count"], result["split"]) == (0.75, 8, "val")
 
 
 def test_without_validation_data_the_last_weights_are_tested(splits, tmp_path):
     recipe = ResNet20(data=str(splits), epochs=2, val_fraction=0.0, **SMALL)
-    for file in sorted((splits / "val").rglob("*"), reverse=True):
-        file.unlink() if file.is_file() else file.rmdir()
-    (splits / "val").rmdir()
+    shutil.rmtree(splits / "val")
     result = package.train(recipe, tmp_path / "run", **CPU).metrics
     assert (result["count"], result["split"]) == (4, "test")
     assert not (tmp_path / "run" / "best.safetensors").exists()
     assert [json.loads(line)["phase"] for line in read_log_lines(tmp_path / "run")].count("eval") == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"patience": 2}, "--patience needs validation data"),
+        ({"schedule": "plateau"}, "--schedule plateau needs validation data"),
+    ],
+)
+def test_options_that_need_validation_data(splits, tmp_path, fields, message):
+    shutil.rmtree(splits / "val")
+    recipe = ResNet20(data=str(splits), val_fraction=0.0, **fields, **SMALL)
+    with pytest.raises(UsageError, match=f"{message}, and there are none; set --val-fraction"):
+        package.train(recipe, tmp_path / "run", **CPU)
+
+
+def test_early_stopping_needs_best_weights(splits, tmp_path):
+    """A snapshot ensemble is complete at the end only."""
+    recipe = ResNet20(data=str(splits), patience=2, epochs=4, cycles=2, **SMALL)
+    with pytest.raises(UsageError, match="--patience is not for this recipe"):
+        package.train(recipe, tmp_path / "run", **CPU)

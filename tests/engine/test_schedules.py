@@ -146,7 +146,7 @@ def test_training_with_a_plateau_schedule_resumes_bit_exactly(tmp_path, monkeypa
     def train(out, **options):
         return fukami.train(recipe, tmp_path / out, device="cpu", precision="float32", **options).metrics
 
-    def on_evaluation(self, metrics, real=schedules.ReduceOnPlateau.on_evaluation):
+    def on_evaluation(self, metrics, mode, real=schedules.ReduceOnPlateau.on_evaluation):
         evaluations.append(metrics)
         if len(evaluations) == stop_at:
             raise KeyboardInterrupt
@@ -174,3 +174,10 @@ def test_plateau_of_a_metric_without_a_loss():
     for value in (0.1, 0.3, 0.2, 0.3):
         plateau.on_evaluation({"map": value, "coco_ap": 0.9 - value, "classes": {"cat": {"ap": value}}})
     assert (plateau.best, plateau(0.5)) == (-0.3, 0.5)
+
+
+def test_plateau_of_a_metric_for_which_less_is_better():
+    plateau = schedules.parse_schedule("plateau=1", factor=0.5)
+    for value in (0.9, 0.7, 0.8, 0.7):
+        plateau.on_evaluation({"frechet_vgg16": value}, "min")
+    assert (plateau.best, plateau(0.5)) == (0.7, 0.5)

@@ -130,6 +130,10 @@ class TrainingLogger:
         )
         self._print(f"{self._format_position(step)}  {self.last_summary}{remaining}  |  {_format_metrics(metrics)}")
 
+    def log_best(self, step: int, metrics: Metrics) -> None:
+        """Print at which step the best weights were evaluated."""
+        self._print(f"best weights: {self._format_position(step)}  |  {_format_metrics(metrics)}")
+
     def log_test(self, metrics: Metrics) -> None:
         """Log the evaluation on the test data, which ends the run, and print its overall metrics."""
         seconds = round(self.get_elapsed_seconds(), 3)
@@ -145,10 +149,11 @@ class TrainingLogger:
         """Write the report, and return the metrics of the final result with the name of its split."""
         from fukami.engine import report
 
+        result: Metrics = {**metrics, "split": split} if metrics else {}
         if self.runtime.is_main:
             checkpoint.record_value(self.folder, "time", self.summarize_time())
-            report.write_report(self.folder, figures, metrics, self.get_elapsed_seconds())
-        return {**metrics, "split": split} if metrics else {}
+            report.write_report(self.folder, figures, result, self.get_elapsed_seconds())
+        return result
 
     def summarize_time(self) -> dict[str, dict[str, float] | float]:
         """Return the seconds of each phase and the multiply-adds per second of the training steps."""

@@ -68,6 +68,7 @@ def run_training(recipe: Recipe, folder: Path, options: RunOptions) -> Metrics:
         task = recipe.build_task(data.labels)
         task.setup(runtime)
         task.prepare_training()
+        check_evaluation(task, data)
         steps, interval = count_steps(task, loader)
         with TrainingLogger(folder, recipe, runtime, steps, len(loader)) as log:
             progress = TrainingProgress(task, loader, log)
@@ -146,6 +147,22 @@ def prepare_data(recipe: Recipe, runtime: Runtime, folder: Path | None = None) -
         for part in (loader, wrap_batches(data.val), wrap_batches(data.test)):
             part.setup(runtime)
     return data, loader
+
+
+def check_evaluation(task: Task, data: Data) -> None:
+    """Check that the options that need evaluations during the training have them.
+
+    Raises:
+        UsageError: early stopping or a plateau schedule, without validation data or without a metric to compare.
+    """
+    has_plateau = isinstance(task.lr_schedule, ReduceOnPlateau)
+    if (task.patience or has_plateau) and not data.val:
+        raise UsageError(
+            f"{'--patience' if task.patience else '--schedule plateau'} needs validation data, and there are none; set "
+            "--val-fraction, such as 0.1, to use a part of the training data"
+        )
+    if task.patience and task.metric_mode is None:
+        raise UsageError("--patience is not for this recipe, whose last weights are its result; remove it")
 
 
 def count_steps(task: Task, loader: Loader) -> tuple[int, int]:
@@ -246,7 +263,7 @@ class TrainingProgress:
         with self.log.clock("evaluation"), self.task.evaluation_mode():
             metrics = self.task.evaluate(val)
         if isinstance(self.task.lr_schedule, ReduceOnPlateau):
-            self.task.lr_schedule.on_evaluation(metrics)
+            self.task.lr_schedule.on_evaluation(metrics, self.task.metric_mode)
         preview = self.task.on_evaluation(metrics)  # may set a buffer of the network
         self.best.update(step, metrics)
         self.log.log_evaluation(step, metrics, preview)
@@ -262,6 +279,7 @@ class TrainingProgress:
         self.loader.delete_files()
         if 0 < self.best.step < self.log.step:
             self.best.load(folder)
+            self.log.log_best(self.best.step, self.best.metrics)
         metrics = self.best.metrics or self.log.last_metrics
         batches = data.eval_batches
         with self.log.clock("evaluation"):
