@@ -223,7 +223,7 @@ def test_unfinished_and_corrupted_runs_are_listed(fukami, tmp_path):
     assert "1 of 10" in " ".join(get_cells(result, "stopped"))
     assert " ".join(get_cells(result, "torn")[:5]) == "3 torn deep-convnet 30.00 %"
     assert " ".join(get_cells(result, "gone")[:7]) == "4 gone mine.py 10.00 % val –"
-    assert " ".join(get_cells(result, "wreck")[:7]) == "1 wreck – 20.00 % – –"
+    assert " ".join(get_cells(result, "wreck")[:7]) == "1 wreck – 20.00 % val –"
     assert "unknown data: accuracy" in result.out
     assert "wreck: recipe.json is corrupted" in result.err
     assert "torn: metrics.jsonl has a line" in result.err
