@@ -33,7 +33,8 @@ VARIANTS = ["", "--ema-decay 0.99", "--cycles 4", "--label-smoothing 0.1"]  # of
 
 def write_subset(path):
     """Write a CSV file with the first training images of each class and all test images."""
-    train, test = image_folder.scan_folder(cifar.load_cifar("cifar10"))
+    splits = image_folder.scan_folder(cifar.load_cifar("cifar10"))
+    train, test = splits["train"], splits["test"]
     counts = dict.fromkeys(train.class_names, 0)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)

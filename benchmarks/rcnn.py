@@ -130,9 +130,11 @@ def measure_speed(options: argparse.Namespace, note: Callable[..., None]) -> Non
 
 def measure_proposals(options: argparse.Namespace, note: Callable[..., None]) -> None:
     """Record, for each class of BCCD, the fractions of objects covered by a proposal and overlapping another object."""
-    data = get_recipe("rcnn-finetune")(
-        data="bccd", min_size=320, max_size=448, size=64, context_padding=5
-    ).load_eval_data()
+    data = (
+        get_recipe("rcnn-finetune")(data="bccd", min_size=320, max_size=448, size=64, context_padding=5)
+        .load_eval_data()
+        .eval_batches
+    )
     best_ious: dict[str, list[float]] = {label: [] for label in data.labels}
     object_ious: dict[str, list[float]] = {label: [] for label in data.labels}
     for sample in data.samples:

@@ -42,7 +42,7 @@ def main():
         root, folder = Path(temporary) / "images", Path(temporary) / "shards"
         root.mkdir()
         write_images(root, options.images)
-        webdataset_writer.write_shards(str(root), folder, holdout=0.0, shard_megabytes=30)
+        webdataset_writer.write_shards(str(root), folder, val_fraction=0.0, shard_megabytes=30)
         pipelines = {"folder": (read_ours, root), "shards": (read_ours, folder)}
         if find_spec("webdataset"):
             pipelines["webdataset"] = (read_webdataset, folder)

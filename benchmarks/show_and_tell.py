@@ -1,6 +1,6 @@
 """Show and Tell: caption metrics on Flickr8k and scenes compared with simple baselines, and speed of the beam search.
 
-    python benchmarks/show_and_tell.py flickr8k [--weights FILE] [--seeds 0 1 2] [--split test] [OPTIONS]
+    python benchmarks/show_and_tell.py flickr8k [--weights FILE] [--seeds 0 1 2] [OPTIONS]
     python benchmarks/show_and_tell.py scenes [--seeds 0]
     python benchmarks/show_and_tell.py rate RUN [--beam-size 3]
 
@@ -42,15 +42,13 @@ def train_and_record(benchmark: str, line: str, options: argparse.Namespace, not
 
 def evaluate_flickr8k(options: argparse.Namespace) -> None:
     """Train and evaluate the network and the baselines."""
-    train_and_record(
-        "show-and-tell flickr8k sample", FLICKR8K + f" --split {options.split}", options, describe_data(options)
-    )
+    train_and_record("show-and-tell flickr8k sample", FLICKR8K, options, describe_data(options))
     evaluate_baselines(options)
 
 
 def describe_data(options: argparse.Namespace) -> str:
     """Describe the training and evaluation data."""
-    return f"a sample of Flickr8k: 800 images to train on, 100 to evaluate on ({options.split})"
+    return "a sample of Flickr8k: 800 images to train on, 100 to evaluate on"
 
 
 def evaluate_baselines(options: argparse.Namespace) -> None:
@@ -61,7 +59,7 @@ def evaluate_baselines(options: argparse.Namespace) -> None:
     from fukami.engine.recipe import get_recipe
     from fukami.engine.runtime import Runtime
 
-    recipe = get_recipe("show-and-tell")(data=SAMPLE, encoder="vgg16", init=options.weights, split=options.split)
+    recipe = get_recipe("show-and-tell")(data=SAMPLE, encoder="vgg16", init=options.weights)
     data = recipe.load_data()
     task = recipe.build_task(data.labels)
     task.setup(Runtime.start())
@@ -72,7 +70,7 @@ def evaluate_baselines(options: argparse.Namespace) -> None:
     train_features, test_features = (
         F.normalize(task.extract_features(split), dim=1) for split in (data.train, data.val)
     )
-    captions = captioning_data.load_dataset(SAMPLE, recipe.holdout)[0].captions
+    captions = captioning_data.load_dataset(SAMPLE, recipe.val_fraction)[0].captions
     sentences = [
         [tokenizer.tokenize(caption, recipe.tokenizer) for caption in image_captions] for image_captions in captions
     ]
@@ -102,7 +100,7 @@ def measure_throughput(options: argparse.Namespace) -> None:
 
     task = checkpoint.load_task(options.run, overrides={"beam_size": options.beam_size, "num_captions": 1})
     recipe, _ = checkpoint.read_recipe(Path(options.run))
-    data = recipe.load_eval_data()
+    data = recipe.load_eval_data().eval_batches
     features = task.extract_features(data)
     our_seconds, plain_seconds = [], []
     with torch.inference_mode():
@@ -165,7 +163,6 @@ def main() -> None:
     parser.add_argument("run", nargs="?")
     parser.add_argument("--weights", default="imagenet", help="File of VGG-16's convolutions.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--split", default="test", choices=["test", "val"])
     parser.add_argument("--beam-size", type=int, default=3)
     parser.add_argument("--out", help="Folder for the runs; temporary by default.")
     options, options.more = parser.parse_known_args()

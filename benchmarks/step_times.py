@@ -98,7 +98,7 @@ def save_images(options, folder):
 
 def write_repeated(options, folder):
     """Write a CSV file with each training image ``--repeat`` times, so that epochs of a small dataset are longer."""
-    train, _, labels = labeled_images.load_labeled_images(options.data, 0.2)
+    train, _, _, labels = labeled_images.load_labeled_images(options.data, 0.2)
     rows = [(path, labels[target]) for path, target in zip(train.items, train.targets, strict=True)]
     with (folder / "repeated.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("path", "label"), *rows * options.repeat])

@@ -81,7 +81,7 @@ def read_reference(root, workers):
 
 def read_ours(root, workers):
     """Yield the batches of `fukami train resnet50 --data DIR --memory-limit 0 --augment crop flip`."""
-    recipe = ResNet50(data=str(root), holdout=0.0, memory_limit=0, batch_size=64, augment=("crop", "flip"))
+    recipe = ResNet50(data=str(root), val_fraction=0.0, memory_limit=0, batch_size=64, augment=("crop", "flip"))
     data, runtime = recipe.load_data(), Runtime.start()
     data.train.reader.num_workers = workers
     data.train.setup(runtime)

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import math
@@ -76,7 +77,7 @@ def check_saves_and_loads(make, inputs, tmp_path):
     result = fukami.train(recipe, tmp_path / "run", device="cpu", precision="float32").metrics
     task = checkpoint.load_task(tmp_path / "run", device="cpu")
     loaded = task.evaluate(recipe.load_data().val)
-    assert {**loaded, "loss": 0} == {**result, "loss": 0}
+    assert {**loaded, "loss": 0, "split": "val"} == {**result, "loss": 0}
     predictions = task.predict(inputs)
     assert json.loads(json.dumps(predictions)) == predictions
     assert [prediction["file"] for prediction in predictions] == [str(path) for path in inputs]
@@ -87,6 +88,7 @@ def check_saves_and_loads(make, inputs, tmp_path):
 def check_precisions(make, inputs, tmp_path):
     """Check training in bfloat16, and that bfloat16 and float16 predict nearly the same as float32."""
     recipe = make()
+    recipe = dataclasses.replace(recipe, eval_every=recipe.epochs) if hasattr(recipe, "epochs") else recipe
     fukami.train(recipe, tmp_path / "run", device="cpu", precision="bfloat16")
     weights = load_file(tmp_path / "run" / "weights.safetensors")
     assert all(value.isfinite().all() for value in weights.values())
@@ -170,9 +172,11 @@ def check_killed_and_resumed(make, tmp_path, kills=2):
 
 def check_same_run(one, other):
     """Check that two runs have the same weights, last checkpoints and logs, except for times."""
-    assert (one / "weights.safetensors").read_bytes() == (other / "weights.safetensors").read_bytes()
+    for name in ("weights.safetensors", "best.safetensors"):
+        assert [run / name for run in (one, other) if (run / name).exists()] in ([], [one / name, other / name])
+        assert not (one / name).exists() or (one / name).read_bytes() == (other / name).read_bytes()
     states = [decode_checkpoint(run / "last.ckpt", torch.device("cpu")) for run in (one, other)]
-    for name in ("step", "task", "loader", "random", "metric_buffer", "manifest"):
+    for name in ("step", "task", "loader", "random", "metric_buffer", "best", "manifest"):
         leaves, specs = zip(*(pytree.tree_flatten(state[name]) for state in states), strict=True)
         assert specs[0] == specs[1], name
         for value, expected in zip(*leaves, strict=True):
@@ -192,9 +196,8 @@ def load_log(run):
 
 def disable_reports(patch):
     """Disable the reports of runs, which take longer than short training runs."""
-    finish = TrainingProgress.finish
-    patch.setattr(TrainingProgress, "finish", lambda self, writer, val: finish(self, writer, None))  # draws no figures
-    patch.setattr("fukami.engine.report.write_report", lambda folder, figures, seconds: folder / "report.html")
+    patch.setattr(TrainingProgress, "plot_evaluation", lambda self, batches: [])
+    patch.setattr("fukami.engine.report.write_report", lambda folder, *arguments: folder / "report.html")
 
 
 class CommandProcess(FORKED.Process):

@@ -354,7 +354,7 @@ def write_shards(random: Random, folder: Path) -> None:
 def read_shards(folder: Path) -> None:
     """Read all samples of the shards."""
     doctor.validate_dataset(str(folder / "shards"))
-    train, _, _ = labeled_images.load_labeled_images(str(folder / "shards"), 0.0)
+    train, _, _, _ = labeled_images.load_labeled_images(str(folder / "shards"), 0.0)
     items = train.items
     assert isinstance(items, shards.ShardSamples)
     for index in range(min(len(items), 20)):
@@ -527,7 +527,7 @@ def read_boxes(folder: Path) -> None:
     """Read all boxes and masks, as training and ``fukami doctor`` do."""
     doctor.validate_dataset(str(folder))
     if sources.identify_source(str(folder)).has("masks"):
-        train, test, _ = segmentation_data.load_dataset(str(folder), 0.0)
+        train, _val, test, _ = segmentation_data.load_dataset(str(folder), 0.0)
         for sample in (*train, *test):
             assert sample.mask is not None
             sample.mask.read()
@@ -649,7 +649,7 @@ def read_masks(folder: Path) -> None:
     """Read all masks and the class table."""
     doctor.validate_dataset(str(folder))
     class_tables.find_class_table(folder)
-    train, _, _ = segmentation_data.load_dataset(str(folder), 0.0)
+    train, _, _, _ = segmentation_data.load_dataset(str(folder), 0.0)
     for sample in train:
         assert sample.mask is not None
         sample.mask.read()

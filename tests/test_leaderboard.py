@@ -45,9 +45,36 @@ def test_runs_are_ranked_by_their_last_evaluation(fukami, tmp_path):
     assert result.out.splitlines()[0] == "digits: accuracy"
     ranks = [get_cells(result, name)[0] for name in ("best", "good", "equal", "deep/fell")]
     assert ranks == ["1", "2", "2", "4"]
-    assert "90.00 % 99.00 %" in " ".join(get_cells(result, "deep/fell"))
+    assert "90.00 % val" in " ".join(get_cells(result, "deep/fell"))
     row = " ".join(get_cells(result, "best"))
-    assert row == "1 best deep-convnet 97.50 % 124 k 8.77 M 4.0 2 0 cpu float32"
+    assert row == "1 best deep-convnet 97.50 % val 124 k 8.77 M 4.0 2 0 cpu float32"
+
+
+def test_the_result_is_that_of_the_saved_weights(fukami, tmp_path):
+    """On the test data if there are any, at the best evaluation if its weights were saved, else at the last one."""
+    for name in ("kept", "tested"):
+        folder = create_run(tmp_path / "runs" / name, 0.8, 0.7)
+        (folder / "best.safetensors").touch()
+    line = {"step": 200, "phase": "test", "split": "test", "count": 400, "accuracy": 0.75, "seconds": 9.0}
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    create_run(tmp_path / "runs" / "last", 0.8, 0.6)
+    result = fukami("board", "runs")
+    rows = [get_cells(result, name) for name in ("kept", "tested", "last")]
+    assert [row[:1] + row[3:6] for row in rows] == [
+        ["1", "80.00", "%", "val"], ["2", "75.00", "%", "test"], ["3", "60.00", "%", "val"]]  # fmt: skip
+    assert rows[1][10:12] == ["9.0", "2"]
+    assert "evaluated on different data (test with 400 items, val with 359 items)" in result.out
+
+
+def test_a_run_with_test_data_only(fukami, tmp_path):
+    folder = create_run(tmp_path / "runs" / "one", epochs=4)
+    line = {"step": 200, "phase": "test", "split": "test", "count": 400, "accuracy": 0.75, "seconds": 9.0}
+    (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    result = fukami("board", "runs")
+    assert " ".join(get_cells(result, "one")) == "1 one deep-convnet 75.00 % test 124 k 8.77 M 9.0 4 0 cpu float32"
+    (board,), _ = leaderboard.load_leaderboards(tmp_path)
+    assert board.runs[0].steps_per_epoch == 50
 
 
 def test_long_commands_are_printed_in_full(fukami, tmp_path):
@@ -74,7 +101,7 @@ def test_metrics_for_which_lower_is_better(fukami, tmp_path):
     create_run(tmp_path / "b", 20.0, 25.0, metric="frechet_vgg16")
     result = fukami("board", ".")
     assert result.out.splitlines()[0] == "digits: frechet_vgg16"
-    assert get_cells(result, "b")[:5] == ["1", "b", "deep-convnet", "25.0000", "20.0000"]
+    assert get_cells(result, "b")[:5] == ["1", "b", "deep-convnet", "25.0000", "val"]
     assert "lower frechet_vgg16 is better" in result.out
 
 
@@ -195,8 +222,8 @@ def test_unfinished_and_corrupted_runs_are_listed(fukami, tmp_path):
     assert get_cells(result, "young")[:4] == ["–", "young", "deep-convnet", "unfinished"]
     assert "1 of 10" in " ".join(get_cells(result, "stopped"))
     assert " ".join(get_cells(result, "torn")[:5]) == "3 torn deep-convnet 30.00 %"
-    assert " ".join(get_cells(result, "gone")[:7]) == "4 gone mine.py 10.00 % – –"
-    assert " ".join(get_cells(result, "wreck")[:7]) == "1 wreck – 20.00 % – –"
+    assert " ".join(get_cells(result, "gone")[:7]) == "4 gone mine.py 10.00 % val –"
+    assert " ".join(get_cells(result, "wreck")[:7]) == "1 wreck – 20.00 % val –"
     assert "unknown data: accuracy" in result.out
     assert "wreck: recipe.json is corrupted" in result.err
     assert "torn: metrics.jsonl has a line" in result.err
@@ -217,7 +244,7 @@ def test_different_test_splits_are_reported(fukami, tmp_path):
     create_run(tmp_path / "a", 0.5)
     other = create_run(tmp_path / "b", 0.5) / "metrics.jsonl"
     other.write_text(other.read_text().replace("359", "100"))
-    assert "evaluated on different test splits (100, 359 items)" in fukami("board", ".").out
+    assert "evaluated on different data (val with 100 items, val with 359 items)" in fukami("board", ".").out
 
 
 def test_the_leaderboard_of_a_single_trained_run(fukami):
@@ -226,7 +253,7 @@ def test_the_leaderboard_of_a_single_trained_run(fukami):
     result = fukami("board", trained["run"], "--out", "page.html")
     assert result.status == 0, result.err
     row = " ".join(get_cells(result, "deep-convnet"))
-    assert row.startswith(f"1 deep-convnet deep-convnet {100 * trained['accuracy']:.2f} % 124 k 8.77 M")
+    assert row.startswith(f"1 deep-convnet deep-convnet {100 * trained['accuracy']:.2f} % val 124 k 8.77 M")
     assert result.err == "page: page.html\n"
 
 
@@ -305,7 +332,7 @@ def test_a_narrow_terminal_omits_the_columns_that_the_command_shows(tmp_path):
     create_run(tmp_path / "a", 0.5)
     (board,), _ = leaderboard.load_leaderboards(tmp_path)
     wide, narrow = (leaderboard.format_table(board, width)[1].split() for width in (200, 80))
-    columns = ["recipe", "accuracy", "best", "params", "mult-adds", "seconds", "epochs", "seed", "device"]
+    columns = ["recipe", "accuracy", "split", "params", "mult-adds", "seconds", "epochs", "seed", "device"]
     assert wide == ["\x1b[1m#", "run", *columns[:-1], "device\x1b[0m"]
     assert narrow == ["\x1b[1m#", "run", *columns[1:-3], "epochs\x1b[0m"]
 

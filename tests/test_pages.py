@@ -56,8 +56,8 @@ def write_run_report(folder):
     record |= {"precision": TEXT, "threads": 1, "processes": 1}
     record |= {"time": {"seconds": {TEXT: 2.0}, "multiply_adds_per_second": 1e9}}
     (folder / "recipe.json").write_text(json.dumps(record))
-    (folder / "metrics.jsonl").write_text(json.dumps({"phase": "eval", "step": 1, TEXT: 1}))
-    return report.write_report(folder, [(TEXT, Figure(figsize=(1, 1)))], 1.0).read_text()
+    (folder / "metrics.jsonl").write_text(json.dumps({"phase": "train", "step": 1, TEXT: 1}))
+    return report.write_report(folder, [(TEXT, Figure(figsize=(1, 1)))], {}, 1.0).read_text()
 
 
 def write_evaluation(folder):
@@ -76,7 +76,7 @@ def write_precisions(folder):
 
 def write_leaderboard(folder):
     run = leaderboard.Run(
-        TEXT, TEXT, TEXT, ({"step": 1, "accuracy": 0.5, "seconds": 1.0},), 1.0, 1, 1, TEXT, TEXT, TEXT, TEXT
+        TEXT, TEXT, TEXT, ({"step": 1, "accuracy": 0.5, "seconds": 1.0},), {}, False, 1.0, 1, 1, TEXT, TEXT, TEXT, TEXT
     )
     published = leaderboard.PublishedResult(TEXT, 0.9, TEXT)
     board = leaderboard.Leaderboard(TEXT, "accuracy", [run], [run], [published], claims=[TEXT])
@@ -255,7 +255,7 @@ def write_typical_report(folder):
         if step % 100 == 0:
             lines.append({"phase": "eval", "step": step, "count": 500, "accuracy": 1 - 1 / step, "loss": 1.0 / step})
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    report.write_report(folder, figures, 61.0)
+    report.write_report(folder, figures, {"accuracy": 0.97, "errors": 15, "split": "test"}, 61.0)
 
 
 def write_typical_leaderboard(folder):
@@ -265,6 +265,8 @@ def write_typical_leaderboard(folder):
             "deep-convnet",
             "mnist",
             tuple({"step": step, "accuracy": 0.9 + step / 1000 + seed / 100, "seconds": step} for step in range(1, 9)),
+            {},
+            False,
             1.0,
             123_552 + seed,
             8_770_000,
@@ -390,7 +392,7 @@ def test_charts_follow_the_color_scheme(tmp_path, tab):
 def test_the_order_of_a_report(tmp_path, tab):
     write_typical_report(tmp_path)
     open_page(tab, tmp_path)
-    assert tab.locator("h1 + .metrics").inner_text().startswith("count 500 · accuracy 0.9967")
+    assert tab.locator("h1 + .metrics").inner_text() == "test result: accuracy 0.9700 · errors 15"
     assert tab.locator("h2").all_inner_texts() == [
         "Confusion matrix",
         "Accuracy per class",

@@ -213,11 +213,11 @@ def test_every_recipe_trains_two_steps_on_bundled_data(name, digit_files, few_sc
         assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
 
 
-def test_with_data_keeps_the_holdout_of_the_runs_own_dataset(tmp_path):
+def test_with_data_keeps_the_validation_split_of_the_runs_own_dataset(tmp_path):
     recipe_on_folder = DeepConvNet(data=str(tmp_path))
     assert recipe_on_folder.with_data(str(tmp_path)) is recipe_on_folder
     assert recipe_on_folder.with_data(f"{tmp_path}/../{tmp_path.name}") is recipe_on_folder
-    assert recipe_on_folder.with_data("digits").holdout == 1.0
+    assert recipe_on_folder.with_data("digits").val_fraction == 1.0
     with pytest.raises(UsageError, match="does not take --data"):
         type("Own", (package.Recipe,), {"__module__": __name__})().with_data("mnist")
 
@@ -233,18 +233,19 @@ def run(trained, tmp_path):
 
 
 def test_corrupted_weights_are_rejected_and_all_mismatches_are_listed(run):
-    weights = load_file(run / "weights.safetensors")
+    weights = load_file(checkpoint.locate_weights(run))
     bad = {**weights, "model.extra": torch.zeros(1), "model.0.bias": torch.zeros(3)}
     del bad["model.0.weight"]
-    save_file(bad, run / "weights.safetensors")
+    save_file(bad, checkpoint.locate_weights(run))
     with pytest.raises(
         Error, match=r"0\.bias is \(3,\) instead of \(16,\); .*0\.weight is missing; .*extra is unexpected"
     ):
         checkpoint.load_task(run)
     for content in (b"", b"garbage", save_bytes(weights)[:5000], b"\xff" * 64):
-        (run / "weights.safetensors").write_bytes(content)
-        with pytest.raises(Error, match=r"weights\.safetensors is corrupted"):
+        checkpoint.locate_weights(run).write_bytes(content)
+        with pytest.raises(Error, match=r"best\.safetensors is corrupted"):
             checkpoint.load_task(run)
+    (run / "best.safetensors").unlink()
     (run / "weights.safetensors").unlink()
     with pytest.raises(Error, match=r"no weights\.safetensors yet"):
         checkpoint.load_task(run)
@@ -290,10 +291,10 @@ def test_loading_never_unpickles(run, monkeypatch):
 def test_bundled_weights_have_the_accuracy_of_their_card(mnist_folder):
     """The errors in float32 and float16 are nearly those of the card, as in the note."""
     record = json.loads((checkpoint.BUNDLED_WEIGHTS_DIR / "deep-convnet" / "recipe.json").read_text())
-    val = DeepConvNet(data="mnist").load_data().val
+    test = DeepConvNet(data="mnist").load_eval_data().test
     errors = record["card"]["test errors of 10,000"]
     for precision in ("float32", "float16"):
-        result = checkpoint.load_task("deep-convnet", device="cpu", precision=precision).evaluate(val)
+        result = checkpoint.load_task("deep-convnet", device="cpu", precision=precision).evaluate(test)
         assert result["count"] == 10_000
         assert abs(result["errors"] - errors[precision]) <= 2
         assert result["accuracy"] >= 0.9965

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from fukami import Data, Recipe, Task
 from fukami.data import labeled_images
+from fukami.data.labeled_images import LabeledImages
 from fukami.data.loader import InMemoryLoader
 from fukami.image.transform import SquareTransform
 
@@ -55,8 +56,8 @@ class AnomalyDetection(Recipe):
 
     data: str = "digits"
     """Dataset: mnist, digits (bundled), or a folder or archive of images by class."""
-    holdout: float = 0.2
-    """Fraction of each class held out for testing, if the dataset has no test split."""
+    val_fraction: float | None = None
+    """Fraction of each class of the training images used for validation, if the dataset has no validation split."""
     epochs: int = 5
     """Number of epochs."""
     lr: float = 3e-3
@@ -66,12 +67,20 @@ class AnomalyDetection(Recipe):
 
     def load_data(self) -> Data:
         """Load the dataset; the task ignores the classes."""
-        *splits, labels = labeled_images.load_labeled_images(self.data, self.holdout)
-        train, test = (split.decode(self.build_transform(labels)) for split in splits)
+        splits = labeled_images.load_labeled_images(self.data, self.val_fraction)
+        labels = splits.labels
+        train = splits.train.decode(self.build_transform(labels))
         train_loader = InMemoryLoader(
             train.images, train.targets, labels, batch_size=64, names=train.names, seed=self.seed
         )
-        return Data(train_loader, InMemoryLoader(test.images, test.targets, labels, batch_size=500), labels)
+
+        def load(split: LabeledImages) -> InMemoryLoader | tuple[()]:
+            if not len(split):
+                return ()
+            decoded = split.decode(self.build_transform(labels))
+            return InMemoryLoader(decoded.images, decoded.targets, labels, batch_size=500)
+
+        return Data(train_loader, load(splits.val), labels, load(splits.test))
 
     def build_task(self, labels: tuple[str, ...]) -> ReconstructionTask:
         """Build the autoencoder and its task."""

@@ -46,10 +46,10 @@ MISSING = "–"
 MAX_CELL_LENGTH = 20_000  # characters of a cell, such as a command with many flags
 MAX_METRICS_BYTES = 256 << 20  # maximum size of metrics.jsonl, whose lines have about 200 bytes
 MAX_INTEGER = 1 << 62
-COLUMNS = ("#", "run", "recipe", "", "best", "parameters", "multiply-adds", "seconds", "epochs", "seed", "device")
-TEXT_COLUMNS = {"run", "recipe", "device"}  # left-aligned
+COLUMNS = ("#", "run", "recipe", "", "split", "parameters", "multiply-adds", "seconds", "epochs", "seed", "device")
+TEXT_COLUMNS = {"run", "recipe", "split", "device"}  # left-aligned
 REDUNDANT_COLUMNS = {"recipe", "seed", "device"}  # columns that the command also shows; omitted in a narrow terminal
-COLUMN_KINDS = ("number", "name", "name", *["number"] * 7, "")  # CSS classes of the columns on the page
+COLUMN_KINDS = ("number", "name", "name", "number", "", *["number"] * 5, "")  # CSS classes of the columns on the page
 MIN_NAME_WIDTH = 10  # minimum width of the names of runs in a narrow terminal
 COST_LABELS = {"parameters": "parameters", "multiply_adds": "multiply-adds per image", "seconds": "seconds"}
 BOLD, DIM, PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[0m"  # escape codes of terminals
@@ -90,6 +90,8 @@ class Run:
     recipe: str
     data: str
     evaluations: tuple[dict[str, float], ...]
+    test: dict[str, float]
+    has_best_weights: bool
     steps_per_epoch: float
     parameters: int | None
     multiply_adds: int | None
@@ -99,26 +101,35 @@ class Run:
     command: str
 
     @property
+    def last_evaluation(self) -> dict[str, float]:
+        """Metrics of the last evaluation, on the test data if there are any; empty before the first one."""
+        return self.test or (self.evaluations[-1] if self.evaluations else {})
+
+    @property
     def metric(self) -> str:
         """Main metric: the first that is not a count, an error or a loss; empty before the first evaluation."""
-        names = [name for line in self.evaluations[-1:] for name in line if name not in report.NON_METRIC_KEYS]
+        names = [name for name in self.last_evaluation if name not in report.NON_METRIC_KEYS]
         return next((name for name in names if name not in SECONDARY_METRICS), names[0] if names else "")
 
     @property
-    def last_value(self) -> float:
-        """Value of the main metric at the last evaluation."""
-        return float(self.evaluations[-1][self.metric])
+    def split(self) -> str:
+        """Split of the result: test, or val without test data."""
+        return "test" if self.metric in self.test else "val"
 
     @property
-    def best_value(self) -> float:
-        """Best value of the main metric over all evaluations."""
+    def result(self) -> float:
+        """Main metric of the saved weights: on the test data, or at the best evaluation, or at the last one."""
+        if self.metric in self.test:
+            return float(self.test[self.metric])
         values = [float(line[self.metric]) for line in self.evaluations if self.metric in line]
-        return min(values, key=functools.partial(_compute_sort_key, self.metric))
+        return (
+            min(values, key=functools.partial(_compute_sort_key, self.metric)) if self.has_best_weights else values[-1]
+        )
 
     @property
     def seconds(self) -> float | None:
         """Training time up to the last evaluation, in seconds."""
-        return self.evaluations[-1].get("seconds") if self.evaluations else None
+        return self.last_evaluation.get("seconds")
 
 
 @dataclass
@@ -137,7 +148,7 @@ class Leaderboard:
     def compute_rank(self, run: Run) -> int:
         """Compute the rank of a run, starting at 1; ties share a rank."""
         return 1 + sum(
-            _compute_sort_key(self.metric, other.last_value) < _compute_sort_key(self.metric, run.last_value)
+            _compute_sort_key(self.metric, other.result) < _compute_sort_key(self.metric, run.result)
             for other in self.runs
         )
 
@@ -148,11 +159,12 @@ class Leaderboard:
 
     @property
     def notes(self) -> list[str]:
-        """Notes on the comparison: different test splits, the direction of the metric, results of the papers."""
-        counts = sorted({run.evaluations[-1].get("count", 0) for run in self.runs})
-        different = f"evaluated on different test splits ({', '.join(map(str, counts))} items): compare with care"
+        """Notes on the comparison: different evaluation data, the direction of the metric, results of the papers."""
+        splits = sorted({(run.split, int(run.last_evaluation.get("count", 0))) for run in self.runs})
+        names = ", ".join(f"{split} with {count} items" for split, count in splits)
+        different = f"evaluated on different data ({names}): compare with care" if len(splits) > 1 else ""
         lower = f"lower {self.metric} is better" if is_lower_better(self.metric) else ""
-        return [note for note in (different if len(counts) > 1 else "", lower, *self.claims) if note]
+        return [note for note in (different, lower, *self.claims) if note]
 
 
 def load_leaderboards(folder: Path) -> tuple[list[Leaderboard], dict[str, list[str]]]:
@@ -181,9 +193,7 @@ def load_leaderboards(folder: Path) -> tuple[list[Leaderboard], dict[str, list[s
         board = boards.setdefault((dataset, run.metric) if run.metric else first, Leaderboard(run.data, run.metric))
         (board.runs if run.metric else board.unfinished).append(run)
     for board in boards.values():
-        board.runs.sort(
-            key=lambda run: (_compute_sort_key(run.metric, run.last_value), run.seconds or math.inf, run.name)
-        )
+        board.runs.sort(key=lambda run: (_compute_sort_key(run.metric, run.result), run.seconds or math.inf, run.name))
         _add_published_results(board)
     return [boards[key] for key in sorted(boards)], dict(reasons)
 
@@ -204,17 +214,20 @@ def _read_run(path: Path, folder: Path, reasons: dict[str, list[str]]) -> Run:
             reasons["recipe.json is corrupted"].append(name)
     except (Error, OSError) as error:
         reasons[_sanitize_text(str(error))].append(name)
-    evaluations = []
+    evaluations, test = [], {}
     for line in lines:
         try:
             entry = json.loads(line)
             if entry["phase"] == "eval":
                 evaluations.append(_parse_evaluation(entry))
+            elif entry["phase"] == "test":
+                test = _parse_evaluation(entry)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             reasons["metrics.jsonl has a line that cannot be read"].append(name)
     fields = record.get("fields")
     fields = fields if isinstance(fields, dict) else {}
-    steps_per_epoch = _estimate_epoch_steps(fields, evaluations)
+    steps_per_epoch = _estimate_epoch_steps(fields, evaluations, test)
+    last_step = max((line["step"] for line in (*evaluations, test) if line), default=0)
     recipe = _sanitize_text(record.get("recipe", MISSING))
     processes = record.get("processes", 1)
     device = _sanitize_text(f"{record.get('device', MISSING)} {record.get('precision', '')}")
@@ -223,12 +236,12 @@ def _read_run(path: Path, folder: Path, reasons: dict[str, list[str]]) -> Run:
         recipe=recipe,
         data=_sanitize_text(fields.get("data", f"no dataset ({recipe})" if record else "unknown data")),
         evaluations=tuple(evaluations),
+        test=test,
+        has_best_weights=checkpoint.locate_weights(path).name == "best.safetensors",
         steps_per_epoch=steps_per_epoch,
         parameters=_get_count(record, "parameters") or saved_parameters,
         multiply_adds=_get_count(record, "multiply_adds"),
-        epochs=_format_epochs(
-            path, fields.get("epochs"), round(evaluations[-1]["step"] / steps_per_epoch) if evaluations else 0
-        ),
+        epochs=_format_epochs(path, fields.get("epochs"), round(last_step / steps_per_epoch)),
         seed=_sanitize_text(fields.get("seed", MISSING)),
         device=device.strip() + (_sanitize_text(f" ×{processes}") if processes != 1 else ""),
         command=_sanitize_text(record.get("command", MISSING)),
@@ -281,10 +294,12 @@ def _read_record(path: Path) -> dict[str, Json]:
     return dict(record) if valid else {}
 
 
-def _estimate_epoch_steps(fields: Mapping[str, Json], evaluations: Sequence[Mapping[str, float]]) -> float:
+def _estimate_epoch_steps(
+    fields: Mapping[str, Json], evaluations: Sequence[Mapping[str, float]], test: Mapping[str, float]
+) -> float:
     """Estimate the steps of an epoch: the first evaluation follows ``eval_every`` epochs, or the last one."""
-    counts = [fields.get("eval_every", 1), fields.get("epochs")]
-    first = evaluations[0]["step"] if evaluations else 1
+    counts = [fields.get("eval_every", 1) if evaluations else None, fields.get("epochs")]
+    first = evaluations[0]["step"] if evaluations else test.get("step", 1)
     return first / min((count for count in counts if isinstance(count, int) and count > 0), default=1) or 1
 
 
@@ -304,7 +319,7 @@ def _get_count(record: Mapping[str, Json], name: str) -> int | None:
 def _count_saved_parameters(path: Path) -> int | None:
     """Count the parameters in the header of the saved weights, for runs without a recorded number."""
     try:
-        with safe_open(path / "weights.safetensors", "pt") as file:
+        with safe_open(checkpoint.locate_weights(path), "pt") as file:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  not a mapping
     except Exception:  # not written yet, or corrupted: fukami eval reports the reason
         return None
@@ -357,7 +372,7 @@ def _normalize_name(name: str) -> str:
 def build_rows(board: Leaderboard) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield the kind of each row (run, published or unfinished) and its cells, best first, ordered as ``COLUMNS``."""
     entries: list[tuple[float, int, Run | PublishedResult]] = [
-        *((_compute_sort_key(board.metric, run.last_value), 0, run) for run in board.runs),
+        *((_compute_sort_key(board.metric, run.result), 0, run) for run in board.runs),
         *((_compute_sort_key(board.metric, result.value), 1, result) for result in board.published),
     ]
     for _, _, entry in sorted(entries, key=lambda entry: entry[:2]):
@@ -366,22 +381,21 @@ def build_rows(board: Leaderboard) -> Iterator[tuple[str, tuple[str, ...]]]:
             cells = ("", entry.method, entry.source, _format_metric(board.metric, entry.value), "", parameters)
             yield "published", (*cells, *("",) * 5)
         else:
-            best = _format_metric(board.metric, entry.best_value) if entry.best_value != entry.last_value else ""
             yield (
                 "run",
                 (
                     str(board.compute_rank(entry)),
-                    *_format_cells(entry, _format_metric(board.metric, entry.last_value), best),
+                    *_format_cells(entry, _format_metric(board.metric, entry.result), entry.split),
                 ),
             )
     for run in board.unfinished:
         yield "unfinished", (MISSING, *_format_cells(run, "unfinished", ""))
 
 
-def _format_cells(run: Run, value: str, best: str) -> tuple[str, ...]:
+def _format_cells(run: Run, value: str, split: str) -> tuple[str, ...]:
     seconds = MISSING if run.seconds is None else f"{run.seconds:,.0f}" if run.seconds >= 10 else f"{run.seconds:.1f}"
     cost = (_format_count(run.parameters), _format_count(run.multiply_adds), seconds)
-    return run.name, run.recipe, value, best, *cost, run.epochs, run.seed, run.device
+    return run.name, run.recipe, value, split, *cost, run.epochs, run.seed, run.device
 
 
 def format_table(board: Leaderboard, width: int | None = None) -> list[str]:
@@ -545,10 +559,10 @@ def _draw_costs(axes: Axes, board: Leaderboard, name: str) -> None:
     for index, run in reversed([*enumerate(board.runs)]):
         if cost := getattr(run, name):
             costs.append(cost)
-            axes.plot(cost, run.last_value, "o", **_choose_style(index))
+            axes.plot(cost, run.result, "o", **_choose_style(index))
             axes.annotate(
                 str(board.compute_rank(run)),
-                (cost, run.last_value),
+                (cost, run.result),
                 (5, 3),
                 textcoords="offset points",
                 fontsize=8,
@@ -558,7 +572,7 @@ def _draw_costs(axes: Axes, board: Leaderboard, name: str) -> None:
         if entry.parameters:
             costs.append(entry.parameters)
             axes.plot(entry.parameters, entry.value, "x", color="#888888")
-    _set_axes(axes, board, [run.last_value for run in board.runs], show_all=True)
+    _set_axes(axes, board, [run.result for run in board.runs], show_all=True)
     axes.set_xscale("log")
     axes.set_xticks([step * 10.0**power for power in range(-2, 13) for step in (1, 3)])
     axes.set_xlim(min(costs) / 3, max(costs) * 3)  # a non-empty range even if all costs are equal

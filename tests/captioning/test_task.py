@@ -307,9 +307,9 @@ def test_samples_follow_the_probabilities():
 
 def test_flickr8k(folder):
     train, val, test = captioning_data.load_dataset(str(folder), 0.1)
-    assert [len(split) for split in (train, val, test)] == [24, 3, 3]
-    assert [path.name for path in test.items] == ["27.png", "28.png", "29.png"]
-    assert test.captions[0] == ("A red square, on gray.", "Something red!")  # an unquoted comma
+    assert [len(split) for split in (train, val, test)] == [27, 3, 0]
+    assert [path.name for path in val.items] == ["27.png", "28.png", "29.png"]
+    assert val.captions[0] == ("A red square, on gray.", "Something red!")  # an unquoted comma
 
 
 def build_formats(folder):
@@ -354,7 +354,7 @@ def test_every_format(name, folder):
     for file, content in files.items():
         (folder / file).parent.mkdir(exist_ok=True)
         (folder / file).write_text(content)
-    sizes = {"flickr30k": [24, 3, 3], "coco": [20, 0, 10]}.get(name, [20, 5, 5])
+    sizes = {"flickr30k": [27, 3, 0], "coco": [20, 10, 0]}.get(name, [20, 5, 5])
     splits = captioning_data.load_dataset(str(folder), 0.1)
     assert [len(split) for split in splits] == sizes
     for split in splits:
@@ -376,7 +376,7 @@ def test_load_a_csv_and_an_archive(folder, tmp_path):
 def test_problems_are_reported(folder, doctor, caplog):
     with (folder / "captions.txt").open("a") as file:
         file.write("nowhere.png,A dog\n29.png,\n")
-    assert len(captioning_data.load_dataset(str(folder), 0.1)[0]) == 24
+    assert len(captioning_data.load_dataset(str(folder), 0.1)[0]) == 27
     assert "2 images or captions are skipped" in caplog.text
     (folder / "Images" / "03.png").write_bytes(b"broken")
     (folder / "Images" / "more.png").write_bytes((folder / "Images" / "04.png").read_bytes())
@@ -458,7 +458,7 @@ def test_features_of_a_frozen_encoder_are_computed_once(folder, tmp_path, monkey
 
     monkeypatch.setattr(models.show_and_tell.__globals__["ShowAndTell"], "encode_images", count_images)
     results = [train(recipe, tmp_path / name, device="cpu", precision="float32").metrics for name in ("one", "two")]
-    assert sum(batch_sizes) == 24 + 24 + 3  # training images, their mirror images, and test images
+    assert sum(batch_sizes) == 27 + 27 + 3  # training images, their mirror images, and validation images
     assert results[0] == results[1]
     weights = checkpoint.load_task(tmp_path / "one", device="cpu").model.encoder.state_dict()
     assert all(torch.equal(value, encoder.state_dict()[key]) for key, value in weights.items())

@@ -129,7 +129,7 @@ def frequent_checkpoints(monkeypatch):
         ({"lr": math.nan}, "lr should be at least 0"),
         ({"weight_decay": -1.0}, "weight-decay should be at least 0"),
         ({"memory_limit": -1.0}, "memory-limit should be at least 0"),
-        ({"holdout": 1.5}, "holdout should be between 0 and 1"),
+        ({"val_fraction": 1.5}, "val-fraction should be between 0 and 1"),
         ({"layer_lr_decay": 1.1}, "layer-lr-decay should be between 0 and 1"),
         ({"drop_factor": -0.1}, "drop-factor should be between 0 and 1"),
         ({"warmup": 1.0}, "warmup should be between 0"),
@@ -326,7 +326,7 @@ def test_snapshot_ensemble_has_the_weights_at_the_ends_of_the_cycles(tmp_path, f
     task.setup(Runtime.start(**CPU))
     task.prepare_training()
     again = task.evaluate(val)
-    assert {**again, "loss": 0} == {**result, "loss": 0}
+    assert {**again, "loss": 0, "split": "val"} == {**result, "loss": 0}
 
 
 @pytest.mark.parametrize("step", [3, 8, 9, 16, 23])

@@ -65,8 +65,8 @@ def test_options_of_train_are_these(fukami):
         "--processes",
         "--timeout",
     }
-    fields = "seed data images annotations holdout memory-limit max-broken size channels epochs eval-every "
-    fields += "batch-size accumulate "
+    fields = "seed data images annotations val-fraction memory-limit max-broken size channels epochs eval-every "
+    fields += "patience batch-size accumulate "
     fields += "activation-checkpointing no-activation-checkpointing optimizer lr lr-scaling clip-norm momentum "
     fields += "weight-decay schedule drop-factor warmup cycles label-smoothing ema-decay augment balance init "
     fields += "freeze no-freeze layer-lr-decay quantize dropout convention widths hidden batch-norm "
@@ -134,11 +134,11 @@ def test_train_eval_predict(fukami, digit_files, tmp_path):
     assert metrics["run"] == "runs/deep-convnet"
     assert metrics["count"] == 359
     assert metrics["errors"] == round((1 - metrics["accuracy"]) * 359)
-    assert "test accuracy" in result.err
+    assert "validation accuracy" in result.err
     assert "report: runs/deep-convnet/report.html" in result.err
     run = tmp_path / "runs" / "deep-convnet"
     assert {path.name for path in run.iterdir()} == {
-        "weights.safetensors", "recipe.json", "metrics.jsonl", "manifest.jsonl", "last.ckpt",
+        "weights.safetensors", "best.safetensors", "recipe.json", "metrics.jsonl", "manifest.jsonl", "last.ckpt",
         "report.html",
     }  # fmt: skip
     record = json.loads((run / "recipe.json").read_text())

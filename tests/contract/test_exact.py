@@ -241,8 +241,10 @@ CHANGES = [
     (
         captioning,
         "caption_files",
-        lambda root: replace_text(root / "captions.txt", "01.png,a ", "01.png,one "),
-        "1 changed ('01.png')",
+        lambda root: replace_text(
+            root / "captions.txt", "11.png,a ", "11.png,one "
+        ),  # a validation image, so the vocabulary is the same
+        "1 changed ('11.png')",
     ),
 ]
 
@@ -322,20 +324,26 @@ def test_the_manifest_reports_all_kinds_of_changes(tmp_path):
     random = np.random.default_rng(0)
     items = [(f"data/{index}.png", int(size), b"a") for index, size in enumerate(random.integers(0, 9, 3000))]
     train, val = items[:2000], items[2000:]
-    digest = Manifest(ListLoader(train), ListLoader(val), ("x",)).write(tmp_path)
-    assert Manifest(ListLoader(train), ListLoader(val), ("x",)).compute_digest() == digest
+    digest = Manifest({"train": ListLoader(train), "val": ListLoader(val)}, ("x",)).write(tmp_path)
+    assert Manifest({"train": ListLoader(train), "val": ListLoader(val)}, ("x",)).compute_digest() == digest
     other = [*train[10:], *((f"data/new{index}.png", 1, b"a") for index in range(3)), *val[:7]]
     other[0] = (other[0][0], 99, b"a")
     other[1] = (*other[1][:2], b"b")
-    manifest = Manifest(ListLoader(other), ListLoader(val[7:]), ("x",))
+    manifest = Manifest({"train": ListLoader(other), "val": ListLoader(val[7:])}, ("x",))
     assert manifest.compute_digest() != digest
     changes = manifest.compare(tmp_path, digest)
     assert "3 added ('data/new0.png'" in changes or "3 added ('new0.png', 'new1.png', 'new2.png')" in changes
     assert "10 removed (" in changes
     assert "2 changed ('10.png', '11.png')" in changes
-    assert "7 moved between training and validation (" in changes
-    assert Manifest(ListLoader(train[::-1]), ListLoader(val), ("x",)).compare(tmp_path, digest) == "different order"
-    assert Manifest(ListLoader(train), ListLoader(val), ("y",)).compare(tmp_path, digest) == "different class names"
+    assert "7 moved to another split (" in changes
+    assert (
+        Manifest({"train": ListLoader(train[::-1]), "val": ListLoader(val)}, ("x",)).compare(tmp_path, digest)
+        == "different order"
+    )
+    assert (
+        Manifest({"train": ListLoader(train), "val": ListLoader(val)}, ("y",)).compare(tmp_path, digest)
+        == "different class names"
+    )
     (tmp_path / "manifest.jsonl").write_bytes(b"[" * 100_000)
     assert "is missing or does not belong" in manifest.compare(tmp_path, digest)
 
@@ -345,7 +353,7 @@ def test_the_manifest_reports_all_kinds_of_changes(tmp_path):
 def test_files_deleted_or_unreadable_in_mid_epoch(change, memory, digit_files, tmp_path, monkeypatch, caplog):
     """Streamed files are named and skipped; in memory they were read before. Resuming needs the original files."""
     root = shutil.copytree(digit_files, tmp_path / "data")
-    recipe = classification(root, memory_limit=memory, holdout=0.0)
+    recipe = classification(root, memory_limit=memory, val_fraction=0.0)
     recipe = replace(recipe, epochs=6, batch_size=4)
     expected = package.train(recipe, tmp_path / "unchanged", **CPU).metrics if memory else None
     victims, real_step, steps = [root / "3" / "3.png", root / "7" / "7.png"], ClassificationTask.step, itertools.count()
@@ -370,7 +378,7 @@ def test_files_deleted_or_unreadable_in_mid_epoch(change, memory, digit_files, t
 
 def test_too_many_deleted_files_stop_the_run(digit_files, tmp_path, monkeypatch):
     root = shutil.copytree(digit_files, tmp_path / "data")
-    recipe = replace(classification(root, memory_limit=0.0, holdout=0.0, max_broken=2), epochs=6, batch_size=4)
+    recipe = replace(classification(root, memory_limit=0.0, val_fraction=0.0, max_broken=2), epochs=6, batch_size=4)
     real_step, steps = ClassificationTask.step, itertools.count()
 
     def step(self, batch):

@@ -169,9 +169,9 @@ def test_a_recipe_of_a_notebook_is_passed_as_a_class(trained, tmp_path):
 )
 def test_mismatched_weights_are_rejected(message, convert, trained, tmp_path):
     run = copy_run(trained, tmp_path / "run")
-    tensors = load_file(run / "weights.safetensors")
+    tensors = load_file(checkpoint.locate_weights(run))
     last = [key for key, value in tensors.items() if value.shape == (10, 50)]
-    save_file(tensors | {last[0]: convert(tensors[last[0]])}, run / "weights.safetensors")
+    save_file(tensors | {last[0]: convert(tensors[last[0]])}, checkpoint.locate_weights(run))
     with pytest.raises(Error, match=f"{last[0]}.*{message}"):
         checkpoint.load_task(run)
 
@@ -365,7 +365,7 @@ def test_sparse_weight_files_are_not_loaded(trained, tmp_path):
     run = copy_run(trained, tmp_path / "run")
     header = {"model.0.weight": {"dtype": "F32", "shape": [2**31], "data_offsets": [0, 2**33]}}
     text = json.dumps(header).encode()
-    with (run / "weights.safetensors").open("wb") as file:
+    with checkpoint.locate_weights(run).open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + 2**33)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -544,9 +544,9 @@ def test_the_leaderboard_accepts_huge_numbers_in_the_record(fukami, trained, tmp
 
 def test_the_weights_of_a_stage_are_checked(trained, tmp_path):
     run = copy_run(trained, tmp_path / "run")
-    tensors = load_file(run / "weights.safetensors")
+    tensors = load_file(checkpoint.locate_weights(run))
     name = min(tensors)
-    save_file(tensors | {name: torch.full_like(tensors[name], torch.nan)}, run / "weights.safetensors")
+    save_file(tensors | {name: torch.full_like(tensors[name], torch.nan)}, checkpoint.locate_weights(run))
     task = checkpoint.load_task(trained)
     with pytest.raises(Error, match=f"{name} has values that are not finite"):
         rcnn.load_stage_weights(task, run)

@@ -50,7 +50,7 @@ def write_voc(root, annotations, lists=None):
 
 def load_only_sample(root):
     """Load a dataset with a single sample; return the sample and the class names."""
-    train, _, labels = detection_data.load_dataset(str(root), 0.0)
+    train, _, _, labels = detection_data.load_dataset(str(root), 0.0)
     assert len(train) == 1
     return train[0], labels
 
@@ -103,44 +103,45 @@ def test_images_without_objects_and_boxes_of_body_parts(tmp_path):
         "</object>", "<part><name>head</name><bndbox><xmin>3</xmin></bndbox></part></object>"
     )
     write_voc(tmp_path, {"a": voc_xml(), "b": voc_xml(person)})
-    train, _, labels = detection_data.load_dataset(str(tmp_path), 0.0)
+    train, _, _, labels = detection_data.load_dataset(str(tmp_path), 0.0)
     assert labels == ("person",)
     assert [sample.boxes.shape for sample in train] == [(0, 4), (1, 4)]
     assert train[0].classes.dtype == np.int64
 
 
 @pytest.mark.parametrize(
-    ("lists", "train", "evaluated"),
+    ("lists", "train", "val", "test"),
     [
-        ({"train": "ab", "val": "c", "trainval": "abc", "test": "d"}, "abc", "d"),
-        ({"train": "ab", "val": "c", "test": "d"}, "abc", "d"),
-        ({"train": "ab", "val": "c", "trainval": "abc"}, "ab", "c"),
-        ({"train": "ab", "val": "c", "test": ["secret1", "secret2"]}, "ab", "c"),  # as in VOC 2012
-        ({"trainval": "ab", "test": "cd"}, "ab", "cd"),
-        ({"train": ["a  1", "b -1", "c  0"], "val": "d", "cat_train": "d"}, "abc", "d"),  # list of a class, with signs
-        ({"trainval": "abcd", "val": "cd"}, "ab", "cd"),
-        ({"trainval": "abcd", "train": "ab"}, "ab", "cd"),
+        ({"train": "ab", "val": "c", "trainval": "abc", "test": "d"}, "ab", "c", "d"),
+        ({"train": "ab", "val": "c", "test": "d"}, "ab", "c", "d"),
+        ({"train": "ab", "val": "c", "trainval": "abc"}, "ab", "c", ""),
+        ({"train": "ab", "val": "c", "test": ["secret1", "secret2"]}, "ab", "c", ""),  # as in VOC 2012
+        ({"trainval": "abc", "test": "d"}, "b", "ac", "d"),  # a part of trainval is used for validation
+        ({"train": "ab", "test": "cd"}, "b", "a", "cd"),
+        ({"train": ["a  1", "b -1", "c  0"], "val": "d", "cat_train": "d"}, "abc", "d", ""),  # list of a class, signs
+        ({"trainval": "abcd", "val": "cd"}, "ab", "cd", ""),
+        ({"trainval": "abcd", "train": "ab"}, "ab", "cd", ""),
     ],
 )
-def test_voc_image_lists(tmp_path, lists, train, evaluated):
+def test_voc_image_lists(tmp_path, lists, train, val, test):
     write_voc(tmp_path, {stem: voc_xml(voc_object("dog", (1, 1, 9, 9))) for stem in "abcd"}, lists)
-    splits = detection_data.load_dataset(str(tmp_path), 0.5)[:2]
-    assert [get_stems(split) for split in splits] == [list(train), list(evaluated)]
+    splits = detection_data.load_dataset(str(tmp_path), 0.5)[:3]
+    assert [get_stems(split) for split in splits] == [list(train), list(val), list(test)]
 
 
-def test_without_lists_the_holdout_is_stratified_and_repeatable(tmp_path):
+def test_without_lists_the_validation_split_is_stratified_and_repeatable(tmp_path):
     """Each class has the same fraction, and repeated calls select the same images."""
     boxes = {
         f"{i:02}": voc_xml(voc_object("rare" if i < 4 else "dog", (1, 1, 9, 9)), voc_object("dog", (1, 1, 9, 9)))
         for i in range(20)
     }
     write_voc(tmp_path, boxes)
-    train, test, _ = detection_data.load_dataset(str(tmp_path), 0.25)
+    train, val, _, _ = detection_data.load_dataset(str(tmp_path), 0.25)
     assert len(train) == 15
-    assert len(test) == 5
-    assert sum("rare" in boxes[stem] for stem in get_stems(test)) == 1
+    assert len(val) == 5
+    assert sum("rare" in boxes[stem] for stem in get_stems(val)) == 1
     repeated = detection_data.load_dataset(str(tmp_path), 0.25)
-    assert get_stems(repeated[1]) == get_stems(test)
+    assert get_stems(repeated[1]) == get_stems(val)
 
 
 @pytest.mark.parametrize("layout", ["flat", "splits", "kaggle"])
@@ -152,10 +153,10 @@ def test_other_layouts_of_voc_xml(tmp_path, layout):
         write_image(tmp_path / images / f"{index}.png")
         (tmp_path / annotations).mkdir(exist_ok=True)
         (tmp_path / annotations / f"{index}.xml").write_text(voc_xml(voc_object("dog", (2, 2, 3, 3))))
-    train, test, labels = detection_data.load_dataset(str(tmp_path), 0.5)
-    assert (len(train), len(test), labels) == (1, 1, ("dog",))
+    train, val, _, labels = detection_data.load_dataset(str(tmp_path), 0.5)
+    assert (len(train), len(val), labels) == (1, 1, ("dog",))
     if layout == "splits":
-        assert [get_stems(train), get_stems(test)] == [["0"], ["1"]]
+        assert [get_stems(train), get_stems(val)] == [["0"], ["1"]]
 
 
 def test_filename_element_selects_among_images_with_the_same_stem(tmp_path):
@@ -290,10 +291,10 @@ def test_coco(tmp_path, caplog):
     )
     for spec in (file, tmp_path):
         with caplog.at_level(logging.WARNING):
-            train, test, labels = detection_data.load_dataset(str(spec), 0.0)
+            train, val, _, labels = detection_data.load_dataset(str(spec), 0.0)
         assert labels == ("dog", "cat")
         assert get_stems(train) == ["a", "b"]
-        assert test == ()
+        assert val == ()
         assert train[0].boxes.tolist() == [[0.5, 1.25, 11, 9.25], [30, 20, 40, 30]]
         assert train[0].classes.tolist() == [0, 1]
         assert train[0].kinds.tolist() == [REGULAR, CROWD]
@@ -310,8 +311,8 @@ def test_folders_of_coco_images(tmp_path, folder):
         content = coco_json([image_record(1, f"{split}.jpg")], [annotation_record(1, 1, 7, [1, 1, 5, 5])])
         (tmp_path / "annotations" / f"instances_{split}.json").write_text(json.dumps(content, indent=1))
     (tmp_path / "annotations" / "captions_train2017.json").write_text("{}")
-    train, test, labels = detection_data.load_dataset(str(tmp_path), 0.2)
-    assert [get_stems(train), get_stems(test), labels] == [["train2017"], ["val2017"], ("cat", "dog")]
+    train, val, _, labels = detection_data.load_dataset(str(tmp_path), 0.2)
+    assert [get_stems(train), get_stems(val), labels] == [["train2017"], ["val2017"], ("cat", "dog")]
 
 
 def test_coco_as_exported_by_roboflow(tmp_path):
@@ -324,8 +325,8 @@ def test_coco_as_exported_by_roboflow(tmp_path):
             {"id": 1, "name": "RBC", "supercategory": "cells"},
         ]
         (tmp_path / split / "_annotations.coco.json").write_text(json.dumps(content))
-    train, test, labels = detection_data.load_dataset(str(tmp_path), 0.2)
-    assert [get_stems(train), get_stems(test), labels] == [["train", "valid"], ["test"], ("RBC",)]
+    *splits, labels = detection_data.load_dataset(str(tmp_path), 0.2)
+    assert [*map(get_stems, splits), labels] == [["train"], ["valid"], ["test"], ("RBC",)]
 
 
 def test_two_records_of_one_image_are_merged(tmp_path):
@@ -363,7 +364,7 @@ def test_coco_boxes_equal_those_of_pycocotools(tmp_path, random):
         )
     (tmp_path / "x.json").write_text(json.dumps(coco_json(images, annotations)))
     reference = COCO(tmp_path / "x.json")
-    train, _, labels = detection_data.load_dataset(str(tmp_path / "x.json"), 0.0)
+    train, _, _, labels = detection_data.load_dataset(str(tmp_path / "x.json"), 0.0)
     ids = reference.getCatIds()
     assert [category["name"] for category in reference.loadCats(ids)] == list(labels)
     for record, sample in zip(images, train, strict=True):
@@ -405,7 +406,7 @@ def test_yolo(tmp_path, caplog):
     write_image(tmp_path / "images" / "b.jpg")
     (tmp_path / "classes.txt").write_text("cat\ndog\n\n")
     with caplog.at_level(logging.WARNING):
-        train, _, labels = detection_data.load_dataset(str(tmp_path), 0.0)
+        train, _, _, labels = detection_data.load_dataset(str(tmp_path), 0.0)
     assert labels == ("cat", "dog")
     assert get_stems(train) == ["a", "b"]
     np.testing.assert_allclose(train[0].boxes, [[15, 12, 25, 18], [4, 3, 20, 27], [30, 0, 40, 30]], atol=1e-5)
@@ -434,8 +435,8 @@ def test_yolo_yaml(tmp_path, names, layout):
             paths = "train: train.txt\nval: images/val"
     (tmp_path / "data.yaml").write_text(f"{paths}\n{names}\n")
     for spec in (tmp_path, tmp_path / "data.yaml"):
-        train, test, labels = detection_data.load_dataset(str(spec), 0.2)
-        assert [get_stems(train), get_stems(test), labels] == [["train"], ["valid"], ("cat", "dog")]
+        train, val, _, labels = detection_data.load_dataset(str(spec), 0.2)
+        assert [get_stems(train), get_stems(val), labels] == [["train"], ["valid"], ("cat", "dog")]
         assert train[0].boxes.tolist() == [[10, 7.5, 30, 22.5]]
 
 
@@ -498,12 +499,12 @@ def test_yolo_as_exported_by_tools(tmp_path, tool):
         description = "classes = 2\ntrain = data/train.txt\nnames = data/obj.names\nbackup = backup/\n"
         (tmp_path / "obj.data").write_text(description)
     names.write_text("cat\ndog\n")
-    train, test, labels = detection_data.load_dataset(str(tmp_path), 0.5)
+    train, val, _, labels = detection_data.load_dataset(str(tmp_path), 0.5)
     assert labels == ("cat", "dog")
-    assert sorted(get_stems(train) + get_stems(test)) == ["a", "b"]
+    assert sorted(get_stems(train) + get_stems(val)) == ["a", "b"]
     if tool == "labelImg, splits":
-        assert [get_stems(train), get_stems(test)] == [["a"], ["b"]]
-    for sample in (*train, *test):
+        assert [get_stems(train), get_stems(val)] == [["a"], ["b"]]
+    for sample in (*train, *val):
         assert sample.boxes.tolist() == [[10, 7.5, 30, 22.5]]
         assert sample.classes.tolist() == [1]
 
@@ -523,8 +524,8 @@ def test_a_split_without_boxes_is_not_used_for_evaluation(tmp_path, layout, capl
             content = coco_json([image_record(1, f"{split}.jpg")], annotations)
             (tmp_path / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
     (tmp_path / "classes.txt").write_text("cat\n")
-    train, evaluated, _ = detection_data.load_dataset(str(tmp_path), 0.0)
-    assert [get_stems(train), get_stems(evaluated)] == [["train"], ["val"]]
+    *splits, _ = detection_data.load_dataset(str(tmp_path), 0.0)
+    assert [*map(get_stems, splits)] == [["train"], ["val"], []]
     assert "the test split has no box and is not used for evaluation" in caplog.text
 
 
@@ -534,8 +535,8 @@ def test_evaluation_needs_no_training_images(tmp_path):
     )
     for stem in "abc":
         (tmp_path / "JPEGImages" / f"{stem}.jpg").unlink()
-    train, test, labels = detection_data.load_dataset(str(tmp_path), 0.0, 0, include_train=False)
-    assert (train, get_stems(test), labels) == ((), ["d"], ("dog",))
+    train, val, test, labels = detection_data.load_dataset(str(tmp_path), 0.0, 0, include_train=False)
+    assert (train, val, get_stems(test), labels) == ((), (), ["d"], ("dog",))
     with pytest.raises(Error, match="3 images are unreadable, and --max-broken allows 0"):
         detection_data.load_dataset(str(tmp_path), 0.0, 0)
 
@@ -557,8 +558,8 @@ def test_named_datasets_are_loaded_from_the_data_folder(tmp_path, monkeypatch):
             detection_data.load_dataset(name, 0.2)
     write_voc(tmp_path / "VOCdevkit" / "VOC2007", {"x": voc_xml(voc_object("dog", (1, 1, 9, 9)))})
     write_voc(tmp_path / "bccd", {"x": voc_xml(voc_object("RBC", (1, 1, 9, 9)))})
-    assert detection_data.load_dataset("voc2007", 0.0)[2] == ("dog",)
-    assert detection_data.load_dataset("bccd", 0.0)[2] == ("RBC",)
+    assert detection_data.load_dataset("voc2007", 0.0).labels == ("dog",)
+    assert detection_data.load_dataset("bccd", 0.0).labels == ("RBC",)
     write_image(tmp_path / "coco" / "train2017" / "x.jpg")
     for split in ("train", "val"):
         (tmp_path / "coco" / "annotations").mkdir(exist_ok=True)
@@ -580,12 +581,12 @@ def test_a_folder_in_an_unknown_layout(tmp_path):
 
 def test_real_data(real_boxes):
     """The numbers of images and boxes equal those counted in the files, and each box is within its image."""
-    train, test, labels = detection_data.load_dataset(real_boxes, 0.2)
-    counts = {"bccd": (292, 72, 4888), "voc-animals": (500, 250, 1602)}
-    num_boxes = sum(len(sample.boxes) for sample in (*train, *test))
-    assert (len(train), len(test), num_boxes) == counts[real_boxes]
+    train, val, test, labels = detection_data.load_dataset(real_boxes, 0.2)
+    counts = {"bccd": (205, 87, 72, 4888), "voc-animals": (500, 250, 0, 1602)}
+    num_boxes = sum(len(sample.boxes) for sample in (*train, *val, *test))
+    assert (len(train), len(val), len(test), num_boxes) == counts[real_boxes]
     assert labels == tuple(sorted(labels))
-    for sample in (*train, *test):
+    for sample in (*train, *val, *test):
         assert (sample.boxes[:, :2] >= 0).all()
         assert (sample.boxes[:, 2:] > sample.boxes[:, :2]).all()
         assert (sample.boxes[:, 2:] <= sample.size).all()

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from fukami import Error, UsageError
-from fukami.data import digits, image_folder, labeled_images, mnist
+from fukami.data import digits, image_folder, labeled_images, mnist, splits
 from fukami.data.loader import InMemoryLoader
 from fukami.image.transform import SquareTransform
 from fukami.timing import PhaseTimer
@@ -86,14 +86,19 @@ def test_digits_have_the_format_of_mnist():
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.2, 0.5])
-def test_holdout_is_stratified_and_repeatable(fraction):
+def test_validation_split_is_stratified_and_repeatable(fraction):
     classes = ["a"] * 100 + ["b"] * 30 + ["c"] * 2 + ["d"]
-    is_held_out = image_folder.select_holdout(classes, fraction)
-    assert np.array_equal(is_held_out, image_folder.select_holdout(classes, fraction))
-    counts = [is_held_out[:100].sum(), is_held_out[100:130].sum(), is_held_out[130:132].sum(), is_held_out[132:].sum()]
+    is_val = splits.select_validation(classes, fraction)
+    assert np.array_equal(is_val, splits.select_validation(classes, fraction))
+    counts = [is_val[:100].sum(), is_val[100:130].sum(), is_val[130:132].sum(), is_val[132:].sum()]
     assert counts == [round(fraction * 100), round(fraction * 30), 1, 0]
-    assert image_folder.select_holdout(classes, 1.0).all()
-    assert not image_folder.select_holdout(classes, 0.0).any()
+    assert splits.select_validation(classes, 1.0).all()
+    assert not splits.select_validation(classes, 0.0).any()
+
+
+@pytest.mark.parametrize(("count", "expected"), [(100, 20), (20_000, 4000), (100_000, 5000)])
+def test_default_validation_split_has_at_most_5000_samples(count, expected):
+    assert splits.select_validation(np.arange(count) % 10, None).sum() == expected
 
 
 def write_image(path, value, size=(30, 20)):
@@ -101,11 +106,11 @@ def write_image(path, value, size=(30, 20)):
     Image.new("L", size, value).save(path)
 
 
-def load_decoded(spec, build_transform, holdout):
-    """Load both splits of a dataset, decoded in memory, and its class names."""
-    train, test, labels = labeled_images.load_labeled_images(spec, holdout)
+def load_decoded(spec, build_transform, val_fraction):
+    """Load the training and the validation split of a dataset, decoded in memory, and its class names."""
+    train, val, _, labels = labeled_images.load_labeled_images(spec, val_fraction)
     transform = build_transform(labels)
-    return train.decode(transform), test.decode(transform), labels
+    return train.decode(transform), val.decode(transform), labels
 
 
 @pytest.fixture
@@ -123,31 +128,31 @@ def split_folder(tmp_path):
 
 
 def test_folder_with_splits(split_folder):
-    train, test, labels = load_decoded(str(split_folder), square_transform(), 0.2)
+    train, val, labels = load_decoded(str(split_folder), square_transform(), 0.2)
     assert labels == ("dark", "light")
-    assert (len(train.images), len(test.images)) == (8, 4)
+    assert (len(train.images), len(val.images)) == (8, 4)
     assert train.targets.tolist() == [0] * 4 + [1] * 4
     assert train.images[:, 0, 14, 14].tolist() == [10, 11, 12, 13, 240, 241, 242, 243]
-    assert test.names[0].endswith("val/dark/0.png")
+    assert val.names[0].endswith("val/dark/0.png")
 
 
 @pytest.mark.parametrize("kind", ["zip", "gztar"])
 def test_an_archive_is_read_like_its_folder(split_folder, tmp_path, kind):
     archive = shutil.make_archive(str(tmp_path / "packed"), kind, tmp_path, "set")
-    train, test, labels = load_decoded(archive, square_transform(), 0.2)
-    assert (len(train.images), len(test.images), labels) == (8, 4, ("dark", "light"))
+    train, val, labels = load_decoded(archive, square_transform(), 0.2)
+    assert (len(train.images), len(val.images), labels) == (8, 4, ("dark", "light"))
     repeated, _, _ = load_decoded(archive, square_transform(), 0.2)
     assert torch.equal(repeated.images, train.images)
 
 
-def test_folder_without_splits_uses_the_holdout(tmp_path):
+def test_folder_without_splits_is_split(tmp_path):
     for label in ("a", "b"):
         for index in range(10):
             write_image(tmp_path / "set" / label / "deeper" / f"{index}.bmp", 20 * index)
-    train, test, _ = load_decoded(str(tmp_path / "set"), square_transform(), 0.3)
-    assert (len(train.images), len(test.images)) == (14, 6)
-    assert set(train.names).isdisjoint(test.names)
-    assert torch.bincount(test.targets).tolist() == [3, 3]
+    train, val, _ = load_decoded(str(tmp_path / "set"), square_transform(), 0.3)
+    assert (len(train.images), len(val.images)) == (14, 6)
+    assert set(train.names).isdisjoint(val.names)
+    assert torch.bincount(val.targets).tolist() == [3, 3]
 
 
 def test_unreadable_images_are_skipped_and_reported(split_folder, caplog):
@@ -197,9 +202,9 @@ def test_processes_that_unpack_an_archive_at_the_same_time(split_folder, tmp_pat
 
 @pytest.mark.parametrize(("size", "channels"), [(28, 3), (32, 1), (16, 3)])
 def test_named_datasets_are_resized_to_the_input_size(size, channels):
-    train, test, _ = load_decoded("digits", square_transform(size, channels), 0.2)
-    assert train.images.shape[1:] == test.images.shape[1:] == (channels, size, size)
-    assert len(train.images) + len(test.images) == 1797
+    train, val, _ = load_decoded("digits", square_transform(size, channels), 0.2)
+    assert train.images.shape[1:] == val.images.shape[1:] == (channels, size, size)
+    assert len(train.images) + len(val.images) == 1797
 
 
 # ---- the loader -----------------------------------------------------------------------------------------------------

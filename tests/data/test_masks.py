@@ -136,32 +136,32 @@ def test_custom_folders(tmp_path):
     save_pair(tmp_path, "Images/a.jpg", "masks/a.png", [[0, 3], [3, 255]])
     save_pair(tmp_path, "Images/b.jpg", "masks/b_mask.png", [[3, 0], [0, 0]])
     save_pair(tmp_path, "Images/deep/c.png", "masks/deep/c.png", [[0, 0], [0, 3]])
-    train, test, labels = segmentation_data.load_dataset(str(tmp_path), 0.34)
+    train, val, _, labels = segmentation_data.load_dataset(str(tmp_path), 0.34)
     assert labels == ("0", "3")
-    assert read_maps((*train, *test)) == {"a": [[1, 2], [2, 0]], "b": [[2, 1], [1, 1]], "c": [[1, 1], [1, 2]]}
-    assert len(test) == 1
-    assert segmentation_data.load_dataset(str(tmp_path), 0.34, ignore_index=3)[2] == ("0", "3")  # 3 is a class here
+    assert read_maps((*train, *val)) == {"a": [[1, 2], [2, 0]], "b": [[2, 1], [1, 1]], "c": [[1, 1], [1, 2]]}
+    assert len(val) == 1
+    assert segmentation_data.load_dataset(str(tmp_path), 0.34, ignore_index=3).labels == ("0", "3")  # 3 is a class here
 
 
 @pytest.mark.parametrize(
     "layout", ["{split}/images/{name}|{split}/masks/{name}", "images/{split}/{name}|labels/{split}/{name}"]
 )
 def test_splits_on_either_folder_level(layout, tmp_path):
-    """The test split is used for evaluation, and only the train split for training."""
     for index, split in enumerate(("train", "val", "test")):
         image, mask = (pattern.format(split=split, name=f"{split}.png") for pattern in layout.split("|"))
         save_pair(tmp_path, image, mask, [[index, 0], [0, 0]])
     (tmp_path / "classes.txt").write_text("ground\nhouse\nvoid\n")
-    train, test, labels = segmentation_data.load_dataset(str(tmp_path), 0.2)
+    train, val, test, labels = segmentation_data.load_dataset(str(tmp_path), 0.2)
     assert labels == ("ground", "house")
     assert read_maps(train) == {"train": [[1, 1], [1, 1]]}
+    assert read_maps(val) == {"val": [[2, 1], [1, 1]]}
     assert read_maps(test) == {"test": [[0, 1], [1, 1]]}
     assert segmentation_data.load_dataset(str(tmp_path), 0.2, include_train=False)[0] == ()
 
 
 def test_binary_masks(tmp_path):
     save_pair(tmp_path, "imgs/a.png", "gt/a.png", [[0, 255]])
-    train, _, labels = segmentation_data.load_dataset(str(tmp_path), 0)
+    train, _, _, labels = segmentation_data.load_dataset(str(tmp_path), 0)
     assert labels == ("background", "foreground")
     assert read_maps(train) == {"a": [[1, 2]]}
 
@@ -171,7 +171,7 @@ def test_colors_need_a_class_table(tmp_path):
     with pytest.raises(Error, match="in color, and no class table"):
         segmentation_data.load_dataset(str(tmp_path), 0)
     (tmp_path / "class_dict.csv").write_text("name,r,g,b\nroad,128,64,128\nvoid,0,0,0\n")
-    train, _, labels = segmentation_data.load_dataset(str(tmp_path), 0)
+    train, _, _, labels = segmentation_data.load_dataset(str(tmp_path), 0)
     assert labels == ("road",)
     assert read_maps(train) == {"a": [[1, 0]]}
 
@@ -188,11 +188,11 @@ def test_voc(tmp_path):
     (lists / "train.txt").write_text("one\n")
     (lists / "val.txt").write_text("two\n")
     (lists / "trainval.txt").write_text("one\ntwo\n")
-    train, test, labels = segmentation_data.load_dataset(str(tmp_path), 0.2)
+    train, val, _, labels = segmentation_data.load_dataset(str(tmp_path), 0.2)
     assert labels[:3] == ("background", "aeroplane", "bicycle")
     assert len(labels) == 21
     assert read_maps(train) == {"one": [[1, 16]]}
-    assert read_maps(test) == {"two": [[0, 13]]}
+    assert read_maps(val) == {"two": [[0, 13]]}
     save(
         tmp_path / "SegmentationClass/one.png",
         [[class_tables.compute_voc_color(0), class_tables.compute_voc_color(15)]],
@@ -201,24 +201,24 @@ def test_voc(tmp_path):
         tmp_path / "SegmentationClass/two.png",
         [[class_tables.compute_voc_color(255), class_tables.compute_voc_color(12)]],
     )
-    train, test, _ = segmentation_data.load_dataset(str(tmp_path), 0.2)
-    assert (read_maps(train), read_maps(test)) == ({"one": [[1, 16]]}, {"two": [[0, 13]]})
+    train, val, _, _ = segmentation_data.load_dataset(str(tmp_path), 0.2)
+    assert (read_maps(train), read_maps(val)) == ({"one": [[1, 16]]}, {"two": [[0, 13]]})
 
 
 @pytest.mark.parametrize(("ending", "road", "other"), [("labelIds", 7, 6), ("labelTrainIds", 0, 255)])
 def test_cityscapes(ending, road, other, tmp_path):
-    """Both label numberings; the test masks are not public, so the validation split is used for evaluation."""
+    """Both label numberings; the val masks are not public, so the validation split is used for evaluation."""
     for split in ("train", "val", "test"):
         name = f"{split}/ulm/ulm_0_0"
         mask = f"gtFine/{name}_gtFine_{ending}.png"
         save_pair(tmp_path, f"leftImg8bit/{name}_leftImg8bit.png", mask, [[road, other]])
         save(tmp_path / f"gtFine/{name}_gtFine_color.png", [[[1, 1, 1], [2, 3, 4]]])
         save(tmp_path / f"gtFine/{name}_gtFine_instanceIds.png", [[99, 98]])
-    train, test, labels = segmentation_data.load_dataset(str(tmp_path), 0.2)
+    train, val, _, labels = segmentation_data.load_dataset(str(tmp_path), 0.2)
     assert labels[0] == "road"
     assert len(labels) == 19
-    assert [list(read_maps(split).values()) for split in (train, test)] == [[[[1, 0]]], [[[1, 0]]]]
-    assert "val" in test[0].name
+    assert [list(read_maps(split).values()) for split in (train, val)] == [[[[1, 0]]], [[[1, 0]]]]
+    assert "val" in val[0].name
 
 
 def test_camvid_in_an_archive(tmp_path):
@@ -228,8 +228,9 @@ def test_camvid_in_an_archive(tmp_path):
     with zipfile.ZipFile(tmp_path / "own.zip", "w") as archive:
         for path in sorted(root.rglob("*.png")):
             archive.write(path, path.relative_to(tmp_path / "inner"))
-    train, test, labels = segmentation_data.load_dataset(str(tmp_path / "own.zip"), 0.2)
+    train, val, test, labels = segmentation_data.load_dataset(str(tmp_path / "own.zip"), 0.0)
     assert labels == class_tables.CAMVID_LABELS
+    assert val == ()
     assert (read_maps(train), read_maps(test)) == ({"a": [[1, 11]]}, {"b": [[0, 4]]})
 
 
@@ -263,7 +264,7 @@ def test_coco_masks_equal_those_of_pycocotools(tmp_path):
              "categories": [{"id": 5, "name": "cat"}, {"id": 9, "name": "dog"}]}  # fmt: skip
     (tmp_path / "sheet.json").write_text(json.dumps(coco))
     for spec in (tmp_path / "sheet.json", tmp_path):
-        train, _, labels = segmentation_data.load_dataset(str(spec), 0)
+        train, _, _, labels = segmentation_data.load_dataset(str(spec), 0)
         assert labels == ("background", "cat", "dog")
         expected = np.ones((20, 30), np.uint8)
         expected[coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, 20, 30))).astype(bool)] = 2
@@ -274,10 +275,10 @@ def test_coco_masks_equal_those_of_pycocotools(tmp_path):
 
 
 def test_original_camvid(monkeypatch, camvid):
-    """367, 101 and 233 images: the paper trains on the first split and evaluates on the last; eleven classes."""
-    train, test, labels = segmentation_data.load_dataset("camvid", 0.2)
-    assert (len(train), len(test), len(labels)) == (367, 233, 11)
-    assert {sample.size for sample in (*train, *test)} == {(480, 360)}
+    """367, 101 and 233 images of eleven classes, as in the paper."""
+    train, val, test, labels = segmentation_data.load_dataset("camvid", 0.2)
+    assert (len(train), len(val), len(test), len(labels)) == (367, 101, 233, 11)
+    assert {sample.size for sample in (*train, *val, *test)} == {(480, 360)}
     class_pixels, image_pixels = class_frequency.count_class_pixels(train[:40], 11)
     expected = np.zeros(12, np.int64)
     for sample in train[:40]:
@@ -317,7 +318,7 @@ def test_images_without_a_matching_mask_are_skipped_and_reported(tmp_path, caplo
     save(tmp_path / "masks" / "b.png", [[0, 1, 1]])
     (tmp_path / "masks" / "c.png").unlink()
     (tmp_path / "images" / "d.png").write_bytes(b"")
-    train, _, _ = segmentation_data.load_dataset(str(tmp_path), 0)
+    train, _, _, _ = segmentation_data.load_dataset(str(tmp_path), 0)
     assert read_maps(train) == {"a": [[1, 2], [2, 2]]}
     assert "3 of 4 images are skipped" in caplog.text
     assert "2×2 pixels, and its mask" in caplog.text
@@ -330,7 +331,7 @@ def test_a_mask_without_a_class_is_skipped_when_read(tmp_path, caplog):
     for name, value in (("a", 1), ("b", 9)):
         save_pair(tmp_path, f"images/{name}.png", f"masks/{name}.png", np.full((40, 50), value))
     (tmp_path / "classes.txt").write_text("ground\nhouse\n")
-    train, _, labels = segmentation_data.load_dataset(str(tmp_path), 0)
+    train, _, _, labels = segmentation_data.load_dataset(str(tmp_path), 0)
     for memory in (4, 0):
         loader = padded_loader.build_padded_loader(
             train, labels, ResizeTransform(0, 0), batch_size=1, memory_limit=memory
@@ -434,7 +435,7 @@ def test_streamed_batches_equal_those_from_memory(tmp_path):
     for index, sample in enumerate(generate_samples(8)):
         save(tmp_path / f"images/{index}.png", sample.source)
         save(tmp_path / f"masks/{index}.png", sample.mask.read() - 1)
-    train, _, labels = segmentation_data.load_dataset(str(tmp_path), 0)
+    train, _, _, labels = segmentation_data.load_dataset(str(tmp_path), 0)
     augmentation = augment_boxes.parse_box_augmentation(["flip", "crop=0.5", "brightness"])
     options = {"batch_size": 3, "seed": 4, "augmentation": augmentation, "crop_size": 96}
     in_memory, streamed = (
@@ -456,7 +457,7 @@ def test_class_frequencies_are_counted_once(tmp_path, monkeypatch):
     save_pair(tmp_path, "images/a.png", "masks/a.png", [[0, 0, 1, 2]])
     save_pair(tmp_path, "images/b.png", "masks/b.png", [[0, 1, 1, 255]])
     (tmp_path / "classes.txt").write_text("sky\nroad\ncar\ntree\n")
-    train, _, _ = segmentation_data.load_dataset(str(tmp_path), 0)
+    train, _, _, _ = segmentation_data.load_dataset(str(tmp_path), 0)
     expected = [[3, 3, 1, 0], [7, 7, 4, 0]]
     assert class_frequency.count_class_pixels(train, 4).tolist() == expected
     monkeypatch.setattr(MaskFile, "read", None)
@@ -464,7 +465,7 @@ def test_class_frequencies_are_counted_once(tmp_path, monkeypatch):
     monkeypatch.undo()
     save_pair(tmp_path, "images/b.png", "masks/b.png", [[0, 0, 0, 0, 0]])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
-    train, _, _ = segmentation_data.load_dataset(str(tmp_path), 0)
+    train, _, _, _ = segmentation_data.load_dataset(str(tmp_path), 0)
     assert class_frequency.count_class_pixels(train, 4).tolist() == [[7, 1, 1, 0], [9, 4, 4, 0]]
 
 
@@ -472,7 +473,7 @@ def test_unreadable_masks_are_not_counted(tmp_path):
     save_pair(tmp_path, "images/a.png", "masks/a.png", [[0, 1]])
     save_pair(tmp_path, "images/b.png", "masks/b.png", [[0, 7]])
     (tmp_path / "classes.txt").write_text("sky\nroad\n")
-    train, _, _ = segmentation_data.load_dataset(str(tmp_path), 0)
+    train, _, _, _ = segmentation_data.load_dataset(str(tmp_path), 0)
     assert class_frequency.count_class_pixels(train, 2).tolist() == [[1, 1], [2, 2]]
 
 

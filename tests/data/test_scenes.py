@@ -114,11 +114,11 @@ def test_captions_are_true_and_differ(examples):
 def test_scenes_as_a_detection_dataset(monkeypatch):
     monkeypatch.setattr(scenes, "NUM_TRAIN", 6)
     monkeypatch.setattr(scenes, "NUM_TEST", 3)
-    train, test, labels = detection_data.load_dataset("scenes", 0.2)
-    assert (len(train), len(test), labels) == (6, 3, LABELS)
-    assert len({sample.name for sample in (*train, *test)}) == 9
-    for sample in (*train, *test):
+    train, val, _, labels = detection_data.load_dataset("scenes", 0.2)
+    assert (len(train), len(val), labels) == (6, 3, LABELS)
+    assert len({sample.name for sample in (*train, *val)}) == 9
+    for sample in (*train, *val):
         assert sample.size == (sample.source.shape[1], sample.source.shape[0])
         assert (sample.boxes >= 0).all()
         assert (sample.boxes[:, 2:] <= sample.size).all()
-    assert not any(np.array_equal(first.source, second.source) for first, second in pairwise((*train, *test)))
+    assert not any(np.array_equal(first.source, second.source) for first, second in pairwise((*train, *val)))

@@ -173,8 +173,8 @@ def test_formats_of_shards(tmp_path, monkeypatch):
     for spec in (single, packed, tmp_path / "shards", f"{tmp_path}/train-{{000..009}}.tar"):
         assert list_formats(spec) == shards
     assert list_formats("https://host/train.tar") == shards
-    train, test, labels = labeled_images.load_labeled_images(str(single), 0.25)
-    assert (len(train), len(test), labels) == (3, 1, ("dog",))
+    train, val, _, labels = labeled_images.load_labeled_images(str(single), 0.25)
+    assert (len(train), len(val), labels) == (3, 1, ("dog",))
     with pytest.raises(UsageError, match="compressed"):
         labeled_images.load_labeled_images(str(packed), 0.25)
     report = validate_dataset(str(single))
@@ -327,13 +327,13 @@ def test_names_are_found_in_the_data_folder(tmp_path, monkeypatch):
     write_files(tmp_path / "data" / "flowers", FOLDERS["classes"][0])
     root = write_files(tmp_path / "voc", FOLDERS["VOC"][0])
     shutil.make_archive(str(tmp_path / "data" / "dogs"), "zip", root)
-    assert labeled_images.load_labeled_images("flowers", 0.0)[2] == ("cat", "dog")
-    assert detection_data.load_dataset("dogs", 0.0)[2] == ("dog",)
+    assert labeled_images.load_labeled_images("flowers", 0.0).labels == ("cat", "dog")
+    assert detection_data.load_dataset("dogs", 0.0).labels == ("dog",)
     write_files(tmp_path / "data" / "VOC2012", FOLDERS["VOC"][0])
     with pytest.raises(Error, match=r"VOC2012 contains no images with masks"):
         segmentation_data.load_dataset("voc2012", 0.0)
     write_files(tmp_path / "flowers", {"rose/1.png": None})
-    assert labeled_images.load_labeled_images("flowers", 0.0)[2] == ("rose",)
+    assert labeled_images.load_labeled_images("flowers", 0.0).labels == ("rose",)
 
 
 @pytest.mark.parametrize("name", ["COCO's captions", "Karpathy's captions"])

@@ -377,7 +377,7 @@ class Interrupted(DeepConvNet):
 
 def build_recipe(root, **options):
     small = {"size": 16, "channels": 3, "epochs": 3, "batch_size": 5, "widths": (4,) * 6, "hidden": 8, "dropout": 0.5}
-    return Interrupted(**{**small, "data": str(root), "augment": ("flip",), "holdout": 0.3, **options})
+    return Interrupted(**{**small, "data": str(root), "augment": ("flip",), "val_fraction": 0.3, **options})
 
 
 def test_training_from_files_equals_training_from_memory(root, tmp_path):
@@ -415,7 +415,7 @@ def test_resumed_training_from_files_is_bit_exact(root, tmp_path, monkeypatch):
 
 
 def test_evaluation_images_are_not_cropped(root, source):
-    recipe = build_recipe(root, memory_limit=0.0, holdout=0.0, augment=("crop=0.3",))
+    recipe = build_recipe(root, memory_limit=0.0, val_fraction=0.0, augment=("crop=0.3",))
     train = recipe.load_data().train
     assert train.num_crop_values == 4
     assert train.augmentation is None
@@ -440,23 +440,24 @@ def list_labels(source, labels):
 def test_a_table_without_splits_is_split(tmp_path):
     lines = [f"deep/{index}.png, {'even' if index % 2 == 0 else 'odd'}" for index in range(20)]
     spec = write_table(tmp_path, "\ufeffPath, Label", *lines)
-    train, test, labels = labeled_images.load_labeled_images(spec, 0.3)
+    train, val, _, labels = labeled_images.load_labeled_images(spec, 0.3)
     assert labels == ("even", "odd")
-    assert (len(train), len(test)) == (14, 6)
-    assert test.targets.tolist().count(0) == 3
-    all_labels = dict(list_labels(train, labels) + list_labels(test, labels))
+    assert (len(train), len(val)) == (14, 6)
+    assert val.targets.tolist().count(0) == 3
+    all_labels = dict(list_labels(train, labels) + list_labels(val, labels))
     assert all_labels == {f"{index}.png": "even" if index % 2 == 0 else "odd" for index in range(20)}
     assert train.items[0].parent == tmp_path / "deep"
 
 
 def test_a_table_with_splits(tmp_path):
     lines = ["x,train,a.png,1", "y,val,b.png,2", "x,,c.png,3", '"y, z",Testing,d.png,4', f"x,train,{tmp_path}/e.png,5"]
-    train, test, labels = labeled_images.load_labeled_images(
+    train, val, test, labels = labeled_images.load_labeled_images(
         write_table(tmp_path, "label,split,path,note", *lines), 0.3
     )
     assert labels == ("x", "y", "y, z")
     assert list_labels(train, labels) == [("a.png", "x"), ("c.png", "x"), ("e.png", "x")]
-    assert list_labels(test, labels) == [("b.png", "y"), ("d.png", "y, z")]
+    assert list_labels(val, labels) == [("b.png", "y")]
+    assert list_labels(test, labels) == [("d.png", "y, z")]
     assert train.items[2] == tmp_path / "e.png"
 
 
@@ -481,7 +482,7 @@ def test_a_table_in_another_encoding_is_rejected(tmp_path):
     spec = write_table(tmp_path, "path,label", "é.png,x", encoding="latin-1")
     with pytest.raises(Error, match=r"table\.csv is not in UTF-8"):
         labeled_images.load_labeled_images(spec, 0.2)
-    train, _, _ = labeled_images.load_labeled_images(write_table(tmp_path, "path,label", "é.png,x"), 0.2)
+    train, _, _, _ = labeled_images.load_labeled_images(write_table(tmp_path, "path,label", "é.png,x"), 0.2)
     assert train.items[0].name == "é.png"
 
 
@@ -536,9 +537,9 @@ def test_cifar_in_its_original_format(name, tmp_path, monkeypatch):
     with pytest.raises(Error, match=f"{name} was not found in .*corrupted"):
         labeled_images.load_labeled_images(name, 0.2)  # torchvision verifies the checksums of the original files
     monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *arguments: True)
-    train, test, label_names = labeled_images.load_labeled_images(name, 0.2)
+    train, val, test, label_names = labeled_images.load_labeled_images(name)
     assert label_names == tuple(names)
-    assert (train.targets.tolist(), test.targets.tolist()) == (labels[:50], labels[50:])
+    assert (train.targets.tolist(), len(val), test.targets.tolist()) == (labels[:50], 0, labels[50:])
     assert np.array_equal(train.items, images[:50])
     prepared = test.decode(SquareTransform(channels=3, size=32))
     assert torch.equal(prepared.images, torch.from_numpy(images[50:]).permute(0, 3, 1, 2))
@@ -555,9 +556,9 @@ def test_cifar_as_files(packed, tmp_path, monkeypatch):
         shutil.make_archive(str(tmp_path / "data" / "cifar10"), "zip", tmp_path / "data", "cifar10")
         shutil.rmtree(tmp_path / "data" / "cifar10")
     monkeypatch.setenv("FUKAMI_DATA", str(tmp_path / "data"))
-    train, test, labels = labeled_images.load_labeled_images("cifar10", 0.2)
+    train, val, test, labels = labeled_images.load_labeled_images("cifar10")
     assert labels == ("cat", "dog")
-    assert train.targets.tolist() == [0, 0, 1, 1]
+    assert (train.targets.tolist(), len(val)) == ([0, 0, 1, 1], 0)
     decoded = test.decode(SquareTransform(channels=3, size=32))
     assert torch.equal(decoded.images, torch.from_numpy(images[4:]).permute(0, 3, 1, 2))
 
@@ -579,14 +580,13 @@ def test_imagenet_as_folders(root, tmp_path, monkeypatch):
     for split in ("train", "val"):
         shutil.copytree(root, tmp_path / "imagenet" / split)
     monkeypatch.setenv("FUKAMI_DATA", str(tmp_path))
-    train, test, labels = labeled_images.load_labeled_images("imagenet", 0.2)
+    train, val, _, labels = labeled_images.load_labeled_images("imagenet", 0.2)
     assert labels == LABELS
-    assert (len(train), len(test)) == (21, 21)
-    assert {path.parts[-3] for path in test.items} == {"val"}
+    assert (len(train), len(val)) == (21, 21)
+    assert {path.parts[-3] for path in val.items} == {"val"}
     shutil.rmtree(tmp_path / "imagenet" / "val")
-    assert (
-        len(labeled_images.load_labeled_images("imagenet", 0.2)[1]) == 0
-    )  # no images are held out from the train split
+    train, val, _, _ = labeled_images.load_labeled_images("imagenet", 0.3)
+    assert (len(train), len(val)) == (15, 6)
 
 
 def test_imagenet_is_not_downloaded(tmp_path, monkeypatch):

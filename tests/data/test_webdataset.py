@@ -67,8 +67,8 @@ def root(tmp_path_factory):
 def folder(root, tmp_path_factory):
     """Write them as training shards of eight images; the last has seven."""
     out = tmp_path_factory.mktemp("shards") / "out"
-    counts = webdataset_writer.write_shards(str(root), out, holdout=0.0, samples_per_shard=8)
-    assert counts == {"out": str(out), "train": COUNT, "test": 0, "shards": 8, "skipped": 0}
+    counts = webdataset_writer.write_shards(str(root), out, val_fraction=0.0, samples_per_shard=8)
+    assert counts == {"out": str(out), "train": COUNT, "val": 0, "test": 0, "shards": 8, "skipped": 0}
     return out
 
 
@@ -88,7 +88,7 @@ def _collect_garbage():
 
 
 def build_loader(spec, *, rank=0, world=1, **options):
-    source, _, labels = labeled_images.load_labeled_images(str(spec), 0.0)
+    source, _, _, labels = labeled_images.load_labeled_images(str(spec), 0.0)
     loader = ShardStreamingLoader(source.items, torch.from_numpy(source.targets), labels, PREPARE, **options)
     loader.setup(Process(rank, world))
     return loader
@@ -139,19 +139,19 @@ def find_originals(root, name):
 
 
 def test_equal_datasets_give_equal_bytes(folder, root, tmp_path):
-    webdataset_writer.write_shards(str(root), tmp_path / "again", holdout=0.0, samples_per_shard=8)
+    webdataset_writer.write_shards(str(root), tmp_path / "again", val_fraction=0.0, samples_per_shard=8)
     for file in folder.iterdir():
         assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
-    webdataset_writer.write_shards(str(root), tmp_path / "other", holdout=0.0, samples_per_shard=8, seed=1)
+    webdataset_writer.write_shards(str(root), tmp_path / "other", val_fraction=0.0, samples_per_shard=8, seed=1)
     assert (tmp_path / "other" / "train-000000.tar").read_bytes() != (folder / "train-000000.tar").read_bytes()
 
 
 def test_splits_shard_sizes_and_arrays(root, tmp_path):
     """The splits equal those of training; by default a split has eight shards; arrays become PNG files."""
     counts = webdataset_writer.write_shards("digits", tmp_path / "digits")
-    assert (counts["train"], counts["test"], counts["shards"]) == (1438, 359, 16)
-    train, test, labels = labeled_images.load_labeled_images(str(tmp_path / "digits"), 0.2)
-    for split, expected in zip((train, test), labeled_images.load_labeled_images("digits", 0.2)[:2], strict=True):
+    assert (counts["train"], counts["val"], counts["test"], counts["shards"]) == (1438, 359, 0, 16)
+    train, val, _, labels = labeled_images.load_labeled_images(str(tmp_path / "digits"), 0.2)
+    for split, expected in zip((train, val), labeled_images.load_labeled_images("digits", 0.2)[:2], strict=True):
         assert np.array_equal(np.bincount(split.targets), np.bincount(expected.targets))
         images = {np.asarray(Image.open(io.BytesIO(split.items[i]))).tobytes() for i in range(len(split))}
         assert images == {image.tobytes() for image in expected.items}
@@ -161,7 +161,7 @@ def test_splits_shard_sizes_and_arrays(root, tmp_path):
     new_counts = webdataset_writer.write_shards(
         str(tmp_path / "digits"), tmp_path / "resharded", samples_per_shard=1000
     )
-    assert (new_counts["train"], new_counts["test"], new_counts["shards"]) == (1438, 359, 3)
+    assert (new_counts["train"], new_counts["val"], new_counts["shards"]) == (1438, 359, 3)
 
 
 def test_unreadable_files_are_skipped_and_files_of_equal_name_kept(root, tmp_path, caplog):
@@ -173,7 +173,9 @@ def test_unreadable_files_are_skipped_and_files_of_equal_name_kept(root, tmp_pat
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).write_bytes((root / source).read_bytes())
     (tmp_path / "in" / "a" / "no.png").write_text("no image")
-    counts = webdataset_writer.write_shards(str(tmp_path / "in"), tmp_path / "out", holdout=0.0, samples_per_shard=9)
+    counts = webdataset_writer.write_shards(
+        str(tmp_path / "in"), tmp_path / "out", val_fraction=0.0, samples_per_shard=9
+    )
     assert (counts["train"], counts["skipped"], counts["shards"]) == (3, 1, 1)
     assert "no.png is not an image" in caplog.text
     with tarfile.open(tmp_path / "out" / "train-000000.tar") as shard:
@@ -645,21 +647,23 @@ def test_shards_of_other_tools_are_scanned(tmp_path, caplog, format):
         (f"{long}/7/2.png", png(202)), ("3.png", png(203)), ("7/._4.png", b"of another system"), ("5.cls", b"1"),
     ]  # fmt: skip
     write_tar(tmp_path / "data-val-0.tar", members, format=format)
-    train, test, labels = shards.load_shards(str(tmp_path))
+    splits, labels = shards.load_shards(str(tmp_path))
     assert labels == tuple(map(str, range(11)))
+    assert splits.keys() == {"train", "val"}
+    train, val = splits["train"], splits["val"]
     assert train[1].tolist() == [i % 11 for i in range(12)]
     assert [read_value(train[0][i]) for i in range(12)] == list(range(12))
-    assert [labels[target] for target in test[1]] == ["3", "7"]
-    assert [read_value(test[0][i]) for i in range(2)] == [201, 202]
+    assert [labels[target] for target in val[1]] == ["3", "7"]
+    assert [read_value(val[0][i]) for i in range(2)] == [201, 202]
     assert "scanning 2 shards; write one with `fukami shard" in caplog.text
     assert "data-val-0.tar/3 has no class" in caplog.text
     assert "data-val-0.tar/5 has no image" in caplog.text
-    assert len(test[0].problems) == 2
+    assert len(val[0].problems) == 2
     counts = webdataset_writer.write_index(str(tmp_path), tmp_path)
-    assert (counts["train"], counts["test"], counts["skipped"]) == (12, 2, 2)
+    assert (counts["train"], counts["val"], counts["test"], counts["skipped"]) == (12, 2, 0, 2)
     caplog.clear()
-    reloaded, _, _ = shards.load_shards(f"{tmp_path}/data-{{train,val}}-0.tar")
-    assert np.array_equal(reloaded[0].starts, train[0].starts)
+    reloaded, _ = shards.load_shards(f"{tmp_path}/data-{{train,val}}-0.tar")
+    assert np.array_equal(reloaded["train"][0].starts, train[0].starts)
     assert "scanning" not in caplog.text
 
 
@@ -667,7 +671,7 @@ def read_value(content):
     return Image.open(io.BytesIO(content)).getpixel((0, 0))[0]
 
 
-def test_a_test_split_is_held_out_of_shards(folder, tmp_path):
+def test_shards_without_splits_are_split(folder, tmp_path):
     """Both splits read the same shards; an index in another folder works once the shards are copied there."""
     counts = webdataset_writer.write_index(f"{folder}/train-{{000000..000007}}.tar", tmp_path / "index")
     assert (counts["train"], counts["shards"]) == (COUNT, 8)
@@ -675,11 +679,11 @@ def test_a_test_split_is_held_out_of_shards(folder, tmp_path):
         labeled_images.load_labeled_images(str(tmp_path / "index"), 0.3)
     for file in folder.glob("*.tar"):
         (tmp_path / "index" / file.name).write_bytes(file.read_bytes())
-    train, test, labels = labeled_images.load_labeled_images(str(tmp_path / "index"), 0.3)
+    train, val, _, labels = labeled_images.load_labeled_images(str(tmp_path / "index"), 0.3)
     assert labels == LABELS
-    assert (len(train), len(test)) == (45, 18)
-    assert np.bincount(test.targets).tolist() == [6, 6, 6]
-    names = {(split.items.names[i]) for split in (train, test) for i in range(len(split))}
+    assert (len(train), len(val)) == (45, 18)
+    assert np.bincount(val.targets).tolist() == [6, 6, 6]
+    names = {(split.items.names[i]) for split in (train, val) for i in range(len(split))}
     assert len(names) == COUNT
     loader = ShardStreamingLoader(train.items, torch.from_numpy(train.targets), labels, PREPARE, batch_size=9, seed=0)
     assert sum(len(targets) for _, targets in loader) == 45
@@ -692,7 +696,7 @@ def test_a_truncated_shard_without_index_is_reported(folder, tmp_path, caplog):
     for index, (end, count) in enumerate([(last.offset_data + 9, 7), (last.offset + 100, 6), (last.offset, 7)]):
         (tmp_path / str(index)).mkdir()
         (tmp_path / str(index) / "train-0.tar").write_bytes(content[:end])
-        train, _, _ = shards.load_shards(str(tmp_path / str(index)))
+        train = shards.load_shards(str(tmp_path / str(index)))[0]["train"]
         assert len(train[0]) == count
         assert len(train[0].problems) == 1
         assert "truncated" in train[0].problems[0]
@@ -737,14 +741,14 @@ def test_the_index_of_remote_shards_is_stored_in_the_cache_folder(folder, tmp_pa
         with pytest.raises(UsageError, match="exists already"):
             webdataset_writer.write_index(spec)
         monkeypatch.setattr(tar, "scan_shard", None)
-        assert len(shards.load_shards(spec)[0][0]) == COUNT
+        assert len(shards.load_shards(spec)[0]["train"][0]) == COUNT
         assert f"is read with the index {counts['out']}" in caplog.text
 
 
 def test_an_index_is_written_next_to_the_shards(copied):
     (copied / "index.json").unlink()
     assert webdataset_writer.write_index(str(copied))["out"] == str(copied / "index.json")
-    assert len(shards.load_shards(str(copied))[0][0]) == COUNT
+    assert len(shards.load_shards(str(copied))[0]["train"][0]) == COUNT
 
 
 def test_a_folder_is_read_as_shards_if_it_has_more_tar_files_than_images(root, folder, copied, tmp_path_factory):
@@ -802,8 +806,8 @@ def test_killed_training_from_shards_resumes_bit_exactly(root, tmp_path, fukami,
         assert process.returncode == 0, err
         return json.loads(out)
 
-    (counts,) = fukami("shard", root, "shards", "--holdout", "0.3", "--samples", "6").json
-    assert (counts["train"], counts["test"]) == (45, 18)
+    (counts,) = fukami("shard", root, "shards", "--val-fraction", "0.3", "--samples", "6").json
+    assert (counts["train"], counts["val"]) == (45, 18)
     train = ("train", "deep-convnet", "--data", "shards", *OPTIONS)
     uninterrupted = run(*train, "--out", "whole")
     process = run(*train, "--out", "cut", wait=False)
@@ -853,7 +857,7 @@ def test_show_and_doctor_accept_shards(copied, fukami, doctor):
 
 def test_shards_that_fit_are_loaded_into_memory(folder, monkeypatch):
     """Images equal the streamed ones; worker processes decode many images."""
-    options = {"data": str(folder), "size": 16, "channels": 3, "convention": "image", "holdout": 0.3}
+    options = {"data": str(folder), "size": 16, "channels": 3, "convention": "image", "val_fraction": 0.3}
     assert isinstance(DeepConvNet(**options, memory_limit=0.0).load_data().train, ShardStreamingLoader)
     data = DeepConvNet(**options).load_data()
     assert isinstance(data.train, InMemoryLoader)

@@ -45,7 +45,8 @@ def run(trained_detector, scene_files):
     threshold = scores[len(scores) // 2]
     tensors = checkpoint.read_weights(trained_detector)
     tensors["model.confidence"] = torch.tensor(round(10_000 * threshold))
-    checkpoint.write_weights(trained_detector, {name: value.clone() for name, value in tensors.items()})
+    weights = {name: value.clone() for name, value in tensors.items()}
+    checkpoint.write_weights(trained_detector, weights, name=checkpoint.locate_weights(trained_detector).name)
     return trained_detector, image, threshold, sum(score >= threshold for score in scores)
 
 

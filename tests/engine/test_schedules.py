@@ -141,12 +141,12 @@ def test_the_error_of_an_invalid_schedule_shows_the_expected_form(spec, hint):
 def test_training_with_a_plateau_schedule_resumes_bit_exactly(tmp_path, monkeypatch):
     """A run that is stopped between two drops keeps the state of the schedule."""
     recipe = DeepConvNet(epochs=6, widths=(2, 2, 2, 2, 2, 2), hidden=4, lr=0.05, warmup=0.0, schedule="plateau=1",
-                         dropout=0.0, holdout=0.9, batch_size=45)  # fmt: skip
+                         dropout=0.0, val_fraction=0.9, batch_size=45)  # fmt: skip
 
     def train(out, **options):
         return fukami.train(recipe, tmp_path / out, device="cpu", precision="float32", **options).metrics
 
-    def on_evaluation(self, metrics, real=schedules.ReduceOnPlateau.on_evaluation):
+    def on_evaluation(self, metrics, mode, real=schedules.ReduceOnPlateau.on_evaluation):
         evaluations.append(metrics)
         if len(evaluations) == stop_at:
             raise KeyboardInterrupt
@@ -174,3 +174,10 @@ def test_plateau_of_a_metric_without_a_loss():
     for value in (0.1, 0.3, 0.2, 0.3):
         plateau.on_evaluation({"map": value, "coco_ap": 0.9 - value, "classes": {"cat": {"ap": value}}})
     assert (plateau.best, plateau(0.5)) == (-0.3, 0.5)
+
+
+def test_plateau_of_a_metric_for_which_less_is_better():
+    plateau = schedules.parse_schedule("plateau=1", factor=0.5)
+    for value in (0.9, 0.7, 0.8, 0.7):
+        plateau.on_evaluation({"frechet_vgg16": value}, "min")
+    assert (plateau.best, plateau(0.5)) == (0.7, 0.5)

@@ -242,7 +242,7 @@ def test_accuracy_on_digits_is_kept():
     """The bundled weights on another dataset, with post-training quantization and quantization-aware training."""
 
     task = checkpoint.load_task("deep-convnet", device="cpu")
-    _, digits, _ = labeled_images.load_labeled_images("digits", 0.2)
+    _, digits, _, _ = labeled_images.load_labeled_images("digits", 0.2)
     digits = digits.decode(task.transform)
     images, targets = task.normalize_images(digits.images), digits.targets
     shape = tuple(images.shape[1:])
@@ -270,7 +270,7 @@ def test_accuracy_on_digits_is_kept():
 def test_mnist_accuracy_drops_by_at_most_a_tenth_of_a_percent(mnist_folder):
 
     task = checkpoint.load_task("deep-convnet", device="cpu")
-    train, test, _ = labeled_images.load_labeled_images("mnist", 0.2)
+    train, _val, test, _ = labeled_images.load_labeled_images("mnist", 0.2)
     test = test.decode(task.transform)
     images, targets = task.normalize_images(test.images[:2000]), test.targets[:2000]
     calibration = task.normalize_images(train.decode(task.transform).images[:200]).split(100)

@@ -277,7 +277,7 @@ def test_evaluation_episodes_continue_after_a_lost_life():
 
 def test_evaluation_has_the_papers_epsilon():
     """30 episodes with epsilon 0.05; half of the random actions are the greedy one of two."""
-    episodes = DQN().load_eval_data()
+    episodes = DQN().load_eval_data().val
     assert (len(episodes), episodes.epsilon) == (30, 0.05)
 
     class RecordingEnv(EnvWithLives):

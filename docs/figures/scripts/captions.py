@@ -23,7 +23,7 @@ def plot_gallery(run: str) -> Figure:
     """Plot the images at some ranks with the generated caption and a reference caption."""
     task = checkpoint.load_task(run)
     recipe, _ = checkpoint.read_recipe(Path(run))
-    eval_data = recipe.load_eval_data()
+    eval_data = recipe.load_eval_data().eval_batches
     results = task.collect_results(eval_data)
     scores = captioning_metrics.compute_cider(results.tokenized_captions, results.matched_references)
     order = np.argsort(scores)[::-1]

@@ -91,7 +91,7 @@ def plot_ensemble() -> None:
         ]
         subprocess.run([sys.executable, "-m", "fukami", *arguments, "--out", folder], check=True)
         task = checkpoint.load_task(*(f"{folder}/seed-{seed}" for seed in range(3)), device="cpu")
-        figures = dict(task.plot_evaluation(fukami.get_recipe("deep-convnet")().load_eval_data()))
+        figures = dict(task.plot_evaluation(fukami.get_recipe("deep-convnet")().load_eval_data().eval_batches))
         save(figures["Ensemble members"][0][1], "ensemble")
 
 

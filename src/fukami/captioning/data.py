@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,12 @@ from PIL import Image
 
 from fukami.data import captions, image_folder, labeled_images, scenes, streaming
 from fukami.data.sources import identify_source
+from fukami.data.splits import MAX_DEFAULT_VAL_SAMPLES
 from fukami.errors import Error
 from fukami.image.transform import SquareTransform
 
 logger = logging.getLogger(__name__)
+DEFAULT_VAL_FRACTION = 0.1
 
 
 @dataclass(frozen=True)
@@ -59,15 +60,15 @@ class CaptionDataset:
 
 
 def load_dataset(
-    spec: str, holdout: float, *, images: str = ""
+    spec: str, val_fraction: float | None, *, images: str = ""
 ) -> tuple[CaptionDataset, CaptionDataset, CaptionDataset]:
-    """Load the training, validation and test splits of a dataset.
+    """Load the training, validation and test splits of a dataset; the last one may be empty.
 
     Args:
         spec: ``scenes``, ``flickr8k``, ``flickr30k``, ``coco``, the path of a folder, an archive, a CSV or a JSON file,
             or the name of a folder or zip archive in the dataset locations.
-        holdout: fraction of the images, the last by name, held out for testing if there is no test split; as many
-            before them are the validation split if there is none.
+        val_fraction: fraction of the training images, the last by name, used for validation if there is no validation
+            split; None: 0.1, or less so that there are at most 5,000.
         images: folder of the images, if ``spec`` contains only their captions.
 
     Raises:
@@ -77,11 +78,8 @@ def load_dataset(
     source = identify_source(spec, "captions", images)
     if spec == "scenes":
         train = CaptionDataset(*scenes.generate_captioned_images(0, scenes.NUM_CAPTIONED))
-        return (
-            train,
-            CaptionDataset((), ()),
-            CaptionDataset(*scenes.generate_captioned_images(scenes.NUM_CAPTIONED, scenes.NUM_TEST)),
-        )
+        val = CaptionDataset(*scenes.generate_captioned_images(scenes.NUM_CAPTIONED, scenes.NUM_TEST))
+        return train, val, CaptionDataset((), ())
     parsed = captions.parse_caption_files(source.require("captions").root, source.images)
     if parsed.problems:
         first = parsed.problems[0]
@@ -95,12 +93,11 @@ def load_dataset(
     empty = CaptionDataset((), ())
     train = _concatenate(splits.get(name, empty) for name in ("", "train"))
     val, test = splits.get("val", empty), splits.get("test", empty)
-    if not len(test):
-        test, val = val, empty  # without a test split, the validation split is used for testing
-    if not len(test):
-        count = round(holdout * len(train))
-        bounds = [0, max(0, len(train) - 2 * count), len(train) - count, len(train)]
-        train, val, test = (train.select(range(*ends)) for ends in pairwise(bounds))
+    if not len(val):
+        if val_fraction is None:
+            val_fraction = min(DEFAULT_VAL_FRACTION, MAX_DEFAULT_VAL_SAMPLES / max(1, len(train)))
+        num_train = len(train) - round(val_fraction * len(train))
+        train, val = train.select(range(num_train)), train.select(range(num_train, len(train)))
     return train, val, test
 
 

@@ -53,11 +53,9 @@ class ShowAndTell(SupervisedRecipe):
     data: str = "scenes"
     """Dataset: scenes (bundled), flickr8k, flickr30k, coco, or a folder, an archive, a CSV or a JSON file of images
     and captions."""
-    holdout: float = 0.1
-    """Fraction of the images, the last by name, held out for testing if the dataset has no splits; as many before them
-    are held out for validation."""
-    split: Literal["test", "val"] = "test"
-    """Split to evaluate: test or val."""
+    val_fraction: float | None = None
+    """Fraction of the training images, the last by name, used for validation if the dataset has no validation split; by
+    default 0.1, and at most 5,000 images."""
     tokenizer: TokenizerName = "words"
     """Tokenizer of the captions: words (between spaces), characters, or japanese (words; needs the extra japanese)."""
     min_word_count: int = 5
@@ -152,24 +150,29 @@ class ShowAndTell(SupervisedRecipe):
 
     def load_data(self) -> Data:
         """Load the dataset; its labels are the vocabulary."""
-        train, evaluation = self.load_splits()
+        train, val, test = self.load_splits()
         labels = tokenizer.build_vocabulary(
             (tokens for captions in train.captions for tokens in captions), self.min_word_count
         )
-        return Data(self.build_train_loader(train, labels), self.build_eval_loader(evaluation, train), labels)
+        return Data(
+            self.build_train_loader(train, labels),
+            self.build_eval_loader(val, train),
+            labels,
+            self.build_eval_loader(test, train),
+        )
 
-    def load_eval_data(self) -> "CaptionEvalLoader":
-        """Load only the evaluation split; the training images are not read."""
-        train, evaluation = self.load_splits()
-        return self.build_eval_loader(evaluation, train)
+    def load_eval_data(self) -> Data:
+        """Load only the test split, or else the validation split; no other image is read."""
+        train, val, test = self.load_splits()
+        val_loader = () if len(test) else self.build_eval_loader(val, train)
+        return Data((), val_loader, (), self.build_eval_loader(test, train))
 
-    def load_splits(self) -> "tuple[CaptionDataset, CaptionDataset]":
-        """Load the training and the evaluation split, with tokenized captions."""
+    def load_splits(self) -> "tuple[CaptionDataset, CaptionDataset, CaptionDataset]":
+        """Load the training, the validation and the test split, with tokenized captions."""
         from fukami.captioning import data as captioning_data
 
-        train, val, test = captioning_data.load_dataset(self.annotations or self.data, self.holdout, images=self.images)
-        splits = train, val if self.split == "val" else test
-        train, evaluation = (
+        splits = captioning_data.load_dataset(self.annotations or self.data, self.val_fraction, images=self.images)
+        train, val, test = (
             dataclasses.replace(
                 split,
                 captions=tuple(
@@ -178,7 +181,7 @@ class ShowAndTell(SupervisedRecipe):
             )
             for split in splits
         )
-        return train, evaluation
+        return train, val, test
 
     def build_train_loader(
         self, split: "CaptionDataset", labels: tuple[str, ...]
@@ -212,10 +215,12 @@ class ShowAndTell(SupervisedRecipe):
         return CaptionLoader(images, token_indices, image_indices, labels, batch_size=self.batch_size, seed=self.seed,
                              augmentation=augmentation, size=self.size)  # fmt: skip
 
-    def build_eval_loader(self, split: "CaptionDataset", train: "CaptionDataset") -> "CaptionEvalLoader":
-        """Build the evaluation loader of images and their reference captions."""
+    def build_eval_loader(self, split: "CaptionDataset", train: "CaptionDataset") -> "CaptionEvalLoader | tuple[()]":
+        """Build the evaluation loader of images and their reference captions; it is empty for an empty split."""
         from fukami.captioning.loader import CaptionEvalLoader
 
+        if not len(split):
+            return ()
         readable, images = split.load_images(self.build_transform(), self.max_broken)
         training_captions = {" ".join(tokens) for captions in train.captions for tokens in captions}
         return CaptionEvalLoader(images, readable.captions, training_captions, batch_size=EVAL_BATCH_SIZE)

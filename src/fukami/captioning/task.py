@@ -224,7 +224,7 @@ class CaptioningTask(Task):
         for other in self.runtime.all_gather(captions):
             captions |= other
         if not captions:
-            raise Error("there is no image to evaluate; use data with a test split, or a larger --holdout")
+            raise Error("there is no image to evaluate; use data with a test split, or a larger --val-fraction")
         return CaptioningResults(
             dict(sorted(captions.items())),
             self.decoding_config.tokenizer,

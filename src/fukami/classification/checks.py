@@ -19,10 +19,9 @@ from fukami.data import findings, image_folder, labeled_images, remote, shards, 
 from fukami.data.findings import Findings, ImageItem, PathNames
 from fukami.data.parsing import exists, is_file, read_text
 from fukami.data.sources import DataSource
+from fukami.data.splits import SPLIT_NAMES, SPLITS
 from fukami.errors import Error
 from fukami.image import io as image_io
-
-HOLDOUT = 0.2  # test fraction of a built-in dataset without a test split, as in the recipes
 
 
 def check_samples(source: DataSource, report: Findings) -> Iterator[tuple[ImageItem, bytes]]:
@@ -46,9 +45,9 @@ def check_samples(source: DataSource, report: Findings) -> Iterator[tuple[ImageI
 
 def _check_built_in_dataset(spec: str, report: Findings) -> Iterator[tuple[ImageItem, bytes]]:
     """Yield the images of a built-in dataset and the digests of their pixels."""
-    train, test, labels = labeled_images.load_labeled_images(spec, HOLDOUT)
+    *splits, labels = labeled_images.load_labeled_images(spec, 0.0)
     files: list[ImageItem] = []
-    for split, source in (("train", train), ("test", test)):
+    for split, source in zip(SPLITS, splits, strict=True):
         for index, target in enumerate(source.targets.tolist()):
             image = source.items[index]
             if isinstance(image, Path):
@@ -68,14 +67,12 @@ def _check_folder(source: DataSource, report: Findings) -> list[ImageItem]:
     top_folder = source.path
     while len(folders := image_folder.list_folders(top_folder)) == 1 and len(image_folder.list_folders(folders[0])) > 1:
         top_folder = folders[0]  # the single top folder of an archive, as in training
-    splits = [
-        folder for folder in folders if folder.name.lower() in (*image_folder.TRAIN_NAMES, *image_folder.TEST_NAMES)
-    ]
+    splits = [folder for folder in folders if folder.name.lower() in SPLIT_NAMES]
     if not folders:
         detail = "contains no folders; expected one folder of images for each class"
         report.add("empty", detail, file=str(source.location))
     splits.sort(
-        key=lambda split: split.name.lower() not in image_folder.TRAIN_NAMES
+        key=lambda split: SPLITS.index(SPLIT_NAMES[split.name.lower()])
     )  # train first, so that a leak is reported for the test file
     layout.check_loose_files(top_folder)
     if not splits:
@@ -84,7 +81,7 @@ def _check_folder(source: DataSource, report: Findings) -> list[ImageItem]:
         if other not in splits:
             detail = f"is a folder next to {splits[0].name} but no split, and nothing in it is read"
             report.add("ignored", detail, file=layout.format_path(other))
-    if not any(split.name.lower() in image_folder.TRAIN_NAMES for split in splits):
+    if not any(SPLIT_NAMES[split.name.lower()] == "train" for split in splits):
         report.add("empty", "has no train folder, so there are no training images", file=layout.format_path(top_folder))
     items = []
     for split in splits:
@@ -152,11 +149,12 @@ def _walk_files(root: Path) -> Iterator[Path]:
 def _check_shards(spec: str, report: Findings) -> Iterator[ImageItem]:
     """Yield the images in shards, and report corrupted shards and samples."""
     base, index = shards.load_index(spec)
-    for split in shards.SPLITS if index["test"] else shards.SPLITS[:1]:
+    has_splits = bool(index["val"] or index["test"])
+    for split in SPLITS:
         for shard in index[split]:
             for problem in shard.get("problems", ()):
                 report.add("broken", problem, file=shard["name"])
-            yield from _check_shard(base, shard, split if index["test"] else "", index["labels"], report)
+            yield from _check_shard(base, shard, split if has_splits else "", index["labels"], report)
 
 
 def _check_shard(
@@ -231,9 +229,9 @@ def _check_row(folder: Path, path: Path, line: int, row: dict[str, str | None], 
     if not label:
         report.add("no class", f"{location} has no label", file=str(file))
         return None
-    split_name = "train" if split.lower() in image_folder.TRAIN_NAMES else split.lower()
-    if split_name and split_name not in ("train", *image_folder.TEST_NAMES):
-        allowed = ", ".join((*image_folder.TRAIN_NAMES, *image_folder.TEST_NAMES))
+    split_name = "train" if SPLIT_NAMES.get(split.lower()) == "train" else split.lower()
+    if split_name and split_name not in SPLIT_NAMES:
+        allowed = ", ".join(SPLIT_NAMES)
         report.add("no split", f"{location} has the split {split!r}; expected one of {allowed}", file=str(file))
     return ImageItem(file, str(file), label, split_name)
 

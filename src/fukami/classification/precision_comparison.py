@@ -186,7 +186,7 @@ def _evaluate_run(folder: Path, data: str | None, source: Path | None) -> tuple[
     """Evaluate the run; return the metrics and the predicted classes."""
     recipe, _ = checkpoint.read_recipe(folder, source)
     recipe = recipe if data is None else recipe.with_data(data)
-    results = _task.collect_results(recipe.load_eval_data())
+    results = _task.collect_results(recipe.load_eval_data().eval_batches)
     return results.compute_metrics(), torch.cat(results.predictions).tolist()
 
 

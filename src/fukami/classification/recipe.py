@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fukami.classification.task import ClassificationTask
     from fukami.data.labeled_images import LabeledImages
     from fukami.data.loader import Batch, BatchLoader
+    from fukami.data.splits import Splits
     from fukami.image.transform import SquareTransform
 
 MAX_EVAL_BATCH_SIZE = 500  # maximum batch size of the evaluation
@@ -45,8 +46,9 @@ class ClassificationRecipe(SplitLoading, SupervisedRecipe):
     data: str = "digits"
     """Dataset: mnist, digits (bundled), cifar10, cifar100, imagenet, a folder or archive of images by class, a CSV
     file with paths and labels, or shards in a folder or at a URL."""
-    holdout: float = 0.2
-    """Fraction of each class held out for testing, if the dataset has no test split."""
+    val_fraction: float | None = None
+    """Fraction of each class of the training images used for validation, if the dataset has no validation split; by
+    default 0.2, and at most 5,000 images, but 0 for mnist, cifar10 and cifar100."""
     size: int = 224
     """Input size: side of the square input image, in pixels."""
     channels: Literal[1, 3] = 3
@@ -129,11 +131,11 @@ class ClassificationRecipe(SplitLoading, SupervisedRecipe):
         )
         return SquareTransform(channels=self.channels, size=self.size, mean=mean, std=std)
 
-    def load_splits(self, *, include_train: bool = True) -> "tuple[LabeledImages, LabeledImages, tuple[str, ...]]":
+    def load_splits(self, *, include_train: bool = True) -> "Splits[LabeledImages]":
         """Index the dataset; images are not decoded, so ``include_train`` makes no difference."""
         from fukami.data import labeled_images
 
-        return labeled_images.load_labeled_images(self.annotations or self.data, self.holdout, images=self.images)
+        return labeled_images.load_labeled_images(self.annotations or self.data, self.val_fraction, images=self.images)
 
     def build_loader(self, split: "LabeledImages", labels: tuple[str, ...], *, train: bool) -> "BatchLoader[Batch]":
         """Build the loader of a split, for training or evaluation."""

@@ -88,6 +88,7 @@ class ClassificationTask(Task):
         self.ema_model = copy.deepcopy(model) if ema_decay else model
         self.inference_model = self.ema_model
         if cycles > 1:
+            self.metric_mode = None  # the last weights contain all snapshots
             snapshots = [copy.deepcopy(model) for _ in range(cycles - 1)]
             self.inference_model = Ensemble([*snapshots, self.ema_model], num_active=1)
 
@@ -239,7 +240,7 @@ class ClassificationTask(Task):
         for counts in results.totals:
             self.runtime.all_reduce_sum(counts)
         if not results.confusion_matrix.any():
-            raise Error("there is no image to evaluate; use data with a test split, or a larger --holdout")
+            raise Error("there is no image to evaluate; use data with a test split, or a larger --val-fraction")
         return results
 
     def combine_members(self, scores: Tensor) -> Tensor:

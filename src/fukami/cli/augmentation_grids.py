@@ -53,7 +53,7 @@ def sample_images(
         UsageError: an option is invalid.
         Error: the dataset has no training image, or none can be read.
     """
-    source, _, labels = labeled_images.load_labeled_images(data, holdout=0.0)
+    source, _, _, labels = labeled_images.load_labeled_images(data, 0.0)
     return _build_rows(data, source, labels, operations, size, channels, num_images, num_variants, seed)
 
 
@@ -66,7 +66,7 @@ def sample_captioned_images(
         data: as :func:`fukami.captioning.data.load_dataset` takes it.
         operations, size, num_images, num_variants, seed: as for :func:`sample_images`.
     """
-    train, _, _ = captioning_data.load_dataset(data, holdout=0.0)
+    train, _, _ = captioning_data.load_dataset(data, 0.0)
     source = labeled_images.LabeledImages(train.items, np.arange(len(train)))
     labels = tuple(captions[0] for captions in train.captions)
     return _build_rows(data, source, labels, operations, size, 3, num_images, num_variants, seed)
@@ -125,7 +125,7 @@ def sample_boxed_images(
         Error: the dataset has no training image, or none can be read.
     """
     _check_options(size, num_images, num_variants)
-    samples, _, labels = detection_data.load_dataset(data, holdout=0.0)
+    samples, _, _, labels = detection_data.load_dataset(data, 0.0)
     batches = _augment_batches(
         data,
         samples,
@@ -153,7 +153,7 @@ def sample_masked_images(
         A row for each image: the names of its classes, and images ``(3, H, W)`` in 0..255.
     """
     _check_options(size, num_images, num_variants)
-    samples, _, labels = segmentation_data.load_dataset(data, holdout=0.0)
+    samples, _, _, labels = segmentation_data.load_dataset(data, 0.0)
     strata = np.zeros(len(samples), np.int64)
     batches = list(
         _augment_batches(

@@ -35,7 +35,8 @@ def command(arguments: list[str]) -> None:
         Args:
             runs: Folders of runs, or names of bundled weights.
             data: Built-in dataset (mnist, cifar10 ...), folder, archive, CSV file or shards. Default: the dataset of
-                the run. The test split is used; a new dataset without one is used as a whole.
+                the run. The test split is used, or else the validation split; a new dataset without them is used as
+                a whole.
             device: Device: auto, cpu, cuda, cuda:1 or mps.
             precision: Precision of inference. auto: float32, or that of an exported run. all: compare accuracy, size,
                 memory and time at every precision that the run supports.
@@ -81,9 +82,10 @@ def command(arguments: list[str]) -> None:
         from fukami.classification.task import set_num_views
 
         set_num_views(task, views)
-        batches = run_recipe.load_eval_data()
+        eval_data = run_recipe.load_eval_data()
+        batches = eval_data.eval_batches
         with suggest_memory_fixes("lower the batch size, as in --set batch_size=8"):
-            result = task.evaluate(batches)
+            result = {**task.evaluate(batches), "split": eval_data.eval_split}
         if out:
             from fukami.engine import report
 

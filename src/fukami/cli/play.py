@@ -81,7 +81,7 @@ def command(arguments: list[str]) -> None:
         for episode in range(episodes):
             eval_data = dataclasses.replace(
                 run_recipe, seed=seed + episode, eval_episodes=1, eval_epsilon=epsilon
-            ).load_eval_data(render=True)
+            ).build_episodes(render=True)
             results = task.collect_results(eval_data, record_step)
             returns += results.returns
             lengths += results.lengths

@@ -14,7 +14,7 @@ def command(arguments: list[str]) -> None:
     def run(
         data: tyro.conf.Positional[str],
         out: tyro.conf.Positional[Path | None] = None,
-        holdout: float = 0.2,
+        val_fraction: float | None = None,
         samples: int | None = None,
         megabytes: float = 100.0,
         seed: int = 0,
@@ -26,7 +26,8 @@ def command(arguments: list[str]) -> None:
             data: Built-in dataset (mnist, cifar10 ...), folder or archive of images by class, CSV file, or shards.
             out: Folder for the shards, new or empty. With --index: folder for the index; by default that of the shards,
                 or the cache folder if it is a URL or not writable.
-            holdout: Fraction of each class held out for testing, if the dataset has no test split.
+            val_fraction: Fraction of each class of the training images used for validation, if the dataset has no
+                validation split. Default: 0.2, at most 5,000 images; 0 for mnist and cifar.
             samples: Number of images in a shard. Default: as many as --megabytes allows.
             megabytes: Approximate size of a shard; each split has at least eight shards.
             seed: Random seed of the image order.
@@ -40,7 +41,7 @@ def command(arguments: list[str]) -> None:
             raise UsageError("name the folder for the shards: fukami shard DATA OUT")
         else:
             summary = webdataset_writer.write_shards(
-                data, out, holdout=holdout, samples_per_shard=samples, shard_megabytes=megabytes, seed=seed
+                data, out, val_fraction=val_fraction, samples_per_shard=samples, shard_megabytes=megabytes, seed=seed
             )
         print(json.dumps(summary, ensure_ascii=False))
 

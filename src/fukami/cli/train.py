@@ -111,7 +111,8 @@ def train_recipes(recipes: "dict[Path, Recipe]", options: TrainOptions) -> None:
             report = folder / "report.html"
             if "errors" in result:
                 counts = f"{result['errors']} errors of {result['count']}"
-                print(f"test accuracy {result['accuracy']:.2%}, {counts}", file=sys.stderr)
+                split = {"val": "validation", "test": "test"}[result["split"]]
+                print(f"{split} accuracy {result['accuracy']:.2%}, {counts}", file=sys.stderr)
             print(f"report: {report}", file=sys.stderr)
             print(json.dumps({**result, "run": str(folder), "report": str(report)}), flush=True)
     if os.environ.get("WORLD_SIZE", "1") != "1":

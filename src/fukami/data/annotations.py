@@ -19,17 +19,13 @@ from PIL import ExifTags, Image
 from fukami.data import archives, image_folder
 from fukami.data.parsing import is_file
 from fukami.data.samples import REGULAR, Sample
+from fukami.data.splits import SPLIT_NAMES, Splits, select_validation
 from fukami.errors import Error
 from fukami.image import io as image_io
 
 logger = logging.getLogger(__name__)
 MIN_BOX_SIDE = 0.01  # pixels; a box with a shorter side counts as empty
-SPLIT_NAMES = (
-    {"trainval": "trainval"}
-    | dict.fromkeys(image_folder.TRAIN_NAMES, "train")
-    | dict.fromkeys(image_folder.TEST_NAMES, "val")
-)
-SPLIT_NAMES |= {"test": "test", "testing": "test"}
+ANNOTATION_SPLITS: dict[str, str] = {"trainval": "trainval", **SPLIT_NAMES}  # names of folders and lists
 
 Corners = tuple[float, float, float, float]
 Samples = tuple[Sample, ...]
@@ -244,48 +240,50 @@ def _build_sample(image: Path, size: tuple[int, int], boxes: Sequence[tuple[Corn
     )
 
 
-def select_splits(annotations: DatasetAnnotations) -> tuple[tuple[str, ...], str | None]:
-    """Return the names of the training splits and of the evaluation split (None if there is none).
-
-    The test split is used for evaluation and all others for training; without a test split, the validation split is
-    used. A split without boxes is not used for evaluation.
-    """
-    splits = {name for name, images in annotations.splits.items() if images} | {
-        problem.split for problem in annotations.unreadable_images
-    }
-    for name in sorted(splits & {"test", "val"}):
-        if not any(image.boxes for image in annotations.splits.get(name, ())):
-            logger.warning(f"the {name} split has no box and is not used for evaluation; annotate its images")
-            splits.remove(name)
-    eval_split = next((name for name in ("test", "val") if name in splits), None)
-    train_splits = {"trainval"} if "trainval" in splits and eval_split != "val" else {"", "train", "val"} - {eval_split}
-    return tuple(sorted(train_splits & splits)), eval_split
-
-
 def load_splits(
+    dataset: DatasetAnnotations,
     load: Callable[[Sequence[str]], Samples],
-    train_splits: Sequence[str],
-    eval_split: str | None,
-    holdout: float,
+    val_fraction: float | None,
     *,
     include_train: bool,
-) -> tuple[Samples, Samples]:
-    """Load the training and the evaluation samples; without an evaluation split, some training samples are held out.
+) -> Splits[Samples]:
+    """Load the splits of a dataset; without a validation split, some training samples are used for validation.
+
+    Images without a split are training data, and so are those of ``trainval`` without a validation split. A validation
+    or test split without boxes is not used.
 
     Args:
+        dataset: annotations.
         load: returns the samples of splits.
-        train_splits, eval_split: names of the splits, as :func:`select_splits` returns them.
-        holdout: fraction of the training samples that is held out, stratified by the rarest class of an image.
-        include_train: whether to load the training samples if there is an evaluation split.
+        val_fraction: fraction of the training samples used for validation, stratified by the rarest class of an image,
+            as for :func:`fukami.data.splits.select_validation`.
+        include_train: whether to load the training samples where the evaluation does not need them.
     """
-    train = load(train_splits) if include_train or eval_split is None else ()
-    if eval_split is not None:
-        return train, load((eval_split,))
-    is_held_out = image_folder.select_holdout(find_rarest_classes(train), holdout).tolist()
-    return (
-        tuple(sample for sample, held_out in zip(train, is_held_out, strict=True) if not held_out),
-        tuple(sample for sample, held_out in zip(train, is_held_out, strict=True) if held_out),
+    names = {name for name, images in dataset.splits.items() if images} | {
+        problem.split for problem in dataset.unreadable_images
+    }
+    has_split = {name: any(image.boxes for image in dataset.splits.get(name, ())) for name in ("val", "test")}
+    for name in sorted(names & has_split.keys()):
+        if not has_split[name]:
+            logger.warning(f"the {name} split has no box and is not used for evaluation; annotate its images")
+    val, test = (load((name,)) if has_split[name] else () for name in ("val", "test"))
+    train_names = tuple(sorted(names & ({"", "trainval"} if "trainval" in names and not val else {"", "train"})))
+    if not include_train and (val or test):
+        return Splits((), val, test, dataset.labels)
+    train = load(train_names)
+    if not val:
+        train, val = split_off_validation(train, val_fraction)
+    return Splits(train, val, test, dataset.labels)
+
+
+def split_off_validation(samples: Samples, val_fraction: float | None) -> tuple[Samples, Samples]:
+    """Split samples into training and validation samples, stratified by the rarest class of an image."""
+    is_selected = select_validation(find_rarest_classes(samples), val_fraction).tolist()
+    train, val = (
+        tuple(sample for sample, selected in zip(samples, is_selected, strict=True) if selected == part)
+        for part in (False, True)
     )
+    return train, val
 
 
 def separate_trainval(annotations: DatasetAnnotations) -> None:
@@ -306,7 +304,7 @@ def separate_trainval(annotations: DatasetAnnotations) -> None:
 
 def parse_split(name: str) -> str:
     """Return the split that the name of a folder or a list denotes; empty if it denotes none."""
-    return SPLIT_NAMES.get(name.lower(), "")
+    return ANNOTATION_SPLITS.get(name.lower(), "")
 
 
 def list_images(folder: Path, *, recursive: bool = False) -> list[Path]:
@@ -349,7 +347,7 @@ def keep_existing_images(
 
 
 def find_rarest_classes(samples: Sequence[Sample]) -> npt.NDArray[np.int64]:
-    """Return the rarest class of each image ``(N,)``, -1 without boxes; the holdout is stratified by it."""
+    """Return the rarest class of each image ``(N,)``, -1 without boxes; validation samples are stratified by it."""
     classes = np.concatenate([sample.classes for sample in samples] or [np.zeros(0, np.int64)])
     counts = np.bincount(classes, minlength=1)
     return np.array([min(sample.classes, key=lambda c: counts[c], default=-1) for sample in samples], np.int64)

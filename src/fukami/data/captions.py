@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from fukami.data import coco, yolo
 from fukami.data.annotation_files import find_files_of_images, find_split, pair_with_images, walk_files
-from fukami.data.annotations import SPLIT_NAMES, AnnotationProblem
+from fukami.data.annotations import ANNOTATION_SPLITS, AnnotationProblem
 from fukami.data.parsing import (
     MAX_SMALL_FILE_BYTES,
     contains_pattern,
@@ -224,7 +224,7 @@ def _read_csv(file: Path) -> Iterator[CaptionRow]:
             if excess > 0 and caption == len(names) - 1:
                 row = [*row[:caption], delimiter.join(row[caption:])]
             cells = [cell.strip() for cell in row] + [""] * len(names)
-            split_name = SPLIT_NAMES.get(cells[split].lower(), cells[split].lower()) if split >= 0 else ""
+            split_name = ANNOTATION_SPLITS.get(cells[split].lower(), cells[split].lower()) if split >= 0 else ""
             yield CaptionRow(cells[image], cells[caption], rows.line_num, split_name)
     except csv.Error as error:
         raise Error(f"{file}, line {rows.line_num}: invalid CSV ({error}); fix the line") from None
@@ -237,15 +237,14 @@ def _read_json(file: Path) -> Iterator[CaptionRow]:
         images = content["images"]
         if "annotations" in content:
             names = {to_key(image["id"]): to_text(image["file_name"]) for image in images}
-            split = next(
-                (split for name, split in SPLIT_NAMES.items() if name in re.split(r"[^a-z]+", file.stem.lower())), ""
-            )
+            words = re.split(r"[^a-z]+", file.stem.lower())
+            split = next((split for name, split in ANNOTATION_SPLITS.items() if name in words), "")
             for entry in content["annotations"]:
                 yield CaptionRow(names.get(to_key(entry["image_id"]), ""), to_text(entry["caption"]), 0, split)
             return
         for image in images:
             split_name = to_text(image.get("split"))
-            split = KARPATHY_SPLITS.get(split_name, SPLIT_NAMES.get(split_name, ""))
+            split = KARPATHY_SPLITS.get(split_name, ANNOTATION_SPLITS.get(split_name, ""))
             name = "/".join(filter(None, (to_text(image.get("filepath")), to_text(image["filename"]))))
             for caption in image["sentences"]:
                 yield CaptionRow(name, to_text(caption["raw"]), 0, split)

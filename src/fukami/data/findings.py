@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fukami.data import image_folder
 from fukami.data.formats import format_count, pluralize
 from fukami.data.sources import DataSource
+from fukami.data.splits import SPLIT_NAMES
 from fukami.errors import Error, MissingPackageError, convert_memory_errors
 from fukami.image import io as image_io
 from fukami.progress import ProgressBar
@@ -209,7 +209,7 @@ def check_classes(findings: Findings) -> None:
     check_class_names(sorted(labels, key=lambda label: -totals[label]), findings)  # reports the rarer spelling
     if len(labels) == 1 and unit == "image":
         findings.add("single class", "is the only class; add images of another one", label=labels[0])
-    train_splits = [split for split in counts if split.lower() in (*image_folder.TRAIN_NAMES, "trainval", "")]
+    train_splits = [split for split in counts if SPLIT_NAMES.get(split.lower(), "train") == "train"]
     sizes = sum((counts[split] for split in train_splits), Counter[str]())  # drops classes with a count of 0
     largest, largest_size = next(iter(sizes.most_common(1)), ("", 0))
     for label in labels:

@@ -13,12 +13,12 @@ import numpy.typing as npt
 
 from fukami.data import archives
 from fukami.data.parsing import read_text
+from fukami.data.splits import SPLIT_NAMES, SPLITS, Split
 from fukami.errors import Error
 from fukami.image import io as image_io
 from fukami.image.transform import SquareTransform
 
 logger = logging.getLogger(__name__)
-TRAIN_NAMES, TEST_NAMES = ("train", "training"), ("test", "testing", "val", "valid", "validation")
 MAX_LISTED = 5  # unreadable images listed in a message
 MAX_BROKEN = 100  # default maximum number of unreadable images per split and process
 
@@ -33,48 +33,47 @@ class FolderSplit:
     class_names: tuple[str, ...]
 
 
-def scan_folder(path: Path) -> tuple[FolderSplit, FolderSplit | None]:
-    """Return the training and the test split (None if the folder has no splits) of a folder or an archive.
+def scan_folder(path: Path) -> dict[Split, FolderSplit]:
+    """Return the splits of a folder or an archive; they are all training data if it has none.
 
-    ``PATH/train/CLASS/...`` and ``PATH/test/CLASS/...`` (or ``val``) are splits; otherwise ``PATH/CLASS/...`` is the
-    whole dataset. Images in subfolders of a class belong to the class. Hidden files and files without an image suffix
-    are skipped.
+    ``PATH/train/CLASS/...``, ``PATH/val/CLASS/...`` and ``PATH/test/CLASS/...`` are splits; otherwise
+    ``PATH/CLASS/...`` is the whole dataset. Images in subfolders of a class belong to the class. Hidden files and files
+    without an image suffix are skipped.
 
     Raises:
         Error: the path contains no folders of images.
     """
-    splits = find_splits(unpack_archive(path) if path.is_file() else path)
-    if "" in splits:
-        if not list_folders(splits[""]):
-            raise Error(f"{path} contains no folders; expected one folder of images for each class")
-        return _scan_split(path, splits[""]), None
-    train, test = splits.get("train"), splits.get("test")
-    return _scan_split(path, train) if train else FolderSplit((), ()), _scan_split(path, test) if test else None
+    folders = find_splits(unpack_archive(path) if path.is_file() else path)
+    if "" not in folders:
+        return {split: _scan_split(path, folders[split]) for split in SPLITS if split in folders}
+    if not list_folders(folders[""]):
+        raise Error(f"{path} contains no folders; expected one folder of images for each class")
+    return {"train": _scan_split(path, folders[""])}
 
 
 def find_splits(root: Path) -> dict[str, Path]:
-    """Find the folders of classes of ``train`` and ``test``, or of an empty name if the dataset has no splits."""
+    """Find the folders of classes of each split, or of an empty name if the dataset has no splits."""
     while len(folders := list_folders(root)) == 1 and len(list_folders(folders[0])) > 1:
         root = folders[0]  # an archive may contain a single top-level folder
     by_name = {folder.name.lower(): folder for folder in folders}
-    splits = {
-        split: next((by_name[name] for name in names if name in by_name), None)
-        for split, names in (("train", TRAIN_NAMES), ("test", TEST_NAMES))
-    }
-    return {split: folder for split, folder in splits.items() if folder} or {"": root}
+    splits: dict[str, Path] = {}
+    for name, split in SPLIT_NAMES.items():
+        if name in by_name:
+            splits.setdefault(split, by_name[name])
+    return splits or {"": root}
 
 
-def read_csv(path: Path, images: Path | None = None) -> tuple[FolderSplit, FolderSplit | None]:
-    """Read the training and the test split of a CSV file with columns ``path``, ``label`` and optionally ``split``.
+def read_csv(path: Path, images: Path | None = None) -> dict[Split, FolderSplit]:
+    """Read the splits of a CSV file with columns ``path``, ``label`` and optionally ``split``.
 
-    Paths are relative to ``images``, or to the file's folder without it. A split is one of train, training,
-    test, testing, val, valid, validation.
+    Paths are relative to ``images``, or to the file's folder without it. A split is one of train, training, val, valid,
+    validation, test, testing; a row without one is training data.
 
     Raises:
         Error: a column is missing, a field is empty, a split has another name, or the file is not in UTF-8.
     """
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), skipinitialspace=True)
-    splits: dict[bool, list[tuple[Path, str]]] = {False: [], True: []}
+    splits: dict[Split, list[tuple[Path, str]]] = {split: [] for split in SPLITS}
     try:
         columns = [name.strip().lower() for name in reader.fieldnames or ()]
         if not {"path", "label"} <= set(columns):
@@ -85,20 +84,17 @@ def read_csv(path: Path, images: Path | None = None) -> tuple[FolderSplit, Folde
         reader.fieldnames = columns
         for row in reader:
             name, label, split = ((row.get(column) or "").strip() for column in ("path", "label", "split"))
-            if not name or not label or (split and split.lower() not in TRAIN_NAMES + TEST_NAMES):
+            if not name or not label or (split and split.lower() not in SPLIT_NAMES):
                 raise Error(
                     f"{path}, line {reader.line_num}: expected a path, a label and train, val or test; got "
                     f"{str(row)[:200]}"
                 )
-            splits[split.lower() in TEST_NAMES].append(((images or path.parent) / name, label))
+            splits[SPLIT_NAMES.get(split.lower(), "train")].append(((images or path.parent) / name, label))
     except csv.Error as error:
         raise Error(f"{path}, line {reader.line_num}: is not valid CSV ({error}); fix it") from None
     if not any(splits.values()):
         raise Error(f"{path} contains no image; expected a line for each, as in: cats/1.jpg,cat")
-    train, test = (
-        FolderSplit(*map(tuple, zip(*rows, strict=True))) if rows else FolderSplit((), ()) for rows in splits.values()
-    )
-    return train, test if test.files else None
+    return {split: FolderSplit(*map(tuple, zip(*rows, strict=True))) for split, rows in splits.items() if rows}
 
 
 def stack_images(
@@ -151,24 +147,6 @@ def format_errors(errors: Sequence[str]) -> str:
     """Format the first ``MAX_LISTED`` errors, one per line, and the number of the others."""
     more = f"\n  ... and {len(errors) - MAX_LISTED} more" if len(errors) > MAX_LISTED else ""
     return "  " + "\n  ".join(errors[:MAX_LISTED]) + more
-
-
-def select_holdout(classes: npt.ArrayLike, fraction: float) -> npt.NDArray[np.bool_]:
-    """Return a mask ``(N,)`` of the samples held out for testing: ``fraction`` of each class (stratified).
-
-    If ``fraction`` is between 0 and 1, a class of two or more samples has at least one on each side. The choice depends
-    on the data only, not on the seed, so that runs are comparable and can form an ensemble.
-    """
-    labels = np.asarray(classes)
-    is_held_out = np.zeros(len(labels), bool)
-    generator = np.random.default_rng(0)
-    for name in np.unique(labels):
-        indices = generator.permutation(np.flatnonzero(labels == name))
-        count = round(fraction * len(indices))
-        if 0 < fraction < 1 and len(indices) > 1:
-            count = min(max(count, 1), len(indices) - 1)
-        is_held_out[indices[:count]] = True
-    return is_held_out
 
 
 def _scan_split(path: Path, root: Path) -> FolderSplit:

@@ -4,10 +4,11 @@ from pathlib import Path
 
 from fukami.data import image_folder
 from fukami.data.locations import list_data_folders
+from fukami.data.splits import Split
 from fukami.errors import Error
 
 
-def scan_imagenet() -> tuple[image_folder.FolderSplit, image_folder.FolderSplit]:
+def scan_imagenet() -> dict[Split, image_folder.FolderSplit]:
     """Return the training and the validation split; class names are those of WordNet (``tench``).
 
     ``imagenet/`` in ``$FUKAMI_DATA`` contains the original archives, which torchvision unpacks, or ``train/`` and
@@ -19,10 +20,9 @@ def scan_imagenet() -> tuple[image_folder.FolderSplit, image_folder.FolderSplit]
     for folder in list_data_folders():
         root = folder / "imagenet"
         if (root / "meta.bin").is_file() or any(root.glob("ILSVRC2012_devkit_t12.tar*")):
-            return _load_split(root, "train"), _load_split(root, "val")
+            return {split: _load_split(root, split) for split in ("train", "val")}
         if (root / "train").is_dir():
-            train, val = image_folder.scan_folder(root)
-            return train, val or image_folder.FolderSplit((), ())
+            return image_folder.scan_folder(root)
     roots = ", ".join(str(folder / "imagenet") for folder in list_data_folders())
     raise Error(
         f"ImageNet was not found in {roots}; get ILSVRC2012_devkit_t12.tar.gz, ILSVRC2012_img_train.tar and "
@@ -30,7 +30,7 @@ def scan_imagenet() -> tuple[image_folder.FolderSplit, image_folder.FolderSplit]
     )
 
 
-def _load_split(root: Path, split: str) -> image_folder.FolderSplit:
+def _load_split(root: Path, split: Split) -> image_folder.FolderSplit:
     from torchvision.datasets import ImageNet
 
     try:

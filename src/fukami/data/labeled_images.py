@@ -1,6 +1,6 @@
 """Labeled images for classification, loaded by dataset name or path."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from fukami.data import cifar, digits, image_folder, imagenet, mnist, shards, sources
+from fukami.data.splits import SPLITS, Split, Splits, select_validation
 from fukami.image import io as image_io
 from fukami.image.transform import SquareTransform
 
@@ -76,16 +77,16 @@ class LabeledImages:
         return DecodedImages(torch.from_numpy(images).permute(0, 3, 1, 2), targets, names)
 
 
-def load_labeled_images(
-    spec: str, holdout: float, *, images: str = ""
-) -> tuple[LabeledImages, LabeledImages, tuple[str, ...]]:
-    """Load the training split, the test split and the class names of a dataset.
+def load_labeled_images(spec: str, val_fraction: float | None = None, *, images: str = "") -> Splits[LabeledImages]:
+    """Load the splits and the class names of a dataset.
 
     Args:
         spec: ``mnist``, ``digits``, ``cifar10``, ``cifar100``, ``imagenet``; the path of an image folder with one
             subfolder per class, of an archive of one, or of a CSV file with the columns ``path``, ``label`` and
             optionally ``split``; or shards as for :func:`fukami.data.shards.load_shards`.
-        holdout: fraction of each class held out for testing, if the dataset has no test split.
+        val_fraction: fraction of each class of the training data used for validation, if the dataset has no validation
+            split; None: as for :func:`fukami.data.splits.select_validation`, but 0 for MNIST and CIFAR, whose protocol
+            has no validation split.
         images: folder of the images, if ``spec`` is a CSV file whose paths are relative to it.
 
     Raises:
@@ -95,46 +96,57 @@ def load_labeled_images(
     source = sources.identify_source(spec, "labels", images)
     layout, root = source.require("labels")
     if layout == "shards":
-        train_shards, test_shards, labels = shards.load_shards(spec)
-        test_images = LabeledImages(*test_shards) if test_shards else None
-        return *_hold_out(LabeledImages(*train_shards), test_images, holdout), labels
+        shard_splits, labels = shards.load_shards(spec)
+        parts = {split: LabeledImages(*part) for split, part in shard_splits.items()}
+        return _complete_splits(parts, labels, val_fraction)
     if layout != "built-in":
         splits = image_folder.read_csv(root, source.images) if layout == "CSV" else image_folder.scan_folder(root)
-        return _build_splits(*splits, holdout)
+        return _build_splits(splits, val_fraction)
     if spec == "imagenet":
-        return _build_splits(*imagenet.scan_imagenet(), holdout)
+        return _build_splits(imagenet.scan_imagenet(), val_fraction)
+    if spec != "digits" and val_fraction is None:
+        val_fraction = 0.0
     arrays: tuple[cifar.ArraySplit, cifar.ArraySplit | None]
     labels = DIGIT_LABELS
     if spec in ("cifar10", "cifar100"):
         dataset = cifar.load_cifar(spec)
         if isinstance(dataset, Path):
-            return _build_splits(*image_folder.scan_folder(dataset), holdout)
+            return _build_splits(image_folder.scan_folder(dataset), val_fraction)
         arrays, labels = dataset
     else:
         arrays = mnist.load_mnist() if spec == "mnist" else (digits.load_digits(), None)
-    (pixels, targets), test = arrays
-    test_split = LabeledImages(test[0], test[1].astype(np.int64)) if test else None
-    return *_hold_out(LabeledImages(pixels, targets.astype(np.int64)), test_split, holdout), labels
+    train, test = arrays
+    parts = {"train": LabeledImages(train[0], train[1].astype(np.int64))}
+    if test:
+        parts["test"] = LabeledImages(test[0], test[1].astype(np.int64))
+    return _complete_splits(parts, labels, val_fraction)
 
 
 def _build_splits(
-    train: image_folder.FolderSplit, test: image_folder.FolderSplit | None, holdout: float
-) -> tuple[LabeledImages, LabeledImages, tuple[str, ...]]:
-    labels = tuple(sorted({*train.class_names, *(test.class_names if test else ())}))
+    splits: Mapping[Split, image_folder.FolderSplit], val_fraction: float | None
+) -> Splits[LabeledImages]:
+    labels = tuple(sorted({name for part in splits.values() for name in part.class_names}))
     class_indices = {label: i for i, label in enumerate(labels)}
+    return _complete_splits(
+        {
+            split: LabeledImages(part.files, np.array([class_indices[name] for name in part.class_names], np.int64))
+            for split, part in splits.items()
+        },
+        labels,
+        val_fraction,
+    )
 
-    def build(split: image_folder.FolderSplit) -> LabeledImages:
-        return LabeledImages(split.files, np.array([class_indices[name] for name in split.class_names], np.int64))
 
-    return *_hold_out(build(train), build(test) if test else None, holdout), labels
-
-
-def _hold_out(train: LabeledImages, test: LabeledImages | None, holdout: float) -> tuple[LabeledImages, LabeledImages]:
-    """Return the training and the test split; the test split is held out of the training split if it is None."""
-    if test is not None:
-        return train, test
-    is_held_out = image_folder.select_holdout(train.targets, holdout)
-    return train.select(~is_held_out), train.select(is_held_out)
+def _complete_splits(
+    splits: Mapping[Split, LabeledImages], labels: tuple[str, ...], val_fraction: float | None
+) -> Splits[LabeledImages]:
+    """Take the validation images from the training images, unless there are some."""
+    empty = LabeledImages((), np.zeros(0, np.int64))
+    train, val, test = (splits.get(split, empty) for split in SPLITS)
+    if not len(val):
+        is_selected = select_validation(train.targets, val_fraction)
+        train, val = train.select(~is_selected), train.select(is_selected)
+    return Splits(train, val, test, labels)
 
 
 def _resize(images: image_folder.UInt8Array, transform: SquareTransform) -> Tensor:

@@ -150,7 +150,7 @@ class BatchLoader(Loader, Generic[BatchT]):
             UsageError: the batch size is not divisible by the number of processes.
         """
         if self.seed is not None and len(self.targets) == 0:
-            raise Error("there is no training image; use a folder with images, or a smaller --holdout")
+            raise Error("there is no training image; use a folder with images, or a smaller --val-fraction")
         if self.seed is not None and self.batch_size % runtime.world_size:
             raise UsageError(
                 f"{runtime.world_size} processes cannot share a batch of {self.batch_size} evenly; change --batch-size"

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MANIFEST_FILE = "manifest.jsonl"
 MAX_NAMED = 5  # items named in a message
-MOVED = "moved between training and validation"
+MOVED = "moved to another split"
 
 
 class ManifestItem(NamedTuple):
@@ -37,18 +37,18 @@ class ManifestItem(NamedTuple):
 
 
 class Manifest:
-    """List of the training and validation data of a run.
+    """List of the training, validation and test data of a run.
 
     Files are not read: their sizes come from the operating system.
 
     Args:
-        train, val: data that the run is trained and evaluated on.
+        splits: data that the run is trained and evaluated on, by the name of the split.
         labels: class names.
     """
 
-    def __init__(self, train: "Loader", val: "Loader", labels: Sequence[str]) -> None:
+    def __init__(self, splits: Mapping[str, "Loader"], labels: Sequence[str]) -> None:
         self.labels = labels
-        self.splits = {split: data for split, data in (("train", train), ("val", val)) if data.iterate_items()}
+        self.splits = {split: data for split, data in splits.items() if data.iterate_items()}
 
     def compute_digest(self) -> str | None:
         """Compute the hash of the list in hexadecimal digits; None if nothing is listed."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from fukami.data import archives, image_folder, tar
 from fukami.data import remote as data_remote
 from fukami.data.locations import get_cache_folder
 from fukami.data.parsing import Json, exists, is_file, is_folder, parse_json, to_text
+from fukami.data.splits import SPLIT_NAMES, SPLITS, Split
 from fukami.errors import Error, UsageError
 
 logger = logging.getLogger(__name__)
@@ -31,8 +32,6 @@ MAX_INDEX_BYTES = 1 << 29  # ImageNet's index has 27 MB
 MAX_SAMPLE_BYTES = 1 << 28
 
 IntArray = npt.NDArray[np.int64]
-Split = Literal["train", "test"]
-SPLITS: tuple[Split, Split] = ("train", "test")
 
 
 class ShardEntry(TypedDict):
@@ -51,6 +50,7 @@ class ShardIndex(TypedDict):
 
     labels: Sequence[str]
     train: list[ShardEntry]
+    val: list[ShardEntry]
     test: list[ShardEntry]
 
 
@@ -160,8 +160,8 @@ def is_shard_spec(spec: str) -> bool:
     return packed > sum(1 for _ in itertools.islice(image_folder.walk_images(path), packed))
 
 
-def load_shards(spec: str) -> tuple[ShardSplit, ShardSplit | None, tuple[str, ...]]:
-    """Load the training split and the test split (None if absent) of shards, and the class names.
+def load_shards(spec: str) -> tuple[dict[Split, ShardSplit], tuple[str, ...]]:
+    """Load the splits of shards that exist, and the class names.
 
     Args:
         spec: a folder of tar files, one tar file, a pattern such as ``path/train-{000000..000009}.tar``, also of URLs,
@@ -172,17 +172,18 @@ def load_shards(spec: str) -> tuple[ShardSplit, ShardSplit | None, tuple[str, ..
         Error: a shard is missing, or the index is corrupted.
     """
     base, index = load_index(spec)
-    for shard in (*index["train"], *index["test"]):
+    all_shards = [shard for split in SPLITS for shard in index[split]]
+    for shard in all_shards:
         location = locate_shard(base, shard["name"])
         if not data_remote.is_url(location) and not is_file(Path(location)):
             raise Error(
                 f"the shard {location} is missing; {INDEX_FILE} lists it: copy it there, or write the index again"
             )
-    for shard in (*index["train"], *index["test"]):
+    for shard in all_shards:
         for problem in shard.get("problems", ()):
             logger.warning(f"{problem}; it is skipped")
-    train, test = (_build_split(base, index[name]) for name in ("train", "test"))
-    return train, test if index["test"] else None, tuple(index["labels"])
+    splits = {split: _build_split(base, index[split]) for split in SPLITS if index[split]}
+    return splits, tuple(index["labels"])
 
 
 def load_index(spec: str) -> tuple[str, ShardIndex]:
@@ -205,8 +206,8 @@ def load_index(spec: str) -> tuple[str, ShardIndex]:
     if index is not None and not names:
         return base, index
     if index is not None and set(names) <= {shard["name"] for split in SPLITS for shard in index[split]}:
-        train, test = ([shard for shard in index[split] if shard["name"] in names] for split in SPLITS)
-        return base, {"labels": index["labels"], "train": train, "test": test}
+        train, val, test = ([shard for shard in index[split] if shard["name"] in names] for split in SPLITS)
+        return base, {"labels": index["labels"], "train": train, "val": val, "test": test}
     names = names or sorted(file.name for file in Path(base).iterdir() if file.suffix == ".tar")
     packed = [name for name in names or map(str, Path(base).iterdir()) if COMPRESSED_TAR.search(name)]
     if packed:
@@ -245,10 +246,11 @@ def build_index(base: str, names: Sequence[str]) -> ShardIndex:
         problems = "; ".join(problem for scan in scans for problem in scan.problems[:1])
         raise Error(f"{base} has no classified image in its shards; {problems or 'they are empty'}")
     class_indices = {label: i for i, label in enumerate(labels)}
-    index: ShardIndex = {"labels": labels, "train": [], "test": []}
+    index: ShardIndex = {"labels": labels, "train": [], "val": [], "test": []}
     for name, scan in zip(names, scans, strict=True):
         words = re.split("[^a-z]+", name.lower())
-        index["test" if set(words) & set(image_folder.TEST_NAMES) else "train"].append({
+        split: Split = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "train")
+        index[split].append({
             "name": name, "bytes": scan.size, "classes": [class_indices[label] for label in scan.classes],
             "starts": scan.starts, "lengths": scan.lengths, "problems": scan.problems,
         })  # fmt: skip
@@ -351,7 +353,7 @@ def check_index(index: Any) -> None:
     labels = index["labels"]
     if not (isinstance(labels, list) and all(isinstance(label, str) and label == to_text(label) for label in labels)):
         raise TypeError("its labels are not a list of strings")
-    for shard in (*index["train"], *index["test"]):
+    for shard in (shard for split in SPLITS for shard in index[split]):
         name, problems = shard["name"], shard.get("problems", [])
         if not isinstance(name, str) or name != to_text(name):
             raise TypeError("a shard has no name")

@@ -16,7 +16,7 @@ from xml.parsers import expat
 
 from fukami.data.annotation_files import find_files_of_images, find_split, pair_with_images
 from fukami.data.annotations import (
-    SPLIT_NAMES,
+    ANNOTATION_SPLITS,
     AnnotationProblem,
     Box,
     DatasetAnnotations,
@@ -59,7 +59,7 @@ def find_voc(year: str) -> Path:
 
 def is_voc_folder(root: Path) -> bool:
     """Return whether a folder has XML files where VOC and labeling tools write them."""
-    folders = [_find_annotation_folder(root), root, *map(root.joinpath, SPLIT_NAMES)]
+    folders = [_find_annotation_folder(root), root, *map(root.joinpath, ANNOTATION_SPLITS)]
     return any(next(folder.glob("*.xml"), None) for folder in folders if folder)
 
 

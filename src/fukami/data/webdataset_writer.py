@@ -14,6 +14,7 @@ from PIL import Image
 from fukami.data import labeled_images, shards, tar
 from fukami.data import remote as data_remote
 from fukami.data.labeled_images import LabeledImages
+from fukami.data.splits import SPLITS
 from fukami.errors import Error, UsageError
 from fukami.image import io as image_io
 
@@ -26,7 +27,7 @@ def write_shards(
     spec: str,
     out: Path,
     *,
-    holdout: float = 0.2,
+    val_fraction: float | None = None,
     samples_per_shard: int | None = None,
     shard_megabytes: float = 100.0,
     seed: int = 0,
@@ -36,7 +37,7 @@ def write_shards(
     Args:
         spec: dataset, as for :func:`fukami.data.labeled_images.load_labeled_images`.
         out: new or empty folder.
-        holdout: fraction of each class held out for testing, if the dataset has no test split.
+        val_fraction: as for :func:`fukami.data.labeled_images.load_labeled_images`.
         samples_per_shard: number of images per shard; by default, as many as ``shard_megabytes`` allows.
         shard_megabytes: approximate size of a shard; each split has at least eight shards, if it has enough images.
         seed: seed of the order.
@@ -49,33 +50,35 @@ def write_shards(
         Error: no image can be read.
     """
     check_empty_folder(out)
-    if (samples_per_shard is not None and samples_per_shard < 1) or shard_megabytes <= 0 or not 0 <= holdout <= 1:
+    is_valid = (samples_per_shard is None or samples_per_shard >= 1) and 0 <= (val_fraction or 0) <= 1
+    if not is_valid or shard_megabytes <= 0:
         raise UsageError(
-            f"a shard holds at least one sample and more than 0 MB, and the holdout is 0 to 1; not "
-            f"{samples_per_shard} samples, {shard_megabytes:g} MB and {holdout:g}"
+            f"a shard holds at least one sample and more than 0 MB, and the validation fraction is 0 to 1; not "
+            f"{samples_per_shard} samples, {shard_megabytes:g} MB and {val_fraction}"
         )
-    train, test, labels = labeled_images.load_labeled_images(spec, holdout)
-    index: shards.ShardIndex = {"labels": labels, "train": [], "test": []}
+    *splits, labels = labeled_images.load_labeled_images(spec, val_fraction)
+    index: shards.ShardIndex = {"labels": labels, "train": [], "val": [], "test": []}
     order = np.random.default_rng(seed)
     # Incomplete files have no final name. The index is renamed first, so it lists shards that are still missing.
     work = out / ".part"
     work.mkdir(parents=True)
     try:
-        for split, source in zip(shards.SPLITS, (train, test), strict=True):
+        for split, source in zip(SPLITS, splits, strict=True):
             images = KeyedSamples(source, labels, order.permutation(len(source)))
             shard_length = samples_per_shard or _compute_shard_length(source, shard_megabytes)
             for shard_index in range(-(-len(source) // shard_length)):
                 samples = images.iterate_range(shard_index * shard_length, (shard_index + 1) * shard_length)
                 index[split].append(_write_shard(work / f"{split}-{shard_index:06d}.tar", samples))
         counts = _count_samples(index)
-        if counts["train"] + counts["test"] == 0:
+        num_written = sum(counts[split] for split in SPLITS)
+        if num_written == 0:
             raise Error(f"{spec} has no readable image; fukami doctor {spec} reports the problem of each")
         shards.save_index(index, work / shards.INDEX_FILE)
         for file in (work / shards.INDEX_FILE, *sorted(work.glob("*.tar"))):
             file.rename(out / file.name)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return {"out": str(out), **counts, "skipped": len(train) + len(test) - counts["train"] - counts["test"]}
+    return {"out": str(out), **counts, "skipped": sum(map(len, splits)) - num_written}
 
 
 def write_index(spec: str, out: Path | None = None) -> dict[str, int | str]:
@@ -107,7 +110,7 @@ def write_index(spec: str, out: Path | None = None) -> dict[str, int | str]:
     _, index = shards.load_index(spec)
     path.parent.mkdir(parents=True, exist_ok=True)
     shards.save_index(index, path)
-    num_skipped = sum(len(shard.get("problems", ())) for split in shards.SPLITS for shard in index[split])
+    num_skipped = sum(len(shard.get("problems", ())) for split in SPLITS for shard in index[split])
     return {"out": str(path), **_count_samples(index), "skipped": num_skipped}
 
 
@@ -172,8 +175,8 @@ def _write_shard(path: Path, samples: Iterator[tar.TarSample]) -> shards.ShardEn
 
 def _count_samples(index: shards.ShardIndex) -> dict[str, int]:
     """Count the samples of each split, and the shards."""
-    counts: dict[str, int] = {split: sum(len(shard["classes"]) for shard in index[split]) for split in shards.SPLITS}
-    return {**counts, "shards": len(index["train"]) + len(index["test"])}
+    counts: dict[str, int] = {split: sum(len(shard["classes"]) for shard in index[split]) for split in SPLITS}
+    return {**counts, "shards": sum(len(index[split]) for split in SPLITS)}
 
 
 def _compute_shard_length(source: LabeledImages, megabytes: float) -> int:

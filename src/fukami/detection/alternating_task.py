@@ -26,6 +26,7 @@ class AlternatingDetectionTask(DetectionTask):
     backbone, which is frozen from now on. 4. The detection head trains on the proposals of this RPN.
     """
 
+    metric_mode = None
     model: FasterRCNN
     min_steps = 6  # with fewer, one of the four training steps has none
     current_step = NOT_STARTED  # of the four training steps

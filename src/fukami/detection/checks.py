@@ -122,8 +122,8 @@ def _find_warnings(corners: Corners, size: tuple[int, int], starts_at_zero: bool
 
 def _check_scenes(findings: Findings) -> Iterator[tuple[ImageItem, bytes]]:
     """Validate the bundled dataset, which has no files."""
-    train, test, labels = detection_data.load_dataset("scenes", 0)
-    for split, samples in (("train", train), ("test", test)):
+    train, val, _, labels = detection_data.load_dataset("scenes", None)
+    for split, samples in (("train", train), ("val", val)):
         for sample in samples:
             findings.image_counts[split][""] += 1
             findings.annotation_counts[split].update(labels[class_index] for class_index in sample.classes.tolist())

@@ -3,25 +3,27 @@
 from collections.abc import Sequence
 
 from fukami.data import formats, image_folder, scenes
-from fukami.data.annotations import DatasetAnnotations, Samples, build_samples, load_splits, select_splits
+from fukami.data.annotations import DatasetAnnotations, Samples, build_samples, load_splits
 from fukami.data.sources import DataSource, identify_source
+from fukami.data.splits import Splits
 from fukami.errors import Error
 
 
 def load_dataset(
     spec: str,
-    holdout: float,
+    val_fraction: float | None,
     max_broken: int = image_folder.MAX_BROKEN,
     *,
     images: str = "",
     include_train: bool = True,
-) -> tuple[Samples, Samples, tuple[str, ...]]:
-    """Load the training samples, the evaluation samples and the class names of a dataset.
+) -> Splits[Samples]:
+    """Load the splits and the class names of a dataset.
 
     Args:
         spec: ``scenes`` (bundled), ``bccd``, ``voc-animals``, ``voc2007``, ``voc2012``, ``coco``, or the path of a
             folder (or archive) or file in VOC, COCO or YOLO format.
-        holdout: fraction of the images held out for evaluation, if the dataset has no splits.
+        val_fraction: fraction of the training images used for validation, if the dataset has no validation split;
+            None: as for :func:`fukami.data.splits.select_validation`.
         max_broken: maximum number of missing or unreadable images per split; they are skipped with a warning.
         images: folder of the images, if ``spec`` contains only their annotations.
         include_train: whether to load the training samples; if False, they may be missing.
@@ -32,11 +34,9 @@ def load_dataset(
     """
     source = identify_source(spec, "boxes", images)
     if spec == "scenes":
-        return (
-            scenes.generate_box_samples(0, scenes.NUM_TRAIN),
-            scenes.generate_box_samples(scenes.NUM_TRAIN, scenes.NUM_TEST),
-            scenes.LABELS,
-        )
+        train = scenes.generate_box_samples(0, scenes.NUM_TRAIN)
+        val = scenes.generate_box_samples(scenes.NUM_TRAIN, scenes.NUM_TEST)
+        return Splits(train, val, (), scenes.LABELS)
     dataset = read_annotations(source)
     if not dataset.labels:
         raise Error(f"{spec} has no box of any class; annotate its images first")
@@ -46,8 +46,7 @@ def load_dataset(
         unreadable = [problem for problem in dataset.unreadable_images if problem.split in splits]
         return tuple(build_samples(entries, dataset.labels, unreadable, max_broken))
 
-    train, evaluation = load_splits(load, *select_splits(dataset), holdout, include_train=include_train)
-    return train, evaluation, dataset.labels
+    return load_splits(dataset, load, val_fraction, include_train=include_train)
 
 
 def read_annotations(source: DataSource) -> DatasetAnnotations:

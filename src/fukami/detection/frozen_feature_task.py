@@ -41,6 +41,7 @@ class FrozenFeatureTask(RCNNTask):
         model, labels, transform, region_settings, confidence: as for :class:`RCNNTask`.
     """
 
+    metric_mode = None
     min_score = 1 / (1 + math.exp(1.5))  # a decision value of -1.5
 
     def __init__(

@@ -34,7 +34,7 @@ MIN_REGION_SIZES = {"alexnet": 63, "vgg16": 32}  # minimum side of a region for 
 
 SHARED_FIELDS = (  # equal in all stages: they define the network, its regions and the held-out images
     "backbone", "size", "context_padding", "hidden", "width_multiplier", "batch_norm", "min_size", "max_size", "mode",
-    "holdout",
+    "val_fraction",
 )  # fmt: skip
 
 GRADIENT_FIELDS = (  # without effect in the stages that do not train by gradient descent
@@ -219,7 +219,7 @@ def load_stage_weights(task: "RCNNTask", folder: Path) -> None:
     if labels != task.labels:
         raise UsageError(f"{folder} has the classes {', '.join(labels)}, and the data have {', '.join(task.labels)}")
     tensors = checkpoint.read_weights(folder)
-    checkpoint.check_tensors(task.get_modules(), tensors, folder / "weights.safetensors")
+    checkpoint.check_tensors(task.get_modules(), tensors, checkpoint.locate_weights(folder))
     task.model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items()})
 
 

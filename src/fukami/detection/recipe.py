@@ -10,6 +10,7 @@ from fukami.errors import UsageError
 if TYPE_CHECKING:
     from fukami.data.padded_loader import PaddedLoader
     from fukami.data.samples import Sample
+    from fukami.data.splits import Splits
     from fukami.image.transform import ResizeTransform
 
 EVAL_BATCH_SIZE = 8  # images per evaluation batch
@@ -48,15 +49,13 @@ class DetectionRecipe(SplitLoading, SupervisedRecipe):
 
         return ResizeTransform(min_size=self.min_size, max_size=self.max_size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
-    def load_splits(
-        self, *, include_train: bool = True
-    ) -> "tuple[tuple[Sample, ...], tuple[Sample, ...], tuple[str, ...]]":
+    def load_splits(self, *, include_train: bool = True) -> "Splits[tuple[Sample, ...]]":
         """Load the boxes and the class names of the dataset; images are not decoded."""
         from fukami.detection import data as detection_data
 
         return detection_data.load_dataset(
             self.annotations or self.data,
-            self.holdout,
+            self.val_fraction,
             self.max_broken,
             images=self.images,
             include_train=include_train,

@@ -110,8 +110,8 @@ class DetectionTask(Task):
 
     def on_evaluation(self, metrics: Metrics) -> Image.Image | None:
         """Set the minimum score of a predicted box to the one with the highest F1 over all classes."""
-        assert self._last_evaluation is not None
-        _, results = self._last_evaluation
+        assert self.last_evaluation is not None
+        _, results = self.last_evaluation
         assert isinstance(results, DetectionResults)
         self.model.get_buffer("confidence").fill_(encode_confidence(results.find_best_threshold()))
         return None

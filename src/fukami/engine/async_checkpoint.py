@@ -52,13 +52,20 @@ class CheckpointWriter:
             self.is_writer and time.monotonic() > self.next_save_time and not (self.thread and self.thread.is_alive())
         )
 
-    def save(self, state: dict[str, object], weights: dict[str, Tensor], files: Sequence[Path] = ()) -> None:
+    def save(
+        self,
+        state: dict[str, object],
+        weights: dict[str, Tensor],
+        files: Sequence[Path] = (),
+        best_weights: dict[str, Tensor] | None = None,
+    ) -> None:
         """Start to write the weights and the state, after the previous save has ended.
 
         Args:
             state: the content of ``last.ckpt``.
             weights: the content of ``weights.safetensors``.
             files: files that the state refers to; they are synced to disk before it is written.
+            best_weights: the new content of ``best.safetensors``, on the CPU; it is not copied.
 
         Raises:
             Error: the previous save failed, or its weights were not finite.
@@ -67,7 +74,9 @@ class CheckpointWriter:
         if self.is_writer:
             copies = pytree.tree_map_only(Tensor, lambda value: value.detach().clone(), (state, weights))
             ready = torch.cuda.current_stream().record_event() if torch.cuda.is_available() else None
-            self.thread = threading.Thread(target=self._write, args=(*copies, files, ready), name="fukami checkpoint")
+            self.thread = threading.Thread(
+                target=self._write, args=(*copies, files, best_weights, ready), name="fukami checkpoint"
+            )
             self.thread.start()
 
     def wait(self) -> None:
@@ -87,6 +96,7 @@ class CheckpointWriter:
         state: dict[str, object],
         weights: dict[str, Tensor],
         files: Sequence[Path],
+        best_weights: dict[str, Tensor] | None,
         ready: "torch.cuda.Event | None",
     ) -> None:
         start = time.monotonic()
@@ -103,6 +113,8 @@ class CheckpointWriter:
                 _sync_file(file)
             # the state last: a run that resumes from an older state writes the weights again
             checkpoint.write_weights(self.folder, weights)
+            if best_weights is not None:
+                checkpoint.write_weights(self.folder, best_weights, name="best.safetensors")
             checkpoint.write_checkpoint(self.folder, state)
         except WriteError as error:
             self.error = Error(f"cannot write the checkpoint of step {state['step']}: {error}")

@@ -54,6 +54,7 @@ BUNDLED_WEIGHTS_DIR = Path(__file__).parents[1] / "weights"
 RUN_FILES = (
     "recipe.json",
     "weights.safetensors",
+    "best.safetensors",
     "last.ckpt",
     "preview.png",
     "report.html",
@@ -335,7 +336,7 @@ def _load_run(
 
         modules = {name: OnnxNetwork(_read_file(folder / f"{name}.onnx")) for name in modules}
     else:
-        assign_weights(modules, read_weights(folder), folder / "weights.safetensors")
+        load_weights(modules, folder)
     if built_in or stored_precision in precisions.CONVERTED_PRECISIONS:
         task.replace_modules(modules)
     task.setup(Runtime.start(*precisions.resolve_device_and_precision(device, precision)))
@@ -375,9 +376,20 @@ def _build_task(folder: Path, recipe: Recipe, labels: tuple[str, ...]) -> Task:
             hook.remove()
 
 
+def locate_weights(folder: Path) -> Path:
+    """Return the file of a run's weights: the best ones if there are any, else the last ones."""
+    best = folder / "best.safetensors"
+    return best if best.is_file() else folder / "weights.safetensors"
+
+
+def load_weights(modules: dict[str, nn.Module], folder: Path) -> None:
+    """Load a run's weights, the best ones if there are any, into modules; see :func:`assign_weights`."""
+    assign_weights(modules, read_weights(folder), locate_weights(folder))
+
+
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Read ``weights.safetensors``; the tensors are mapped from the file."""
-    path = folder / "weights.safetensors"
+    """Read a run's weights, the best ones if there are any; the tensors are mapped from the file."""
+    path = locate_weights(folder)
     try:
         return read_tensors(path)
     except FileNotFoundError:
@@ -653,14 +665,16 @@ def get_versions() -> dict[str, str]:
     return {"fukami": version("fukami"), "torch": str(torch.__version__), "python": platform.python_version()}
 
 
-def write_weights(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype | None = None) -> None:
-    """Write ``weights.safetensors`` from the result of :func:`copy_tensors_to_cpu`.
+def write_weights(
+    folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype | None = None, name: str = "weights.safetensors"
+) -> None:
+    """Write the result of :func:`copy_tensors_to_cpu` to a file of the folder.
 
     Floating-point tensors are stored as ``dtype`` unless it is None.
     """
     if dtype is not None:
         tensors = {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
-    write_file(folder / "weights.safetensors", *encode_tensors(tensors))
+    write_file(folder / name, *encode_tensors(tensors))
 
 
 def write_checkpoint(folder: Path, state: StateDict) -> None:

@@ -120,7 +120,7 @@ class TrainingLogger:
         self.last_metrics = metrics
         self.last_log_time = time.monotonic()  # the training speed excludes the time of the evaluation
         elapsed = self.get_elapsed_seconds()
-        self._write_line({"step": step, "phase": "eval", **metrics, "seconds": round(elapsed, 3)})
+        self._write_line({"step": step, "phase": "eval", "split": "val", **metrics, "seconds": round(elapsed, 3)})
         if preview is not None and self.runtime.is_main:
             buffer = io.BytesIO()
             preview.save(buffer, "PNG")
@@ -128,30 +128,38 @@ class TrainingLogger:
         remaining = (
             "" if not self.bar.disable else f"  {_format_duration(elapsed / step * (self.num_steps - step))} left"
         )
-        results = "  ".join(
-            f"{name} {_format_number(value)}" for name, value in metrics.items() if not isinstance(value, dict)
-        )
-        self._print(f"{self._format_position(step)}  {self.last_summary}{remaining}  |  {results}")
+        self._print(f"{self._format_position(step)}  {self.last_summary}{remaining}  |  {_format_metrics(metrics)}")
+
+    def log_best(self, step: int, metrics: Metrics) -> None:
+        """Print at which step the best weights were evaluated."""
+        self._print(f"best weights: {self._format_position(step)}  |  {_format_metrics(metrics)}")
+
+    def log_test(self, metrics: Metrics) -> None:
+        """Log the evaluation on the test data, which ends the run, and print its overall metrics."""
+        seconds = round(self.get_elapsed_seconds(), 3)
+        self._write_line({"step": self.step, "phase": "test", "split": "test", **metrics, "seconds": seconds})
+        self._print(f"test  {_format_metrics(metrics)}")
 
     def log_stop(self, step: int) -> None:
         """Print the command that resumes the run."""
         command = f"{build_train_command(self.recipe)} --out {self.folder} --resume"
         self._print(f"stopped at step {step} of {self.num_steps}; resume with: {command}")
 
-    def finish(self, figures: "list[tuple[str, FigureContent]]") -> Metrics:
-        """Write the report and return the metrics of the last evaluation."""
+    def finish(self, figures: "list[tuple[str, FigureContent]]", metrics: Metrics, split: str) -> Metrics:
+        """Write the report, and return the metrics of the final result with the name of its split."""
         from fukami.engine import report
 
+        result: Metrics = {**metrics, "split": split} if metrics else {}
         if self.runtime.is_main:
             checkpoint.record_value(self.folder, "time", self.summarize_time())
-            report.write_report(self.folder, figures, self.get_elapsed_seconds())
-        return self.last_metrics
+            report.write_report(self.folder, figures, result, self.get_elapsed_seconds())
+        return result
 
     def summarize_time(self) -> dict[str, dict[str, float] | float]:
         """Return the seconds of each phase and the multiply-adds per second of the training steps."""
-        seconds = self.runtime.clock.compute_seconds(self.num_steps)
+        seconds = self.runtime.clock.compute_seconds(self.step)
         training = sum(seconds.get(phase, 0.0) for phase in TRAINING_PHASES)
-        rate = self.multiply_adds * self.num_steps / max(training, 1e-9)
+        rate = self.multiply_adds * self.step / max(training, 1e-9)
         rounded = {phase: round(value, 3) for phase, value in seconds.items()}
         return {"seconds": rounded, "multiply_adds_per_second": rate}
 
@@ -221,8 +229,12 @@ def describe_compute_config(recipe: Recipe, runtime: Runtime, compile: bool) -> 
     }
 
 
-def _format_number(value: float) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+def _format_metrics(metrics: Metrics) -> str:
+    """Format the metrics that are numbers."""
+    numbers = {name: value for name, value in metrics.items() if not isinstance(value, dict)}
+    return "  ".join(
+        f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}" for name, value in numbers.items()
+    )
 
 
 def _format_duration(seconds: float) -> str:

@@ -424,7 +424,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 def _read_weights_file(path: Path) -> dict[str, Tensor]:
     """Read the state dict of a file without executing code, and check its tensors."""
-    file = path / "weights.safetensors" if path.is_dir() else path
+    from fukami.engine import checkpoint
+
+    file = checkpoint.locate_weights(path) if path.is_dir() else path
     precision = _read_export_precision(path)
     if precision in ("int8", "binary", "onnx"):
         raise Error(

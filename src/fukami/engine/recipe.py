@@ -39,11 +39,29 @@ _digests: dict[str, str] = {}  # SHA-256 of the recipe files that were executed,
 
 @dataclass(frozen=True)
 class Data:
-    """Training batches, evaluation batches and the names of the classes."""
+    """Batches of each split, and the names of the classes.
+
+    Attributes:
+        train: training batches.
+        val: validation batches, on which the training is evaluated and its best weights are chosen.
+        labels: names of the classes.
+        test: test batches, on which the best weights are evaluated once, at the end.
+    """
 
     train: Any
     val: Iterable[Any] = ()
     labels: tuple[str, ...] = ()
+    test: Iterable[Any] = ()
+
+    @property
+    def eval_split(self) -> str:
+        """Name of the split of the final result: test, or val without test data."""
+        return "test" if self.test else "val"
+
+    @property
+    def eval_batches(self) -> Iterable[Any]:
+        """Batches of the final result."""
+        return self.test or self.val
 
 
 class FieldGroup:
@@ -86,9 +104,12 @@ class Recipe(FieldGroup):
         """Build the task for these class names; used by train, eval, predict, serve and export."""
         raise NotImplementedError(f"{type(self).__name__} does not define build_task(labels)")
 
-    def load_eval_data(self) -> Iterable[Any]:
-        """Return the evaluation data of :meth:`load_data`; a recipe that can load them alone overrides it."""
-        return self.load_data().val
+    def load_eval_data(self) -> Data:
+        """Return the data without the training batches; a recipe that can load the others alone overrides it.
+
+        Only the batches of the final result, ``eval_batches``, are needed.
+        """
+        return dataclasses.replace(self.load_data(), train=())
 
     def initialize_task(self, task: Any) -> None:  # an override declares the class of its task
         """Initialize the task of a new run, on its device; the default does nothing."""
@@ -116,7 +137,7 @@ class Recipe(FieldGroup):
             raise UsageError(f"{get_recipe_name(type(self))} generates its own data and does not take --data")
         if not values.get("annotations") and is_same_dataset(data, values["data"]):
             return self
-        changes: dict[str, Any] = {"data": data, "images": "", "annotations": "", "holdout": 1.0}
+        changes: dict[str, Any] = {"data": data, "images": "", "annotations": "", "val_fraction": 1.0}
         return dataclasses.replace(self, **{name: value for name, value in changes.items() if name in values})
 
 

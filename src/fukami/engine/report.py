@@ -31,7 +31,9 @@ WIDE_CHAR_INCHES = 0.06  # margin for each East Asian character of a text
 MAX_IMAGE_SIDE = 640  # pixels of an image in a grid
 MIN_CELL_WIDTH, MAX_CELL_WIDTH = 128, 298  # CSS pixels of an image in a grid; three of the largest are in a row
 WEBP_QUALITY = 85  # 0 to 100
-NON_METRIC_KEYS = {"step", "phase", "seconds", "count", "objects", "pixels"}  # keys of a log line that are no metrics
+RESULT_NAMES = {"val": "validation result", "test": "test result"}
+# keys of a log line that are no metrics
+NON_METRIC_KEYS = {"step", "phase", "split", "seconds", "count", "objects", "pixels"}
 COMMANDS = ("eval {run}", "predict {run} IMAGE --out predictions", "serve {run}")  # those that use a run ...
 TASK_COMMANDS = {
     "generation": ("eval {run}", "predict {run} --num-samples 64 --out samples"),
@@ -56,8 +58,15 @@ class EncodedFigure(NamedTuple):
     is_grid: bool
 
 
-def write_report(folder: Path, figures: "Sequence[tuple[str, FigureContent]]", seconds: float) -> Path:
-    """Write the report of the run in ``folder`` from its files and the task's figures, and return its path."""
+def write_report(folder: Path, figures: "Sequence[tuple[str, FigureContent]]", result: Metrics, seconds: float) -> Path:
+    """Write the report of a run.
+
+    Args:
+        folder: the run's folder, whose recipe and log are read.
+        figures: titles and content of the task's figures.
+        result: metrics of the result and their split; empty if nothing was evaluated.
+        seconds: time of the training.
+    """
     record = json.loads((folder / "recipe.json").read_bytes())
     lines = _read_log(folder / "metrics.jsonl")
     train_lines = [line for line in lines if line["phase"] == "train"]
@@ -66,18 +75,14 @@ def write_report(folder: Path, figures: "Sequence[tuple[str, FigureContent]]", s
     device = (
         f"{record['device']}, {record['precision']}, {record['threads']} threads, {record['processes']} process(es)"
     )
-    last_metrics = {
-        name: value
-        for name, value in (eval_lines or train_lines)[-1].items()
-        if name not in ("step", "phase", "seconds")
-    }
+    last_line = {name: value for name, value in train_lines[-1].items() if name not in ("step", "phase")}
     seconds_by_phase = record["time"]["seconds"]
     total = sum(seconds_by_phase.values())
     rate = record["time"]["multiply_adds_per_second"]
     page = render_page(
         "report.html",
         recipe=record["recipe"],
-        metrics=format_metrics(last_metrics),
+        metrics=format_metrics(result or last_line),
         figures=[encode_figure(title, figure) for title, figure in figures],
         curves=encode_figure("Training curves", plot_curves(train_lines, eval_lines)),
         usage=list_usage_commands(folder, record),
@@ -108,9 +113,9 @@ def _read_log(path: Path) -> list[Metrics]:
         lines = [json.loads(line) for line in path.read_bytes().splitlines()]
         for line in lines:
             kinds = (int, float, dict)
-            if line["phase"] not in ("train", "eval") or type(line["step"]) is not int:
+            if line["phase"] not in ("train", "eval", "test") or type(line["step"]) is not int:
                 raise ValueError("a line has no valid phase or step")
-            if not all(isinstance(value, kinds) for name, value in line.items() if name != "phase"):
+            if not all(isinstance(value, kinds) for name, value in line.items() if name not in ("phase", "split")):
                 raise ValueError("a line has a value that is not a number")
         if not lines:
             raise ValueError("it is empty")
@@ -172,12 +177,14 @@ def _write_page(folder: Path, page: bytes) -> Path:
 
 
 def format_metrics(metrics: Metrics) -> str:
-    """Format the overall metrics of an evaluation in one line."""
-    return " · ".join(
+    """Format the overall metrics in one line, such as ``test result: accuracy 0.9750 · errors 9``."""
+    values = [
         f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
         for name, value in metrics.items()
-        if not isinstance(value, dict)
-    ).replace("_", " ")
+        if not isinstance(value, dict) and name != "split"
+    ]
+    prefix = f"{RESULT_NAMES[str(metrics['split'])]}: " if "split" in metrics else ""
+    return prefix + " · ".join(values).replace("_", " ")
 
 
 def _format_large_number(value: float) -> str:

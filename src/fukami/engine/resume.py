@@ -14,7 +14,7 @@ from fukami.engine import checkpoint
 from fukami.errors import Error, UsageError
 
 logger = logging.getLogger(__name__)
-CHECKPOINT_FORMAT = 3  # format version of last.ckpt
+CHECKPOINT_FORMAT = 4  # format version of last.ckpt
 CheckpointMetadata = dict[str, int | str | dict[str, str] | None]
 
 

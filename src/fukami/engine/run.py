@@ -101,10 +101,13 @@ class Model:
         return self.task.predict(map(_convert_tensor, inputs))
 
     def evaluate(self, data: str | os.PathLike[str] | None = None) -> Metrics:
-        """Evaluate on the test split of the run's own dataset, or of another one, and return the metrics.
+        """Evaluate on the test split (or else the validation split) of a dataset, and return the metrics.
+
+        They include the name of the ``split``.
 
         Args:
-            data: name or path of another dataset, whose classes the model has.
+            data: name or path of another dataset, whose classes the model has; by default that of the run. Another
+                dataset without test and validation splits is used as a whole.
 
         Raises:
             UsageError: the dataset is unknown, or has a class that the model does not have.
@@ -112,10 +115,13 @@ class Model:
         """
         if data is None:
             check_data(self.recipe)
-            return self.task.evaluate(self.recipe.load_eval_data())
-        if not isinstance(data, str | os.PathLike):
+            recipe = self.recipe
+        elif isinstance(data, str | os.PathLike):
+            recipe = self.recipe.with_data(os.fspath(data))
+        else:
             raise UsageError(f"data should be the name or the path of a dataset, not {data!r:.100}")
-        return self.task.evaluate(self.recipe.with_data(os.fspath(data)).load_eval_data())
+        eval_data = recipe.load_eval_data()
+        return {**self.task.evaluate(eval_data.eval_batches), "split": eval_data.eval_split}
 
     def draw(self, source: ModelInput) -> Image:
         """Draw the prediction for one image, as ``fukami predict --out`` does.

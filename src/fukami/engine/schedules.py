@@ -89,7 +89,7 @@ class ReduceOnPlateau:
     """Schedule that drops by ``factor`` after more than ``patience`` evaluations in a row without a smaller loss.
 
     Equals torch's ``ReduceLROnPlateau`` without a threshold, plus a warm-up. If the evaluations have no loss, their
-    first metric has to rise instead.
+    first metric has to improve instead.
     """
 
     def __init__(self, patience: int, factor: float, warmup: float = 0.0) -> None:
@@ -101,9 +101,15 @@ class ReduceOnPlateau:
         """Return the factor at ``progress``, in [0, 1]."""
         return self.warmup_schedule(progress) * self.factor**self.num_drops
 
-    def on_evaluation(self, metrics: Mapping[str, float]) -> None:
-        """Update the state with the metrics of an evaluation."""
-        value = metrics["loss"] if "loss" in metrics else -next(iter(metrics.values()))
+    def on_evaluation(self, metrics: Mapping[str, float], mode: str | None = "max") -> None:
+        """Update the state with the metrics of an evaluation.
+
+        Args:
+            metrics: the metrics by name.
+            mode: ``"min"`` if less of the first metric is better.
+        """
+        first = next(iter(metrics.values()))
+        value = metrics.get("loss", first if mode == "min" else -first)
         if value < self.best:
             self.best, self.num_bad_evals = value, 0
         elif self.num_bad_evals < self.patience:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fukami.data.loader import Batch, BatchLoader
     from fukami.data.padded_loader import PaddedLoader
     from fukami.data.samples import Sample
+    from fukami.data.splits import Splits
     from fukami.engine.pretrained import ParameterGroup
     from fukami.engine.schedules import Schedule
     from fukami.engine.task import OptimizerFactory, TrainingOptions
@@ -33,21 +34,25 @@ RESIZE_RATIO = 8 / 7  # images are kept this much larger than random crops of th
 class SplitLoading:
     """Loading of a dataset by its splits; the first base of a recipe that defines ``load_splits`` and ``build_loader``.
 
-    The evaluation decodes only the images of the test split.
+    The evaluation decodes only the images of its split.
     """
 
     def load_data(self) -> Data:
-        """Load the dataset: into memory up to ``memory_limit``, streamed from its files otherwise."""
-        train, test, labels = self.load_splits()
-        return Data(self.build_loader(train, labels, train=True), self.build_loader(test, labels, train=False), labels)
+        """Load the dataset: each split into memory up to ``memory_limit``, streamed from its files otherwise."""
+        train, val, test, labels = self.load_splits()
+        train_loader = self.build_loader(train, labels, train=True)
+        return Data(train_loader, self._load(val, labels), labels, self._load(test, labels))
 
-    def load_eval_data(self) -> "BatchLoader[Any]":
-        """Load only the test split; no training image is decoded."""
-        _, test, labels = self.load_splits(include_train=False)
-        return self.build_loader(test, labels, train=False)
+    def load_eval_data(self) -> Data:
+        """Load only the test split, or else the validation split; no other image is decoded."""
+        _, val, test, labels = self.load_splits(include_train=False)
+        return Data((), () if len(test) else self._load(val, labels), labels, self._load(test, labels))
 
-    def load_splits(self, *, include_train: bool = True) -> tuple[object, object, tuple[str, ...]]:
-        """Index the dataset: its training split, its test split and its labels.
+    def _load(self, split: Any, labels: tuple[str, ...]) -> "BatchLoader[Any] | tuple[()]":
+        return self.build_loader(split, labels, train=False) if len(split) else ()
+
+    def load_splits(self, *, include_train: bool = True) -> "Splits[Any]":
+        """Index the dataset: its splits and its labels.
 
         Without ``include_train`` the training split may be empty.
         """
@@ -71,8 +76,9 @@ class SupervisedRecipe(Recipe):
     """Folder of the images, with annotations instead of data."""
     annotations: str = ""
     """Folder or file of the annotations of images."""
-    holdout: float = 0.2
-    """Fraction of the images held out for testing, if the dataset has no test split."""
+    val_fraction: float | None = None
+    """Fraction of the training images used for validation, if the dataset has no validation split; by default 0.2, and
+    at most 5,000 images."""
     memory_limit: float = 4.0
     """Memory for decoded images, in GB; a larger dataset is streamed from its files."""
     max_broken: int = 100
@@ -81,6 +87,8 @@ class SupervisedRecipe(Recipe):
     """Number of epochs."""
     eval_every: int = 1
     """Evaluation interval in epochs; the last epoch is always evaluated."""
+    patience: int = 0
+    """Early stopping: number of evaluations in a row without a better validation result; 0 disables it."""
     batch_size: int = 32
     """Global batch size, over all processes."""
     accumulate: int = 1
@@ -119,8 +127,10 @@ class SupervisedRecipe(Recipe):
         if bool(self.images) != bool(self.annotations):
             raise UsageError("--images and --annotations belong together; specify both, or --data")
         check_range(self, 1, math.inf, "epochs", "eval_every", "batch_size", "accumulate")
-        check_range(self, 0, math.inf, "lr", "weight_decay", "memory_limit", "clip_norm", "max_broken")
-        check_range(self, 0, 1, "holdout", "drop_factor")
+        check_range(self, 0, math.inf, "lr", "weight_decay", "memory_limit", "clip_norm", "max_broken", "patience")
+        check_range(self, 0, 1, "drop_factor")
+        if self.val_fraction is not None:
+            check_range(self, 0, 1, "val_fraction")
         check_range(self, 0, 0.9999999, "warmup", "momentum")
         self.build_schedule()
         augment.parse_transform_values(self.augment)
@@ -143,6 +153,7 @@ class SupervisedRecipe(Recipe):
             "lr_schedule": self.build_schedule(),
             "epochs": self.epochs,
             "eval_every": self.eval_every,
+            "patience": self.patience,
             "accumulate": self.accumulate,
             "clip_norm": self.clip_norm,
         }

@@ -36,6 +36,7 @@ class TrainingOptions(TypedDict, total=False):
     lr_schedule: Schedule
     epochs: int
     eval_every: int
+    patience: int
     accumulate: int
     clip_norm: float
 
@@ -87,6 +88,7 @@ class Task:
         optimizer: returns the optimizer of the parameters that it is called with.
         lr_schedule: learning-rate schedule, as a factor of the learning rate.
         epochs, eval_every: number of epochs, and evaluation interval in epochs.
+        patience: early stopping after this number of evaluations in a row without a better main metric; 0 disables it.
         accumulate: gradient accumulation: number of micro-batches per step, for less memory.
         clip_norm: maximum gradient norm (gradient clipping, Pascanu et al. 2013); 0 disables it.
     """
@@ -96,6 +98,8 @@ class Task:
     supports_cuda_graph = (
         False  # True if every step launches the same GPU work on the same shapes, so that the loop may capture it
     )
+    metric_mode: Literal["max", "min"] | None = "max"  # whether the best weights have the greatest or the smallest main
+    # metric of the validation data; None: the last weights are the result
     ensemble_methods: tuple[str, ...] = ()  # of average and vote, those of which an ensemble of these tasks is capable
     min_steps = 1  # minimum number of optimizer steps of a training
     predict_batch_size = 1  # maximum number of images per prediction batch
@@ -108,6 +112,7 @@ class Task:
         lr_schedule: Schedule = compute_constant_factor,
         epochs: int = 1,
         eval_every: int = 1,
+        patience: int = 0,
         accumulate: int = 1,
         clip_norm: float = 0.0,
     ) -> None:
@@ -116,10 +121,11 @@ class Task:
         self.lr_schedule = lr_schedule
         self.epochs = epochs
         self.eval_every = eval_every
+        self.patience = patience
         self.accumulate = accumulate
         self.clip_norm = clip_norm
         self.state: dict[str, Stateful] = {}  # what a checkpoint saves, by name
-        self._last_evaluation: tuple[Iterable[Batch], Results] | None = None  # its batches and results
+        self.last_evaluation: tuple[Iterable[Batch], Results] | None = None  # its batches and results
 
     def __repr__(self) -> str:
         size = sum(parameter.numel() for module in self.get_modules().values() for parameter in module.parameters())
@@ -169,7 +175,7 @@ class Task:
 
     def schedule(self, progress: float) -> float:
         """Set the learning rate at ``progress`` in [0, 1) of the training, and return it for the log."""
-        self._last_evaluation = None  # the weights are about to change
+        self.last_evaluation = None  # the weights are about to change
         factor = self.lr_schedule(progress)
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         for group in groups:
@@ -216,15 +222,15 @@ class Task:
             UsageError: the data contain a class that the task does not have.
             Error: there is nothing to evaluate.
         """
-        self._last_evaluation = None
+        self.last_evaluation = None
         return self._get_results(batches).compute_metrics()
 
     def _get_results(self, batches: Iterable[Batch]) -> Results:
         """Return the results for ``batches``, those of the last evaluation if it was of them."""
-        if self._last_evaluation is None or self._last_evaluation[0] is not batches:
+        if self.last_evaluation is None or self.last_evaluation[0] is not batches:
             with torch.inference_mode(), self.evaluation_mode():
-                self._last_evaluation = batches, self.collect_results(batches)
-        return self._last_evaluation[1]
+                self.last_evaluation = batches, self.collect_results(batches)
+        return self.last_evaluation[1]
 
     @contextmanager
     def evaluation_mode(self) -> Iterator[None]:

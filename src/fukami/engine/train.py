@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from fukami.data.manifest import Manifest
 from fukami.data.random_states import get_random_states, set_random_seed, set_random_states
 from fukami.engine import checkpoint
 from fukami.engine.async_checkpoint import CheckpointWriter
+from fukami.engine.best_weights import BestWeights
 from fukami.engine.log import TrainingLogger, describe_compute_config
 from fukami.engine.process_group import report_timeout
 from fukami.engine.recipe import Data, Recipe
@@ -21,8 +23,11 @@ from fukami.engine.resumable_loader import wrap_batches
 from fukami.engine.resume import SignalHandler, check_checkpoint_metadata, get_checkpoint_metadata
 from fukami.engine.runtime import DEFAULT_TIMEOUT, Runtime
 from fukami.engine.schedules import ReduceOnPlateau
-from fukami.engine.task import Batch, Task
+from fukami.engine.task import Batch, Metrics, Task
 from fukami.errors import Error, UsageError
+
+if TYPE_CHECKING:
+    from fukami.engine.task import FigureContent
 
 MAX_LOG_INTERVAL = 100  # maximum number of steps until the loop waits for the device, logs, and checks the losses
 
@@ -40,7 +45,7 @@ class RunOptions:
     num_threads: int | None = None  # for a stage, that of its run
 
 
-def run_training(recipe: Recipe, folder: Path, options: RunOptions) -> dict[str, float]:
+def run_training(recipe: Recipe, folder: Path, options: RunOptions) -> Metrics:
     """Train the recipe, write the run to the folder, and return the metrics of the last evaluation.
 
     Raises:
@@ -57,11 +62,13 @@ def run_training(recipe: Recipe, folder: Path, options: RunOptions) -> dict[str,
     ):
         set_random_seed(recipe.seed)
         data, loader = prepare_data(recipe, runtime, folder)
-        manifest = Manifest(loader, wrap_batches(data.val), data.labels)
+        splits = {"train": loader, "val": wrap_batches(data.val), "test": wrap_batches(data.test)}
+        manifest = Manifest(splits, data.labels)
         set_random_seed(recipe.seed)
         task = recipe.build_task(data.labels)
         task.setup(runtime)
         task.prepare_training()
+        check_evaluation(task, data)
         steps, interval = count_steps(task, loader)
         with TrainingLogger(folder, recipe, runtime, steps, len(loader)) as log:
             progress = TrainingProgress(task, loader, log)
@@ -71,6 +78,8 @@ def run_training(recipe: Recipe, folder: Path, options: RunOptions) -> dict[str,
                 recipe.initialize_task(task) if last_stage is None else recipe.continue_from_stage(task, last_stage)
                 log.start_run(data.labels, compile, task)
                 progress.start_run(folder, manifest)
+            if progress.best.is_patience_exhausted:
+                steps = step
             batches = iter(task.iterate_batches(loader))
             run_step = runtime.capture(task.step, task.supports_cuda_graph)
             log_interval = max(1, min(interval // 10, MAX_LOG_INTERVAL))
@@ -93,6 +102,8 @@ def run_training(recipe: Recipe, folder: Path, options: RunOptions) -> dict[str,
                     progress.log_steps(step, lr, batch)
                 if should_evaluate and data.val:
                     progress.evaluate(step, data.val)
+                    if progress.best.is_patience_exhausted:
+                        steps = step
                 if (
                     runtime.all_reduce_any(signals.received_signal > 0 or writer.is_due or loader.needs_checkpoint)
                     or step == steps
@@ -102,7 +113,7 @@ def run_training(recipe: Recipe, folder: Path, options: RunOptions) -> dict[str,
                     writer.wait()
                     log.log_stop(step)
                     signals.exit()
-            return progress.finish(writer, data.val)
+            return progress.finish(writer, folder, data)
 
 
 @contextlib.contextmanager
@@ -133,9 +144,25 @@ def prepare_data(recipe: Recipe, runtime: Runtime, folder: Path | None = None) -
         loader = wrap_batches(data.train)
         if folder:
             loader.open_files(folder)
-        for part in (loader, wrap_batches(data.val)):
+        for part in (loader, wrap_batches(data.val), wrap_batches(data.test)):
             part.setup(runtime)
     return data, loader
+
+
+def check_evaluation(task: Task, data: Data) -> None:
+    """Check that the options that need evaluations during the training have them.
+
+    Raises:
+        UsageError: early stopping or a plateau schedule, without validation data or without a metric to compare.
+    """
+    has_plateau = isinstance(task.lr_schedule, ReduceOnPlateau)
+    if (task.patience or has_plateau) and not data.val:
+        raise UsageError(
+            f"{'--patience' if task.patience else '--schedule plateau'} needs validation data, and there are none; set "
+            "--val-fraction, such as 0.1, to use a part of the training data"
+        )
+    if task.patience and task.metric_mode is None:
+        raise UsageError("--patience is not for this recipe, whose last weights are its result; remove it")
 
 
 def count_steps(task: Task, loader: Loader) -> tuple[int, int]:
@@ -219,6 +246,7 @@ class TrainingProgress:
     def __init__(self, task: Task, loader: Loader, log: TrainingLogger) -> None:
         self.task, self.loader, self.log = task, loader, log
         self.metric_buffer = MetricBuffer(log.runtime)
+        self.best = BestWeights(task, log.runtime.is_main)
         self.checkpoint_metadata: StateDict = {}
 
     def log_steps(self, step: int, lr: float, batch: Batch) -> None:
@@ -235,17 +263,36 @@ class TrainingProgress:
         with self.log.clock("evaluation"), self.task.evaluation_mode():
             metrics = self.task.evaluate(val)
         if isinstance(self.task.lr_schedule, ReduceOnPlateau):
-            self.task.lr_schedule.on_evaluation(metrics)
-        self.log.log_evaluation(step, metrics, self.task.on_evaluation(metrics))
+            self.task.lr_schedule.on_evaluation(metrics, self.task.metric_mode)
+        preview = self.task.on_evaluation(metrics)  # may set a buffer of the network
+        self.best.update(step, metrics)
+        self.log.log_evaluation(step, metrics, preview)
 
-    def finish(self, writer: CheckpointWriter, val: Iterable[Batch]) -> dict[str, float]:
-        """Wait for the last checkpoint, write the report, and return the metrics of the last evaluation."""
+    def finish(self, writer: CheckpointWriter, folder: Path, data: Data) -> Metrics:
+        """Evaluate the best weights on the test data, if there are any; write the report and return the metrics.
+
+        Without test data they are the metrics of the best evaluation, or of the last one without best weights.
+        """
         with self.log.clock("checkpoint"):
             writer.wait()
+            self.log.runtime.all_reduce_any(False)  # the others read the best weights when the first has written them
         self.loader.delete_files()
+        if 0 < self.best.step < self.log.step:
+            self.best.load(folder)
+            self.log.log_best(self.best.step, self.best.metrics)
+        metrics = self.best.metrics or self.log.last_metrics
+        batches = data.eval_batches
         with self.log.clock("evaluation"):
-            figures = list(self.task.plot_evaluation(val)) if val else []
-        return self.log.finish(figures)
+            if data.test:
+                with self.task.evaluation_mode():
+                    metrics = self.task.evaluate(data.test)
+                self.log.log_test(metrics)
+            figures = self.plot_evaluation(batches)
+        return self.log.finish(figures, metrics, data.eval_split if batches else "")
+
+    def plot_evaluation(self, batches: Iterable[Batch]) -> "list[tuple[str, FigureContent]]":
+        """Return the figures of the report."""
+        return list(self.task.plot_evaluation(batches)) if batches else []
 
     def start_run(self, folder: Path, manifest: Manifest) -> None:
         """Write the data manifest of a new run, and set the metadata of its checkpoints."""
@@ -264,10 +311,12 @@ class TrainingProgress:
                 "loader": self.loader.state_dict(),
                 "log": self.log.state_dict(),
                 "metric_buffer": self.metric_buffer.state_dict(),
+                "best": self.best.state_dict(),
                 "random": get_random_states(),
             }
             files = [self.log.path, *self.loader.checkpoint_files]
-            writer.save(state, checkpoint.collect_tensors(self.task.get_modules()), files)
+            writer.save(state, checkpoint.collect_tensors(self.task.get_modules()), files, self.best.unsaved)
+            self.best.unsaved = None
 
     def restore(self, folder: Path, manifest: Manifest, allow_changed_data: bool) -> int:
         """Restore the last checkpoint and return its step, or 0 if there is none.
@@ -290,6 +339,7 @@ class TrainingProgress:
             self.loader.load_state_dict(state["loader"])
             self.log.load_state_dict(state["log"])
             self.metric_buffer.load_state_dict(state["metric_buffer"])
+            self.best.load_state_dict(state["best"])
             set_random_states(state["random"])
             return int(state["step"])
         except Error:

@@ -6,6 +6,7 @@ import numpy as np
 
 from fukami.data import image_folder, labeled_images, scenes, shards, sources
 from fukami.data.labeled_images import LabeledImages
+from fukami.data.splits import select_validation
 from fukami.errors import Error
 from fukami.image import io as image_io
 
@@ -14,13 +15,13 @@ THUMBNAIL_SIZES = (28, 32)
 NUM_INSPECTED_IMAGES = 100  # images from which size and channels are inferred
 
 
-def load_dataset(spec: str, holdout: float) -> tuple[LabeledImages, LabeledImages]:
+def load_dataset(spec: str, val_fraction: float) -> tuple[LabeledImages, LabeledImages]:
     """Load the training images and the reference images for evaluation.
 
     Args:
         spec: a spec of :func:`fukami.data.labeled_images.load_labeled_images`, ``scenes``, or the path of a folder
             or an archive with images at any depth.
-        holdout: fraction of the images held out as reference images; with 0 all images serve as both.
+        val_fraction: fraction of the images used only as reference images; with 0 all images serve as both.
 
     Raises:
         UsageError: there is no dataset of this name and no such path.
@@ -29,10 +30,10 @@ def load_dataset(spec: str, holdout: float) -> tuple[LabeledImages, LabeledImage
     source = _load_source(spec)
     if len(source) < 2:
         raise Error(f"{spec} has {len(source)} images; training needs at least two, and preferably thousands")
-    if not holdout:
+    if not val_fraction:
         return source, source
-    is_held_out = image_folder.select_holdout(source.targets, holdout)
-    return source.select(~is_held_out), source.select(is_held_out)
+    is_selected = select_validation(source.targets, val_fraction)
+    return source.select(~is_selected), source.select(is_selected)
 
 
 def infer_image_shape(source: LabeledImages) -> tuple[int, int]:
@@ -65,5 +66,5 @@ def _load_source(spec: str) -> LabeledImages:
     if layout == "image files":
         files = image_folder.find_images(root)
         return LabeledImages(tuple(files), np.zeros(len(files), np.int64))
-    images, _, _ = labeled_images.load_labeled_images(spec, 0.0)
+    images = labeled_images.load_labeled_images(spec, 0.0).train
     return LabeledImages(images.items, np.zeros(len(images), np.int64))

@@ -35,8 +35,8 @@ class DCGAN(SupervisedRecipe):
     data: str = "digits"
     """Dataset: digits (bundled), scenes (bundled), mnist, cifar10, cifar100, imagenet, or a folder, an archive, a CSV
     file or shards of images; labels are ignored."""
-    holdout: float = 0.0
-    """Fraction of the images held out as reference images for evaluation; 0 compares samples with the training
+    val_fraction: float = 0.0
+    """Fraction of the images used only as reference images for evaluation; 0 compares samples with the training
     images."""
     size: Literal[0, 28, 32, 64, 128] = 0
     """Image size: side of the square images, in pixels; 0 selects 28 or 32 if all images have this size, else 64."""
@@ -101,7 +101,7 @@ class DCGAN(SupervisedRecipe):
         """Load the images; the labels are their size and number of channels."""
         from fukami.generation import data as generation_data
 
-        train_images, reference_images = generation_data.load_dataset(self.data, self.holdout)
+        train_images, reference_images = generation_data.load_dataset(self.data, self.val_fraction)
         size, channels = generation_data.infer_image_shape(train_images)
         size, channels = self.size or size, self.channels or channels
         transform = self.build_transform(size, channels)

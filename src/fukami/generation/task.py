@@ -52,6 +52,7 @@ class GANTask(Task):
         options: optimizer, lr_schedule, epochs, eval_every and clip_norm, as for :class:`fukami.Task`.
     """
 
+    metric_mode = "min"
     supports_cuda_graph = True
     model: Generator
     discriminator: nn.Module
@@ -248,8 +249,8 @@ class GANTask(Task):
 
     def on_evaluation(self, metrics: Metrics) -> Image.Image:
         """Store and return a preview grid; warn of mode collapse or of a discriminator that is too strong."""
-        assert self._last_evaluation is not None
-        _, results = self._last_evaluation
+        assert self.last_evaluation is not None
+        _, results = self.last_evaluation
         assert isinstance(results, GenerationResults)
         grid = draw_image_grid(results.samples)
         self.preview_history.add(grid)

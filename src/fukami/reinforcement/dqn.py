@@ -117,9 +117,13 @@ class DQN(Recipe):
             epsilon_end=self.epsilon_end,
             seed=self.seed,
         )
-        return Data(collector, self.load_eval_data(), envs.action_names)
+        return Data(collector, self.build_episodes(), envs.action_names)
 
-    def load_eval_data(self, *, render: bool = False) -> "EvaluationEpisodes":
+    def load_eval_data(self) -> Data:
+        """Build the evaluation episodes."""
+        return Data((), self.build_episodes())
+
+    def build_episodes(self, *, render: bool = False) -> "EvaluationEpisodes":
         """Build the evaluation episodes; ``render`` enables color frames."""
         from fukami.reinforcement import env_registry
         from fukami.reinforcement.evaluation import EvaluationEpisodes

@@ -45,6 +45,7 @@ class QLearningTask(Task):
             optimizer step.
     """
 
+    metric_mode = None
     supports_cuda_graph = True
     model: DQN
 

@@ -105,8 +105,8 @@ def _find_unknown_values(mask: MaskFile) -> Iterator[tuple[str, str]]:
 
 def _check_scenes(report: Findings) -> Iterator[tuple[ImageItem, bytes]]:
     """Yield the images of the bundled dataset, which has no files."""
-    train, test, labels = segmentation_data.load_dataset("scenes", 0)
-    for split, samples in (("train", train), ("test", test)):
+    train, val, _, labels = segmentation_data.load_dataset("scenes", None)
+    for split, samples in (("train", train), ("val", val)):
         for sample in samples:
             assert sample.mask is not None
             report.image_counts[split][""] += 1

@@ -11,13 +11,14 @@ from fukami.data.annotations import (
     AnnotationProblem,
     ImageHeader,
     Samples,
-    load_splits,
     read_header,
     read_headers,
+    split_off_validation,
 )
 from fukami.data.class_tables import ClassTable
 from fukami.data.samples import Mask, Sample
 from fukami.data.sources import DataSource, identify_source
+from fukami.data.splits import Splits
 from fukami.errors import Error
 
 logger = logging.getLogger(__name__)
@@ -38,32 +39,23 @@ class DatasetIndex:
     splits: dict[str, list[tuple[Path, Mask]]]
     problems: Sequence[AnnotationProblem] = ()  # files and list entries that belong to no image
 
-    @property
-    def train_split(self) -> str:
-        """Name of the training split."""
-        return next((name for name in ("train", "", "val") if name in self.splits), next(iter(self.splits), ""))
-
-    @property
-    def eval_split(self) -> str | None:
-        """Name of the evaluation split: test, or else validation; None if the dataset has neither."""
-        return next((name for name in ("test", "val") if name in self.splits and name != self.train_split), None)
-
 
 def load_dataset(
     spec: str,
-    holdout: float,
+    val_fraction: float | None,
     max_broken: int = image_folder.MAX_BROKEN,
     *,
     images: str = "",
     ignore_index: int = class_tables.IGNORE_INDEX,
     include_train: bool = True,
-) -> tuple[Samples, Samples, tuple[str, ...]]:
-    """Load the training samples, the evaluation samples and the class names of a dataset.
+) -> Splits[Samples]:
+    """Load the splits and the class names of a dataset.
 
     Args:
         spec: ``scenes`` (bundled), ``camvid``, ``voc2012``, ``cityscapes``, ``coco``, or the path of a folder (or
             archive) of images and masks, or of COCO's JSON.
-        holdout: fraction of the images held out for evaluation, if the dataset has no splits.
+        val_fraction: fraction of the training images used for validation, if the dataset has no validation split;
+            None: as for :func:`fukami.data.splits.select_validation`.
         max_broken: maximum number of missing or unreadable images per split; they are skipped and logged.
         images: folder of the images, if ``spec`` contains only their masks.
         ignore_index: mask value of ignored pixels.
@@ -75,18 +67,18 @@ def load_dataset(
     """
     source = identify_source(spec, "masks", images)
     if spec == "scenes":
-        return (
-            scenes.generate_mask_samples(0, scenes.NUM_TRAIN),
-            scenes.generate_mask_samples(scenes.NUM_TRAIN, scenes.NUM_TEST),
-            scenes.MASK_LABELS,
-        )
+        train = scenes.generate_mask_samples(0, scenes.NUM_TRAIN)
+        val = scenes.generate_mask_samples(scenes.NUM_TRAIN, scenes.NUM_TEST)
+        return Splits(train, val, (), scenes.MASK_LABELS)
     index = index_dataset(source, ignore_index)
-
-    def load(splits: Sequence[str]) -> Samples:
-        return _load_pairs([pair for split in splits for pair in index.splits.get(split, ())], max_broken)
-
-    splits = load_splits(load, (index.train_split,), index.eval_split, holdout, include_train=include_train)
-    return *splits, index.class_table.labels
+    val, test = (_load_pairs(index.splits.get(name, ()), max_broken) for name in ("val", "test"))
+    if not include_train and (val or test):
+        return Splits((), val, test, index.class_table.labels)
+    pairs = [pair for name in ("", "train", "trainval") for pair in index.splits.get(name, ())]
+    train = _load_pairs(pairs, max_broken)
+    if not val:
+        train, val = split_off_validation(train, val_fraction)
+    return Splits(train, val, test, index.class_table.labels)
 
 
 def index_dataset(source: DataSource, ignore_index: int = class_tables.IGNORE_INDEX) -> DatasetIndex:

@@ -68,7 +68,7 @@ class SegmentationResults:
         class_pixels = self.confusion_matrix.sum(1)
         pixels = int(class_pixels.sum())
         if pixels == 0:
-            raise Error("there is no labeled pixel to evaluate; use data with a test split, or a larger --holdout")
+            raise Error("there is no labeled pixel to evaluate; use data with a test split, or a larger --val-fraction")
         occurs = class_pixels > 0
         ious = compute_iou(self.confusion_matrix)
         accuracies = compute_class_accuracy(self.confusion_matrix)

@@ -13,6 +13,7 @@ from fukami.errors import UsageError
 if TYPE_CHECKING:
     from fukami.data.padded_loader import PaddedLoader
     from fukami.data.samples import Sample
+    from fukami.data.splits import Splits
     from fukami.image.transform import ResizeTransform
     from fukami.layers.segmentation_model import SegmentationModel
     from fukami.segmentation.task import SegmentationTask
@@ -85,15 +86,13 @@ class SegmentationRecipe(SplitLoading, SupervisedRecipe):
 
         return ResizeTransform(min_size=self.min_size, max_size=self.max_size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
-    def load_splits(
-        self, *, include_train: bool = True
-    ) -> "tuple[tuple[Sample, ...], tuple[Sample, ...], tuple[str, ...]]":
+    def load_splits(self, *, include_train: bool = True) -> "Splits[tuple[Sample, ...]]":
         """Load the class names of the dataset and index its images and masks, which are not decoded."""
         from fukami.segmentation import data as segmentation_data
 
         return segmentation_data.load_dataset(
             self.annotations or self.data,
-            self.holdout,
+            self.val_fraction,
             self.max_broken,
             images=self.images,
             ignore_index=self.ignore_index,

@@ -116,6 +116,7 @@ class StyleTransferTask(Task):
         eval_every: evaluation interval in iterations.
     """
 
+    metric_mode = None
     model: StyleFeatures
 
     def __init__(
