@@ -67,7 +67,9 @@ class ClassificationRecipe(SplitLoading, SupervisedRecipe):
     init: str = ""
     """Initial weights: imagenet (torchvision's, downloaded), a state-dict file or a run's folder."""
     freeze: bool = False
-    """Train only the classification head; the other layers keep the initial weights."""
+    """Train only the classification head; the other layers keep the initial weights, and their output is cached."""
+    feature_views: int = 4
+    """Number of augmented views of each image whose frozen features are cached; 0 computes them in each step."""
     layer_lr_decay: float = 1.0
     """Layer-wise learning-rate decay: factor of the learning rate from each stage to the one below it, 0 to 1."""
     quantize: Literal["none", "int8"] = "none"
@@ -77,6 +79,7 @@ class ClassificationRecipe(SplitLoading, SupervisedRecipe):
         """Validate the fields."""
         super().__post_init__()
         check_range(self, 1, 100, "cycles")
+        check_range(self, 0, 1000, "feature_views")
         check_range(self, 4, MAX_INPUT_SIZE, "size")
         check_range(self, 0, 1, "layer_lr_decay")
         check_range(self, 0, 0.9999999, "label_smoothing", "ema_decay")
@@ -155,7 +158,7 @@ class ClassificationRecipe(SplitLoading, SupervisedRecipe):
 
     def build_task(self, labels: tuple[str, ...]) -> "ClassificationTask":
         """Build the classification task."""
-        from fukami.classification.task import ClassificationTask
+        from fukami.classification.task import ClassificationTask, FeatureCacheConfig
         from fukami.engine import pretrained, schedules
 
         model, transform = self.build_model(len(labels)), self.build_transform(labels)
@@ -169,6 +172,7 @@ class ClassificationRecipe(SplitLoading, SupervisedRecipe):
         options = self.get_training_options(build_groups if self.layer_lr_decay != 1 else None)
         if self.cycles > 1:
             options["lr_schedule"] = schedules.repeat_schedule(options["lr_schedule"], self.cycles)
+        can_cache = self.freeze and self.feature_views > 0 and self.cycles == 1
         return ClassificationTask(
             model,
             labels,
@@ -181,6 +185,7 @@ class ClassificationRecipe(SplitLoading, SupervisedRecipe):
             augment=build_augmentation(
                 [name for name in self.augment if name.partition("=")[0] in TTA_AUGMENTATIONS], transform, labels
             ),
+            feature_cache=FeatureCacheConfig(self.feature_views, self.memory_limit * 1e9) if can_cache else None,
             **options,
         )
 

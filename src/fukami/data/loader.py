@@ -281,6 +281,7 @@ class InMemoryLoader(BatchLoader[Batch]):
         )
         self.images = images
         self.image_size = image_size or images.shape[-1]
+        self.features: Tensor | None = None
         self.assemble = self._assemble
 
     def setup(self, runtime: "Runtime") -> None:
@@ -290,6 +291,21 @@ class InMemoryLoader(BatchLoader[Batch]):
             self.images, self.targets = self.images.to(runtime.device), self.targets.to(runtime.device)
         self.assemble = runtime.capture(self._assemble, enabled=True)
 
+    def set_features(self, features: Tensor) -> None:
+        """Replace the images of the batches by features ``(views, N, ...)`` of :meth:`iterate_view`.
+
+        Epoch ``e`` has the view ``e % views``.
+        """
+        self.features, self.assemble = features, self._assemble
+
+    def iterate_view(self, view: int) -> Iterator[Batch]:
+        """Iterate over every image once, in order, augmented with the random numbers of epoch ``view``."""
+        random_values = self._plan_epoch(view)[1].to(self.images.device)
+        for start in range(0, len(self.targets), SEQUENTIAL_BATCH_SIZE):
+            stop = min(start + SEQUENTIAL_BATCH_SIZE, len(self.targets))
+            indices = torch.arange(start, stop, device=self.images.device)
+            yield self._augment(indices, random_values[indices])
+
     def iterate_items(self) -> Iterator[ManifestItem]:
         """Iterate over all items in order; a single item if the images have no names."""
         if len(self.names):
@@ -298,7 +314,7 @@ class InMemoryLoader(BatchLoader[Batch]):
         return (ManifestItem("images in memory", *hash_tensors(*part)) for part in tensors)  # hashed on demand
 
     def __iter__(self) -> Iterator[Batch]:
-        """Iterate over the batches of one epoch, ``(images (N, C, H, W) in 0..255, targets)``.
+        """Iterate over the batches of one epoch, ``(images (N, C, H, W) in 0..255 or features, targets)``.
 
         An interrupted epoch is continued at its position.
         """
@@ -332,5 +348,10 @@ class InMemoryLoader(BatchLoader[Batch]):
 
     def _assemble(self, plan: tuple[Tensor, Tensor]) -> Batch:
         indices, random_values = plan
+        if self.features is not None:
+            return self.features[self.epoch % len(self.features), indices], self.targets[indices]
+        return self._augment(indices, random_values)
+
+    def _augment(self, indices: Tensor, random_values: Tensor) -> Batch:
         images, targets = self.images[indices], self.targets[indices]
         return self.augmentation(images, targets, random_values) if self.augmentation else (images, targets)
