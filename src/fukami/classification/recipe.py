@@ -1,12 +1,14 @@
 """Base class of the image classification recipes."""
 
 import dataclasses
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from fukami.engine.recipe import MAX_INPUT_SIZE, check_range, get_network_name, get_recipe_name, parse_overrides
+from fukami.engine.recipe import MAX_INPUT_SIZE, Recipe, check_range, get_network_name, get_recipe_name, parse_overrides
 from fukami.engine.supervised import IMAGENET_MEAN, IMAGENET_STD, SplitLoading, SupervisedRecipe, build_augmentation
 from fukami.engine.supervised import OptimizerName as OptimizerName  # for custom recipes
 from fukami.errors import UsageError
@@ -41,6 +43,8 @@ class ClassificationRecipe(SplitLoading, SupervisedRecipe):
     """Image classification: data, training settings and evaluation; subclasses define the network."""
 
     model_arguments: ClassVar[tuple[str, ...]] = ("channels",)
+    init_defaults: ClassVar[Mapping[str, object]] = {"optimizer": "adamw", "lr": 3e-5, "head_epochs": 10}
+    freeze_defaults: ClassVar[Mapping[str, object]] = {"optimizer": "adamw", "lr": 1e-3}
     encoder_overrides: ClassVar[dict[str, int]] = {}  # field values when the network is the encoder of another task
 
     data: str = "digits"
@@ -70,6 +74,9 @@ class ClassificationRecipe(SplitLoading, SupervisedRecipe):
     """Train only the classification head; the other layers keep the initial weights, and their output is cached."""
     feature_views: int = 4
     """Number of augmented views of each image whose frozen features are cached; 0 computes them in each step."""
+    head_epochs: int = 0
+    """Number of epochs of a first stage that trains only the head on the initial weights (Kumar et al. 2022); 0 omits
+    it."""
     layer_lr_decay: float = 1.0
     """Layer-wise learning-rate decay: factor of the learning rate from each stage to the one below it, 0 to 1."""
     quantize: Literal["none", "int8"] = "none"
@@ -79,7 +86,7 @@ class ClassificationRecipe(SplitLoading, SupervisedRecipe):
         """Validate the fields."""
         super().__post_init__()
         check_range(self, 1, 100, "cycles")
-        check_range(self, 0, 1000, "feature_views")
+        check_range(self, 0, math.inf, "feature_views", "head_epochs")
         check_range(self, 4, MAX_INPUT_SIZE, "size")
         check_range(self, 0, 1, "layer_lr_decay")
         check_range(self, 0, 0.9999999, "label_smoothing", "ema_decay")
@@ -87,11 +94,19 @@ class ClassificationRecipe(SplitLoading, SupervisedRecipe):
             raise UsageError("--schedule plateau cannot be combined with --cycles; use another --schedule")
         if self.freeze and not self.init:
             raise UsageError("--freeze keeps the initial weights of the features; specify trained weights with --init")
+        if self.head_epochs and (not self.init or self.freeze):
+            raise UsageError("--head-epochs precede the fine-tuning of initial weights: set --init, and omit --freeze")
         if self.quantize != "none" and (not self.init or self.freeze or self.layer_lr_decay != 1 or self.cycles > 1):
             raise UsageError(
                 f"--quantize {self.quantize} fine-tunes the whole network of a run: specify the run with --init, and "
                 "omit --freeze, --layer-lr-decay and --cycles"
             )
+
+    def get_conditional_defaults(self) -> Mapping[str, object]:
+        """Return the defaults for training from initial weights."""
+        if not self.init or self.quantize != "none":
+            return {}
+        return self.freeze_defaults if self.freeze else self.init_defaults
 
     @classmethod
     def as_encoder(cls, options: Iterable[str], size: int) -> Self:
@@ -199,3 +214,14 @@ class ClassificationRecipe(SplitLoading, SupervisedRecipe):
             if network is not task.model:  # the quantized model also has activation ranges, not yet calibrated
                 task.model.load_state_dict(network.state_dict(), strict=False)
             task.ema_model.load_state_dict(task.model.state_dict())
+
+    def stages(self, folder: Path) -> dict[str, Recipe]:
+        """Return the stage that trains the head, before the whole network is fine-tuned."""
+        if not self.head_epochs:
+            return {}
+        fields: dict[str, Any] = {**self.freeze_defaults, "epochs": self.head_epochs, "head_epochs": 0, "freeze": True}
+        return {"head": dataclasses.replace(self, **fields, cycles=1, patience=0, layer_lr_decay=1.0)}
+
+    def continue_from_stage(self, task: "ClassificationTask", run: Path) -> None:
+        """Continue with the network whose head was trained."""
+        dataclasses.replace(self, init=str(run)).initialize_task(task)

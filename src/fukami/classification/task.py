@@ -272,7 +272,8 @@ class ClassificationTask(Task):
     def predict_member_scores(self, images: Tensor, features: Tensor | None = None) -> Tensor:
         """Predict the log-probabilities ``(members, N, classes)`` of each member, averaged over the views.
 
-        With ``features`` only the head is computed. The network computes in the precision of its weights; the result is float32.
+        With ``features`` only the head is computed. The network computes in the precision of its weights; the result is
+        float32.
         """
         if features is not None:
             return compute_member_log_probs(self.inference_model.get_submodule(self.cached_head), features)

@@ -299,8 +299,9 @@ class InMemoryLoader(BatchLoader[Batch]):
         self.features, self.assemble = features, self._assemble
 
     def iterate_view(self, view: int) -> Iterator[Batch]:
-        """Iterate over every image once, in order, augmented with the random numbers of epoch ``view``."""
-        random_values = self._plan_epoch(view)[1].to(self.images.device)
+        """Iterate over every image once, in order, augmented as in epoch ``view``."""
+        order, random_values = self._plan_epoch(view)
+        random_values = random_values[order.argsort()].to(self.images.device)
         for start in range(0, len(self.targets), SEQUENTIAL_BATCH_SIZE):
             stop = min(start + SEQUENTIAL_BATCH_SIZE, len(self.targets))
             indices = torch.arange(start, stop, device=self.images.device)
