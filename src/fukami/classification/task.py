@@ -2,7 +2,8 @@
 
 import copy
 import json
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Unpack
 
@@ -17,7 +18,7 @@ from fukami.data.loader import Batch, BatchLoader, InMemoryLoader, Loader
 from fukami.engine.prediction import Prediction
 from fukami.engine.pretrained import find_head
 from fukami.engine.task import ModelSignature, Task, TrainingOptions, match_labels
-from fukami.errors import Error, UsageError
+from fukami.errors import Error, UsageError, format_names
 from fukami.image import io as image_io
 from fukami.image.transform import SquareTransform, get_normalization
 from fukami.layers import binary
@@ -30,8 +31,11 @@ if TYPE_CHECKING:
     from fukami.engine.runtime import Runtime
     from fukami.engine.task import FigureContent
 
+MIN_CLASS_IMAGES = 5  # a class with fewer training images is reported
 TOP_K = 10  # number of classes in a prediction's ranking
 AUX_LOSS_WEIGHT = 0.3  # loss weight of each auxiliary classifier (Szegedy et al. 2015, section 5)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,16 @@ class ClassificationTask(Task):
         self.mean, self.std = get_normalization(self.transform, runtime.device)
 
     def prepare_training(self) -> None:
-        """Create the optimizer, and enable activation checkpointing."""
+        """Create the optimizer, and enable activation checkpointing.
+
+        Raises:
+            UsageError: there is only one class.
+        """
+        if len(self.labels) < 2:
+            raise UsageError(
+                f"the data have the class {', '.join(self.labels)!r} only, and a classifier needs at least two; put "
+                "the images of each class into a folder of its own"
+            )
         if self.activation_checkpointing:
             enable_activation_checkpointing(self.model)
             # recomputation restores random states, which a CUDA graph cannot record
@@ -154,10 +167,12 @@ class ClassificationTask(Task):
 
     def iterate_batches(self, loader: Loader) -> Iterable[Batch]:
         """Yield the batches of all epochs; first compute class weights and frozen features of the loader."""
-        if self.use_class_weights:
-            assert isinstance(loader, BatchLoader)
-            counts = loader.targets.bincount(minlength=len(self.labels)).clamp(min=1)
-            self.class_weights = (len(loader.targets) / (len(self.labels) * counts)).to(self.runtime.device)
+        if isinstance(loader, BatchLoader):
+            counts = loader.targets.bincount(minlength=len(self.labels))
+            warn_of_small_classes(dict(zip(self.labels, counts.tolist(), strict=True)))
+            if self.use_class_weights:
+                weights = len(loader.targets) / (len(self.labels) * counts.clamp(min=1))
+                self.class_weights = weights.to(self.runtime.device)
         if self.feature_cache is not None and isinstance(loader, InMemoryLoader):
             self.cache_features(loader, self.feature_cache)
         return super().iterate_batches(loader)
@@ -381,6 +396,16 @@ class ClassificationTask(Task):
                 "the run was trained without geometric or color augmentation, so there are no views; omit --views"
             )
         self.num_views = num_views
+
+
+def warn_of_small_classes(counts: Mapping[str, int]) -> None:
+    """Log a warning about the classes with few training images."""
+    small = [f"{label} ({count})" for label, count in counts.items() if count < MIN_CLASS_IMAGES]
+    if small:
+        logger.warning(
+            f"{len(small)} of {len(counts)} classes have fewer than {MIN_CLASS_IMAGES} training images, too few to "
+            f"learn them: {format_names(small)}"
+        )
 
 
 def set_num_views(task: Task, num_views: int) -> None:

@@ -19,7 +19,7 @@ from fukami.image import io as image_io
 from fukami.image.transform import SquareTransform
 
 logger = logging.getLogger(__name__)
-MAX_LISTED = 5  # unreadable images listed in a message
+MAX_LISTED = 3  # unreadable images listed in a message
 MAX_BROKEN = 100  # default maximum number of unreadable images per split and process
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -145,7 +145,11 @@ def check_broken(errors: Sequence[str], max_broken: int) -> None:
 
 def format_errors(errors: Sequence[str]) -> str:
     """Format the first ``MAX_LISTED`` errors, one per line, and the number of the others."""
-    more = f"\n  ... and {len(errors) - MAX_LISTED} more" if len(errors) > MAX_LISTED else ""
+    more = (
+        f"\n  ... and {len(errors) - MAX_LISTED} more; fukami doctor lists all of them"
+        if len(errors) > MAX_LISTED
+        else ""
+    )
     return "  " + "\n  ".join(errors[:MAX_LISTED]) + more
 
 

@@ -169,13 +169,18 @@ def count_steps(task: Task, loader: Loader) -> tuple[int, int]:
     """Return the number of optimizer steps of the training, and the evaluation interval in steps.
 
     Raises:
-        UsageError: there are fewer steps than the task needs.
+        UsageError: there are fewer steps than the task needs, or the learning rate is 0 in all of them.
     """
     steps = task.epochs * len(loader)
     if steps < task.min_steps:
         raise UsageError(
             f"the training needs {task.min_steps} optimizer steps, and {task.epochs} epochs have {steps}; raise "
             "--epochs, or lower --batch-size"
+        )
+    if not any(task.lr_schedule(step / steps) for step in range(steps)):
+        raise UsageError(
+            f"the learning rate is 0 in all {steps} optimizer steps of the training, because of the warm-up; raise "
+            "--epochs, or lower --batch-size or --warmup"
         )
     return steps, task.eval_every * len(loader)
 
