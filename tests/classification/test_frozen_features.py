@@ -92,7 +92,7 @@ def test_training_on_cached_features_equals_training_without(images, weights, tm
 
 
 def test_features_are_computed_once_per_view(images, weights, tmp_path, count_images):
-    """12 training images in two views and 4 validation images, in five epochs; two images each for a check and the costs."""
+    """12 training images in two views and 4 validation images, in five epochs; two each for a check and the costs."""
     recipe = VGG11(data=str(images), init=str(weights), **SMALL, augment=("flip",), feature_views=2, epochs=5)
     train(recipe, tmp_path / "run")
     assert count_images == {"training": 2, "evaluation": 24 + 4 + 2}

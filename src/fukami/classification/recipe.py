@@ -103,10 +103,8 @@ class ClassificationRecipe(SplitLoading, SupervisedRecipe):
             )
 
     def get_conditional_defaults(self) -> Mapping[str, object]:
-        """Return the defaults for training from initial weights."""
-        if not self.init or self.quantize != "none":
-            return {}
-        return self.freeze_defaults if self.freeze else self.init_defaults
+        """Return the defaults for training from initial weights; quantization-aware training has the usual ones."""
+        return super().get_conditional_defaults() if self.quantize == "none" else {}
 
     @classmethod
     def as_encoder(cls, options: Iterable[str], size: int) -> Self:

@@ -111,8 +111,11 @@ class Recipe(FieldGroup):
         return f"{type(self).__name__}({changed})"
 
     def get_conditional_defaults(self) -> Mapping[str, object]:
-        """Return the defaults of fields that depend on other fields; none by default."""
-        return {}
+        """Return the defaults of fields that depend on other fields: those for training from initial weights."""
+        fields = vars(self)
+        if not fields.get("init"):
+            return {}
+        return self.freeze_defaults if fields.get("freeze") else self.init_defaults
 
     def load_data(self) -> Data:
         """Return the training and evaluation data; used by train and eval."""
