@@ -91,6 +91,8 @@ def command(arguments: list[str]) -> None:
         from fukami.image import video
 
         if generation.num_samples:
+            if format != "auto":
+                raise UsageError(f"--format {format} is for predictions, and --num-samples generates images; omit it")
             _generate_images(inputs, generation, out, device, precision, recipe)
             return
         if generation.interpolation_steps or generation.arithmetic or generation.nearest:
