@@ -1,6 +1,7 @@
 """FCN recipes (Long et al. 2015): fully convolutional networks on VGG-16 and on torchvision's dilated ResNets."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -16,6 +17,10 @@ class FCNVGGFields(FieldGroup):
 
     backbone: ClassVar[str] = "vgg16"
     model_arguments: ClassVar[tuple[str, ...]] = ("hidden", "dropout", "width_multiplier", "batch_norm")
+    init_defaults: ClassVar[Mapping[str, object]] = {
+        "min_size": 180, "batch_norm": True, "hidden": 512, "batch_size": 2, "lr": 2e-3, "backbone_lr_factor": 0.1,
+        "epochs": 20, "balance": "root",
+    }  # fmt: skip
 
     lr: float = 2e-4
     """Peak learning rate, for the recipe's default batch size."""

@@ -1,6 +1,7 @@
 """SegNet recipes (Badrinarayanan et al. 2017): the decoder unpools with the encoder's pooling indices."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -26,6 +27,7 @@ class SegNetVGG16(SegmentationRecipe):
 
     backbone: ClassVar[str] = "vgg16_bn"
     model_arguments: ClassVar[tuple[str, ...]] = ("width_multiplier",)
+    init_defaults: ClassVar[Mapping[str, object]] = {"min_size": 180, "batch_size": 2, "epochs": 20}
 
     batch_size: int = 4
     """Global batch size, over all processes."""
