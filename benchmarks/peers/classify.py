@@ -79,7 +79,7 @@ def main():
         images, targets = batch
         return F.cross_entropy(model(images.to(DEVICE)), targets.to(DEVICE), label_smoothing=recipe.label_smoothing)
 
-    for stage in (*recipe.stages(data).values(), recipe):
+    for stage in (*recipe.stages(data).values(), recipe):  # the folder of the stages is not used
         model.features.requires_grad_(not stage.freeze)
         train(model, stage, precision, train_loader, compute_loss, partial(compute_accuracy, model, val_loader))
     accuracy = run_evaluation(model, precision, partial(compute_accuracy, model, test_loader))
