@@ -15,7 +15,9 @@ class FCNVGGFields(FieldGroup):
     """Fields of the FCNs on VGG-16, whose fully connected layers become convolutions (Long et al. 2015)."""
 
     backbone: ClassVar[str] = "vgg16"
-    model_arguments: ClassVar[tuple[str, ...]] = ("hidden", "dropout", "width_multiplier", "batch_norm")
+    model_arguments: ClassVar[tuple[str, ...]] = (
+        "hidden", "dropout", "width_multiplier", "batch_norm", "channels"
+    )  # fmt: skip
 
     lr: float = 2e-4
     """Peak learning rate, for the recipe's default batch size."""
@@ -136,7 +138,7 @@ class FCN8sVGG16(SkipFCNFields, SegmentationRecipe):
 class FCNResNetFields(FieldGroup):
     """Fields of the FCNs with a dilated ResNet."""
 
-    model_arguments: ClassVar[tuple[str, ...]] = ("aux_loss",)
+    model_arguments: ClassVar[tuple[str, ...]] = ("aux_loss", "channels")
 
     init: str = ""
     """Initial weights: coco or imagenet (torchvision's network or classifier, downloaded), a state-dict file of either
