@@ -20,7 +20,7 @@ from fukami.data import archives, image_folder
 from fukami.data.parsing import is_file
 from fukami.data.samples import REGULAR, Sample
 from fukami.data.splits import SPLIT_NAMES, Splits, select_validation
-from fukami.errors import Error
+from fukami.errors import Error, MissingPackageError
 from fukami.image import io as image_io
 from fukami.image import tiff
 
@@ -122,6 +122,8 @@ def read_header(path: Path) -> ImageHeader | Error:
     try:
         header = tiff.read_tiff_header(path)
         return ImageHeader(header.width, header.height, header.orientation)
+    except MissingPackageError:
+        raise
     except Error as error:
         return error
 

@@ -159,6 +159,8 @@ def check_image(item: ImageItem) -> tuple[bytes | None, Depth, list[Problem]]:
             image, depth = read_channels(source, 0, name=str(item.path)), read_depth(source, str(item.path))
             array = image.levels if isinstance(image, ArrayImage) else np.asarray(image.convert("RGB"))
             pixels = hash_pixels(array)
+    except MissingPackageError:
+        raise
     except Error as error:
         return None, (0, False), [Problem("broken", str(error).removeprefix(f"{item.path} "), item.name)]
     problems = []

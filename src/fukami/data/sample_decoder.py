@@ -16,7 +16,7 @@ from fukami.data.image_folder import MAX_BROKEN, check_broken, format_errors
 from fukami.data.masks import resize_mask
 from fukami.data.samples import Sample
 from fukami.data.streaming import Decoded, count_workers
-from fukami.errors import Error, convert_memory_errors
+from fukami.errors import Error, MissingPackageError, convert_memory_errors
 from fukami.image.transform import ResizeTransform
 
 logger = logging.getLogger(__name__)
@@ -66,6 +66,8 @@ def decode_sample(sample: Sample, transform: ResizeTransform) -> Tensor | Error:
     """Decode and resize an image, ``(C, H, W)`` in 0..255, with its mask as a last channel; or return the error."""
     try:
         image = transform.read_image(sample.source, sample.name if isinstance(sample.source, Path) else "")
+    except MissingPackageError:
+        raise
     except Error as error:
         return error
     if (image.shape[2], image.shape[1]) != sample.size:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from fukami.data.augment import MAX_ASPECT_RATIO, Augmentation
 from fukami.data.image_folder import MAX_BROKEN, check_broken
 from fukami.data.loader import SEQUENTIAL_BATCH_SIZE, Batch, BatchLoader, BatchT, StateDict
-from fukami.errors import Error, convert_memory_errors
+from fukami.errors import Error, MissingPackageError, convert_memory_errors
 from fukami.image import io as image_io
 from fukami.image.channels import ArrayImage, Levels, read_channels, read_depth
 from fukami.image.transform import SquareTransform
@@ -64,6 +64,8 @@ class ImageDecoder(Dataset[Decoded]):
         index, random_values = request
         try:
             return self.decode(self.files[index], random_values)
+        except MissingPackageError:
+            raise
         except Error as error:
             return error
 

@@ -9,7 +9,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from fukami.errors import Error, UsageError, convert_memory_errors, is_out_of_memory
+from fukami.errors import Error, MissingPackageError, UsageError, convert_memory_errors, is_out_of_memory
 from fukami.image import io as image_io
 from fukami.image.channels import ArrayImage, ChannelSource, DecodedImage, build_preview, read_channels
 
@@ -57,10 +57,8 @@ def iterate_predictions(
             items = list(group)
             results = [{"error": item.error} for item in items] if shape is None else predict_within_memory(task, items)
             for item, result in zip(items, results, strict=True):
-                yield (
-                    None if item.image is None else build_preview(item.image),
-                    add_file(result, item.name) if item.name else result,
-                )
+                image = None if item.image is None else build_preview(item.image)
+                yield image, add_file(result, item.name) if item.name else result
 
 
 def add_file(prediction: Prediction, name: str) -> Prediction:
@@ -90,6 +88,8 @@ def load_input(task: "Task", source: ChannelSource) -> LoadedInput:
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else ""
     try:
         image = read_input(task, source)
+    except MissingPackageError:
+        raise
     except Error as error:
         return LoadedInput(name, error=str(error))
     try:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -197,7 +198,7 @@ def _read_png(source: str | os.PathLike[str] | bytes) -> Levels:
     import torch
     from torchvision.io import ImageReadMode, decode_png
 
-    content = source if isinstance(source, bytes) else open(source, "rb").read()  # noqa: PTH123, SIM115
+    content = source if isinstance(source, bytes) else Path(source).read_bytes()
     pixels = decode_png(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.UNCHANGED)
     return _convert_levels(pixels.permute(1, 2, 0).numpy(), "")
 

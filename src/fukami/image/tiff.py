@@ -102,7 +102,7 @@ def _open_pages(
     except Error:
         raise
     except Exception as error:  # a decoder may fail in any way on a corrupted file
-        raise Error(f"{name} is unreadable ({type(error).__name__}: {error:.200}); get the file again") from error
+        raise Error(f"{name} is unreadable ({type(error).__name__}: {error!s:.200}); get the file again") from error
 
 
 def _iterate_channel_pages(pages: Any) -> Iterator[Any]:

@@ -173,7 +173,10 @@ def resize_and_crop_channels(image: ArrayImage, size: int) -> Levels:
     """Resize the shorter side and crop the center of each channel, ``(size, size, C)``."""
     if image.size == (size, size):
         return image.levels
-    return image.map_channels(lambda plane: ImageOps.fit(plane, (size, size), Image.Resampling.BICUBIC)).levels
+    resized = image.map_channels(lambda plane: ImageOps.fit(plane, (size, size), Image.Resampling.BICUBIC)).levels
+    if resized.dtype == np.uint8:
+        return resized
+    return resized.clip(min(0, image.levels.min()), max(255, image.levels.max()))  # overshoot, as Pillow's at 8 bits
 
 
 def get_normalization(transform: SquareTransform | ResizeTransform, device: torch.device) -> tuple[Tensor, Tensor]:
