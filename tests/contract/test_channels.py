@@ -2,6 +2,7 @@
 
 import io
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from fukami.engine.pretrained import adapt_first_layer
 from fukami.image import io as image_io
 from fukami.models import resnet18
 from fukami.segmentation.segnet import SegNetBasic
+from fukami.serving.app import create_app
 
 CPU = {"device": "cpu", "precision": "float32"}
+RUN_INFO = {"recipe": "resnet18", "members": 1, "labels": ["forest", "water"], "precision": "float32", "versions": {}}
 SMALL = {"size": 16, "batch_size": 8, "lr": 0.05, "epochs": 6, "augment": ()}
 
 
@@ -106,7 +109,7 @@ def test_classes_that_differ_in_the_low_byte(depths, tmp_path):
 
 def test_streamed_and_in_memory_training_are_equal_to_shards(bands, tmp_path, fukami):
     """The same images from memory, from files and from shards: each reaches accuracy 1."""
-    fukami("shard", bands, "--out", tmp_path / "shards")
+    assert fukami("shard", bands, tmp_path / "shards").status == 0
     for data, limit in ((bands, 0), (tmp_path / "shards", 4), (tmp_path / "shards", 0)):
         recipe = ResNet20(data=str(data), channels=4, memory_limit=limit, **SMALL)
         result = package.train(recipe, tmp_path / f"run{data.name}{limit}", **CPU).metrics
@@ -132,10 +135,17 @@ def fields(random, tmp_path):
 
 @pytest.mark.parametrize("memory_limit", [4, 0])
 def test_masks_that_are_visible_in_the_fourth_channel(fields, tmp_path, fukami, memory_limit):
-    settings = {"epochs": 12, "batch_size": 4, "filters": 8, "lr": 0.01, "augment": ("flip", "brightness=0.1")}
+    settings = {
+        "epochs": 40,
+        "eval_every": 40,
+        "batch_size": 4,
+        "filters": 8,
+        "lr": 0.01,
+        "augment": ("flip", "brightness=0.1"),
+    }
     recipe = SegNetBasic(data=str(fields), channels=4, memory_limit=memory_limit, **settings)
     metrics = package.train(recipe, tmp_path / "run", **CPU).metrics
-    assert metrics["miou"] > 0.95
+    assert metrics["miou"] > 0.9
     file = fields / "val" / "images" / "0.tif"
     (line,) = fukami("predict", tmp_path / "run", file, "--format", "jsonl", "--out", tmp_path / "drawn").json
     model = package.load(tmp_path / "run", **CPU)
@@ -143,6 +153,10 @@ def test_masks_that_are_visible_in_the_fourth_channel(fields, tmp_path, fukami, 
     prediction = model.predict(tifffile.imread(file))
     assert (model.task.decode_masks(prediction) == truth).mean() > 0.95
     assert line["masks"] == prediction["masks"]
+    for image in fields.rglob("*.tif"):
+        write_tiff(image, tifffile.imread(image)[..., :3])
+    recipe = SegNetBasic(data=str(fields), memory_limit=memory_limit, **settings)
+    assert package.train(recipe, tmp_path / "without", **CPU).metrics["miou"] < 0.7
 
 
 def test_doctor_describes_channels_and_depth(bands, fields, tmp_path, fukami):
@@ -166,11 +180,10 @@ def test_show_explain_export_and_serve(bands, tmp_path, fukami):
         fukami("export", tmp_path / "run", "--to", precision, "--out", tmp_path / precision)
         assert package.load(tmp_path / precision).predict(file)["label"] == expected["label"]
 
-    from starlette.testclient import TestClient
-
-    from fukami.serving.app import create_app
-
-    with TestClient(create_app(run.task, {})) as client:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Using `httpx`")  # deprecation warning of Starlette
+        from fastapi.testclient import TestClient
+    with TestClient(create_app(run.task, RUN_INFO), "http://localhost") as client:
         response = client.post("/predict", files={"file": ("x.tif", io.BytesIO(file.read_bytes()), "image/tiff")})
         assert response.status_code == 200
         assert response.json()[0]["ranking"] == expected["ranking"]
