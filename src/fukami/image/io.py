@@ -474,6 +474,7 @@ def _open_with_pillow(file: IO[bytes]) -> Image.Image:
     logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)  # more channels than Pillow has a mode for
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore", UserWarning)  # corrupted metadata
         return Image.open(file, formats=FORMATS)
 
 
