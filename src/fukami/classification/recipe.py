@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from fukami.engine.channels import ChannelFields
 from fukami.engine.recipe import MAX_INPUT_SIZE, Recipe, check_range, get_network_name, get_recipe_name, parse_overrides
-from fukami.engine.supervised import IMAGENET_MEAN, IMAGENET_STD, SplitLoading, SupervisedRecipe, build_augmentation
 from fukami.engine.supervised import OptimizerName as OptimizerName  # for custom recipes
+from fukami.engine.supervised import SplitLoading, SupervisedRecipe, build_augmentation
 from fukami.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ TTA_AUGMENTATIONS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassificationRecipe(SplitLoading, SupervisedRecipe):
+class ClassificationRecipe(SplitLoading, ChannelFields, SupervisedRecipe):
     """Image classification: data, training settings and evaluation; subclasses define the network."""
 
     model_arguments: ClassVar[tuple[str, ...]] = ("channels",)
@@ -55,8 +56,6 @@ class ClassificationRecipe(SplitLoading, SupervisedRecipe):
     default 0.2, and at most 5,000 images, but 0 for mnist, cifar10 and cifar100."""
     size: int = 224
     """Input size: side of the square input image, in pixels."""
-    channels: Literal[1, 3] = 3
-    """Input channels: 1 grayscale, 3 color."""
     cycles: int = 1
     """Number of learning-rate cycles; the weights at the end of each form a snapshot ensemble (Huang et al. 2017)."""
     label_smoothing: float = 0.0
@@ -140,11 +139,7 @@ class ClassificationRecipe(SplitLoading, SupervisedRecipe):
         """Build the image preprocessing."""
         from fukami.image.transform import SquareTransform
 
-        mean, std = (
-            (IMAGENET_MEAN, IMAGENET_STD)
-            if self.channels == 3
-            else ((sum(IMAGENET_MEAN) / 3,), (sum(IMAGENET_STD) / 3,))
-        )
+        mean, std = self.normalization
         return SquareTransform(channels=self.channels, size=self.size, mean=mean, std=std)
 
     def load_splits(self, *, include_train: bool = True) -> "Splits[LabeledImages]":

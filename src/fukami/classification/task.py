@@ -58,7 +58,7 @@ class ClassificationTask(Task):
         model: maps normalized images ``(N, C, H, W)`` to logits ``(N, classes)``. With auxiliary classifiers it returns
             a tuple in training; their losses have the weight 0.3.
         labels: names of the classes.
-        transform: preprocessing of images of any size to ``(C, H, W)`` uint8, and their normalization.
+        transform: preprocessing of images of any size to ``(C, H, W)``, and their normalization.
         activation_checkpointing: store only the activations between blocks, and recompute the others in the backward
             pass.
         label_smoothing: label smoothing factor (Szegedy et al. 2016, section 7).
@@ -355,7 +355,7 @@ class ClassificationTask(Task):
     def draw(self, image: Image.Image, prediction: Prediction) -> Image.Image:
         """Draw the image next to the preprocessed one, with the predicted label."""
         caption = f"{prediction['label']}  ({prediction['probability']:.1%})"
-        return image_io.draw_prediction(image, self.transform(image), caption)
+        return image_io.draw_prediction(image, self.transform.transform_preview(image), caption)
 
     def plot_evaluation(self, batches: Iterable[Batch]) -> "Iterator[tuple[str, FigureContent]]":
         """Yield figures of the confusion matrix, class accuracies, ensemble members and most confident errors."""

@@ -20,8 +20,9 @@ from fukami.data import archives, image_folder
 from fukami.data.parsing import is_file
 from fukami.data.samples import REGULAR, Sample
 from fukami.data.splits import SPLIT_NAMES, Splits, select_validation
-from fukami.errors import Error
+from fukami.errors import Error, MissingPackageError
 from fukami.image import io as image_io
+from fukami.image import tiff
 
 logger = logging.getLogger(__name__)
 MIN_BOX_SIDE = 0.01  # pixels; a box with a shorter side counts as empty
@@ -115,6 +116,14 @@ def read_header(path: Path) -> ImageHeader | Error:
             if image.format == "TIFF" and orientation > 4:  # Pillow has already swapped the sides of a TIFF
                 return ImageHeader(image.height, image.width, orientation)
             return ImageHeader(*image.size, orientation)
+    except Error as error:
+        if not tiff.is_tiff(path):
+            return error
+    try:
+        header = tiff.read_tiff_header(path)
+        return ImageHeader(header.width, header.height, header.orientation)
+    except MissingPackageError:
+        raise
     except Error as error:
         return error
 

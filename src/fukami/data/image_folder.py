@@ -16,6 +16,7 @@ from fukami.data.parsing import read_text
 from fukami.data.splits import SPLIT_NAMES, SPLITS, Split
 from fukami.errors import Error
 from fukami.image import io as image_io
+from fukami.image.channels import Levels
 from fukami.image.transform import SquareTransform
 
 logger = logging.getLogger(__name__)
@@ -98,9 +99,9 @@ def read_csv(path: Path, images: Path | None = None) -> dict[Split, FolderSplit]
 
 
 def stack_images(
-    results: Iterable["UInt8Array | Error"], count: int, transform: SquareTransform, max_broken: int = MAX_BROKEN
-) -> tuple[list[int], UInt8Array]:
-    """Stack the readable images as ``(N, H, W, C)``; also return their indices.
+    results: Iterable[Levels | Error], count: int, transform: SquareTransform, max_broken: int = MAX_BROKEN
+) -> tuple[list[int], Levels]:
+    """Stack the readable images as ``(N, H, W, C)``, as float32 if one of them is; also return their indices.
 
     Unreadable images are skipped and reported.
 
@@ -113,13 +114,15 @@ def stack_images(
     Raises:
         Error: more than ``max_broken`` images are unreadable, or all are.
     """
-    images = np.zeros((count, transform.size, transform.size, transform.channels), np.uint8)
+    images: Levels = np.zeros((count, transform.size, transform.size, transform.channels), np.uint8)
     indices: list[int] = []
     errors: list[str] = []
     for index, result in enumerate(results):
         if isinstance(result, Error):
             errors.append(str(result))
         else:
+            if result.dtype != images.dtype:
+                images = images.astype(np.float32, copy=False)
             images[len(indices)] = result
             indices.append(index)
     if errors and not indices:

@@ -258,7 +258,7 @@ class InMemoryLoader(BatchLoader[Batch]):
     """Loader of a labeled dataset in device memory, which shuffles and augments whole batches on the device.
 
     Args:
-        images: ``(N, C, H, W)`` uint8 images.
+        images: ``(N, C, H, W)`` images, uint8 or float32 in 0..255.
         targets, labels, batch_size, names, seed, balanced, augmentation: as for :class:`BatchLoader`.
         image_size: side of the network's input, if the stored images are larger to allow random crops.
     """
@@ -345,7 +345,7 @@ class InMemoryLoader(BatchLoader[Batch]):
         if self.image_size == images.shape[-1]:
             return images
         resized = F.interpolate(images.float(), (self.image_size, self.image_size), mode="bilinear", antialias=True)
-        return resized.round().to(torch.uint8)
+        return resized if images.is_floating_point() else resized.round().to(torch.uint8)
 
     def _assemble(self, plan: tuple[Tensor, Tensor]) -> Batch:
         indices, random_values = plan

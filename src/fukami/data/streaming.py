@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 from fukami.data.augment import MAX_ASPECT_RATIO, Augmentation
 from fukami.data.image_folder import MAX_BROKEN, check_broken
 from fukami.data.loader import SEQUENTIAL_BATCH_SIZE, Batch, BatchLoader, BatchT, StateDict
-from fukami.errors import Error, convert_memory_errors
+from fukami.errors import Error, MissingPackageError, convert_memory_errors
 from fukami.image import io as image_io
+from fukami.image.channels import ArrayImage, Levels, read_channels, read_depth
 from fukami.image.transform import SquareTransform
 from fukami.system import count_cpus
 from fukami.timing import PhaseTimer
@@ -32,8 +33,7 @@ logger = logging.getLogger(__name__)
 PREFETCH_FACTOR = 4  # batches that each worker prepares ahead
 MIN_PARALLEL_FILES = 1000  # number of files from which worker processes pay off
 
-UInt8Array = npt.NDArray[np.uint8]
-Decoded = UInt8Array | Error  # (H, W, C), or the error of an unreadable image
+Decoded = Levels | Error  # (H, W, C), or the error of an unreadable image
 DecodeRequest = tuple[int, list[float]]  # the index of an image, and the random numbers of its crop
 
 
@@ -46,7 +46,7 @@ class DecodedBatch(NamedTuple):
 
 
 class ImageDecoder(Dataset[Decoded]):
-    """Dataset of preprocessed image files, ``(H, W, C)`` uint8, or the error of an unreadable one.
+    """Dataset of preprocessed image files, ``(H, W, C)`` in 0..255, or the error of an unreadable one.
 
     Args:
         files: image files.
@@ -64,27 +64,36 @@ class ImageDecoder(Dataset[Decoded]):
         index, random_values = request
         try:
             return self.decode(self.files[index], random_values)
+        except MissingPackageError:
+            raise
         except Error as error:
             return error
 
-    def decode(self, file: Path | bytes, random_values: list[float], name: str = "") -> UInt8Array:
+    def decode(self, file: Path | bytes, random_values: list[float], name: str = "") -> Levels:
         """Decode and preprocess an image; it is randomly cropped unless ``random_values`` is empty."""
         if random_values:
             with convert_memory_errors(name or str(file)):
                 return self._decode_crop(file, random_values, name)
         return self.transform.read_and_transform(file, name).transpose(1, 2, 0)
 
-    def _decode_crop(self, file: Path | bytes, random_values: list[float], name: str) -> UInt8Array:
+    def _decode_crop(self, file: Path | bytes, random_values: list[float], name: str) -> Levels:
         """Decode a random resized crop; a JPEG is decoded no larger than the crop needs."""
-        size = self.transform.size
-        with image_io.open_image(file, name=name) as image:
+        size, channels = self.transform.size, self.transform.channels
+
+        def reduce(image: Image.Image) -> None:
             width, height, _, _ = compute_crop(random_values, self.min_area, image.width / image.height)
             image.draft(None, (int(size / width), int(size / height)))
-            full = image_io.convert_mode(image_io.decode_image(image), "L" if self.transform.channels == 1 else "RGB")
+
+        full = read_channels(file, channels, name=name, prepare=reduce)
         width, height, left, top = compute_crop(random_values, self.min_area, full.width / full.height)
         box = (left * full.width, top * full.height, (left + width) * full.width, (top + height) * full.height)
-        crop = full.resize((size, size), Image.Resampling.BILINEAR, box=box)
-        return np.array(crop).reshape(size, size, -1)
+
+        def crop(image: Image.Image) -> Image.Image:
+            return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+
+        if isinstance(full, ArrayImage):
+            return full.map_channels(crop).levels
+        return np.array(crop(image_io.convert_mode(full, "L" if channels == 1 else "RGB"))).reshape(size, size, -1)
 
 
 def compute_crop(random_values: Sequence[float], min_area: float, aspect: float) -> tuple[float, float, float, float]:
@@ -95,7 +104,7 @@ def compute_crop(random_values: Sequence[float], min_area: float, aspect: float)
 
 
 def decode_files(files: Sequence[Path], transform: SquareTransform) -> Iterator[Decoded]:
-    """Decode each file in order, ``(H, W, C)`` uint8, or yield its error; worker processes decode many files."""
+    """Decode each file in order, ``(H, W, C)`` in 0..255, or yield its error; worker processes decode many files."""
     decoder = ImageDecoder(files, transform)
     workers = count_workers() if len(files) >= MIN_PARALLEL_FILES else 0
     for batch in DataLoader(decoder, batch_sampler=_plan_requests(len(files)), num_workers=workers, collate_fn=list):
@@ -108,6 +117,16 @@ def _plan_requests(count: int) -> list[list[DecodeRequest]]:
         [(index, []) for index in range(start, min(start + SEQUENTIAL_BATCH_SIZE, count))]
         for start in range(0, count, SEQUENTIAL_BATCH_SIZE)
     ]
+
+
+def count_value_bytes(source: Path | bytes | npt.NDArray[np.generic]) -> int:
+    """Count the bytes of a decoded value, by the header of the first image of a dataset: 4 above 8 bits, else 1."""
+    if isinstance(source, np.ndarray):
+        return 1
+    try:
+        return 4 if read_depth(source)[1] else 1
+    except Error:  # the image is reported when it is decoded
+        return 1
 
 
 def count_workers() -> int:
@@ -309,8 +328,10 @@ class _RequestSampler:
 
 
 def _collate(results: list[Decoded]) -> DecodedBatch:
-    """Stack the readable images."""
+    """Stack the readable images, as float32 if one of them is."""
     kept = [position for position, image in enumerate(results) if not isinstance(image, Error)]
-    images = [torch.from_numpy(np.ascontiguousarray(results[position])) for position in kept]
+    arrays = [np.asarray(results[position]) for position in kept]
+    dtype = np.result_type(*arrays) if arrays else np.uint8
+    images = [torch.from_numpy(np.ascontiguousarray(array, dtype)) for array in arrays]
     errors = [str(image) for image in results if isinstance(image, Error)]
     return DecodedBatch(torch.stack(images) if images else torch.zeros(0), kept, errors)

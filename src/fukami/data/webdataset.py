@@ -17,7 +17,7 @@ from fukami.data.image_folder import MAX_BROKEN, check_broken
 from fukami.data.loader import SEQUENTIAL_BATCH_SIZE, Batch
 from fukami.data.shards import IntArray, ShardSamples
 from fukami.data.streaming import MIN_PARALLEL_FILES, Decoded, FileStreamingLoader, ImageDecoder, count_workers
-from fukami.errors import Error, UsageError
+from fukami.errors import Error, MissingPackageError, UsageError
 from fukami.image.transform import SquareTransform
 
 if TYPE_CHECKING:
@@ -34,13 +34,15 @@ BatchIndices = tuple[Tensor, Tensor]  # (n,) image indices of a batch, and their
 
 
 class ShardDecoder(ImageDecoder):
-    """Dataset of preprocessed images of samples, ``(H, W, C)`` uint8, or the error of an unreadable one."""
+    """Dataset of preprocessed images of samples, ``(H, W, C)`` in 0..255, or the error of an unreadable one."""
 
     def __getitem__(self, request: Any) -> Decoded:
         shard, number, block, random_values = request
         try:
             name, content = tar.extract_image(block, shard, number)
             return self.decode(content, random_values, name)
+        except MissingPackageError:
+            raise
         except Error as error:
             return error
 

@@ -272,7 +272,9 @@ class GANTask(Task):
 
     def draw(self, image: Image.Image, prediction: Prediction) -> Image.Image:
         """Draw the image next to the preprocessed one, with the probability that it is real."""
-        return image_io.draw_prediction(image, self.transform(image), f"{prediction['real_probability']:.1%} real")
+        return image_io.draw_prediction(
+            image, self.transform.transform_preview(image), f"{prediction['real_probability']:.1%} real"
+        )
 
     def plot_evaluation(self, batches: Iterable[Batch]) -> "Iterator[tuple[str, FigureContent]]":
         """Yield the animation of the preview grids, the current grid and a grid of real images."""

@@ -26,7 +26,7 @@ class SegNetVGG16(SegmentationRecipe):
     """
 
     backbone: ClassVar[str] = "vgg16_bn"
-    model_arguments: ClassVar[tuple[str, ...]] = ("width_multiplier",)
+    model_arguments: ClassVar[tuple[str, ...]] = ("width_multiplier", "channels")
     init_defaults: ClassVar[Mapping[str, object]] = {"min_size": 180, "batch_size": 2, "epochs": 20}
 
     batch_size: int = 4
@@ -76,4 +76,4 @@ class SegNetBasic(SegmentationRecipe):
         """Build the network."""
         from fukami.models import segnet_basic
 
-        return segnet_basic(num_classes, num_filters=self.filters)
+        return segnet_basic(num_classes, channels=self.channels, num_filters=self.filters)
