@@ -21,6 +21,7 @@ from fukami.image.transform import SquareTransform, get_normalization
 from fukami.layers import binary
 from fukami.layers.activation_checkpointing import enable_activation_checkpointing
 from fukami.layers.ensemble import Ensemble, average_log_probs, combine_log_probs, compute_member_log_probs
+from fukami.progress import track
 from fukami.quantization import half_precision
 
 if TYPE_CHECKING:
@@ -233,7 +234,7 @@ class ClassificationTask(Task):
         class_indices = torch.tensor(match_labels(self.labels, batches), device=device)
         num_members = int(self.inference_model.num_active) if isinstance(self.inference_model, Ensemble) else 1
         results = metrics.ClassificationResults(len(self.labels), num_members, device)
-        for images, targets in batches:
+        for images, targets in track(batches, "evaluation", unit="batches"):
             if len(images):  # the last batch may have no images for this process
                 scores = self.predict_member_scores(images)
                 results.update(scores, self.combine_members(scores), class_indices[targets.to(device)], images)

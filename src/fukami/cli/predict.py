@@ -13,6 +13,7 @@ from fukami.cli.inputs import OutputFolder, format_json_line, split_runs_and_fil
 from fukami.cli.main import InferencePrecision
 from fukami.cli.prediction_formats import OutputFormat, PredictionWriter, build_writer
 from fukami.errors import Error, UsageError, convert_memory_errors
+from fukami.progress import ProgressBar, print_line, track
 
 if TYPE_CHECKING:
     from fukami.cli.prediction_page import PredictionPage
@@ -189,12 +190,14 @@ def _predict_images(task: "Task", files: Sequence[str], page: "PredictionPage", 
     from fukami.engine.prediction import iterate_predictions
 
     failed = 0
-    for image, prediction in iterate_predictions(task, files, keep_images=page.output is not None):
+    predictions = iterate_predictions(task, files, keep_images=page.output is not None)
+    for image, prediction in track(predictions, "predict", len(files)):
         if "error" in prediction:
             failed += 1
-            print(f"fukami: {prediction['error']}", file=sys.stderr)
+            print_line(f"fukami: {prediction['error']}")
             continue
-        writer.write(prediction)
+        with ProgressBar.external_write_mode(sys.stdout):
+            writer.write(prediction)
         try:
             with convert_memory_errors(prediction["file"]):
                 if image is not None:
@@ -203,7 +206,7 @@ def _predict_images(task: "Task", files: Sequence[str], page: "PredictionPage", 
             raise
         except Error as error:
             failed += 1
-            print(f"fukami: {error}", file=sys.stderr)
+            print_line(f"fukami: {error}")
     return failed
 
 

@@ -17,6 +17,7 @@ from fukami.data.splits import SPLIT_NAMES, SPLITS, Split
 from fukami.errors import Error
 from fukami.image import io as image_io
 from fukami.image.transform import SquareTransform
+from fukami.progress import track
 
 logger = logging.getLogger(__name__)
 MAX_LISTED = 5  # unreadable images listed in a message
@@ -116,7 +117,7 @@ def stack_images(
     images = np.zeros((count, transform.size, transform.size, transform.channels), np.uint8)
     indices: list[int] = []
     errors: list[str] = []
-    for index, result in enumerate(results):
+    for index, result in enumerate(track(results, "reading images", count)):
         if isinstance(result, Error):
             errors.append(str(result))
         else:
