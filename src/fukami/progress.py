@@ -34,7 +34,7 @@ class ProgressBar(Bar):
     Args:
         description: text before the bar.
         total: final value of ``n``; None if it is unknown.
-        unit: what is counted.
+        unit: what is counted, unless the description says it.
         bar_format: format of :mod:`tqdm`; the remaining time follows from the mean speed.
     """
 
@@ -44,7 +44,7 @@ class ProgressBar(Bar):
     first_line = math.inf  # seconds until the first plain line, even if another operation has just printed one
 
     def __init__(
-        self, description: str, total: int | None = None, unit: str = "images", bar_format: str | None = None
+        self, description: str, total: int | None = None, unit: str = "", bar_format: str | None = None
     ) -> None:
         is_main = os.environ.get("RANK", "0") == "0"
         is_terminal = sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel")
@@ -66,7 +66,8 @@ class ProgressBar(Bar):
         self.unit = unit
 
     def __enter__(self) -> Self:
-        _monitor.add(self)
+        if self.is_plain or not self.disable:
+            _monitor.add(self)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -103,8 +104,8 @@ class ProgressBar(Bar):
     def format_line(self) -> str:
         """Format the plain line, such as ``reading images: 1,200 of 2,934  0:40 left``."""
         if self.total is None:
-            return f"{self.description}: {self.n:,} {self.unit}"
-        line = f"{self.description}: {self.n:,} of {self.total:,} {self.unit}"
+            return f"{self.description}: {self.n:,} {self.unit}".rstrip()
+        line = f"{self.description}: {self.n:,} of {self.total:,} {self.unit}".rstrip()
         if not self.n:
             return line
         return f"{line}  {format_duration((self.clock() - self.start_time) / self.n * (self.total - self.n))} left"
@@ -129,7 +130,7 @@ class Waiting(ProgressBar):
         return self.description
 
 
-def track(items: Iterable[Item], description: str, total: int | None = None, unit: str = "images") -> Iterator[Item]:
+def track(items: Iterable[Item], description: str, total: int | None = None, unit: str = "") -> Iterator[Item]:
     """Iterate over items, and show the progress; the total is the length of the items if they have one."""
     if total is None and isinstance(items, Sized):
         total = len(items)
@@ -176,7 +177,7 @@ class Monitor:
 
     def remove(self, bar: ProgressBar) -> None:
         """Remove an operation; the thread ends after the last one."""
-        self.bars.remove(bar)
+        self.bars = [other for other in self.bars if other is not bar]  # tqdm compares bars by their position
         if not self.bars:
             self.stop.set()
 

@@ -191,7 +191,7 @@ def _predict_images(task: "Task", files: Sequence[str], page: "PredictionPage", 
 
     failed = 0
     predictions = iterate_predictions(task, files, keep_images=page.output is not None)
-    for image, prediction in track(predictions, "predict", len(files)):
+    for image, prediction in track(predictions, "predict", len(files), "images"):
         if "error" in prediction:
             failed += 1
             print_line(f"fukami: {prediction['error']}")

@@ -50,7 +50,7 @@ def command(arguments: list[str]) -> None:
             raise UsageError(f"--out {out} would overwrite the image; use another file, or a folder")
         output = cli_inputs.OutputFolder(out.parent if single else out, files)
         failed = 0
-        for file in track(files, "propose"):
+        for file in track(files, "propose", unit="images"):
             try:
                 with convert_memory_errors(file):
                     image = image_io.read_image(file).convert("RGB")

@@ -183,9 +183,7 @@ def _infer_class_table(paths: Iterable[Path | None]) -> ClassTable:
             return set()
 
     with ThreadPoolExecutor() as threads:
-        values: set[int] = set().union(
-            *track(threads.map(read_values, mask_paths), "reading masks", len(mask_paths), "masks")
-        )
+        values: set[int] = set().union(*track(threads.map(read_values, mask_paths), "reading masks", len(mask_paths)))
     if values == BINARY_VALUES:
         return ClassTable(("background", "foreground"), {0: 0, IGNORE_INDEX: 1})
     class_values = sorted(values - {IGNORE_INDEX})

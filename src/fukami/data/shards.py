@@ -240,7 +240,7 @@ def build_index(base: str, names: Sequence[str]) -> ShardIndex:
     """
     with ThreadPoolExecutor(SCAN_THREADS) as threads:
         scanned = threads.map(lambda name: tar.scan_shard(locate_shard(base, name)), names)
-        scans = list(track(scanned, "indexing shards", len(names), "shards"))
+        scans = list(track(scanned, "indexing shards", len(names)))
     class_names = {label for scan in scans for label in scan.classes}
     numbered = all(map(str.isdecimal, class_names))
     labels = sorted(class_names, key=lambda label: (int(label) if numbered else 0, label))

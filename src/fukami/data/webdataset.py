@@ -113,8 +113,8 @@ class ShardStreamingLoader(FileStreamingLoader):
     def describe_reading(self) -> str:
         """Describe what the first batch is read from."""
         shards = self.samples.shards
-        folder = shards[0].rpartition("/")[0]
-        return f"reading {min(self.num_readers, len(shards))} of {format_count(len(shards), 'shard')} from {folder}"
+        num_lanes = 1 if self.seed is None else self.num_readers // self.world_size
+        return f"reading {num_lanes} of {format_count(len(shards), 'shard')} from {shards[0].rpartition('/')[0]}"
 
     def iterate_requests(self) -> Iterator[list[Any]]:
         """Iterate over the decoding requests of the remaining batches, independently of the loader."""

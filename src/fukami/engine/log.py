@@ -53,8 +53,8 @@ class TrainingBar(ProgressBar):
 
     @property
     def first_line(self) -> float:  # type: ignore[override]
-        """Seconds until the first plain line: with the first metrics."""
-        return MIN_SECONDS if self.summary else FIRST_LINE_SECONDS
+        """Seconds until the first plain line: earlier if it has metrics and the remaining time."""
+        return MIN_SECONDS if self.summary and self.format_remaining() else FIRST_LINE_SECONDS
 
     @property
     def format_dict(self) -> MutableMapping[str, Any]:
@@ -187,7 +187,9 @@ class TrainingLogger:
 
     def print_start(self, task: Task, data: Data) -> None:
         """Print the data, the network and the length of the training, and from where a resumed run continues."""
-        self._print(f"data: {describe_data(self.recipe, task, data)}")
+        contents = describe_data(self.recipe, task, data)
+        if contents:
+            self._print(f"data: {contents}")
         self._print(f"network: {describe_networks(task)}")
         self._print(f"training: {describe_training(self.recipe, self.num_steps, self.steps_per_epoch)}")
         if self.step:
@@ -304,13 +306,13 @@ def describe_run(recipe: Recipe, folder: Path, runtime: Runtime) -> str:
 
 
 def describe_data(recipe: Recipe, task: Task, data: Data) -> str:
-    """Describe the data, as in ``flowers, train 2,934 · val 736 · test 736, 5 classes``."""
-    name = getattr(recipe, "annotations", "") or getattr(recipe, "data", "")
+    """Describe the data, as in ``flowers, train 2,934 · val 736 · test 736, 5 classes``; empty if they have no name."""
+    name = next(filter(None, (getattr(recipe, field, "") for field in ("annotations", "data", "env", "content"))), "")
     loaders = {"train": data.train, "val": data.val, "test": data.test}
     sizes = {split: wrap_batches(batches).describe_size() for split, batches in loaders.items() if batches}
     splits = " · ".join(f"{split} {size}" for split, size in sizes.items() if size)
     labels = format_count(len(task.labels), task.label_noun) if task.labels else ""
-    return ", ".join(filter(None, (name, splits, labels))) or "none"
+    return ", ".join(filter(None, (name, splits, labels)))
 
 
 def describe_networks(task: Task) -> str:

@@ -59,7 +59,7 @@ def _check_pairs(source: DataSource, report: Findings) -> tuple[dict[str, list[I
         with ThreadPoolExecutor() as threads:
             pairs = index.splits[split]
             checked = threads.map(partial(_check_mask, labels), pairs)
-            for counts, problems in track(checked, "checking masks", len(pairs), "masks"):
+            for counts, problems in track(checked, "checking masks", len(pairs)):
                 report.annotation_counts[split].update(counts)
                 for kind, file, detail in problems:
                     report.add(kind, detail, file=names(Path(file)))
