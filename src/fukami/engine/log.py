@@ -1,5 +1,6 @@
 """Log of a run: metrics in ``metrics.jsonl``, progress on stderr, and the final report."""
 
+import contextlib
 import io
 import json
 import time
@@ -13,6 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from fukami.data import sources
 from fukami.data.formats import format_count
 from fukami.data.loader import StateDict
 from fukami.engine import checkpoint
@@ -20,7 +22,7 @@ from fukami.engine.recipe import Data, Recipe, build_train_command, get_recipe_n
 from fukami.engine.resumable_loader import wrap_batches
 from fukami.engine.runtime import Runtime
 from fukami.engine.task import Metrics, Task
-from fukami.errors import WriteError
+from fukami.errors import Error, WriteError
 from fukami.explain.summary import count_costs
 from fukami.image.transform import SquareTransform
 from fukami.progress import MIN_SECONDS, ProgressBar, format_duration, print_line
@@ -187,6 +189,8 @@ class TrainingLogger:
 
     def print_start(self, task: Task, data: Data) -> None:
         """Print the data, the network and the length of the training, and from where a resumed run continues."""
+        if not self.runtime.is_main:
+            return
         contents = describe_data(self.recipe, task, data)
         if contents:
             self._print(f"data: {contents}")
@@ -306,13 +310,27 @@ def describe_run(recipe: Recipe, folder: Path, runtime: Runtime) -> str:
 
 
 def describe_data(recipe: Recipe, task: Task, data: Data) -> str:
-    """Describe the data, as in ``flowers, train 2,934 · val 736 · test 736, 5 classes``; empty if they have no name."""
+    """Describe the data, as in ``flowers (class folders), train 2,934 · val 736 · test 736, 5 classes``."""
     name = next(filter(None, (getattr(recipe, field, "") for field in ("annotations", "data", "env", "content"))), "")
+    title = find_data_title(recipe)
+    name += f" ({title})" if title else ""
     loaders = {"train": data.train, "val": data.val, "test": data.test}
     sizes = {split: wrap_batches(batches).describe_size() for split, batches in loaders.items() if batches}
     splits = " · ".join(f"{split} {size}" for split, size in sizes.items() if size)
     labels = format_count(len(task.labels), task.label_noun) if task.labels else ""
     return ", ".join(filter(None, (name, splits, labels)))
+
+
+def find_data_title(recipe: Recipe) -> str:
+    """Find what the annotations of a recipe's dataset are, as in ``VOC boxes``; empty if it is unknown."""
+    data, annotations, images = (getattr(recipe, field, "") for field in ("data", "annotations", "images"))
+    packages = {cls.__module__.split(".")[1] for cls in type(recipe).__mro__ if cls.__module__.startswith("fukami.")}
+    kinds = [kind for kind, description in sources.KINDS.items() if description.family in packages]
+    spec = annotations or data
+    with contextlib.suppress(Error):  # a custom recipe may name other data
+        if spec and kinds:
+            return sources.identify_source(spec, images=images).get_title(kinds[0])
+    return ""
 
 
 def describe_networks(task: Task) -> str:
