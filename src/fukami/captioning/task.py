@@ -199,7 +199,7 @@ class CaptioningTask(Task):
         settings = f"show and tell {FEATURES_VERSION} {self.transform} {self.runtime.precision} {flip}"
         cache = FeatureCache(self.model.encoder, settings, self.cache_limit) if self.cache_limit else None
         all_features: list[Tensor] = []
-        for images in loader.iterate_images():
+        for images in track(loader.iterate_images(), "image features", unit="batches"):
             for batch in torch.split(images, ENCODING_BATCH_SIZE):
                 path = cache.get_path(batch, torch.zeros(0)) if cache else None
                 features = cache.read(path) if cache and path else None

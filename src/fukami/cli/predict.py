@@ -218,12 +218,12 @@ def _predict_video(
 
     failed, count, predict_seconds, start = 0, 0, 0.0, time.perf_counter()
     chunks = video.batch_frames(frames, FRAME_BATCH_SIZE)
-    with page.record_video(file) as draw_frame:
+    with page.record_video(file) as draw_frame, ProgressBar(f"predict {file}", unit="frames") as bar:
         while True:
             try:
                 chunk = next(chunks, [])
             except Error as error:
-                print(f"fukami: {error}", file=sys.stderr)
+                print_line(f"fukami: {error}")
                 return 1
             if not chunk:
                 break
@@ -234,11 +234,13 @@ def _predict_video(
             for frame, prediction in zip(chunk, predictions, strict=True):
                 if "error" in prediction:
                     failed = 1
-                    print(f"fukami: {file}, frame {frame.index}: {prediction['error']}", file=sys.stderr)
+                    print_line(f"fukami: {file}, frame {frame.index}: {prediction['error']}")
                 else:
                     location = {"file": frame.file or file, "frame": frame.index, "seconds": round(frame.timestamp, 6)}
-                    writer.write({**location, **prediction})
+                    with ProgressBar.external_write_mode(sys.stdout):
+                        writer.write({**location, **prediction})
                     draw_frame(frame, prediction)
+                bar.update()
     if count:
         total_seconds = time.perf_counter() - start
         rates = f"{count / predict_seconds:.1f} frames per second, {count / total_seconds:.1f} with reading and drawing"
