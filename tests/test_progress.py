@@ -151,10 +151,14 @@ def test_only_the_innermost_operation_and_the_first_process_print(clock, lines, 
 def test_a_message_of_waiting_appears_after_two_seconds(clock, lines):
     progress.print_line("start")
     with Waiting("starting 2 worker processes") as waiting:
-        clock.advance(1)
+        clock.advance(3)
         waiting.describe("waiting for the first batch")
         clock.advance(32)
-    assert lines[1:] == [(1002.0, "waiting for the first batch"), (1032.0, "waiting for the first batch")]
+    assert lines[1:] == [
+        (1002.0, "starting 2 worker processes"),
+        (1005.0, "waiting for the first batch"),
+        (1035.0, "waiting for the first batch"),
+    ]
 
 
 def test_control_characters_are_escaped(capsys):

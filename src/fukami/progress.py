@@ -120,8 +120,8 @@ class Waiting(ProgressBar):
         super().__init__(description, bar_format="{desc} {elapsed}")
 
     def describe(self, description: str) -> None:
-        """Change the message."""
-        self.description = description
+        """Change the message, which is shown if it takes :data:`MIN_SECONDS` from now on."""
+        self.description, self.start_time, self.has_line = description, self.clock(), False
         if not self.disable:
             self.set_description_str(description, refresh=False)
 

@@ -61,8 +61,6 @@ def run_training(recipe: Recipe, folder: Path, options: RunOptions) -> Metrics:
         report_timeout(runtime, options.timeout),
         CheckpointWriter(folder, runtime.is_main) as writer,
     ):
-        if runtime.is_main:
-            print_line(describe_run(recipe, folder, runtime))
         set_random_seed(recipe.seed)
         data, loader = prepare_data(recipe, runtime, folder)
         splits = {"train": loader, "val": wrap_batches(data.val), "test": wrap_batches(data.test)}
@@ -105,9 +103,7 @@ def run_training(recipe: Recipe, folder: Path, options: RunOptions) -> Metrics:
                     continue
                 if should_log:
                     progress.log_steps(step, lr, batch)
-                if should_evaluate and not data.val:
-                    log.print_progress()
-                elif should_evaluate:
+                if should_evaluate:
                     progress.evaluate(step, data.val)
                     if progress.best.is_patience_exhausted:
                         steps = step
@@ -125,7 +121,7 @@ def run_training(recipe: Recipe, folder: Path, options: RunOptions) -> Metrics:
 
 @contextlib.contextmanager
 def prepare_run(recipe: Recipe, folder: Path, options: RunOptions) -> Iterator[tuple[Runtime, bool, Path | None]]:
-    """Lock the folder, start the runtime, and train the preceding stages.
+    """Lock the folder, start the runtime, train the preceding stages, and print what is trained next.
 
     Yields the runtime, whether to compile, and the folder of the last stage.
     """
@@ -135,7 +131,10 @@ def prepare_run(recipe: Recipe, folder: Path, options: RunOptions) -> Iterator[t
         runtime = Runtime.start(config.device, config.precision, timeout=options.timeout, num_threads=threads)
         if config.compile:
             runtime.check_compiler()
-        yield runtime, config.compile, train_stages(recipe, folder, runtime, replace(options, compile=config.compile))
+        last_stage = train_stages(recipe, folder, runtime, replace(options, compile=config.compile))
+        if runtime.is_main:
+            print_line(describe_run(recipe, folder, runtime))
+        yield runtime, config.compile, last_stage
 
 
 def prepare_data(recipe: Recipe, runtime: Runtime, folder: Path | None = None) -> tuple[Data, Loader]:
@@ -270,7 +269,10 @@ class TrainingProgress:
         self.log.log_training(step, metrics, lr, count * self.log.runtime.world_size, unit)
 
     def evaluate(self, step: int, val: Iterable[Batch]) -> None:
-        """Evaluate the task and log the metrics."""
+        """Evaluate the task and log the metrics; without validation data, print the progress."""
+        if not val:
+            self.log.print_progress()
+            return
         with self.log.clock("evaluation"), self.task.evaluation_mode():
             metrics = self.task.evaluate(val)
         if isinstance(self.task.lr_schedule, ReduceOnPlateau):
