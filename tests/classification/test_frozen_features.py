@@ -142,14 +142,14 @@ def test_defaults_with_initial_weights():
 
 
 def test_the_command_line_has_the_same_defaults(images, weights, tmp_path, fukami):
-    flags = ("--size", "32", "--hidden", "16", "--epochs", "1", "--freeze", "--dropout", "0")
+    flags = ("--size", "32", "--hidden", "16", "--epochs", "1", "--batch-size", "4", "--freeze", "--dropout", "0")
     for name, extra, lr in (("default", (), VGG11.freeze_defaults["lr"]), ("given", ("--lr=0.01",), 0.01)):
         result = fukami("train", "vgg11", "--data", images, "--init", weights, *flags, *extra, "--out", tmp_path / name)
         assert result.status == 0, result.err
         record = json.loads((tmp_path / name / "recipe.json").read_text())
         assert record["fields"]["lr"] == lr
         assert ("--lr" in record["command"]) == (name == "given")
-    assert f"with freeze: {VGG11.freeze_defaults['lr']}" in fukami("train", "vgg11", "--help").out.replace("\n", " ")
+    assert f"with freeze: {VGG11.freeze_defaults['lr']}" in " ".join(fukami("train", "vgg11", "--help").out.split())
 
 
 def test_the_head_is_trained_before_the_fine_tuning(images, weights, tmp_path):

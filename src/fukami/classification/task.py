@@ -24,6 +24,7 @@ from fukami.image.transform import SquareTransform, get_normalization
 from fukami.layers import binary
 from fukami.layers.activation_checkpointing import enable_activation_checkpointing
 from fukami.layers.ensemble import Ensemble, average_log_probs, combine_log_probs, compute_member_log_probs
+from fukami.progress import ProgressBar, track
 from fukami.quantization import half_precision
 
 if TYPE_CHECKING:
@@ -194,12 +195,14 @@ class ClassificationTask(Task):
             if auxiliary or not is_last or targets.ndim > 1 or num_views == 0:
                 return
             features = first.new_zeros(num_views, len(loader.targets), *first.shape[1:])
-            for view in range(num_views):
-                start = 0
-                for index, (images, _) in enumerate(loader.iterate_view(view)):
-                    if index % self.runtime.world_size == self.runtime.rank:
-                        features[view, start : start + len(images)] = self.compute_features(head, images)
-                    start += len(images)
+            with ProgressBar("frozen features", num_views * len(loader.targets), "images") as bar:
+                for view in range(num_views):
+                    start = 0
+                    for index, (images, _) in enumerate(loader.iterate_view(view)):
+                        if index % self.runtime.world_size == self.runtime.rank:
+                            features[view, start : start + len(images)] = self.compute_features(head, images)
+                        start += len(images)
+                        bar.update(len(images))
         loader.set_features(self.runtime.all_reduce_sum(features))
         self.cached_head = head
         self.ddp_model = self.training_model = self.runtime.replicate(module)
@@ -326,7 +329,7 @@ class ClassificationTask(Task):
         class_indices = torch.tensor(match_labels(self.labels, batches), device=device)
         num_members = int(self.inference_model.num_active) if isinstance(self.inference_model, Ensemble) else 1
         results = metrics.ClassificationResults(len(self.labels), num_members, device)
-        for index, (images, targets) in enumerate(batches):
+        for index, (images, targets) in enumerate(track(batches, "evaluation", unit="batches")):
             if len(images):  # the last batch may have no images for this process
                 scores = self.predict_member_scores(images, self.get_eval_features(batches, index, images))
                 results.update(scores, self.combine_members(scores), class_indices[targets.to(device)], images)

@@ -23,6 +23,7 @@ from fukami.data.splits import SPLIT_NAMES, Splits, select_validation
 from fukami.errors import Error, MissingPackageError
 from fukami.image import io as image_io
 from fukami.image import tiff
+from fukami.progress import track
 
 logger = logging.getLogger(__name__)
 MIN_BOX_SIDE = 0.01  # pixels; a box with a shorter side counts as empty
@@ -139,7 +140,7 @@ def read_orientation(image: Image.Image) -> int:
 def read_headers(paths: Sequence[Path]) -> Iterator[ImageHeader | Error]:
     """Read the headers of images in parallel threads, in order."""
     with ThreadPoolExecutor() as threads:
-        yield from threads.map(read_header, paths)
+        yield from track(threads.map(read_header, paths), "reading image sizes", len(paths))
 
 
 def orient_corners(corners: Corners, header: ImageHeader) -> Corners:

@@ -137,7 +137,7 @@ class Findings:
 def hash_images(items: Iterable[ImageItem], findings: Findings) -> Iterator[tuple[ImageItem, bytes]]:
     """Check images in threads; yield the readable ones with a digest of their pixels, and add the problems of all."""
     total = len(items) if isinstance(items, list) else None
-    with ProgressBar("checking", total) as bar, ThreadPoolExecutor() as threads:
+    with ProgressBar("checking", total, "images") as bar, ThreadPoolExecutor() as threads:
         remaining = iter(items)
         while chunk := list(islice(remaining, CHUNK_SIZE)):
             for item, (digest, depth, problems) in zip(chunk, threads.map(check_image, chunk), strict=True):

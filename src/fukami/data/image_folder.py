@@ -18,6 +18,7 @@ from fukami.errors import Error
 from fukami.image import io as image_io
 from fukami.image.channels import Levels
 from fukami.image.transform import SquareTransform
+from fukami.progress import track
 
 logger = logging.getLogger(__name__)
 MAX_LISTED = 3  # unreadable images listed in a message
@@ -117,7 +118,7 @@ def stack_images(
     images: Levels = np.zeros((count, transform.size, transform.size, transform.channels), np.uint8)
     indices: list[int] = []
     errors: list[str] = []
-    for index, result in enumerate(results):
+    for index, result in enumerate(track(results, "reading images", count)):
         if isinstance(result, Error):
             errors.append(str(result))
         else:

@@ -97,6 +97,10 @@ class Loader:
         """Return the number of samples in this process's part of a batch, and their unit."""
         return next((len(leaf) for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)), 1), "images"
 
+    def describe_size(self) -> str:
+        """Describe the number of samples for the start of a run; empty if there is nothing to count."""
+        return f"{len(self):,} batches" if len(self) > 1 else ""
+
     def compute_wait_fraction(self) -> float | None:
         """Compute the fraction of the time since the last call that the loop waited for data; None: not measured."""
         return None
@@ -231,6 +235,10 @@ class BatchLoader(Loader, Generic[BatchT]):
         first = ", ".join(self.names[i] if self.names else f"#{i}" for i in indices[:4])
         ellipsis = " ..." if len(indices) > 4 else ""
         return f"batch {batch_index + 1} of {len(self)} in epoch {epoch + 1} (images {first}{ellipsis})"
+
+    def describe_size(self) -> str:
+        """Return the number of samples, as in ``2,934``."""
+        return f"{len(self.targets):,}"
 
     def _make_generator(self, epoch: int) -> torch.Generator:
         """Return the random generator of an epoch, at its start."""

@@ -20,6 +20,7 @@ from fukami.data.parsing import read_text
 from fukami.errors import Error
 from fukami.image import io as image_io
 from fukami.image import tiff
+from fukami.progress import track
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "pictures", "photos", "jpegimages", "leftimg8bit")
 MASK_FOLDERS = (
@@ -183,7 +184,7 @@ def _infer_class_table(paths: Iterable[Path | None]) -> ClassTable:
             return set()
 
     with ThreadPoolExecutor() as threads:
-        values: set[int] = set().union(*threads.map(read_values, mask_paths))
+        values: set[int] = set().union(*track(threads.map(read_values, mask_paths), "reading masks", len(mask_paths)))
     if values == BINARY_VALUES:
         return ClassTable(("background", "foreground"), {0: 0, IGNORE_INDEX: 1})
     class_values = sorted(values - {IGNORE_INDEX})

@@ -18,6 +18,7 @@ from fukami.data.samples import Sample
 from fukami.data.streaming import Decoded, count_workers
 from fukami.errors import Error, MissingPackageError, convert_memory_errors
 from fukami.image.transform import ResizeTransform
+from fukami.progress import track
 
 logger = logging.getLogger(__name__)
 DECODE_BATCH_SIZE = 16  # images decoded at a time
@@ -115,7 +116,8 @@ def decode_samples(
         generator=torch.Generator(),
     )
     with use_single_thread():
-        for sample, result in zip(samples, itertools.chain.from_iterable(reader), strict=True):
+        results = track(itertools.chain.from_iterable(reader), "reading images", len(samples))
+        for sample, result in zip(samples, results, strict=True):
             if isinstance(result, Error):
                 errors.append(str(result))
             else:

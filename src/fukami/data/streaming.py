@@ -17,12 +17,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fukami.data.augment import MAX_ASPECT_RATIO, Augmentation
+from fukami.data.formats import format_count
 from fukami.data.image_folder import MAX_BROKEN, check_broken
 from fukami.data.loader import SEQUENTIAL_BATCH_SIZE, Batch, BatchLoader, BatchT, StateDict
 from fukami.errors import Error, MissingPackageError, convert_memory_errors
 from fukami.image import io as image_io
 from fukami.image.channels import ArrayImage, Levels, read_channels, read_depth
 from fukami.image.transform import SquareTransform
+from fukami.progress import Waiting
 from fukami.system import count_cpus
 from fukami.timing import PhaseTimer
 
@@ -163,6 +165,10 @@ class StreamingLoader(BatchLoader[BatchT]):
         """Iterate over the decoding requests of the remaining batches, independently of the loader."""
         raise NotImplementedError
 
+    def describe_reading(self) -> str:
+        """Describe what the first batch is read from."""
+        return f"{format_count(count_workers(), 'worker process')} decode images"
+
     def state_dict(self) -> StateDict:
         """Return the training position, and the unreadable images up to it."""
         return {**super().state_dict(), "broken": list(self.broken_images)}
@@ -192,16 +198,21 @@ class StreamingLoader(BatchLoader[BatchT]):
         )
 
     def _iterate_timed(self, reader: Iterable[DecodedBatch]) -> Iterator[DecodedBatch]:
-        """Iterate over decoded batches, and measure the waiting time."""
-        batches = iter(reader)
-        while True:
-            start = time.monotonic()
-            with self.clock("waiting"):
-                batch = next(batches, None)
-            self.wait_seconds += time.monotonic() - start
-            if batch is None:
-                return
+        """Iterate over decoded batches, measure the waiting time, and show what the first batch waits for."""
+        with Waiting(f"starting {format_count(count_workers(), 'worker process')}") as self.waiting:
+            batches = iter(reader)
+            batch = self._wait_for_batch(batches)
+        while batch is not None:
             yield batch
+            batch = self._wait_for_batch(batches)
+
+    def _wait_for_batch(self, batches: Iterator[DecodedBatch]) -> DecodedBatch | None:
+        """Return the next batch, None at the end, and measure the waiting time."""
+        start = time.monotonic()
+        with self.clock("waiting"):
+            batch = next(batches, None)
+        self.wait_seconds += time.monotonic() - start
+        return batch
 
     def _move_to_device(self, decoded: DecodedBatch, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Move the images and their targets to the device."""
@@ -324,7 +335,9 @@ class _RequestSampler:
         return len(self.loader) - self.loader.position
 
     def __iter__(self) -> Iterator[list[Any]]:
-        return self.loader.iterate_requests()
+        requests = self.loader.iterate_requests()
+        self.loader.waiting.describe(f"waiting for the first batch: {self.loader.describe_reading()}")
+        yield from requests
 
 
 def _collate(results: list[Decoded]) -> DecodedBatch:

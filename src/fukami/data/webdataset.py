@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from fukami.data import tar
 from fukami.data.augment import Augmentation
+from fukami.data.formats import format_count
 from fukami.data.image_folder import MAX_BROKEN, check_broken
 from fukami.data.loader import SEQUENTIAL_BATCH_SIZE, Batch
 from fukami.data.shards import IntArray, ShardSamples
@@ -110,6 +111,12 @@ class ShardStreamingLoader(FileStreamingLoader):
         count, size = len(self.targets), -(-self.batch_size // self.world_size)
         local = torch.arange(self.rank * count // self.world_size, (self.rank + 1) * count // self.world_size)
         return iter(split_into_batches(local, size))
+
+    def describe_reading(self) -> str:
+        """Describe what the first batch is read from."""
+        shards = self.samples.shards
+        num_lanes = 1 if self.seed is None else self.num_readers // self.world_size
+        return f"reading {num_lanes} of {format_count(len(shards), 'shard')} from {shards[0].rpartition('/')[0]}"
 
     def iterate_requests(self) -> Iterator[list[Any]]:
         """Iterate over the decoding requests of the remaining batches, independently of the loader."""

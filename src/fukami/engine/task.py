@@ -94,6 +94,7 @@ class Task:
     """
 
     labels: tuple[str, ...] = ()  # names of the classes
+    label_noun = "class"  # what a label names, for messages
     transform: SquareTransform | ResizeTransform | None = None  # preprocessing of images
     supports_cuda_graph = (
         False  # True if every step launches the same GPU work on the same shapes, so that the loop may capture it

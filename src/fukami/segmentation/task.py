@@ -20,6 +20,7 @@ from fukami.image.transform import ResizeTransform, get_normalization
 from fukami.layers.activation_checkpointing import enable_activation_checkpointing
 from fukami.layers.activation_scaling import rescale_activations
 from fukami.layers.segmentation_model import SegmentationModel
+from fukami.progress import track
 from fukami.quantization import half_precision
 from fukami.segmentation.metrics import SegmentationResults
 
@@ -164,7 +165,7 @@ class SegmentationTask(Task):
         """Collect the results of all images of ``batches``, over all processes."""
         samples = get_padded_loader(batches).samples
         results, value_table = SegmentationResults(self.labels), self.build_value_table(batches)
-        for batch in batches:
+        for batch in track(batches, "evaluation", unit="batches"):
             if len(batch.images):  # a process's part of the last batch may be empty
                 for index, pixels in zip(batch.indices.tolist(), self.predict_maps(batch), strict=True):
                     results.update(index, pixels, value_table[read_mask(samples[index])])
