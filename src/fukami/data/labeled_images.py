@@ -171,7 +171,9 @@ def _resize(images: image_folder.UInt8Array, transform: SquareTransform) -> Tens
     """
     channels = 1 if images.ndim == 3 else 3
     if transform.channels not in (1, 3):
-        raise UsageError(f"this dataset has {channels} channels; remove --channels {transform.channels}")
+        raise UsageError(
+            f"this dataset has {channels} channel{'s' * (channels != 1)}; remove --channels {transform.channels}"
+        )
     if images.shape[1] != transform.size or (channels, transform.channels) == (3, 1):
         resized = [
             image_io.resize_and_crop(Image.fromarray(image), channels=transform.channels, size=transform.size)

@@ -81,8 +81,6 @@ class Recipe(FieldGroup):
     seed: int = 0
     """Seed of all random number generators."""
 
-    _specified_names: ClassVar[frozenset[str]]  # fields that were given, not those with their defaults
-
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if "__repr__" not in vars(cls):  # the decorator would add one that lists all fields
@@ -102,8 +100,9 @@ class Recipe(FieldGroup):
     def __post_init__(self) -> None:
         """Set the defaults that depend on other fields."""
         super().__post_init__()
+        specified = vars(self).pop("_specified_names")
         for name, value in self.get_conditional_defaults().items():
-            if name not in self._specified_names:
+            if name not in specified:
                 object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
