@@ -41,7 +41,7 @@ def is_tiff(source: str | os.PathLike[str] | bytes) -> bool:
     try:
         with Path(source).open("rb") as file:
             return file.read(4) in SIGNATURES
-    except OSError:
+    except (OSError, ValueError):  # the latter for a null byte in a path
         return False
 
 
