@@ -10,118 +10,16 @@ options, such as ``--epochs 1``, are passed to ``fukami train``. Results go to r
 """
 
 import argparse
-import csv
 import os
 import shlex
-import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
-from xml.etree import ElementTree
 
-import transfer
+from common.datasets import ANIMALS, write_animal_crops, write_boxes, write_captions, write_cifar, write_masks
 from common.record import record, run_command, strip_folders
-from fukami.data import image_folder
-from fukami.data.locations import find_dataset
-
-ANIMALS = {"cat", "cow", "dog", "horse", "person", "sheep"}
-CAMVID_CLASSES = (
-    "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist", "void",
-)  # fmt: skip
-VAL_INTERVAL = 5  # every fifth training image is for validation, as by default
-
-
-def find_data(name: str) -> Path:
-    """Find the folder of a dataset, or unpack its archive."""
-    path = find_dataset(name, f"the archive {name}.zip")
-    return path if path.is_dir() else image_folder.unpack_archive(path) / name
-
-
-def select_evenly(names: list[str], count: int) -> list[str]:
-    """Select names at equal distances."""
-    count = min(count, len(names))
-    return [names[index * len(names) // count] for index in range(count)]
-
-
-def split_names(train: list[str], test: list[str]) -> dict[str, list[str]]:
-    """Return the names of each split; every fifth training image is for validation."""
-    val = train[::VAL_INTERVAL]
-    return {"train": [name for name in train if name not in val], "val": val, "test": test}
-
-
-def write_cifar(root: Path) -> None:
-    """Write 300 training and 100 test images of each class of CIFAR-10."""
-    source = find_data("cifar10")
-    for folder in sorted((source / "train").iterdir()):
-        names = [sorted(path.name for path in (source / split / folder.name).iterdir()) for split in ("train", "test")]
-        for split, selected in split_names(names[0][:300], names[1][:100]).items():
-            (root / split / folder.name).mkdir(parents=True)
-            for name in selected:
-                original = source / ("test" if split == "test" else "train") / folder.name / name
-                shutil.copy(original, root / split / folder.name / name)
-
-
-def write_animal_crops(root: Path) -> None:
-    """Write the crops of voc-animals, at most 60 in each class and split."""
-    transfer.write_crops(root)
-    for folder in (root / "train").iterdir():
-        (root / "val" / folder.name).mkdir(parents=True)
-        for path in sorted(folder.iterdir())[::VAL_INTERVAL]:
-            path.rename(root / "val" / folder.name / path.name)
-
-
-def write_boxes(root: Path, name: str, test_list: str, classes: set[str] | None = None) -> None:
-    """Write 100 training and at most 100 test images of a dataset in VOC's layout, with the boxes of some classes."""
-    source = find_data(name)
-    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
-        (root / folder).mkdir(parents=True)
-    train, test = (
-        select_evenly((source / "ImageSets" / "Main" / f"{split}.txt").read_text().split(), 100)
-        for split in ("train", test_list)
-    )
-    for split, names in split_names(train, test).items():
-        (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names))
-        for image in names:
-            shutil.copy(source / "JPEGImages" / f"{image}.jpg", root / "JPEGImages")
-            tree = ElementTree.parse(source / "Annotations" / f"{image}.xml")
-            for item in tree.findall("object"):
-                if classes and item.findtext("name") not in classes:
-                    tree.getroot().remove(item)
-            tree.write(root / "Annotations" / f"{image}.xml")
-
-
-def write_masks(root: Path) -> None:
-    """Write 100 training and 60 test images of CamVid."""
-    source = find_data("camvid")
-    train, test = (
-        select_evenly(sorted(path.stem for path in (source / split).iterdir()), count)
-        for split, count in (("train", 100), ("test", 60))
-    )
-    for split, names in split_names(train, test).items():
-        original = "test" if split == "test" else "train"
-        for kind, folder, suffix in (("images", original, "jpg"), ("masks", f"{original}annot", "png")):
-            (root / split / kind).mkdir(parents=True)
-            for name in names:
-                shutil.copy(source / folder / f"{name}.{suffix}", root / split / kind)
-    (root / "classes.txt").write_text("\n".join(CAMVID_CLASSES))
-
-
-def write_captions(root: Path) -> None:
-    """Write the 1,000 images of Flickr8k: by name, the last 100 for testing, the 100 before for validation."""
-    source = find_data("flickr8k-1000")
-    names = sorted(path.name for path in (source / "Images").iterdir())
-    split_of = dict.fromkeys(names, "train") | dict.fromkeys(names[-200:-100], "val")
-    split_of |= dict.fromkeys(names[-100:], "test")
-    shutil.copytree(source / "Images", root / "images")
-    with (source / "captions.txt").open(newline="") as file, (root / "captions.txt").open("w", newline="") as target:
-        writer = csv.writer(target)
-        writer.writerow(("image", "split", "caption"))
-        next(file)
-        for line in file:
-            image, _, caption = line.strip().partition(",")
-            writer.writerow((image, split_of[image], caption.strip('"')))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ computed by fukami.
 import json
 from functools import partial
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import nn
@@ -19,6 +20,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from fukami.segmentation.metrics import SegmentationResults
+from fukami.segmentation.recipe import BALANCE_POWERS
 from peers.training import (
     DEVICE,
     MEAN,
@@ -32,18 +34,19 @@ from peers.training import (
     train,
 )
 
-POOL3, POOL4 = 17, 24  # ends of the stages of VGG-16
-
 
 class FCN8s(nn.Module):
     """VGG-16 with a convolutional head and skip connections from its third and fourth pooling."""
 
     def __init__(self, recipe, num_classes):
         super().__init__()
-        self.features = load_features(recipe.init)
+        features = load_features(recipe.init, recipe.batch_norm)
+        ends = [index + 1 for index, layer in enumerate(features) if isinstance(layer, nn.MaxPool2d)]
+        self.stages3, self.stage4, self.stage5 = features[: ends[2]], features[ends[2] : ends[3]], features[ends[3] :]
         layers, inputs = [], 512
         for side in (7, 1):
-            layers += [nn.Conv2d(inputs, recipe.hidden, side, padding=side // 2), nn.ReLU(inplace=True)]
+            norm = [nn.BatchNorm2d(recipe.hidden)] if recipe.batch_norm else []
+            layers += [nn.Conv2d(inputs, recipe.hidden, side, padding=side // 2), *norm, nn.ReLU(inplace=True)]
             layers.append(nn.Dropout(recipe.dropout))
             inputs = recipe.hidden
         self.head = nn.Sequential(*layers, nn.Conv2d(inputs, num_classes, 1))
@@ -54,9 +57,9 @@ class FCN8s(nn.Module):
 
     def forward(self, images):
         """Compute the scores of each pixel of normalized images."""
-        pool3 = self.features[:POOL3](images)
-        pool4 = self.features[POOL3:POOL4](pool3)
-        scores = self.head(self.features[POOL4:](pool4))
+        pool3 = self.stages3(images)
+        pool4 = self.stage4(pool3)
+        scores = self.head(self.stage5(pool4))
         for skip in (self.score4(pool4), self.score3(pool3)):
             scores = skip + resize(scores, skip.shape[-2:])
         return resize(scores, images.shape[-2:])
@@ -91,6 +94,15 @@ class Masks(Dataset):
         return self.transform(image, self.resize_mask(tv_tensors.Mask(v2.functional.pil_to_tensor(mask)[0])))
 
 
+def compute_class_weights(folder, num_classes, power):
+    """Compute the weights ``(median frequency / frequency) ** power`` of the classes in a folder of masks."""
+    counts = sum(
+        torch.from_numpy(np.array(Image.open(path))).long().flatten().bincount(minlength=num_classes)[:num_classes]
+        for path in folder.iterdir()
+    )
+    return (counts[counts > 0].double().median() / counts.clamp(min=1)).pow(power).float()
+
+
 def compute_miou(model, loader, classes, ignore_index):
     """Compute the mean IoU at the size of the masks."""
     results = SegmentationResults(classes)
@@ -105,20 +117,23 @@ def compute_miou(model, loader, classes, ignore_index):
 def main():
     """Train as the run did, and print the mean IoU on the test images."""
     data, recipe, precision = read_arguments()
-    require(recipe, batch_norm=False, width_multiplier=1.0, training="at-once", balance="none")
+    require(recipe, width_multiplier=1.0, training="at-once")
     names = (data / "classes.txt").read_text().split()
     classes, ignore_index = [name for name in names if name != "void"], names.index("void")
     options = {"num_workers": NUM_WORKERS, "persistent_workers": True}
     train_loader = DataLoader(Masks(data, "train", recipe), recipe.batch_size, shuffle=True, drop_last=True, **options)
     val_loader, test_loader = (DataLoader(Masks(data, split, recipe), 4, **options) for split in ("val", "test"))
     model = FCN8s(recipe, len(classes)).to(DEVICE)
+    weights = compute_class_weights(data / "train" / "masks", len(classes), BALANCE_POWERS[recipe.balance]).to(DEVICE)
 
     def compute_loss(batch):
         images, masks = batch
-        return F.cross_entropy(model(images.to(DEVICE)), masks.long().to(DEVICE), ignore_index=ignore_index)
+        return F.cross_entropy(model(images.to(DEVICE)), masks.long().to(DEVICE), weights, ignore_index=ignore_index)
 
-    backbone = {"params": list(model.features.parameters()), "lr": recipe.peak_lr * recipe.backbone_lr_factor}
-    others = [value for name, value in model.named_parameters() if not name.startswith("features.")]
+    backbone = {"params": [], "lr": recipe.peak_lr * recipe.backbone_lr_factor}
+    others = []
+    for name, parameter in model.named_parameters():
+        (backbone["params"] if name.startswith("stage") else others).append(parameter)
     train(
         model, recipe, precision, train_loader, compute_loss,
         partial(compute_miou, model, val_loader, classes, ignore_index), [backbone, {"params": others}],

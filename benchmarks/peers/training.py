@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from torchvision.models import VGG16_Weights, vgg16
+from torchvision.models import VGG16_Weights, vgg16, vgg16_bn
 from torchvision.transforms import v2
 
 from fukami.engine import checkpoint
@@ -41,14 +41,22 @@ def require(recipe, **values):
             sys.exit(f"this script implements only {name} {value!r}, and the run has {getattr(recipe, name)!r}")
 
 
-def load_features(init):
-    """Load the convolutions of VGG-16 from a file or, for ``imagenet``, from torchvision."""
+def load_features(init, batch_norm=False):
+    """Load the convolutions of VGG-16 from a file or, for ``imagenet``, from torchvision.
+
+    With ``batch_norm`` a new batch normalization follows each.
+    """
     if init == "imagenet":
         features = vgg16(weights=VGG16_Weights.IMAGENET1K_V1).features
     else:
         features = vgg16(weights=None).features
         tensors = {key.removeprefix("features."): value for key, value in load_file(init).items()}
         features.load_state_dict({name: tensors[name] for name in features.state_dict()})
+    if batch_norm:
+        plain, features = features, vgg16_bn(weights=None).features
+        convolutions = ([layer for layer in one if isinstance(layer, nn.Conv2d)] for one in (features, plain))
+        for target, source in zip(*convolutions, strict=True):
+            target.load_state_dict(source.state_dict())
     return features.to(memory_format=torch.channels_last)  # faster on CPUs, as PyTorch's tuning guide recommends
 
 

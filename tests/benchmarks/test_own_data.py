@@ -25,7 +25,7 @@ def benchmarks(monkeypatch):
 
 @pytest.mark.usefixtures("benchmarks")
 def test_every_fifth_training_image_is_for_validation():
-    from own_data import split_names
+    from common.datasets import split_names
 
     names = [f"{index:02}" for index in range(100)]
     splits = split_names(names, ["a", "b"])
