@@ -44,8 +44,8 @@ class ClassificationRecipe(SplitLoading, ChannelFields, SupervisedRecipe):
     """Image classification: data, training settings and evaluation; subclasses define the network."""
 
     model_arguments: ClassVar[tuple[str, ...]] = ("channels",)
-    init_defaults: ClassVar[Mapping[str, object]] = {"epochs": 10, "lr": 1e-3, "clip_norm": 1.0, "head_epochs": 10}
-    freeze_defaults: ClassVar[Mapping[str, object]] = {"optimizer": "adamw", "lr": 1e-3}
+    init_defaults: ClassVar[Mapping[str, object]] = {"epochs": 10, "lr": 0.02, "clip_norm": 1.0, "head_epochs": 10}
+    freeze_defaults: ClassVar[Mapping[str, object]] = {"optimizer": "adamw", "lr": 0.01}
     encoder_overrides: ClassVar[dict[str, int]] = {}  # field values when the network is the encoder of another task
 
     data: str = "digits"
