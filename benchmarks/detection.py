@@ -25,19 +25,15 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.models import vgg16
-from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 from common.record import record, strip_folders, train_seeds
 from fukami.data.samples import PaddedBatch
 from fukami.detection import metrics as detection_metrics
-from fukami.engine import pretrained
 from fukami.engine.recipe import get_recipe
 from fukami.engine.runtime import Runtime
 from fukami.timing import TRAINING_PHASES
+from peers.detect import build_detector
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -222,19 +218,7 @@ def train_torchvision(recipe) -> float:
     data = recipe.load_data()
     runtime = Runtime.start(DEVICE, "auto")
     torch.manual_seed(recipe.seed)
-    features = vgg16(weights=None).features[:-1]
-    pretrained.initialize_detector(torch.nn.ModuleDict({"features": features}), "", "vgg16", recipe.init)
-    features[:10].requires_grad_(False)
-    features.out_channels = 512
-    anchors = AnchorGenerator((recipe.anchor_sizes,), ((0.5, 1.0, 2.0),))
-    size = {"min_size": recipe.min_size, "max_size": recipe.max_size, "box_batch_size_per_image": 128}
-    proposals = {"rpn_pre_nms_top_n_train": 12000, "rpn_pre_nms_top_n_test": 6000, "rpn_post_nms_top_n_test": 300}
-    pool = MultiScaleRoIAlign(["0"], 7, 2)
-    head = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(512 * 49, recipe.hidden), torch.nn.ReLU(),
-                               torch.nn.Linear(recipe.hidden, recipe.hidden), torch.nn.ReLU())  # fmt: skip
-    predictor = FastRCNNPredictor(recipe.hidden, len(data.labels) + 1)
-    model = FasterRCNN(features, rpn_anchor_generator=anchors, box_roi_pool=pool, box_head=head,
-                       box_predictor=predictor, **size, **proposals).to(DEVICE)  # fmt: skip
+    model = build_detector(recipe, len(data.labels)).to(DEVICE)
     optimizer = recipe.get_optimizer_factory()([p for p in model.parameters() if p.requires_grad])
     num_steps, schedule, step = recipe.epochs * len(data.train), recipe.build_schedule(), 0
     model.train()

@@ -38,6 +38,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import tifffile
 import torch
 from PIL import Image
 
@@ -49,6 +50,7 @@ from fukami.detection import data as detection_data
 from fukami.engine import checkpoint, pretrained
 from fukami.errors import Error
 from fukami.generation import data as generation_data
+from fukami.image.channels import ArrayImage, read_channels
 from fukami.segmentation import data as segmentation_data
 
 TIMEOUT = 20  # seconds per case; longer is a hang, even on a busy machine
@@ -288,6 +290,27 @@ def create_png(value: int = 9) -> bytes:
     buffer = io.BytesIO()
     Image.new("L", (9, 8), value).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def create_tiff(random: Random) -> bytes:
+    """Create a small TIFF of five channels, in a random layout."""
+    buffer = io.BytesIO()
+    tifffile.imwrite(
+        buffer, np.arange(16 * 16 * 5, dtype=np.uint16).reshape(16, 16, 5),
+        photometric="minisblack", planarconfig="contig", byteorder=random.choice("<>"), bigtiff=random.random() < 0.3,
+        compression=random.choice((None, "deflate", "lzw", "zstd")), tile=random.choice((None, (16, 16))),
+    )  # fmt: skip
+    return buffer.getvalue()
+
+
+def write_tiff(random: Random, folder: Path) -> None:
+    (folder / "image.tif").write_bytes(mutate_bytes(random, create_tiff(random)))
+
+
+def read_tiff(folder: Path) -> None:
+    image = read_channels(folder / "image.tif", 5)
+    assert isinstance(image, ArrayImage)
+    assert image.levels.shape[2] == 5
 
 
 def create_tar() -> bytes:
@@ -725,6 +748,7 @@ def build_targets(run: Path | None) -> dict[str, Target]:
             lambda random, folder: (folder / "name").write_text(choose_dataset_name(random), errors="replace"),
             read_name,
         ),
+        "tiff": Target(write_tiff, read_tiff),
         "shards": Target(write_shards, read_shards),
         "archive": Target(write_archive, read_archive),
         "coco": Target(write_coco_dataset, read_boxes),

@@ -9,10 +9,12 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image
+from tifffile import imwrite
 
 from fukami.errors import get_install_command
 
@@ -111,6 +113,10 @@ def test_a_command_without_its_extra_names_the_command_that_installs_it(bare, sc
     for name in ("images", "labels"):
         (tmp_path / "yolo" / name).mkdir(parents=True)
     (tmp_path / "yolo" / "data.yaml").write_text("names: [cell]\n")
+    for label in ("forest", "water"):
+        (tmp_path / "bands" / label).mkdir(parents=True)
+        bands = np.zeros((8, 8, 5), np.uint16)
+        imwrite(tmp_path / "bands" / label / "0.tif", bands, photometric="minisblack", planarconfig="contig")
     commands = {
         ("serve", "deep-convnet"): "serve",
         ("export", "deep-convnet", "--to", "onnx"): "export",
@@ -122,6 +128,9 @@ def test_a_command_without_its_extra_names_the_command_that_installs_it(bare, sc
         ("doctor", "yolo"): "detect",
         ("train", "show-and-tell", "--data", str(caption_files), "--tokenizer", "japanese"): "japanese",
         ("train", "dqn", "--env", "pong"): "atari",
+        ("train", "resnet20", "--data", "bands", "--channels", "5", "--val-fraction", "0.5"): "tiff",
+        ("doctor", "bands"): "tiff",
+        ("predict", "deep-convnet", "bands/water/0.tif"): "tiff",
     }
     results = run_commands(bare, tmp_path, *commands)
     for (arguments, extra), (status, _, err) in zip(commands.items(), results, strict=True):

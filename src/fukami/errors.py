@@ -3,6 +3,7 @@
 import difflib
 import errno
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -167,3 +168,11 @@ def convert_memory_errors(name: str) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise Error(f"{name} needs more memory than is available; make it smaller") from None
+
+
+def escape_controls(text: str) -> str:
+    """Escape control characters as Python does, except for newlines and tabs."""
+    return "".join(
+        ascii(letter)[1:-1] if unicodedata.category(letter).startswith("C") and letter not in "\n\t" else letter
+        for letter in text
+    )

@@ -603,7 +603,7 @@ def test_sample_images_returns_images_and_variants(digit_files):
         (["--num-images", "0"], "at least 1"),
         (["--num-variants", "-1"], "at least 1"),
         (["--size", "-3"], "number of pixels"),
-        (["--channels", "2"], "channels"),
+        (["--channels", "0"], "channels"),
         (["--out", "drawn.doc"], ".png"),
         (["--out", "drawn"], ".png"),
     ],

@@ -69,8 +69,8 @@ def test_options_of_train_are_these(fukami):
     fields += "patience batch-size accumulate "
     fields += "activation-checkpointing no-activation-checkpointing optimizer lr lr-scaling clip-norm momentum "
     fields += "weight-decay schedule drop-factor warmup cycles label-smoothing ema-decay augment balance init "
-    fields += "freeze no-freeze layer-lr-decay quantize dropout convention widths hidden batch-norm "
-    fields += "no-batch-norm"
+    fields += "freeze no-freeze feature-views head-epochs layer-lr-decay quantize dropout convention widths hidden "
+    fields += "batch-norm no-batch-norm"
     assert options == run | {f"--{field}" for field in fields.split()}
 
 

@@ -91,7 +91,8 @@ def test_metrics_by_class_are_in_the_json_and_not_in_the_console_report_or_leade
     assert result.status == 0, result.err
     assert result.json[0]["classes"]["lamp"]["objects"] == 3
     assert next(iter(result.json[0])) == "map"
-    assert "classes" not in result.err
+    assert "objects 3" in result.err
+    assert "lamp" not in result.err
     report = (tmp_path / "run" / "report.html").read_text()
     assert f"map {result.json[0]['map']:.4f} · map 11" in report
     assert "lamp" not in report.partition("<h2>Configuration")[0]

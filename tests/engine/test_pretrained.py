@@ -237,7 +237,8 @@ def test_weights_are_loaded_from_a_run_with_a_random_head_for_other_classes(colo
 def test_training_starts_from_the_given_weights(color_images, start, tmp_path):
     """A run with a learning rate of 0 keeps them, except for the statistics of batch normalization."""
     save_file(start[1], tmp_path / "start.safetensors")
-    recipe = build_small_recipe(color_images, epochs=1, lr=0.0, init=str(tmp_path / "start.safetensors"))
+    init = str(tmp_path / "start.safetensors")
+    recipe = build_small_recipe(color_images, epochs=1, lr=0.0, head_epochs=0, init=init)
     package.train(recipe, tmp_path / "run", **CPU)
     after = load_file(tmp_path / "run" / "weights.safetensors")
     for key, parameter in start[0].named_parameters():

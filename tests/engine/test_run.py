@@ -15,7 +15,7 @@ from fukami.image import io as image_io
 def run(tmp_path_factory, digit_files):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("work"))
-        run = fukami.train("deep-convnet", data=str(digit_files), epochs=1, device="cpu", precision="float32")
+        run = fukami.train("deep-convnet", data=str(digit_files), epochs=2, device="cpu", precision="float32")
         return fukami.Run(run.folder.resolve(), run.metrics, run.recipe)
 
 
@@ -190,7 +190,7 @@ def test_a_missing_folder_is_answered_with_similar_names(tmp_path, monkeypatch):
 
 
 def test_lists_and_paths_are_values_of_fields(tmp_path, digit_files):
-    run = fukami.train("deep-convnet", tmp_path / "run", data=digit_files, augment=["shift=1"], epochs=1, device="cpu")
+    run = fukami.train("deep-convnet", tmp_path / "run", data=digit_files, augment=["shift=1"], epochs=2, device="cpu")
     stored, _ = checkpoint.read_recipe(run.folder)
     assert (stored.data, stored.augment) == (str(digit_files), ("shift=1",))
 

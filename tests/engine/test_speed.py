@@ -30,7 +30,7 @@ from fukami.system import count_cpus
 from fukami.timing import PHASES, PhaseTimer
 
 CPU = torch.device("cpu")
-RECIPE = DeepConvNet(epochs=1, batch_size=100, dropout=0.0, augment=())
+RECIPE = DeepConvNet(epochs=1, batch_size=100, dropout=0.0, augment=(), warmup=0.0)
 
 
 def build_task(recipe, precision="float32"):

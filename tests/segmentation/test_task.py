@@ -595,7 +595,8 @@ def test_show(fukami, mask_files, tmp_path):
     assert result.json[0]["variants"] == 3
     assert "background" in result.json[0]["labels"][0]
     assert image_io.read_image(tmp_path / "s.png").width > 300
-    assert fukami("show", mask_files, "--channels", "1").status == 2
+    assert fukami("show", mask_files, "--channels", "1", "--out", tmp_path / "gray.png").status == 0
+    assert fukami("show", mask_files, "--channels", "0").status == 2
 
 
 @pytest.mark.slow

@@ -22,7 +22,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import tifffile
 import uvicorn
 from PIL import Image, ImageDraw
 from prometheus_client.parser import text_string_to_metric_families
@@ -567,7 +569,7 @@ def decoder():
 
 def test_decoder_equals_read_image(decoder, tmp_path):
     image = Image.linear_gradient("L").resize((50, 40))
-    for mode, suffix in (("L", "png"), ("RGB", "jpg"), ("RGBA", "png"), ("P", "gif"), ("I;16", "tiff")):
+    for mode, suffix in (("L", "png"), ("RGB", "jpg"), ("RGBA", "png"), ("P", "gif")):
         path = tmp_path / f"{mode.replace(';', '')}.{suffix}"
         image.convert(mode).save(path)
         decoded, expected = decoder.decode(path.read_bytes(), "x"), image_io.read_image(path)
@@ -578,6 +580,16 @@ def test_decoder_equals_read_image(decoder, tmp_path):
         with pytest.raises(package.Error) as reader_error:
             image_io.read_image(content, name="näme\n.png", max_pixels=10_000)
         assert str(decoder_error.value) == str(reader_error.value)
+
+
+def test_decoder_keeps_channels_and_depth(decoder, random):
+    samples = random.integers(0, 65536, (9, 8, 5), np.uint16)
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, samples, photometric="minisblack", planarconfig="contig")
+    assert np.array_equal((decoder.decode(buffer.getvalue(), "x.tif").levels * 257).round(), samples)
+    decoder.channels = 4
+    with pytest.raises(package.Error, match=r"^x\.tif has 5 channels, and the network expects 4"):
+        decoder.decode(buffer.getvalue(), "x.tif")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot stop processes")
@@ -620,7 +632,7 @@ def test_decoder_memory_is_bounded():
     Image.new("RGBA", (10_000, 9_000)).save(buffer, "PNG", compress_level=1)
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         for content, error in ((buffer.getvalue(), True), (make_png(8), False)):
-            decoding._send(process.stdin, {"name": "a.png", "max_pixels": 10**8}, content)
+            decoding._send(process.stdin, {"name": "a.png", "max_pixels": 10**8, "channels": 3}, content)
             response, _ = decoding._receive(process.stdout)
             assert ("a.png needs more memory" in response.get("error", "")) == error
         process.stdin.close()

@@ -1,10 +1,9 @@
-"""Draw the figures of augmentation.md, optimization.md, ensembles.md and transfer.md in docs/guides.
+"""Draw the figures of augmentation.md, optimization.md and ensembles.md in docs/guides.
 
 python docs/figures/scripts/methods.py schedules
 python docs/figures/scripts/methods.py find-lr         learning-rate range test on the bundled digits, half a minute
 python docs/figures/scripts/methods.py augmentation    needs CIFAR-10 in $FUKAMI_DATA
 python docs/figures/scripts/methods.py ensemble        three short training runs on the bundled digits, one minute
-python docs/figures/scripts/methods.py transfer OUT    OUT: folder with the runs of benchmarks/transfer.py
 """
 
 import subprocess
@@ -18,7 +17,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import fukami
-from fukami import leaderboard
 from fukami.cli import augmentation_grids
 from fukami.engine import checkpoint, lr_finder, schedules
 
@@ -95,23 +93,13 @@ def plot_ensemble() -> None:
         save(figures["Ensemble members"][0][1], "ensemble")
 
 
-def plot_transfer(folder: str) -> None:
-    """Plot the learning curves of ``fukami board`` over epochs: from scratch and from published weights."""
-    (board,), _ = leaderboard.load_leaderboards(Path(folder))
-    figure = Figure(figsize=(7, 3.4), layout="constrained")
-    leaderboard.draw_curves(figure.add_subplot(ylabel=board.metric), board, "epoch")
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
-    save(figure, "transfer")
-
-
 if __name__ == "__main__":
     figures = {
         "schedules": plot_schedules,
         "find-lr": plot_lr_range_test,
         "augmentation": draw_augmentation,
         "ensemble": plot_ensemble,
-        "transfer": plot_transfer,
     }
-    if len(sys.argv) - 2 != (sys.argv[1:2] == ["transfer"]) or sys.argv[1] not in figures:
+    if len(sys.argv) != 2 or sys.argv[1] not in figures:
         sys.exit(__doc__)
-    figures[sys.argv[1]](*sys.argv[2:])
+    figures[sys.argv[1]]()

@@ -22,6 +22,7 @@ from fukami.errors import Error, UsageError
 from fukami.image import io as image_io
 from fukami.image.transform import SquareTransform, get_normalization
 from fukami.models.show_and_tell import LSTMState, ShowAndTell
+from fukami.progress import track
 from fukami.quantization import half_precision
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ class CaptioningTask(Task):
         options: optimizer, lr_schedule, epochs, eval_every, accumulate and clip_norm, as for :class:`fukami.Task`.
     """
 
+    label_noun = "word"
     predict_batch_size = 32
     model: ShowAndTell
     transform: SquareTransform
@@ -197,7 +199,7 @@ class CaptioningTask(Task):
         settings = f"show and tell {FEATURES_VERSION} {self.transform} {self.runtime.precision} {flip}"
         cache = FeatureCache(self.model.encoder, settings, self.cache_limit) if self.cache_limit else None
         all_features: list[Tensor] = []
-        for images in loader.iterate_images():
+        for images in track(loader.iterate_images(), "image features", unit="batches"):
             for batch in torch.split(images, ENCODING_BATCH_SIZE):
                 path = cache.get_path(batch, torch.zeros(0)) if cache else None
                 features = cache.read(path) if cache and path else None
@@ -217,7 +219,7 @@ class CaptioningTask(Task):
         if self.frozen_encoder and loader.features is None:
             loader.set_features(self.extract_features(loader).unsqueeze(1))
         captions: dict[int, str] = {}
-        for images, indices in loader:
+        for images, indices in track(loader, "evaluation", unit="batches"):
             if len(indices):
                 candidates = self.generate_captions(images)
                 captions |= zip(indices.tolist(), (first["caption"] for first, *_ in candidates), strict=True)

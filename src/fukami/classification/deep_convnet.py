@@ -18,8 +18,9 @@ class DeepConvNetFields(FieldGroup):
 
     size: int = 28
     """Input size: side of the square input image, in pixels."""
-    channels: Literal[1, 3] = 1
-    """Input channels: 1 grayscale, 3 color."""
+    channels: int = 1
+    """Input channels: 1 grayscale, 3 color, or the number that the images have, such as 4 in RGBA or a satellite's
+    TIFF."""
     batch_size: int = 100
     """Global batch size, over all processes."""
     augment: tuple[str, ...] = ("shift=2", "rotate=10", "scale=0.1", "shear=0.1")

@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from fukami.image.channels import ArrayImage
+
 if TYPE_CHECKING:
     from fukami.classification.precision_comparison import PrecisionResult
 
@@ -62,11 +64,8 @@ def _shorten_label(label: str) -> str:
 
 
 def convert_images(images: Tensor) -> list[Image.Image]:
-    """Convert images ``(N, C, H, W)`` in 0..255 of one or three channels."""
-    return [
-        Image.fromarray(image.transpose(1, 2, 0).astype(np.uint8).squeeze(2 if len(image) == 1 else ()))
-        for image in images.numpy()
-    ]
+    """Convert images ``(N, C, H, W)`` in 0..255; of more than three channels, the first three."""
+    return [ArrayImage(image.transpose(1, 2, 0)).build_preview() for image in images.numpy()]
 
 
 def plot_member_accuracies(

@@ -1,14 +1,17 @@
 """Base class of the image classification recipes."""
 
 import dataclasses
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from fukami.engine.recipe import MAX_INPUT_SIZE, check_range, get_network_name, get_recipe_name, parse_overrides
-from fukami.engine.supervised import IMAGENET_MEAN, IMAGENET_STD, SplitLoading, SupervisedRecipe, build_augmentation
+from fukami.engine.channels import ChannelFields
+from fukami.engine.recipe import MAX_INPUT_SIZE, Recipe, check_range, get_network_name, get_recipe_name, parse_overrides
 from fukami.engine.supervised import OptimizerName as OptimizerName  # for custom recipes
+from fukami.engine.supervised import SplitLoading, SupervisedRecipe, build_augmentation
 from fukami.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,10 +40,12 @@ TTA_AUGMENTATIONS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassificationRecipe(SplitLoading, SupervisedRecipe):
+class ClassificationRecipe(SplitLoading, ChannelFields, SupervisedRecipe):
     """Image classification: data, training settings and evaluation; subclasses define the network."""
 
     model_arguments: ClassVar[tuple[str, ...]] = ("channels",)
+    init_defaults: ClassVar[Mapping[str, object]] = {"epochs": 10, "lr": 0.02, "clip_norm": 1.0, "head_epochs": 10}
+    freeze_defaults: ClassVar[Mapping[str, object]] = {"optimizer": "adamw", "lr": 0.01}
     encoder_overrides: ClassVar[dict[str, int]] = {}  # field values when the network is the encoder of another task
 
     data: str = "digits"
@@ -51,8 +56,6 @@ class ClassificationRecipe(SplitLoading, SupervisedRecipe):
     default 0.2, and at most 5,000 images, but 0 for mnist, cifar10 and cifar100."""
     size: int = 224
     """Input size: side of the square input image, in pixels."""
-    channels: Literal[1, 3] = 3
-    """Input channels: 1 grayscale, 3 color."""
     cycles: int = 1
     """Number of learning-rate cycles; the weights at the end of each form a snapshot ensemble (Huang et al. 2017)."""
     label_smoothing: float = 0.0
@@ -67,7 +70,12 @@ class ClassificationRecipe(SplitLoading, SupervisedRecipe):
     init: str = ""
     """Initial weights: imagenet (torchvision's, downloaded), a state-dict file or a run's folder."""
     freeze: bool = False
-    """Train only the classification head; the other layers keep the initial weights."""
+    """Train only the classification head; the other layers keep the initial weights, and their output is cached."""
+    feature_views: int = 4
+    """Number of augmented views of each image whose frozen features are cached; 0 computes them in each step."""
+    head_epochs: int = 0
+    """Number of epochs of a first stage that trains only the head on the initial weights (Kumar et al. 2022); 0 omits
+    it."""
     layer_lr_decay: float = 1.0
     """Layer-wise learning-rate decay: factor of the learning rate from each stage to the one below it, 0 to 1."""
     quantize: Literal["none", "int8"] = "none"
@@ -77,6 +85,7 @@ class ClassificationRecipe(SplitLoading, SupervisedRecipe):
         """Validate the fields."""
         super().__post_init__()
         check_range(self, 1, 100, "cycles")
+        check_range(self, 0, math.inf, "feature_views", "head_epochs")
         check_range(self, 4, MAX_INPUT_SIZE, "size")
         check_range(self, 0, 1, "layer_lr_decay")
         check_range(self, 0, 0.9999999, "label_smoothing", "ema_decay")
@@ -84,11 +93,17 @@ class ClassificationRecipe(SplitLoading, SupervisedRecipe):
             raise UsageError("--schedule plateau cannot be combined with --cycles; use another --schedule")
         if self.freeze and not self.init:
             raise UsageError("--freeze keeps the initial weights of the features; specify trained weights with --init")
+        if self.head_epochs and (not self.init or self.freeze):
+            raise UsageError("--head-epochs precede the fine-tuning of initial weights: set --init, and omit --freeze")
         if self.quantize != "none" and (not self.init or self.freeze or self.layer_lr_decay != 1 or self.cycles > 1):
             raise UsageError(
                 f"--quantize {self.quantize} fine-tunes the whole network of a run: specify the run with --init, and "
                 "omit --freeze, --layer-lr-decay and --cycles"
             )
+
+    def get_conditional_defaults(self) -> Mapping[str, object]:
+        """Return the defaults for training from initial weights; quantization-aware training has the usual ones."""
+        return super().get_conditional_defaults() if self.quantize == "none" else {}
 
     @classmethod
     def as_encoder(cls, options: Iterable[str], size: int) -> Self:
@@ -124,11 +139,7 @@ class ClassificationRecipe(SplitLoading, SupervisedRecipe):
         """Build the image preprocessing."""
         from fukami.image.transform import SquareTransform
 
-        mean, std = (
-            (IMAGENET_MEAN, IMAGENET_STD)
-            if self.channels == 3
-            else ((sum(IMAGENET_MEAN) / 3,), (sum(IMAGENET_STD) / 3,))
-        )
+        mean, std = self.normalization
         return SquareTransform(channels=self.channels, size=self.size, mean=mean, std=std)
 
     def load_splits(self, *, include_train: bool = True) -> "Splits[LabeledImages]":
@@ -155,7 +166,7 @@ class ClassificationRecipe(SplitLoading, SupervisedRecipe):
 
     def build_task(self, labels: tuple[str, ...]) -> "ClassificationTask":
         """Build the classification task."""
-        from fukami.classification.task import ClassificationTask
+        from fukami.classification.task import ClassificationTask, FeatureCacheConfig
         from fukami.engine import pretrained, schedules
 
         model, transform = self.build_model(len(labels)), self.build_transform(labels)
@@ -169,6 +180,7 @@ class ClassificationRecipe(SplitLoading, SupervisedRecipe):
         options = self.get_training_options(build_groups if self.layer_lr_decay != 1 else None)
         if self.cycles > 1:
             options["lr_schedule"] = schedules.repeat_schedule(options["lr_schedule"], self.cycles)
+        can_cache = self.freeze and self.feature_views > 0 and self.cycles == 1
         return ClassificationTask(
             model,
             labels,
@@ -181,6 +193,7 @@ class ClassificationRecipe(SplitLoading, SupervisedRecipe):
             augment=build_augmentation(
                 [name for name in self.augment if name.partition("=")[0] in TTA_AUGMENTATIONS], transform, labels
             ),
+            feature_cache=FeatureCacheConfig(self.feature_views, self.memory_limit * 1e9) if can_cache else None,
             **options,
         )
 
@@ -194,3 +207,14 @@ class ClassificationRecipe(SplitLoading, SupervisedRecipe):
             if network is not task.model:  # the quantized model also has activation ranges, not yet calibrated
                 task.model.load_state_dict(network.state_dict(), strict=False)
             task.ema_model.load_state_dict(task.model.state_dict())
+
+    def stages(self, folder: Path) -> dict[str, Recipe]:
+        """Return the stage that trains the head, before the whole network is fine-tuned."""
+        if not self.head_epochs:
+            return {}
+        fields: dict[str, Any] = {**self.freeze_defaults, "epochs": self.head_epochs, "head_epochs": 0, "freeze": True}
+        return {"head": dataclasses.replace(self, **fields, cycles=1, patience=0, layer_lr_decay=1.0)}
+
+    def continue_from_stage(self, task: "ClassificationTask", run: Path) -> None:
+        """Continue with the network whose head was trained."""
+        dataclasses.replace(self, init=str(run)).initialize_task(task)

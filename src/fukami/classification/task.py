@@ -2,7 +2,9 @@
 
 import copy
 import json
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Unpack
 
 import torch
@@ -12,15 +14,17 @@ from torch.nn import functional as F
 from torch.quasirandom import SobolEngine
 
 from fukami.classification import metrics
-from fukami.data.loader import Batch, BatchLoader, Loader
+from fukami.data.loader import Batch, BatchLoader, InMemoryLoader, Loader
 from fukami.engine.prediction import Prediction
+from fukami.engine.pretrained import find_head
 from fukami.engine.task import ModelSignature, Task, TrainingOptions, match_labels
-from fukami.errors import Error, UsageError
+from fukami.errors import Error, UsageError, format_names
 from fukami.image import io as image_io
 from fukami.image.transform import SquareTransform, get_normalization
 from fukami.layers import binary
 from fukami.layers.activation_checkpointing import enable_activation_checkpointing
 from fukami.layers.ensemble import Ensemble, average_log_probs, combine_log_probs, compute_member_log_probs
+from fukami.progress import ProgressBar, track
 from fukami.quantization import half_precision
 
 if TYPE_CHECKING:
@@ -28,8 +32,24 @@ if TYPE_CHECKING:
     from fukami.engine.runtime import Runtime
     from fukami.engine.task import FigureContent
 
+MIN_CLASS_IMAGES = 5  # a class with fewer training images is reported
 TOP_K = 10  # number of classes in a prediction's ranking
 AUX_LOSS_WEIGHT = 0.3  # loss weight of each auxiliary classifier (Szegedy et al. 2015, section 5)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FeatureCacheConfig:
+    """Settings of the cache of frozen features.
+
+    Attributes:
+        num_views: number of augmented views of each training image; without augmentation there is one.
+        max_bytes: memory limit. There are fewer views if it is reached, and no cache if one view is larger.
+    """
+
+    num_views: int
+    max_bytes: float
 
 
 class ClassificationTask(Task):
@@ -39,7 +59,7 @@ class ClassificationTask(Task):
         model: maps normalized images ``(N, C, H, W)`` to logits ``(N, classes)``. With auxiliary classifiers it returns
             a tuple in training; their losses have the weight 0.3.
         labels: names of the classes.
-        transform: preprocessing of images of any size to ``(C, H, W)`` uint8, and their normalization.
+        transform: preprocessing of images of any size to ``(C, H, W)``, and their normalization.
         activation_checkpointing: store only the activations between blocks, and recompute the others in the backward
             pass.
         label_smoothing: label smoothing factor (Szegedy et al. 2016, section 7).
@@ -49,6 +69,7 @@ class ClassificationTask(Task):
             2017).
         use_class_weights: weight the loss of each class by its inverse frequency.
         augment: class-preserving augmentation for test-time augmentation.
+        feature_cache: how frozen features are cached; None: they are computed in each step.
         options: optimizer, lr_schedule, epochs, eval_every, accumulate and clip_norm, as for :class:`fukami.Task`.
     """
 
@@ -69,6 +90,7 @@ class ClassificationTask(Task):
         cycles: int = 1,
         use_class_weights: bool = False,
         augment: "Augmentation | None" = None,
+        feature_cache: FeatureCacheConfig | None = None,
         **options: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(model, **options)
@@ -82,6 +104,9 @@ class ClassificationTask(Task):
             use_class_weights,
             augment,
         )
+        self.feature_cache = feature_cache
+        self.cached_head = ""  # name of the head whose input the training batches contain, after caching
+        self.eval_features: tuple[Iterable[Batch], list[Tensor]] | None = None  # of these batches
         self.class_weights: Tensor | None = None
         self.num_views = 1  # test-time augmentation: views of each image
         self.cycle = -1
@@ -99,7 +124,16 @@ class ClassificationTask(Task):
         self.mean, self.std = get_normalization(self.transform, runtime.device)
 
     def prepare_training(self) -> None:
-        """Create the optimizer, and enable activation checkpointing."""
+        """Create the optimizer, and enable activation checkpointing.
+
+        Raises:
+            UsageError: there is only one class.
+        """
+        if len(self.labels) < 2:
+            raise UsageError(
+                f"the data have the class {', '.join(self.labels)!r} only, and a classifier needs at least two; put "
+                "the images of each class into a folder of its own"
+            )
         if self.activation_checkpointing:
             enable_activation_checkpointing(self.model)
             # recomputation restores random states, which a CUDA graph cannot record
@@ -133,12 +167,56 @@ class ClassificationTask(Task):
         )
 
     def iterate_batches(self, loader: Loader) -> Iterable[Batch]:
-        """Yield the batches of all epochs; class weights are computed from the loader's ``targets``."""
-        if self.use_class_weights:
-            assert isinstance(loader, BatchLoader)
-            counts = loader.targets.bincount(minlength=len(self.labels)).clamp(min=1)
-            self.class_weights = (len(loader.targets) / (len(self.labels) * counts)).to(self.runtime.device)
+        """Yield the batches of all epochs; first compute class weights and frozen features of the loader."""
+        if isinstance(loader, BatchLoader):
+            counts = loader.targets.bincount(minlength=len(self.labels))
+            warn_of_small_classes(dict(zip(self.labels, counts.tolist(), strict=True)))
+            if self.use_class_weights:
+                weights = len(loader.targets) / (len(self.labels) * counts.clamp(min=1))
+                self.class_weights = weights.to(self.runtime.device)
+        if self.feature_cache is not None and isinstance(loader, InMemoryLoader):
+            self.cache_features(loader, self.feature_cache)
         return super().iterate_batches(loader)
+
+    def cache_features(self, loader: InMemoryLoader, config: FeatureCacheConfig) -> None:
+        """Compute the frozen features of each view of the training images, and train only the head on them.
+
+        Nothing is cached if images are mixed, which makes the views depend on each other, or if the network has other
+        outputs than its head's.
+        """
+        head, *auxiliary = find_head(self.model)
+        module = self.model.get_submodule(head)
+        with self.evaluation_mode(), torch.no_grad(), self.runtime.autocast():
+            images, targets = next(loader.iterate_view(0))
+            first = self.compute_features(head, images[:1])
+            is_last = torch.equal(module(first), self.model(self.normalize_images(images[:1])))
+            num_views = config.num_views if loader.augmentation else 1
+            num_views = min(num_views, int(config.max_bytes // (len(loader.targets) * first.nbytes)))
+            if auxiliary or not is_last or targets.ndim > 1 or num_views == 0:
+                return
+            features = first.new_zeros(num_views, len(loader.targets), *first.shape[1:])
+            with ProgressBar("frozen features", num_views * len(loader.targets), "images") as bar:
+                for view in range(num_views):
+                    start = 0
+                    for index, (images, _) in enumerate(loader.iterate_view(view)):
+                        if index % self.runtime.world_size == self.runtime.rank:
+                            features[view, start : start + len(images)] = self.compute_features(head, images)
+                        start += len(images)
+                        bar.update(len(images))
+        loader.set_features(self.runtime.all_reduce_sum(features))
+        self.cached_head = head
+        self.ddp_model = self.training_model = self.runtime.replicate(module)
+
+    def compute_features(self, head: str, images: Tensor) -> Tensor:
+        """Compute the input of the head of images ``(N, C, H, W)`` in 0..255."""
+        inputs: list[Tensor] = []
+        module = self.inference_model.get_submodule(head)
+        hook = module.register_forward_pre_hook(lambda _, args: inputs.extend(args))
+        try:
+            self.inference_model(self.normalize_images(images))
+        finally:
+            hook.remove()
+        return inputs[0]
 
     def schedule(self, progress: float) -> float:
         """Set the learning rate; at the end of a cycle, store a snapshot."""
@@ -172,7 +250,7 @@ class ClassificationTask(Task):
         Mixed targets are ``(N, classes)``.
         """
         images, targets = batch
-        scores = self.training_model(self.normalize_images(images))
+        scores = self.training_model(images if self.cached_head else self.normalize_images(images))
         scores, *auxiliary = scores if isinstance(scores, tuple) else (scores,)
         loss = self.compute_cross_entropy(scores, targets) + AUX_LOSS_WEIGHT * sum(
             self.compute_cross_entropy(aux_scores, targets) for aux_scores in auxiliary
@@ -194,11 +272,29 @@ class ClassificationTask(Task):
         """Normalize images in 0..255 to the network's input in float32."""
         return (images - self.mean).div_(self.std)
 
-    def predict_member_scores(self, images: Tensor) -> Tensor:
+    def get_eval_features(self, batches: Iterable[Batch], index: int, images: Tensor) -> Tensor | None:
+        """Return the frozen features of a batch of the evaluation, which are computed in the first one.
+
+        None if the training computes none, or with test-time augmentation.
+        """
+        if not self.cached_head or self.num_views > 1:
+            return None
+        if self.eval_features is None or self.eval_features[0] is not batches:
+            self.eval_features = batches, []
+        features = self.eval_features[1]
+        if index == len(features):
+            images = images.to(self.mean.device)
+            features.append(self.compute_features(self.cached_head, images))
+        return features[index]
+
+    def predict_member_scores(self, images: Tensor, features: Tensor | None = None) -> Tensor:
         """Predict the log-probabilities ``(members, N, classes)`` of each member, averaged over the views.
 
-        The network computes in the precision of its weights; the result is float32.
+        With ``features`` only the head is computed. The network computes in the precision of its weights; the result is
+        float32.
         """
+        if features is not None:
+            return compute_member_log_probs(self.inference_model.get_submodule(self.cached_head), features)
         parameter = next(self.inference_model.parameters())
         views = self._generate_views(images.to(parameter.device))
         with half_precision.enable_float32_fallback(self.inference_model):
@@ -233,9 +329,9 @@ class ClassificationTask(Task):
         class_indices = torch.tensor(match_labels(self.labels, batches), device=device)
         num_members = int(self.inference_model.num_active) if isinstance(self.inference_model, Ensemble) else 1
         results = metrics.ClassificationResults(len(self.labels), num_members, device)
-        for images, targets in batches:
+        for index, (images, targets) in enumerate(track(batches, "evaluation", unit="batches")):
             if len(images):  # the last batch may have no images for this process
-                scores = self.predict_member_scores(images)
+                scores = self.predict_member_scores(images, self.get_eval_features(batches, index, images))
                 results.update(scores, self.combine_members(scores), class_indices[targets.to(device)], images)
         for counts in results.totals:
             self.runtime.all_reduce_sum(counts)
@@ -262,7 +358,7 @@ class ClassificationTask(Task):
     def draw(self, image: Image.Image, prediction: Prediction) -> Image.Image:
         """Draw the image next to the preprocessed one, with the predicted label."""
         caption = f"{prediction['label']}  ({prediction['probability']:.1%})"
-        return image_io.draw_prediction(image, self.transform(image), caption)
+        return image_io.draw_prediction(image, self.transform.transform_preview(image), caption)
 
     def plot_evaluation(self, batches: Iterable[Batch]) -> "Iterator[tuple[str, FigureContent]]":
         """Yield figures of the confusion matrix, class accuracies, ensemble members and most confident errors."""
@@ -303,6 +399,16 @@ class ClassificationTask(Task):
                 "the run was trained without geometric or color augmentation, so there are no views; omit --views"
             )
         self.num_views = num_views
+
+
+def warn_of_small_classes(counts: Mapping[str, int]) -> None:
+    """Log a warning about the classes with few training images."""
+    small = [f"{label} ({count})" for label, count in counts.items() if count < MIN_CLASS_IMAGES]
+    if small:
+        logger.warning(
+            f"{len(small)} of {len(counts)} classes have fewer than {MIN_CLASS_IMAGES} training images, too few to "
+            f"learn them: {format_names(small)}"
+        )
 
 
 def set_num_views(task: Task, num_views: int) -> None:

@@ -1,6 +1,7 @@
 """VGG recipes (Simonyan and Zisserman 2015)."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,6 +15,8 @@ class VGGFields(FieldGroup):
 
     encoder_overrides: ClassVar[dict[str, int]] = {"hidden": 0}  # published features have no fully connected layers
     model_arguments: ClassVar[tuple[str, ...]] = ("channels", "size", "hidden", "dropout")
+    init_defaults: ClassVar[Mapping[str, object]] = {**ClassificationRecipe.init_defaults, "lr": 3e-3}
+    freeze_defaults: ClassVar[Mapping[str, object]] = {"optimizer": "adamw", "lr": 3e-4}
 
     lr: float = 0.01
     """Peak learning rate."""

@@ -218,6 +218,7 @@ def _build_option_error(flag: str, flags: Iterable[str], prog: str) -> UsageErro
     name = flag.lstrip("-").lower()
     known = [option.removeprefix("--") for option in flags]
     matches = [option for option in known if name in SYNONYMS.get(option, "").split()]
+    matches = matches or [option for option in known if option == f"{name}s" or name == f"{option}s"]
     matches = matches or difflib.get_close_matches(name[:100], known)
     hint = f"{prog} --help lists the options"
     if matches:

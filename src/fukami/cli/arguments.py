@@ -73,31 +73,49 @@ def parse_recipe_arguments(
 
     placement = {name: group for group, names in GROUPS.items() for name in names.split()}
     groups: dict[str, list[Flag]] = {group: [] for group in GROUPS}
+    defaults: dict[str, object] = {}
     for cls, instance in ((recipe, default), (options, None)):
         hints = typing.get_type_hints(cls, include_extras=True)
         bases = [base for base in reversed(cls.__mro__) if dataclasses.is_dataclass(base)]
         helps = {name: text for base in bases for name, text in _parse_helps(base).items()}
         for field in filter(operator.attrgetter("init"), dataclasses.fields(cls)):
             value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-            value = value if instance is None else getattr(instance, field.name)
+            defaults[field.name] = value = value if instance is None else getattr(instance, field.name)
             group = "run" if cls is options else placement.get(field.name, "model")
-            groups[group].append(_build_flag(field.name, hints[field.name], helps.get(field.name), value))
+            help = helps.get(field.name, "") + _format_conditional_defaults(recipe, field.name)
+            groups[group].append(_build_flag(field.name, hints[field.name], help or None, value))
     known = [build_argument(name, kind, not default) for flags in groups.values() for name, kind, *default in flags]
     kinds = {
         group: dataclasses.make_dataclass(group, flags, frozen=True, kw_only=True)
         for group, flags in groups.items()
         if flags
     }
+    words = order_words(arguments, known, prog)
     parsed: object = tyro.cli(
         dataclasses.make_dataclass("Options", [(group, _describe(group, kind, "")) for group, kind in kinds.items()]),
-        args=order_words(arguments, known, prog),
+        args=words,
         prog=prog,
         description=build_description(recipe),
         config=(tyro.conf.OmitArgPrefixes,),
     )
     values = {name: value for group in kinds for name, value in vars(getattr(parsed, group)).items()}
     option_values = {field.name: values.pop(field.name) for field in dataclasses.fields(options)}
+    flags = {word.partition("=")[0].replace("_", "-") for word in words}
+    if default is None:  # the recipe sets the other defaults, some of which depend on fields
+        values = {name: v for name, v in values.items() if v != defaults[name] or flags & _list_flags(name)}
     return recipe(**values), options(**option_values)
+
+
+def _list_flags(name: str) -> set[str]:
+    """List the flags of a field."""
+    flag = name.replace("_", "-")
+    return {f"--{flag}", f"--no-{flag}"}
+
+
+def _format_conditional_defaults(recipe: "type[Recipe]", name: str) -> str:
+    """Format a field's other defaults for the help, such as ``; with init: 0.001``."""
+    cases = {"init": recipe.init_defaults, "freeze": recipe.freeze_defaults}
+    return "".join(f"; with {case}: {defaults[name]}" for case, defaults in cases.items() if name in defaults)
 
 
 def build_description(recipe: "type[Recipe]") -> str:

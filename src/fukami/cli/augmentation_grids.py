@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
 from fukami.captioning import data as captioning_data
@@ -18,6 +17,7 @@ from fukami.engine.supervised import RESIZE_RATIO
 from fukami.errors import Error, UsageError
 from fukami.image import io as image_io
 from fukami.image import plots as image_plots
+from fukami.image.channels import ArrayImage, read_channels
 from fukami.image.transform import ResizeTransform, SquareTransform
 from fukami.segmentation import data as segmentation_data
 
@@ -88,7 +88,7 @@ def _build_rows(
     if len(source) == 0:
         raise Error(f"{data} has no training images; use a dataset with a train split")
     selected = source.select(select_balanced(source.targets, num_images, seed))
-    size = size or min(MAX_DEFAULT_SIZE, *_get_image_size(selected.items[0]))
+    size = size or min(MAX_DEFAULT_SIZE, *_get_image_size(selected.items[0], channels))
     cropped = "crop" in augment.parse_transform_values(operations)
     plain = selected.decode(SquareTransform(channels, size))
     inputs = selected.decode(SquareTransform(channels, round(size * RESIZE_RATIO))) if cropped else plain
@@ -126,13 +126,14 @@ def sample_boxed_images(
     """
     _check_options(size, num_images, num_variants)
     samples, _, _, labels = detection_data.load_dataset(data, 0.0)
+    min_size = size or MAX_DEFAULT_SIZE
     batches = _augment_batches(
         data,
         samples,
         labels,
         find_rarest_classes(samples),
         operations,
-        size or MAX_DEFAULT_SIZE,
+        ResizeTransform(min_size, 2 * min_size),
         num_images,
         num_variants,
         seed,
@@ -141,13 +142,21 @@ def sample_boxed_images(
 
 
 def sample_masked_images(
-    data: str, operations: Sequence[str], *, size: int = 0, num_images: int = 6, num_variants: int = 7, seed: int = 0
+    data: str,
+    operations: Sequence[str],
+    *,
+    size: int = 0,
+    channels: int = 3,
+    num_images: int = 6,
+    num_variants: int = 7,
+    seed: int = 0,
 ) -> ImageRows:
     """Sample training images, overlay their segmentation masks and augment them, as :func:`sample_boxed_images`.
 
     Args:
         data: as :func:`fukami.segmentation.data.load_dataset` takes it.
         operations, size, num_images, num_variants, seed: as for :func:`sample_boxed_images`.
+        channels: number of channels of the images, of which the first three are drawn.
 
     Returns:
         A row for each image: the names of its classes, and images ``(3, H, W)`` in 0..255.
@@ -155,18 +164,18 @@ def sample_masked_images(
     _check_options(size, num_images, num_variants)
     samples, _, _, labels = segmentation_data.load_dataset(data, 0.0)
     strata = np.zeros(len(samples), np.int64)
+    min_size = size or MAX_DEFAULT_SIZE
+    transform = ResizeTransform(min_size, 2 * min_size, channels=channels)
     batches = list(
-        _augment_batches(
-            data, samples, labels, strata, operations, size or MAX_DEFAULT_SIZE, num_images, num_variants, seed
-        )
+        _augment_batches(data, samples, labels, strata, operations, transform, num_images, num_variants, seed)
     )
     colors = [image_io.WHITE, *image_io.get_class_colors(labels)]
     rows: ImageRows = []
     for row, (height, width) in enumerate(batches[0].sizes.int().tolist()):
         overlays = []
         for batch in batches:
-            levels = batch.images[row, :, :height, :width].permute(1, 2, 0).round().byte().numpy()
-            overlay = image_io.overlay_mask(Image.fromarray(levels), batch.masks[row, :height, :width].numpy(), colors)
+            image = ArrayImage(batch.images[row, :, :height, :width].permute(1, 2, 0).numpy()).build_preview()
+            overlay = image_io.overlay_mask(image, batch.masks[row, :height, :width].numpy(), colors)
             overlays.append(torch.from_numpy(np.array(overlay)).permute(2, 0, 1).float())
         class_names = [labels[value - 1] for value in np.unique(batches[0].masks[row].numpy()).tolist() if value]
         rows.append((", ".join(class_names), overlays))
@@ -179,7 +188,7 @@ def _augment_batches(
     labels: tuple[str, ...],
     strata: npt.NDArray[np.int64],
     operations: Sequence[str],
-    min_size: int,
+    transform: ResizeTransform,
     num_images: int,
     num_variants: int,
     seed: int,
@@ -191,9 +200,7 @@ def _augment_batches(
     mask = select_balanced(strata, num_images, seed)
     selected = [sample for sample, is_selected in zip(samples, mask, strict=True) if is_selected]
     batch = next(
-        padded_loader.build_padded_loader(
-            selected, labels, ResizeTransform(min_size, 2 * min_size), batch_size=len(selected)
-        ).iterate_in_order()
+        padded_loader.build_padded_loader(selected, labels, transform, batch_size=len(selected)).iterate_in_order()
     )
     yield batch
     generator = torch.Generator().manual_seed(seed)
@@ -246,6 +253,6 @@ def save_boxed_grid(rows: BoxedRows, out: Path) -> None:
     image_plots.plot_boxes(rows).savefig(out, dpi=110)
 
 
-def _get_image_size(item: "Path | bytes | np.ndarray") -> tuple[int, int]:
+def _get_image_size(item: "Path | bytes | np.ndarray", channels: int) -> tuple[int, int]:
     """Return the width and height of an image: a path, file content or an array."""
-    return (item.shape[1], item.shape[0]) if isinstance(item, np.ndarray) else image_io.read_image(item).size
+    return (item.shape[1], item.shape[0]) if isinstance(item, np.ndarray) else read_channels(item, channels).size

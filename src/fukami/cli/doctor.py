@@ -45,6 +45,8 @@ def command(arguments: list[str]) -> None:
         for sentence in source.describe():
             print(sentence, file=sys.stderr)
         report = validate_source(source)
+        for sentence in report.describe_depths():
+            print(sentence, file=sys.stderr)
         for summary in report.summarize():
             print(format_json_line(summary))
         if report.problems:

@@ -210,7 +210,7 @@ def get_input_shape(name: str, task: "Task") -> "Shape":
         )
         return 3, height, width
     if isinstance(task, SegmentationTask):
-        return SEGMENTATION_SHAPE
+        return task.transform.channels, *SEGMENTATION_SHAPE[1:]
     if isinstance(task, StyleTransferTask):
         return 3, task.size[1], task.size[0]
     if isinstance(task, ClassificationTask | CaptioningTask):

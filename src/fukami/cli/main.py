@@ -7,11 +7,17 @@ import os
 import signal
 import sys
 import time
-import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Literal, NoReturn
 
-from fukami.errors import Error, UsageError, build_memory_error, build_unknown_error, is_out_of_memory
+from fukami.errors import (
+    Error,
+    UsageError,
+    build_memory_error,
+    build_unknown_error,
+    escape_controls,
+    is_out_of_memory,
+)
 
 Precision = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
 InferencePrecision = Literal["auto", "float32", "bfloat16", "float16", "int8", "binary", "onnx"]
@@ -100,14 +106,6 @@ class PlainFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Format a message."""
         return escape_controls(super().format(record))
-
-
-def escape_controls(text: str) -> str:
-    """Escape control characters as Python does, except for newlines and tabs."""
-    return "".join(
-        ascii(letter)[1:-1] if unicodedata.category(letter).startswith("C") and letter not in "\n\t" else letter
-        for letter in text
-    )
 
 
 def _build_error_prefix() -> str:

@@ -13,6 +13,7 @@ from fukami.cli.inputs import OutputFolder, format_json_line, split_runs_and_fil
 from fukami.cli.main import InferencePrecision
 from fukami.cli.prediction_formats import OutputFormat, PredictionWriter, build_writer
 from fukami.errors import Error, UsageError, convert_memory_errors
+from fukami.progress import ProgressBar, print_line, track
 
 if TYPE_CHECKING:
     from fukami.cli.prediction_page import PredictionPage
@@ -91,6 +92,8 @@ def command(arguments: list[str]) -> None:
         from fukami.image import video
 
         if generation.num_samples:
+            if format != "auto":
+                raise UsageError(f"--format {format} is for predictions, and --num-samples generates images; omit it")
             _generate_images(inputs, generation, out, device, precision, recipe)
             return
         if generation.interpolation_steps or generation.arithmetic or generation.nearest:
@@ -189,12 +192,14 @@ def _predict_images(task: "Task", files: Sequence[str], page: "PredictionPage", 
     from fukami.engine.prediction import iterate_predictions
 
     failed = 0
-    for image, prediction in iterate_predictions(task, files, keep_images=page.output is not None):
+    predictions = iterate_predictions(task, files, keep_images=page.output is not None)
+    for image, prediction in track(predictions, "predict", len(files), "images"):
         if "error" in prediction:
             failed += 1
-            print(f"fukami: {prediction['error']}", file=sys.stderr)
+            print_line(f"fukami: {prediction['error']}")
             continue
-        writer.write(prediction)
+        with ProgressBar.external_write_mode(sys.stdout):
+            writer.write(prediction)
         try:
             with convert_memory_errors(prediction["file"]):
                 if image is not None:
@@ -203,7 +208,7 @@ def _predict_images(task: "Task", files: Sequence[str], page: "PredictionPage", 
             raise
         except Error as error:
             failed += 1
-            print(f"fukami: {error}", file=sys.stderr)
+            print_line(f"fukami: {error}")
     return failed
 
 
@@ -215,12 +220,12 @@ def _predict_video(
 
     failed, count, predict_seconds, start = 0, 0, 0.0, time.perf_counter()
     chunks = video.batch_frames(frames, FRAME_BATCH_SIZE)
-    with page.record_video(file) as draw_frame:
+    with page.record_video(file) as draw_frame, ProgressBar(f"predict {file}", unit="frames") as bar:
         while True:
             try:
                 chunk = next(chunks, [])
             except Error as error:
-                print(f"fukami: {error}", file=sys.stderr)
+                print_line(f"fukami: {error}")
                 return 1
             if not chunk:
                 break
@@ -231,11 +236,13 @@ def _predict_video(
             for frame, prediction in zip(chunk, predictions, strict=True):
                 if "error" in prediction:
                     failed = 1
-                    print(f"fukami: {file}, frame {frame.index}: {prediction['error']}", file=sys.stderr)
+                    print_line(f"fukami: {file}, frame {frame.index}: {prediction['error']}")
                 else:
                     location = {"file": frame.file or file, "frame": frame.index, "seconds": round(frame.timestamp, 6)}
-                    writer.write({**location, **prediction})
+                    with ProgressBar.external_write_mode(sys.stdout):
+                        writer.write({**location, **prediction})
                     draw_frame(frame, prediction)
+                bar.update()
     if count:
         total_seconds = time.perf_counter() - start
         rates = f"{count / predict_seconds:.1f} frames per second, {count / total_seconds:.1f} with reading and drawing"

@@ -1,6 +1,5 @@
 """Command ``fukami propose``."""
 
-import sys
 from pathlib import Path
 from typing import Literal
 
@@ -8,6 +7,7 @@ from fukami.cli import inputs as cli_inputs
 from fukami.cli.arguments import run_cli
 from fukami.errors import Error, UsageError, convert_memory_errors
 from fukami.image import io as image_io
+from fukami.progress import print_line, track
 
 
 def command(arguments: list[str]) -> None:
@@ -50,14 +50,14 @@ def command(arguments: list[str]) -> None:
             raise UsageError(f"--out {out} would overwrite the image; use another file, or a folder")
         output = cli_inputs.OutputFolder(out.parent if single else out, files)
         failed = 0
-        for file in files:
+        for file in track(files, "propose", unit="images"):
             try:
                 with convert_memory_errors(file):
                     image = image_io.read_image(file).convert("RGB")
                     boxes = search.propose_regions(np.asarray(image), mode)
             except Error as error:
                 failed += 1
-                print(f"fukami: {error}", file=sys.stderr)
+                print_line(f"fukami: {error}")
                 continue
             figure_path = out if single else output.reserve_path(file, "png")
             figure = (

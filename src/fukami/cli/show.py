@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Literal
 
 from fukami.cli.arguments import run_cli
 from fukami.errors import UsageError
@@ -16,7 +15,7 @@ def command(arguments: list[str]) -> None:
         data: tyro.conf.Positional[str],
         augment: tuple[str, ...] = (),
         size: int = 0,
-        channels: Literal[1, 3] = 3,
+        channels: int = 3,
         num_images: int = 6,
         num_variants: int = 7,
         seed: int = 0,
@@ -31,7 +30,7 @@ def command(arguments: list[str]) -> None:
             augment: Data augmentation as in fukami train, such as flip crop=0.3 rotate=15 trivial mixup=0.2.
             size: Input size: side of the square input image, in pixels; with boxes or masks the shorter side.
                 0: size of the first image, at most 224; 224 with boxes or masks.
-            channels: Input channels: 1 grayscale, 3 color.
+            channels: Input channels: 1 grayscale, 3 color, or the number that the images have.
             num_images: Number of training images (rows), balanced over the classes.
             num_variants: Number of augmented variants of each image (columns).
             seed: Random seed of the images and the augmentation.
@@ -39,9 +38,11 @@ def command(arguments: list[str]) -> None:
         """
         from fukami.cli import augmentation_grids
         from fukami.data.sources import identify_source
+        from fukami.engine.channels import check_channels
 
         if out.suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
             raise UsageError(f"--out should name a .png, .jpg, .pdf or .svg file, not {out}")
+        check_channels(channels, augment)
         source = identify_source(data)
         if source.has("boxes"):
             if channels != 3:
@@ -54,10 +55,8 @@ def command(arguments: list[str]) -> None:
             print(json.dumps({"file": str(out), "labels": labels, "variants": num_variants}))
             return
         if source.has("masks"):
-            if channels != 3:
-                raise UsageError("images with masks are in color; remove --channels")
             rows = augmentation_grids.sample_masked_images(
-                data, augment, size=size, num_images=num_images, num_variants=num_variants, seed=seed
+                data, augment, size=size, channels=channels, num_images=num_images, num_variants=num_variants, seed=seed
             )
         elif source.has("captions"):
             rows = augmentation_grids.sample_captioned_images(

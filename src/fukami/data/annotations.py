@@ -20,8 +20,10 @@ from fukami.data import archives, image_folder
 from fukami.data.parsing import is_file
 from fukami.data.samples import REGULAR, Sample
 from fukami.data.splits import SPLIT_NAMES, Splits, select_validation
-from fukami.errors import Error
+from fukami.errors import Error, MissingPackageError
 from fukami.image import io as image_io
+from fukami.image import tiff
+from fukami.progress import track
 
 logger = logging.getLogger(__name__)
 MIN_BOX_SIDE = 0.01  # pixels; a box with a shorter side counts as empty
@@ -116,6 +118,14 @@ def read_header(path: Path) -> ImageHeader | Error:
                 return ImageHeader(image.height, image.width, orientation)
             return ImageHeader(*image.size, orientation)
     except Error as error:
+        if not tiff.is_tiff(path):
+            return error
+    try:
+        header = tiff.read_tiff_header(path)
+        return ImageHeader(header.width, header.height, header.orientation)
+    except MissingPackageError:
+        raise
+    except Error as error:
         return error
 
 
@@ -130,7 +140,7 @@ def read_orientation(image: Image.Image) -> int:
 def read_headers(paths: Sequence[Path]) -> Iterator[ImageHeader | Error]:
     """Read the headers of images in parallel threads, in order."""
     with ThreadPoolExecutor() as threads:
-        yield from threads.map(read_header, paths)
+        yield from track(threads.map(read_header, paths), "reading image sizes", len(paths))
 
 
 def orient_corners(corners: Corners, header: ImageHeader) -> Corners:

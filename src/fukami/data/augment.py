@@ -193,12 +193,13 @@ class AugmentationPipeline:
         if not self.has_stage("compute_color_matrix"):
             return images
         images = images.float()
-        mean = images.mean((2, 3)).expand(-1, 3)
+        mean = images.mean((2, 3))
+        mean = mean if images.shape[1] == 3 else mean.mean(1, keepdim=True).expand(-1, 3)
         mean = mean if valid_fraction is None else mean / valid_fraction.prod(1, keepdim=True)
         matrix = torch.eye(3, 4, device=images.device).expand(len(images), 3, 4)
         for transform, values in zip(self.transforms, self.split_random_values(random_values), strict=True):
             matrix = transform.compute_color_matrix(matrix, _transform_colors(matrix, mean), values)
-        if images.shape[1] == 1:  # a grayscale image is an RGB image with three equal channels
+        if images.shape[1] != 3:  # a grayscale image is an RGB image with three equal channels; so are others
             gain, offset = matrix[:, 0, :3].sum(1), matrix[:, 0, 3]
             return (images * gain.view(-1, 1, 1, 1) + offset.view(-1, 1, 1, 1)).clamp(0, 255)
         flat = torch.baddbmm(matrix[:, :, 3:], matrix[:, :, :3], images.flatten(2))

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from fukami.data.locations import get_cache_folder
 from fukami.data.samples import Sample
 from fukami.errors import Error
+from fukami.progress import track
 
 logger = logging.getLogger(__name__)
 ClassCounts = npt.NDArray[np.int64]
@@ -36,7 +37,10 @@ def count_class_pixels(samples: Sequence[Sample], num_classes: int) -> ClassCoun
             pass
     with ThreadPoolExecutor() as threads:
         sample_counts = threads.map(lambda sample: _count_sample(sample, num_classes), samples)
-        counts = sum(sample_counts, np.zeros((2, num_classes), np.int64))
+        counts = sum(
+            track(sample_counts, "counting the pixels of classes", len(samples), "masks"),
+            np.zeros((2, num_classes), np.int64),
+        )
     if cache is not None:
         try:
             cache.parent.mkdir(parents=True, exist_ok=True)

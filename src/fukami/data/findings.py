@@ -19,7 +19,7 @@ from fukami.data.formats import format_count, pluralize
 from fukami.data.sources import DataSource
 from fukami.data.splits import SPLIT_NAMES
 from fukami.errors import Error, MissingPackageError, convert_memory_errors
-from fukami.image import io as image_io
+from fukami.image.channels import PILLOW_CHANNELS, ArrayImage, Levels, read_channels, read_depth
 from fukami.progress import ProgressBar
 
 MAX_IMBALANCE = 10  # maximum ratio of the largest class to another class
@@ -34,6 +34,7 @@ EQUIVALENT_FORMATS = {
     ("JPEG", "MPO"),
     ("BMP", "DIB"),
 }  # (format by suffix, format by content) that readers treat as the same
+Depth = tuple[int, bool]  # channels of an image, and whether they have more than 8 bits
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ class Findings:
     """Result of a validation: the problems, and the number of readable images of each class, by split.
 
     For images with boxes or masks, ``annotation_counts`` contains the number of boxes or pixels (the ``unit``) of each
-    class by split, and ``first_locations`` the file and line of the first occurrence of a class.
+    class by split, and ``first_locations`` the file and line of the first occurrence of a class. ``depth_counts``
+    contains the number of image files of each depth.
     """
 
     problems: list[Problem] = field(default_factory=list)
@@ -83,10 +85,20 @@ class Findings:
     annotation_counts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     unit: str = "box"
     first_locations: dict[str, tuple[str, int]] = field(default_factory=dict)
+    depth_counts: Counter[Depth] = field(default_factory=Counter)
 
     def add(self, kind: str, detail: str, *, file: str = "", label: str = "", line: int = 0) -> None:
         """Add a problem."""
         self.problems.append(Problem(kind, detail, file, label, line))
+
+    def describe_depths(self) -> list[str]:
+        """Describe the images that are not gray or in color with 8 bits, and how training keeps what they have."""
+        return [
+            f"{format_count(count, 'image')} of {format_count(channels, 'channel')} with "
+            f"{'more than ' * is_deep}8 bits; --channels {channels} keeps them"
+            for (channels, is_deep), count in sorted(self.depth_counts.items())
+            if is_deep or channels not in PILLOW_CHANNELS
+        ]
 
     def summarize(self) -> list[dict[str, object]]:
         """Summarize the problems of each kind: their number, the first locations and the detail of the first."""
@@ -125,12 +137,13 @@ class Findings:
 def hash_images(items: Iterable[ImageItem], findings: Findings) -> Iterator[tuple[ImageItem, bytes]]:
     """Check images in threads; yield the readable ones with a digest of their pixels, and add the problems of all."""
     total = len(items) if isinstance(items, list) else None
-    with ProgressBar("checking", total) as bar, ThreadPoolExecutor() as threads:
+    with ProgressBar("checking", total, "images") as bar, ThreadPoolExecutor() as threads:
         remaining = iter(items)
         while chunk := list(islice(remaining, CHUNK_SIZE)):
-            for item, (digest, problems) in zip(chunk, threads.map(check_image, chunk), strict=True):
+            for item, (digest, depth, problems) in zip(chunk, threads.map(check_image, chunk), strict=True):
                 findings.problems += problems
                 if digest:
+                    findings.depth_counts[depth] += 1
                     findings.image_counts[item.split][item.label] += 1
                     yield item, digest
                 else:
@@ -138,15 +151,18 @@ def hash_images(items: Iterable[ImageItem], findings: Findings) -> Iterator[tupl
             bar.update(len(chunk))
 
 
-def check_image(item: ImageItem) -> tuple[bytes | None, list[Problem]]:
-    """Return the digest of an image's pixels, None if it cannot be read, and the problems of the file."""
+def check_image(item: ImageItem) -> tuple[bytes | None, Depth, list[Problem]]:
+    """Return the digest of an image's pixels, None if it cannot be read, its depth, and the problems of the file."""
     source = item.content or item.path
     try:
         with convert_memory_errors(str(item.path)):
-            image = image_io.read_image(source, name=str(item.path))
-            pixels = hash_pixels(np.asarray(image.convert("RGB")))
+            image, depth = read_channels(source, 0, name=str(item.path)), read_depth(source, str(item.path))
+            array = image.levels if isinstance(image, ArrayImage) else np.asarray(image.convert("RGB"))
+            pixels = hash_pixels(array)
+    except MissingPackageError:
+        raise
     except Error as error:
-        return None, [Problem("broken", str(error).removeprefix(f"{item.path} "), item.name)]
+        return None, (0, False), [Problem("broken", str(error).removeprefix(f"{item.path} "), item.name)]
     problems = []
     expected = Image.registered_extensions().get(item.path.suffix.lower())
     actual = detect_format(source)
@@ -156,7 +172,7 @@ def check_image(item: ImageItem) -> tuple[bytes | None, list[Problem]]:
     if min(image.size) < MIN_SIDE:
         detail = f"is {image.width}×{image.height} pixels; a side below {MIN_SIDE} is too small"
         problems.append(Problem("tiny", detail, item.name))
-    return pixels, problems
+    return pixels, depth, problems
 
 
 def detect_format(file: Path | bytes) -> str | None:
@@ -170,7 +186,7 @@ def detect_format(file: Path | bytes) -> str | None:
             return None
 
 
-def hash_pixels(pixels: image_io.UInt8Array) -> bytes:
+def hash_pixels(pixels: Levels) -> bytes:
     """Compute a 16-byte digest of the pixels and their shape."""
     content = np.ascontiguousarray(pixels).tobytes()
     return hashlib.blake2b(content, digest_size=16, key=repr(pixels.shape).encode()).digest()

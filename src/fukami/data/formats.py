@@ -89,7 +89,7 @@ def format_count(number: int, noun: str) -> str:
 
 def pluralize(noun: str) -> str:
     """Return the plural of a noun."""
-    return f"{noun}es" if noun.endswith(("s", "x")) else f"{noun}s"
+    return f"{noun}es" if noun.endswith(("s", "x", "tch")) else f"{noun}s"
 
 
 # detection

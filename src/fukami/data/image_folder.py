@@ -16,10 +16,12 @@ from fukami.data.parsing import read_text
 from fukami.data.splits import SPLIT_NAMES, SPLITS, Split
 from fukami.errors import Error
 from fukami.image import io as image_io
+from fukami.image.channels import Levels
 from fukami.image.transform import SquareTransform
+from fukami.progress import track
 
 logger = logging.getLogger(__name__)
-MAX_LISTED = 5  # unreadable images listed in a message
+MAX_LISTED = 3  # unreadable images listed in a message
 MAX_BROKEN = 100  # default maximum number of unreadable images per split and process
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -98,9 +100,9 @@ def read_csv(path: Path, images: Path | None = None) -> dict[Split, FolderSplit]
 
 
 def stack_images(
-    results: Iterable["UInt8Array | Error"], count: int, transform: SquareTransform, max_broken: int = MAX_BROKEN
-) -> tuple[list[int], UInt8Array]:
-    """Stack the readable images as ``(N, H, W, C)``; also return their indices.
+    results: Iterable[Levels | Error], count: int, transform: SquareTransform, max_broken: int = MAX_BROKEN
+) -> tuple[list[int], Levels]:
+    """Stack the readable images as ``(N, H, W, C)``, as float32 if one of them is; also return their indices.
 
     Unreadable images are skipped and reported.
 
@@ -113,13 +115,15 @@ def stack_images(
     Raises:
         Error: more than ``max_broken`` images are unreadable, or all are.
     """
-    images = np.zeros((count, transform.size, transform.size, transform.channels), np.uint8)
+    images: Levels = np.zeros((count, transform.size, transform.size, transform.channels), np.uint8)
     indices: list[int] = []
     errors: list[str] = []
-    for index, result in enumerate(results):
+    for index, result in enumerate(track(results, "reading images", count)):
         if isinstance(result, Error):
             errors.append(str(result))
         else:
+            if result.dtype != images.dtype:
+                images = images.astype(np.float32, copy=False)
             images[len(indices)] = result
             indices.append(index)
     if errors and not indices:
@@ -145,7 +149,11 @@ def check_broken(errors: Sequence[str], max_broken: int) -> None:
 
 def format_errors(errors: Sequence[str]) -> str:
     """Format the first ``MAX_LISTED`` errors, one per line, and the number of the others."""
-    more = f"\n  ... and {len(errors) - MAX_LISTED} more" if len(errors) > MAX_LISTED else ""
+    more = (
+        f"\n  ... and {len(errors) - MAX_LISTED} more; fukami doctor lists all of them"
+        if len(errors) > MAX_LISTED
+        else ""
+    )
     return "  " + "\n  ".join(errors[:MAX_LISTED]) + more
 
 

@@ -1,5 +1,6 @@
 """Labeled images for classification, loaded by dataset name or path."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from fukami.data import cifar, digits, image_folder, imagenet, mnist, shards, sources
 from fukami.data.splits import SPLITS, Split, Splits, select_validation
+from fukami.errors import Error, UsageError
 from fukami.image import io as image_io
 from fukami.image.transform import SquareTransform
 
@@ -20,7 +22,7 @@ DIGIT_LABELS = tuple("0123456789")
 
 @dataclass(frozen=True)
 class DecodedImages:
-    """Decoded images ``(N, C, H, W)`` uint8, their class indices ``(N,)`` and names."""
+    """Decoded images ``(N, C, H, W)``, uint8 or float32 in 0..255, their class indices ``(N,)`` and names."""
 
     images: Tensor
     targets: Tensor
@@ -52,6 +54,19 @@ class LabeledImages:
         else:
             items = tuple(self.items[i] for i in np.flatnonzero(mask))
         return LabeledImages(items, self.targets[mask])
+
+    def count_bytes(self, transform: SquareTransform) -> int:
+        """Count the bytes of all decoded images, which have the depth of the first one."""
+        from fukami.data import streaming, tar
+
+        first: Path | bytes | image_folder.UInt8Array = b""
+        if isinstance(self.items, shards.ShardSamples):
+            with contextlib.suppress(Error):  # reading reports it
+                (block,) = self.items.read_blocks([0])
+                first = tar.extract_image(block, *self.items.locate(0))[1]
+        elif len(self.items):
+            first = self.items[0]
+        return len(self) * transform.nbytes * streaming.count_value_bytes(first)
 
     def decode(self, transform: SquareTransform, max_broken: int = image_folder.MAX_BROKEN) -> DecodedImages:
         """Decode and preprocess all images in memory; unreadable images are skipped and reported.
@@ -155,6 +170,10 @@ def _resize(images: image_folder.UInt8Array, transform: SquareTransform) -> Tens
     Built-in datasets need no other preprocessing: their digits are already extracted and centered.
     """
     channels = 1 if images.ndim == 3 else 3
+    if transform.channels not in (1, 3):
+        raise UsageError(
+            f"this dataset has {channels} channel{'s' * (channels != 1)}; remove --channels {transform.channels}"
+        )
     if images.shape[1] != transform.size or (channels, transform.channels) == (3, 1):
         resized = [
             image_io.resize_and_crop(Image.fromarray(image), channels=transform.channels, size=transform.size)

@@ -97,6 +97,10 @@ class Loader:
         """Return the number of samples in this process's part of a batch, and their unit."""
         return next((len(leaf) for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)), 1), "images"
 
+    def describe_size(self) -> str:
+        """Describe the number of samples for the start of a run; empty if there is nothing to count."""
+        return f"{len(self):,} batches" if len(self) > 1 else ""
+
     def compute_wait_fraction(self) -> float | None:
         """Compute the fraction of the time since the last call that the loop waited for data; None: not measured."""
         return None
@@ -232,6 +236,10 @@ class BatchLoader(Loader, Generic[BatchT]):
         ellipsis = " ..." if len(indices) > 4 else ""
         return f"batch {batch_index + 1} of {len(self)} in epoch {epoch + 1} (images {first}{ellipsis})"
 
+    def describe_size(self) -> str:
+        """Return the number of samples, as in ``2,934``."""
+        return f"{len(self.targets):,}"
+
     def _make_generator(self, epoch: int) -> torch.Generator:
         """Return the random generator of an epoch, at its start."""
         return torch.Generator().manual_seed(((self.seed or 0) * 1_000_003 + epoch) % 2**63)
@@ -258,7 +266,7 @@ class InMemoryLoader(BatchLoader[Batch]):
     """Loader of a labeled dataset in device memory, which shuffles and augments whole batches on the device.
 
     Args:
-        images: ``(N, C, H, W)`` uint8 images.
+        images: ``(N, C, H, W)`` images, uint8 or float32 in 0..255.
         targets, labels, batch_size, names, seed, balanced, augmentation: as for :class:`BatchLoader`.
         image_size: side of the network's input, if the stored images are larger to allow random crops.
     """
@@ -281,6 +289,7 @@ class InMemoryLoader(BatchLoader[Batch]):
         )
         self.images = images
         self.image_size = image_size or images.shape[-1]
+        self.features: Tensor | None = None
         self.assemble = self._assemble
 
     def setup(self, runtime: "Runtime") -> None:
@@ -290,6 +299,22 @@ class InMemoryLoader(BatchLoader[Batch]):
             self.images, self.targets = self.images.to(runtime.device), self.targets.to(runtime.device)
         self.assemble = runtime.capture(self._assemble, enabled=True)
 
+    def set_features(self, features: Tensor) -> None:
+        """Replace the images of the batches by features ``(views, N, ...)`` of :meth:`iterate_view`.
+
+        Epoch ``e`` has the view ``e % views``.
+        """
+        self.features, self.assemble = features, self._assemble
+
+    def iterate_view(self, view: int) -> Iterator[Batch]:
+        """Iterate over every image once, in order, augmented as in epoch ``view``."""
+        order, random_values = self._plan_epoch(view)
+        random_values = random_values[order.argsort()].to(self.images.device)
+        for start in range(0, len(self.targets), SEQUENTIAL_BATCH_SIZE):
+            stop = min(start + SEQUENTIAL_BATCH_SIZE, len(self.targets))
+            indices = torch.arange(start, stop, device=self.images.device)
+            yield self._augment(indices, random_values[indices])
+
     def iterate_items(self) -> Iterator[ManifestItem]:
         """Iterate over all items in order; a single item if the images have no names."""
         if len(self.names):
@@ -298,7 +323,7 @@ class InMemoryLoader(BatchLoader[Batch]):
         return (ManifestItem("images in memory", *hash_tensors(*part)) for part in tensors)  # hashed on demand
 
     def __iter__(self) -> Iterator[Batch]:
-        """Iterate over the batches of one epoch, ``(images (N, C, H, W) in 0..255, targets)``.
+        """Iterate over the batches of one epoch, ``(images (N, C, H, W) in 0..255 or features, targets)``.
 
         An interrupted epoch is continued at its position.
         """
@@ -328,9 +353,14 @@ class InMemoryLoader(BatchLoader[Batch]):
         if self.image_size == images.shape[-1]:
             return images
         resized = F.interpolate(images.float(), (self.image_size, self.image_size), mode="bilinear", antialias=True)
-        return resized.round().to(torch.uint8)
+        return resized if images.is_floating_point() else resized.round().to(torch.uint8)
 
     def _assemble(self, plan: tuple[Tensor, Tensor]) -> Batch:
         indices, random_values = plan
+        if self.features is not None:
+            return self.features[self.epoch % len(self.features), indices], self.targets[indices]
+        return self._augment(indices, random_values)
+
+    def _augment(self, indices: Tensor, random_values: Tensor) -> Batch:
         images, targets = self.images[indices], self.targets[indices]
         return self.augmentation(images, targets, random_values) if self.augmentation else (images, targets)

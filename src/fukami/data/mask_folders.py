@@ -19,6 +19,8 @@ from fukami.data.class_tables import IGNORE_INDEX, ClassTable
 from fukami.data.parsing import read_text
 from fukami.errors import Error
 from fukami.image import io as image_io
+from fukami.image import tiff
+from fukami.progress import track
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "pictures", "photos", "jpegimages", "leftimg8bit")
 MASK_FOLDERS = (
@@ -182,7 +184,7 @@ def _infer_class_table(paths: Iterable[Path | None]) -> ClassTable:
             return set()
 
     with ThreadPoolExecutor() as threads:
-        values: set[int] = set().union(*threads.map(read_values, mask_paths))
+        values: set[int] = set().union(*track(threads.map(read_values, mask_paths), "reading masks", len(mask_paths)))
     if values == BINARY_VALUES:
         return ClassTable(("background", "foreground"), {0: 0, IGNORE_INDEX: 1})
     class_values = sorted(values - {IGNORE_INDEX})
@@ -341,6 +343,17 @@ class _Inspection(NamedTuple):
 
 
 def _inspect(path: Path) -> _Inspection:
+    many_values: set[object] = {*range(MAX_MASK_VALUES + 1)}
+    try:
+        return _inspect_with_pillow(path)
+    except Error:
+        if not tiff.is_tiff(path):
+            raise
+    header = tiff.read_tiff_header(path)
+    return _Inspection(tuple(sorted((header.width, header.height))), header.channels, many_values)
+
+
+def _inspect_with_pillow(path: Path) -> _Inspection:
     with image_io.open_image(path) as image:
         if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA"):
             many = [(0, value) for value in range(MAX_MASK_VALUES + 1)]

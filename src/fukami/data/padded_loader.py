@@ -16,7 +16,7 @@ from fukami.data.loader import BatchLoader
 from fukami.data.manifest import file_size
 from fukami.data.sample_decoder import PaddedDecoder, PaddedRequest, PaddedSize, decode_samples
 from fukami.data.samples import PaddedBatch, Sample
-from fukami.data.streaming import DecodedBatch, StreamingLoader
+from fukami.data.streaming import DecodedBatch, StreamingLoader, count_value_bytes
 from fukami.errors import Error
 from fukami.image.transform import ResizeTransform
 
@@ -75,7 +75,8 @@ def build_padded_loader(
     """
     sides = [transform.compute_size(*sample.size) for sample in samples]
     arrays = all(isinstance(sample.source, np.ndarray) for sample in samples)
-    if arrays or count_channels(samples) * sum(width * height for width, height in sides) <= memory_limit * 1e9:
+    num_values = count_channels(samples, transform) * sum(width * height for width, height in sides)
+    if arrays or num_values * count_value_bytes(samples[0].source) <= memory_limit * 1e9:
         kept, images = decode_samples(samples, transform, max_broken)
         return PaddedLoader(
             kept,
@@ -99,9 +100,9 @@ def build_padded_loader(
     )
 
 
-def count_channels(samples: Sequence[Sample]) -> int:
-    """Count the channels of the decoded images; a mask is the fourth."""
-    return 3 + any(sample.mask is not None for sample in samples)
+def count_channels(samples: Sequence[Sample], transform: ResizeTransform) -> int:
+    """Count the channels of the decoded images; a mask is the last one."""
+    return transform.channels + any(sample.mask is not None for sample in samples)
 
 
 class PaddedLoader(BatchLoader[PaddedBatch]):
@@ -111,8 +112,8 @@ class PaddedLoader(BatchLoader[PaddedBatch]):
     batch, different ones each time. Evaluation (``seed`` None) uses all images.
 
     Args:
-        images: resized image of each sample, ``(3, H, W)`` uint8, or ``(4, H, W)`` with its mask; moved to the
-            device.
+        images: resized image of each sample, ``(C, H, W)`` in 0..255, or ``(C + 1, H, W)`` with its mask; moved to
+            the device.
         samples, labels, transform, batch_size, seed, augmentation, crop_size: as for :func:`build_padded_loader`.
     """
 
@@ -133,7 +134,7 @@ class PaddedLoader(BatchLoader[PaddedBatch]):
         self.samples, self.transform, self.images = tuple(samples), transform, list(images)
         self.augmentation: AugmentationPipeline | None = augmentation
         self.crop_size = crop_size
-        self.channels = count_channels(samples)
+        self.channels = count_channels(samples, transform)
         self.device = torch.device("cpu")
         sizes = np.array([sample.size for sample in samples], np.int64).reshape(-1, 2)
         self.original_sizes = torch.from_numpy(sizes).flip(1)
@@ -193,7 +194,7 @@ class PaddedLoader(BatchLoader[PaddedBatch]):
             yield self._build_plan(order[batch], random_values[batch], slice(self.rank, None, self.world_size))
 
     def assemble(self, images: Tensor, plan: BatchPlan, *, unaugmented: bool = False) -> PaddedBatch:
-        """Assemble a batch from images ``(n, 3, H, W)`` on the device, or ``(n, 4, H, W)`` with masks.
+        """Assemble a batch from images ``(n, C, H, W)`` on the device, or ``(n, C + 1, H, W)`` with masks.
 
         Training images are augmented, unless ``unaugmented`` is set.
         """
@@ -209,9 +210,12 @@ class PaddedLoader(BatchLoader[PaddedBatch]):
         boxes *= (sides / originals).flip(1).repeat(1, 2).unsqueeze(1)
         training = self.seed is not None and not unaugmented
         seeds = (plan.random_values[:, 0] * 2**31).long() * training
-        masks = images[:, 3] if self.channels == 4 else torch.zeros(len(images), 0, 0, dtype=torch.uint8)
-        annotations = (sides, originals, boxes, classes, kinds, plan.indices, seeds, masks)
-        batch = PaddedBatch(images[:, :3], *(tensor.to(self.device, non_blocking=True) for tensor in annotations))
+        num_channels = self.transform.channels
+        masks = images[:, num_channels] if self.channels > num_channels else torch.zeros(len(images), 0, 0)
+        annotations = (sides, originals, boxes, classes, kinds, plan.indices, seeds, masks.to(torch.uint8))
+        batch = PaddedBatch(
+            images[:, :num_channels], *(tensor.to(self.device, non_blocking=True) for tensor in annotations)
+        )
         if not training:
             return batch
         num_augmentation_values = self.augmentation.num_random_values if self.augmentation else 0
@@ -236,9 +240,10 @@ class PaddedLoader(BatchLoader[PaddedBatch]):
     def _pad_images(self, plan: BatchPlan) -> Tensor:
         """Pad the images of a plan to its padded size."""
         shape = (len(plan.indices), *plan.padded_size, self.channels)  # channels last, as worker processes send them
-        padded_images = torch.zeros(shape, dtype=torch.uint8, device=self.device).permute(0, 3, 1, 2)
-        for padded_image, index in zip(padded_images, plan.indices.tolist(), strict=True):
-            image = self.images[index]
+        images = [self.images[index] for index in plan.indices.tolist()]
+        dtype = torch.float32 if any(image.is_floating_point() for image in images) else torch.uint8
+        padded_images = torch.zeros(shape, dtype=dtype, device=self.device).permute(0, 3, 1, 2)
+        for padded_image, image in zip(padded_images, images, strict=True):
             padded_image[:, : image.shape[1], : image.shape[2]] = image
         return padded_images
 

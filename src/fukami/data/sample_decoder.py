@@ -16,8 +16,9 @@ from fukami.data.image_folder import MAX_BROKEN, check_broken, format_errors
 from fukami.data.masks import resize_mask
 from fukami.data.samples import Sample
 from fukami.data.streaming import Decoded, count_workers
-from fukami.errors import Error, convert_memory_errors
+from fukami.errors import Error, MissingPackageError, convert_memory_errors
 from fukami.image.transform import ResizeTransform
+from fukami.progress import track
 
 logger = logging.getLogger(__name__)
 DECODE_BATCH_SIZE = 16  # images decoded at a time
@@ -28,7 +29,7 @@ PaddedRequest = tuple[int, PaddedSize]  # the index of an image, and its padded 
 
 
 class SampleDecoder(Dataset[Decoded]):
-    """Dataset of resized images, ``(3 or 4, H, W)`` uint8, or the error of an unreadable one.
+    """Dataset of resized images, ``(C or C + 1, H, W)`` in 0..255, or the error of an unreadable one.
 
     Items are arrays, because each tensor sent by another process keeps a file open.
     """
@@ -50,22 +51,24 @@ class SampleDecoder(Dataset[Decoded]):
 
 
 class PaddedDecoder(SampleDecoder):
-    """Dataset of padded images, ``(H, W, 3 or 4)`` uint8; a request has a padded size."""
+    """Dataset of padded images, ``(H, W, C or C + 1)``; a request has a padded size."""
 
     def __getitem__(self, request: PaddedRequest) -> Decoded:
         index, (height, width) = request
         image = super().__getitem__(index)
         if isinstance(image, Error):
             return image
-        padded = np.zeros((height, width, len(image)), np.uint8)
+        padded = np.zeros((height, width, len(image)), image.dtype)
         padded[: image.shape[1], : image.shape[2]] = image.transpose(1, 2, 0)
         return padded
 
 
 def decode_sample(sample: Sample, transform: ResizeTransform) -> Tensor | Error:
-    """Decode and resize an image, ``(3, H, W)`` uint8, with its mask as a fourth channel; or return the error."""
+    """Decode and resize an image, ``(C, H, W)`` in 0..255, with its mask as a last channel; or return the error."""
     try:
         image = transform.read_image(sample.source, sample.name if isinstance(sample.source, Path) else "")
+    except MissingPackageError:
+        raise
     except Error as error:
         return error
     if (image.shape[2], image.shape[1]) != sample.size:
@@ -73,7 +76,9 @@ def decode_sample(sample: Sample, transform: ResizeTransform) -> Tensor | Error:
         return Error(
             f"{sample.name} has {new_size} pixels, but its header stated {old_size}; restore the original file"
         )
-    pixels = transform(image).round().to(torch.uint8)
+    pixels = transform(image)
+    if image.dtype == torch.uint8:
+        pixels = pixels.round().to(torch.uint8)
     if sample.mask is None:
         return pixels
     try:
@@ -111,7 +116,8 @@ def decode_samples(
         generator=torch.Generator(),
     )
     with use_single_thread():
-        for sample, result in zip(samples, itertools.chain.from_iterable(reader), strict=True):
+        results = track(itertools.chain.from_iterable(reader), "reading images", len(samples))
+        for sample, result in zip(samples, results, strict=True):
             if isinstance(result, Error):
                 errors.append(str(result))
             else:

@@ -62,7 +62,8 @@ class PaddedBatch(NamedTuple):
     """Padded images of one batch, each in the upper left corner of its padded image, and their annotations.
 
     Attributes:
-        images: ``(N, 3, H, W)`` uint8, or float in 0..255 after color augmentation; H and W are multiples of 32.
+        images: ``(N, C, H, W)`` uint8, or float in 0..255 after color augmentation or for images of more than 8 bits; H
+            and W are multiples of 32.
         sizes: ``(N, 2)`` float32, height and width of each image without its padding, which is 0.
         original_sizes: ``(N, 2)`` float32, height and width of each image in its file.
         boxes: ``(N, M, 4)`` float32 in pixels of the padded image, padded with zeros; M is at least 1.

@@ -20,6 +20,7 @@ from fukami.data.locations import get_cache_folder
 from fukami.data.parsing import Json, exists, is_file, is_folder, parse_json, to_text
 from fukami.data.splits import SPLIT_NAMES, SPLITS, Split
 from fukami.errors import Error, UsageError
+from fukami.progress import track
 
 logger = logging.getLogger(__name__)
 INDEX_FILE = "index.json"
@@ -238,7 +239,8 @@ def build_index(base: str, names: Sequence[str]) -> ShardIndex:
         Error: a shard is missing, or no shard has a sample.
     """
     with ThreadPoolExecutor(SCAN_THREADS) as threads:
-        scans = list(threads.map(lambda name: tar.scan_shard(locate_shard(base, name)), names))
+        scanned = threads.map(lambda name: tar.scan_shard(locate_shard(base, name)), names)
+        scans = list(track(scanned, "indexing shards", len(names)))
     class_names = {label for scan in scans for label in scan.classes}
     numbered = all(map(str.isdecimal, class_names))
     labels = sorted(class_names, key=lambda label: (int(label) if numbered else 0, label))

@@ -169,11 +169,15 @@ class DataSource:
         found = list(filter(self.has, KINDS))
         return [self._describe(kind) for kind in found if kind != "images" or found == ["images"]]
 
+    def get_title(self, kind: Kind) -> str:
+        """Return what the annotations of a kind are, as in ``VOC boxes``; empty for a built-in dataset."""
+        found = None if self.kinds else self.find(kind)
+        return FORMAT_NAMES.get(found.name, f"{found.name} {kind}") if found else ""
+
     def _describe(self, kind: Kind) -> str:
-        description, title = KINDS[kind], KINDS[kind].noun
+        description, title = KINDS[kind], self.get_title(kind) or KINDS[kind].noun
         found = None if self.kinds else self.find(kind)
         if found:
-            title = FORMAT_NAMES.get(found.name, f"{found.name} {kind}")
             with contextlib.suppress(Error):  # reading the dataset reports the error
                 counts = formats.count_contents(kind, found, self.images)
                 title += f": {counts}" if counts else ""

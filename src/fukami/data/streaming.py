@@ -17,11 +17,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fukami.data.augment import MAX_ASPECT_RATIO, Augmentation
+from fukami.data.formats import format_count
 from fukami.data.image_folder import MAX_BROKEN, check_broken
 from fukami.data.loader import SEQUENTIAL_BATCH_SIZE, Batch, BatchLoader, BatchT, StateDict
-from fukami.errors import Error, convert_memory_errors
+from fukami.errors import Error, MissingPackageError, convert_memory_errors
 from fukami.image import io as image_io
+from fukami.image.channels import ArrayImage, Levels, read_channels, read_depth
 from fukami.image.transform import SquareTransform
+from fukami.progress import Waiting
 from fukami.system import count_cpus
 from fukami.timing import PhaseTimer
 
@@ -32,8 +35,7 @@ logger = logging.getLogger(__name__)
 PREFETCH_FACTOR = 4  # batches that each worker prepares ahead
 MIN_PARALLEL_FILES = 1000  # number of files from which worker processes pay off
 
-UInt8Array = npt.NDArray[np.uint8]
-Decoded = UInt8Array | Error  # (H, W, C), or the error of an unreadable image
+Decoded = Levels | Error  # (H, W, C), or the error of an unreadable image
 DecodeRequest = tuple[int, list[float]]  # the index of an image, and the random numbers of its crop
 
 
@@ -46,7 +48,7 @@ class DecodedBatch(NamedTuple):
 
 
 class ImageDecoder(Dataset[Decoded]):
-    """Dataset of preprocessed image files, ``(H, W, C)`` uint8, or the error of an unreadable one.
+    """Dataset of preprocessed image files, ``(H, W, C)`` in 0..255, or the error of an unreadable one.
 
     Args:
         files: image files.
@@ -64,27 +66,36 @@ class ImageDecoder(Dataset[Decoded]):
         index, random_values = request
         try:
             return self.decode(self.files[index], random_values)
+        except MissingPackageError:
+            raise
         except Error as error:
             return error
 
-    def decode(self, file: Path | bytes, random_values: list[float], name: str = "") -> UInt8Array:
+    def decode(self, file: Path | bytes, random_values: list[float], name: str = "") -> Levels:
         """Decode and preprocess an image; it is randomly cropped unless ``random_values`` is empty."""
         if random_values:
             with convert_memory_errors(name or str(file)):
                 return self._decode_crop(file, random_values, name)
         return self.transform.read_and_transform(file, name).transpose(1, 2, 0)
 
-    def _decode_crop(self, file: Path | bytes, random_values: list[float], name: str) -> UInt8Array:
+    def _decode_crop(self, file: Path | bytes, random_values: list[float], name: str) -> Levels:
         """Decode a random resized crop; a JPEG is decoded no larger than the crop needs."""
-        size = self.transform.size
-        with image_io.open_image(file, name=name) as image:
+        size, channels = self.transform.size, self.transform.channels
+
+        def reduce(image: Image.Image) -> None:
             width, height, _, _ = compute_crop(random_values, self.min_area, image.width / image.height)
             image.draft(None, (int(size / width), int(size / height)))
-            full = image_io.convert_mode(image_io.decode_image(image), "L" if self.transform.channels == 1 else "RGB")
+
+        full = read_channels(file, channels, name=name, prepare=reduce)
         width, height, left, top = compute_crop(random_values, self.min_area, full.width / full.height)
         box = (left * full.width, top * full.height, (left + width) * full.width, (top + height) * full.height)
-        crop = full.resize((size, size), Image.Resampling.BILINEAR, box=box)
-        return np.array(crop).reshape(size, size, -1)
+
+        def crop(image: Image.Image) -> Image.Image:
+            return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+
+        if isinstance(full, ArrayImage):
+            return full.map_channels(crop).levels
+        return np.array(crop(image_io.convert_mode(full, "L" if channels == 1 else "RGB"))).reshape(size, size, -1)
 
 
 def compute_crop(random_values: Sequence[float], min_area: float, aspect: float) -> tuple[float, float, float, float]:
@@ -95,7 +106,7 @@ def compute_crop(random_values: Sequence[float], min_area: float, aspect: float)
 
 
 def decode_files(files: Sequence[Path], transform: SquareTransform) -> Iterator[Decoded]:
-    """Decode each file in order, ``(H, W, C)`` uint8, or yield its error; worker processes decode many files."""
+    """Decode each file in order, ``(H, W, C)`` in 0..255, or yield its error; worker processes decode many files."""
     decoder = ImageDecoder(files, transform)
     workers = count_workers() if len(files) >= MIN_PARALLEL_FILES else 0
     for batch in DataLoader(decoder, batch_sampler=_plan_requests(len(files)), num_workers=workers, collate_fn=list):
@@ -108,6 +119,16 @@ def _plan_requests(count: int) -> list[list[DecodeRequest]]:
         [(index, []) for index in range(start, min(start + SEQUENTIAL_BATCH_SIZE, count))]
         for start in range(0, count, SEQUENTIAL_BATCH_SIZE)
     ]
+
+
+def count_value_bytes(source: Path | bytes | npt.NDArray[np.generic]) -> int:
+    """Count the bytes of a decoded value, by the header of the first image of a dataset: 4 above 8 bits, else 1."""
+    if isinstance(source, np.ndarray):
+        return 1
+    try:
+        return 4 if read_depth(source)[1] else 1
+    except Error:  # the image is reported when it is decoded
+        return 1
 
 
 def count_workers() -> int:
@@ -144,6 +165,10 @@ class StreamingLoader(BatchLoader[BatchT]):
         """Iterate over the decoding requests of the remaining batches, independently of the loader."""
         raise NotImplementedError
 
+    def describe_reading(self) -> str:
+        """Describe what the first batch is read from."""
+        return f"{format_count(count_workers(), 'worker process')} decode images"
+
     def state_dict(self) -> StateDict:
         """Return the training position, and the unreadable images up to it."""
         return {**super().state_dict(), "broken": list(self.broken_images)}
@@ -173,16 +198,21 @@ class StreamingLoader(BatchLoader[BatchT]):
         )
 
     def _iterate_timed(self, reader: Iterable[DecodedBatch]) -> Iterator[DecodedBatch]:
-        """Iterate over decoded batches, and measure the waiting time."""
-        batches = iter(reader)
-        while True:
-            start = time.monotonic()
-            with self.clock("waiting"):
-                batch = next(batches, None)
-            self.wait_seconds += time.monotonic() - start
-            if batch is None:
-                return
+        """Iterate over decoded batches, measure the waiting time, and show what the first batch waits for."""
+        with Waiting(f"starting {format_count(count_workers(), 'worker process')}") as self.waiting:
+            batches = iter(reader)
+            batch = self._wait_for_batch(batches)
+        while batch is not None:
             yield batch
+            batch = self._wait_for_batch(batches)
+
+    def _wait_for_batch(self, batches: Iterator[DecodedBatch]) -> DecodedBatch | None:
+        """Return the next batch, None at the end, and measure the waiting time."""
+        start = time.monotonic()
+        with self.clock("waiting"):
+            batch = next(batches, None)
+        self.wait_seconds += time.monotonic() - start
+        return batch
 
     def _move_to_device(self, decoded: DecodedBatch, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Move the images and their targets to the device."""
@@ -305,12 +335,16 @@ class _RequestSampler:
         return len(self.loader) - self.loader.position
 
     def __iter__(self) -> Iterator[list[Any]]:
-        return self.loader.iterate_requests()
+        requests = self.loader.iterate_requests()
+        self.loader.waiting.describe(f"waiting for the first batch: {self.loader.describe_reading()}")
+        yield from requests
 
 
 def _collate(results: list[Decoded]) -> DecodedBatch:
-    """Stack the readable images."""
+    """Stack the readable images, as float32 if one of them is."""
     kept = [position for position, image in enumerate(results) if not isinstance(image, Error)]
-    images = [torch.from_numpy(np.ascontiguousarray(results[position])) for position in kept]
+    arrays = [np.asarray(results[position]) for position in kept]
+    dtype = np.result_type(*arrays) if arrays else np.uint8
+    images = [torch.from_numpy(np.ascontiguousarray(array, dtype)) for array in arrays]
     errors = [str(image) for image in results if isinstance(image, Error)]
     return DecodedBatch(torch.stack(images) if images else torch.zeros(0), kept, errors)

@@ -13,11 +13,12 @@ from torch.utils.data import DataLoader
 
 from fukami.data import tar
 from fukami.data.augment import Augmentation
+from fukami.data.formats import format_count
 from fukami.data.image_folder import MAX_BROKEN, check_broken
 from fukami.data.loader import SEQUENTIAL_BATCH_SIZE, Batch
 from fukami.data.shards import IntArray, ShardSamples
 from fukami.data.streaming import MIN_PARALLEL_FILES, Decoded, FileStreamingLoader, ImageDecoder, count_workers
-from fukami.errors import Error, UsageError
+from fukami.errors import Error, MissingPackageError, UsageError
 from fukami.image.transform import SquareTransform
 
 if TYPE_CHECKING:
@@ -34,13 +35,15 @@ BatchIndices = tuple[Tensor, Tensor]  # (n,) image indices of a batch, and their
 
 
 class ShardDecoder(ImageDecoder):
-    """Dataset of preprocessed images of samples, ``(H, W, C)`` uint8, or the error of an unreadable one."""
+    """Dataset of preprocessed images of samples, ``(H, W, C)`` in 0..255, or the error of an unreadable one."""
 
     def __getitem__(self, request: Any) -> Decoded:
         shard, number, block, random_values = request
         try:
             name, content = tar.extract_image(block, shard, number)
             return self.decode(content, random_values, name)
+        except MissingPackageError:
+            raise
         except Error as error:
             return error
 
@@ -108,6 +111,12 @@ class ShardStreamingLoader(FileStreamingLoader):
         count, size = len(self.targets), -(-self.batch_size // self.world_size)
         local = torch.arange(self.rank * count // self.world_size, (self.rank + 1) * count // self.world_size)
         return iter(split_into_batches(local, size))
+
+    def describe_reading(self) -> str:
+        """Describe what the first batch is read from."""
+        shards = self.samples.shards
+        num_lanes = 1 if self.seed is None else self.num_readers // self.world_size
+        return f"reading {num_lanes} of {format_count(len(shards), 'shard')} from {shards[0].rpartition('/')[0]}"
 
     def iterate_requests(self) -> Iterator[list[Any]]:
         """Iterate over the decoding requests of the remaining batches, independently of the loader."""

@@ -16,7 +16,7 @@ from fukami.data import remote as data_remote
 from fukami.data.labeled_images import LabeledImages
 from fukami.data.splits import SPLITS
 from fukami.errors import Error, UsageError
-from fukami.image import io as image_io
+from fukami.image.channels import read_depth
 
 logger = logging.getLogger(__name__)
 MIN_SHARDS = 8  # default minimum, because a batch is read from at most one lane per shard
@@ -162,8 +162,8 @@ class KeyedSamples:
             name, content = tar.extract_image(block, *items.locate(index))
         else:
             name, content = str(items[index]), items[index].read_bytes()
-        with image_io.open_image(content, name=name):  # verifies the header
-            return Path(name).stem, Path(name).suffix, content
+        read_depth(content, name)  # verifies the header
+        return Path(name).stem, Path(name).suffix, content
 
 
 def _write_shard(path: Path, samples: Iterator[tar.TarSample]) -> shards.ShardEntry:

@@ -83,7 +83,9 @@ def read_yolo(path: Path, images: Path | None = None) -> DatasetAnnotations:
     root = path.parent if path.is_file() else path
     description = _read_description(files[0]) if files else {}
     splits = _group_images(images) if images else _find_described_splits(files, description) or _find_splits(root)
-    split_images = {split: [*itertools.chain(*map(_list_split_images, paths))] for split, paths in splits.items()}
+    split_images = {
+        split: [*dict.fromkeys(itertools.chain(*map(_list_split_images, paths)))] for split, paths in splits.items()
+    }
     text_files = [file for file in walk_files(root) if file.suffix == ".txt" and file.name not in CLASS_FILES]
     pairs = pair_with_images(text_files, [image for paths in split_images.values() for image in paths])
     image_to_file = {image: file for file, image in pairs.items()}

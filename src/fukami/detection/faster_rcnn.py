@@ -1,6 +1,7 @@
 """Recipes of Faster R-CNN (Ren et al. 2015): with VGG-16 as in the paper, and with ResNet-50 and a feature pyramid."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -122,6 +123,10 @@ class FasterRCNNVGG16(FasterRCNNFields, DetectionRecipe):
 
     backbone: ClassVar[str] = "vgg16"
     backbone_prefix: ClassVar[str] = "backbone"
+    init_defaults: ClassVar[Mapping[str, object]] = {
+        "min_size": 320, "anchor_sizes": (16.0, 32.0, 64.0, 128.0, 256.0), "hidden": 1024,
+        "dropout": 0.0, "batch_size": 1, "lr": 3e-3, "schedule": "cosine",
+    }  # fmt: skip
 
     hidden: int = 4096
     """Number of units of the two fully connected layers of the detection head."""

@@ -20,6 +20,7 @@ from fukami.image import io as image_io
 from fukami.image.transform import ResizeTransform, get_normalization
 from fukami.layers.activation_checkpointing import enable_activation_checkpointing
 from fukami.layers.detection_types import Detections, GroundTruth, SampledBoxes
+from fukami.progress import track
 from fukami.quantization import half_precision
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ class DetectionTask(Task):
         """Collect the detections and the ground truth of all batches, over all processes."""
         class_indices = np.array(match_labels(self.labels, batches), np.int64)
         results = DetectionResults(self.labels)
-        for batch in batches:
+        for batch in track(batches, "evaluation", unit="batches"):
             if len(batch.images) == 0:  # this process has no image of the last batch
                 continue
             detections = self.detect_batch(batch)

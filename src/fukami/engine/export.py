@@ -8,6 +8,7 @@ from torch import nn
 from fukami.engine import checkpoint, precision
 from fukami.engine.runtime import PRECISIONS
 from fukami.errors import UsageError
+from fukami.progress import Waiting
 
 ExportSummary = TypedDict(
     "ExportSummary", {"run": str, "from": str, "to": str, "file": str, "bytes": int, "compression_ratio": float}
@@ -46,7 +47,8 @@ def export_run(
     experiment, labels = checkpoint.read_recipe(source, recipe)
     task = checkpoint.load_task(run, device="cpu", precision="float32", recipe=recipe)
     before = task.get_modules()
-    modules = before if to in PRECISIONS else precision.convert_task(task, to, experiment, calibration)
+    with Waiting(f"exporting {run} to {to}"):
+        modules = before if to in PRECISIONS else precision.convert_task(task, to, experiment, calibration)
     with checkpoint.lock_run(out, experiment, resume=False):
         if to in precision.ONNX_PRECISIONS:
             from fukami.quantization.onnx_export import OnnxNetwork

@@ -1,28 +1,31 @@
 """Log of a run: metrics in ``metrics.jsonl``, progress on stderr, and the final report."""
 
+import contextlib
 import io
 import json
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from fukami.data import sources
+from fukami.data.formats import format_count
 from fukami.data.loader import StateDict
 from fukami.engine import checkpoint
-from fukami.engine.recipe import Recipe, build_train_command
+from fukami.engine.recipe import Data, Recipe, build_train_command, get_recipe_name
+from fukami.engine.resumable_loader import wrap_batches
 from fukami.engine.runtime import Runtime
 from fukami.engine.task import Metrics, Task
-from fukami.errors import WriteError
+from fukami.errors import Error, WriteError
 from fukami.explain.summary import count_costs
 from fukami.image.transform import SquareTransform
-from fukami.progress import ProgressBar
+from fukami.progress import MIN_SECONDS, ProgressBar, format_duration, print_line
 from fukami.timing import TRAINING_PHASES
 
 if TYPE_CHECKING:
@@ -31,7 +34,65 @@ if TYPE_CHECKING:
     from fukami.engine.task import FigureContent
 
 
-BAR_FORMAT = "{desc} {percentage:3.0f}% |{bar:12}| {remaining}{postfix}"
+FIRST_LINE_SECONDS = 10.0  # seconds until the first plain line, if no step is logged before
+
+
+class TrainingBar(ProgressBar):
+    """Progress of the training steps.
+
+    Args:
+        num_steps: steps of the whole run.
+        steps_per_epoch: steps per epoch.
+    """
+
+    bar_delay = 0.0
+
+    def __init__(self, num_steps: int, steps_per_epoch: int) -> None:
+        self.num_steps, self.steps_per_epoch = num_steps, steps_per_epoch
+        self.summary = ""  # metrics and speed of the last log line
+        self.first_step: tuple[int, float] | None = None  # first step of this process, and the time of its end
+        super().__init__("", num_steps, "steps", "{position} {percentage:3.0f}% |{bar:12}| {remaining}{postfix}")
+
+    @property
+    def first_line(self) -> float:  # type: ignore[override]
+        """Seconds until the first plain line: earlier if it has metrics and the remaining time."""
+        return MIN_SECONDS if self.summary and self.format_remaining() else FIRST_LINE_SECONDS
+
+    @property
+    def format_dict(self) -> MutableMapping[str, Any]:
+        """Values of the bar format."""
+        return {**super().format_dict, "position": self.format_position(int(self.n))}
+
+    def update(self, n: float | None = 1) -> bool | None:
+        """Count a step."""
+        is_shown = super().update(n)
+        if self.first_step is None:
+            self.first_step = int(self.n), self.clock()
+        return is_shown
+
+    def format_position(self, step: int) -> str:
+        """Format the position in the training: the step, and the epoch if it has several steps."""
+        epochs = (
+            f"epoch {-(-step // self.steps_per_epoch)}/{-(-self.num_steps // self.steps_per_epoch)}  "
+            if self.steps_per_epoch > 1
+            else ""
+        )
+        return f"{epochs}step {step}/{self.num_steps}"
+
+    def format_line(self) -> str:
+        """Format the plain line: position, metrics and speed of the last log line, and the remaining time."""
+        return "  ".join(filter(None, (self.format_position(int(self.n)), self.summary, self.format_remaining())))
+
+    def format_remaining(self) -> str:
+        """Format the estimate of the remaining time; empty before the second step.
+
+        It excludes the first step, which includes the start of worker processes and the choice of kernels.
+        """
+        if self.first_step is None or self.n == self.first_step[0]:
+            return ""
+        step, time_of_step = self.first_step
+        seconds = (self.clock() - time_of_step) / (self.n - step) * (self.num_steps - self.n)
+        return f"{format_duration(seconds)} left"
 
 
 class TrainingLogger:
@@ -60,7 +121,7 @@ class TrainingLogger:
         self.previous_seconds = 0.0  # seconds of training before the resumption
         self.start_time = self.last_log_time = time.monotonic()
         self.step = 0
-        self.bar = ProgressBar(self._format_position(0), num_steps, BAR_FORMAT, disable=not runtime.is_main)
+        self.bar = TrainingBar(num_steps, steps_per_epoch)
         self.contexts = ExitStack()
 
     def __enter__(self) -> Self:
@@ -109,11 +170,10 @@ class TrainingLogger:
         self.step, self.last_log_time = step, now
         self._write_line({"step": step, "phase": "train", **metrics, "lr": lr, f"{unit}_per_second": round(speed, 1)})
         values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        self.last_summary = f"{values}  lr {lr:.2e}  {speed:,.0f} {unit}/s"
-        name, first = next(iter(metrics.items()))  # the bar has one terminal line: the loss and the speed
-        self.bar.set_description_str(self._format_position(step), refresh=False)
-        self.bar.set_postfix_str(f"{name} {first:.4f} · {speed:,.0f} {unit}/s", refresh=False)
-        self.bar.update(step - self.bar.n)
+        self.bar.summary = f"{values}  lr {lr:.2e}  {speed:,.0f} {unit}/s"
+        if not self.bar.disable:
+            name, first = next(iter(metrics.items()))  # the bar has one terminal line: the loss and the speed
+            self.bar.set_postfix_str(f"{name} {first:.4f} · {speed:,.0f} {unit}/s")
 
     def log_evaluation(self, step: int, metrics: Metrics, preview: "Image | None" = None) -> None:
         """Log an evaluation, print its overall metrics, and save its image as ``preview.png``."""
@@ -125,14 +185,33 @@ class TrainingLogger:
             buffer = io.BytesIO()
             preview.save(buffer, "PNG")
             checkpoint.write_file(self.folder / "preview.png", buffer.getvalue())
-        remaining = (
-            "" if not self.bar.disable else f"  {_format_duration(elapsed / step * (self.num_steps - step))} left"
-        )
-        self._print(f"{self._format_position(step)}  {self.last_summary}{remaining}  |  {_format_metrics(metrics)}")
+        self._print(f"{self.format_progress()}  |  {_format_metrics(metrics)}")
+
+    def print_start(self, task: Task, data: Data) -> None:
+        """Print the data, the network and the length of the training, and from where a resumed run continues."""
+        if not self.runtime.is_main:
+            return
+        contents = describe_data(self.recipe, task, data)
+        if contents:
+            self._print(f"data: {contents}")
+        self._print(f"network: {describe_networks(task)}")
+        self._print(f"training: {describe_training(self.recipe, self.num_steps, self.steps_per_epoch)}")
+        if self.step:
+            self._print(f"resumed after {self.bar.format_position(self.step)}")
+
+    def print_progress(self) -> None:
+        """Print the progress at the end of an evaluation interval without validation data."""
+        self._print(self.format_progress())
+
+    def format_progress(self) -> str:
+        """Format the progress for a line of its own; the remaining time is on the bar if there is one."""
+        if self.bar.is_plain:
+            return self.bar.format_line()
+        return f"{self.bar.format_position(self.step)}  {self.bar.summary}"
 
     def log_best(self, step: int, metrics: Metrics) -> None:
         """Print at which step the best weights were evaluated."""
-        self._print(f"best weights: {self._format_position(step)}  |  {_format_metrics(metrics)}")
+        self._print(f"best weights: {self.bar.format_position(step)}  |  {_format_metrics(metrics)}")
 
     def log_test(self, metrics: Metrics) -> None:
         """Log the evaluation on the test data, which ends the run, and print its overall metrics."""
@@ -191,7 +270,7 @@ class TrainingLogger:
 
     def _print(self, text: str) -> None:
         if self.runtime.is_main:
-            self.bar.write(text, file=sys.stderr)
+            print_line(text)
 
     def _write_line(self, line: Mapping[str, object]) -> None:
         if self.runtime.is_main:
@@ -205,15 +284,6 @@ class TrainingLogger:
             yield
         except OSError as error:
             raise WriteError(self.path, error) from error
-
-    def _format_position(self, step: int) -> str:
-        """Format the position in the training: the step, and the epoch if it has several steps."""
-        epochs = (
-            f"epoch {-(-step // self.steps_per_epoch)}/{-(-self.num_steps // self.steps_per_epoch)}  "
-            if self.steps_per_epoch > 1
-            else ""
-        )
-        return f"{epochs}step {step}/{self.num_steps}"
 
 
 def describe_compute_config(recipe: Recipe, runtime: Runtime, compile: bool) -> dict[str, str | int]:
@@ -229,14 +299,67 @@ def describe_compute_config(recipe: Recipe, runtime: Runtime, compile: bool) -> 
     }
 
 
+def describe_run(recipe: Recipe, folder: Path, runtime: Runtime) -> str:
+    """Describe a run before its data are loaded, as in ``vgg16 on cpu, 2 threads, float32, in runs/vgg16``."""
+    device = str(runtime.device)
+    if runtime.device.type == "cpu":
+        device += f", {format_count(torch.get_num_threads(), 'thread')}"
+    if runtime.world_size > 1:
+        device = f"{runtime.world_size} processes, {device}"
+    return f"{get_recipe_name(type(recipe))} on {device}, {runtime.precision}, in {folder}"
+
+
+def describe_data(recipe: Recipe, task: Task, data: Data) -> str:
+    """Describe the data, as in ``flowers (class folders), train 2,934 · val 736 · test 736, 5 classes``."""
+    name = next(filter(None, (getattr(recipe, field, "") for field in ("annotations", "data", "env", "content"))), "")
+    title = find_data_title(recipe)
+    name += f" ({title})" if title else ""
+    loaders = {"train": data.train, "val": data.val, "test": data.test}
+    sizes = {split: wrap_batches(batches).describe_size() for split, batches in loaders.items() if batches}
+    splits = " · ".join(f"{split} {size}" for split, size in sizes.items() if size)
+    labels = format_count(len(task.labels), task.label_noun) if task.labels else ""
+    return ", ".join(filter(None, (name, splits, labels)))
+
+
+def find_data_title(recipe: Recipe) -> str:
+    """Find what the annotations of a recipe's dataset are, as in ``VOC boxes``; empty if it is unknown."""
+    data, annotations, images = (getattr(recipe, field, "") for field in ("data", "annotations", "images"))
+    packages = {cls.__module__.split(".")[1] for cls in type(recipe).__mro__ if cls.__module__.startswith("fukami.")}
+    kinds = [kind for kind, description in sources.KINDS.items() if description.family in packages]
+    spec = annotations or data
+    with contextlib.suppress(Error):  # a custom recipe may name other data
+        if spec and kinds:
+            return sources.identify_source(spec, images=images).get_title(kinds[0])
+    return ""
+
+
+def describe_networks(task: Task) -> str:
+    """Describe the number of parameters, and how many of them are trained if some are frozen."""
+    parameters = [parameter for module in task.get_modules().values() for parameter in module.parameters()]
+    count = sum(parameter.numel() for parameter in parameters)
+    num_trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    trained = f", {num_trained:,} trained" if num_trained < count else ""
+    return f"{format_count(count, 'parameter')}{trained}"
+
+
+def describe_training(recipe: Recipe, num_steps: int, steps_per_epoch: int) -> str:
+    """Describe the number of steps, the batch size and the optimizer."""
+    length = format_count(num_steps, "step")
+    if steps_per_epoch > 1:
+        epochs = format_count(num_steps // steps_per_epoch, "epoch")
+        length = f"{epochs} of {format_count(steps_per_epoch, 'step')}"
+    batch_size, optimizer, lr = (getattr(recipe, name, None) for name in ("batch_size", "optimizer", "lr"))
+    options = (
+        f"batch size {batch_size}" if batch_size else "",
+        str(optimizer or ""),
+        f"learning rate {getattr(recipe, 'peak_lr', lr):g}" if lr else "",
+    )
+    return ", ".join(filter(None, (length, *options)))
+
+
 def _format_metrics(metrics: Metrics) -> str:
     """Format the metrics that are numbers."""
     numbers = {name: value for name, value in metrics.items() if not isinstance(value, dict)}
     return "  ".join(
         f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}" for name, value in numbers.items()
     )
-
-
-def _format_duration(seconds: float) -> str:
-    minutes, seconds_left = divmod(round(seconds), 60)
-    return f"{minutes}:{seconds_left:02d}"

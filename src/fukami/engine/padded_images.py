@@ -24,7 +24,7 @@ def build_padded_signature(
         "labels": json.dumps(labels, ensure_ascii=False),
         "output": output,
     }
-    return ModelSignature(kind, (3, 4 * SIZE_DIVISOR, 6 * SIZE_DIVISOR), metadata)
+    return ModelSignature(kind, (transform.channels, 4 * SIZE_DIVISOR, 6 * SIZE_DIVISOR), metadata)
 
 
 def move_batch(batch: PaddedBatch, device: torch.device) -> PaddedBatch:
@@ -33,9 +33,9 @@ def move_batch(batch: PaddedBatch, device: torch.device) -> PaddedBatch:
 
 
 def normalize_padded_images(images: Tensor, sizes: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Normalize images ``(N, 3, H, W)`` in 0..255, and set the padding beyond their sizes ``(N, 2)`` to 0.
+    """Normalize images ``(N, C, H, W)`` in 0..255, and set the padding beyond their sizes ``(N, 2)`` to 0.
 
-    ``mean`` and ``std`` are those of the channels, in 0..255, ``(3, 1, 1)`` each.
+    ``mean`` and ``std`` are those of the channels, in 0..255, ``(C, 1, 1)`` each.
     """
     across = torch.arange(images.shape[3], device=images.device)
     down = torch.arange(images.shape[2], device=images.device).unsqueeze(1)
@@ -45,7 +45,7 @@ def normalize_padded_images(images: Tensor, sizes: Tensor, mean: Tensor, std: Te
 
 
 def resize_and_pad(images: Tensor, transform: ResizeTransform) -> tuple[Tensor, Tensor]:
-    """Resize images of one size ``(N, 3, h, w)`` uint8 and pad them; also return their sizes ``(N, 2)``."""
+    """Resize images of one size ``(N, C, h, w)`` and pad them; also return their sizes ``(N, 2)``."""
     resized = torch.stack([transform(image) for image in images])
     sizes = torch.tensor([resized.shape[-2:]] * len(resized), device=resized.device, dtype=torch.float32)
     return F.pad(resized, (0, -resized.shape[-1] % SIZE_DIVISOR, 0, -resized.shape[-2] % SIZE_DIVISOR)), sizes

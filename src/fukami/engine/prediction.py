@@ -9,9 +9,9 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from fukami.errors import Error, UsageError, convert_memory_errors, is_out_of_memory
+from fukami.errors import Error, MissingPackageError, UsageError, convert_memory_errors, is_out_of_memory
 from fukami.image import io as image_io
-from fukami.image.io import ImageSource
+from fukami.image.channels import ArrayImage, ChannelSource, DecodedImage, build_preview, read_channels
 
 if TYPE_CHECKING:
     from fukami.engine.task import Task
@@ -25,19 +25,19 @@ class LoadedInput(NamedTuple):
 
     Attributes:
         name: path of the file; empty for an image in memory.
-        image: the image, upright and in mode L or RGB; None if it cannot be read.
+        image: the image, upright; None if it cannot be read.
         tensor: the element of the prediction batch, ``(C, H, W)``; None if there is an error.
         error: why the input cannot be predicted.
     """
 
     name: str
-    image: Image | None = None
+    image: DecodedImage | None = None
     tensor: Tensor | None = None
     error: str = ""
 
 
 def iterate_predictions(
-    task: "Task", inputs: Iterable[ImageSource], *, keep_images: bool = False
+    task: "Task", inputs: Iterable[ChannelSource], *, keep_images: bool = False
 ) -> Iterator[tuple[Image | None, Prediction]]:
     """Iterate over the decoded image and the prediction of each input.
 
@@ -47,15 +47,18 @@ def iterate_predictions(
     Args:
         task: the task.
         inputs: the images.
-        keep_images: return the decoded images, to draw the predictions on; otherwise None.
+        keep_images: return the decoded images in mode L or RGB, to draw the predictions on; otherwise None.
     """
     sources = iter(inputs)
     while chunk := _load_chunk(task, sources, keep_images):
-        for shape, group in groupby(chunk, lambda item: None if item.tensor is None else item.tensor.shape):
+        for shape, group in groupby(
+            chunk, lambda item: None if item.tensor is None else (item.tensor.shape, item.tensor.dtype)
+        ):
             items = list(group)
             results = [{"error": item.error} for item in items] if shape is None else predict_within_memory(task, items)
             for item, result in zip(items, results, strict=True):
-                yield item.image, add_file(result, item.name) if item.name else result
+                image = None if item.image is None else build_preview(item.image)
+                yield image, add_file(result, item.name) if item.name else result
 
 
 def add_file(prediction: Prediction, name: str) -> Prediction:
@@ -66,7 +69,7 @@ def add_file(prediction: Prediction, name: str) -> Prediction:
     return prediction
 
 
-def _load_chunk(task: "Task", sources: Iterator[ImageSource], keep_images: bool) -> list[LoadedInput]:
+def _load_chunk(task: "Task", sources: Iterator[ChannelSource], keep_images: bool) -> list[LoadedInput]:
     """Load the next inputs, at most a batch of them."""
     chunk: list[LoadedInput] = []
     num_pixels = 0
@@ -80,11 +83,13 @@ def _load_chunk(task: "Task", sources: Iterator[ImageSource], keep_images: bool)
     return chunk
 
 
-def load_input(task: "Task", source: ImageSource) -> LoadedInput:
+def load_input(task: "Task", source: ChannelSource) -> LoadedInput:
     """Decode an input and prepare it for the network, or return the error."""
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else ""
     try:
-        image = image_io.read_image(source)
+        image = read_input(task, source)
+    except MissingPackageError:
+        raise
     except Error as error:
         return LoadedInput(name, error=str(error))
     try:
@@ -99,6 +104,17 @@ def load_input(task: "Task", source: ImageSource) -> LoadedInput:
         raise
     except Error as error:
         return LoadedInput(name, error=str(error))
+
+
+def read_input(task: "Task", source: ChannelSource) -> DecodedImage:
+    """Read an image with the channels of the task's preprocessing; without one, in mode L or RGB.
+
+    Raises:
+        Error: the image cannot be read, or has another number of channels.
+    """
+    if task.transform is not None:
+        return read_channels(source, task.transform.channels)
+    return image_io.read_image(source.build_preview() if isinstance(source, ArrayImage) else source)
 
 
 def predict_within_memory(task: "Task", items: list[LoadedInput]) -> list[Prediction]:

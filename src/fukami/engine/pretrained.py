@@ -72,7 +72,7 @@ def initialize_classifier(model: nn.Module, name: str, init: str) -> None:
     """Initialize a classifier with the weights ``init``: torchvision's, or those of a file or a run.
 
     All features must match. Head tensors that do not, such as those of another number of classes, keep their random
-    values, and a warning names them. For grayscale input, the three color channels of the first layer are summed.
+    values, and a warning names them. The first layer of a network for color is adapted to other channels.
 
     Args:
         model: the network.
@@ -86,9 +86,7 @@ def initialize_classifier(model: nn.Module, name: str, init: str) -> None:
         _fetch_torchvision_weights(name) if init == "imagenet" else _read_weights_file(Path(init))
     )
     expected, head = model.state_dict(), find_head(model)
-    first = next(iter(expected))
-    if first in tensors and tensors[first].shape[1:2] == (3,) and expected[first].shape[1] == 1:
-        tensors[first] = tensors[first].sum(1, keepdim=True)
+    adapt_first_layer(tensors, expected)
     mismatches = dict(find_mismatches(tensors, expected))
     optional = (*head, "aux1", "aux2")
     errors = [f"{key} {mismatch}" for key, mismatch in mismatches.items() if key.partition(".")[0] not in optional]
@@ -101,6 +99,22 @@ def initialize_classifier(model: nn.Module, name: str, init: str) -> None:
         logger.warning(f"{init} has no {format_names(random)} for this network: they are initialized randomly")
     matching = {key: value for key, value in tensors.items() if key in expected and key not in mismatches}
     model.load_state_dict(matching, strict=False)
+
+
+def adapt_first_layer(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Adapt the first convolution of weights for color images to a network with another number of channels, in place.
+
+    For grayscale, the filters of the three colors are summed. For N channels, they are repeated in turn and multiplied
+    by 3/N, which preserves the scale of the activations (timm's ``adapt_input_conv``, Wightman 2019).
+    """
+    first = next(key for key, value in expected.items() if value.ndim == 4)
+    channels = expected[first].shape[1]
+    if first not in tensors or tensors[first].ndim != 4 or tensors[first].shape[1] != 3 or channels == 3:
+        return
+    if channels == 1:
+        tensors[first] = tensors[first].sum(1, keepdim=True)
+    else:
+        tensors[first] = tensors[first][:, [index % 3 for index in range(channels)]] * (3 / channels)
 
 
 def freeze_stages(backbone: nn.Module, num_stages: int) -> None:
@@ -201,7 +215,8 @@ def initialize_segmenter(model: SegmentationModel, name: str, init: str, labels:
     )
     expected = model.state_dict()
     is_segmenter = any(key in tensors for key in expected if not key.startswith(f"{model.backbone_prefix}."))
-    original_tensors, tensors = tensors, tensors if is_segmenter else model.convert_classifier_weights(tensors)
+    original_tensors, tensors = tensors, {**tensors} if is_segmenter else model.convert_classifier_weights(tensors)
+    adapt_first_layer(tensors, expected)
     init_labels = _read_labels(init) if init != "coco" else ()
     mismatches = {key: mismatch for key, mismatch in find_mismatches(tensors, expected) if key in expected}
     if is_segmenter and labels and init_labels and labels != init_labels:  # even if their number is the same

@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from fukami.catalogue import RECIPES
 from fukami.errors import Error, UsageError, build_unknown_error, find_name
@@ -75,6 +75,9 @@ class FieldGroup:
 class Recipe(FieldGroup):
     """An experiment: the fields are its options, ``load_data`` and ``build_task`` define its structure."""
 
+    init_defaults: ClassVar[Mapping[str, object]] = {}  # other defaults of fields with initial weights (init)
+    freeze_defaults: ClassVar[Mapping[str, object]] = {}  # the same if they are also frozen (freeze)
+
     seed: int = 0
     """Seed of all random number generators."""
 
@@ -90,11 +93,28 @@ class Recipe(FieldGroup):
             UsageError: as for :func:`parse_fields`.
         """
         parse_fields(cls, fields)
-        return super().__new__(cls)
+        recipe = super().__new__(cls)
+        object.__setattr__(recipe, "_specified_names", frozenset(fields))
+        return recipe
+
+    def __post_init__(self) -> None:
+        """Set the defaults that depend on other fields."""
+        super().__post_init__()
+        specified = vars(self).pop("_specified_names")
+        for name, value in self.get_conditional_defaults().items():
+            if name not in specified:
+                object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
         changed = ", ".join(f"{name}={value!r}" for name, value in get_changed_fields(self).items())
         return f"{type(self).__name__}({changed})"
+
+    def get_conditional_defaults(self) -> Mapping[str, object]:
+        """Return the defaults of fields that depend on other fields: those for training from initial weights."""
+        fields = vars(self)
+        if not fields.get("init"):
+            return {}
+        return self.freeze_defaults if fields.get("freeze") else self.init_defaults
 
     def load_data(self) -> Data:
         """Return the training and evaluation data; used by train and eval."""
@@ -148,12 +168,14 @@ def get_field_names(recipe: type[Recipe]) -> set[str]:
 
 def get_changed_fields(recipe: Recipe) -> dict[str, object]:
     """Return the values of the fields that differ from their defaults, by name."""
-    values: dict[str, object] = {}
-    for field in filter(operator.attrgetter("init"), dataclasses.fields(recipe)):
-        value = getattr(recipe, field.name)
-        if value != (field.default if field.default_factory is dataclasses.MISSING else field.default_factory()):
-            values[field.name] = value
-    return values
+    fields = list(filter(operator.attrgetter("init"), dataclasses.fields(recipe)))
+    defaults = {
+        field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        for field in fields
+    }
+    defaults |= recipe.get_conditional_defaults()
+    values = {field.name: getattr(recipe, field.name) for field in fields}
+    return {name: value for name, value in values.items() if value != defaults[name]}
 
 
 def build_field_error(recipe: type[Recipe], name: str) -> UsageError:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sized
 import torch
 from torch.utils import _pytree as pytree
 
+from fukami.data.formats import format_count
 from fukami.data.loader import Loader
 from fukami.data.manifest import ManifestItem, hash_tensors
 from fukami.errors import UsageError
@@ -28,6 +29,11 @@ class ResumableLoader(Loader):
     def __iter__(self) -> Iterator[object]:
         """Iterate over the batches of one epoch."""
         return iter(self.batches)
+
+    def describe_size(self) -> str:
+        """Describe the number of batches, or of what else the iterable counts by its attribute ``noun``."""
+        size = len(self)
+        return format_count(size, getattr(self.batches, "noun", "batch")) if size > 1 else ""
 
     def iterate_items(self) -> Iterator[ManifestItem] | None:
         """Iterate over the only item, the tensors of a list or tuple of batches; other batches are not listed."""

@@ -187,7 +187,7 @@ class SupervisedRecipe(Recipe):
         resized = prepare if uncropped else dataclasses.replace(prepare, size=round(prepare.size * RESIZE_RATIO))
         targets = torch.from_numpy(source.targets)
         options: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
-        if isinstance(source.items, tuple | ShardSamples) and len(source) * resized.nbytes > self.memory_limit * 1e9:
+        if isinstance(source.items, tuple | ShardSamples) and source.count_bytes(resized) > self.memory_limit * 1e9:
             # the decoder crops
             other_augmentations = [name for name in augmentations if name.partition("=")[0] != "crop"]
             options |= {

@@ -14,7 +14,7 @@ from fukami.engine.prediction import Prediction, iterate_predictions
 from fukami.engine.runtime import Runtime
 from fukami.engine.schedules import ReduceOnPlateau, Schedule, compute_constant_factor
 from fukami.errors import UsageError
-from fukami.image.io import ImageSource
+from fukami.image.channels import ChannelSource
 from fukami.image.transform import ResizeTransform, SquareTransform
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ class Task:
     """
 
     labels: tuple[str, ...] = ()  # names of the classes
+    label_noun = "class"  # what a label names, for messages
     transform: SquareTransform | ResizeTransform | None = None  # preprocessing of images
     supports_cuda_graph = (
         False  # True if every step launches the same GPU work on the same shapes, so that the loop may capture it
@@ -250,21 +251,21 @@ class Task:
         """Run after each evaluation during training; return an image for the run's folder, if the task has one."""
         return None
 
-    def predict(self, inputs: Iterable[ImageSource]) -> list[Prediction]:
+    def predict(self, inputs: Iterable[ChannelSource]) -> list[Prediction]:
         """Predict each input: one dict per input, ready for JSON.
 
         Args:
-            inputs: paths, PIL images or arrays as :func:`fukami.image.io.read_image` accepts them.
+            inputs: paths, PIL images or arrays as :func:`fukami.image.channels.read_channels` accepts them.
 
         Returns:
             Dicts that begin with ``file`` for a path; ``{"file", "error"}`` if an input cannot be read.
         """
         return [result for _, result in iterate_predictions(self, inputs)]
 
-    def prepare_image(self, image: "Image") -> Tensor:
-        """Convert an image, upright and in mode L or RGB, to an element of a prediction batch, ``(C, H, W)`` uint8.
+    def prepare_image(self, image: Any) -> Tensor:
+        """Convert an upright image to an element of a prediction batch, ``(C, H, W)`` in 0..255.
 
-        By default ``transform`` does it.
+        By default ``transform`` does it. For a task without ``transform``, the image is in mode L or RGB.
 
         Raises:
             Error: the image cannot be used.

@@ -16,7 +16,7 @@ from fukami.data.random_states import get_random_states, set_random_seed, set_ra
 from fukami.engine import checkpoint
 from fukami.engine.async_checkpoint import CheckpointWriter
 from fukami.engine.best_weights import BestWeights
-from fukami.engine.log import TrainingLogger, describe_compute_config
+from fukami.engine.log import TrainingLogger, describe_compute_config, describe_run
 from fukami.engine.process_group import report_timeout
 from fukami.engine.recipe import Data, Recipe
 from fukami.engine.resumable_loader import wrap_batches
@@ -25,6 +25,7 @@ from fukami.engine.runtime import DEFAULT_TIMEOUT, Runtime
 from fukami.engine.schedules import ReduceOnPlateau
 from fukami.engine.task import Batch, Metrics, Task
 from fukami.errors import Error, UsageError
+from fukami.progress import print_line
 
 if TYPE_CHECKING:
     from fukami.engine.task import FigureContent
@@ -78,6 +79,7 @@ def run_training(recipe: Recipe, folder: Path, options: RunOptions) -> Metrics:
                 recipe.initialize_task(task) if last_stage is None else recipe.continue_from_stage(task, last_stage)
                 log.start_run(data.labels, compile, task)
                 progress.start_run(folder, manifest)
+            log.print_start(task, data)
             if progress.best.is_patience_exhausted:
                 steps = step
             batches = iter(task.iterate_batches(loader))
@@ -94,13 +96,14 @@ def run_training(recipe: Recipe, folder: Path, options: RunOptions) -> Metrics:
                 with log.count_multiply_adds(step), log.clock.count_as("compilation" if should_compile else ""):
                     progress.metric_buffer.add(run_step(batch))
                 step += 1
+                log.bar.update()
                 should_evaluate = step % interval == 0 or step == steps
                 should_log = should_evaluate or step % log_interval == 0
                 if not (should_log or loader.needs_checkpoint or (signals.received_signal and runtime.world_size == 1)):
                     continue
                 if should_log:
                     progress.log_steps(step, lr, batch)
-                if should_evaluate and data.val:
+                if should_evaluate:
                     progress.evaluate(step, data.val)
                     if progress.best.is_patience_exhausted:
                         steps = step
@@ -118,7 +121,7 @@ def run_training(recipe: Recipe, folder: Path, options: RunOptions) -> Metrics:
 
 @contextlib.contextmanager
 def prepare_run(recipe: Recipe, folder: Path, options: RunOptions) -> Iterator[tuple[Runtime, bool, Path | None]]:
-    """Lock the folder, start the runtime, and train the preceding stages.
+    """Lock the folder, start the runtime, train the preceding stages, and print what is trained next.
 
     Yields the runtime, whether to compile, and the folder of the last stage.
     """
@@ -128,7 +131,10 @@ def prepare_run(recipe: Recipe, folder: Path, options: RunOptions) -> Iterator[t
         runtime = Runtime.start(config.device, config.precision, timeout=options.timeout, num_threads=threads)
         if config.compile:
             runtime.check_compiler()
-        yield runtime, config.compile, train_stages(recipe, folder, runtime, replace(options, compile=config.compile))
+        last_stage = train_stages(recipe, folder, runtime, replace(options, compile=config.compile))
+        if runtime.is_main:
+            print_line(describe_run(recipe, folder, runtime))
+        yield runtime, config.compile, last_stage
 
 
 def prepare_data(recipe: Recipe, runtime: Runtime, folder: Path | None = None) -> tuple[Data, Loader]:
@@ -169,13 +175,18 @@ def count_steps(task: Task, loader: Loader) -> tuple[int, int]:
     """Return the number of optimizer steps of the training, and the evaluation interval in steps.
 
     Raises:
-        UsageError: there are fewer steps than the task needs.
+        UsageError: there are fewer steps than the task needs, or the learning rate is 0 in all of them.
     """
     steps = task.epochs * len(loader)
     if steps < task.min_steps:
         raise UsageError(
             f"the training needs {task.min_steps} optimizer steps, and {task.epochs} epochs have {steps}; raise "
             "--epochs, or lower --batch-size"
+        )
+    if not any(task.lr_schedule(step / steps) for step in range(steps)):
+        raise UsageError(
+            f"the learning rate is 0 in all {steps} optimizer steps of the training, because of the warm-up; raise "
+            "--epochs, or lower --batch-size or --warmup"
         )
     return steps, task.eval_every * len(loader)
 
@@ -185,7 +196,9 @@ def train_stages(recipe: Recipe, folder: Path, runtime: Runtime, options: RunOpt
     stages = recipe.stages(folder)
     if stages and runtime.is_main and not (folder / "recipe.json").is_file():  # so that the run can be resumed
         checkpoint.write_recipe(folder, recipe, (), describe_compute_config(recipe, runtime, options.compile))
-    for name, stage in stages.items():
+    for number, (name, stage) in enumerate(stages.items(), 1):
+        if runtime.is_main:
+            print_line(f"stage {number} of {len(stages) + 1}: {name}")
         if checkpoint.is_finished(folder / name):
             checkpoint.check_same_recipe(folder / name, stage)
             continue
@@ -194,6 +207,8 @@ def train_stages(recipe: Recipe, folder: Path, runtime: Runtime, options: RunOpt
             options, device=str(runtime.device), precision=runtime.precision, num_threads=torch.get_num_threads()
         )
         run_training(stage, folder / name, replace(stage_options, resume=resume))
+    if stages and runtime.is_main:
+        print_line(f"stage {len(stages) + 1} of {len(stages) + 1}")
     return folder / list(stages)[-1] if stages else None
 
 
@@ -259,7 +274,10 @@ class TrainingProgress:
         self.log.log_training(step, metrics, lr, count * self.log.runtime.world_size, unit)
 
     def evaluate(self, step: int, val: Iterable[Batch]) -> None:
-        """Evaluate the task and log the metrics."""
+        """Evaluate the task and log the metrics; without validation data, print the progress."""
+        if not val:
+            self.log.print_progress()
+            return
         with self.log.clock("evaluation"), self.task.evaluation_mode():
             metrics = self.task.evaluate(val)
         if isinstance(self.task.lr_schedule, ReduceOnPlateau):

@@ -37,7 +37,7 @@ PADDING_VALUE = 128  # gray value outside the image
 
 @dataclass
 class Patch:
-    """Image patch ``(C, h, w)`` uint8 that activates a unit, and the activation."""
+    """Image patch ``(1 or 3, h, w)`` in 0..255 that activates a unit, and the activation."""
 
     activation: float
     pixels: Tensor
@@ -77,7 +77,7 @@ def find_top_patches(
 
     Args:
         model: the network.
-        batches: images ``(N, C, H, W)``, uint8.
+        batches: images ``(N, C, H, W)`` in 0..255.
         units: layers, and the channels of each.
         normalize: function that preprocesses a batch of images.
         num_patches: number of patches per unit.
@@ -97,10 +97,15 @@ def find_top_patches(
                     if len(patches) < num_patches or value > patches[-1].activation:
                         row, column = divmod(int(positions[index, unit]), maps.shape[3])
                         region = layer.get_input_region(row, column)
-                        patches.append(Patch(value, crop_region(images[index].cpu(), region)))
+                        patches.append(Patch(value, crop_region(select_visible_channels(images[index].cpu()), region)))
                         patches.sort(key=lambda patch: -patch.activation)
                         del patches[num_patches:]
     return result
+
+
+def select_visible_channels(image: Tensor) -> Tensor:
+    """Select the channels of an image ``(C, H, W)`` that are drawn: the first three, or only the first."""
+    return image[: 3 if len(image) >= 3 else 1]
 
 
 def crop_region(image: Tensor, region: tuple[int, int, int, int] | None) -> Tensor:
@@ -196,12 +201,12 @@ def select_strongest_maps(maps: Tensor, num_maps: int) -> list[int]:
 
 
 def plot_prediction(image: Tensor, heatmap: Tensor, ranking: Sequence[tuple[str, float]]) -> "Figure":
-    """Plot the input image ``(C, H, W)`` uint8, the heatmap ``(h, w)`` over it, and the most probable classes."""
+    """Plot the input image ``(C, H, W)`` in 0..255, the heatmap ``(h, w)`` over it, and the most probable classes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 2.9), layout="constrained")
     input_axes, heatmap_axes, bars = figure.subplots(1, 3, width_ratios=(1, 1, 1.2))
-    pixels = tile_images(image[None] / 255, 1, gap=0)
+    pixels = tile_images(select_visible_channels(image)[None] / 255, 1, gap=0).clip(0, 1)
     size = image.shape[1:]
     large = F.interpolate(heatmap[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
     intensity = (large / large.max().clamp(min=1e-30)).numpy()

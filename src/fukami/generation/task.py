@@ -20,6 +20,7 @@ from fukami.generation import metrics as generation_metrics
 from fukami.image import io as image_io
 from fukami.image.transform import SquareTransform
 from fukami.models.dcgan import Discriminator, Generator
+from fukami.progress import track
 from fukami.quantization import half_precision
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ class GANTask(Task):
         dtype = next(self.ema_generator.parameters()).dtype
         images = []
         with self.evaluation_mode(), half_precision.enable_float32_fallback(self.ema_generator):
-            for chunk in torch.split(latents, BATCH_SIZE):
+            for chunk in track(torch.split(latents, BATCH_SIZE), "generated images", unit="batches"):
                 values = self.ema_generator(chunk.to(self.runtime.device, dtype)).float()
                 images.append(((values + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu())
         return torch.cat(images)
@@ -234,7 +235,7 @@ class GANTask(Task):
             chunks = [images for images, _ in batches if len(images)]
             real = []
             for extract in extractor.build_extractors(self.runtime.device):
-                local = [extract(chunk) for chunk in chunks]
+                local = [extract(chunk) for chunk in track(chunks, "features of real images", unit="batches")]
                 gathered = self.runtime.all_gather(torch.cat(local) if local else torch.zeros(0))
                 real.append(torch.cat([features for features in gathered if len(features)]))
             self.cached_real_features = batches, extractor, real
@@ -272,7 +273,9 @@ class GANTask(Task):
 
     def draw(self, image: Image.Image, prediction: Prediction) -> Image.Image:
         """Draw the image next to the preprocessed one, with the probability that it is real."""
-        return image_io.draw_prediction(image, self.transform(image), f"{prediction['real_probability']:.1%} real")
+        return image_io.draw_prediction(
+            image, self.transform.transform_preview(image), f"{prediction['real_probability']:.1%} real"
+        )
 
     def plot_evaluation(self, batches: Iterable[Batch]) -> "Iterator[tuple[str, FigureContent]]":
         """Yield the animation of the preview grids, the current grid and a grid of real images."""

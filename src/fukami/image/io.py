@@ -6,6 +6,7 @@ Images are read upright, with 8 bits, in grayscale ("L") or color ("RGB"); error
 import colorsys
 import contextlib
 import io
+import logging
 import os
 import re
 import struct
@@ -470,8 +471,10 @@ def _open_file(source: str | os.PathLike[str] | bytes) -> IO[bytes]:
 
 def _open_with_pillow(file: IO[bytes]) -> Image.Image:
     """Open an image without decoding it; ``check_size`` replaces Pillow's warning about large images."""
+    logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)  # more channels than Pillow has a mode for
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore", UserWarning)  # corrupted metadata
         return Image.open(file, formats=FORMATS)
 
 

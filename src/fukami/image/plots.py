@@ -7,17 +7,22 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from fukami.image.channels import ArrayImage
+
 
 def plot_variants(rows: Sequence[tuple[str, Sequence[Tensor]]]) -> Figure:
-    """Plot a row for each label: the original image and its variants, ``(C, H, W)`` in 0..255."""
+    """Plot a row for each label: the original image and its variants, ``(C, H, W)`` in 0..255.
+
+    Of images with more than three channels, the first three are drawn.
+    """
     columns = max(len(images) for _, images in rows)
     heights = [images[0].shape[1] / images[0].shape[2] for _, images in rows]
     figure = Figure(figsize=(1.3 * columns, 1.3 * sum(heights) + 0.15 * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
     for axes_row, (name, images) in zip(grid, rows, strict=True):
         for axes, image in zip(axes_row, images, strict=True):
-            levels = image.permute(1, 2, 0).numpy().round().astype(np.uint8)
-            axes.imshow(levels.squeeze(), cmap="gray", vmin=0, vmax=255)
+            preview = ArrayImage(image.permute(1, 2, 0).numpy()).build_preview()
+            axes.imshow(np.asarray(preview), cmap="gray", vmin=0, vmax=255)
             axes.axis("off")
         long = len(name) > 20
         axes_row[0].set_title(

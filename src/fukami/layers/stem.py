@@ -1,4 +1,4 @@
-"""First convolution of a network, for images with one or three channels."""
+"""First convolution of a network, for images with few channels."""
 
 import torch
 from torch import Tensor, nn

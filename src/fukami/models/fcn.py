@@ -36,8 +36,9 @@ def fcn32s_vgg16(
     dropout: float = 0.5,
     width_multiplier: float = 1.0,
     batch_norm: bool = False,
+    channels: int = 3,
 ) -> "FCNVGG":
-    """Build FCN-32s: ``(N, 3, H, W)`` to scores ``(N, classes, H, W)``. H and W: any.
+    """Build FCN-32s: ``(N, channels, H, W)`` to scores ``(N, classes, H, W)``. H and W: any.
 
     Args:
         num_classes: number of classes; Pascal VOC has 21 with the background.
@@ -45,8 +46,9 @@ def fcn32s_vgg16(
         dropout: dropout probability of these channels.
         width_multiplier: number of channels of the other convolutions, as a fraction of the paper's.
         batch_norm: batch normalization after every convolution except the last; the paper has none.
+        channels: number of input channels.
     """
-    return FCNVGG(num_classes, 32, hidden, dropout, width_multiplier, batch_norm)
+    return FCNVGG(num_classes, 32, hidden, dropout, width_multiplier, batch_norm, channels)
 
 
 def fcn16s_vgg16(
@@ -56,9 +58,10 @@ def fcn16s_vgg16(
     dropout: float = 0.5,
     width_multiplier: float = 1.0,
     batch_norm: bool = False,
+    channels: int = 3,
 ) -> "FCNVGG":
     """Build FCN-16s, which adds the scores of pool4. The arguments are those of ``fcn32s_vgg16``."""
-    return FCNVGG(num_classes, 16, hidden, dropout, width_multiplier, batch_norm)
+    return FCNVGG(num_classes, 16, hidden, dropout, width_multiplier, batch_norm, channels)
 
 
 def fcn8s_vgg16(
@@ -68,26 +71,28 @@ def fcn8s_vgg16(
     dropout: float = 0.5,
     width_multiplier: float = 1.0,
     batch_norm: bool = False,
+    channels: int = 3,
 ) -> "FCNVGG":
     """Build FCN-8s, which adds the scores of pool4 and pool3. The arguments are those of ``fcn32s_vgg16``."""
-    return FCNVGG(num_classes, 8, hidden, dropout, width_multiplier, batch_norm)
+    return FCNVGG(num_classes, 8, hidden, dropout, width_multiplier, batch_norm, channels)
 
 
-def fcn_resnet50(num_classes: int = 21, *, aux_loss: bool = True) -> "FCNResNet":
-    """Build FCN on a dilated ResNet-50: ``(N, 3, H, W)`` to scores ``(N, classes, H, W)``. H and W: any.
+def fcn_resnet50(num_classes: int = 21, *, aux_loss: bool = True, channels: int = 3) -> "FCNResNet":
+    """Build FCN on a dilated ResNet-50: ``(N, channels, H, W)`` to scores ``(N, classes, H, W)``. H and W: any.
 
     In training mode with ``aux_loss`` the output is ``(scores, auxiliary scores)``; the latter come from layer3.
 
     Args:
         num_classes: number of classes; Pascal VOC has 21 with the background.
         aux_loss: add the auxiliary classifier.
+        channels: number of input channels.
     """
-    return FCNResNet(resnet50(), num_classes, aux_loss)
+    return FCNResNet(resnet50(channels=channels), num_classes, aux_loss)
 
 
-def fcn_resnet101(num_classes: int = 21, *, aux_loss: bool = True) -> "FCNResNet":
+def fcn_resnet101(num_classes: int = 21, *, aux_loss: bool = True, channels: int = 3) -> "FCNResNet":
     """Build FCN on a dilated ResNet-101. The arguments are those of ``fcn_resnet50``."""
-    return FCNResNet(resnet101(), num_classes, aux_loss)
+    return FCNResNet(resnet101(channels=channels), num_classes, aux_loss)
 
 
 class FCNVGG(SegmentationModel):
@@ -111,10 +116,11 @@ class FCNVGG(SegmentationModel):
         dropout: float,
         width_multiplier: float,
         batch_norm: bool = False,
+        channels: int = 3,
     ) -> None:
         super().__init__()
-        self.features = build_vgg_features("D", batch_norm=batch_norm, width_multiplier=width_multiplier)
-        c3, c4, c5 = (round(width_multiplier * channels) for channels in (256, 512, 512))
+        self.features = build_vgg_features("D", channels, batch_norm, width_multiplier)
+        c3, c4, c5 = (round(width_multiplier * width) for width in (256, 512, 512))
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         for layer_number, inputs, side in ((6, c5, 7), (7, hidden, 1)):  # N × hidden × H/32 × W/32
             layers[f"fc{layer_number}"] = nn.Conv2d(inputs, hidden, side, padding=side // 2)
@@ -137,7 +143,7 @@ class FCNVGG(SegmentationModel):
         self.stages = [self.features[:pool3], self.features[pool3:pool4], self.features[pool4:], self.head]
 
     def forward(self, images: Tensor) -> Scores:
-        """Compute scores ``(N, classes, H, W)`` of normalized images ``(N, 3, H, W)``."""
+        """Compute scores ``(N, classes, H, W)`` of normalized images ``(N, C, H, W)``."""
         return apply_with_padding(self.compute_scores, images, SIZE_DIVISOR)
 
     def compute_scores(self, images: Tensor) -> Tensor:
@@ -188,7 +194,7 @@ class FCNResNet(SegmentationModel):
         self.aux_classifier = _build_fcn_head(1024, num_classes) if aux_loss else None
 
     def forward(self, images: Tensor) -> Scores:
-        """Compute scores ``(N, classes, H, W)`` of normalized images ``(N, 3, H, W)``.
+        """Compute scores ``(N, classes, H, W)`` of normalized images ``(N, C, H, W)``.
 
         Returns:
             The scores; in training mode with an auxiliary classifier ``(scores, auxiliary scores)``.
@@ -221,7 +227,7 @@ class TraceableFCN(nn.Module):
         self.compute_scores = network.compute_scores
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute scores of images ``(N, 3, H, W)``, whose sides are multiples of 32."""
+        """Compute scores of images ``(N, C, H, W)``, whose sides are multiples of 32."""
         return self.compute_scores(images)
 
 

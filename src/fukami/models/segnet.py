@@ -31,21 +31,22 @@ from fukami.layers.upsample import Scores, apply_with_padding
 from fukami.models.vgg import CONFIGS, build_vgg_features, renumber_conv_weights
 
 
-def segnet_vgg16(num_classes: int = 11, *, width_multiplier: float = 1.0) -> "SegNet":
-    """Build SegNet: ``(N, 3, H, W)`` to scores ``(N, classes, H, W)``. H and W: any; 360 and 480 in the paper.
+def segnet_vgg16(num_classes: int = 11, *, width_multiplier: float = 1.0, channels: int = 3) -> "SegNet":
+    """Build SegNet: ``(N, channels, H, W)`` to scores ``(N, classes, H, W)``. H and W: any; 360 and 480 in the paper.
 
     Args:
         num_classes: number of classes; CamVid has 11.
         width_multiplier: number of channels, as a fraction of the paper's.
+        channels: number of input channels.
     """
-    widths = [[round(width_multiplier * channels) for channels in group] for group in CONFIGS["D"]]
+    widths = [[round(width_multiplier * width) for width in group] for group in CONFIGS["D"]]
     decoder = []
     for index in range(4, -1, -1):
         group = widths[index]
         last = widths[index - 1][-1] if index else num_classes
-        channels = [group[-1], *reversed(group[1:]), last]
-        decoder.append(nn.Sequential(*_build_decoder_stage(list(pairwise(channels)), outputs_scores=index == 0)))
-    return SegNet(build_vgg_features("D", batch_norm=True, width_multiplier=width_multiplier), decoder)
+        outputs = [group[-1], *reversed(group[1:]), last]
+        decoder.append(nn.Sequential(*_build_decoder_stage(list(pairwise(outputs)), outputs_scores=index == 0)))
+    return SegNet(build_vgg_features("D", channels, True, width_multiplier), decoder)
 
 
 def segnet_basic(num_classes: int = 11, *, channels: int = 3, num_filters: int = 64) -> "SegNet":

@@ -30,6 +30,7 @@ from torch.onnx.ops import symbolic
 from fukami.errors import Error, require_extra
 from fukami.layers.binary import BinaryConv2d, BinaryLinear, Sign
 from fukami.layers.ensemble import Ensemble
+from fukami.progress import track
 from fukami.quantization import onnx_export
 
 with require_extra("export", "the precision int8 or onnx"):
@@ -126,7 +127,7 @@ def calibrate(prepared: nn.Module, images: Iterable[Tensor]) -> None:
     prepared.eval()
     for activation in activations:
         activation.calibrating = True
-    count = sum(len(prepared(batch)) for batch in images)
+    count = sum(len(prepared(batch)) for batch in track(images, "calibration", unit="batches"))
     for activation in activations:
         activation.calibrating = False
     prepared.train(was_training)

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fukami.progress import ProgressBar
 from fukami.reinforcement.replay import ReplayBuffer
 from fukami.reinforcement.vector_env import VectorEnv
 
@@ -29,6 +31,8 @@ class EvaluationEpisodes:
     seeds: tuple[int, ...]
     frame_stack: int
     epsilon: float
+
+    noun: ClassVar[str] = "episode"
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -53,22 +57,27 @@ class EvaluationEpisodes:
         returns, lengths, running = np.zeros(count), np.zeros(count, np.int64), np.ones(count, bool)
         result, episode_starts = envs.reset(running, np.array(self.seeds)), np.ones(count, bool)
         value_sum = num_states = 0.0
-        while running.any():
-            buffer.add(torch.from_numpy(np.ascontiguousarray(result.frames)), torch.from_numpy(episode_starts))
-            states = buffer.stack_frames(
-                torch.full((count,), buffer.current_step), torch.arange(count), self.frame_stack
-            )
-            values = predict_values(states).cpu().numpy()
-            value_sum, num_states = value_sum + float(values.max(1)[running].sum()), num_states + float(running.sum())
-            explore = rng.random(count) < self.epsilon
-            random_actions = rng.integers(values.shape[1], size=count)
-            actions = np.where(explore, random_actions, values.argmax(1))
-            if callback:
-                callback(envs, values, actions, returns)
-            envs.send(actions)
-            result, episode_starts = envs.receive(), np.zeros(count, bool)
-            returns += np.where(running, result.rewards, 0)
-            lengths += running
-            running = running & ~(result.terminated | result.truncated)
+        with ProgressBar("evaluation", count, "episodes") as bar:
+            while running.any():
+                buffer.add(torch.from_numpy(np.ascontiguousarray(result.frames)), torch.from_numpy(episode_starts))
+                states = buffer.stack_frames(
+                    torch.full((count,), buffer.current_step), torch.arange(count), self.frame_stack
+                )
+                values = predict_values(states).cpu().numpy()
+                value_sum, num_states = (
+                    value_sum + float(values.max(1)[running].sum()),
+                    num_states + float(running.sum()),
+                )
+                explore = rng.random(count) < self.epsilon
+                random_actions = rng.integers(values.shape[1], size=count)
+                actions = np.where(explore, random_actions, values.argmax(1))
+                if callback:
+                    callback(envs, values, actions, returns)
+                envs.send(actions)
+                result, episode_starts = envs.receive(), np.zeros(count, bool)
+                returns += np.where(running, result.rewards, 0)
+                lengths += running
+                running = running & ~(result.terminated | result.truncated)
+                bar.update(count - int(running.sum()) - bar.n)
         envs.close()
         return returns.tolist(), lengths.tolist(), value_sum / num_states

@@ -16,6 +16,7 @@ from fukami.engine.task import Metrics, Task, TrainingOptions
 from fukami.errors import UsageError
 from fukami.image import io as image_io
 from fukami.models.dqn import DQN
+from fukami.progress import track
 from fukami.quantization import half_precision
 from fukami.reinforcement import plots as reinforcement_plots
 from fukami.reinforcement.evaluation import EvaluationEpisodes, StepCallback
@@ -45,6 +46,7 @@ class QLearningTask(Task):
             optimizer step.
     """
 
+    label_noun = "action"
     metric_mode = None
     supports_cuda_graph = True
     model: DQN
@@ -94,7 +96,10 @@ class QLearningTask(Task):
         """
         assert isinstance(loader, ExperienceCollector)
         while True:
-            for _ in range(loader.collections_until_step):
+            collections: Iterable[int] = range(loader.collections_until_step)
+            if loader.num_optimizer_steps == 0:
+                collections = track(collections, "filling the replay buffer", unit="steps")
+            for _ in collections:
                 loader.collect(self.select_actions)
             if loader.num_optimizer_steps == 0 and len(self.state_shape) == 3:
                 self.model.fit_input_statistics(loader.buffer.sample_frames(NUM_STANDARDIZATION_FRAMES))

@@ -16,6 +16,7 @@ from fukami.data.masks import MaskFile, MissingMask
 from fukami.data.samples import Mask
 from fukami.data.sources import DataSource
 from fukami.errors import Error
+from fukami.progress import track
 from fukami.segmentation import data as segmentation_data
 
 MAX_VALUES_LISTED = 5  # unknown values or colors reported per mask
@@ -56,7 +57,9 @@ def _check_pairs(source: DataSource, report: Findings) -> tuple[dict[str, list[I
     for split in order:
         report.annotation_counts[split].update(dict.fromkeys(labels, 0))
         with ThreadPoolExecutor() as threads:
-            for counts, problems in threads.map(partial(_check_mask, labels), index.splits[split]):
+            pairs = index.splits[split]
+            checked = threads.map(partial(_check_mask, labels), pairs)
+            for counts, problems in track(checked, "checking masks", len(pairs)):
                 report.annotation_counts[split].update(counts)
                 for kind, file, detail in problems:
                     report.add(kind, detail, file=names(Path(file)))

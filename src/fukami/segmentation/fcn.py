@@ -1,6 +1,7 @@
 """FCN recipes (Long et al. 2015): fully convolutional networks on VGG-16 and on torchvision's dilated ResNets."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -15,7 +16,13 @@ class FCNVGGFields(FieldGroup):
     """Fields of the FCNs on VGG-16, whose fully connected layers become convolutions (Long et al. 2015)."""
 
     backbone: ClassVar[str] = "vgg16"
-    model_arguments: ClassVar[tuple[str, ...]] = ("hidden", "dropout", "width_multiplier", "batch_norm")
+    model_arguments: ClassVar[tuple[str, ...]] = (
+        "hidden", "dropout", "width_multiplier", "batch_norm", "channels"
+    )  # fmt: skip
+    init_defaults: ClassVar[Mapping[str, object]] = {
+        "min_size": 180, "batch_norm": True, "hidden": 512, "batch_size": 2, "lr": 2e-3, "backbone_lr_factor": 0.1,
+        "epochs": 20, "balance": "root",
+    }  # fmt: skip
 
     lr: float = 2e-4
     """Peak learning rate, for the recipe's default batch size."""
@@ -136,7 +143,7 @@ class FCN8sVGG16(SkipFCNFields, SegmentationRecipe):
 class FCNResNetFields(FieldGroup):
     """Fields of the FCNs with a dilated ResNet."""
 
-    model_arguments: ClassVar[tuple[str, ...]] = ("aux_loss",)
+    model_arguments: ClassVar[tuple[str, ...]] = ("aux_loss", "channels")
 
     init: str = ""
     """Initial weights: coco or imagenet (torchvision's network or classifier, downloaded), a state-dict file of either

@@ -6,8 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from fukami.engine.channels import ChannelFields
 from fukami.engine.recipe import MAX_IMAGE_SIDE, check_range, get_network_name
-from fukami.engine.supervised import IMAGENET_MEAN, IMAGENET_STD, OptimizerName, SplitLoading, SupervisedRecipe
+from fukami.engine.supervised import OptimizerName, SplitLoading, SupervisedRecipe
 from fukami.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ BALANCE_POWERS = {"none": 0.0, "root": 0.5, "median": 1.0}  # exponents of the c
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentationRecipe(SplitLoading, SupervisedRecipe):
+class SegmentationRecipe(SplitLoading, ChannelFields, SupervisedRecipe):
     """Fields of every recipe for semantic segmentation."""
 
     backbone: ClassVar[str] = ""  # the classifier whose published weights match
@@ -84,7 +85,7 @@ class SegmentationRecipe(SplitLoading, SupervisedRecipe):
         """Build the preprocessing of images."""
         from fukami.image.transform import ResizeTransform
 
-        return ResizeTransform(min_size=self.min_size, max_size=self.max_size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        return ResizeTransform(self.min_size, self.max_size, *self.normalization, self.channels)
 
     def load_splits(self, *, include_train: bool = True) -> "Splits[tuple[Sample, ...]]":
         """Load the class names of the dataset and index its images and masks, which are not decoded."""

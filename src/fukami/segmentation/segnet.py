@@ -1,6 +1,7 @@
 """SegNet recipes (Badrinarayanan et al. 2017): the decoder unpools with the encoder's pooling indices."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -25,7 +26,8 @@ class SegNetVGG16(SegmentationRecipe):
     """
 
     backbone: ClassVar[str] = "vgg16_bn"
-    model_arguments: ClassVar[tuple[str, ...]] = ("width_multiplier",)
+    model_arguments: ClassVar[tuple[str, ...]] = ("width_multiplier", "channels")
+    init_defaults: ClassVar[Mapping[str, object]] = {"min_size": 180, "batch_size": 2, "epochs": 20}
 
     batch_size: int = 4
     """Global batch size, over all processes."""
@@ -74,4 +76,4 @@ class SegNetBasic(SegmentationRecipe):
         """Build the network."""
         from fukami.models import segnet_basic
 
-        return segnet_basic(num_classes, num_filters=self.filters)
+        return segnet_basic(num_classes, channels=self.channels, num_filters=self.filters)

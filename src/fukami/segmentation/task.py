@@ -14,11 +14,13 @@ from fukami.engine import padded_images
 from fukami.engine.prediction import Prediction
 from fukami.engine.task import ModelSignature, Task, TrainingOptions, match_labels
 from fukami.image import io as image_io
+from fukami.image.channels import build_preview, read_channels
 from fukami.image.tiles import compute_tile_starts
 from fukami.image.transform import ResizeTransform, get_normalization
 from fukami.layers.activation_checkpointing import enable_activation_checkpointing
 from fukami.layers.activation_scaling import rescale_activations
 from fukami.layers.segmentation_model import SegmentationModel
+from fukami.progress import track
 from fukami.quantization import half_precision
 from fukami.segmentation.metrics import SegmentationResults
 
@@ -38,7 +40,7 @@ class SegmentationTask(Task):
     """Semantic segmentation: softmax cross entropy over the labeled pixels.
 
     Args:
-        model: returns scores ``(N, classes, H, W)`` of normalized images ``(N, 3, H, W)``; in training, a tuple of
+        model: returns scores ``(N, classes, H, W)`` of normalized images ``(N, C, H, W)``; in training, a tuple of
             main and auxiliary scores if it has an auxiliary loss, whose weight is 0.5.
         labels: class names.
         transform: resizing and normalization of an image.
@@ -88,7 +90,7 @@ class SegmentationTask(Task):
         return padded_images.build_padded_signature("segmenter", output, self.transform, self.labels)
 
     def normalize_images(self, images: Tensor, sizes: Tensor) -> Tensor:
-        """Normalize images ``(N, 3, H, W)`` in 0..255, and set the padding beyond their sizes ``(N, 2)`` to 0."""
+        """Normalize images ``(N, C, H, W)`` in 0..255, and set the padding beyond their sizes ``(N, 2)`` to 0."""
         return padded_images.normalize_padded_images(images, sizes, self.mean, self.std)
 
     def iterate_batches(self, loader: Loader) -> Iterable["PaddedBatch"]:
@@ -124,7 +126,7 @@ class SegmentationTask(Task):
         return F.cross_entropy(scores.float(), targets, self.class_weights, ignore_index=-1, reduction="none").sum()
 
     def predict_scores(self, images: Tensor, sizes: Tensor) -> Tensor:
-        """Predict scores ``(N, classes, H, W)``, float32, of padded images ``(N, 3, H, W)`` in 0..255.
+        """Predict scores ``(N, classes, H, W)``, float32, of padded images ``(N, C, H, W)`` in 0..255.
 
         Images larger than a tile are predicted in overlapping tiles, whose probabilities are blended to avoid seams;
         for these, probabilities are returned.
@@ -163,7 +165,7 @@ class SegmentationTask(Task):
         """Collect the results of all images of ``batches``, over all processes."""
         samples = get_padded_loader(batches).samples
         results, value_table = SegmentationResults(self.labels), self.build_value_table(batches)
-        for batch in batches:
+        for batch in track(batches, "evaluation", unit="batches"):
             if len(batch.images):  # a process's part of the last batch may be empty
                 for index, pixels in zip(batch.indices.tolist(), self.predict_maps(batch), strict=True):
                     results.update(index, pixels, value_table[read_mask(samples[index])])
@@ -227,9 +229,9 @@ class SegmentationTask(Task):
         value_table = self.build_value_table(batches)
 
         def load_example(index: int) -> segmentation_plots.SegmentationExample:
-            image = image_io.read_image(samples[index].source)
+            image = read_channels(samples[index].source, self.transform.channels)
             (prediction,) = self.predict([image])
-            return image, value_table[read_mask(samples[index])], self.decode_masks(prediction) + 1
+            return build_preview(image), value_table[read_mask(samples[index])], self.decode_masks(prediction) + 1
 
         yield from segmentation_plots.plot_evaluation(results, load_example)
 

@@ -51,7 +51,7 @@ def compute_proposals(
     order = (*indices[first:], *indices[:first])  # processes start apart, and reuse the files of the others
     threads = ThreadPoolExecutor(max(1, count_cpus() // world))
     try:
-        with ProgressBar("region proposals", len(images)) as bar:
+        with ProgressBar("region proposals", len(images), "images") as bar:
             futures = {index: threads.submit(_load_or_compute, images[index], mode, prepare) for index in order}
             for future in as_completed(futures.values()):
                 future.result()  # raises the first error

@@ -16,22 +16,26 @@ import warnings
 import weakref
 from typing import IO, TypedDict
 
+import numpy as np
 from PIL import Image
 
 from fukami.errors import Error, convert_memory_errors
-from fukami.image import io as image_io
+from fukami.image.channels import ArrayImage, DecodedImage, read_channels
 
 MAX_MEMORY = 3 * 2**30  # bytes, on Linux; 50 megapixels of AVIF, the worst case, take 1 GB
 THREAD_VARIABLES = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 class Message(TypedDict, total=False):
-    """Head of a message: of an image to decode, of the decoded image, or of an error."""
+    """Head of a message: of an image to decode, of the decoded image or array, or of an error."""
 
     name: str
     max_pixels: int
+    channels: int
     mode: str
     size: tuple[int, int]
+    dtype: str
+    shape: tuple[int, ...]
     error: str
     length: int
 
@@ -42,10 +46,11 @@ class Decoder:
     Args:
         max_pixels: larger images are rejected before they are decoded.
         timeout: maximum seconds to decode an image.
+        channels: number of channels of the images; 0: those of the file.
     """
 
-    def __init__(self, max_pixels: int, timeout: float) -> None:
-        self.max_pixels, self.timeout = max_pixels, timeout
+    def __init__(self, max_pixels: int, timeout: float, channels: int = 0) -> None:
+        self.max_pixels, self.timeout, self.channels = max_pixels, timeout, channels
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> subprocess.Popen[bytes]:
@@ -63,8 +68,8 @@ class Decoder:
             weakref.finalize(self, _kill_process, self.process)
         return self.process
 
-    def decode(self, content: bytes, name: str) -> Image.Image:
-        """Decode the content of a file as :func:`fukami.image.io.read_image` does; errors name it ``name``.
+    def decode(self, content: bytes, name: str) -> DecodedImage:
+        """Decode the content of a file as :func:`fukami.image.channels.read_channels` does; errors name it ``name``.
 
         Raises:
             Error: the image cannot be read, takes too long, or crashes the decoder.
@@ -81,7 +86,8 @@ class Decoder:
         try:
             assert process.stdin
             assert process.stdout
-            _send(process.stdin, {"name": name, "max_pixels": self.max_pixels}, content)
+            request: Message = {"name": name, "max_pixels": self.max_pixels, "channels": self.channels}
+            _send(process.stdin, request, content)
             response, pixels = _receive(process.stdout)
         except (OSError, ValueError):  # the process has ended, or its message is incomplete
             self.close()
@@ -96,6 +102,8 @@ class Decoder:
                 self.close()
         if "error" in response:
             raise Error(response["error"])
+        if "dtype" in response:
+            return ArrayImage(np.frombuffer(bytearray(pixels), response["dtype"]).reshape(response["shape"]))
         width, height = response["size"]
         return Image.frombytes(response["mode"], (width, height), pixels)
 
@@ -138,7 +146,10 @@ def decode_message(request: Message, content: bytes) -> tuple[Message, bytes]:
     """Decode the image in a message; return a message with mode, size and pixels, or an error."""
     try:
         with convert_memory_errors(request["name"]):
-            image = image_io.read_image(content, name=request["name"], max_pixels=request["max_pixels"])
+            name, max_pixels = request["name"], request["max_pixels"]
+            image = read_channels(content, request["channels"], name=name, max_pixels=max_pixels)
+            if isinstance(image, ArrayImage):
+                return {"dtype": str(image.levels.dtype), "shape": image.levels.shape}, image.levels.tobytes()
             return {"mode": image.mode, "size": image.size}, image.tobytes()
     except Error as error:
         return {"error": str(error)}, b""

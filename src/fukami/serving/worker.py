@@ -18,6 +18,7 @@ from fukami.detection.options import use_confidence
 from fukami.engine.prediction import add_file
 from fukami.engine.task import Task
 from fukami.errors import Error, convert_memory_errors
+from fukami.image.channels import build_preview
 from fukami.serving.decoder import Decoder
 from fukami.serving.metrics import Metrics
 
@@ -64,7 +65,8 @@ class Worker:
 
     def __init__(self, task: Task, metrics: Metrics, request_timeout: float = REQUEST_TIMEOUT) -> None:
         self.task, self.metrics, self.request_timeout = task, metrics, request_timeout
-        self.decoder = Decoder(MAX_PIXELS, MAX_DECODE_SECONDS)
+        channels = task.transform.channels if task.transform is not None else 0
+        self.decoder = Decoder(MAX_PIXELS, MAX_DECODE_SECONDS, channels)
         # One thread: tasks are not thread-safe, and each thread would get its own pool of torch threads. Runtime.start
         # sets flush-denormal for the loading thread only; set here too, the results are equal to the last digit.
         self.executor = ThreadPoolExecutor(1, initializer=torch.set_flush_denormal, initargs=(True,))
@@ -195,4 +197,4 @@ class Worker:
         self.metrics.prediction_seconds.observe(self.last_duration)
         result = "timeout" if slot.abandoned.is_set() else "error" if "error" in prediction else "success"
         self.metrics.predictions.labels(result).inc()
-        return add_file(prediction, name), image
+        return add_file(prediction, name), None if image is None else build_preview(image)

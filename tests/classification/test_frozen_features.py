@@ -1,0 +1,168 @@
+"""Frozen features are computed once; the head is trained on them; and the defaults with initial weights."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import fukami as package
+from fukami import UsageError
+from fukami.classification.resnet import ResNet20
+from fukami.classification.vgg import VGG11
+from fukami.engine.recipe import build_train_command
+
+CPU = {"device": "cpu", "precision": "float32"}
+SMALL = {"size": 32, "hidden": 16, "batch_size": 4, "freeze": True, "dropout": 0.0, "val_fraction": 0.25}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Image folder of 16 images in two classes."""
+    folder = tmp_path_factory.mktemp("images")
+    generator = torch.Generator().manual_seed(0)
+    for index in range(16):
+        path = folder / ("dark" if index % 2 else "light") / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        values = torch.randint(0, 128, (40, 40, 3), generator=generator) + (0 if index % 2 else 127)
+        Image.fromarray(values.to(torch.uint8).numpy()).save(path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Weights of the features of VGG-11."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "vgg11.safetensors"
+    tensors = VGG11(**SMALL | {"freeze": False}).build_model(2).state_dict()
+    save_file({name: value for name, value in tensors.items() if name.startswith("features.")}, path)
+    return path
+
+
+@pytest.fixture
+def count_images(monkeypatch):
+    """Count the images that pass through the first layer, by the mode of the head."""
+    counts = {"training": 0, "evaluation": 0}
+    build = VGG11.build_model
+
+    def build_and_count(self, num_classes):
+        model = build(self, num_classes)
+        model.features[0].register_forward_hook(
+            lambda module, inputs, output: counts.update(
+                {mode: counts[mode] + len(output) * (mode == ("evaluation", "training")[model.classifier.training])
+                 for mode in counts})
+        )  # fmt: skip
+        return model
+
+    monkeypatch.setattr(VGG11, "build_model", build_and_count)
+    return counts
+
+
+def train(recipe, folder, **options):
+    package.train(recipe, folder, **CPU, **options)
+    return load_file(folder / "weights.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_equal"),
+    [
+        ({"augment": (), "epochs": 3}, True),
+        ({"augment": ("crop=0.4", "flip"), "epochs": 2, "feature_views": 2}, True),  # each view is used once
+        ({"augment": ("crop=0.4", "flip"), "epochs": 3, "feature_views": 2}, False),
+    ],
+)
+def test_training_on_cached_features_equals_training_without(images, weights, tmp_path, fields, is_equal):
+    """The epoch after the last view has the first view again."""
+    recipe = VGG11(data=str(images), init=str(weights), **SMALL | fields)
+    cached, computed = (
+        train(one, tmp_path / name)
+        for name, one in (("cached", recipe), ("computed", replace(recipe, feature_views=0)))
+    )
+    equal = [torch.allclose(cached[name], computed[name], rtol=1e-4, atol=1e-6) for name in cached]
+    assert all(equal) == is_equal
+    lines = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("cached", "computed")
+    ]
+    for line, other in zip(*lines, strict=True):
+        if is_equal:
+            assert line["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+def test_features_are_computed_once_per_view(images, weights, tmp_path, count_images):
+    """12 training images in two views and 4 validation images, in five epochs; two each for a check and the costs."""
+    recipe = VGG11(data=str(images), init=str(weights), **SMALL, augment=("flip",), feature_views=2, epochs=5)
+    train(recipe, tmp_path / "run")
+    assert count_images == {"training": 2, "evaluation": 24 + 4 + 2}
+
+
+@pytest.mark.parametrize(
+    "fields", [{"augment": ("mixup",)}, {"memory_limit": 0.0}, {"feature_views": 0}, {"cycles": 2, "epochs": 4}]
+)
+def test_features_that_cannot_be_cached_are_computed_in_each_step(images, weights, tmp_path, count_images, fields):
+    """Images are mixed, or streamed from their files, or a snapshot of each cycle is evaluated."""
+    train(VGG11(data=str(images), init=str(weights), **SMALL | {"epochs": 2} | fields), tmp_path / "run")
+    assert count_images["training"] >= 24
+
+
+def test_training_on_cached_features_resumes_bit_exactly(images, weights, tmp_path, monkeypatch):
+    recipe = VGG11(data=str(images), init=str(weights), **SMALL | {"dropout": 0.5}, augment=("flip",), epochs=4)
+    whole = train(recipe, tmp_path / "whole")
+    monkeypatch.setattr("fukami.engine.async_checkpoint.CheckpointWriter.is_due", True)
+    step, steps = torch.optim.Optimizer.zero_grad, []
+
+    def fail(self, *arguments):
+        steps.append(1)
+        if len(steps) == 8:
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.Optimizer, "zero_grad", fail)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, tmp_path / "resumed")
+    resumed = train(recipe, tmp_path / "resumed", resume=True)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_defaults_with_initial_weights():
+    """A field that is given keeps its value, also if it is the default without initial weights."""
+    plain, tuned, frozen = VGG11(), VGG11(init="w.pt"), VGG11(init="w.pt", freeze=True)
+    assert (plain.optimizer, plain.lr, plain.head_epochs) == ("nesterov", 0.01, 0)
+    for recipe, defaults in ((tuned, VGG11.init_defaults), (frozen, VGG11.freeze_defaults)):
+        assert {name: getattr(recipe, name) for name in defaults} == defaults
+    given = VGG11(init="w.pt", lr=0.01)
+    assert (given.lr, given.optimizer) == (0.01, tuned.optimizer)
+    assert replace(tuned, seed=1) == VGG11(init="w.pt", seed=1)
+    assert "--lr" not in build_train_command(tuned)
+    assert "--lr 0.01" in build_train_command(given)
+    assert sorted(repr(given).removeprefix("VGG11(").removesuffix(")").split(", ")) == ["init='w.pt'", "lr=0.01"]
+
+
+def test_the_command_line_has_the_same_defaults(images, weights, tmp_path, fukami):
+    flags = ("--size", "32", "--hidden", "16", "--epochs", "1", "--batch-size", "4", "--freeze", "--dropout", "0")
+    for name, extra, lr in (("default", (), VGG11.freeze_defaults["lr"]), ("given", ("--lr=0.01",), 0.01)):
+        result = fukami("train", "vgg11", "--data", images, "--init", weights, *flags, *extra, "--out", tmp_path / name)
+        assert result.status == 0, result.err
+        record = json.loads((tmp_path / name / "recipe.json").read_text())
+        assert record["fields"]["lr"] == lr
+        assert ("--lr" in record["command"]) == (name == "given")
+    assert f"with freeze: {VGG11.freeze_defaults['lr']}" in " ".join(fukami("train", "vgg11", "--help").out.split())
+
+
+def test_the_head_is_trained_before_the_fine_tuning(images, weights, tmp_path):
+    """The fine-tuning starts with the weights of the head's stage."""
+    fields = SMALL | {"freeze": False}
+    recipe = VGG11(data=str(images), init=str(weights), **fields, head_epochs=2, epochs=1, lr=0.0)
+    tuned = train(recipe, tmp_path / "run")
+    head = load_file(tmp_path / "run" / "head" / "best.safetensors")
+    assert all(torch.equal(tuned[name], head[name]) for name in tuned)
+    initial = load_file(weights)
+    assert all(torch.equal(tuned[f"model.{name}"], value) for name, value in initial.items())
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run/head/metrics.jsonl").read_text().splitlines()]
+    assert max(steps) == 6
+    for recipe in ({"head_epochs": 1}, {"head_epochs": 1, "init": "x", "freeze": True}):
+        with pytest.raises(UsageError, match="--head-epochs precede"):
+            ResNet20(**recipe)
