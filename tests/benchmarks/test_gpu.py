@@ -165,8 +165,8 @@ def test_packed_datasets_are_small_and_can_be_loaded(benchmarks, mnist_folder, t
     monkeypatch.setenv("FUKAMI_DATA", str(tmp_path / "data"))
     for split, original_split in zip(mnist.load_mnist(), original, strict=True):
         assert all((a == b).all() for a, b in zip(split, original_split, strict=True))
-    train, _val, test, labels = labeled_images.load_labeled_images("cifar10", 0.2)
-    assert (len(train), len(test), len(labels)) == (1600, 400, 10)
+    train, val, test, labels = labeled_images.load_labeled_images("cifar10", 0.2)
+    assert (len(train), len(val), len(test), len(labels)) == (1280, 320, 400, 10)
     splits = detection_data.load_dataset("bccd", 0.2)[:2]
     assert sum(map(len, splits)) in (32, 40)
     assert sum(len(split) for split in segmentation_data.load_dataset("camvid", 0.2)[:2]) >= 30
