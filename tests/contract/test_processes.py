@@ -84,8 +84,9 @@ def compute_losses(rank, world_size, recipe):
             (2, 4),
         ),
         (ResNet20(data="digits", batch_size=16, size=8, lr=1e-3, accumulate=2, activation_checkpointing=True), (2,)),
+        (ResNet20(data="digits", batch_size=16, size=8, init="unused", freeze=True, feature_views=1), (2,)),
     ],
-    ids=["dropout, mixup, weights, clipping", "batch norm, accumulation"],
+    ids=["dropout, mixup, weights, clipping", "batch norm, accumulation", "cached features"],
 )
 def test_losses_do_not_depend_on_the_number_of_processes(recipe, world_sizes, tmp_path):
     expected = run_processes(compute_losses, 1, tmp_path, recipe)
