@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 import fukami as package
 from fukami import UsageError
 from fukami.classification.resnet import ResNet20
+from fukami.classification.task import ClassificationTask
 from fukami.classification.vgg import VGG11
 from fukami.engine.recipe import build_train_command
 
@@ -96,6 +97,21 @@ def test_features_are_computed_once_per_view(images, weights, tmp_path, count_im
     recipe = VGG11(data=str(images), init=str(weights), **SMALL, augment=("flip",), feature_views=2, epochs=5)
     train(recipe, tmp_path / "run")
     assert count_images == {"training": 2, "evaluation": 24 + 4 + 2}
+
+
+def test_features_of_the_evaluation_are_cached_up_to_the_limit(images, weights, tmp_path, count_images, monkeypatch):
+    """The features of the four validation images exceed the limit by a byte: each of five evaluations computes them."""
+    recipe = VGG11(data=str(images), init=str(weights), **SMALL, augment=(), epochs=5)
+    compute = ClassificationTask.get_eval_features
+
+    def compute_with_limit(self, *arguments):
+        self.feature_cache = replace(self.feature_cache, max_bytes=4 * 512 * 4 - 1)
+        return compute(self, *arguments)
+
+    monkeypatch.setattr(ClassificationTask, "get_eval_features", compute_with_limit)
+    train(recipe, tmp_path / "run")
+    assert count_images["evaluation"] >= 12 + 5 * 4 + 2
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["count"] == 4
 
 
 @pytest.mark.parametrize(

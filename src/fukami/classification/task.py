@@ -273,19 +273,21 @@ class ClassificationTask(Task):
         return (images - self.mean).div_(self.std)
 
     def get_eval_features(self, batches: Iterable[Batch], index: int, images: Tensor) -> Tensor | None:
-        """Return the frozen features of a batch of the evaluation, which are computed in the first one.
+        """Return the frozen features of a batch of the evaluation; up to the memory limit they are computed once.
 
         None if the training computes none, or with test-time augmentation.
         """
-        if not self.cached_head or self.num_views > 1:
+        if not self.cached_head or self.feature_cache is None or self.num_views > 1:
             return None
         if self.eval_features is None or self.eval_features[0] is not batches:
             self.eval_features = batches, []
-        features = self.eval_features[1]
-        if index == len(features):
-            images = images.to(self.mean.device)
-            features.append(self.compute_features(self.cached_head, images))
-        return features[index]
+        cached = self.eval_features[1]
+        if index < len(cached):
+            return cached[index]
+        features = self.compute_features(self.cached_head, images.to(self.mean.device))
+        if (len(cached) + 1) * features.nbytes <= self.feature_cache.max_bytes:
+            cached.append(features)
+        return features
 
     def predict_member_scores(self, images: Tensor, features: Tensor | None = None) -> Tensor:
         """Predict the log-probabilities ``(members, N, classes)`` of each member, averaged over the views.
