@@ -11,7 +11,7 @@ from PIL import Image
 
 from fukami.data import captions, image_folder, labeled_images, scenes, streaming
 from fukami.data.sources import identify_source
-from fukami.data.splits import MAX_DEFAULT_VAL_SAMPLES
+from fukami.data.splits import choose_val_fraction
 from fukami.errors import Error
 from fukami.image.transform import SquareTransform
 
@@ -94,8 +94,7 @@ def load_dataset(
     train = _concatenate(splits.get(name, empty) for name in ("", "train"))
     val, test = splits.get("val", empty), splits.get("test", empty)
     if not len(val):
-        if val_fraction is None:
-            val_fraction = min(DEFAULT_VAL_FRACTION, MAX_DEFAULT_VAL_SAMPLES / max(1, len(train)))
+        val_fraction = choose_val_fraction(val_fraction, len(train), DEFAULT_VAL_FRACTION)
         num_train = len(train) - round(val_fraction * len(train))
         train, val = train.select(range(num_train)), train.select(range(num_train, len(train)))
     return train, val, test

@@ -30,6 +30,11 @@ class Splits(NamedTuple, Generic[Samples]):
     labels: tuple[str, ...]
 
 
+def choose_val_fraction(fraction: float | None, num_samples: int, default: float = DEFAULT_VAL_FRACTION) -> float:
+    """Return the fraction, or for None the default, or less so that there are at most 5,000 validation samples."""
+    return min(default, MAX_DEFAULT_VAL_SAMPLES / max(1, num_samples)) if fraction is None else fraction
+
+
 def select_validation(classes: npt.ArrayLike, fraction: float | None) -> npt.NDArray[np.bool_]:
     """Return a mask ``(N,)`` of the training samples used for validation: ``fraction`` of each class (stratified).
 
@@ -41,8 +46,7 @@ def select_validation(classes: npt.ArrayLike, fraction: float | None) -> npt.NDA
         fraction: 0 to 1; None: 0.2, or less so that there are at most 5,000 validation samples.
     """
     labels = np.asarray(classes)
-    if fraction is None:
-        fraction = min(DEFAULT_VAL_FRACTION, MAX_DEFAULT_VAL_SAMPLES / max(1, len(labels)))
+    fraction = choose_val_fraction(fraction, len(labels))
     is_selected = np.zeros(len(labels), bool)
     generator = np.random.default_rng(0)
     for name in np.unique(labels):
