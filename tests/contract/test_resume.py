@@ -215,3 +215,22 @@ def test_a_signal_before_a_failure_is_not_lost(request):
         fail(send_signal=True)
     with pytest.raises(ValueError, match="failure before"):
         fail(send_signal=False)
+
+
+def test_a_signal_between_two_questions_to_all_processes_is_saved(tmp_path, monkeypatch):
+    """A signal that arrives after the loop asked for signals is handled, with a checkpoint, at a later step."""
+    all_reduce_any, calls = Runtime.all_reduce_any, []
+
+    def send_signal_after_first_call(runtime, flag):
+        result = all_reduce_any(runtime, flag)
+        calls.append(flag)
+        if len(calls) == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return result
+
+    monkeypatch.setattr(Runtime, "all_reduce_any", send_signal_after_first_call)
+    with pytest.raises(SystemExit) as caught:
+        fukami.train(SMALL, out=tmp_path / "run", device="cpu")
+    assert caught.value.code == 143
+    assert calls[0] is False
+    assert decode_checkpoint(tmp_path / "run" / "last.ckpt", torch.device("cpu"))["step"] > 0

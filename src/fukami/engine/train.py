@@ -107,12 +107,11 @@ def run_training(recipe: Recipe, folder: Path, options: RunOptions) -> Metrics:
                     progress.evaluate(step, data.val)
                     if progress.best.is_patience_exhausted:
                         steps = step
-                if (
-                    runtime.all_reduce_any(signals.received_signal > 0 or writer.is_due or loader.needs_checkpoint)
-                    or step == steps
-                ):
+                # asked once: a signal that arrives after the question stops the next steps, and is saved with them
+                is_signaled = runtime.all_reduce_any(signals.received_signal > 0)
+                if is_signaled or step == steps or runtime.all_reduce_any(writer.is_due or loader.needs_checkpoint):
                     progress.save(writer, step)
-                if runtime.all_reduce_any(signals.received_signal > 0):
+                if is_signaled:
                     writer.wait()
                     log.log_stop(step)
                     signals.exit()
