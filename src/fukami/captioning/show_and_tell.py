@@ -171,7 +171,7 @@ class ShowAndTell(SupervisedRecipe):
         """Load the training, the validation and the test split, with tokenized captions."""
         from fukami.captioning import data as captioning_data
 
-        splits = captioning_data.load_dataset(self.annotations or self.data, self.val_fraction, images=self.images)
+        splits = captioning_data.load_dataset(self.dataset, self.val_fraction, images=self.images)
         train, val, test = (
             dataclasses.replace(
                 split,

@@ -146,7 +146,7 @@ class ClassificationRecipe(SplitLoading, ChannelFields, SupervisedRecipe):
         """Index the dataset; images are not decoded, so ``include_train`` makes no difference."""
         from fukami.data import labeled_images
 
-        return labeled_images.load_labeled_images(self.annotations or self.data, self.val_fraction, images=self.images)
+        return labeled_images.load_labeled_images(self.dataset, self.val_fraction, images=self.images)
 
     def build_loader(self, split: "LabeledImages", labels: tuple[str, ...], *, train: bool) -> "BatchLoader[Batch]":
         """Build the loader of a split, for training or evaluation."""

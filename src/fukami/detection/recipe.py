@@ -54,7 +54,7 @@ class DetectionRecipe(SplitLoading, SupervisedRecipe):
         from fukami.detection import data as detection_data
 
         return detection_data.load_dataset(
-            self.annotations or self.data,
+            self.dataset,
             self.val_fraction,
             self.max_broken,
             images=self.images,

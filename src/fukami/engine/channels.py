@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from fukami.engine.recipe import FieldGroup
 from fukami.engine.supervised import IMAGENET_MEAN, IMAGENET_STD
 from fukami.errors import UsageError
+from fukami.image.tiff import MAX_CHANNELS
 
-MAX_CHANNELS = 64
 COLOR_AUGMENTATIONS = ("saturation", "hue", "grayscale", "trivial", "rand")  # of red, green and blue
 
 

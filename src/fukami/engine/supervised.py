@@ -135,6 +135,11 @@ class SupervisedRecipe(Recipe):
         self.build_schedule()
         augment.parse_transform_values(self.augment)
 
+    @property
+    def dataset(self) -> str:
+        """Name or path of the dataset: that of the annotations if the images are elsewhere."""
+        return self.annotations or self.data
+
     def build_named_model(self, name: str, num_classes: int) -> "nn.Module":
         """Build the network of the function ``name`` of :mod:`fukami.models`, with the fields ``model_arguments``."""
         from fukami import models

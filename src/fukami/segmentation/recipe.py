@@ -92,7 +92,7 @@ class SegmentationRecipe(SplitLoading, ChannelFields, SupervisedRecipe):
         from fukami.segmentation import data as segmentation_data
 
         return segmentation_data.load_dataset(
-            self.annotations or self.data,
+            self.dataset,
             self.val_fraction,
             self.max_broken,
             images=self.images,
