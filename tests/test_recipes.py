@@ -28,6 +28,8 @@ from fukami.engine import checkpoint, recipe
 from fukami.engine.runtime import Runtime
 from fukami.layers.ensemble import Ensemble
 
+LARGEST_RECIPES = ("faster-rcnn-resnet50-fpn", "fcn-resnet101", "resnet152")  # their tests take longest
+
 
 def test_confusion_matrix_equals_scikit_learns(random):
     target, predicted = random.integers(0, 7, (2, 500))
@@ -171,7 +173,14 @@ def test_run_of_an_older_version_is_rejected_with_both_versions(tmp_path):
         checkpoint.read_recipe(tmp_path)
 
 
-@pytest.mark.parametrize("name", [name for name in recipe.list_recipes() if name not in ("rcnn-svm", "rcnn-boxes")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in LARGEST_RECIPES else ())
+        for name in recipe.list_recipes()
+        if name not in ("rcnn-svm", "rcnn-boxes")
+    ],
+)
 def test_every_recipe_trains_two_steps_on_bundled_data(name, digit_files, few_scenes, tmp_path):
     cls, family = package.get_recipe(name), RECIPES[name].task
     if family == "detection":

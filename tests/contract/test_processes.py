@@ -318,6 +318,7 @@ def test_a_process_killed_on_one_of_two_machines(machines, uninterrupted, tmp_pa
     assert (run / "weights.safetensors").read_bytes() == uninterrupted
 
 
+@pytest.mark.slow
 def test_a_machine_leaves_and_rejoins(machines, uninterrupted, tmp_path, forked_python):
     """The global batch and the losses are the same with one and two machines, except for rounding."""
     recipe = replace(RECIPE, optimizer="sgd", lr=1e-3)  # Adam would amplify the rounding differences

@@ -794,6 +794,7 @@ QUICK = (
 )
 
 
+@pytest.mark.slow
 def test_killed_training_from_shards_resumes_bit_exactly(root, tmp_path, fukami, forked_python):
     """Run on the command line, kill with SIGKILL, resume; then evaluate on its own data and on the files."""
 

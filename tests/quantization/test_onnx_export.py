@@ -86,7 +86,7 @@ def make_pyramid_detector():
     "make",
     [
         lambda: models.faster_rcnn_vgg16(5, anchor_sizes=(16, 32, 64), hidden=16, width_multiplier=1 / 16),
-        make_pyramid_detector,
+        pytest.param(make_pyramid_detector, marks=pytest.mark.slow),
     ],
 )
 def test_detectors_equal_torch(make):

@@ -444,6 +444,7 @@ def test_evaluation_has_no_side_effects(build_task):
     assert [title for title, _ in task.plot_evaluation(data.val)]
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_training_is_exact(tmp_path):
     """After repeated SIGKILL, the final weights are the same bit for bit."""
     small = {**SMALL, "steps": 1200, "buffer_size": 300}

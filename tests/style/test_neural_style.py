@@ -445,6 +445,7 @@ def test_the_command_does_not_overwrite_its_inputs(fukami, images):
     assert "test_neural_style.py is not an image" in result.err
 
 
+@pytest.mark.slow
 def test_resumed_image_equals_uninterrupted_image(images, tmp_path):
     """An interrupted command keeps its image and its run folder."""
     full = [str(word) for word in build_command(images, tmp_path / "full.png", "--iterations", 32)]
