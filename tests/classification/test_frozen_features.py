@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import fukami as package
 from fukami import UsageError
 from fukami.classification.resnet import ResNet20
-from fukami.classification.task import ClassificationTask
+from fukami.classification.task import ClassificationTask, FeatureCacheConfig
 from fukami.classification.vgg import VGG11
 from fukami.engine.recipe import build_train_command
 
@@ -112,6 +112,19 @@ def test_features_of_the_evaluation_are_cached_up_to_the_limit(images, weights, 
     train(recipe, tmp_path / "run")
     assert count_images["evaluation"] >= 12 + 5 * 4 + 2
     assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["count"] == 4
+
+
+def test_a_small_last_batch_of_the_evaluation_is_not_cached_in_place_of_another(monkeypatch):
+    """Two of three batches of four are within the limit; the last batch, of one, has a place after the third only."""
+    task = VGG11(**SMALL | {"freeze": False}).build_task(("a", "b"))
+    task.mean, task.cached_head = torch.zeros(1), "classifier"
+    task.feature_cache = FeatureCacheConfig(num_views=1, max_bytes=2 * 4 * 3 * 4)
+    monkeypatch.setattr(task, "compute_features", lambda head, images: images)
+    batches = [torch.full((size, 3), float(number)) for number, size in enumerate((4, 4, 4, 1))]
+    for _ in range(3):
+        for index, images in enumerate(batches):
+            assert torch.equal(task.get_eval_features(batches, index, images), images)
+    assert len(task.eval_features[1]) == 2
 
 
 @pytest.mark.parametrize(

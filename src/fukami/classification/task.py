@@ -285,7 +285,8 @@ class ClassificationTask(Task):
         if index < len(cached):
             return cached[index]
         features = self.compute_features(self.cached_head, images.to(self.mean.device))
-        if (len(cached) + 1) * features.nbytes <= self.feature_cache.max_bytes:
+        # a smaller last batch may be within the limit after one that is not
+        if index == len(cached) and (index + 1) * features.nbytes <= self.feature_cache.max_bytes:
             cached.append(features)
         return features
 
