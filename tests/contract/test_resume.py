@@ -217,8 +217,8 @@ def test_a_signal_before_a_failure_is_not_lost(request):
         fail(send_signal=False)
 
 
-def test_a_signal_between_two_questions_to_all_processes_is_saved(tmp_path, monkeypatch):
-    """A signal that arrives after the loop asked for signals is handled, with a checkpoint, at a later step."""
+def test_a_signal_after_the_check_for_signals_is_handled_at_a_later_step(tmp_path, monkeypatch):
+    """It may arrive between the decisions to save and to stop; the run does not stop without a checkpoint."""
     all_reduce_any, calls = Runtime.all_reduce_any, []
 
     def send_signal_after_first_call(runtime, flag):

@@ -107,7 +107,7 @@ def run_training(recipe: Recipe, folder: Path, options: RunOptions) -> Metrics:
                     progress.evaluate(step, data.val)
                     if progress.best.is_patience_exhausted:
                         steps = step
-                # asked once: a signal that arrives after the question stops the next steps, and is saved with them
+                # one value for both decisions: a signal that arrives between them is handled at a later step
                 is_signaled = runtime.all_reduce_any(signals.received_signal > 0)
                 if is_signaled or step == steps or runtime.all_reduce_any(writer.is_due or loader.needs_checkpoint):
                     progress.save(writer, step)
