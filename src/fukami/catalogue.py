@@ -26,6 +26,13 @@ SEGNET = "Badrinarayanan et al., SegNet: A Deep Convolutional Encoder-Decoder Ar
 VGG = "Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition"
 
 RECIPES = {
+    "alphago-zero": Entry(
+        "self_play.alphago_zero:AlphaGoZero",
+        "self-play",
+        2017,
+        "Silver et al., Mastering the game of Go without human knowledge",
+        "5,185 Elo on 19×19, 40 blocks, 40 days",
+    ),
     "binary-convnet": Entry(
         "classification.binary:BinaryConvNet",
         "classification",

@@ -24,7 +24,7 @@ InferencePrecision = Literal["auto", "float32", "bfloat16", "float16", "int8", "
 GROUPS = {
     "data": ("doctor", "shard", "show", "propose"),
     "training": ("list", "train", "find-lr", "board"),
-    "models": ("eval", "predict", "explain", "play", "stylize", "export", "serve", "import"),
+    "models": ("eval", "predict", "explain", "play", "gtp", "stylize", "export", "serve", "import"),
     "tools": ("bench",),
 }
 MAX_ERROR_LENGTH = 300  # characters of the message of a bug

@@ -189,11 +189,10 @@ def _generate_images(
 
 def _predict_images(task: "Task", files: Sequence[str], page: "PredictionPage", writer: PredictionWriter) -> int:
     """Run inference on images; return the number of files that could not be read or drawn."""
-    from fukami.engine.prediction import iterate_predictions
-
     failed = 0
-    predictions = iterate_predictions(task, files, keep_images=page.output is not None)
-    for image, prediction in track(predictions, "predict", len(files), "images"):
+    predictions = task.iterate_predictions(files, keep_images=page.output is not None)
+    count, unit = (None, "positions") if task.reads_positions else (len(files), "images")
+    for image, prediction in track(predictions, "predict", count, unit):
         if "error" in prediction:
             failed += 1
             print_line(f"fukami: {prediction['error']}")

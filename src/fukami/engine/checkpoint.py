@@ -204,7 +204,9 @@ def read_recipe(folder: Path, recipe: RecipeSource | None = None) -> tuple[Recip
     record = _read_record(folder)
     recipe_class = _resolve_recipe_class(folder, record, recipe)
     try:
-        return build_recipe(recipe_class, record["fields"]), tuple(record["labels"])
+        built = build_recipe(recipe_class, record["fields"])
+        built.check_stored_fields()
+        return built, tuple(record["labels"])
     except Error as error:
         raise type(error)(f"{error}{_describe_writer(record)}") from error
 
@@ -288,7 +290,7 @@ def _read_record(folder: Path) -> RunRecord:
 
 def _fields_to_json(recipe: Recipe) -> dict[str, Json]:
     """Return the fields after a round trip through JSON, which turns tuples into lists."""
-    return dict(json.loads(json.dumps(dataclasses.asdict(recipe))))
+    return dict(json.loads(json.dumps(recipe.get_stored_fields())))
 
 
 def read_precision(folder: Path) -> str:
@@ -320,6 +322,7 @@ def _load_run(
     folder: Path, device: str, precision: str, overrides: Mapping[str, Any], source: RecipeSource | None
 ) -> Task:
     recipe, labels = read_recipe(folder, source)
+    recipe.check_overrides(overrides)
     recipe = dataclasses.replace(recipe, **overrides)
     stored_precision = read_precision(folder)
     precision = precisions.resolve_precision(precision, stored_precision, folder)
@@ -640,7 +643,7 @@ def write_recipe(folder: Path, recipe: Recipe, labels: tuple[str, ...], extra: M
     """Write ``recipe.json``; ``extra`` is added to it."""
     record = {
         **identify_recipe(type(recipe)),
-        "fields": dataclasses.asdict(recipe),
+        "fields": recipe.get_stored_fields(),
         "labels": labels,
         "versions": get_versions(),
         **extra,

@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, cast
 
 from fukami.catalogue import RECIPES
 from fukami.errors import Error, UsageError, build_unknown_error, find_name
@@ -29,12 +29,14 @@ FIELD_PARSERS: dict[type, Callable[[str], object]] = {
     bool: {"true": True, "false": False}.__getitem__,
 }
 
+Base = TypeVar("Base")
+
 DATA_FIELDS = ("data", "images", "annotations")  # fields that name a dataset
 MAX_INPUT_SIZE = 2048  # pixels, side of a square input
 MAX_IMAGE_SIDE = 4096  # pixels, longer side of an input that is resized and not cropped
 
 logger = logging.getLogger(__name__)
-_digests: dict[str, str] = {}  # SHA-256 of the recipe files that were executed, by the name of their module
+_digests: dict[str, str] = {}  # SHA-256 of the files that were executed, by the name of their module
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,24 @@ class Recipe(FieldGroup):
         Only the batches of the final result, ``eval_batches``, are needed.
         """
         return dataclasses.replace(self.load_data(), train=())
+
+    def get_stored_fields(self) -> dict[str, Any]:
+        """Return the fields as ``recipe.json`` contains them."""
+        return dataclasses.asdict(self)
+
+    def check_stored_fields(self) -> None:
+        """Check the fields of a run, which may come from anybody; the default does nothing.
+
+        Raises:
+            Error: a field would read or execute what only a user may specify.
+        """
+
+    def check_overrides(self, overrides: Mapping[str, Any]) -> None:
+        """Check the new values of fields that a user specifies for a run of this recipe; the default does nothing.
+
+        Raises:
+            UsageError: a value does not fit the run.
+        """
 
     def initialize_task(self, task: Any) -> None:  # an override declares the class of its task
         """Initialize the task of a new run, on its device; the default does nothing."""
@@ -234,7 +254,10 @@ def parse_overrides(recipe: type[Recipe], overrides: Iterable[str]) -> dict[str,
         try:
             if not equals:
                 raise ValueError
-            values[name] = choices[value] if literal else FIELD_PARSERS[kind](value)
+            if typing.get_origin(kind) is tuple:
+                values[name] = tuple(map(FIELD_PARSERS[typing.get_args(kind)[0]], value.split(",")))
+            else:
+                values[name] = choices[value] if literal else FIELD_PARSERS[kind](value)
         except (ValueError, KeyError):
             expected = f"one of {', '.join(choices)}" if choices else getattr(kind, "__name__", str(kind))
             raise UsageError(f"{override}: expected {name}=VALUE, where VALUE is {expected}") from None
@@ -270,31 +293,38 @@ def get_recipe(name: str) -> type[Recipe]:
 
 
 def load_recipe_file(path: Path, sha256: str | None = None) -> type[Recipe]:
-    """Return the recipe that a Python file defines; executes the file unless this process already did.
+    """Return the recipe that a Python file defines; see :func:`load_class`."""
+    return load_class(path, Recipe, "fukami.Recipe", sha256)
+
+
+def load_class(path: Path, base: type[Base], base_name: str, sha256: str | None = None) -> type[Base]:
+    """Return the subclass that a Python file defines; executes the file unless this process already did.
 
     Args:
         path: Python file.
+        base: class whose only subclass in the file is returned.
+        base_name: name that users import the class by, for errors.
         sha256: expected hexadecimal digest of the file; checked before anything is executed.
 
     Raises:
         UsageError: there is no such file, or it has another digest.
-        Error: the file fails, or does not define exactly one recipe.
+        Error: the file fails, or does not define exactly one subclass.
     """
-    path = path.resolve()
+    path, kind = path.resolve(), base.__name__.lower()
     if not path.is_file():
         raise UsageError(
-            f"there is no recipe file {path}; specify the path of a Python file that defines a fukami.Recipe"
+            f"there is no {kind} file {path}; specify the path of a Python file that defines a {base_name}"
         )
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     if sha256 not in (None, digest):
         raise UsageError(
-            f"{path} has SHA-256 {digest}, but the run was trained with {sha256}; use the unchanged recipe file"
+            f"{path} has SHA-256 {digest}, but the run was trained with {sha256}; use the unchanged {kind} file"
         )
     for module in list(sys.modules.values()):
         if getattr(module, "__file__", None) == str(path) and _digests.get(module.__name__, digest) == digest:
-            return _get_recipe_class(module, str(path))
-    module = types.ModuleType(f"fukami_recipe:{path}:{digest}")
+            return _get_subclass(module, base, base_name)
+    module = types.ModuleType(f"fukami_file:{path}:{digest}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # dataclasses look up their module there
     try:
@@ -303,19 +333,19 @@ def load_recipe_file(path: Path, sha256: str | None = None) -> type[Recipe]:
         del sys.modules[module.__name__]
         raise Error(f"{path} failed: {type(error).__name__}: {error}") from error
     _digests[module.__name__] = digest
-    return _get_recipe_class(module, str(path))
+    return _get_subclass(module, base, base_name)
 
 
-def _get_recipe_class(module: types.ModuleType, name: str) -> type[Recipe]:
-    """Return the only recipe that a module defines."""
+def _get_subclass(module: types.ModuleType, base: type[Base], base_name: str) -> type[Base]:
+    """Return the only subclass of a class that a module defines."""
     classes = [
         value
         for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Recipe) and value.__module__ == module.__name__
+        if isinstance(value, type) and issubclass(value, base) and value.__module__ == module.__name__
     ]
     if len(classes) != 1:
         defined = ", ".join(cls.__name__ for cls in classes) or "none"
-        raise Error(f"{name} should define one subclass of fukami.Recipe; it defines {defined}")
+        raise Error(f"{module.__file__} should define one subclass of {base_name}; it defines {defined}")
     return classes[0]
 
 

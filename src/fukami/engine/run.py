@@ -13,7 +13,7 @@ import torch
 from PIL.Image import Image
 
 from fukami.engine import checkpoint
-from fukami.engine.prediction import Prediction, iterate_predictions
+from fukami.engine.prediction import Prediction
 from fukami.engine.recipe import (
     Recipe,
     check_data,
@@ -88,7 +88,8 @@ class Model:
 
         Returns:
             For one input a dict, such as ``{"label": ..., "probability": ...}``; for a folder or an iterable a list of
-            them, in which an input that cannot be read has the key ``error``. A file has the key ``file``.
+            them, in which an input that cannot be read has the key ``error``. A file has the key ``file``. A run of
+            self-play takes files of positions, and always returns a list.
 
         Raises:
             Error: the only input cannot be read.
@@ -96,6 +97,8 @@ class Model:
         if isinstance(inputs, str | os.PathLike) and os.path.isdir(inputs):  # noqa: PTH112  it may be too long
             return self.task.predict(image_io.list_files(inputs))
         if isinstance(inputs, (*SINGLE_INPUTS, io.IOBase, Mapping)) or not isinstance(inputs, Iterable):
+            if self.task.reads_positions:
+                return self.task.predict([_convert_tensor(inputs)])
             _, prediction = self._predict_one(inputs)
             return prediction
         return self.task.predict(map(_convert_tensor, inputs))
@@ -134,7 +137,7 @@ class Model:
 
     def _predict_one(self, source: object) -> tuple[Image, Prediction]:
         """Return the decoded image and the prediction of one input."""
-        ((image, prediction),) = iterate_predictions(self.task, [_convert_tensor(source)], keep_images=True)
+        ((image, prediction),) = self.task.iterate_predictions([_convert_tensor(source)], keep_images=True)
         if image is None or "error" in prediction:
             raise Error(prediction["error"])
         return image, prediction

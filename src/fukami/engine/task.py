@@ -51,7 +51,7 @@ class ModelSignature(NamedTuple):
         prepare_inputs: returns the network's inputs for a batch, ``(N, ...)``; needed to calibrate int8.
     """
 
-    model_type: Literal["classifier", "detector", "segmenter"]
+    model_type: Literal["classifier", "detector", "segmenter", "board", "go"]
     input_shape: tuple[int, int, int]
     metadata: dict[str, str]
     prepare_inputs: Callable[[Batch], Tensor] | None = None
@@ -102,6 +102,7 @@ class Task:
     metric_mode: Literal["max", "min"] | None = "max"  # whether the best weights have the greatest or the smallest main
     # metric of the validation data; None: the last weights are the result
     ensemble_methods: tuple[str, ...] = ()  # of average and vote, those of which an ensemble of these tasks is capable
+    reads_positions = False  # whether inputs are files of positions of a game, and not images
     min_steps = 1  # minimum number of optimizer steps of a training
     predict_batch_size = 1  # maximum number of images per prediction batch
 
@@ -260,7 +261,16 @@ class Task:
         Returns:
             Dicts that begin with ``file`` for a path; ``{"file", "error"}`` if an input cannot be read.
         """
-        return [result for _, result in iterate_predictions(self, inputs)]
+        return [result for _, result in self.iterate_predictions(inputs)]
+
+    def iterate_predictions(
+        self, inputs: Iterable[ChannelSource], *, keep_images: bool = False
+    ) -> "Iterator[tuple[Image | None, Prediction]]":
+        """Iterate over the image and the prediction of each input, as for :meth:`predict`.
+
+        ``keep_images`` returns the images that :meth:`draw` needs; otherwise they are None.
+        """
+        yield from iterate_predictions(self, inputs, keep_images=keep_images)
 
     def prepare_image(self, image: Any) -> Tensor:
         """Convert an upright image to an element of a prediction batch, ``(C, H, W)`` in 0..255.

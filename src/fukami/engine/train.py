@@ -318,14 +318,15 @@ class TrainingProgress:
 
     def save(self, writer: CheckpointWriter, step: int) -> None:
         """Start to save the checkpoint and the weights of this step."""
-        if not writer.is_writer:
-            return
         with self.log.clock("checkpoint"):
+            loader_state = self.loader.state_dict()  # may gather those of all processes
+            if not writer.is_writer:
+                return
             state = {
                 **self.checkpoint_metadata,
                 "step": step,
                 "task": {name: value.state_dict() for name, value in self.task.state.items()},
-                "loader": self.loader.state_dict(),
+                "loader": loader_state,
                 "log": self.log.state_dict(),
                 "metric_buffer": self.metric_buffer.state_dict(),
                 "best": self.best.state_dict(),

@@ -45,7 +45,9 @@ MAX_TENSOR_ELEMENTS = 1 << 26  # 64 maps of 1,024×1,024
 MAX_SHAPE_BYTES = 1 << 12  # larger tensors are weights, not shapes
 DETECTOR = Signature(("images", "sizes"), ("boxes", "classes", "scores"), 1, ({2: "height", 3: "width"}, {}))
 SEGMENTER = Signature(("images",), ("scores",), 2, ({0: "N", 2: "height", 3: "width"},))
-SIGNATURES = {"classifier": CLASSIFIER, "detector": DETECTOR, "segmenter": SEGMENTER}
+BOARD = Signature(("planes",), ("policy", "value"), 2, ({0: "N"},))
+GO = Signature(("planes",), ("policy", "value", "score", "owners"), 2, ({0: "N"},))
+SIGNATURES = {"classifier": CLASSIFIER, "detector": DETECTOR, "segmenter": SEGMENTER, "board": BOARD, "go": GO}
 
 
 def export_onnx(
@@ -153,15 +155,18 @@ class OnnxNetwork(nn.Module):
         self.empty = nn.Parameter(torch.empty(0))  # gives the module a device and dtype
         self.content = content
 
-    def forward(self, *inputs: Tensor) -> Tensor | list[Detections]:
-        """Return the scores of normalized images, or a detector's detections for each image, on the CPU."""
+    def forward(self, *inputs: Tensor) -> Tensor | list[Tensor] | list[Detections]:
+        """Return the scores of normalized images, or a detector's detections for each image, on the CPU.
+
+        For the planes of positions of a game, return all outputs.
+        """
         if self.input_names == DETECTOR.input_names:
             return [
                 Detections(*self._run_session(image_inputs))
                 for image_inputs in zip(*(torch.split(value, 1) for value in inputs), strict=True)
             ]
-        (scores,) = self._run_session(inputs)
-        return scores
+        outputs = self._run_session(inputs)
+        return outputs if self.input_names == BOARD.input_names else outputs[0]
 
     def _run_session(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         arrays = [value.detach().to("cpu", torch.float32).contiguous().numpy() for value in inputs]

@@ -1,0 +1,212 @@
+"""AlphaGo Zero: a residual tower with a policy head and a value head.
+
+Silver et al., "Mastering the game of Go without human knowledge", Nature 550, 2017, methods, "Neural network
+architecture":
+
+    convolution   3×3, batch normalization, ReLU
+    blocks        3×3, batch normalization, ReLU, 3×3, batch normalization, skip connection, ReLU
+    policy head   1×1 to 2 channels, batch normalization, ReLU, fc to one logit per move
+    value head    1×1 to 1 channel, batch normalization, ReLU, fc 256, ReLU, fc 1, tanh
+
+Here the heads have 32 channels, which small boards need more than the 19×19 points of the paper, and the hidden layer
+64 units. For Go the network is fully convolutional, so that one network plays on boards of several sizes, and it
+predicts the owner of every point and the score (Wu 2019, "Accelerating Self-Play Learning in Go", sections 3.3 and 3.4
+and appendix A): every second block adds a bias from globally pooled features, and the heads take pooled features
+instead of fully connected layers over the board.
+"""
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+HEAD_CHANNELS = 32  # channels of the convolutions of the heads
+HIDDEN = 64  # units of the hidden layer of the value head
+SCORE_SCALE = 20.0  # points of a unit of the score output
+MEAN_SIZE, SIZE_SCALE = 12.0, 10.0  # of board sides, for the pooled features (Wu 2019, appendix A.1)
+
+
+class BoardPrediction(NamedTuple):
+    """Prediction for a batch of positions, from the point of view of the side to move.
+
+    Attributes:
+        policy: logits of the moves, ``(N, A)``.
+        value: expected outcome, -1..1, ``(N,)``.
+    """
+
+    policy: Tensor
+    value: Tensor
+
+
+class GoPrediction(NamedTuple):
+    """Prediction for a batch of positions of Go, from the point of view of the side to move.
+
+    Attributes:
+        policy: logits of the moves, ``(N, A)``.
+        value: expected outcome, -1..1, ``(N,)``.
+        score: expected score in points, ``(N,)``.
+        owners: owner of each point, from -1 (opponent) to 1, ``(N, H·W)``.
+    """
+
+    policy: Tensor
+    value: Tensor
+    score: Tensor
+    owners: Tensor
+
+
+def alphago_zero(
+    num_moves: int = 362,
+    *,
+    num_planes: int = 17,
+    shape: tuple[int, int] = (19, 19),
+    blocks: int = 19,
+    channels: int = 256,
+    predicts_score: bool = False,
+) -> "AlphaGoZero":
+    """Build the network for planes ``(N, num_planes, H, W)``.
+
+    Args:
+        num_moves: number of moves, 362 on a Go board of 19×19.
+        num_planes: number of input planes.
+        shape: rows and columns of the board.
+        blocks: residual blocks; 19 or 39 in the paper.
+        channels: channels of the tower.
+        predicts_score: fully convolutional heads, one move per point and the pass, and the outputs of the score and
+            the owners; the network accepts any board size.
+    """
+    heads: _Heads = GoHeads(channels) if predicts_score else BoardHeads(num_moves, shape, channels)
+    return AlphaGoZero(num_planes, blocks, channels, heads, pools=predicts_score)
+
+
+class AlphaGoZero(nn.Module):
+    """Residual tower with heads for the policy and the value."""
+
+    def __init__(self, num_planes: int, blocks: int, channels: int, heads: "_Heads", *, pools: bool) -> None:
+        super().__init__()
+        self.stem = ConvBlock(num_planes, channels, 3)
+        self.blocks = nn.Sequential(
+            *(ResidualBlock(channels, pools=pools and index % 2 == 1) for index in range(blocks))
+        )
+        self.heads = heads
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+
+    def forward(self, planes: Tensor) -> BoardPrediction | GoPrediction:
+        """Compute the prediction for planes ``(N, C, H, W)``."""
+        features = self.blocks(self.stem(planes))
+        prediction: BoardPrediction | GoPrediction = self.heads(features)
+        return prediction
+
+    def fuse_batch_norm(self) -> "AlphaGoZero":
+        """Return a copy for inference whose convolutions contain the batch normalization."""
+        network = copy.deepcopy(self).eval()
+        for module in network.modules():
+            if isinstance(module, ConvBlock):
+                module.conv = fuse_conv_bn_eval(module.conv, module.norm)
+                module.norm = nn.Identity()  # type: ignore[assignment]
+        return network.requires_grad_(False)
+
+
+class ConvBlock(nn.Module):
+    """Convolution, batch normalization, and ReLU if ``relu``."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, relu: bool = True) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.relu = relu
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Compute the features ``(N, out, H, W)``."""
+        outputs: Tensor = self.norm(self.conv(features))
+        return outputs.relu_() if self.relu else outputs
+
+
+class ResidualBlock(nn.Module):
+    """Residual block of two convolutions; with ``pools``, the first also adds a bias from global features."""
+
+    def __init__(self, channels: int, *, pools: bool) -> None:
+        super().__init__()
+        self.conv1 = ConvBlock(channels, channels, 3)
+        self.pooled_bias = nn.Linear(3 * channels, channels) if pools else None
+        self.conv2 = ConvBlock(channels, channels, 3, relu=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Compute the features ``(N, C, H, W)``."""
+        residual: Tensor = self.conv1(features)
+        if self.pooled_bias is not None:
+            residual = residual + self.pooled_bias(pool_globally(residual))[:, :, None, None]
+        outputs: Tensor = features + self.conv2(residual)
+        return outputs.relu_()
+
+
+class BoardHeads(nn.Module):
+    """Policy head and value head of the paper, with fully connected layers over the board."""
+
+    def __init__(self, num_moves: int, shape: tuple[int, int], channels: int) -> None:
+        super().__init__()
+        num_cells = shape[0] * shape[1]
+        self.policy_conv, self.value_conv = (ConvBlock(channels, HEAD_CHANNELS, 1) for _ in range(2))
+        self.policy = nn.Linear(HEAD_CHANNELS * num_cells, num_moves)
+        self.hidden = nn.Linear(HEAD_CHANNELS * num_cells, HIDDEN)
+        self.value = nn.Linear(HIDDEN, 1)
+        init_output_layers(self.policy, self.value)
+
+    def forward(self, features: Tensor) -> BoardPrediction:
+        """Compute the prediction from features ``(N, C, H, W)``."""
+        policy = self.policy(self.policy_conv(features).flatten(1))
+        hidden = self.hidden(self.value_conv(features).flatten(1)).relu()
+        return BoardPrediction(policy.float(), self.value(hidden).float().tanh().squeeze(1))
+
+
+class GoHeads(nn.Module):
+    """Heads for Go on boards of any size: policy, value, score and owners (Wu 2019, appendix A)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.policy_conv, self.pooled_conv, self.value_conv = (ConvBlock(channels, HEAD_CHANNELS, 1) for _ in range(3))
+        self.policy_bias = nn.Linear(3 * HEAD_CHANNELS, HEAD_CHANNELS)
+        self.policy = nn.Conv2d(HEAD_CHANNELS, 1, 1, bias=False)
+        self.pass_logit = nn.Linear(3 * HEAD_CHANNELS, 1)
+        self.hidden = nn.Linear(3 * HEAD_CHANNELS, HIDDEN)
+        self.value = nn.Linear(HIDDEN, 1)
+        self.score = nn.Linear(HIDDEN, 1)
+        self.owners = nn.Conv2d(HEAD_CHANNELS, 1, 1)
+        init_output_layers(self.policy, self.pass_logit, self.value, self.score, self.owners)
+
+    def forward(self, features: Tensor) -> GoPrediction:
+        """Compute the prediction from features ``(N, C, H, W)``."""
+        pooled = pool_globally(self.pooled_conv(features))
+        points = (self.policy_conv(features) + self.policy_bias(pooled)[:, :, None, None]).relu()
+        policy = torch.cat([self.policy(points).flatten(1), self.pass_logit(pooled)], 1)
+        values = self.value_conv(features)
+        hidden = self.hidden(pool_globally(values)).relu()
+        return GoPrediction(
+            policy.float(),
+            self.value(hidden).float().tanh().squeeze(1),
+            SCORE_SCALE * self.score(hidden).float().squeeze(1),
+            self.owners(values).float().tanh().flatten(1),
+        )
+
+
+_Heads = BoardHeads | GoHeads
+
+
+def pool_globally(features: Tensor) -> Tensor:
+    """Pool features ``(N, C, H, W)``: mean, mean scaled by the board size, and maximum, ``(N, 3C)``.
+
+    The second depends on the size, so that a network for several sizes can count points (Wu 2019, appendix A.1).
+    """
+    mean = features.mean((2, 3))
+    side = (features.shape[2] * features.shape[3]) ** 0.5
+    return torch.cat([mean, mean * ((side - MEAN_SIZE) / SIZE_SCALE), features.amax((2, 3))], 1)
+
+
+def init_output_layers(*layers: nn.Module) -> None:
+    """Initialize output layers with 0, so that a new network predicts equal moves and a value of 0."""
+    for layer in layers:
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)

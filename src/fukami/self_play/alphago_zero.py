@@ -1,0 +1,241 @@
+"""AlphaGo Zero (Silver et al. 2017)."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from fukami.engine import schedules
+from fukami.engine.recipe import Data, Recipe, check_range
+from fukami.errors import Error, UsageError
+
+if TYPE_CHECKING:
+    from fukami.self_play.evaluation import BoardEvaluation
+    from fukami.self_play.game import Game
+    from fukami.self_play.search import SearchOptions
+    from fukami.self_play.task import SelfPlayTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlphaGoZero(Recipe):
+    """AlphaGo Zero (Silver et al. 2017), with the search of Danihelka et al. 2022 at the root.
+
+    Example:
+        fukami train alphago-zero
+    """
+
+    game: tuple[str, ...] = ("connect4",)
+    """Game: connect4, go5, go7, go9, go13, go19, tic-tac-toe, or a Python file that defines one; several board sizes of
+    Go share a network."""
+    positions: int = 420_000
+    """Number of positions of self-play to learn from."""
+    num_games: int = 512
+    """Number of parallel games."""
+    self_play_simulations: int = 16
+    """Simulations of the tree search per move of self-play; 1,600 in the paper."""
+    simulations: int = 64
+    """Simulations of the tree search per move in evaluation, prediction and play; 0: the network alone."""
+    max_considered_moves: int = 16
+    """Number of moves that the search considers at the root (sequential halving)."""
+    value_scale: float = 1.0
+    """Weight of the values relative to the policy in the search, c_scale of Danihelka et al. 2022."""
+    c_puct: float = 0.0
+    """Exploration constant of PUCT with Dirichlet noise, as in the paper; 0: the Gumbel root."""
+    dirichlet_alpha: float = 1.0
+    """Parameter of the Dirichlet noise with PUCT; 0.03 in the paper for 19×19, about 10 over the legal moves."""
+    temperature_moves: int = 10
+    """Moves of a game that PUCT samples in proportion to the visits; 30 in the paper."""
+    full_search_fraction: float = 1.0
+    """Fraction of the moves of self-play with all simulations (playout cap randomization, Wu 2019); the others are not
+    learned."""
+    fast_simulations: int = 4
+    """Simulations of the other moves."""
+    random_opening_moves: int | None = None
+    """Maximum number of random moves at the start of a game of self-play. Default: 30 in connect4, 0 in other games."""
+    td_lambda: float = 0.7
+    """Lambda of the value targets: 1 is the outcome of the game as in the paper, 0 the value of the search."""
+    gating_games: int = 0
+    """Games of the match that a new network has to win by 55 % before it generates games; 400 in the paper; 0: none."""
+    learning_starts: int = 10_000
+    """Positions before training starts, and the minimum size of the replay window."""
+    window_fraction: float = 0.5
+    """Size of the replay window as a fraction of the positions so far."""
+    samples_per_position: float = 2.0
+    """Average number of times that a position is in a batch."""
+    blocks: int = 3
+    """Number of residual blocks; 19 or 39 in the paper."""
+    channels: int = 48
+    """Number of channels; 256 in the paper."""
+    batch_size: int = 512
+    """Global batch size; 2,048 in the paper."""
+    lr: float = 2e-3
+    """Peak learning rate."""
+    schedule: str = "cosine"
+    """Learning-rate schedule: constant, step=NUM_DROPS, multistep=FRACTION,FRACTION (as in the paper),
+    exponential=FINAL_FACTOR, polynomial=POWER, cosine or one-cycle."""
+    weight_decay: float = 1e-4
+    """Weight decay."""
+    ema_decay: float = 0.98
+    """Decay of the exponential moving average of the weights, which play and predict."""
+    eval_every: int = 100_000
+    """Evaluation interval in positions; the last step is always evaluated."""
+    eval_opponent: Literal["gnugo", "search", "random"] | None = None
+    """Opponent of the evaluation of all games but connect4: gnugo, search (without a network) or random. Default: gnugo
+    in Go, else search."""
+    eval_games: int = 200
+    """Number of games of the evaluation."""
+    gnugo_level: int = 1
+    """Level of GNU Go, 1 to 10."""
+
+    def __post_init__(self) -> None:
+        """Validate the fields."""
+        super().__post_init__()
+        check_range(self, 1, math.inf, "num_games", "self_play_simulations", "max_considered_moves", "blocks")
+        check_range(self, 1, math.inf, "channels", "batch_size", "eval_every", "eval_games")
+        check_range(self, 0, math.inf, "simulations", "value_scale", "c_puct", "temperature_moves", "fast_simulations")
+        check_range(self, 0, math.inf, "gating_games", "lr", "weight_decay")
+        check_range(self, 1e-9, math.inf, "dirichlet_alpha", "samples_per_position")
+        check_range(self, 0, 1, "full_search_fraction", "td_lambda", "window_fraction")
+        check_range(self, 0, 0.9999999, "ema_decay")
+        check_range(self, 1, 10, "gnugo_level")
+        check_range(self, self.batch_size, math.inf, "learning_starts")
+        check_range(self, self.learning_starts + self.batch_size, math.inf, "positions")
+        if self.full_search_fraction == 0:
+            raise UsageError("full-search-fraction should be more than 0, or there is nothing to learn from")
+        if not self.game:
+            raise UsageError("game should name at least one game, such as connect4")
+        schedules.parse_schedule(self.schedule)
+
+    def get_stored_fields(self) -> dict[str, Any]:
+        """Return the fields as a run contains them: of a game's file its name and SHA-256, and never its code."""
+        from fukami.self_play.games import identify_game
+
+        return {**super().get_stored_fields(), "game": tuple(map(identify_game, self.game))}
+
+    def check_stored_fields(self) -> None:
+        """Check that a run does not name a file that would be executed.
+
+        Raises:
+            Error: it does.
+        """
+        for name in self.game:
+            if name.endswith(".py"):
+                raise Error(f"the run names the game file {name[:200]!r} without its SHA-256, so it is not used")
+
+    def check_overrides(self, overrides: Mapping[str, Any]) -> None:
+        """Check that the game file that a user specifies is the one that the run was trained with.
+
+        Raises:
+            UsageError: it is another one.
+        """
+        from fukami.self_play.games import identify_game
+
+        game = tuple(map(identify_game, overrides.get("game", ())))
+        if game and game != self.game and any("@sha256:" in name for name in (*game, *self.game)):
+            raise UsageError(f"the run was trained with the game {', '.join(self.game)}, not {', '.join(game)}")
+
+    def make_games(self) -> "tuple[Game, ...]":
+        """Create the rules of the games.
+
+        Raises:
+            UsageError: a game is unknown, or games other than board sizes of Go are combined.
+        """
+        from fukami.self_play.games import make_game
+
+        games = tuple(map(make_game, self.game))
+        if len(games) > 1 and not all(game.has_score for game in games):
+            raise UsageError(f"only board sizes of Go can share a network, not {', '.join(self.game)}; use one game")
+        return games
+
+    def get_search_options(self, simulations: int) -> "SearchOptions":
+        """Return the options of the search."""
+        from fukami.self_play.search import SearchOptions
+
+        return SearchOptions(
+            simulations, self.max_considered_moves, self.value_scale, self.c_puct, self.dirichlet_alpha
+        )
+
+    def load_data(self) -> Data:
+        """Create the self-play and the evaluation."""
+        import torch
+
+        from fukami.self_play.collector import SelfPlayCollector, SelfPlayOptions
+        from fukami.self_play.search import GROUP_SIZE
+
+        games = self.make_games()
+        opening = 30 if games[0].name == "connect4" else 0
+        options = SelfPlayOptions(
+            self.get_search_options(self.self_play_simulations),
+            self.num_games,
+            GROUP_SIZE if not torch.cuda.is_available() else self.num_games,
+            opening if self.random_opening_moves is None else self.random_opening_moves,
+            self.temperature_moves,
+            self.full_search_fraction,
+            min(self.fast_simulations, self.self_play_simulations),
+            self.td_lambda,
+        )
+        collector = SelfPlayCollector(
+            games,
+            options,
+            batch_size=self.batch_size,
+            positions=self.positions,
+            learning_starts=self.learning_starts,
+            samples_per_position=self.samples_per_position,
+            window_fraction=self.window_fraction,
+            seed=self.seed,
+        )
+        return Data(collector, self.build_evaluation(games, "val"), (), self.build_evaluation(games, "test"))
+
+    def load_eval_data(self) -> Data:
+        """Build the evaluation."""
+        return Data((), test=self.build_evaluation(self.make_games(), "test"))
+
+    def build_evaluation(self, games: "tuple[Game, ...]", split: str) -> "BoardEvaluation":
+        """Build the evaluation of a split: optimal moves in Connect Four, in other games a match.
+
+        The validation, during the training, has fewer positions or games than the test.
+        """
+        from fukami.self_play import evaluation
+
+        if games[0].name == "connect4":
+            if split == "val":
+                return evaluation.OptimalMoves("val", ("sensible",), (self.simulations, 0))
+            counts = tuple(dict.fromkeys((self.simulations, 0, 64, 800)))
+            return evaluation.OptimalMoves("test", ("sensible", "random", "play"), counts, seed=self.seed)
+        opponent = self.eval_opponent or ("gnugo" if games[0].has_score else "search")
+        evaluation.check_opponent(opponent, games)
+        num_games = self.eval_games if split == "test" else max(2, self.eval_games // 5)
+        return evaluation.MatchEvaluation(opponent, num_games, self.gnugo_level, self.seed)
+
+    def build_task(self, labels: tuple[str, ...]) -> "SelfPlayTask":
+        """Build the network."""
+        import torch
+
+        from fukami.models.alphago import alphago_zero
+        from fukami.self_play.collector import count_optimizer_steps
+        from fukami.self_play.task import SelfPlayTask
+
+        games = self.make_games()
+        model = alphago_zero(
+            games[0].num_moves,
+            num_planes=games[0].num_planes,
+            shape=games[0].shape,
+            blocks=self.blocks,
+            channels=self.channels,
+            predicts_score=games[0].has_score,
+        )
+        steps_per_position = self.samples_per_position / self.batch_size
+        return SelfPlayTask(
+            model,
+            games,
+            self.get_search_options(self.simulations),
+            ema_decay=self.ema_decay,
+            gating_games=self.gating_games,
+            epochs=count_optimizer_steps(
+                self.positions, self.learning_starts, self.samples_per_position, self.batch_size
+            ),
+            eval_every=max(1, round(self.eval_every * steps_per_position)),
+            optimizer=partial(torch.optim.AdamW, lr=self.lr, weight_decay=self.weight_decay, fused=True),
+            lr_schedule=schedules.parse_schedule(self.schedule),
+        )

@@ -1,0 +1,85 @@
+"""Positions to predict: lines of a text file, or the games of an SGF file."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from fukami.errors import Error
+from fukami.self_play.game import Game, States
+
+MAX_FILE_BYTES = 16 << 20  # of a text file: 300,000 positions of Connect Four
+
+
+class Position(NamedTuple):
+    """Position of a file.
+
+    Attributes:
+        line: line of a text file, or number of the next move of a game, from 1.
+        state: ``(S,)``; None if there is an error.
+        player: player on the move, 0 or 1.
+        played: the move that the game continues with; None at its end and in text files.
+        error: why the position cannot be used.
+    """
+
+    line: int
+    state: States | None
+    player: int = 0
+    played: int | None = None
+    error: str = ""
+
+
+def read_positions(source: str | os.PathLike[str], game: Game) -> Iterator[Position]:
+    """Read the positions of a text file, one a line, or for Go those of the main line of an SGF file.
+
+    Raises:
+        Error: the file cannot be read, or a game is illegal or has another board size.
+    """
+    path = Path(source)
+    if not game.has_score:
+        yield from _read_lines(path, game)
+        return
+    from fukami.self_play import sgf
+    from fukami.self_play.go import Go
+
+    assert isinstance(game, Go)
+    name = os.fspath(source)
+    record = sgf.read_game(_read_bytes(path, sgf.MAX_FILE_BYTES), name)
+    moves: Sequence[int | None] = [*(move for _, move in record.moves), None]
+    for line, (state, played) in enumerate(zip(sgf.replay(game, record, name), moves, strict=True), 1):
+        yield Position(line, state, game.get_player(state), played)
+
+
+def _read_lines(path: Path, game: Game) -> Iterator[Position]:
+    """Read the positions of the lines of a text file; empty lines are skipped."""
+    try:
+        text = _read_bytes(path, MAX_FILE_BYTES).decode()
+    except UnicodeDecodeError as error:
+        raise Error(f"{path} is no text file ({error.reason}); write one position per line") from None
+    for line, row in enumerate(text.splitlines(), 1):
+        if not row.strip():
+            continue
+        try:
+            state = game.parse_position(row.strip())
+            own, opponent = game.planes(state[None])[0, :2].reshape(2, -1).sum(1)
+            yield Position(line, state, int(own != opponent))
+        except (Error, ValueError) as error:
+            yield Position(line, None, error=f"{path}, line {line}: {error}")
+
+
+def _read_bytes(path: Path, max_bytes: int) -> bytes:
+    """Read a regular file.
+
+    Raises:
+        Error: it cannot be read, or is too large.
+    """
+    try:
+        if not path.is_file():
+            raise Error(f"{path} is not a file; specify a file of positions")
+        with path.open("rb") as file:
+            content = file.read(max_bytes + 1)
+    except (OSError, ValueError) as error:
+        raise Error(f"{str(path)[:200]} cannot be read ({error}); check the path") from None
+    if len(content) > max_bytes:
+        raise Error(f"{path} has more than {max_bytes:,} bytes; split it")
+    return content
