@@ -60,11 +60,17 @@ class ReferenceGame:
         self.moves.append(move)
 
 
+def find_eyes(own, opponent):
+    """Find the points with four own neighbors and, at the edge, no opponent's diagonal neighbor, elsewhere one."""
+    own, opponent = np.pad(own, 1, constant_values=1), np.pad(opponent, 1)
+    edge = np.pad(np.zeros((own.shape[0] - 4, own.shape[1] - 4)), 1, constant_values=1)
+    neighbors = own[:-2, 1:-1] + own[2:, 1:-1] + own[1:-1, :-2] + own[1:-1, 2:]
+    diagonals = opponent[:-2, :-2] + opponent[2:, :-2] + opponent[:-2, 2:] + opponent[2:, 2:]
+    return (neighbors == 4) & (diagonals + edge < 2)
+
+
 def choose_random_move(go, states, rng):
     """Choose a random legal move that does not fill an own eye; pass if there is none."""
     legal = go.legal_moves(states)[0, :-1]
-    size = go.shape[0]
-    padded = np.pad(go.planes(states)[0, 0], 1, constant_values=1)
-    is_eye = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:] == 4
-    moves = np.flatnonzero(legal & ~is_eye.ravel())
-    return int(rng.choice(moves)) if len(moves) else size * size
+    moves = np.flatnonzero(legal & ~find_eyes(*go.planes(states)[0, :2]).ravel())
+    return int(rng.choice(moves)) if len(moves) else go.num_moves - 1

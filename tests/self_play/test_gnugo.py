@@ -49,17 +49,16 @@ def test_random_games_agree_with_gnugo():
     results = [compare_random_game(5 + seed % 5, seed, interval=3) for seed in range(24)]
     num_repeating, num_played_out = np.sum(results, axis=0)
     assert num_repeating > 0
-    assert num_played_out > 12
+    assert num_played_out > 20
 
 
 @needs_gnugo
 @pytest.mark.slow
 def test_many_random_games_agree_with_gnugo():
-    results = [compare_random_game(5 + seed % 5, seed, interval=1) for seed in range(1000, 2000)]
+    results = [compare_random_game(5 + seed % 5, seed, interval=3) for seed in range(1000, 2000)]
     num_repeating, num_played_out = np.sum(results, axis=0)
-    print(f"{num_repeating} superko points, {num_played_out} scores")
-    assert num_repeating > 500
-    assert num_played_out > 500
+    assert num_repeating > 150
+    assert num_played_out > 950
 
 
 @needs_gnugo

@@ -25,6 +25,7 @@ GROUPS = {
     "data": """
         data images annotations val_fraction memory_limit max_broken cache_limit convention ignore_index
         tokenizer min_word_count content style env num_envs frame_stack clip_rewards
+        game komi positions num_games random_opening_moves test_names size
     """,
     "model": "",
     "optimization": """
@@ -35,9 +36,11 @@ GROUPS = {
         gamma double buffer_size learning_starts train_frequency target_update_interval exploration_fraction
         epsilon_start epsilon_end
         strength style_weights tv_weight levels
+        learning_starts samples_per_position window_fraction td_lambda value_weight gating_games
+        self_play_simulations full_search_fraction fast_simulations temperature_moves dirichlet_alpha
     """,
     "augmentation": "augment crop_size",
-    "run": "seed eval_every eval_samples eval_features eval_episodes eval_epsilon",
+    "run": "simulations seed eval_every eval_opponent eval_games gnugo_level eval_samples eval_features eval_episodes eval_epsilon",
 }
 
 

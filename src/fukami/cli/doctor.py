@@ -34,7 +34,7 @@ def command(arguments: list[str]) -> None:
         Args:
             data: Built-in dataset (mnist, voc2007, camvid ...), folder of images by class (with or without train, val
                 and test) or an archive of it, CSV file with the columns path, label and optionally split, shards,
-                images with boxes (VOC, COCO, YOLO), masks or captions.
+                images with boxes (VOC, COCO, YOLO), masks or captions, or games of Go (SGF).
             images: Folder of the images, with --annotations instead of DATA.
             annotations: Folder or file of the annotations of --images.
             out: File for the list of all problems, a JSON object per line; written only if there is any.
@@ -89,6 +89,10 @@ def validate_source(source: "DataSource") -> "Findings":
         "captions": captioning_checks.check_samples,
         "labels": classification_checks.check_samples,
     }
+    if source.has("games") and not any(map(source.has, checks)):
+        from fukami.self_play.checks import check_games
+
+        return check_games(source)
     kind: Kind = next(filter(source.has, checks), "labels")  # whose checks report what is wrong with any other source
     report = findings.Findings()
     findings.check_duplicates(checks[kind](source, report), report)

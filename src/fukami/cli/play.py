@@ -263,7 +263,7 @@ def write_game(out: Path, task: "SelfPlayTask", record: "GameRecord") -> None:
     from fukami.self_play.plots import draw_game
 
     frames = draw_game(record, task.search(np.stack(record.states[:-1])))
-    _write_video(out, [*frames, *frames[-1:] * END_FRAMES], BOARD_FPS)
+    _write_video(out, [*frames, *frames[-1:] * END_FRAMES], BOARD_FPS, quality=95)
 
 
 def record_agent(task: "QLearningTask", recipe: "DQN", out: Path, seed: int, options: PlayOptions) -> None:
@@ -293,8 +293,8 @@ def record_agent(task: "QLearningTask", recipe: "DQN", out: Path, seed: int, opt
     print(json.dumps({"file": str(out), "returns": returns, "lengths": lengths, "frames": len(frames)}))
 
 
-def _write_video(out: Path, frames: "Sequence[Image]", fps: int) -> None:
-    """Write frames as a video."""
+def _write_video(out: Path, frames: "Sequence[Image]", fps: int, *, quality: int = 80) -> None:
+    """Write frames as a video; the quality is that of a .webp file."""
     from fukami.image.video import VideoWriter
 
     if out.suffix.lower() == ".mp4":
@@ -302,4 +302,4 @@ def _write_video(out: Path, frames: "Sequence[Image]", fps: int) -> None:
             for step, frame in enumerate(frames):
                 video.add(frame, step / fps, Fraction(fps))
         return
-    frames[0].save(out, save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
+    frames[0].save(out, save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0, quality=quality)

@@ -112,13 +112,12 @@ class TerminalGame:
     def print_search(self, player: int, result: "SearchResult") -> None:
         """Print the win probability of the player on the move, and the best moves."""
         moves = [
-            f"{self.record.game.format_move(move)} ({result.policies[0, move]:.0%}, {result.visits[0, move]:,} visits)"
+            f"{self.record.game.format_move(move)} ({result.policies[0, move]:.0%}, {result.visits[0, move]:,})"
             for move in rank_moves(result, MAX_MOVES)
         ]
         probability = (1 + float(result.values[0])) / 2
-        self.console.print(
-            f"win probability of {self.names[player]}: {probability:.0%}; best moves: {', '.join(moves)}"
-        )
+        self.console.print(f"win probability of {self.names[player]}: {probability:.0%}")
+        self.console.print(f"best moves (policy, visits): {', '.join(moves)}")
 
     def print_board(self) -> None:
         """Print the board."""

@@ -125,6 +125,8 @@ class Findings:
         annotations = f" with {format_count(num_annotations, self.unit)}" if self.annotation_counts else ""
         classes = "" if self.unit == "caption" else f" of {format_count(num_classes, 'class')}"
         content = f"{format_count(num_images, 'readable image')}{annotations}{classes}"
+        if self.unit == "game":
+            content = format_count(num_images, "readable game")
         kinds = Counter(problem.kind for problem in self.problems)
         kind_counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
         total = format_count(len(self.problems), "problem")

@@ -6,7 +6,7 @@ images of few values beside images of the same names are masks, and a CSV file i
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -24,7 +24,7 @@ from fukami.data import (
 )
 from fukami.data.annotations import DatasetAnnotations, separate_trainval
 
-Kind = Literal["labels", "boxes", "masks", "captions", "images"]
+Kind = Literal["labels", "boxes", "masks", "captions", "images", "games"]
 
 LABEL_COLUMNS = {"path", "label"}
 MAX_CLASS_FOLDERS = 4  # class folders, and other folders beside them, that are searched for annotations of each image
@@ -191,12 +191,23 @@ def _find_images(path: Path, images: Path | None) -> SourceFormat | None:
     return SourceFormat("image files", folder) if next(image_folder.walk_images(folder), None) else None
 
 
+def _find_games(path: Path, _: Path | None) -> SourceFormat | None:
+    return SourceFormat("SGF", path) if next(list_sgf_files(path), None) else None
+
+
+def list_sgf_files(path: Path) -> Iterator[Path]:
+    """List the SGF files of a folder and its subfolders, or the file itself."""
+    files = [path] if parsing.is_file(path) else path.rglob("*")
+    return (file for file in files if file.suffix.lower() == ".sgf")
+
+
 DETECTORS: dict[Kind, Callable[[Path, Path | None], SourceFormat | None]] = {
     "labels": _find_labels,
     "boxes": _find_boxes,
     "masks": _find_masks,
     "captions": _find_captions,
     "images": _find_images,
+    "games": _find_games,
 }
 
 
@@ -243,6 +254,10 @@ def _count_images(found: SourceFormat, _: Path | None) -> str:
     return format_count(sum(1 for _ in image_folder.walk_images(found.root)), "image")
 
 
+def _count_games(found: SourceFormat, _: Path | None) -> str:
+    return format_count(sum(1 for _ in list_sgf_files(found.root)), "game")
+
+
 def _format_images(num_images: int, num_classes: int) -> str:
     return f"{format_count(num_images, 'image')}, {format_count(num_classes, 'class')}"
 
@@ -253,4 +268,5 @@ COUNTERS: dict[Kind, Callable[[SourceFormat, Path | None], str]] = {
     "masks": _count_masks,
     "captions": _count_captions,
     "images": _count_images,
+    "games": _count_games,
 }

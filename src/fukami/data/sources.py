@@ -65,6 +65,13 @@ KINDS: dict[Kind, KindDescription] = {
         "contains no images",
         "a folder or an archive of images, a CSV file with the columns path and label, or WebDataset shards",
     ),
+    "games": KindDescription(
+        "games",
+        "self-play",
+        ("alphago-policy",),
+        "contains no games",
+        "SGF files of games of Go, in a folder or an archive",
+    ),
 }
 FORMAT_NAMES = {
     "image folder": "class folders",
@@ -73,6 +80,7 @@ FORMAT_NAMES = {
     "mask folder": "masks in files",
     "caption files": "captions",
     "image files": "images without annotations",
+    "SGF": "SGF",
 }  # by format; other formats are named with their kind, as in "VOC boxes"
 
 

@@ -28,6 +28,8 @@ class AlphaGoZero(Recipe):
     game: tuple[str, ...] = ("connect4",)
     """Game: connect4, go5, go7, go9, go13, go19, tic-tac-toe, or a Python file that defines one; several board sizes of
     Go share a network."""
+    komi: float | None = None
+    """Komi, points for White in Go. Default: 24.5 on 5×5, 8.5 on 7×7, else 7.5."""
     positions: int = 420_000
     """Number of positions of self-play to learn from."""
     num_games: int = 512
@@ -143,7 +145,7 @@ class AlphaGoZero(Recipe):
         """
         from fukami.self_play.games import make_game
 
-        games = tuple(map(make_game, self.game))
+        games = tuple(make_game(name, komi=self.komi) for name in self.game)
         if len(games) > 1 and not all(game.has_score for game in games):
             raise UsageError(f"only board sizes of Go can share a network, not {', '.join(self.game)}; use one game")
         return games

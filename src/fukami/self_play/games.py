@@ -28,15 +28,16 @@ NUM_CHECKED_GAMES = 3
 TOLERANCE = 1e-5
 
 
-def make_game(name: str, *, sha256: str | None = None) -> Game:
+def make_game(name: str, *, sha256: str | None = None, komi: float | None = None) -> Game:
     """Create a game from its name, or the game that a file such as ``./my_game.py`` defines, which is executed.
 
     Args:
         name: name of a built-in game, or path of a Python file that defines one subclass of :class:`Game`.
         sha256: expected hexadecimal digest of the file; checked before anything is executed.
+        komi: points for White in Go; None: those of the board size.
 
     Raises:
-        UsageError: there is no such game or file, or the file has another digest.
+        UsageError: there is no such game or file, the file has another digest, or the game has no komi.
         Error: the file fails, or does not define exactly one game.
     """
     file, is_stored, _ = name.partition("@sha256:")
@@ -56,7 +57,10 @@ def make_game(name: str, *, sha256: str | None = None) -> Game:
         raise build_unknown_error("game", name, GAMES)
     location, arguments = GAMES[known_name]
     module, _, class_name = location.partition(":")
-    game: Game = getattr(importlib.import_module(f"fukami.self_play.{module}"), class_name)(*arguments)
+    game_class = getattr(importlib.import_module(f"fukami.self_play.{module}"), class_name)
+    if komi is not None and not arguments:
+        raise UsageError(f"{known_name} has no komi; remove --komi, which is for Go")
+    game: Game = game_class(*arguments) if komi is None else game_class(*arguments, komi)
     return game
 
 

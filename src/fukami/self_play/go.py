@@ -147,7 +147,8 @@ class Go(Game):
     def scores(self, states: States) -> npt.NDArray[np.float32]:
         """Return the area scores ``(N,)`` for the side to move, with the komi, if the games ended now."""
         areas = self.owners(states).sum(axis=1)
-        return (areas + np.where(states[:, 0] == 2, self.komi, -self.komi)).astype(np.float32)
+        scores: npt.NDArray[np.float32] = areas + np.where(states[:, 0] == 2, self.komi, -self.komi)
+        return scores.astype(np.float32)
 
     def owners(self, states: States) -> npt.NDArray[np.float32]:
         """Return the owners of the points ``(N, H·W)``: 1 the side to move, -1 the opponent, 0 neither."""

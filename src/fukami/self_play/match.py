@@ -172,9 +172,10 @@ def choose_opening_length(game: Game, num_games: int) -> int:
     Players may be deterministic, so their games differ only by the openings: the length is the smallest with
     :data:`OPENINGS_PER_PAIR` sequences of moves for each pair of games. A single pair needs no random moves.
     """
-    if num_games <= 2:
-        return 0
-    return math.ceil(math.log(OPENINGS_PER_PAIR * math.ceil(num_games / 2), game.num_moves))
+    length, needed = 0, OPENINGS_PER_PAIR * math.ceil(num_games / 2) if num_games > 2 else 1
+    while game.num_moves**length < needed:
+        length += 1
+    return length
 
 
 def play_match(

@@ -113,7 +113,7 @@ def draw_board(
     canvas = ImageDraw.Draw(board, "RGBA")  # blends translucent colors
     draw_stones(canvas, game, stones, last_move, result)
     page = Image.new("RGB", (BOARD_SIZE + PANEL_WIDTH + 3 * MARGIN, BOARD_SIZE + 2 * MARGIN), "white")
-    page.paste(board.resize((BOARD_SIZE, BOARD_SIZE), Image.Resampling.LANCZOS), (MARGIN, MARGIN))
+    page.paste(board.reduce(SCALE), (MARGIN, MARGIN))
     draw = ImageDraw.Draw(page)
     draw.text((PANEL_LEFT, MARGIN), title, TEXT_COLOR, ImageFont.load_default(24))
     if result is not None:
@@ -230,7 +230,7 @@ def draw_candidates(
         if move in points and visits[move]:
             x, y = points[move]
             alpha = 60 + round(150 * float(visits[move] / visits.max()))
-            _draw_circle(draw, x, y, cell * 0.42, (*BAR_COLOR, alpha))
+            _draw_circle(draw, x, y, min(cell * 0.42, SCALE * 28), (*BAR_COLOR, alpha))
             text = f"{visits[move]}"
             font = ImageFont.load_default(min(cell * 0.42, cell * 1.05 / len(text), SCALE * 18))
             draw.text((x, y), text, "white", font, anchor="mm")
@@ -252,8 +252,9 @@ def draw_grid(
         draw.rectangle(corners, fill=fill, outline=GRID_COLOR, width=SCALE)
         if stone := int(stones.flat[index]):
             name = style.names[stone - 1]
-            font = ImageFont.load_default(cell * 0.9 / max(len(name), 1.5))
-            draw.text((x, y), name, style.fills[stone - 1], font, anchor="mm")
+            font = ImageFont.load_default(cell * 1.1 / len(name))
+            _, above, _, below = draw.textbbox((x, y), name, font, anchor="mm")
+            draw.text((x, 2 * y - (above + below) / 2), name, style.fills[stone - 1], font, anchor="mm")
     if result is not None and has_cell_moves(game):
         draw_candidates(draw, points, cell, result)
 

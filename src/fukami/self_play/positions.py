@@ -8,7 +8,7 @@ from typing import NamedTuple
 from fukami.errors import Error
 from fukami.self_play.game import Game, States
 
-MAX_FILE_BYTES = 16 << 20  # of a text file: 300,000 positions of Connect Four
+MAX_FILE_BYTES = 16 << 20  # 300,000 positions of Connect Four
 
 
 class Position(NamedTuple):
@@ -30,32 +30,44 @@ class Position(NamedTuple):
 
 
 def read_positions(source: str | os.PathLike[str], game: Game) -> Iterator[Position]:
-    """Read the positions of a text file, one a line, or for Go those of the main line of an SGF file.
+    """Read the positions of a file; see :func:`parse_positions`.
 
     Raises:
-        Error: the file cannot be read, or a game is illegal or has another board size.
+        Error: the file cannot be read, or as for :func:`parse_positions`.
     """
-    path = Path(source)
+    yield from parse_positions(_read_bytes(Path(source), MAX_FILE_BYTES), os.fspath(source), game)
+
+
+def parse_positions(content: bytes, name: str, game: Game) -> Iterator[Position]:
+    """Parse the positions of a text file, one a line, or for Go those of the main line of an SGF file.
+
+    Args:
+        content: content of the file.
+        name: name of the file, for errors.
+        game: rules of the game.
+
+    Raises:
+        Error: the content is no text, or a game is illegal or has another board size.
+    """
     if not game.has_score:
-        yield from _read_lines(path, game)
+        yield from _parse_lines(content, name, game)
         return
     from fukami.self_play import sgf
     from fukami.self_play.go import Go
 
     assert isinstance(game, Go)
-    name = os.fspath(source)
-    record = sgf.read_game(_read_bytes(path, sgf.MAX_FILE_BYTES), name)
+    record = sgf.read_game(content, name)
     moves: Sequence[int | None] = [*(move for _, move in record.moves), None]
     for line, (state, played) in enumerate(zip(sgf.replay(game, record, name), moves, strict=True), 1):
         yield Position(line, state, game.get_player(state), played)
 
 
-def _read_lines(path: Path, game: Game) -> Iterator[Position]:
-    """Read the positions of the lines of a text file; empty lines are skipped."""
+def _parse_lines(content: bytes, name: str, game: Game) -> Iterator[Position]:
+    """Parse the positions of the lines of a text file; empty lines are skipped."""
     try:
-        text = _read_bytes(path, MAX_FILE_BYTES).decode()
+        text = content.decode()
     except UnicodeDecodeError as error:
-        raise Error(f"{path} is no text file ({error.reason}); write one position per line") from None
+        raise Error(f"{name} is no text file ({error.reason}); write one position per line") from None
     for line, row in enumerate(text.splitlines(), 1):
         if not row.strip():
             continue
@@ -64,7 +76,7 @@ def _read_lines(path: Path, game: Game) -> Iterator[Position]:
             own, opponent = game.planes(state[None])[0, :2].reshape(2, -1).sum(1)
             yield Position(line, state, int(own != opponent))
         except (Error, ValueError) as error:
-            yield Position(line, None, error=f"{path}, line {line}: {error}")
+            yield Position(line, None, error=f"{name}, line {line}: {error}")
 
 
 def _read_bytes(path: Path, max_bytes: int) -> bytes:

@@ -107,7 +107,7 @@ class SelfPlayTask(Task):
     def setup(self, runtime: "Runtime") -> None:
         """Move the networks to the device."""
         super().setup(runtime)
-        self.ema_model = runtime.move_to_device(self.ema_model).requires_grad_(False)
+        self.ema_model = runtime.move_to_device(self.ema_model)
         self.self_play_model = self.ema_model
 
     def prepare_training(self) -> None:
@@ -253,14 +253,14 @@ class SelfPlayTask(Task):
             try:
                 positions = read_positions(source, self.game)
                 while chunk := list(itertools.islice(positions, PREDICT_BATCH_SIZE)):
-                    yield from self._predict_positions(name, chunk, keep_images)
+                    yield from self.predict_positions(name, chunk, keep_images)
             except Error as error:
                 yield None, {"file": name, "error": str(error)}
 
-    def _predict_positions(
-        self, name: str, positions: "Sequence[Position]", keep_images: bool
+    def predict_positions(
+        self, name: str, positions: "Sequence[Position]", keep_images: bool = False
     ) -> "Iterator[tuple[Image | None, Prediction]]":
-        """Yield the drawing and the prediction of each position."""
+        """Yield the drawing, None unless ``keep_images``, and the prediction of each position of the file ``name``."""
         from fukami.self_play.plots import draw_board
 
         states = [position.state for position in positions if position.state is not None]

@@ -3,18 +3,15 @@
 The routes of the API are ``/predict``, ``/run``, ``/health``, ``/ready`` and ``/metrics``.
 """
 
-import asyncio
 import contextlib
-import io
 import math
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import BinaryIO, NamedTuple, TypeVar
+from typing import BinaryIO, TypeVar
 
 from fastapi import FastAPI
-from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from fukami.data.parsing import Json
@@ -23,31 +20,17 @@ from fukami.errors import Error
 from fukami.serving import page, request_body
 from fukami.serving.access import LOCAL_HOSTS, AccessMiddleware
 from fukami.serving.metrics import CONTENT_TYPE, Metrics, MetricsMiddleware
-from fukami.serving.worker import REQUEST_TIMEOUT, ClientDisconnected, Slot, Worker
+from fukami.serving.request_body import FileKind
+from fukami.serving.responses import PAGE_HEADERS, choose_status
+from fukami.serving.worker import REQUEST_TIMEOUT, Slot, Worker
 
 T = TypeVar("T")
-MAX_FILES = 100  # images per request
 PATHS = {"/", "/predict", "/run", "/health", "/ready", "/metrics"}
-DEFAULT_NAME = "image"  # name of an image that is the request body
-UPLOAD_HINT = "send images as fields of a form (curl -F file=@image.png), or one as the body with its type (image/png)"
-PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "img-src data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",
-}
-
-
-class Uploads(NamedTuple):
-    """Content of a request.
-
-    Attributes:
-        files: images, each with the client's name for it, which is never opened as a path.
-        confidence: minimum score of a predicted box; None: that of the run.
-    """
-
-    files: list[tuple[str, BinaryIO]]
-    confidence: float | None
+IMAGES = FileKind(
+    "image",
+    ("image/",),
+    "send images as fields of a form (curl -F file=@image.png), or one as the body with its type (image/png)",
+)
 
 
 def create_app(
@@ -61,7 +44,7 @@ def create_app(
     """Create the application that serves the predictions of ``task``.
 
     Args:
-        task: loaded task; it predicts one image at a time, in a separate thread.
+        task: loaded task; it predicts one image or position at a time, in a separate thread.
         run_info: response of ``/run``: ``recipe``, ``members``, ``labels``, ``precision`` and ``versions``.
         hosts: names and addresses of the server; see :class:`fukami.serving.access.AccessMiddleware`.
         token: token that clients have to send; "": none.
@@ -72,7 +55,8 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        worker.decoder.start()
+        if not task.reads_positions:
+            worker.decoder.start()
         yield
         worker.decoder.close()
 
@@ -81,47 +65,12 @@ def create_app(
     app.add_middleware(request_body.DrainMiddleware)
     app.add_middleware(MetricsMiddleware, metrics=metrics, paths=PATHS)
 
-    async def process_images(
-        function: Callable[[Worker, Slot, str, BinaryIO], T], request: Request
-    ) -> tuple[list[T], float | None]:
-        """Call the function for each image of the request; other requests may run between two images.
+    if task.reads_positions:
+        from fukami.serving import boards  # imports the extra self-play
 
-        Returns the results and the minimum score of the request.
-        """
-        async with read_uploads(request, worker) as uploads, watch_disconnect(request) as disconnected:
-            files, confidence = uploads
-            with worker.acquire_slot(confidence) as slot:
-                calls = [partial(function, worker, slot, name, file) for name, file in files]
-                return [await worker.run(slot, disconnected, call) for call in calls], confidence
-
-    def show(
-        request: Request,
-        sections: Sequence[page.Section] = (),
-        error: str = "",
-        status: int = 200,
-        headers: Mapping[str, str] | None = None,
-        confidence: float | None = None,
-    ) -> HTMLResponse:
-        text = page.render_page(run_info, str(request.base_url), sections, error, bool(token), confidence)
-        return HTMLResponse(text, status, {**PAGE_HEADERS, **(headers or {})})
-
-    @app.get("/")
-    async def form(request: Request) -> HTMLResponse:
-        return show(request)
-
-    @app.post("/")
-    async def predict_form(request: Request) -> HTMLResponse:
-        try:
-            results, confidence = await process_images(predict_section, request)
-        except HTTPException as error:
-            return show(request, error=error.detail, status=error.status_code, headers=error.headers)
-        status = choose_status([prediction for prediction, _ in results])
-        return show(request, [section for _, section in results], status=status, confidence=confidence)
-
-    @app.post("/predict")
-    async def predict(request: Request) -> JSONResponse:
-        predictions, _ = await process_images(predict_file, request)
-        return JSONResponse(predictions, choose_status(predictions))
+        boards.add_routes(app, worker, run_info, needs_token=bool(token))
+    else:
+        _add_image_routes(app, worker, run_info, needs_token=bool(token))
 
     @app.get("/run")
     async def run() -> JSONResponse:
@@ -157,6 +106,63 @@ def _add_monitoring(app: FastAPI, worker: Worker) -> None:
         )
 
 
+def _add_image_routes(app: FastAPI, worker: Worker, run_info: dict[str, Json], *, needs_token: bool) -> None:
+    """Add the routes of a task that predicts images.
+
+    Args:
+        app: the application.
+        worker: prediction thread.
+        run_info: description of the run.
+        needs_token: whether clients have to send a token.
+    """
+
+    async def process_images(
+        function: Callable[[Worker, Slot, str, BinaryIO], T], request: Request
+    ) -> tuple[list[T], float | None]:
+        """Call the function for each image of the request; other requests may run between two images.
+
+        Returns the results and the minimum score of the request.
+        """
+        async with (
+            request_body.open_request(request, worker, request_body.MAX_BODY_BYTES) as opened,
+            request_body.read_uploads(opened, IMAGES) as uploads,
+            request_body.watch_disconnect(opened) as disconnected,
+        ):
+            confidence = parse_confidence(uploads.options.get("confidence"))
+            with worker.acquire_slot(confidence) as slot:
+                calls = [partial(function, worker, slot, name, file) for name, file in uploads.files]
+                return [await worker.run(slot, disconnected, call) for call in calls], confidence
+
+    def show(
+        request: Request,
+        sections: Sequence[page.Section] = (),
+        error: str = "",
+        status: int = 200,
+        headers: Mapping[str, str] | None = None,
+        confidence: float | None = None,
+    ) -> HTMLResponse:
+        text = page.render_page(run_info, str(request.base_url), sections, error, needs_token, confidence)
+        return HTMLResponse(text, status, {**PAGE_HEADERS, **(headers or {})})
+
+    @app.get("/")
+    async def form(request: Request) -> HTMLResponse:
+        return show(request)
+
+    @app.post("/")
+    async def predict_form(request: Request) -> HTMLResponse:
+        try:
+            results, confidence = await process_images(predict_section, request)
+        except HTTPException as error:
+            return show(request, error=error.detail, status=error.status_code, headers=error.headers)
+        status = choose_status([prediction for prediction, _ in results])
+        return show(request, [section for _, section in results], status=status, confidence=confidence)
+
+    @app.post("/predict")
+    async def predict(request: Request) -> JSONResponse:
+        predictions, _ = await process_images(predict_file, request)
+        return JSONResponse(predictions, choose_status(predictions))
+
+
 def predict_file(worker: Worker, slot: Slot, name: str, file: BinaryIO) -> dict[str, Json]:
     """Run inference on a file; return the prediction as ``fukami predict`` prints it, or ``{"file", "error"}``."""
     return worker.predict(slot, name, file.read())[0]  # without the image, which would stay in memory
@@ -170,26 +176,6 @@ def predict_section(worker: Worker, slot: Slot, name: str, file: BinaryIO) -> tu
         with contextlib.suppress(Error):  # a prediction that cannot be drawn is still shown
             drawing = worker.task.draw(image, prediction)
     return prediction, page.build_section(prediction, drawing)
-
-
-def choose_status(predictions: Sequence[Mapping[str, Json]]) -> int:
-    """Return the status of a response: 200 if at least one image has a prediction, else 422."""
-    return 200 if any("error" not in prediction for prediction in predictions) else 422
-
-
-@contextlib.asynccontextmanager
-async def watch_disconnect(request: Request) -> AsyncIterator["asyncio.Future[None]"]:
-    """Yield a future that is done when the client disconnects; the body must be read before."""
-
-    async def wait() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    disconnected = asyncio.ensure_future(wait())
-    try:
-        yield disconnected
-    finally:
-        disconnected.cancel()
 
 
 def parse_confidence(value: object) -> float | None:
@@ -207,42 +193,3 @@ def parse_confidence(value: object) -> float | None:
     if not 0 <= confidence <= 1:
         raise HTTPException(422, "confidence should be a number between 0 and 1, the minimum score of a predicted box")
     return confidence
-
-
-@contextlib.asynccontextmanager
-async def read_uploads(request: Request, worker: Worker) -> AsyncIterator[Uploads]:
-    """Yield the images of a request and its other options.
-
-    Raises:
-        HTTPException: there is no image or an invalid confidence (422), the body has another type (415), is too large
-            (413) or incomplete (400), the server is full (429), or it stops before all images are predicted (503).
-    """
-    if int(request.headers.get("content-length", 0)) > request_body.MAX_BODY_BYTES:
-        raise request_body.build_size_error()
-    if worker.is_full:  # rejected before the body is read
-        raise worker.build_busy_error()
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    query_confidence = request.query_params.get("confidence", "")
-    receive = request_body.BoundedBody(request.receive, worker)
-    request = Request(request.scope, receive)
-    try:
-        if content_type == "multipart/form-data":
-            async with request.form(max_files=MAX_FILES, max_fields=MAX_FILES) as form:
-                parts = [part for part in form.getlist("file") if isinstance(part, UploadFile)]
-                files = [(part.filename, part.file) for part in parts if part.filename]
-                if not files:
-                    raise HTTPException(422, f"there is no image in the form; {UPLOAD_HINT}")
-                yield Uploads(files, parse_confidence(form.get("confidence", query_confidence)))
-        elif content_type.startswith("image/") or content_type == "application/octet-stream":
-            files = [(DEFAULT_NAME, io.BytesIO(await request.body()))]
-            yield Uploads(files, parse_confidence(query_confidence))
-        else:
-            raise HTTPException(415, f"the body is of type {content_type or 'unknown'}; {UPLOAD_HINT}")
-    except ClientDisconnect:
-        raise HTTPException(400, "the connection was closed before the end of the body") from None
-    except ClientDisconnected:
-        raise HTTPException(400, "the connection was closed before the response") from None
-    except asyncio.CancelledError:
-        raise HTTPException(503, "the server is stopping; try again later") from None
-    finally:
-        worker.release_bytes(receive.length)

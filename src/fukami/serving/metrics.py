@@ -20,10 +20,10 @@ class Metrics:
             "fukami_request_seconds", "Seconds to respond to a request.", ["path"], buckets=BUCKETS, registry=registry
         )
         self.predictions = Counter(
-            "fukami_predictions", "Images by result: success, error or timeout.", ["result"], registry=registry
+            "fukami_predictions", "Predictions by result: success, error or timeout.", ["result"], registry=registry
         )
         self.prediction_seconds = Histogram(
-            "fukami_prediction_seconds", "Seconds to decode and predict an image.", buckets=BUCKETS, registry=registry
+            "fukami_prediction_seconds", "Seconds per prediction, with decoding.", buckets=BUCKETS, registry=registry
         )
         self.in_flight = Gauge("fukami_requests_in_flight", "Requests in progress.", registry=registry)
         self.queue_length = Gauge(

@@ -46,19 +46,20 @@ def render_page(
     """
     labels = run_info["labels"]
     label_text = ", ".join(labels[:20]) + (" ..." if len(labels) > 20 else "")
-    shown_info = {
-        **run_info,
-        "labels": f"{len(labels)}: {label_text}",
-        "versions": ", ".join(f"{name} {version}" for name, version in run_info["versions"].items()),
-    }
     return html.render_page(
         "serving.html",
-        run=shown_info,
+        run={**format_run(run_info), "labels": f"{len(labels)}: {label_text}"},
         error=error,
         sections=sections,
         confidence="" if confidence is None else confidence,
         command=f"curl {TOKEN_OPTION if needs_token else ''}-F file=@image.png {address}predict",
     )
+
+
+def format_run(run_info: dict[str, Any]) -> dict[str, Any]:
+    """Format the description of a run for the page."""
+    versions = ", ".join(f"{name} {version}" for name, version in run_info["versions"].items())
+    return {**run_info, "versions": versions}
 
 
 def build_section(prediction: dict[str, Any], drawing: Image.Image | None) -> Section:

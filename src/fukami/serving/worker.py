@@ -45,17 +45,26 @@ class Slot:
         self.abandoned = threading.Event()  # set when the request has ended
         self.future: Future[Any] | None = None
 
+    def check_request(self) -> None:
+        """Check that the request has not ended.
+
+        Raises:
+            ClientDisconnected: it has.
+        """
+        if self.abandoned.is_set():
+            raise ClientDisconnected
+
 
 class Worker:
-    """Predicts one image at a time, in a separate thread.
+    """Predicts one image or position at a time, in a separate thread.
 
     Admission: at most ``MAX_REQUESTS`` requests have a slot; another one is rejected at once (429). This bounds the
     length of the queue.
 
     Timeout: an image without a prediction after ``request_timeout`` fails (503). If its work has not started, it is
     canceled. Running work cannot be interrupted; its request keeps the slot until it ends, so that accepted work cannot
-    accumulate. It always ends: decoding is killed after ``MAX_DECODE_SECONDS``, and an image has at most
-    ``MAX_PIXELS`` pixels.
+    accumulate. It always ends: decoding is killed after ``MAX_DECODE_SECONDS``, an image has at most ``MAX_PIXELS``
+    pixels, and a search stops with its request.
 
     Args:
         task: loaded task.
@@ -72,9 +81,9 @@ class Worker:
         self.executor = ThreadPoolExecutor(1, initializer=torch.set_flush_denormal, initargs=(True,))
         self.lock = threading.Lock()
         self.used_slots = 0
-        self.num_overdue = 0  # images past their timeout that are still running
+        self.num_overdue = 0  # predictions past their timeout that are still running
         self.buffered_bytes = 0  # bytes of bodies
-        self.last_duration = 0.0  # seconds of the last image
+        self.last_duration = 0.0  # seconds of the last prediction
         metrics.queue_length.set_function(lambda: self.used_slots)
 
     @property
@@ -166,7 +175,8 @@ class Worker:
             with self.lock:
                 self.num_overdue += 1
             future.add_done_callback(lambda _: self._finish_overdue())
-        message = f"no prediction within {self.request_timeout:g} seconds; try again later, or send a smaller image"
+        hint = "use fewer simulations" if self.task.reads_positions else "send a smaller image"
+        message = f"no prediction within {self.request_timeout:g} seconds; try again later, or {hint}"
         raise HTTPException(503, message, {"Retry-After": "60"})
 
     def _finish_overdue(self) -> None:
@@ -182,19 +192,31 @@ class Worker:
         Raises:
             ClientDisconnected: the request has ended.
         """
-        if slot.abandoned.is_set():
-            raise ClientDisconnected
-        start = time.perf_counter()
         try:
-            image = self.decoder.decode(content, name)
-            if slot.abandoned.is_set():
-                raise ClientDisconnected
-            with convert_memory_errors(name), use_confidence(self.task, slot.confidence):
-                (prediction,) = self.task.predict([image])
+            with self.observe_prediction(slot):
+                image = self.decoder.decode(content, name)
+                slot.check_request()
+                with convert_memory_errors(name), use_confidence(self.task, slot.confidence):
+                    (prediction,) = self.task.predict([image])
+                if "error" in prediction:
+                    raise Error(prediction["error"])
         except Error as error:
-            prediction, image = {"error": str(error)}, None
-        self.last_duration = time.perf_counter() - start
-        self.metrics.prediction_seconds.observe(self.last_duration)
-        result = "timeout" if slot.abandoned.is_set() else "error" if "error" in prediction else "success"
-        self.metrics.predictions.labels(result).inc()
-        return add_file(prediction, name), None if image is None else build_preview(image)
+            return add_file({"error": str(error)}, name), None
+        return add_file(prediction, name), build_preview(image)
+
+    @contextmanager
+    def observe_prediction(self, slot: Slot) -> Iterator[None]:
+        """Count and time a prediction.
+
+        Raises:
+            ClientDisconnected: the request has ended.
+        """
+        slot.check_request()
+        start, result = time.perf_counter(), "error"
+        try:
+            yield
+            result = "success"
+        finally:
+            self.last_duration = time.perf_counter() - start
+            self.metrics.prediction_seconds.observe(self.last_duration)
+            self.metrics.predictions.labels("timeout" if slot.abandoned.is_set() else result).inc()

@@ -1,0 +1,340 @@
+"""Routes of self-play: the page ``/`` on which a person plays against the network, and ``/predict``."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
+from itertools import islice
+from typing import Any, TypeVar
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse
+
+from fukami.data.parsing import Json
+from fukami.errors import Error, UsageError, convert_memory_errors, format_names
+from fukami.self_play.game import Game, States
+from fukami.self_play.match import GameRecord, read_stones
+from fukami.self_play.plots import choose_style, describe_outcome
+from fukami.self_play.positions import Position, parse_positions
+from fukami.self_play.search import Evaluate, SearchResult, TreeSearch
+from fukami.self_play.task import SelfPlayTask
+from fukami.serving import board_page, request_body
+from fukami.serving.board_page import PageGame
+from fukami.serving.request_body import FileKind, Uploads
+from fukami.serving.responses import PAGE_HEADERS, choose_status
+from fukami.serving.worker import Slot, Worker
+
+T = TypeVar("T")
+MAX_SIMULATIONS = 1600  # per request; those of the run if it has more
+MAX_REQUEST_BYTES = 2**20  # of a game or of files; the largest SGF file
+MAX_POSITIONS = 1000  # per file
+CHUNK_SIZE = 16  # positions that are searched side by side; other requests may run between two chunks
+MAX_LISTED_MOVES = 12  # legal moves in an error
+FIELDS = ("game", "moves", "simulations")  # of a request in JSON
+HEADERS = {
+    **PAGE_HEADERS,
+    "Content-Security-Policy": f"{PAGE_HEADERS['Content-Security-Policy']}; connect-src 'self'",
+}
+POSITIONS = FileKind(
+    "positions",
+    ("text/", "application/x-go-sgf"),
+    "send a game as JSON (application/json) with the fields game, moves and simulations, or files of positions as fields "
+    "of a form (curl -F file=@positions.txt), or one as the body with its type (text/plain)",
+)
+
+
+def add_routes(app: FastAPI, worker: Worker, run_info: dict[str, Json], *, needs_token: bool) -> None:
+    """Add the routes of a run of self-play.
+
+    Args:
+        app: the application.
+        worker: prediction thread of the run.
+        run_info: description of the run.
+        needs_token: whether clients have to send a token.
+    """
+    predictor = BoardPredictor(worker)
+    new_game = PageGame(GameRecord(predictor.games[0]), 0, predictor.task.simulations)
+    max_fields = max(game.max_moves for game in predictor.games) + 16
+
+    def show(
+        request: Request, shown: PageGame, error: str = "", status: int = 200, headers: Mapping[str, str] | None = None
+    ) -> HTMLResponse:
+        address = str(request.base_url)
+        text = board_page.render_page(run_info, address, predictor.games, shown, error, needs_token=needs_token)
+        return HTMLResponse(text, status, {**HEADERS, **(headers or {})})
+
+    async def run(request: Request, function: Callable[[Slot], T]) -> T:
+        """Run a function in the worker thread; its errors have the status 422."""
+        async with request_body.watch_disconnect(request) as disconnected:
+            with worker.acquire_slot() as slot:
+                try:
+                    return await worker.run(slot, disconnected, partial(function, slot))
+                except Error as error:
+                    raise HTTPException(422, str(error)) from None
+
+    @app.get("/")
+    async def form(request: Request) -> HTMLResponse:
+        return show(request, new_game)
+
+    @app.post("/")
+    async def play(request: Request) -> HTMLResponse:
+        try:
+            async with request_body.open_request(request, worker, MAX_REQUEST_BYTES) as opened:
+                form = await opened.form(max_files=0, max_fields=max_fields)
+                fields, moves = dict(form), form.getlist("moves")
+                shown = await run(opened, lambda slot: predictor.play(slot, fields, moves))
+        except HTTPException as error:
+            return show(request, new_game, error.detail, error.status_code, error.headers)
+        return show(request, shown)
+
+    @app.post("/predict")
+    async def predict(request: Request) -> JSONResponse:
+        async with request_body.open_request(request, worker, MAX_REQUEST_BYTES) as opened:
+            if request_body.get_content_type(opened) == "application/json":
+                content = await opened.body()
+                return JSONResponse(await run(opened, lambda slot: predictor.predict_game(slot, content)))
+            async with request_body.read_uploads(opened, POSITIONS) as uploads:
+                predictions = await predict_files(opened, uploads)
+                return JSONResponse(predictions, choose_status(predictions))
+
+    async def predict_files(request: Request, uploads: Uploads) -> list[dict[str, Json]]:
+        """Predict the positions of files, as ``fukami predict`` prints them."""
+        predictions: list[dict[str, Json]] = []
+        async with request_body.watch_disconnect(request) as disconnected:
+            with worker.acquire_slot() as slot:
+                for name, file in uploads.files:
+                    try:
+                        game = predictor.find_game(uploads.options.get("game"))
+                        read = partial(predictor.read_positions, slot, game, name, file.read())
+                        positions = await worker.run(slot, disconnected, read)
+                        for start in range(0, len(positions), CHUNK_SIZE):
+                            chunk = positions[start : start + CHUNK_SIZE]
+                            search = partial(predictor.predict_positions, slot, game, name, chunk)
+                            predictions += await worker.run(slot, disconnected, search)
+                    except Error as error:
+                        predictions.append({"file": name, "error": str(error)})
+        return predictions
+
+
+class BoardPredictor:
+    """Predictions of a network in games; all methods but :meth:`find_game` are called in the worker thread.
+
+    Args:
+        worker: prediction thread of the task.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        assert isinstance(worker.task, SelfPlayTask)
+        self.worker, self.task, self.games = worker, worker.task, worker.task.games
+
+    @cached_property
+    def evaluate(self) -> Evaluate:
+        """Network of the search."""
+        return self.task.build_evaluate()
+
+    def find_game(self, name: object) -> Game:
+        """Find a game by name; None is the first one.
+
+        Raises:
+            UsageError: the run does not play it.
+        """
+        games = {game.name: game for game in self.games}
+        if name is None:
+            return self.games[0]
+        if not isinstance(name, str) or name not in games:
+            raise UsageError(f"game is {describe(name)}; expected {' or '.join(games)}")
+        return games[name]
+
+    def search(self, slot: Slot, game: Game, state: States, simulations: int) -> SearchResult:
+        """Search from a position; the search stops when its request has ended.
+
+        Raises:
+            ClientDisconnected: the request has ended.
+            Error: there is not enough memory.
+        """
+
+        def evaluate(planes: Any) -> Any:
+            slot.check_request()
+            return self.evaluate(planes)
+
+        options = replace(self.task.search_options, simulations=simulations)
+        with convert_memory_errors("the search"), self.task.evaluation_mode():
+            return TreeSearch(game, evaluate, options, 1).search(state[None])
+
+    def predict_game(self, slot: Slot, content: bytes) -> dict[str, Json]:
+        """Predict the position of a game in JSON, and describe it.
+
+        Raises:
+            Error: a field is invalid, or a move is illegal.
+        """
+        with self.worker.observe_prediction(slot):
+            fields = parse_fields(content)
+            record = replay(self.find_game(fields.get("game")), fields.get("moves", []))
+            simulations = self.parse_simulations(fields.get("simulations"))
+            prediction: dict[str, Json] = {"move": None, "value": None, "policy": {}, "visits": {}, "simulations": 0}
+            if not record.is_over:
+                result = self.search(slot, record.game, record.state, simulations)
+                self.task.select_game(record.game.name)
+                prediction = self.task.describe_result(result)
+            return {**prediction, **describe_position(record)}
+
+    def play(self, slot: Slot, fields: Mapping[str, object], moves: Sequence[object]) -> PageGame:
+        """Execute an action of the page: a move of the person and the answer, undo, hint or a new game.
+
+        Raises:
+            Error: a field is invalid, or a move is illegal.
+        """
+        with self.worker.observe_prediction(slot):
+            action = fields.get("action", "show")
+            if action not in ("show", "undo", "hint", "new"):
+                raise UsageError(f"action is {describe(action)}; expected undo, hint or new")
+            prefix = "new_" if action == "new" else ""
+            person = parse_person(fields.get(f"{prefix}person", "0"))
+            game = self.find_game(fields.get(f"{prefix}game"))
+            simulations = self.parse_simulations(parse_digits(fields.get("simulations")))
+            record = replay(game, [] if action == "new" else [*moves, *([fields["move"]] if "move" in fields else [])])
+            if action == "undo":
+                undo(record, person)
+            count = len(record.moves)
+            if not record.is_over and (record.player != person or action == "hint"):
+                ply = count
+            else:  # show the search of the network's last move again
+                ply = count - 1 if record.player == person else count - 2
+            if ply < 0:
+                return PageGame(record, person, simulations)
+            result = self.search(slot, game, record.states[ply], simulations)
+            if ply == count and record.player != person:
+                record.play(int(result.moves[0]))
+            return PageGame(record, person, simulations, result, ply)
+
+    def parse_simulations(self, value: object) -> int:
+        """Parse the number of simulations; None is that of the run.
+
+        Raises:
+            UsageError: it is no integer, or out of range.
+        """
+        maximum = max(MAX_SIMULATIONS, self.task.simulations)
+        if value is None:
+            return self.task.simulations
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= maximum:
+            raise UsageError(f"simulations is {describe(value)}; expected an integer between 0 and {maximum:,}")
+        return value
+
+    def read_positions(self, slot: Slot, game: Game, name: str, content: bytes) -> list[Position]:
+        """Read the positions of a file.
+
+        Raises:
+            Error: the file is invalid, empty or too large.
+        """
+        slot.check_request()
+        positions = list(islice(parse_positions(content, name, game), MAX_POSITIONS + 1))
+        if not positions:
+            raise Error(f"{name} contains no positions")
+        if len(positions) > MAX_POSITIONS:
+            raise Error(f"{name} contains more than {MAX_POSITIONS:,} positions; split it")
+        return positions
+
+    def predict_positions(
+        self, slot: Slot, game: Game, name: str, positions: Sequence[Position]
+    ) -> list[dict[str, Json]]:
+        """Predict positions of a file."""
+        with self.worker.observe_prediction(slot), convert_memory_errors(name):
+            self.task.select_game(game.name)
+            return [prediction for _, prediction in self.task.predict_positions(name, positions)]
+
+
+def parse_fields(content: bytes) -> dict[str, Any]:
+    """Parse a request in JSON.
+
+    Raises:
+        UsageError: it is no JSON object, or has an unknown field.
+    """
+    try:
+        fields = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"the body is not valid JSON ({error}); send an object with the fields {FIELDS}") from None
+    if not isinstance(fields, dict):
+        raise UsageError(f"the body is {describe(fields)}; expected an object with the fields {', '.join(FIELDS)}")
+    for name in fields:
+        if name not in FIELDS:
+            raise UsageError(f"there is no field {describe(name)}; the fields are {', '.join(FIELDS)}")
+    return fields
+
+
+def parse_digits(text: object) -> object:
+    """Parse an integer of a form; other texts are returned as they are."""
+    return int(text) if isinstance(text, str) and text.isdecimal() and len(text) < 10 else text
+
+
+def parse_person(value: object) -> int:
+    """Parse the side of the person: 0 plays first, 1 second.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if value not in ("0", "1"):
+        raise UsageError(f"person is {describe(value)}; expected 0 (plays first) or 1")
+    return int(value == "1")
+
+
+def replay(game: Game, moves: object) -> GameRecord:
+    """Replay the moves of a game.
+
+    Raises:
+        UsageError: they are no list of moves, or a move is illegal.
+    """
+    if not isinstance(moves, list):
+        raise UsageError(f"moves is {describe(moves)}; expected a list of moves such as [{game.format_move(0)!r}]")
+    if len(moves) > game.max_moves:
+        raise UsageError(f"moves has {len(moves):,} moves; a game of {game.name} has at most {game.max_moves:,}")
+    record = GameRecord(game)
+    for number, text in enumerate(moves, 1):
+        if not isinstance(text, str):
+            raise UsageError(f"move {number} is {describe(text)}; expected a string such as {game.format_move(0)!r}")
+        try:
+            move = game.parse_move(text)
+        except ValueError as error:
+            raise UsageError(f"move {number}: {error}") from None
+        legal = record.legal_moves
+        if move not in legal:
+            names = format_names([game.format_move(int(other)) for other in legal], MAX_LISTED_MOVES)
+            reason = f"the legal moves are {names}" if names else "the game is over"
+            raise UsageError(f"illegal move {number}, {describe(text)}: {reason}")
+        record.play(move)
+    return record
+
+
+def undo(record: GameRecord, person: int) -> None:
+    """Take back the last move of the person, and the answer to it.
+
+    Raises:
+        UsageError: the person has not played.
+    """
+    if len(record.moves) <= person:
+        raise UsageError("there is no move to undo")
+    record.undo()
+    if record.player != person:
+        record.undo()
+
+
+def describe_position(record: GameRecord) -> dict[str, Json]:
+    """Describe a position for programs; the rows of the board are from the top to the bottom, as on the page."""
+    game, outcome = record.game, record.outcome
+    stones = board_page.orient_rows(game, read_stones(game, record.state, record.player))
+    return {
+        "game": game.name,
+        "board": stones.tolist(),
+        "legal_moves": [game.format_move(int(move)) for move in record.legal_moves],
+        "player": None if record.is_over else choose_style(game).names[record.player],
+        "over": record.is_over,
+        "outcome": None if outcome is None else int(outcome),
+        "result": describe_outcome(record) if record.is_over else None,
+    }
+
+
+def describe(value: object) -> str:
+    """Describe a value of a request for an error, in at most 60 ASCII characters."""
+    text = ascii(value) if isinstance(value, str | int | float | bool | None) else f"a {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,533 @@
+"""Tests of AlphaGo Zero: replay window, value targets, loss, gating, training, resumed training and games of users."""
+
+import json
+import shutil
+import signal
+import socket
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+import check_task
+import fukami as package
+from fukami import Error, UsageError
+from fukami.engine import checkpoint
+from fukami.engine.runtime import Runtime
+from fukami.models.alphago import alphago_zero
+from fukami.self_play import positions as position_files
+from fukami.self_play import tic_tac_toe
+from fukami.self_play.alphago_zero import AlphaGoZero
+from fukami.self_play.collector import BoardBatch, GameGroup, SelfPlayOptions
+from fukami.self_play.games import make_game
+from fukami.self_play.replay import Positions, ReplayWindow
+from fukami.self_play.search import SearchOptions
+from fukami.self_play.tic_tac_toe import TicTacToe
+
+CPU = {"device": "cpu", "precision": "float32"}
+SMALL = {
+    "game": ("tic-tac-toe",), "positions": 900, "learning_starts": 100, "num_games": 16, "batch_size": 32,
+    "self_play_simulations": 6, "simulations": 8, "blocks": 1, "channels": 8, "eval_every": 300, "eval_games": 4,
+}  # fmt: skip
+GAME_FILE = tic_tac_toe.__file__
+
+
+def make(**fields):
+    return AlphaGoZero(**SMALL | fields)
+
+
+@pytest.fixture
+def build_task():
+    """Function that builds an untrained task and its data."""
+
+    def build(**fields):
+        recipe = make(**fields)
+        data = recipe.load_data()
+        torch.manual_seed(0)
+        task = recipe.build_task(())
+        runtime = Runtime.start(**CPU)
+        data.train.setup(runtime)
+        task.setup(runtime)
+        task.prepare_training()
+        return task, data.train
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Folder of a small run of Connect Four."""
+    folder = tmp_path_factory.mktemp("runs") / "connect4"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fukami.self_play.evaluation.OptimalMoves.run", lambda self, task: FakeResults())
+        package.train(make(game=("connect4",), random_opening_moves=None), folder, **CPU)
+    return folder
+
+
+class FakeResults:
+    def compute_metrics(self):
+        return {"optimal": 0.5, "count": 1}
+
+
+def play_random_states(game, count, seed=0):
+    """Play random games, and return positions that are not over."""
+    rng, states = np.random.default_rng(seed), []
+    while len(states) < count:
+        state = game.build_initial_state()[None]
+        while np.isnan(game.outcome(state)[0]):
+            states.append(state[0])
+            state = game.play(state, rng.choice(np.flatnonzero(game.legal_moves(state)[0]), 1))
+    return np.stack(states[:count])
+
+
+def build_positions(game, states, seed=0):
+    """Build random targets for states."""
+    rng = np.random.default_rng(seed)
+    policies = rng.dirichlet(np.ones(game.num_moves), len(states)).astype(np.float32)
+    values = rng.uniform(-1, 1, len(states)).astype(np.float32)
+    return Positions(states, policies, values, np.zeros(0, np.float32), np.zeros((0, 0), np.float32))
+
+
+# ---- network --------------------------------------------------------------------------------------------------------
+
+
+def test_network_has_the_papers_tower():
+    """Methods, "Neural network architecture": 20 blocks of two convolutions of 256 channels, after one convolution."""
+    network = alphago_zero(362, num_planes=17, shape=(19, 19), blocks=19)
+    tower = sum(p.numel() for module in (network.stem, network.blocks) for p in module.parameters())
+    block = 2 * (256 * 256 * 9 + 2 * 256)
+    assert tower == 17 * 256 * 9 + 2 * 256 + 19 * block
+    small = alphago_zero(7, num_planes=2, shape=(6, 7), blocks=1, channels=8)
+    policy, value = small(torch.zeros(3, 2, 6, 7))
+    assert policy.shape == (3, 7)
+    assert value.shape == (3,)
+    assert (policy == 0).all()  # a new network predicts equal moves and the value 0
+
+
+def test_one_network_plays_go_on_several_sizes():
+    network = alphago_zero(50, num_planes=4, blocks=2, channels=8, predicts_score=True)
+    for size in (5, 7, 9):
+        prediction = network(torch.rand(2, 4, size, size))
+        assert prediction.policy.shape == (2, size * size + 1)
+        assert prediction.owners.shape == (2, size * size)
+        assert prediction.value.shape == prediction.score.shape == (2,)
+
+
+def test_fused_batch_normalization_computes_the_same():
+    torch.manual_seed(0)
+    network = alphago_zero(7, num_planes=2, shape=(6, 7), blocks=2, channels=8)
+    planes = torch.rand(16, 2, 6, 7)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    for _ in range(3):
+        network(planes)
+    network.eval()
+    with torch.inference_mode():
+        for expected, value in zip(network(planes), network.fuse_batch_norm()(planes), strict=True):
+            torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
+
+
+# ---- replay window --------------------------------------------------------------------------------------------------
+
+
+def test_targets_of_equal_positions_are_averaged_over_the_symmetries():
+    game, window = TicTacToe(), ReplayWindow(TicTacToe(), 100)
+    window.allocate()
+    symmetries = game.symmetries()
+    state = next(s for s in play_random_states(game, 50) if len(np.unique(s[symmetries.cells], axis=0)) == 8)
+    order = symmetries.cells[3]
+    rotated = state[order]
+    policies = np.zeros((2, 9), np.float32)
+    policies[0, 0] = 1
+    policies[1, symmetries.moves[3].tolist().index(4)] = 1  # the center of the other orientation
+    values = np.array([1, 0.5], np.float32)
+    empty = np.zeros(0, np.float32), np.zeros((0, 0), np.float32)
+    window.add(Positions(np.stack([state, rotated]), policies, values, *empty), 100)
+    slots = window.sample(20, np.random.default_rng(0))
+    assert set(slots.tolist()) == {1}
+    planes, targets = window.load(slots[:8], np.arange(8))
+    assert targets.values == pytest.approx([0.75] * 8)
+    for index in range(8):
+        stones = planes[index, 0].ravel() + 2 * planes[index, 1].ravel()
+        match = next(k for k in range(8) if (state[symmetries.cells[k]] == stones).all())
+        expected = np.zeros(9)
+        expected[0] = expected[4] = 0.5
+        np.testing.assert_allclose(targets.policies[index], expected[symmetries.moves[match]])
+
+
+def test_the_window_moves_and_forgets():
+    game, window = TicTacToe(), ReplayWindow(TicTacToe(), 50)
+    window.allocate()
+    states = np.unique(play_random_states(game, 400), axis=0)
+    hashes, _ = window.canonicalize(states)
+    _, first = np.unique(hashes, return_index=True)
+    states = states[np.sort(first)][:150]
+    window.add(build_positions(game, states), 50)
+    assert (window.start, window.total) == (100, 150)
+    assert set(window.sample(2000, np.random.default_rng(0)).tolist()) == set(range(100, 150))
+    window.add(build_positions(game, states[:1]), 50)  # left the window, so it is new
+    assert window.arrays["counts"][150] == 1
+    window.add(build_positions(game, states[149:]), 50)
+    assert window.arrays["counts"][151] == 2
+    assert 149 not in window.sample(2000, np.random.default_rng(0))
+
+
+def test_the_window_is_restored_from_its_files(tmp_path):
+    game, one, other = TicTacToe(), *(ReplayWindow(TicTacToe(), 200) for _ in range(2))
+    states = play_random_states(game, 500)
+    one.open_files(tmp_path / "window")
+    one.add(build_positions(game, states), 200)
+    total, start, current = one.total, one.start, one.is_current.copy()
+    slots = one.sample(50, np.random.default_rng(1))
+    one.add(build_positions(game, states[:300], seed=1), 200)  # after the checkpoint
+    other.open_files(tmp_path / "window")
+    other.restore(total, start)
+    assert (other.sample(50, np.random.default_rng(1)) == slots).all()
+    in_window = np.arange(start, total) % one.num_slots
+    assert (other.is_current[in_window] == current[in_window]).all()
+    one.add(build_positions(game, states[300:]), 200)
+    other.delete_files()
+    assert not (tmp_path / "window").exists()
+    with pytest.raises(Error, match="missing or incomplete"):
+        third = ReplayWindow(game, 200)
+        third.open_files(tmp_path / "window")
+        third.restore(total, start)
+
+
+# ---- self-play ------------------------------------------------------------------------------------------------------
+
+
+def build_group(num_games=4, **fields):
+    options = {
+        "search": SearchOptions(4), "num_games": num_games, "group_size": 64, "random_opening_moves": 0,
+        "temperature_moves": 0, "full_search_fraction": 1.0, "fast_simulations": 2, "td_lambda": 0.7,
+    } | fields  # fmt: skip
+
+    def evaluate(planes):
+        return np.zeros((len(planes), 9), np.float32), np.zeros(len(planes), np.float32)
+
+    return GameGroup(TicTacToe(), evaluate, SelfPlayOptions(**options), num_games, [0])
+
+
+def test_value_targets_are_lambda_returns_of_the_game():
+    group = build_group(num_games=1)
+    group.lengths[:] = 4
+    group.history["values"][0, :4] = [0.5, -0.25, 0.125, 0.0]
+    group.history["is_sample"][0, :4] = True
+    targets = group._build_positions(0, -1.0).values  # the side to move after four moves has lost
+    third = 0.3 * 0.0 + 0.7 * 1
+    second = 0.3 * 0.125 - 0.7 * third
+    first = 0.3 * -0.25 - 0.7 * second
+    assert targets == pytest.approx([0.3 * 0.5 - 0.7 * first, first, second, third])
+    group.history["is_proven"][0, 2], group.history["values"][0, 2] = True, 1.0
+    first = 0.3 * -0.25 - 0.7 * 1
+    assert group._build_positions(0, -1.0).values == pytest.approx([0.3 * 0.5 - 0.7 * first, first, 1, third])
+
+
+def test_positions_have_the_outcome_of_their_game():
+    """With lambda 1 and without proofs the target is the outcome for the side to move."""
+    group = build_group(num_games=8, td_lambda=1.0, search=SearchOptions(1))
+    for _ in range(12):
+        for positions in group.play_moves():
+            last = positions.values[-1]
+            assert abs(last) in (0, 1)
+            signs = (-1.0) ** np.arange(len(positions.values))[::-1]
+            np.testing.assert_array_equal(positions.values, last * signs)
+            assert (positions.states[0] == 0).all()
+            assert (np.diff((positions.states != 0).sum(1)) == 1).all()
+
+
+def test_fast_searches_are_not_learned():
+    group = build_group(num_games=32, full_search_fraction=0.25, search=SearchOptions(6))
+    counts = []
+    for _ in range(20):
+        for positions in group.play_moves():
+            counts.append(len(positions.values))
+    assert 0.15 < np.mean(counts) / (group.sum_lengths / group.num_finished) < 0.35
+
+
+def test_openings_have_up_to_the_maximum_of_random_moves():
+    group = build_group(num_games=200, random_opening_moves=4)
+    group.play_moves()
+    assert set(group.opening_lengths.tolist()) == {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("c_puct", [0.0, 1.5])
+def test_games_in_progress_are_restored(c_puct):
+    fields = {"search": SearchOptions(4, c_puct=c_puct), "random_opening_moves": 3, "temperature_moves": 5}
+    one, other = build_group(6, **fields), build_group(6, **fields)
+    for _ in range(5):
+        one.play_moves()
+    other.load_state_dict(one.state_dict())
+    for _ in range(15):
+        for expected, positions in zip(one.play_moves(), other.play_moves(), strict=True):
+            for value, copy in zip(expected, positions, strict=True):
+                np.testing.assert_array_equal(value, copy)
+
+
+# ---- training -------------------------------------------------------------------------------------------------------
+
+
+def test_loss_equals_the_papers_equation(build_task):
+    task, _ = build_task()
+    torch.manual_seed(1)
+    for parameter in task.model.heads.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    task.model.eval()
+    policies = torch.rand(5, 9).softmax(1)
+    batch = BoardBatch(torch.rand(5, 2, 3, 3), policies, torch.rand(5) * 2 - 1, None, None)
+    loss, metrics = task.compute_loss(batch)
+    policy, value = task.model(batch.planes)
+    cross_entropy = -(policies * F.log_softmax(policy, 1)).sum(1).mean()
+    expected = ((value - batch.values) ** 2).mean() + cross_entropy
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    divergence = (policies * (policies.log() - F.log_softmax(policy, 1))).sum(1).mean()
+    assert metrics["policy_loss"].item() == pytest.approx(divergence.item(), rel=1e-4)
+
+
+def test_the_task_overfits_a_batch(build_task):
+    task, collector = build_task(channels=32, lr=1e-2, ema_decay=0.0)
+    batch = next(task.iterate_batches(collector))
+    task.schedule(0.0)
+    losses = [float(task.step(batch)["policy_loss"] + task.step(batch)["value_loss"]) for _ in range(100)]
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_positions_per_optimizer_step(build_task):
+    task, collector = build_task(samples_per_position=2.0)
+    batches = task.iterate_batches(collector)
+    for step in range(1, 20):
+        next(batches)
+        due = 100 + 32 * step / 2
+        assert due <= collector.total < due + 16 * 9
+
+
+def test_the_moving_average_plays(build_task):
+    task, collector = build_task(ema_decay=0.5)
+    before = [parameter.clone() for parameter in task.ema_model.parameters()]
+    task.schedule(0.0)
+    task.step(next(task.iterate_batches(collector)))
+    for old, new, average in zip(before, task.model.parameters(), task.ema_model.parameters(), strict=True):
+        torch.testing.assert_close(average, (old + new) / 2)
+    assert task.get_modules()["model"] is task.ema_model
+
+
+@pytest.mark.parametrize("wins", [False, True])
+def test_a_network_has_to_win_the_gating_match(build_task, monkeypatch, wins):
+    task, _ = build_task(gating_games=4)
+    with torch.no_grad():
+        next(task.ema_model.parameters()).add_(1)
+    result = type("Result", (), {"score": 0.6 if wins else 0.55})
+    monkeypatch.setattr("fukami.self_play.task.play_match", lambda *arguments, **options: result)
+    metrics = {}
+    task.on_evaluation(metrics)
+    assert metrics["gating_score"] == result.score
+    equal = [
+        torch.equal(one, other)
+        for one, other in zip(task.self_play_model.parameters(), task.ema_model.parameters(), strict=True)
+    ]
+    assert all(equal) is wins
+
+
+def test_training_learns_tic_tac_toe(tmp_path):
+    """The network alone, without search, becomes much better than a random player."""
+    fields = {"positions": 5000, "learning_starts": 500, "num_games": 64, "batch_size": 64, "channels": 16, "lr": 5e-3,
+              "samples_per_position": 4.0, "eval_every": 5000, "eval_games": 100}  # fmt: skip
+    recipe = make(**fields, self_play_simulations=16, simulations=0, eval_opponent="random")
+    run = package.train(recipe, tmp_path / "run", **CPU)
+    assert run.metrics["count"] == 100
+    assert run.metrics["score"] > 0.85
+    log = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert log[-1]["phase"] == "test"
+    assert not (run.folder / "replay_window").exists()
+
+
+@pytest.mark.parametrize("fields", [{}, {"gating_games": 2}])
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path, fields):
+    check_task.check_killed_and_resumed(lambda **other: make(**fields | other), tmp_path, kills=1)
+
+
+def start_two_processes(recipe, out, *arguments):
+    """Start two processes of a run, with the environment of torchrun."""
+    with socket.socket() as server:  # finds a free port
+        server.bind(("127.0.0.1", 0))
+        rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1]), "WORLD_SIZE": "2"}
+    command = [*check_task.build_command(recipe, out), *arguments]
+    return [
+        check_task.CommandProcess(
+            command, frequent_checkpoints=True, environment={**rendezvous, "RANK": rank, "LOCAL_RANK": rank}
+        )
+        for rank in "01"
+    ]
+
+
+@pytest.mark.slow
+def test_two_processes_play_their_parts_and_are_resumed(tmp_path):
+    """Each has games of its own; killed and resumed processes equal uninterrupted ones."""
+    recipe, outs = make(positions=1500), [tmp_path / "uninterrupted", tmp_path / "killed"]
+    processes = start_two_processes(recipe, outs[0])
+    assert [process.wait()[0] for process in processes] == [0, 0]
+    processes = start_two_processes(recipe, outs[1])
+    check_task.wait_until(
+        lambda: len(check_task.read_log_lines(outs[1])) > 6 or not all(process.is_alive() for process in processes)
+    )
+    for process in processes:
+        process.kill()
+    assert [process.wait()[0] for process in processes] == [-signal.SIGKILL] * 2
+    processes = start_two_processes(recipe, outs[1], "--resume")
+    assert [process.wait()[0] for process in processes] == [0, 0]
+    check_task.check_same_run(*outs)
+    state = checkpoint.read_checkpoint(outs[0], torch.device("cpu"))["loader"]["processes"]
+    assert len(state) == 2
+    games = [part["groups"][0][0]["states"] for part in state]
+    assert not torch.equal(*games)
+    totals = [part["windows"][0][0] for part in state]
+    assert all(abs(total - 750) < 16 * 9 for total in totals)
+
+
+def test_a_batch_is_divided_evenly_by_the_processes():
+    with pytest.raises(UsageError, match="cannot share a batch of 33"):
+        make(batch_size=33).load_data().train.setup(replace(Runtime.start(**CPU), world_size=2))
+
+
+def test_a_missing_window_is_reported(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    run = package.train(make(), folder, **CPU)
+    assert run.folder == folder
+    state = checkpoint.read_checkpoint(folder, torch.device("cpu"))
+    recipe = make()
+    data = recipe.load_data().train
+    data.open_files(folder)
+    data.setup(Runtime.start(**CPU))
+    with pytest.raises(Error, match="replay_window.*missing or incomplete"):
+        data.load_state_dict(state["loader"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"game": ("conect4",)}, "connect4"),
+        ({"game": ()}, "at least one game"),
+        ({"game": ("connect4", "tic-tac-toe")}, "only board sizes of Go can share a network"),
+        ({"positions": 50}, "positions should be at least"),
+        ({"td_lambda": 1.5}, "td-lambda should be between 0 and 1"),
+        ({"full_search_fraction": 0.0}, "full-search-fraction should be more than 0"),
+        ({"eval_opponent": "gnugo"}, "GNU Go does not play tic-tac-toe"),
+    ],
+)
+def test_fields_are_checked(fields, message):
+    with pytest.raises(UsageError, match=message):
+        make(**fields).load_data()
+
+
+# ---- predictions ----------------------------------------------------------------------------------------------------
+
+
+def test_positions_of_a_file_are_predicted(run, tmp_path):
+    file = tmp_path / "positions.txt"
+    lines = ["." * 42, "", "xx.oo..o" + "." * 34, "xxx.oo.", "xxx" + "." * 39, "xxx.ooo" + "." * 35]
+    file.write_text("\n".join(lines))
+    model = package.load(run, device="cpu")
+    predictions = model.predict(file)
+    assert [prediction["line"] for prediction in predictions] == [1, 3, 4, 5, 6]
+    assert all(prediction["file"] == str(file) for prediction in predictions)
+    assert "line 3" in predictions[1]["error"]  # a stone above an empty cell
+    assert "line 4" in predictions[2]["error"]
+    assert "line 5" in predictions[3]["error"]
+    win = predictions[4]
+    assert (win["move"], win["value"], win["policy"]) == ("4", 1.0, {"4": 1.0})
+    first = predictions[0]
+    assert set(first["policy"]) == set("1234567")
+    assert sum(first["policy"].values()) == pytest.approx(1, abs=1e-3)
+    assert sum(first["visits"].values()) == first["simulations"] == 8
+    assert json.loads(json.dumps(predictions)) == predictions
+
+
+def test_more_simulations_and_drawings(run, tmp_path, fukami):
+    file = tmp_path / "positions.txt"
+    file.write_text("." * 42 + "\n")
+    result = fukami("predict", run, file, "--set", "simulations=20", "--out", tmp_path / "out")
+    assert result.status == 0
+    assert result.json[0]["simulations"] == 20
+    assert (tmp_path / "out" / "positions.png").exists()
+    assert (tmp_path / "out" / "index.html").exists()
+
+
+def test_unreadable_files_are_named_and_the_rest_is_predicted(run, tmp_path, fukami):
+    good, binary = tmp_path / "good.txt", tmp_path / "binary.txt"
+    good.write_text("." * 42)
+    binary.write_bytes(b"\xff\xfe\x00" * 50)
+    result = fukami("predict", run, binary, tmp_path / "missing.txt", good)
+    assert result.status == 1
+    assert [json.loads(line)["file"] for line in result.out.splitlines()] == [str(good)]
+    assert "binary.txt is no text file" in result.err
+    assert "missing.txt" in result.err
+
+
+def test_a_large_file_is_rejected(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(position_files, "MAX_FILE_BYTES", 50)
+    file = tmp_path / "positions.txt"
+    file.write_text(("." * 42 + "\n") * 2)
+    (prediction,) = package.load(run, device="cpu").predict(file)
+    assert "more than 50 bytes" in prediction["error"]
+
+
+def test_exported_networks_predict_the_same(run, tmp_path, fukami):
+    file = tmp_path / "positions.txt"
+    file.write_text("." * 42 + "\n" + "x......" + "." * 35 + "\n" + ".xo...." + "." * 35)
+    expected = package.load(run, device="cpu").predict(file)
+    for precision, tolerance in (("onnx", 1e-3), ("float16", 0.02), ("bfloat16", 0.1)):
+        result = fukami("export", run, "--to", precision, "--out", tmp_path / precision)
+        assert result.status == 0, result.err
+        predictions = package.load(tmp_path / precision, device="cpu").predict(file)
+        for prediction, other in zip(predictions, expected, strict=True):
+            assert prediction["value"] == pytest.approx(other["value"], abs=tolerance)
+
+
+def test_int8_is_refused(run, tmp_path, fukami):
+    result = fukami("export", run, "--to", "int8", "--out", tmp_path / "int8")
+    assert result.status == 2
+    assert "int8 is for classifiers" in result.err
+
+
+# ---- games of users -------------------------------------------------------------------------------------------------
+
+
+def test_a_run_of_a_users_game_contains_its_name_and_hash_and_asks_for_the_file(tmp_path, fukami):
+    file = tmp_path / "my_game.py"
+    shutil.copy(GAME_FILE, file)
+    folder = tmp_path / "run"
+    package.train(make(game=(str(file),)), folder, **CPU)
+    (name,) = json.loads((folder / "recipe.json").read_text())["fields"]["game"]
+    assert name.startswith("my_game.py@sha256:")
+    assert all(b"class TicTacToe" not in path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    result = fukami("eval", folder)
+    assert result.status == 2
+    assert "--set game=./my_game.py" in result.err
+    result = fukami("eval", folder, "--set", f"game={file}")
+    assert result.status == 0, result.err
+    assert result.json[0]["count"] == 4
+    file.write_text(file.read_text() + "\n")
+    result = fukami("eval", folder, "--set", f"game={file}")
+    assert result.status == 2
+    assert "trained with the game my_game.py@sha256" in result.err
+
+
+def test_a_run_never_executes_a_file_that_it_names(tmp_path):
+    folder, marker, evil = tmp_path / "run", tmp_path / "executed", tmp_path / "evil.py"
+    package.train(make(), folder, **CPU)
+    evil.write_text(f"open({str(marker)!r}, 'w')\n")
+    record = json.loads((folder / "recipe.json").read_text())
+    for name in (str(evil), f"{evil}@sha256:0", f"{evil}@sha256:{'0' * 64}.py"):
+        record["fields"]["game"] = [name]
+        (folder / "recipe.json").write_text(json.dumps(record))
+        with pytest.raises(Error):
+            package.load(folder)
+        assert not marker.exists()
+
+
+def test_make_game_names_the_nearest_game():
+    with pytest.raises(UsageError, match="go9"):
+        make_game("go8")

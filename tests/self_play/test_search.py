@@ -1,0 +1,198 @@
+"""Tests of the tree search: against minimax, hand-computed schedules and equations, and between its own modes."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+from fukami.self_play import tree as kernels
+from fukami.self_play.search import SearchOptions, TreeSearch, schedule_visits
+from fukami.self_play.tic_tac_toe import TicTacToe
+
+GAME = TicTacToe()
+
+
+def evaluate_equally(planes):
+    return np.zeros((len(planes), 9), np.float32), np.zeros(len(planes), np.float32)
+
+
+def evaluate_randomly(planes):
+    """Return fixed random numbers for each position."""
+    weights = np.random.default_rng(0).normal(size=(planes[0].size, 10))
+    outputs = np.sin(3 * planes.reshape(len(planes), -1) @ weights).astype(np.float32)
+    return 2 * outputs[:, :9], outputs[:, 9]
+
+
+def play_all(*moves):
+    state = GAME.build_initial_state()[None]
+    for move in moves:
+        state = GAME.play(state, np.array([move]))
+    return state
+
+
+@cache
+def solve(content):
+    """Solve a position by minimax."""
+    state = np.frombuffer(content, np.uint8)[None]
+    outcome = GAME.outcome(state)[0]
+    if not np.isnan(outcome):
+        return int(outcome)
+    moves = np.flatnonzero(GAME.legal_moves(state)[0])
+    return max(-solve(GAME.play(state, np.array([move])).tobytes()) for move in moves)
+
+
+def sample_positions(count, seed=0):
+    rng, positions = np.random.default_rng(seed), []
+    while len(positions) < count:
+        state = GAME.build_initial_state()[None]
+        for _ in range(rng.integers(0, 8)):
+            if np.isnan(GAME.outcome(state)[0]):
+                state = GAME.play(state, rng.choice(np.flatnonzero(GAME.legal_moves(state)[0]), 1))
+        if np.isnan(GAME.outcome(state)[0]):
+            positions.append(state[0])
+    return np.stack(positions)
+
+
+@pytest.mark.parametrize("options", [{}, {"c_puct": 1.5}])
+@pytest.mark.parametrize("evaluate", [evaluate_equally, evaluate_randomly])
+def test_proven_values_and_moves_equal_minimax(options, evaluate):
+    states = sample_positions(60)
+    search = TreeSearch(GAME, evaluate, SearchOptions(400, **options), len(states))
+    result = search.search(states)
+    assert result.is_proven.mean() > 0.3
+    for index in np.flatnonzero(result.is_proven):
+        expected = solve(states[index].tobytes())
+        assert result.values[index] == expected
+        after = GAME.play(states[index : index + 1], result.moves[index : index + 1])
+        assert -solve(after.tobytes()) == expected
+        best = [
+            -solve(GAME.play(states[index : index + 1], np.array([move])).tobytes()) == expected
+            for move in np.flatnonzero(result.policies[index] > 1e-6)
+        ]
+        assert all(best)
+
+
+def test_a_win_in_one_move_is_proven_and_ends_the_search():
+    state = play_all(0, 3, 1, 4)  # x wins at 2
+    result = TreeSearch(GAME, evaluate_equally, SearchOptions(64), 1).search(state)
+    assert result.moves[0] == 2
+    assert result.values[0] == 1
+    assert result.is_proven[0]
+    assert result.policies[0, 2] == 1
+    assert result.visits[0].sum() < 20
+
+
+def test_sequential_halving_gives_each_phase_the_same_simulations():
+    # 16 simulations, 4 moves: two phases of 8, in which 4 and then 2 moves have 2 and 4 visits more
+    assert schedule_visits(4, 16, 16).tolist() == [0] * 4 + [1] * 4 + [2, 2, 3, 3, 4, 4, 5, 5]
+    assert schedule_visits(1, 3, 5).tolist() == [0, 1, 2, 0, 0]
+    visits = schedule_visits(16, 64, 64)
+    assert [int((visits == count).sum()) for count in range(3)] == [16, 8, 8]
+
+
+def test_the_visits_of_the_root_follow_the_schedule():
+    state = GAME.build_initial_state()[None]
+    result = TreeSearch(GAME, evaluate_randomly, SearchOptions(16, max_considered_moves=4), 1).search(state)
+    assert sorted(result.visits[0].tolist()) == [0, 0, 0, 0, 0, 2, 2, 6, 6]
+
+
+def test_the_network_alone_is_its_policy():
+    states = sample_positions(5)
+    result = TreeSearch(GAME, evaluate_randomly, SearchOptions(0), 5).search(states)
+    logits, values = evaluate_randomly(GAME.planes(states))
+    logits[~GAME.legal_moves(states)] = -np.inf
+    expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(result.network_policies, expected, rtol=1e-5)
+    np.testing.assert_allclose(result.network_values, values, rtol=1e-6)
+    assert (result.moves == logits.argmax(1)).all()
+    np.testing.assert_allclose(result.policies, expected, rtol=1e-4)  # without visits all moves have the same value
+
+
+def test_the_improved_policy_follows_the_paper():
+    """Danihelka et al. 2022, equation 11, from the visits and values of the children."""
+    states, options = sample_positions(20, seed=3), SearchOptions(12, value_scale=0.2)
+    search = TreeSearch(GAME, evaluate_randomly, options, len(states))
+    result = search.search(states)
+    for index in np.flatnonzero(~result.is_proven):
+        tree = search.tree
+        visits = tree.visits[index, 0].astype(float)
+        priors = np.exp(tree.log_priors[index, 0].astype(float))
+        visited = visits > 0
+        children = tree.children[index, 0]
+        values = np.zeros(9)
+        for move in np.flatnonzero(visited):
+            proof = tree.proofs[index, children[move]]
+            mean = tree.value_sums[index, 0, move] / visits[move]
+            values[move] = mean if proof == kernels.UNKNOWN else -proof
+        mean = (priors * values)[visited].sum() / priors[visited].sum()
+        mixed = (tree.values[index, 0] + visits.sum() * mean) / (1 + visits.sum())
+        completed = np.where(visited, values, mixed)
+        with np.errstate(divide="ignore"):
+            logits = np.log(priors) + (50 + visits.max()) * 0.2 * (completed + 1) / 2
+        lost = [child >= 0 and tree.proofs[index, child] == 1 for child in children]
+        logits[lost] = -np.inf
+        expected = np.exp(logits - logits.max())
+        np.testing.assert_allclose(result.policies[index], expected / expected.sum(), rtol=1e-3, atol=1e-6)
+
+
+def test_puct_selects_the_move_of_greatest_value_and_bonus():
+    """One simulation more follows Silver et al. 2017, methods, "Select"."""
+    state = play_all(0)
+    before = TreeSearch(GAME, evaluate_randomly, SearchOptions(10, c_puct=1.25), 1)
+    before.search(state)
+    after = TreeSearch(GAME, evaluate_randomly, SearchOptions(11, c_puct=1.25), 1).search(state)
+    tree, visits = before.tree, before.tree.visits[0, 0].astype(float)
+    priors, children = np.exp(tree.log_priors[0, 0].astype(float)), tree.children[0, 0]
+    values = np.divide(tree.value_sums[0, 0], visits, out=np.zeros(9), where=visits > 0)
+    visited = visits > 0
+    for move in np.flatnonzero(visited):
+        if tree.proofs[0, children[move]] != kernels.UNKNOWN:
+            values[move] = -tree.proofs[0, children[move]]
+    mean = (priors * values)[visited].sum() / priors[visited].sum()
+    mixed = (tree.values[0, 0] + visits.sum() * mean) / (1 + visits.sum())
+    scores = np.where(visited, values, mixed) + 1.25 * priors * np.sqrt(1 + visits.sum()) / (1 + visits)
+    scores[priors == 0] = -np.inf
+    assert (after.visits[0] - visits)[scores.argmax()] == 1
+
+
+def test_gumbel_noise_samples_moves_in_proportion_to_the_policy():
+    """With one simulation the move is a sample of the policy (Danihelka et al. 2022, section 2)."""
+    states = np.repeat(GAME.build_initial_state()[None], 4000, 0)
+    options = SearchOptions(1, max_considered_moves=1, value_scale=0)
+    result = TreeSearch(GAME, evaluate_randomly, options, 4000).search(states, rng=np.random.default_rng(0))
+    frequencies = np.bincount(result.moves, minlength=9) / 4000
+    np.testing.assert_allclose(frequencies, result.network_policies[0], atol=0.03)
+
+
+def test_games_side_by_side_equal_games_alone():
+    states, options = sample_positions(8, seed=1), SearchOptions(30)
+    together = TreeSearch(GAME, evaluate_randomly, options, 8).search(states)
+    for index in range(8):
+        alone = TreeSearch(GAME, evaluate_randomly, options, 1).search(states[index : index + 1])
+        assert (together.visits[index] == alone.visits[0]).all()
+        np.testing.assert_allclose(together.policies[index], alone.policies[0], rtol=1e-5)
+
+
+def test_a_reused_subtree_keeps_its_visits():
+    search = TreeSearch(GAME, evaluate_randomly, SearchOptions(60), 1)
+    state = play_all(0)
+    first = search.search(state)
+    move = int(first.moves[0])
+    reply_visits = search.tree.visits[0, search.tree.children[0, 0, move]].copy()
+    reply = int(reply_visits.argmax())
+    node = search.tree.children[0, search.tree.children[0, 0, move], reply]
+    kept = search.tree.visits[0, node].copy()
+    after = GAME.play(GAME.play(state, np.array([move])), np.array([reply]))
+    result = search.continue_search(after, [[move, reply]])
+    assert kept.sum() > 0
+    assert (result.visits[0] >= kept).all()
+    if not result.is_proven[0]:
+        assert result.visits[0].sum() == kept.sum() + 60
+    assert (search.states[0, 0] == after[0]).all()
+
+
+def test_an_unknown_position_starts_a_new_tree():
+    search = TreeSearch(GAME, evaluate_randomly, SearchOptions(20), 1)
+    state = play_all(0, 1)
+    alone = TreeSearch(GAME, evaluate_randomly, SearchOptions(20), 1).search(state)
+    assert (search.continue_search(state, [[]]).visits == alone.visits).all()
