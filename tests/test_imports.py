@@ -23,6 +23,7 @@ LEVELS = (
         "generation",
         "style",
         "reinforcement",
+        "self_play",
         "leaderboard",
     },
     {"engine"},

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 
@@ -31,7 +32,10 @@ def untrained_runs(tmp_path_factory):
         recipe = get_recipe("alphago-zero")(game=games, blocks=1, channels=4, simulations=4)
         folder = root / name
         folder.mkdir()
-        checkpoint.write_weights(folder, checkpoint.copy_tensors_to_cpu(recipe.build_task(()).get_modules()))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            task = recipe.build_task(())
+        checkpoint.write_weights(folder, checkpoint.copy_tensors_to_cpu(task.get_modules()))
         checkpoint.write_recipe(folder, recipe, (), {})
     return root
 
@@ -97,7 +101,8 @@ def test_end_of_the_input_ends_the_game(fukami, untrained_runs, type_lines):
     result = fukami("play", untrained_runs / "go", "--device", "cpu", "--game", "go5", "--simulations", "0")
     assert result.status == 0
     assert result.out.endswith("The input has ended.\nThe game is not finished: 2 moves.\n")
-    assert "[W]" in result.out
+    assert " 3  .  .  B  .  . " in result.out
+    assert "\nwhite: " in result.out
 
 
 def test_unfinished_game_without_moves_writes_no_video(fukami, untrained_runs, type_lines, tmp_path):

@@ -38,7 +38,9 @@ def command(arguments: list[str]) -> None:
         set: tuple[str, ...] = (),
         recipe: Path | None = None,
     ) -> None:
-        """Serve a web page and an HTTP API that run inference on uploaded images. Ctrl-C stops the server.
+        """Serve a web page and an HTTP API that run inference on uploaded images, or play a board game.
+
+        Ctrl-C stops the server.
 
         Args:
             runs: Folders of runs, or names of bundled weights; several are an ensemble.
@@ -86,6 +88,9 @@ def command(arguments: list[str]) -> None:
         run_info = build_run_info(runs, precision, recipe)
         if get_confidence := getattr(task, "get_confidence", None):  # of a detector
             run_info["confidence"] = get_confidence()
+        if games := getattr(task, "games", ()):  # of self-play
+            del run_info["labels"]
+            run_info |= {"games": [game.name for game in games], "simulations": getattr(task, "simulations", 0)}
         application = create_app(task, run_info, hosts=hosts, token=secret, request_timeout=request_timeout)
         file_limit = raise_file_limit()
         with listen(host, port) as listener:

@@ -38,6 +38,7 @@ COMMANDS = ("eval {run}", "predict {run} IMAGE --out predictions", "serve {run}"
 TASK_COMMANDS = {
     "generation": ("eval {run}", "predict {run} --num-samples 64 --out samples"),
     "reinforcement": ("eval {run}", "play {run} --out episode.mp4"),
+    "self-play": ("eval {run}", "play {run}", "predict {run} FILE", "serve {run}"),
 }  # ... and of tasks whose input is not an image
 
 

@@ -1,4 +1,4 @@
-"""Self-play: many games side by side, each move of which a tree search selects, and the training positions of them."""
+"""Self-play of many games in parallel, and the training positions from them."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +30,7 @@ class SelfPlayOptions:
 
     Attributes:
         search: options of the search.
-        num_games: games side by side, over all groups of all games.
+        num_games: number of parallel games, over all groups of all games.
         group_size: games whose leaves are one batch of the network.
         random_opening_moves: largest number of random moves at the start of a game, after which the search plays.
         temperature_moves: moves that PUCT samples in proportion to the visits; then it plays the best one.
@@ -69,7 +69,7 @@ class BoardBatch(NamedTuple):
 
 
 class GameGroup:
-    """Games of one kind that are played side by side, a move in each at a time.
+    """Parallel games of one kind, a move in each at a time.
 
     Args:
         game: the rules.

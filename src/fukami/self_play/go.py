@@ -103,8 +103,6 @@ class Go(Game):
         board[list(black)], board[list(white)] = 1, 2
         state[self._board_start + self._pass :][: self._pass] = board > 0
         state[0] = 1 + player
-        hashes = [self._keys[board[point] - 1, point] for point in points]
-        state.view(np.uint64)[go_rules.HASHES_START] = np.bitwise_xor.reduce(hashes, dtype=np.uint64)
         is_marked, stack = np.zeros(self._pass, np.bool_), np.empty(self._pass, np.int16)
         for point in points:
             if go_rules.collect_group(board, point, self._neighbors, is_marked, stack):

@@ -10,7 +10,7 @@ bytes                 content
 1                     number of passes in a row
 2-3                   number of moves played
 4-13                  last five moves, the most recent first; ``NO_MOVE`` before the first moves
-16 ...                Zobrist hashes of all positions since the start (Zobrist 1970), 8 bytes each
+16 ...                Zobrist hashes of all positions (Zobrist 1970), 8 bytes each; 0 at the start
 ``board_start`` ...   points: 0 empty, 1 Black, 2 White
 next ...              whether each point was occupied in any position so far
 ====================  =========================================================================

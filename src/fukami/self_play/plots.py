@@ -1,9 +1,11 @@
 """Drawing of boards with the policy, the visits and the value of the search."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from fukami.self_play.connect_four import ConnectFour
@@ -70,6 +72,25 @@ def draw_game(record: GameRecord, result: SearchResult) -> list[Image.Image]:
         draw_board(record.game, record.state, record.player, title, record.moves[-1] if record.moves else None)
     )
     return frames
+
+
+def plot_optimal_moves(kinds: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Plot the fractions of optimal moves: a group of bars for each kind of positions, a bar per simulations."""
+    figure = Figure(figsize=(5.6, 2.8), layout="constrained")
+    axes = figure.add_subplot()
+    numbers = list(next(iter(kinds.values())))
+    width = 0.8 / len(numbers)
+    for index, number in enumerate(sorted(numbers, key=int)):
+        heights = [100 * fractions[number] for fractions in kinds.values()]
+        positions = np.arange(len(kinds)) + (index - (len(numbers) - 1) / 2) * width
+        bars = axes.bar(positions, heights, 0.9 * width, label=f"{number} simulations", color=f"C{index}")
+        axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=1)
+    axes.set_xticks(range(len(kinds)), list(kinds))
+    axes.set_ylabel("optimal moves in %", fontsize=8)
+    axes.set_ylim(0, 108)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=7, loc="lower right")
+    return figure
 
 
 def describe_outcome(record: GameRecord) -> str:

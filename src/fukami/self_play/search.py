@@ -1,7 +1,6 @@
-"""Tree search of many games side by side, so that the network evaluates large batches."""
+"""Tree search of many games in parallel, so that the network evaluates large batches."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -218,13 +217,3 @@ def schedule_visits(num_considered: int, simulations: int, length: int) -> Int32
         remaining = max(min(2, num_considered), remaining // 2)
     return np.array([*sequence[:simulations], *[0] * (length - simulations)], np.int32)
 
-
-def search_in_threads(
-    searches: list[TreeSearch], calls: "list[Callable[[TreeSearch], SearchResult]]", num_threads: int
-) -> list[SearchResult]:
-    """Run one call per search in parallel threads; numba and torch release Python's lock."""
-    pairs = list(zip(searches, calls, strict=True))
-    if num_threads == 1 or len(pairs) == 1:
-        return [call(search) for search, call in pairs]
-    with ThreadPoolExecutor(num_threads) as pool:
-        return list(pool.map(lambda pair: pair[1](pair[0]), pairs))

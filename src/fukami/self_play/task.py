@@ -23,7 +23,7 @@ from fukami.models.alphago import SCORE_SCALE, AlphaGoZero, BoardPrediction, GoP
 from fukami.progress import track
 from fukami.quantization import half_precision
 from fukami.self_play.collector import BoardBatch, SelfPlayCollector
-from fukami.self_play.evaluation import BoardEvaluation
+from fukami.self_play.evaluation import BoardEvaluation, MatchResults, MoveResults
 from fukami.self_play.game import Game, States
 from fukami.self_play.match import choose_opening_length, play_match
 from fukami.self_play.players import SearchPlayer
@@ -33,10 +33,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from fukami.engine.runtime import Runtime
+    from fukami.engine.task import FigureContent
     from fukami.self_play.positions import Position
 
 SCORE_WEIGHT, OWNER_WEIGHT = 0.1, 0.5  # of the losses of the score and the owners (after Wu 2019, appendix A.3)
-PREDICT_BATCH_SIZE = 1024  # positions that are searched side by side
+PREDICT_BATCH_SIZE = 1024  # positions that are searched in parallel
 MIN_PROBABILITY = 0.001  # of a move that a prediction lists
 GATING_SCORE = 0.55  # fraction of the gating match that the newest network has to win
 GPU_GROUP_SIZE = 512  # games whose leaves are one batch of the network on a GPU
@@ -309,6 +310,22 @@ class SelfPlayTask(Task):
     def draw(self, image: "Image", prediction: Prediction) -> "Image":
         """Return the drawing of the position."""
         return image
+
+    def plot_evaluation(self, batches: Iterable[object]) -> "Iterator[tuple[str, FigureContent]]":
+        """Yield the fractions of optimal moves, and a game of the network against itself or the opponent."""
+        from fukami.self_play import plots
+
+        results = self._get_results(batches)
+        if isinstance(results, MoveResults):
+            yield "Optimal moves", plots.plot_optimal_moves(results.kinds)
+            player = SearchPlayer(self, self.simulations)
+            record = play_match(self.game, (player, player), 1, opening_moves=2).records[0]
+        else:
+            assert isinstance(results, MatchResults)
+            record = results.result.records[0]
+        with self.evaluation_mode():
+            search = self.search(np.stack(record.states[:-1]))
+        yield "A game", plots.draw_game(record, search)
 
     def get_signature(self) -> ModelSignature:
         """Return the signature of the network for other programs."""

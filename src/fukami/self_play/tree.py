@@ -76,7 +76,7 @@ def create_tree(num_games: int, capacity: int, num_moves: int) -> Tree:
 
 @njit(cache=True, nogil=True)
 def get_move_value(tree, game, node, move):
-    """Value of a visited or proven move for the side to move: exact, or the mean of its simulations."""
+    """Compute the value of a visited or proven move for the side to move: exact, or the mean of its simulations."""
     child = tree.children[game, node, move]
     if child >= 0 and tree.proofs[game, child] != UNKNOWN:
         return -np.float32(tree.proofs[game, child])
@@ -85,7 +85,7 @@ def get_move_value(tree, game, node, move):
 
 @njit(cache=True, nogil=True)
 def mix_value(tree, game, node):
-    """Value of the moves that were not visited (Danihelka et al. 2022, appendix D, v_mix).
+    """Compute the value of the moves that were not visited (Danihelka et al. 2022, appendix D, v_mix).
 
     It mixes the network's value of the node with the values of the visited moves, weighted by their policy.
     """
@@ -133,7 +133,7 @@ def improve_logits(tree, game, node, value_scale, logits):
 
 @njit(cache=True, nogil=True)
 def is_proven_loss(tree, game, node, move):
-    """Whether a move is proven to lose."""
+    """Return whether a move is proven to lose."""
     child = tree.children[game, node, move]
     return child >= 0 and tree.proofs[game, child] == 1
 

@@ -66,9 +66,9 @@ def create_app(
     app.add_middleware(MetricsMiddleware, metrics=metrics, paths=PATHS)
 
     if task.reads_positions:
-        from fukami.serving import boards  # imports the extra self-play
+        from fukami.serving.boards import add_routes  # imports the extra self-play
 
-        boards.add_routes(app, worker, run_info, needs_token=bool(token))
+        add_routes(app, worker, run_info, needs_token=bool(token))
     else:
         _add_image_routes(app, worker, run_info, needs_token=bool(token))
 

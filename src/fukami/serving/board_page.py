@@ -222,7 +222,9 @@ def draw_board(shown: PageGame) -> Board:
     taken = [cell for cell in cells.values() if cell is not None]
     if len({*taken}) < len(taken):  # several moves to the same cell
         cells, taken = dict.fromkeys(cells), []
-    is_column = game.num_moves == columns and all(cell is None or cell % columns == move for move, cell in cells.items())
+    is_column = game.num_moves == columns and all(
+        cell is None or cell % columns == move for move, cell in cells.items()
+    )
     buttons, hints = [], []
     for move, cell in cells.items():
         if cell is None:

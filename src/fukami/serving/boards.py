@@ -40,8 +40,8 @@ HEADERS = {
 POSITIONS = FileKind(
     "positions",
     ("text/", "application/x-go-sgf"),
-    "send a game as JSON (application/json) with the fields game, moves and simulations, or files of positions as fields "
-    "of a form (curl -F file=@positions.txt), or one as the body with its type (text/plain)",
+    "send a game as JSON (application/json) with the fields game, moves and simulations, or files of positions as "
+    "fields of a form (curl -F file=@positions.txt), or one as the body with its type (text/plain)",
 )
 
 
