@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -22,6 +23,12 @@ from fukami.cli.prediction_page import DrawnPrediction, PredictionPage, build_va
 from fukami.engine import report
 from fukami.engine.html import render_page
 from fukami.models import deep_convnet
+from fukami.self_play.connect_four import ConnectFour
+from fukami.self_play.go import Go
+from fukami.self_play.match import GameRecord
+from fukami.self_play.search import SearchResult
+from fukami.self_play.tic_tac_toe import TicTacToe
+from fukami.serving import board_page
 from fukami.serving import page as serving_page
 
 pytestmark = pytest.mark.report  # calls its functions
@@ -138,6 +145,33 @@ def write_serving(folder):
     return page.decode()
 
 
+class HostileGame(TicTacToe):
+    name, player_names = TEXT, (TEXT, TEXT)
+
+    def format_move(self, move):
+        return f"{TEXT}{move}"
+
+
+def write_hostile_board(folder):
+    return write_board(folder, HostileGame(), [4, 0], {"recipe": TEXT, "versions": {TEXT: TEXT}, TEXT: TEXT}, TEXT)
+
+
+def write_board(folder, game, moves, run_info, error="", *, games=(), ply=None):
+    """Write the page of a game with the search of the last move, or of the one after ``ply`` moves."""
+    record = GameRecord(game)
+    for move in moves:
+        record.play(move)
+    visits = np.random.default_rng(0).integers(0, 900, (1, game.num_moves), np.int32)
+    policy = (visits / visits.sum()).astype(np.float32)
+    result = SearchResult(
+        np.array([moves[-1]]), policy, visits, np.array([0.3]), np.array([False]), policy[:, ::-1], np.array([0.1])
+    )
+    shown = board_page.PageGame(record, len(moves) % 2, 64, result, len(moves) - 1 if ply is None else ply)
+    page = board_page.render_board_page(run_info, "http://localhost/", games or [game], shown, error)
+    (folder / "index.html").write_bytes(page)
+    return page.decode()
+
+
 WRITERS = (
     write_run_report,
     write_evaluation,
@@ -147,6 +181,7 @@ WRITERS = (
     write_images,
     write_predictions,
     write_serving,
+    write_hostile_board,
 )  # each kind of page, with hostile names
 
 
@@ -156,7 +191,7 @@ def test_names_and_texts_are_escaped(tmp_path, write):
     parser = Parser(page)
     text = "\n".join(parser.texts).replace(json.dumps(TEXT)[1:-1], TEXT)  # as the JSON of a prediction
     assert text.count(TEXT) == page.count("alert(1)") >= 4
-    assert parser.tags.count("script") == (write in (write_serving, write_predictions))
+    assert parser.tags.count("script") == (write in (write_serving, write_hostile_board, write_predictions))
     assert parser.tags.count("h1") == 1
 
 
@@ -316,6 +351,29 @@ def write_typical_network(folder):
     explain.write_page(folder, "explain_network.html", name="deep_convnet", **explain.plot_network(text, layers, field))
 
 
+BOARD_RUN = {"recipe": "alphago-zero", "members": 1, "precision": "float32", "versions": {"fukami": "0.2.0"}}
+BOARD_RUN |= {"games": ["go7", "go9"], "simulations": 64}
+
+
+def write_connect_four(folder):
+    write_board(folder, ConnectFour(), [3, 2, 2, 3, 3, 0], BOARD_RUN)
+
+
+def write_connect_four_hint(folder):
+    write_board(folder, ConnectFour(), [3, 2, 2, 3, 3, 0], BOARD_RUN, ply=6)
+
+
+def write_go(folder):
+    write_board(folder, Go(7), [24, 16, 32, 40, 0, 48], BOARD_RUN, "an error", games=[Go(7), Go(9)])
+
+
+def write_large_go(folder):
+    write_board(folder, Go(19), [60, 72, 300, 288], BOARD_RUN, games=[Go(19)], ply=4)
+
+
+BOARD_WRITERS = (write_connect_four, write_connect_four_hint, write_go, write_large_go)
+
+
 def open_page(tab, folder):
     (path,) = folder.glob("*.html")
     tab.goto(path.as_uri())
@@ -329,6 +387,7 @@ def open_page(tab, folder):
         write_typical_precisions,
         write_typical_predictions,
         write_typical_network,
+        *BOARD_WRITERS,
         *WRITERS,
     ],
 )
@@ -345,6 +404,37 @@ def test_pages_fit_a_phone_and_a_monitor_in_light_and_dark(tmp_path, tab, write)
         assert tab.eval_on_selector_all(texts, FIND_LOWEST_CONTRAST) >= 4.5, (width, scheme)
     images = tab.eval_on_selector_all("img", "images => images.map(image => [image.alt, image.naturalWidth])")
     assert all(text and (width or write is write_predictions) for text, width in images)  # its files do not exist
+
+
+@pytest.mark.parametrize("write", BOARD_WRITERS)
+def test_boards_fill_a_phone_and_are_beside_the_search_on_a_monitor(tmp_path, tab, write):
+    """The buttons are where the stones will be, and the texts of the controls have the contrast of WCAG 2."""
+    write(tmp_path)
+    open_page(tab, tmp_path)
+    for width, scheme in VIEWPORTS:
+        tab.set_viewport_size({"width": width, "height": 800})
+        tab.emulate_media(color_scheme=scheme)
+        board, panel = (tab.locator(selector).bounding_box() for selector in (".board", ".panel"))
+        if width < 800:
+            assert board["width"] == pytest.approx(width - 32, abs=1)
+            assert panel["y"] > board["y"] + board["height"]
+        else:
+            assert panel["x"] > board["x"] + board["width"]
+            assert board["width"] > 450
+        assert tab.eval_on_selector_all(".controls button:enabled, .controls select", FIND_LOWEST_CONTRAST) >= 4.5
+        ghosts = tab.eval_on_selector_all(
+            ".ghost", "ghosts => ghosts.map(ghost => ghost.getBoundingClientRect().toJSON())"
+        )
+        cell = min(ghost["width"] for ghost in ghosts)
+        assert all(ghost["height"] == pytest.approx(cell, rel=0.02) for ghost in ghosts)
+        stones = tab.eval_on_selector_all(
+            ".board > svg .stone", "stones => stones.map(stone => stone.getBoundingClientRect().toJSON())"
+        )
+        for stone in stones:
+            column, row = ((ghosts[0][side] - stone[side] + (cell - stone["width"]) / 2) / cell for side in "xy")
+            assert (column, row) == pytest.approx((round(column), round(row)), abs=0.1)
+    commands = tab.locator("h2:text-is('HTTP API') + pre div").all_inner_texts()
+    assert [command.split()[0] for command in commands] == ["curl", "curl"]
 
 
 def test_curves_are_vector_graphics_below_one_another_on_a_phone(tmp_path, tab):

@@ -26,6 +26,13 @@ SEGNET = "Badrinarayanan et al., SegNet: A Deep Convolutional Encoder-Decoder Ar
 VGG = "Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition"
 
 RECIPES = {
+    "alphago-policy": Entry(
+        "self_play.alphago_policy:AlphaGoPolicy",
+        "self-play",
+        2016,
+        "Silver et al., Mastering the game of Go with deep neural networks and tree search",
+        "57.0 % of the moves on KGS, 30 million positions, 8 symmetries",
+    ),
     "alphago-zero": Entry(
         "self_play.alphago_zero:AlphaGoZero",
         "self-play",

@@ -90,7 +90,7 @@ def test_our_results_state_the_number_of_seeds():
     for file, seed, columns in (("README.md", "seed", 6), ("README.ja.md", "シード", 6)):
         rows = [line.strip("| ").split(" | ") for line in (ROOT / file).read_text(encoding="utf-8").splitlines()
                 if line.startswith("| [")]  # fmt: skip
-        assert len(rows) == 14
+        assert len(rows) == 16
         for row in rows:
             assert len(row) == columns
             has_result = row[4] not in ("not trained", "未学習") and "neural-style" not in row[0]

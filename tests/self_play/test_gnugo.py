@@ -62,6 +62,20 @@ def test_many_random_games_agree_with_gnugo():
 
 
 @needs_gnugo
+def test_superko_agrees_with_gnugo():
+    """A cycle of three moves after a pass, which the rule of simple ko allows."""
+    go = Go(5)
+    states = go.build_initial_state()[None]
+    with GnuGo(5, go.komi) as engine:
+        for vertex in "B1 A2 C2 B2 D1 pass A1 C1".split():
+            engine.play(go.player_names[states[0, 0] - 1], vertex)
+            states = go.play(states, np.array([go.parse_move(vertex)]))
+        legal = {go.format_move(int(move)) for move in np.flatnonzero(go.legal_moves(states)[0, :-1])}
+        assert "B1" not in legal
+        assert legal == engine.list_legal_moves("black")
+
+
+@needs_gnugo
 def test_generated_game_is_legal():
     go = Go(5)
     states = go.build_initial_state()[None]
@@ -133,6 +147,7 @@ def test_process_ends_after_an_error():
 def test_command_after_the_end():
     with GnuGo(5, 24.5) as engine:
         engine._process.kill()
+        engine._process.wait()
         with pytest.raises(Error, match=r"GNU Go ended \(exit status -9\) during the command 'undo'"):
             engine.undo()
     with pytest.raises(Error, match="GNU Go ended"):

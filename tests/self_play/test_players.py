@@ -6,12 +6,22 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
+from fukami.engine.runtime import Runtime
 from fukami.self_play import players
+from fukami.self_play.alphago_zero import AlphaGoZero
 from fukami.self_play.connect_four import ConnectFour
 from fukami.self_play.go import Go
 from fukami.self_play.match import RESIGN, GameRecord, play_match
-from fukami.self_play.players import GnuGoPlayer, PlainSearchPlayer, RandomPlayer, SearchPlayer, SolverPlayer
+from fukami.self_play.players import (
+    GameSearch,
+    GnuGoPlayer,
+    PlainSearchPlayer,
+    RandomPlayer,
+    SearchPlayer,
+    SolverPlayer,
+)
 from fukami.self_play.search import SearchOptions
 from fukami.self_play.tic_tac_toe import TicTacToe
 
@@ -74,9 +84,9 @@ def test_search_player_searches_all_games_at_once():
     player = SearchPlayer(Task(), 7, "run")
     records = [play_moves(TicTacToe(), 8), GameRecord(TicTacToe())]
     assert (player.name, player.choose_moves(records)) == ("run", [0, 1])
-    assert player.choose_moves([GameRecord(Go(5))]) == [0]
+    assert player.choose_moves([GameRecord(Go(5)), GameRecord(Go(5))]) == [0, 1]
     assert player.task.game.name == "go5"
-    assert calls == [((2, 9), 7, None), ((1, len(Go(5).build_initial_state())), 7, None)]
+    assert calls == [((2, 9), 7, None), ((2, len(Go(5).build_initial_state())), 7, None)]
 
 
 def test_search_without_a_network_wins_and_blocks():
@@ -158,3 +168,29 @@ def test_gnugo_resigns_and_receives_all_moves(monkeypatch):
     assert (engine.is_closed, created[1].is_closed, created[1].log[0][3]) == (True, False, 10)
     player.close()
     assert created[1].is_closed
+
+
+def test_the_search_of_a_game_reuses_the_subtree_and_starts_anew_after_undo():
+    """The visits of the position after two moves are kept; the first search of a position has none."""
+    recipe = AlphaGoZero(game=("tic-tac-toe",), blocks=1, channels=8)
+    torch.manual_seed(0)
+    task = recipe.build_task(())
+    torch.nn.init.normal_(task.ema_model.heads.policy.weight)
+    task.setup(Runtime.start("cpu", "float32"))
+    search, record = GameSearch(task, 30), GameRecord(task.game)
+    first = search.search(record)
+    assert first.visits.sum() == 30
+    moves = [int(first.moves[0])]
+    tree = search.tree_search.tree
+    node = tree.children[0, 0, moves[0]]
+    moves.append(int(tree.visits[0, node].argmax()))
+    kept = tree.visits[0, tree.children[0, node, moves[1]]].sum()
+    for move in moves:
+        record.play(move)
+    second = search.search(record)
+    assert kept > 0
+    assert second.visits.sum() == kept + 30
+    record.undo()
+    assert search.search(record).visits.sum() == 30
+    expected = task.search(record.state[None], 30)
+    assert (search.search(record).visits >= expected.visits).all()

@@ -9,6 +9,7 @@ from fukami.self_play.connect_four import ConnectFour
 from fukami.self_play.game import Game
 from fukami.self_play.go import COLUMNS, Go
 from fukami.self_play.match import GameRecord, read_stones
+from fukami.self_play.players import GameSearch
 from fukami.self_play.plots import choose_style, describe_outcome, has_cell_moves, list_star_points, rank_moves
 
 with require_extra("self-play", "a game in the terminal"):
@@ -40,6 +41,7 @@ class TerminalGame:
         self.task, self.person = task, person
         self.console = Console(highlight=False, markup=False) if console is None else console
         self.record, self.names = GameRecord(task.game), choose_style(task.game).names
+        self.search = GameSearch(task, task.simulations)
 
     def play(self) -> GameRecord:
         """Play until the game is over, the person quits or the input ends, and return the game."""
@@ -70,7 +72,7 @@ class TerminalGame:
             self.console.print(f"The game is not finished: {len(self.record.moves)} moves.")
             return False
         if command == "hint":
-            self.print_search(self.person, self.task.search(self.record.state[None]))
+            self.print_search(self.person, self.search.search(self.record))
         elif command == "undo":
             self.undo()
         elif line:
@@ -102,7 +104,7 @@ class TerminalGame:
 
     def play_network_move(self) -> None:
         """Play the best move of the search, and print it with the value and the alternatives."""
-        result = self.task.search(self.record.state[None])
+        result = self.search.search(self.record)
         player, move = self.record.player, int(result.moves[0])
         self.record.play(move)
         self.print_board()

@@ -63,6 +63,7 @@ def alphago_zero(
     shape: tuple[int, int] = (19, 19),
     blocks: int = 19,
     channels: int = 256,
+    any_size: bool = False,
     predicts_score: bool = False,
 ) -> "AlphaGoZero":
     """Build the network for planes ``(N, num_planes, H, W)``.
@@ -73,11 +74,12 @@ def alphago_zero(
         shape: rows and columns of the board.
         blocks: residual blocks; 19 or 39 in the paper.
         channels: channels of the tower.
-        predicts_score: fully convolutional heads, one move per point and the pass, and the outputs of the score and
-            the owners; the network accepts any board size.
+        any_size: fully convolutional heads, one move per point and the pass; the network accepts any board size.
+        predicts_score: these heads, and the outputs of the score and the owners.
     """
-    heads: _Heads = GoHeads(channels) if predicts_score else BoardHeads(num_moves, shape, channels)
-    return AlphaGoZero(num_planes, blocks, channels, heads, pools=predicts_score)
+    is_go = any_size or predicts_score
+    heads = GoHeads(channels, predicts_score=predicts_score) if is_go else BoardHeads(num_moves, shape, channels)
+    return AlphaGoZero(num_planes, blocks, channels, heads, pools=is_go)
 
 
 class AlphaGoZero(nn.Module):
@@ -163,9 +165,9 @@ class BoardHeads(nn.Module):
 
 
 class GoHeads(nn.Module):
-    """Heads for Go on boards of any size: policy, value, score and owners (Wu 2019, appendix A)."""
+    """Heads for Go on boards of any size: policy, value, and optionally score and owners (Wu 2019, appendix A)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, predicts_score: bool) -> None:
         super().__init__()
         self.policy_conv, self.pooled_conv, self.value_conv = (ConvBlock(channels, HEAD_CHANNELS, 1) for _ in range(3))
         self.policy_bias = nn.Linear(3 * HEAD_CHANNELS, HEAD_CHANNELS)
@@ -173,23 +175,22 @@ class GoHeads(nn.Module):
         self.pass_logit = nn.Linear(3 * HEAD_CHANNELS, 1)
         self.hidden = nn.Linear(3 * HEAD_CHANNELS, HIDDEN)
         self.value = nn.Linear(HIDDEN, 1)
-        self.score = nn.Linear(HIDDEN, 1)
-        self.owners = nn.Conv2d(HEAD_CHANNELS, 1, 1)
-        init_output_layers(self.policy, self.pass_logit, self.value, self.score, self.owners)
+        self.score = nn.Linear(HIDDEN, 1) if predicts_score else None
+        self.owners = nn.Conv2d(HEAD_CHANNELS, 1, 1) if predicts_score else None
+        init_output_layers(*filter(None, (self.policy, self.pass_logit, self.value, self.score, self.owners)))
 
-    def forward(self, features: Tensor) -> GoPrediction:
+    def forward(self, features: Tensor) -> BoardPrediction | GoPrediction:
         """Compute the prediction from features ``(N, C, H, W)``."""
         pooled = pool_globally(self.pooled_conv(features))
         points = (self.policy_conv(features) + self.policy_bias(pooled)[:, :, None, None]).relu()
         policy = torch.cat([self.policy(points).flatten(1), self.pass_logit(pooled)], 1)
         values = self.value_conv(features)
         hidden = self.hidden(pool_globally(values)).relu()
-        return GoPrediction(
-            policy.float(),
-            self.value(hidden).float().tanh().squeeze(1),
-            SCORE_SCALE * self.score(hidden).float().squeeze(1),
-            self.owners(values).float().tanh().flatten(1),
-        )
+        prediction = BoardPrediction(policy.float(), self.value(hidden).float().tanh().squeeze(1))
+        if self.score is None or self.owners is None:
+            return prediction
+        score = SCORE_SCALE * self.score(hidden).float().squeeze(1)
+        return GoPrediction(*prediction, score, self.owners(values).float().tanh().flatten(1))
 
 
 _Heads = BoardHeads | GoHeads

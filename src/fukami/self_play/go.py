@@ -133,6 +133,21 @@ class Go(Game):
             raise ValueError(f"{self.format_move(int(moves[row]))} is illegal: {STATUS_REASONS[status]}")
         return states
 
+    def replay(
+        self, states: States, moves: npt.NDArray[np.int16], starts: Moves, lengths: Moves
+    ) -> tuple[States, Moves]:
+        """Play several moves in each state, and return the states and the numbers of moves until an illegal one.
+
+        Args:
+            states: ``(N, S)``; the argument is not changed. The state after an illegal move is undefined.
+            moves: moves of all games, 0 to H·W, one game after the other.
+            starts, lengths: index of the first move and number of moves for each state, ``(N,)``.
+        """
+        states, num_played = np.array(states, order="C"), np.zeros(len(states), np.int64)
+        arguments = moves, starts, lengths, self._board_start, self.max_moves, self._neighbors, self._keys, num_played
+        go_rules.replay_moves(*self._view_states(states), *arguments)
+        return states, num_played
+
     def outcome(self, states: States) -> npt.NDArray[np.float32]:
         """Return the outcomes ``(N,)`` for the side to move: 1 win, 0 draw, -1 loss, NaN if the game is not over."""
         outcomes = np.full(len(states), np.nan, np.float32)
@@ -181,7 +196,9 @@ class Go(Game):
         return f"{COLUMNS[column]}{row + 1}"
 
     def _view_states(self, states: States) -> tuple[States, npt.NDArray[np.uint16], npt.NDArray[np.uint64]]:
-        """Return views of the states in the three types that the kernels read; unaligned states are copied.
+        """Return views of the states in the three types that the kernels read.
+
+        Unaligned states are copied, since the kernels would be compiled again for them.
 
         Raises:
             ValueError: the states have another shape or type, such as those of another size of board.

@@ -184,39 +184,65 @@ def place_stone(board, point, player, position_hash, neighbors, keys, is_marked,
 
 
 @njit(cache=True, nogil=True)
+def play_move(state, counters, hashes, move, board_start, max_moves, neighbors, keys, is_marked, stack):
+    """Play a move in a state, in place, and return its status; the state is undefined after an illegal move."""
+    num_points = neighbors.shape[0]
+    if is_over(state, counters, max_moves):
+        return GAME_OVER
+    player, num_moves = state[0], counters[MOVE_COUNT]
+    position_hash = hashes[HASHES_START + num_moves]
+    if move == num_points:
+        state[1] += 1
+    else:
+        board = state[board_start : board_start + num_points]
+        if board[move]:
+            return OCCUPIED
+        position_hash, has_liberty = place_stone(board, move, player, position_hash, neighbors, keys, is_marked, stack)
+        if not has_liberty:
+            return SUICIDE
+        was_occupied = board_start + num_points + move
+        if state[was_occupied] and is_repeated(position_hash, hashes, num_moves):
+            return SUPERKO
+        state[was_occupied] = 1
+        state[1] = 0
+    state[0] = 3 - player
+    hashes[HASHES_START + num_moves + 1] = position_hash
+    for index in range(LAST_MOVES + NUM_LAST_MOVES - 1, LAST_MOVES, -1):
+        counters[index] = counters[index - 1]
+    counters[LAST_MOVES] = move
+    counters[MOVE_COUNT] += 1
+    return LEGAL
+
+
+@njit(cache=True, nogil=True)
 def play_moves(states, counters, hashes, moves, board_start, max_moves, neighbors, keys):
     """Play a move in each state, in place; return the index and the status of the first illegal move, or 0, LEGAL."""
     num_points = neighbors.shape[0]
     is_marked, stack = np.zeros(num_points, np.bool_), np.empty(num_points, np.int16)
+    rules = board_start, max_moves, neighbors, keys, is_marked, stack
     for row in range(states.shape[0]):
-        state, counts, move = states[row], counters[row], moves[row]
-        if is_over(state, counts, max_moves):
-            return row, GAME_OVER
-        player, num_moves = state[0], counts[MOVE_COUNT]
-        position_hash = hashes[row, HASHES_START + num_moves]
-        if move == num_points:
-            state[1] += 1
-        else:
-            board = state[board_start : board_start + num_points]
-            if board[move]:
-                return row, OCCUPIED
-            position_hash, has_liberty = place_stone(
-                board, move, player, position_hash, neighbors, keys, is_marked, stack
-            )
-            if not has_liberty:
-                return row, SUICIDE
-            was_occupied = board_start + num_points + move
-            if state[was_occupied] and is_repeated(position_hash, hashes[row], num_moves):
-                return row, SUPERKO
-            state[was_occupied] = 1
-            state[1] = 0
-        state[0] = 3 - player
-        hashes[row, HASHES_START + num_moves + 1] = position_hash
-        for index in range(LAST_MOVES + NUM_LAST_MOVES - 1, LAST_MOVES, -1):
-            counts[index] = counts[index - 1]
-        counts[LAST_MOVES] = move
-        counts[MOVE_COUNT] += 1
+        status = play_move(states[row], counters[row], hashes[row], moves[row], *rules)
+        if status != LEGAL:
+            return row, status
     return 0, LEGAL
+
+
+@njit(cache=True, nogil=True)
+def replay_moves(states, counters, hashes, moves, starts, lengths, board_start, max_moves, neighbors, keys, num_played):
+    """Play ``lengths[row]`` moves in each state, in place, from ``moves[starts[row]]``, until one is illegal.
+
+    ``num_played`` is set to the number of the legal ones.
+    """
+    num_points = neighbors.shape[0]
+    is_marked, stack = np.zeros(num_points, np.bool_), np.empty(num_points, np.int16)
+    rules = board_start, max_moves, neighbors, keys, is_marked, stack
+    for row in range(states.shape[0]):
+        num_played[row] = 0
+        while num_played[row] < lengths[row]:
+            move = moves[starts[row] + num_played[row]]
+            if play_move(states[row], counters[row], hashes[row], move, *rules) != LEGAL:
+                break
+            num_played[row] += 1
 
 
 @njit(cache=True, nogil=True)

@@ -10,7 +10,7 @@ from torch import nn
 from fukami.self_play.game import Game, States
 from fukami.self_play.gnugo import GnuGo
 from fukami.self_play.match import RESIGN, GameRecord
-from fukami.self_play.search import SearchOptions, SearchResult, TreeSearch
+from fukami.self_play.search import Evaluate, SearchOptions, SearchResult, TreeSearch
 from fukami.self_play.tree import Float32Array
 
 if TYPE_CHECKING:
@@ -123,9 +123,40 @@ class Searcher(Protocol):
     def search(self, states: States, simulations: int | None = None, *, model: nn.Module | None = None) -> SearchResult:
         """Search the best moves of states ``(N, S)``."""
 
+    def build_evaluate(self, model: nn.Module | None = None) -> Evaluate:
+        """Build the function from planes to logits and values."""
+
+    def create_search(self, simulations: int | None, evaluate: Evaluate, num_games: int = 1) -> TreeSearch:
+        """Create a tree search."""
+
+
+class GameSearch:
+    """Tree search of one game in progress, which reuses the subtree after the moves that were played.
+
+    Args:
+        task: the task of a run of self-play.
+        simulations: number of simulations for each search.
+        model: network; None: the one that the task uses for inference.
+    """
+
+    def __init__(self, task: Searcher, simulations: int, model: nn.Module | None = None) -> None:
+        self.task, self.simulations, self.model = task, simulations, model
+        self.record: GameRecord | None = None
+        self.moves: list[int] = []  # of the game, at the last search
+
+    def search(self, record: GameRecord) -> SearchResult:
+        """Search from the current position of a game."""
+        known = len(self.moves)
+        if self.record is not record or record.moves[:known] != self.moves:  # another game, or moves were taken back
+            self.tree_search = self.task.create_search(self.simulations, self.task.build_evaluate(self.model))
+            self.record, known = record, 0
+        result = self.tree_search.continue_search(record.state[None], [record.moves[known:]])
+        self.moves = list(record.moves)
+        return result
+
 
 class SearchPlayer:
-    """Network with tree search.
+    """Network with tree search, which reuses the subtree of a game that is the only one in progress.
 
     Args:
         task: the task of a run of self-play.
@@ -136,11 +167,14 @@ class SearchPlayer:
 
     def __init__(self, task: Searcher, simulations: int, name: str = "fukami", model: nn.Module | None = None) -> None:
         self.task, self.simulations, self.name, self.model = task, simulations, name, model
+        self.game_search = GameSearch(task, simulations, model)
 
     def choose_moves(self, records: Sequence[GameRecord]) -> list[int]:
         """Search the best move of each game, all in one batch."""
         if records[0].game.name != self.task.game.name:
             self.task.select_game(records[0].game.name)
+        if len(records) == 1:
+            return [int(self.game_search.search(records[0]).moves[0])]
         result = self.task.search(np.stack([record.state for record in records]), self.simulations, model=self.model)
         return [int(move) for move in result.moves]
 

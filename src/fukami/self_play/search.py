@@ -216,4 +216,3 @@ def schedule_visits(num_considered: int, simulations: int, length: int) -> Int32
             visits += 1
         remaining = max(min(2, num_considered), remaining // 2)
     return np.array([*sequence[:simulations], *[0] * (length - simulations)], np.int32)
-

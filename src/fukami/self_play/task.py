@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -67,7 +67,7 @@ class SelfPlayTask(Task):
     """
 
     label_noun = "move"
-    metric_mode = None
+    metric_mode: Literal["max", "min"] | None = None
     reads_positions = True
     model: AlphaGoZero
 
@@ -191,15 +191,13 @@ class SelfPlayTask(Task):
             simulations: simulations per position; 0: the network alone; None: those of the run.
             model: the network; None: the one for inference.
         """
-        count = self.simulations if simulations is None else simulations
-        options = replace(self.search_options, simulations=count)
         evaluate = self.build_evaluate(model)
         is_gpu = self.runtime.device.type != "cpu"
         size = GPU_GROUP_SIZE if is_gpu else min(GROUP_SIZE, -(-len(states) // torch.get_num_threads()))
         parts = [states[start : start + size] for start in range(0, len(states), size)]
 
         def run(part: States) -> SearchResult:
-            return TreeSearch(self.game, evaluate, options, len(part)).search(part)
+            return self.create_search(simulations, evaluate, len(part)).search(part)
 
         num_threads = torch.get_num_threads()
         if is_gpu or len(parts) == 1 or num_threads == 1:
@@ -235,6 +233,11 @@ class SelfPlayTask(Task):
         assert isinstance(batches, BoardEvaluation)
         with self.evaluation_mode():
             return batches.run(self)
+
+    def create_search(self, simulations: int | None, evaluate: Evaluate, num_games: int = 1) -> TreeSearch:
+        """Create a tree search; None: the simulations of the run."""
+        count = self.simulations if simulations is None else simulations
+        return TreeSearch(self.game, evaluate, replace(self.search_options, simulations=count), num_games)
 
     def iterate_predictions(
         self, inputs: Iterable[ChannelSource], *, keep_images: bool = False

@@ -19,7 +19,7 @@ from fukami.serving.page import TOKEN_OPTION, format_run
 
 SIMULATIONS = (0, 16, 64, 200, 800)  # choices
 MAX_MOVES = 8  # rows of the table
-LABEL_WIDTH, MARGIN = 0.75, 0.2  # around a Go board, in cells
+LABEL_WIDTH, MARGIN, LINE_WIDTH = 0.6, 0.2, 0.02  # around boards, in cells
 
 
 class PageGame(NamedTuple):
@@ -41,7 +41,7 @@ class PageGame(NamedTuple):
 
     @property
     def is_hint(self) -> bool:
-        """Whether the search is that of the person's next move."""
+        """True if the search is that of the person's next move."""
         return self.result is not None and self.ply == len(self.record.moves)
 
 
@@ -67,30 +67,52 @@ class Candidate(NamedTuple):
     is_played: bool
 
 
-class Board(NamedTuple):
-    """Drawing of a board; the unit is a cell, and points are the centers of cells.
+class Frame(NamedTuple):
+    """Measures of the drawing of a board; the unit is a cell.
 
     Attributes:
         kind: go, columns or grid.
-        width, height: size of the drawing.
-        left, top: position of the cells.
         rows, columns: number of cells.
+        left, top, right, bottom: margins around the cells.
+    """
+
+    kind: str
+    rows: int
+    columns: int
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    @property
+    def width(self) -> float:
+        """Width of the drawing."""
+        return self.left + self.columns + self.right
+
+    @property
+    def height(self) -> float:
+        """Height of the drawing."""
+        return self.top + self.rows + self.bottom
+
+    def locate(self, cell: int) -> tuple[float, float]:
+        """Return the center of a cell; row 0 is at the bottom, in a grid at the top."""
+        row, column = divmod(cell, self.columns)
+        return self.left + column + 0.5, self.top + (row if self.kind == "grid" else self.rows - 1 - row) + 0.5
+
+
+class Board(NamedTuple):
+    """Content of the drawing of a board; points are centers of cells.
+
+    Attributes:
         marks: star points of Go.
         column_labels, row_labels: labels of the coordinates, from the left and from the top.
         stones: points, player (0 or 1) and whether the stone is new.
-        hints: points, visits and opacity of the best moves.
+        hints: points, visits and radius of the best moves.
         buttons: buttons of the legal moves with a cell.
         moves: legal moves without a cell, such as a pass.
         text: description of the stones.
     """
 
-    kind: str
-    width: float
-    height: float
-    left: float
-    top: float
-    rows: int
-    columns: int
     marks: list[tuple[float, float]]
     column_labels: list[str]
     row_labels: list[str]
@@ -101,7 +123,7 @@ class Board(NamedTuple):
     text: str
 
 
-def render_page(
+def render_board_page(
     run_info: dict[str, Any],
     address: str,
     games: Sequence[Game],
@@ -122,7 +144,9 @@ def render_page(
     """
     game, record = shown.record.game, shown.record
     token = TOKEN_OPTION if needs_token else ""
-    example = {"game": game.name, "moves": [game.format_move(move) for move in record.moves], "simulations": 64}
+    legal = GameRecord(game).legal_moves
+    moves = [game.format_move(move) for move in record.moves or [int(legal[len(legal) // 2])]]
+    example = {"game": game.name, "moves": moves, "simulations": 64}
     commands = [
         f"curl {token}-H 'Content-Type: application/json' -d {shlex.quote(json.dumps(example))} {address}predict"
     ]
@@ -138,6 +162,7 @@ def render_page(
         moves=[game.format_move(move) for move in record.moves],
         games=[(other.name, get_title(other)) for other in games],
         style=choose_style(game),
+        frame=build_frame(game),
         board=draw_board(shown),
         status=describe_status(shown),
         probability=compute_probability(shown),
@@ -152,7 +177,7 @@ def get_title(game: Game) -> str:
     """Return the title of a game."""
     if isinstance(game, Go):
         return f"Go {game.shape[0]}×{game.shape[1]}"
-    return "Connect Four" if isinstance(game, ConnectFour) else game.name
+    return "Connect Four" if isinstance(game, ConnectFour) else game.name[0].upper() + game.name[1:]
 
 
 def describe_status(shown: PageGame) -> str:
@@ -197,71 +222,69 @@ def list_candidates(shown: PageGame) -> list[Candidate]:
     ]
 
 
+def build_frame(game: Game) -> Frame:
+    """Build the measures of the drawing of a game's board."""
+    if isinstance(game, Go):
+        return Frame("go", *game.shape, LABEL_WIDTH, MARGIN, MARGIN, LABEL_WIDTH)
+    if isinstance(game, ConnectFour):
+        return Frame("columns", *game.shape, MARGIN, MARGIN, MARGIN, MARGIN + LABEL_WIDTH)
+    return Frame("grid", *game.shape, *4 * (LINE_WIDTH,))
+
+
 def draw_board(shown: PageGame) -> Board:
     """Draw the position of a game, and the buttons of the moves if the person is on the move."""
-    record, game = shown.record, shown.record.game
-    (rows, columns), names = game.shape, choose_style(game).names
-    kind = "go" if isinstance(game, Go) else "columns" if isinstance(game, ConnectFour) else "grid"
-    left, top, right, bottom = {
-        "go": (LABEL_WIDTH, MARGIN, MARGIN, LABEL_WIDTH),
-        "columns": (MARGIN, MARGIN, MARGIN, MARGIN + LABEL_WIDTH),
-        "grid": (0.02, 0.02, 0.02, 0.02),
-    }[kind]
-
-    def locate(cell: int) -> tuple[float, float]:
-        row, column = divmod(cell, columns)
-        return left + column + 0.5, top + (rows - 1 - row if kind != "grid" else row) + 0.5
-
+    record, game, frame = shown.record, shown.record.game, build_frame(shown.record.game)
+    is_go, columns = frame.kind == "go", range(frame.columns)
     stones = read_stones(game, record.state, record.player).ravel()
     new = stones > 0
     if record.moves:
         new &= read_stones(game, record.states[-2], 1 - record.player).ravel() == 0
-    can_play = not record.is_over and record.player == shown.person
-    legal = record.legal_moves if can_play else np.zeros(0, np.int64)
-    cells = dict(zip(legal.tolist(), find_cells(game, record.state, legal), strict=True))
-    taken = [cell for cell in cells.values() if cell is not None]
-    if len({*taken}) < len(taken):  # several moves to the same cell
-        cells, taken = dict.fromkeys(cells), []
-    is_column = game.num_moves == columns and all(
-        cell is None or cell % columns == move for move, cell in cells.items()
-    )
-    buttons, hints = [], []
-    for move, cell in cells.items():
-        if cell is None:
-            continue
-        (x, y), name = locate(cell), game.format_move(move)
-        button_top, height = (top, rows) if is_column else (y - 0.5, 1)
-        label = f"column {name}" if is_column else name
-        buttons.append(Button(name, label, x - 0.5, button_top, height, y - 0.5 - button_top))
-    if shown.is_hint and shown.result is not None:
-        visits = shown.result.visits[0]
-        for move in rank_moves(shown.result, MAX_MOVES):
-            if (cell := cells.get(move)) is not None and visits[move]:
-                hints.append((*locate(cell), int(visits[move]), 0.35 + 0.65 * float(visits[move] / visits.max())))
-    column_labels = [] if kind == "grid" else [game.format_move(index)[:1] for index in range(columns)]
+    cells = find_move_cells(record) if record.player == shown.person else {}
     return Board(
-        kind,
-        left + columns + right,
-        top + rows + bottom,
-        left,
-        top,
-        rows,
-        columns,
-        [locate(row * columns + column) for row, column in list_star_points(columns)] if kind == "go" else [],
-        column_labels,
-        [str(rows - index) for index in range(rows)] if kind == "go" else [],
-        [(*locate(cell), int(stones[cell]) - 1, bool(new[cell])) for cell in np.flatnonzero(stones).tolist()],
-        hints,
-        buttons,
+        [frame.locate(row * frame.columns + column) for row, column in list_star_points(frame.columns) if is_go],
+        [] if frame.kind == "grid" else [game.format_move(column)[:1] for column in columns],
+        [str(frame.rows - row) for row in range(frame.rows) if is_go],
+        [(*frame.locate(cell), int(stones[cell]) - 1, bool(new[cell])) for cell in np.flatnonzero(stones).tolist()],
+        list_hints(shown, frame, cells) if shown.is_hint else [],
+        list_buttons(game, frame, cells),
         [game.format_move(move) for move, cell in cells.items() if cell is None],
-        describe_stones(game, stones, names),
+        describe_stones(game, stones, choose_style(game).names),
     )
+
+
+def list_buttons(game: Game, frame: Frame, cells: dict[int, int | None]) -> list[Button]:
+    """List the buttons of the moves with a cell: whole columns if each move is a column, else the cells."""
+    known = {move: cell for move, cell in cells.items() if cell is not None}
+    is_column = game.num_moves == frame.columns and all(cell % frame.columns == move for move, cell in known.items())
+    buttons = []
+    for move, cell in known.items():
+        (x, y), name = frame.locate(cell), game.format_move(move)
+        label, top, height = (f"column {name}", frame.top, frame.rows) if is_column else (name, y - 0.5, 1)
+        buttons.append(Button(name, label, x - 0.5, top, height, y - 0.5 - top))
+    return buttons
+
+
+def list_hints(shown: PageGame, frame: Frame, cells: dict[int, int | None]) -> list[tuple[float, float, int, float]]:
+    """List the points, visits and radius of the best moves of the search."""
+    hints = []
+    assert shown.result is not None
+    visits = shown.result.visits[0]
+    for move in rank_moves(shown.result, MAX_MOVES):
+        if (cell := cells.get(move)) is not None and visits[move]:
+            hints.append((*frame.locate(cell), int(visits[move]), 0.3 + 0.1 * float(visits[move] / visits.max())))
+    return hints
+
+
+def find_move_cells(record: GameRecord) -> dict[int, int | None]:
+    """Find the cell of each legal move; all are None if a cell does not identify a move."""
+    moves = record.legal_moves
+    cells = find_cells(record.game, record.state, moves) if len(moves) else []
+    known = [cell for cell in cells if cell is not None]
+    return dict(zip(moves.tolist(), cells , strict=True))
 
 
 def find_cells(game: Game, state: States, moves: Moves) -> list[int | None]:
     """Find the cell in which each legal move places a stone; None if there is none, or several."""
-    if not len(moves):
-        return []
     is_empty = ~(game.planes(state[None])[0, :2] > 0).any(0).ravel()
     played = game.planes(game.play(np.repeat(state[None], len(moves), axis=0), moves))
     added = (played[:, 1].reshape(len(moves), -1) > 0) & is_empty

@@ -55,6 +55,7 @@ def add_routes(app: FastAPI, worker: Worker, run_info: dict[str, Json], *, needs
         needs_token: whether clients have to send a token.
     """
     predictor = BoardPredictor(worker)
+    worker.executor.submit(predictor.warm_up)
     new_game = PageGame(GameRecord(predictor.games[0]), 0, predictor.task.simulations)
     max_fields = max(game.max_moves for game in predictor.games) + 16
 
@@ -62,7 +63,7 @@ def add_routes(app: FastAPI, worker: Worker, run_info: dict[str, Json], *, needs
         request: Request, shown: PageGame, error: str = "", status: int = 200, headers: Mapping[str, str] | None = None
     ) -> HTMLResponse:
         address = str(request.base_url)
-        text = board_page.render_page(run_info, address, predictor.games, shown, error, needs_token=needs_token)
+        text = board_page.render_board_page(run_info, address, predictor.games, shown, error, needs_token=needs_token)
         return HTMLResponse(text, status, {**HEADERS, **(headers or {})})
 
     async def run(request: Request, function: Callable[[Slot], T]) -> T:
@@ -134,6 +135,10 @@ class BoardPredictor:
         """Network of the search."""
         return self.task.build_evaluate()
 
+    def warm_up(self) -> None:
+        """Search once: the first search loads or compiles its code, which takes seconds."""
+        self.search(Slot(), self.games[0], self.games[0].build_initial_state(), 1)
+
     def find_game(self, name: object) -> Game:
         """Find a game by name; None is the first one.
 
@@ -181,7 +186,7 @@ class BoardPredictor:
             return {**prediction, **describe_position(record)}
 
     def play(self, slot: Slot, fields: Mapping[str, object], moves: Sequence[object]) -> PageGame:
-        """Execute an action of the page: a move of the person and the answer, undo, hint or a new game.
+        """Execute an action of the page: a move of the person and the reply, undo, hint or a new game.
 
         Raises:
             Error: a field is invalid, or a move is illegal.
@@ -229,11 +234,15 @@ class BoardPredictor:
             Error: the file is invalid, empty or too large.
         """
         slot.check_request()
-        positions = list(islice(parse_positions(content, name, game), MAX_POSITIONS + 1))
-        if not positions:
-            raise Error(f"{name} contains no positions")
-        if len(positions) > MAX_POSITIONS:
-            raise Error(f"{name} contains more than {MAX_POSITIONS:,} positions; split it")
+        try:
+            positions = list(islice(parse_positions(content, name, game), MAX_POSITIONS + 1))
+            if not positions:
+                raise Error(f"{name} contains no positions")
+            if len(positions) > MAX_POSITIONS:
+                raise Error(f"{name} contains more than {MAX_POSITIONS:,} positions; split it")
+        except Error:
+            self.worker.metrics.predictions.labels("error").inc()
+            raise
         return positions
 
     def predict_positions(
@@ -307,7 +316,7 @@ def replay(game: Game, moves: object) -> GameRecord:
 
 
 def undo(record: GameRecord, person: int) -> None:
-    """Take back the last move of the person, and the answer to it.
+    """Take back the last move of the person, and the network's reply.
 
     Raises:
         UsageError: the person has not played.

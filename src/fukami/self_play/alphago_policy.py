@@ -1,0 +1,154 @@
+"""First stage of AlphaGo: networks learned from games (Silver et al. 2016)."""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fukami.engine import schedules
+from fukami.engine.recipe import Data, Recipe, check_range
+from fukami.errors import Error, UsageError
+
+if TYPE_CHECKING:
+    from fukami.self_play.policy_data import GoGames, PositionLoader
+    from fukami.self_play.policy_task import PolicyTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlphaGoPolicy(Recipe):
+    """First stage of AlphaGo (Silver et al. 2016): a policy network learned from the moves of games, and a value
+    network from their results.
+
+    The paper's policy network predicts 57.0 % of the moves on KGS with 256 channels, 48 input planes and the mean over
+    the 8 symmetries of the board; 55.9 % without the mean.
+
+    Example:
+        fukami train alphago-policy --data games.zip
+    """
+
+    data: str = ""
+    """Games: a folder, or a zip or tar archive, of SGF files."""
+    size: int = 19
+    """Board size; games of other sizes are skipped."""
+    test_names: tuple[str, ...] = (
+        "AlphaGo", "AlphaGo Lee", "AlphaGo Master", "AlphaGo Zero", "Magist", "Magister", "Master", "",
+    )  # fmt: skip
+    """Players, in any case, whose games are only used for testing, apart from the others; '' is an unknown player."""
+    val_fraction: float = 0.03
+    """Fraction of the other games used for validation, and of those used for testing."""
+    max_broken: int = 100
+    """Maximum number of unreadable files; they are skipped, and one more stops the run."""
+    epochs: int = 1
+    """Number of epochs."""
+    eval_every: int = 1
+    """Evaluation interval in epochs; the last epoch is always evaluated."""
+    batch_size: int = 128
+    """Global batch size, over all processes; 16 in the paper."""
+    lr: float = 3e-3
+    """Peak learning rate."""
+    schedule: str = "cosine"
+    """Learning-rate schedule: constant, step=NUM_DROPS, multistep=FRACTION,FRACTION, exponential=FINAL_FACTOR,
+    polynomial=POWER, cosine or one-cycle."""
+    warmup: float = 0.05
+    """Fraction of the training steps with a linear warm-up."""
+    weight_decay: float = 1e-4
+    """Weight decay."""
+    value_weight: float = 0.1
+    """Weight of the loss of the value; 0: only the policy is learned."""
+    value_positions: int = 16
+    """Positions per game whose result is learned, against overfitting: those of a game have the same; 0: all."""
+    blocks: int = 6
+    """Number of residual blocks; the paper has 12 convolutions without skip connections."""
+    channels: int = 64
+    """Number of channels; 192 in the paper, 256 for its best accuracy."""
+    simulations: int = 0
+    """Simulations of the tree search per move in prediction and play; 0: the policy network alone."""
+    c_puct: float = 5.0
+    """Exploration constant of the search (PUCT); 5 in the paper."""
+
+    def __post_init__(self) -> None:
+        """Validate the fields."""
+        super().__post_init__()
+        check_range(self, 2, 19, "size")
+        check_range(self, 0, 1, "val_fraction")
+        check_range(self, 0, 0.9999999, "warmup")
+        check_range(self, 1, math.inf, "epochs", "eval_every", "batch_size", "blocks", "channels")
+        check_range(self, 0, math.inf, "max_broken", "lr", "weight_decay", "value_weight", "value_positions")
+        check_range(self, 0, math.inf, "simulations")
+        check_range(self, 1e-9, math.inf, "c_puct")
+        schedules.parse_schedule(self.schedule)
+
+    def load_data(self) -> Data:
+        """Read the games, and split them.
+
+        Raises:
+            Error: no game remains for training.
+        """
+        from fukami.self_play.policy_data import PositionLoader
+
+        games = self.read_games()
+        train = PositionLoader(
+            games,
+            games.select("train", self.val_fraction),
+            batch_size=self.batch_size,
+            seed=self.seed,
+            value_positions=self.value_positions,
+        )
+        if not len(train.targets):
+            raise Error(
+                f"none of the {len(games.names):,} games in {self.data} is left for training: the others are of "
+                "--test-names ('' is an unknown player), or for validation and testing; shorten --test-names, lower "
+                "--val-fraction or use more games"
+            )
+        return Data(train, self.build_eval_loader(games, "val"), (), self.build_eval_loader(games, "test"))
+
+    def load_eval_data(self) -> Data:
+        """Read the games of the test data, or else of the validation data."""
+        games = self.read_games()
+        test = self.build_eval_loader(games, "test")
+        return Data((), () if test else self.build_eval_loader(games, "val"), (), test)
+
+    def read_games(self) -> "GoGames":
+        """Read the games.
+
+        Raises:
+            UsageError: none are specified.
+        """
+        from fukami.self_play import policy_data
+        from fukami.self_play.go import Go
+
+        if not self.data:
+            raise UsageError(
+                "alphago-policy learns from games; specify a folder, or a zip or tar archive, of SGF files with --data"
+            )
+        return policy_data.read_games(Path(self.data), Go(self.size), self.test_names, self.max_broken)
+
+    def build_eval_loader(self, games: "GoGames", split: str) -> "PositionLoader | tuple[()]":
+        """Build the loader of the validation or test data, if there are any."""
+        from fukami.self_play.policy_data import EVAL_BATCH_SIZE, PositionLoader
+
+        indices = games.select(split, self.val_fraction)
+        return PositionLoader(games, indices, batch_size=EVAL_BATCH_SIZE) if len(indices) else ()
+
+    def build_task(self, labels: tuple[str, ...]) -> "PolicyTask":
+        """Build the network."""
+        import torch
+
+        from fukami.models.alphago import alphago_zero
+        from fukami.self_play.go import Go
+        from fukami.self_play.policy_task import PolicyTask
+        from fukami.self_play.search import SearchOptions
+
+        game = Go(self.size)
+        model = alphago_zero(num_planes=game.num_planes, blocks=self.blocks, channels=self.channels, any_size=True)
+        return PolicyTask(
+            model,
+            game,
+            SearchOptions(self.simulations, c_puct=self.c_puct),
+            value_weight=self.value_weight,
+            epochs=self.epochs,
+            eval_every=self.eval_every,
+            optimizer=partial(torch.optim.AdamW, lr=self.lr, weight_decay=self.weight_decay, fused=True),
+            lr_schedule=schedules.parse_schedule(self.schedule, warmup=self.warmup),
+        )

@@ -1,0 +1,184 @@
+"""Policy network learned from games, and value network from their results (Silver et al. 2016)."""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, Unpack
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fukami.data.loader import Loader
+from fukami.engine.task import Metrics, ModelSignature, Task, TrainingOptions
+from fukami.errors import Error
+from fukami.models.alphago import AlphaGoZero, BoardPrediction
+from fukami.progress import track
+from fukami.self_play.game import States
+from fukami.self_play.go import Go
+from fukami.self_play.policy_data import PolicyBatch, PositionLoader
+from fukami.self_play.search import Evaluate, SearchOptions, SearchResult
+from fukami.self_play.task import SelfPlayTask
+from fukami.self_play.tree import Float32Array
+
+EYE_PENALTY = 1000.0  # what is subtracted from the logit of a move that fills an own eye
+
+
+class PolicyTask(SelfPlayTask):
+    """Training of a policy network on the moves of games, and of its value head on their results.
+
+    Search, prediction and play are those of self-play, with two additions, since games in files rarely contain passes:
+    a network never fills its own eyes (sensibleness in extended data table 2 of Silver et al. 2016), and it passes if
+    this ends the game with a win.
+
+    Args:
+        model: maps planes ``(N, C, H, W)`` to a :class:`fukami.models.alphago.BoardPrediction`.
+        game: the rules.
+        search_options: options of the search for prediction and play.
+        value_weight: weight of the loss of the value.
+        options: optimizer, lr_schedule, epochs and eval_every, as for :class:`fukami.Task`.
+    """
+
+    metric_mode = "max"
+
+    def __init__(
+        self,
+        model: AlphaGoZero,
+        game: Go,
+        search_options: SearchOptions,
+        *,
+        value_weight: float,
+        **options: Unpack[TrainingOptions],
+    ) -> None:
+        super().__init__(model, (game,), search_options, value_weight=value_weight, **options)
+
+    def iterate_batches(self, loader: Loader) -> Iterator[PolicyBatch]:  # type: ignore[override]
+        """Iterate over the batches without end, epoch after epoch."""
+        yield from Task.iterate_batches(self, loader)
+
+    def compute_loss(self, batch: PolicyBatch) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
+        """Compute the cross entropy of the moves, and the squared error of the values that are known."""
+        prediction: BoardPrediction = self.training_model(batch.planes.contiguous(memory_format=torch.channels_last))
+        policy_loss = F.cross_entropy(prediction.policy, batch.moves)
+        is_known = ~batch.values.isnan()
+        errors = (prediction.value - batch.values.nan_to_num()) ** 2 * is_known
+        value_loss = errors.sum() / is_known.sum().clamp(min=1)
+        top1 = (prediction.policy.argmax(1) == batch.moves).float().mean()
+        metrics = {"policy_loss": policy_loss.detach(), "value_loss": value_loss.detach(), "top1": top1}
+        return policy_loss + self.loss_weights.value * value_loss, metrics
+
+    def build_evaluate(self, model: nn.Module | None = None) -> Evaluate:
+        """Build the function of the search, in which no move fills an own eye."""
+        evaluate = super().build_evaluate(model)
+
+        def evaluate_sensible_moves(planes: Float32Array) -> tuple[Float32Array, Float32Array]:
+            logits, values = evaluate(planes)
+            logits[:, :-1] -= EYE_PENALTY * find_eyes(planes)
+            return logits, values
+
+        return evaluate_sensible_moves
+
+    def search(self, states: States, simulations: int | None = None, *, model: nn.Module | None = None) -> SearchResult:
+        """Search as in self-play, but pass where this ends the game with a win."""
+        result = super().search(states, simulations, model=model)
+        pass_move = self.game.num_moves - 1
+        is_win = self.game.outcome(self.game.play(states, np.full(len(states), pass_move))) == -1
+        result.moves[is_win], result.values[is_win], result.is_proven[is_win] = pass_move, 1, True
+        return result
+
+    def collect_results(self, batches: Iterable[object]) -> "PolicyResults":
+        """Compare the predictions with the moves and the results of games.
+
+        Raises:
+            Error: there are no positions.
+        """
+        assert isinstance(batches, PositionLoader)
+        evaluate = super().build_evaluate()
+        columns: list[tuple[Float32Array, ...]] = []
+        with self.evaluation_mode():
+            for batch in track(batches, "evaluation", unit="batches"):
+                if len(batch.moves):  # the last batch may have no positions for this process
+                    columns.append(compare_predictions(*evaluate(batch.planes.cpu().numpy()), batch))
+        columns = [column for part in self.runtime.all_gather(columns) for column in part]
+        if not columns:
+            raise Error("there is no position to evaluate; use more games, or a larger --val-fraction")
+        return PolicyResults(*map(np.concatenate, zip(*columns, strict=True)))
+
+    def get_signature(self) -> ModelSignature:
+        """Return the signature of the network for other programs, which has no outputs for the score."""
+        return super().get_signature()._replace(model_type="board")
+
+
+def compare_predictions(logits: Float32Array, values: Float32Array, batch: PolicyBatch) -> tuple[Float32Array, ...]:
+    """Compare predictions with the moves and the results of games; return the columns of :class:`PolicyResults`."""
+    moves = batch.moves.cpu()
+    log_policy = torch.from_numpy(logits).log_softmax(1)
+    played = log_policy.gather(1, moves[:, None])
+    ranks = (~(log_policy < played)).sum(1)  # 1 is best; equal or NaN counts as better
+    tensors = ranks, -played[:, 0], torch.from_numpy(values), batch.values.cpu(), batch.is_test_player.cpu()
+    return tuple(tensor.float().numpy() for tensor in tensors)
+
+
+class PolicyResults(NamedTuple):
+    """Predictions and moves of ``N`` positions.
+
+    Attributes:
+        ranks: rank of the move that was played among all moves, 1 is the best.
+        losses: cross entropy.
+        values: predicted values.
+        results: results of the games for the side to move; NaN if unknown.
+        is_test_player: 1 if the game is of a player whose games are only for evaluation, else 0.
+    """
+
+    ranks: Float32Array
+    losses: Float32Array
+    values: Float32Array
+    results: Float32Array
+    is_test_player: Float32Array
+
+    def compute_metrics(self) -> Metrics:
+        """Return the metrics of ordinary games, and of those of the test players as ``test_players``.
+
+        Without ordinary games, those of the test players are the only ones.
+        """
+        is_test_player = self.is_test_player > 0
+        if is_test_player.all() or not is_test_player.any():
+            return self._compute_metrics(np.ones(len(self.ranks), bool))
+        return {**self._compute_metrics(~is_test_player), "test_players": self._compute_metrics(is_test_player)}
+
+    def _compute_metrics(self, is_selected: npt.NDArray[np.bool_]) -> Metrics:
+        """Return the metrics of some positions.
+
+        ``constant_mse`` is the mean squared error of the best constant instead of ``values``.
+        """
+        ranks, losses = self.ranks[is_selected], self.losses[is_selected].astype(np.float64)
+        is_known = is_selected & ~np.isnan(self.results)
+        values, results = self.values[is_known].astype(np.float64), self.results[is_known].astype(np.float64)
+        metrics: Metrics = {
+            "top1": float((ranks <= 1).mean()),
+            "top5": float((ranks <= 5).mean()),
+            "cross_entropy": float(losses.mean()),
+            "count": len(ranks),
+        }
+        if len(results):
+            metrics |= {"value_mse": float(((values - results) ** 2).mean()), "constant_mse": float(results.var())}
+        if results.any():
+            is_decided = results != 0
+            metrics["winner_accuracy"] = float((np.sign(values) == results)[is_decided].mean())
+        return metrics
+
+
+def find_eyes(planes: Float32Array) -> npt.NDArray[np.bool_]:
+    """Find the eyes of the side to move in planes ``(N, C, H, W)``, ``(N, H·W)``.
+
+    An eye is an empty point whose neighbors are own stones, with at most one stone of the opponent diagonally adjacent,
+    or none on the edge of the board.
+    """
+    own, opponent = planes[:, 0] > 0, planes[:, 1] > 0
+    border = ((0, 0), (1, 1), (1, 1))
+    sides, corners = np.pad(own, border, constant_values=True), np.pad(opponent, border).astype(np.int8)
+    is_surrounded = sides[:, :-2, 1:-1] & sides[:, 2:, 1:-1] & sides[:, 1:-1, :-2] & sides[:, 1:-1, 2:]
+    count = corners[:, :-2, :-2] + corners[:, :-2, 2:] + corners[:, 2:, :-2] + corners[:, 2:, 2:]
+    is_edge = np.ones(own.shape[1:], bool)
+    is_edge[1:-1, 1:-1] = False
+    return (is_surrounded & ~own & ~opponent & (count + is_edge < 2)).reshape(len(planes), -1)
