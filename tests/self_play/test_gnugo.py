@@ -67,7 +67,7 @@ def test_superko_agrees_with_gnugo():
     go = Go(5)
     states = go.build_initial_state()[None]
     with GnuGo(5, go.komi) as engine:
-        for vertex in "B1 A2 C2 B2 D1 pass A1 C1".split():
+        for vertex in ["B1", "A2", "C2", "B2", "D1", "pass", "A1", "C1"]:
             engine.play(go.player_names[states[0, 0] - 1], vertex)
             states = go.play(states, np.array([go.parse_move(vertex)]))
         legal = {go.format_move(int(move)) for move in np.flatnonzero(go.legal_moves(states)[0, :-1])}

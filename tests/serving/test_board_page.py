@@ -22,6 +22,7 @@ from fukami.models.alphago import alphago_zero
 from fukami.self_play.connect_four import ConnectFour
 from fukami.self_play.go import Go
 from fukami.self_play.match import GameRecord
+from fukami.self_play.policy_task import PolicyTask
 from fukami.self_play.search import SearchOptions
 from fukami.self_play.task import SelfPlayTask
 from fukami.self_play.tic_tac_toe import TicTacToe
@@ -122,6 +123,15 @@ def test_prediction_of_another_board(go_client):
     assert response["board"] == [[0] * 6 + [1], *[[0] * 7] * 6]
     assert (response["game"], response["player"], len(response["legal_moves"])) == ("go7", "black", 49)
     assert go_client.post("/predict", json={}).json()["game"] == "go5"
+
+
+def test_policy_network_passes_where_this_wins():
+    """The search of a policy network differs from that of self-play."""
+    model = alphago_zero(26, num_planes=17, shape=(5, 5), blocks=1, channels=4)
+    task = set_up(PolicyTask(model, Go(5), SearchOptions(4), value_weight=1.0))
+    for moves, simulations in ((["pass"], 0), (["C3", "pass", "pass"], 4)):
+        response = make_client(task).post("/predict", json={"moves": moves, "simulations": simulations}).json()
+        assert (response["move"], response["value"]) == ("pass", 1)
 
 
 @pytest.mark.parametrize(
@@ -268,14 +278,15 @@ def read_metrics(client):
 
 
 def test_search_stops_after_the_timeout(connect_four, monkeypatch):
-    evaluations, real = [], connect_four.build_evaluate()
+    evaluations, real = [], boards.InterruptibleNetwork.forward
 
-    def evaluate(planes):
+    def forward(self, planes):
+        prediction = real(self, planes)
         evaluations.append(len(planes))
         time.sleep(0.02)
-        return real(planes)
+        return prediction
 
-    monkeypatch.setattr(connect_four, "build_evaluate", lambda: evaluate)
+    monkeypatch.setattr(boards.InterruptibleNetwork, "forward", forward)
     client = make_client(connect_four, request_timeout=0.5)
     response = client.post("/predict", json={"simulations": 1600})
     assert (response.status_code, response.headers["retry-after"]) == (503, "60")

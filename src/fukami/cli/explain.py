@@ -26,6 +26,7 @@ MAX_MULTIPLY_ADDS = 2 * 10**11  # budget of the search for patches in the traini
 MIN_IMAGES = 100  # ... and minimum number of images to search
 DETECTION_SHAPE = (3, 608, 992)  # about 600×1000, the input of Faster R-CNN
 SEGMENTATION_SHAPE = (3, 384, 480)  # about 360×480, the input of SegNet
+BOARD_SHAPE = (17, 19, 19)  # planes of AlphaGo Zero
 UNITS_PER_LAYER = 6  # units of a layer whose patches are shown
 
 
@@ -158,13 +159,18 @@ def build_model(name: str, input_shape: str | None, num_classes: int | None) -> 
     defaults = {key: parameter.default for key, parameter in parameters.items()}
     is_small = defaults.get("num_classes", 1000) <= 10  # ten classes: a network for CIFAR-10 images
     side = defaults.get("size", 32 if is_small else 224)
-    family_shapes = {"faster": DETECTION_SHAPE, "fcn": SEGMENTATION_SHAPE, "segnet": SEGMENTATION_SHAPE}
+    family_shapes = {
+        "faster": DETECTION_SHAPE,
+        "fcn": SEGMENTATION_SHAPE,
+        "segnet": SEGMENTATION_SHAPE,
+        "alphago": BOARD_SHAPE,
+    }
     default_shape = next(
         (family_shapes[family] for family in family_shapes if name.startswith(family)),
         (defaults.get("channels", 3), side, side),
     )
     shape = parse_shape(input_shape) if input_shape else default_shape
-    options = {"channels": shape[0], "size": min(shape[1:])} | (
+    options = {"channels": shape[0], "size": min(shape[1:]), "num_planes": shape[0], "shape": shape[1:]} | (
         {"num_classes": num_classes} if num_classes is not None else {}
     )
     if num_classes is not None and "num_classes" not in parameters:
@@ -200,8 +206,11 @@ def get_input_shape(name: str, task: "Task") -> "Shape":
     from fukami.detection.task import DetectionTask
     from fukami.engine.padded_images import SIZE_DIVISOR
     from fukami.segmentation.task import SegmentationTask
+    from fukami.self_play.task import SelfPlayTask
     from fukami.style.task import StyleTransferTask
 
+    if isinstance(task, SelfPlayTask):
+        return task.game.num_planes, *task.game.shape
     if isinstance(task, RCNNTask):
         return 3, task.region_settings.size, task.region_settings.size
     if isinstance(task, DetectionTask):

@@ -19,6 +19,7 @@ def command(arguments: list[str]) -> None:
         simulations: int | None = None,
         device: str = "auto",
         precision: InferencePrecision = "auto",
+        set: tuple[str, ...] = (),
         recipe: Path | None = None,
     ) -> None:
         """Read commands of the Go Text Protocol (GTP, version 2) from stdin, and write the responses to stdout.
@@ -32,6 +33,7 @@ def command(arguments: list[str]) -> None:
             simulations: Simulations of the tree search per move; 0: the network alone. Default: those of the run.
             device: Device: auto, cpu, cuda, cuda:1 or mps.
             precision: Precision of inference. auto: float32, or that of an exported run.
+            set: Recipe fields that affect the search, such as c_puct=1.5.
             recipe: File of the custom recipe that the run was trained with; a run never contains code.
         """
         from fukami.engine import checkpoint
@@ -42,7 +44,8 @@ def command(arguments: list[str]) -> None:
 
         if simulations is not None and simulations < 0:
             raise UsageError(f"--simulations should be at least 0, not {simulations}")
-        task = checkpoint.load_task(folder, device=device, precision=precision, recipe=recipe)
+        overrides = checkpoint.parse_run_overrides((folder,), set, recipe)
+        task = checkpoint.load_task(folder, device=device, precision=precision, overrides=overrides, recipe=recipe)
         games = [game for game in task.games if isinstance(game, Go)] if isinstance(task, SelfPlayTask) else []
         if not games or not isinstance(task, SelfPlayTask):
             raise UsageError(f"{folder} does not play Go, and GTP is for Go; use a run of alphago-zero --game go9")

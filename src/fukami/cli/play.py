@@ -96,6 +96,7 @@ def command(arguments: list[str]) -> None:
         seed: int = 0,
         device: str = "auto",
         precision: InferencePrecision = "auto",
+        set: tuple[str, ...] = (),
         recipe: Path | None = None,
     ) -> None:
         """Play a board game in the terminal against a network that was trained by self-play.
@@ -124,6 +125,8 @@ def command(arguments: list[str]) -> None:
             seed: Random seed: of the openings and the opponent of a match, or of the first episode of an agent.
             device: Device: auto, cpu, cuda, cuda:1 or mps.
             precision: Precision of inference. auto: float32, or that of an exported run.
+            set: Recipe fields of the run that affect the search, such as c_puct=1.5, or the file of a user's game, as in
+                game=./my_game.py, also for the other run.
             recipe: File of the custom recipe that the run was trained with; a run never contains code.
         """
         from fukami.engine import checkpoint
@@ -135,7 +138,7 @@ def command(arguments: list[str]) -> None:
         _check_out(out)
         options.check_ranges()
         load = functools.partial(checkpoint.load_task, device=device, precision=precision)
-        task = load(folder, recipe=recipe)
+        task = load(folder, recipe=recipe, overrides=checkpoint.parse_run_overrides((folder,), set, recipe))
         if isinstance(task, QLearningTask):
             options.check_unused(BOARD_OPTIONS, "a run of self-play, and this run is that of an agent")
             if out is None:
@@ -159,7 +162,9 @@ def command(arguments: list[str]) -> None:
 
         def load_run(run: str) -> "Task":
             names = {checkpoint.read_recipe_name(checkpoint.locate_run(other)) for other in (folder, run)}
-            return load(run, recipe=recipe if len(names) == 1 else None)
+            games = [value for value in set if value.startswith("game=")]
+            overrides = checkpoint.parse_run_overrides((run,), games, recipe)
+            return load(run, recipe=recipe if len(names) == 1 else None, overrides=overrides)
 
         opponent = load_opponent(task, options, seed, load_run)
         result = play_against(task, opponent, Path(folder).resolve().name, seed, options)

@@ -247,7 +247,7 @@ def parse_overrides(recipe: type[Recipe], overrides: Iterable[str]) -> dict[str,
         if name not in get_field_names(recipe):
             raise build_field_error(recipe, name)
         kind = hints[name]
-        if isinstance(kind, types.UnionType):  # a type or None
+        if typing.get_origin(kind) in (types.UnionType, typing.Union):  # a type or None
             kind, _ = typing.get_args(kind)
         literal = typing.get_origin(kind) is typing.Literal
         choices = {str(choice): choice for choice in typing.get_args(kind)} if literal else {}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fukami.models.alexnet import alexnet
+    from fukami.models.alphago import alphago_zero
     from fukami.models.binary_convnet import binary_convnet, binary_deep_convnet
     from fukami.models.binary_resnet import binary_resnet18
     from fukami.models.dcgan import dcgan_discriminator, dcgan_generator
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "alexnet",
+    "alphago_zero",
     "binary_convnet",
     "binary_deep_convnet",
     "binary_resnet18",
@@ -82,6 +84,7 @@ __all__ = [
 
 _MODELS = {
     "alexnet": ("alexnet",),
+    "alphago": ("alphago_zero",),
     "binary_convnet": (
         "binary_convnet",
         "binary_deep_convnet",

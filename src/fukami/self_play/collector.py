@@ -289,7 +289,7 @@ class SelfPlayCollector(Loader):
 
     @property
     def is_step_due(self) -> bool:
-        """Whether an optimizer step follows before the next moves."""
+        """True if an optimizer step follows before the next moves."""
         share = self.learning_starts + (self.num_optimizer_steps + 1) * self.batch_size / self.samples_per_position
         return min(window.total for window in self.windows) >= share / (self.world_size * len(self.games))
 

@@ -37,12 +37,14 @@ class PolicyBatch(NamedTuple):
         planes: ``(N, C, H, W)``.
         moves: move that was played in each, ``(N,)``.
         values: result of the game for the side to move, ``(N,)``: 1, 0 or -1; NaN if it is unknown or not learned.
+        numbers: number of the move in the game, from 1, ``(N,)``.
         is_test_player: whether the game is of a player whose games are only for evaluation, ``(N,)``.
     """
 
     planes: Tensor
     moves: Tensor
     values: Tensor
+    numbers: Tensor
     is_test_player: Tensor
 
 
@@ -307,7 +309,7 @@ class PositionLoader(BatchLoader[PolicyBatch]):
         moves = self.transformed_moves[symmetries, self.targets[rows].numpy()]
         values = games.results[owners] * np.where(states[:, 0] == 1, 1, -1).astype(np.float32)
         values[~self.is_value_position[rows]] = np.nan
-        arrays = planes, moves, values, games.is_test_player[owners]
+        arrays = planes, moves, values, lengths + 1, games.is_test_player[owners]
         return PolicyBatch(*(torch.from_numpy(array).to(self.device) for array in arrays))
 
     def iterate_items(self) -> Iterator[ManifestItem]:

@@ -1,7 +1,7 @@
 """Policy network learned from games, and value network from their results (Silver et al. 2016)."""
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple, Unpack
+from typing import TYPE_CHECKING, NamedTuple, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ from fukami.self_play.policy_data import PolicyBatch, PositionLoader
 from fukami.self_play.search import Evaluate, SearchOptions, SearchResult
 from fukami.self_play.task import SelfPlayTask
 from fukami.self_play.tree import Float32Array
+
+if TYPE_CHECKING:
+    from fukami.engine.task import FigureContent
 
 EYE_PENALTY = 1000.0  # what is subtracted from the logit of a move that fills an own eye
 
@@ -104,6 +107,14 @@ class PolicyTask(SelfPlayTask):
             raise Error("there is no position to evaluate; use more games, or a larger --val-fraction")
         return PolicyResults(*map(np.concatenate, zip(*columns, strict=True)))
 
+    def plot_evaluation(self, batches: Iterable[object]) -> "Iterator[tuple[str, FigureContent]]":
+        """Yield the metrics by the number of the move."""
+        from fukami.self_play.policy_plots import plot_metrics
+
+        results = self._get_results(batches)
+        assert isinstance(results, PolicyResults)
+        yield "Accuracy and value by move number", plot_metrics(results)
+
     def get_signature(self) -> ModelSignature:
         """Return the signature of the network for other programs, which has no outputs for the score."""
         return super().get_signature()._replace(model_type="board")
@@ -115,8 +126,8 @@ def compare_predictions(logits: Float32Array, values: Float32Array, batch: Polic
     log_policy = torch.from_numpy(logits).log_softmax(1)
     played = log_policy.gather(1, moves[:, None])
     ranks = (~(log_policy < played)).sum(1)  # 1 is best; equal or NaN counts as better
-    tensors = ranks, -played[:, 0], torch.from_numpy(values), batch.values.cpu(), batch.is_test_player.cpu()
-    return tuple(tensor.float().numpy() for tensor in tensors)
+    tensors = ranks, -played[:, 0], torch.from_numpy(values), batch.values, batch.numbers, batch.is_test_player
+    return tuple(tensor.float().cpu().numpy() for tensor in tensors)
 
 
 class PolicyResults(NamedTuple):
@@ -127,6 +138,7 @@ class PolicyResults(NamedTuple):
         losses: cross entropy.
         values: predicted values.
         results: results of the games for the side to move; NaN if unknown.
+        numbers: numbers of the moves in the games.
         is_test_player: 1 if the game is of a player whose games are only for evaluation, else 0.
     """
 
@@ -134,31 +146,39 @@ class PolicyResults(NamedTuple):
     losses: Float32Array
     values: Float32Array
     results: Float32Array
+    numbers: Float32Array
     is_test_player: Float32Array
 
+    def select(self, is_selected: npt.NDArray[np.bool_]) -> "PolicyResults":
+        """Return the results of some positions, a mask ``(N,)``."""
+        return PolicyResults(*(column[is_selected] for column in self))
+
+    def separate(self) -> "dict[str, PolicyResults]":
+        """Return the results for ordinary games, then those for the ``test_players``, where there are any."""
+        is_test_player = self.is_test_player > 0
+        parts = {"games": self.select(~is_test_player), "test_players": self.select(is_test_player)}
+        return {name: part for name, part in parts.items() if len(part.ranks)}
+
     def compute_metrics(self) -> Metrics:
-        """Return the metrics of ordinary games, and of those of the test players as ``test_players``.
+        """Return the metrics of ordinary games, with those of the test players as ``test_players``.
 
         Without ordinary games, those of the test players are the only ones.
         """
-        is_test_player = self.is_test_player > 0
-        if is_test_player.all() or not is_test_player.any():
-            return self._compute_metrics(np.ones(len(self.ranks), bool))
-        return {**self._compute_metrics(~is_test_player), "test_players": self._compute_metrics(is_test_player)}
+        (_, first), *others = ((name, part.compute_part()) for name, part in self.separate().items())
+        return {**first, **dict(others)}
 
-    def _compute_metrics(self, is_selected: npt.NDArray[np.bool_]) -> Metrics:
-        """Return the metrics of some positions.
+    def compute_part(self) -> Metrics:
+        """Return the metrics of all positions together.
 
         ``constant_mse`` is the mean squared error of the best constant instead of ``values``.
         """
-        ranks, losses = self.ranks[is_selected], self.losses[is_selected].astype(np.float64)
-        is_known = is_selected & ~np.isnan(self.results)
+        is_known = ~np.isnan(self.results)
         values, results = self.values[is_known].astype(np.float64), self.results[is_known].astype(np.float64)
         metrics: Metrics = {
-            "top1": float((ranks <= 1).mean()),
-            "top5": float((ranks <= 5).mean()),
-            "cross_entropy": float(losses.mean()),
-            "count": len(ranks),
+            "top1": float((self.ranks <= 1).mean()),
+            "top5": float((self.ranks <= 5).mean()),
+            "cross_entropy": float(self.losses.mean(dtype=np.float64)),
+            "count": len(self.ranks),
         }
         if len(results):
             metrics |= {"value_mse": float(((values - results) ** 2).mean()), "constant_mse": float(results.var())}

@@ -280,7 +280,7 @@ def find_move_cells(record: GameRecord) -> dict[int, int | None]:
     moves = record.legal_moves
     cells = find_cells(record.game, record.state, moves) if len(moves) else []
     known = [cell for cell in cells if cell is not None]
-    return dict(zip(moves.tolist(), cells , strict=True))
+    return dict(zip(moves.tolist(), cells if len({*known}) == len(known) else [None] * len(cells), strict=True))
 
 
 def find_cells(game: Game, state: States, moves: Moves) -> list[int | None]:

@@ -2,23 +2,24 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property, partial
 from itertools import islice
 from typing import Any, TypeVar
 
 from fastapi import FastAPI
+from torch import Tensor, nn
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse
 
 from fukami.data.parsing import Json
 from fukami.errors import Error, UsageError, convert_memory_errors, format_names
+from fukami.models.alphago import AlphaGoZero
 from fukami.self_play.game import Game, States
 from fukami.self_play.match import GameRecord, read_stones
 from fukami.self_play.plots import choose_style, describe_outcome
 from fukami.self_play.positions import Position, parse_positions
-from fukami.self_play.search import Evaluate, SearchResult, TreeSearch
+from fukami.self_play.search import SearchResult
 from fukami.self_play.task import SelfPlayTask
 from fukami.serving import board_page, request_body
 from fukami.serving.board_page import PageGame
@@ -119,6 +120,27 @@ def add_routes(app: FastAPI, worker: Worker, run_info: dict[str, Json], *, needs
         return predictions
 
 
+class InterruptibleNetwork(nn.Module):
+    """Network whose predictions fail after the end of the request, so that a search stops.
+
+    Args:
+        network: the network for inference.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.slot = network, Slot()
+
+    def forward(self, planes: Tensor) -> Any:
+        """Compute the prediction for planes ``(N, C, H, W)``.
+
+        Raises:
+            ClientDisconnected: the request has ended.
+        """
+        self.slot.check_request()
+        return self.network(planes)
+
+
 class BoardPredictor:
     """Predictions of a network in games; all methods but :meth:`find_game` are called in the worker thread.
 
@@ -131,9 +153,10 @@ class BoardPredictor:
         self.worker, self.task, self.games = worker, worker.task, worker.task.games
 
     @cached_property
-    def evaluate(self) -> Evaluate:
+    def network(self) -> InterruptibleNetwork:
         """Network of the search."""
-        return self.task.build_evaluate()
+        network: nn.Module = self.task.ema_model
+        return InterruptibleNetwork(network.fuse_batch_norm() if isinstance(network, AlphaGoZero) else network).eval()
 
     def warm_up(self) -> None:
         """Search once: the first search loads or compiles its code, which takes seconds."""
@@ -159,14 +182,10 @@ class BoardPredictor:
             ClientDisconnected: the request has ended.
             Error: there is not enough memory.
         """
-
-        def evaluate(planes: Any) -> Any:
-            slot.check_request()
-            return self.evaluate(planes)
-
-        options = replace(self.task.search_options, simulations=simulations)
+        self.task.select_game(game.name)
+        self.network.slot = slot
         with convert_memory_errors("the search"), self.task.evaluation_mode():
-            return TreeSearch(game, evaluate, options, 1).search(state[None])
+            return self.task.search(state[None], simulations, model=self.network)
 
     def predict_game(self, slot: Slot, content: bytes) -> dict[str, Json]:
         """Predict the position of a game in JSON, and describe it.
@@ -181,7 +200,6 @@ class BoardPredictor:
             prediction: dict[str, Json] = {"move": None, "value": None, "policy": {}, "visits": {}, "simulations": 0}
             if not record.is_over:
                 result = self.search(slot, record.game, record.state, simulations)
-                self.task.select_game(record.game.name)
                 prediction = self.task.describe_result(result)
             return {**prediction, **describe_position(record)}
 
