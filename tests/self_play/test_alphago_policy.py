@@ -19,8 +19,9 @@ from fukami.engine.runtime import Runtime
 from fukami.self_play import sgf
 from fukami.self_play.alphago_policy import AlphaGoPolicy
 from fukami.self_play.go import Go
-from fukami.self_play.policy_data import PositionLoader, read_games
-from fukami.self_play.policy_task import PolicyResults, find_eyes
+from fukami.self_play.policy_data import PolicyBatch, PositionLoader
+from fukami.self_play.policy_games import read_games
+from fukami.self_play.policy_task import PolicyResults, compare_predictions, find_eyes
 from fukami.self_play.positions import read_positions
 
 CPU = {"device": "cpu", "precision": "float32"}
@@ -348,15 +349,22 @@ def test_metrics_equal_scikit_learns(make):
 
 def test_a_network_that_diverged_is_never_right():
     nan, zeros = np.full((2, 26), np.nan, np.float32), np.zeros(2, np.float32)
-    from fukami.self_play.policy_data import PolicyBatch
-    from fukami.self_play.policy_task import compare_predictions
-
     moves, unknown = torch.tensor([0, 3]), torch.tensor([torch.nan] * 2)
     batch = PolicyBatch(torch.zeros(0), moves, unknown, torch.ones(2), torch.zeros(2) > 0)
     for logits in (nan, np.zeros((2, 26), np.float32)):
         metrics = PolicyResults(*compare_predictions(logits, zeros, batch)).compute_metrics()
         assert metrics["top1"] == metrics["top5"] == 0
         assert "value_mse" not in metrics
+
+
+def test_value_metrics_with_draws_and_unknown_results():
+    values, results = np.float32([0.5, -0.5, 0.5, 0.2, 0.9]), np.float32([1, -1, -1, 0, np.nan])
+    ones, zeros = np.ones(5, np.float32), np.zeros(5, np.float32)
+    metrics = PolicyResults(ones, zeros, values, results, ones, zeros).compute_metrics()
+    assert metrics["count"] == 5
+    assert metrics["value_mse"] == pytest.approx((0.25 + 0.25 + 2.25 + 0.04) / 4)
+    assert metrics["constant_mse"] == pytest.approx(np.var([1, -1, -1, 0]))
+    assert metrics["winner_accuracy"] == pytest.approx(2 / 3)
 
 
 def test_figure_shows_both_kinds_of_games(make):

@@ -11,7 +11,8 @@ from fukami.engine.recipe import Data, Recipe, check_range
 from fukami.errors import Error, UsageError
 
 if TYPE_CHECKING:
-    from fukami.self_play.policy_data import GoGames, PositionLoader
+    from fukami.self_play.policy_data import PositionLoader
+    from fukami.self_play.policy_games import GoGames
     from fukami.self_play.policy_task import PolicyTask
 
 
@@ -59,8 +60,8 @@ class AlphaGoPolicy(Recipe):
     value_positions: int = 16
     """Positions per game whose result is learned, against overfitting: those of a game have the same; 0: all."""
     blocks: int = 6
-    """Number of residual blocks; the paper has 12 convolutions without skip connections."""
-    channels: int = 64
+    """Number of residual blocks; the paper has 12 convolutions without skip connections, and an output layer."""
+    channels: int = 48
     """Number of channels; 192 in the paper, 256 for its best accuracy."""
     simulations: int = 0
     """Simulations of the tree search per move in prediction and play; 0: the policy network alone."""
@@ -115,14 +116,14 @@ class AlphaGoPolicy(Recipe):
         Raises:
             UsageError: none are specified.
         """
-        from fukami.self_play import policy_data
+        from fukami.self_play import policy_games
         from fukami.self_play.go import Go
 
         if not self.data:
             raise UsageError(
                 "alphago-policy learns from games; specify a folder, or a zip or tar archive, of SGF files with --data"
             )
-        return policy_data.read_games(Path(self.data), Go(self.size), self.test_names, self.max_broken)
+        return policy_games.read_games(Path(self.data), Go(self.size), self.test_names, self.max_broken)
 
     def build_eval_loader(self, games: "GoGames", split: str) -> "PositionLoader | tuple[()]":
         """Build the loader of the validation or test data, if there are any."""

@@ -100,13 +100,9 @@ def parse_position(text: str) -> States:
                     "many stones as o or one less")  # fmt: skip
     bits = [1 << STRIDE * (cell % COLUMNS) + cell // COLUMNS for cell in range(ROWS * COLUMNS)]
     boards = [sum(bit for bit, value in zip(bits, text, strict=True) if value == stone) for stone in "xo"]
-    winners = [stone for stone, board in zip("xo", boards, strict=True) if has_line(board)]
+    winners = " and ".join(stone for stone, board in zip("xo", boards, strict=True) if has_line(board))
     if winners or own + opponent == ROWS * COLUMNS:
-        reason = (
-            f"{' and '.join(winners)} {'have' if len(winners) > 1 else 'has'} four in a row"
-            if winners
-            else "the board is full"
-        )
+        reason = f"four in a row of {winners}" if winners else "the board is full"
         raise Error(f"the game is over in the position {text!r}: {reason}; give one in which x can move")
     return np.array(boards, np.int64).view(np.uint8)
 
@@ -128,6 +124,55 @@ def has_line(stones):  # pragma: no cover
 
 
 @njit(cache=True, nogil=True)
+def find_winning_cells(stones, occupied):  # pragma: no cover
+    """Find the empty cells, reachable or not, that complete four in a row."""
+    cells = (stones << 1) & (stones << 2) & (stones << 3)
+    for step in (STRIDE - 1, STRIDE, STRIDE + 1):
+        pairs = (stones << step) & (stones << 2 * step)
+        cells |= pairs & ((stones << 3 * step) | (stones >> step))
+        pairs = (stones >> step) & (stones >> 2 * step)
+        cells |= pairs & ((stones >> 3 * step) | (stones << step))
+    return cells & (BOARD ^ occupied)
+
+
+@njit(cache=True, nogil=True)
+def find_cell(occupied, column):  # pragma: no cover
+    """Find the lowest empty cell of a column, 0 if it is full."""
+    return (occupied + (1 << STRIDE * column)) & ~occupied & BOARD
+
+
+@njit(cache=True, nogil=True)
+def count_bits(bits):  # pragma: no cover
+    """Count the 1 bits of a bitboard, by a formula that compiles to one instruction."""
+    bits -= bits >> 1 & 0x5555555555555555
+    bits = (bits & 0x3333333333333333) + (bits >> 2 & 0x3333333333333333)
+    bits = (bits + (bits >> 4)) & 0x0F0F0F0F0F0F0F0F
+    return np.int64(np.uint64(bits * 0x0101010101010101) >> np.uint64(56))
+
+
+@njit(cache=True, nogil=True)
+def compute_key(own, opponent):  # pragma: no cover
+    """Compute a number that identifies a position up to reflection: the smaller of the keys of both.
+
+    The part of the key of a column with ``h`` stones is between ``2**h - 1`` and ``2**(h + 1) - 2``, thus unique.
+    """
+    key = own + (own | opponent)
+    mirrored = 0
+    for column in range(COLUMNS):
+        mirrored = mirrored << STRIDE | (key >> STRIDE * column & ((1 << STRIDE) - 1))
+    return min(key, mirrored)
+
+
+@njit(cache=True, nogil=True)
+def compute_keys(bitboards):  # pragma: no cover
+    """Compute the keys ``(N,)`` of positions, equal for mirror images."""
+    keys = np.empty(len(bitboards), np.int64)
+    for n in range(len(bitboards)):
+        keys[n] = compute_key(bitboards[n, 0], bitboards[n, 1])
+    return keys
+
+
+@njit(cache=True, nogil=True)
 def _find_legal_moves(bitboards):  # pragma: no cover
     legal = np.empty((len(bitboards), COLUMNS), np.bool_)
     for n in range(len(bitboards)):
@@ -143,8 +188,7 @@ def _play(bitboards, moves):  # pragma: no cover
     for n in range(len(bitboards)):
         occupied = bitboards[n, 0] | bitboards[n, 1]
         played[n, 0] = bitboards[n, 1]
-        # the carry of the addition reaches the lowest empty cell of the column
-        played[n, 1] = bitboards[n, 0] | ((occupied + (1 << STRIDE * moves[n])) & ~occupied & BOARD)
+        played[n, 1] = bitboards[n, 0] | find_cell(occupied, moves[n])
     return played
 
 

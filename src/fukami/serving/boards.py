@@ -1,19 +1,18 @@
 """Routes of self-play: the page ``/`` on which a person plays against the network, and ``/predict``."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import islice
 from typing import Any, TypeVar
 
 from fastapi import FastAPI
-from torch import Tensor, nn
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse
+from torch import Tensor, nn
 
 from fukami.data.parsing import Json
-from fukami.errors import Error, UsageError, convert_memory_errors, format_names
+from fukami.errors import Error, UsageError, convert_memory_errors
 from fukami.models.alphago import AlphaGoZero
 from fukami.self_play.game import Game, States
 from fukami.self_play.match import GameRecord, read_stones
@@ -23,6 +22,7 @@ from fukami.self_play.search import SearchResult
 from fukami.self_play.task import SelfPlayTask
 from fukami.serving import board_page, request_body
 from fukami.serving.board_page import PageGame
+from fukami.serving.game_requests import describe, parse_digits, parse_fields, parse_person, replay, undo
 from fukami.serving.request_body import FileKind, Uploads
 from fukami.serving.responses import PAGE_HEADERS, choose_status
 from fukami.serving.worker import Slot, Worker
@@ -32,8 +32,6 @@ MAX_SIMULATIONS = 1600  # per request; those of the run if it has more
 MAX_REQUEST_BYTES = 2**20  # of a game or of files; the largest SGF file
 MAX_POSITIONS = 1000  # per file
 CHUNK_SIZE = 16  # positions that are searched side by side; other requests may run between two chunks
-MAX_LISTED_MOVES = 12  # legal moves in an error
-FIELDS = ("game", "moves", "simulations")  # of a request in JSON
 HEADERS = {
     **PAGE_HEADERS,
     "Content-Security-Policy": f"{PAGE_HEADERS['Content-Security-Policy']}; connect-src 'self'",
@@ -272,80 +270,6 @@ class BoardPredictor:
             return [prediction for _, prediction in self.task.predict_positions(name, positions)]
 
 
-def parse_fields(content: bytes) -> dict[str, Any]:
-    """Parse a request in JSON.
-
-    Raises:
-        UsageError: it is no JSON object, or has an unknown field.
-    """
-    try:
-        fields = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"the body is not valid JSON ({error}); send an object with the fields {FIELDS}") from None
-    if not isinstance(fields, dict):
-        raise UsageError(f"the body is {describe(fields)}; expected an object with the fields {', '.join(FIELDS)}")
-    for name in fields:
-        if name not in FIELDS:
-            raise UsageError(f"there is no field {describe(name)}; the fields are {', '.join(FIELDS)}")
-    return fields
-
-
-def parse_digits(text: object) -> object:
-    """Parse an integer of a form; other texts are returned as they are."""
-    return int(text) if isinstance(text, str) and text.isdecimal() and len(text) < 10 else text
-
-
-def parse_person(value: object) -> int:
-    """Parse the side of the person: 0 plays first, 1 second.
-
-    Raises:
-        UsageError: it is neither.
-    """
-    if value not in ("0", "1"):
-        raise UsageError(f"person is {describe(value)}; expected 0 (plays first) or 1")
-    return int(value == "1")
-
-
-def replay(game: Game, moves: object) -> GameRecord:
-    """Replay the moves of a game.
-
-    Raises:
-        UsageError: they are no list of moves, or a move is illegal.
-    """
-    if not isinstance(moves, list):
-        raise UsageError(f"moves is {describe(moves)}; expected a list of moves such as [{game.format_move(0)!r}]")
-    if len(moves) > game.max_moves:
-        raise UsageError(f"moves has {len(moves):,} moves; a game of {game.name} has at most {game.max_moves:,}")
-    record = GameRecord(game)
-    for number, text in enumerate(moves, 1):
-        if not isinstance(text, str):
-            raise UsageError(f"move {number} is {describe(text)}; expected a string such as {game.format_move(0)!r}")
-        try:
-            move = game.parse_move(text)
-        except ValueError as error:
-            raise UsageError(f"move {number}: {error}") from None
-        legal = record.legal_moves
-        if move not in legal:
-            names = format_names([game.format_move(int(other)) for other in legal], MAX_LISTED_MOVES)
-            reason = f"the legal moves are {names}" if names else "the game is over"
-            raise UsageError(f"illegal move {number}, {describe(text)}: {reason}")
-        record.play(move)
-    return record
-
-
-def undo(record: GameRecord, person: int) -> None:
-    """Take back the last move of the person, and the network's reply.
-
-    Raises:
-        UsageError: the person has not played.
-    """
-    if len(record.moves) <= person:
-        raise UsageError("there is no move to undo")
-    record.undo()
-    if record.player != person:
-        record.undo()
-
-
 def describe_position(record: GameRecord) -> dict[str, Json]:
     """Describe a position for programs; the rows of the board are from the top to the bottom, as on the page."""
     game, outcome = record.game, record.outcome
@@ -359,9 +283,3 @@ def describe_position(record: GameRecord) -> dict[str, Json]:
         "outcome": None if outcome is None else int(outcome),
         "result": describe_outcome(record) if record.is_over else None,
     }
-
-
-def describe(value: object) -> str:
-    """Describe a value of a request for an error, in at most 60 ASCII characters."""
-    text = ascii(value) if isinstance(value, str | int | float | bool | None) else f"a {type(value).__name__}"
-    return text if len(text) <= 60 else f"{text[:57]}..."
