@@ -33,8 +33,8 @@ from common.record import record, run_command, strip_folders
 
 CONNECT_FOUR = {  # options by minutes
     10: "",
-    60: "--positions 2000000 --blocks 4 --channels 64 --eval-every 250000",
-    150: "--positions 4500000 --blocks 5 --channels 64 --eval-every 500000",
+    60: "--positions 2000000 --num-blocks 4 --num-channels 64 --eval-every 250000",
+    150: "--positions 4500000 --num-blocks 5 --num-channels 64 --eval-every 500000",
 }
 GO = {60: "--positions 400000 --eval-every 100000", 150: "--positions 1000000 --eval-every 100000"}
 WARMUP_ROUNDS = 1

@@ -15,8 +15,8 @@ from fukami.catalogue import RECIPES
 from fukami.engine import checkpoint
 
 COMMANDS = [
-    "doctor", "shard", "show", "propose", "list", "train", "find-lr", "board", "eval", "predict", "explain", "play", "gtp",
-    "stylize", "export", "serve", "import", "bench",
+    "doctor", "shard", "show", "propose", "list", "train", "find-lr", "board", "eval", "predict", "explain", "play",
+    "gtp", "stylize", "export", "serve", "import", "bench",
 ]  # fmt: skip
 QUICK = ["--epochs", "1", "--batch-size", "100"]
 

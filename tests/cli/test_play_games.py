@@ -29,7 +29,7 @@ def untrained_runs(tmp_path_factory):
     """Folder of runs of untrained networks: connect4, go (5×5 and 7×7) and tic-tac-toe."""
     root = tmp_path_factory.mktemp("untrained")
     for name, games in (("connect4", ("connect4",)), ("go", ("go5", "go7")), ("tic-tac-toe", ("tic-tac-toe",))):
-        recipe = get_recipe("alphago-zero")(game=games, blocks=1, channels=4, simulations=4)
+        recipe = get_recipe("alphago-zero")(game=games, num_blocks=1, num_channels=4, simulations=4)
         folder = root / name
         folder.mkdir()
         with torch.random.fork_rng():

@@ -11,8 +11,8 @@ from fukami.self_play.games import check_game, make_game
 
 FILE = Path(__file__).parents[2] / "docs" / "examples" / "my_game.py"
 SMALL = (
-    *("--positions", "500", "--learning-starts", "100", "--batch-size", "32", "--num-games", "16", "--blocks", "1"),
-    *("--channels", "8", "--self-play-simulations", "2", "--simulations", "4", "--eval-games", "2"),
+    *("--positions", "500", "--learning-starts", "100", "--batch-size", "32", "--num-games", "16", "--num-blocks", "1"),
+    *("--num-channels", "8", "--self-play-simulations", "2", "--simulations", "4", "--eval-games", "2"),
 )
 
 

@@ -25,7 +25,7 @@ from fukami.self_play.policy_task import PolicyResults, compare_predictions, fin
 from fukami.self_play.positions import read_positions
 
 CPU = {"device": "cpu", "precision": "float32"}
-SMALL = {"size": 5, "blocks": 1, "channels": 8, "batch_size": 16, "test_names": ("Eve",), "val_fraction": 0.2}
+SMALL = {"size": 5, "num_blocks": 1, "num_channels": 8, "batch_size": 16, "test_names": ("Eve",), "val_fraction": 0.2}
 
 
 def play_random_moves(game, count, seed):
@@ -511,7 +511,7 @@ def real_games(tmp_path):
 
 
 def test_real_games(real_games):
-    recipe = AlphaGoPolicy(data=str(real_games), val_fraction=0.0, blocks=1, channels=8)
+    recipe = AlphaGoPolicy(data=str(real_games), val_fraction=0.0, num_blocks=1, num_channels=8)
     data = recipe.load_data()
     assert {"00180.sgf", "07177.sgf"} <= list_names(data.test)
     assert not {"00180.sgf", "07177.sgf"} & list_names(data.train)

@@ -29,7 +29,8 @@ from fukami.self_play.tic_tac_toe import TicTacToe
 CPU = {"device": "cpu", "precision": "float32"}
 SMALL = {
     "game": ("tic-tac-toe",), "positions": 900, "learning_starts": 100, "num_games": 16, "batch_size": 32,
-    "self_play_simulations": 6, "simulations": 8, "blocks": 1, "channels": 8, "eval_every": 300, "eval_games": 4,
+    "self_play_simulations": 6, "simulations": 8, "num_blocks": 1, "num_channels": 8, "eval_every": 300,
+    "eval_games": 4,
 }  # fmt: skip
 GAME_FILE = tic_tac_toe.__file__
 
@@ -95,11 +96,11 @@ def build_positions(game, states, seed=0):
 
 def test_network_has_the_papers_tower():
     """Methods, "Neural network architecture": 20 blocks of two convolutions of 256 channels, after one convolution."""
-    network = alphago_zero(362, num_planes=17, shape=(19, 19), blocks=19)
+    network = alphago_zero(362, num_planes=17, shape=(19, 19), num_blocks=19)
     tower = sum(p.numel() for module in (network.stem, network.blocks) for p in module.parameters())
     block = 2 * (256 * 256 * 9 + 2 * 256)
     assert tower == 17 * 256 * 9 + 2 * 256 + 19 * block
-    small = alphago_zero(7, num_planes=2, shape=(6, 7), blocks=1, channels=8)
+    small = alphago_zero(7, num_planes=2, shape=(6, 7), num_blocks=1, num_channels=8)
     policy, value = small(torch.zeros(3, 2, 6, 7))
     assert policy.shape == (3, 7)
     assert value.shape == (3,)
@@ -107,7 +108,7 @@ def test_network_has_the_papers_tower():
 
 
 def test_one_network_plays_go_on_several_sizes():
-    network = alphago_zero(50, num_planes=4, blocks=2, channels=8, predicts_score=True)
+    network = alphago_zero(50, num_planes=4, num_blocks=2, num_channels=8, predicts_score=True)
     for size in (5, 7, 9):
         prediction = network(torch.rand(2, 4, size, size))
         assert prediction.policy.shape == (2, size * size + 1)
@@ -117,7 +118,7 @@ def test_one_network_plays_go_on_several_sizes():
 
 def test_fused_batch_normalization_computes_the_same():
     torch.manual_seed(0)
-    network = alphago_zero(7, num_planes=2, shape=(6, 7), blocks=2, channels=8)
+    network = alphago_zero(7, num_planes=2, shape=(6, 7), num_blocks=2, num_channels=8)
     planes = torch.rand(16, 2, 6, 7)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -190,9 +191,9 @@ def test_the_window_is_restored_from_its_files(tmp_path):
     one.add(build_positions(game, states[300:]), 200)
     other.delete_files()
     assert not (tmp_path / "window").exists()
+    third = ReplayWindow(game, 200)
+    third.open_files(tmp_path / "window")
     with pytest.raises(Error, match="missing or incomplete"):
-        third = ReplayWindow(game, 200)
-        third.open_files(tmp_path / "window")
         third.restore(total, start)
 
 
@@ -288,7 +289,7 @@ def test_loss_equals_the_papers_equation(build_task):
 
 
 def test_the_task_overfits_a_batch(build_task):
-    task, collector = build_task(channels=32, lr=1e-2, ema_decay=0.0)
+    task, collector = build_task(num_channels=32, lr=1e-2, ema_decay=0.0)
     batch = next(task.iterate_batches(collector))
     task.schedule(0.0)
     losses = [float(task.step(batch)["policy_loss"] + task.step(batch)["value_loss"]) for _ in range(100)]
@@ -333,8 +334,8 @@ def test_a_network_has_to_win_the_gating_match(build_task, monkeypatch, wins):
 
 def test_training_learns_tic_tac_toe(tmp_path):
     """The network alone, without search, becomes much better than a random player."""
-    fields = {"positions": 5000, "learning_starts": 500, "num_games": 64, "batch_size": 64, "channels": 16, "lr": 5e-3,
-              "samples_per_position": 4.0, "eval_every": 5000, "eval_games": 100}  # fmt: skip
+    fields = {"positions": 5000, "learning_starts": 500, "num_games": 64, "batch_size": 64, "num_channels": 16,
+              "lr": 5e-3, "samples_per_position": 4.0, "eval_every": 5000, "eval_games": 100}  # fmt: skip
     recipe = make(**fields, self_play_simulations=16, simulations=0, eval_opponent="random")
     run = package.train(recipe, tmp_path / "run", **CPU)
     assert run.metrics["count"] == 100
@@ -401,7 +402,7 @@ def test_a_missing_window_is_reported(tmp_path, monkeypatch):
     data = recipe.load_data().train
     data.open_files(folder)
     data.setup(Runtime.start(**CPU))
-    with pytest.raises(Error, match="replay_window.*missing or incomplete"):
+    with pytest.raises(Error, match=r"replay_window.*missing or incomplete"):
         data.load_state_dict(state["loader"])
 
 

@@ -172,7 +172,7 @@ def test_gnugo_resigns_and_receives_all_moves(monkeypatch):
 
 def test_the_search_of_a_game_reuses_the_subtree_and_starts_anew_after_undo():
     """The visits of the position after two moves are kept; the first search of a position has none."""
-    recipe = AlphaGoZero(game=("tic-tac-toe",), blocks=1, channels=8)
+    recipe = AlphaGoZero(game=("tic-tac-toe",), num_blocks=1, num_channels=8)
     torch.manual_seed(0)
     task = recipe.build_task(())
     torch.nn.init.normal_(task.ema_model.heads.policy.weight)

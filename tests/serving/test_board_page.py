@@ -63,7 +63,7 @@ def set_up(task):
 
 
 def build_task(*games):
-    return set_up(get_recipe("alphago-zero")(game=games, blocks=1, channels=8, simulations=8).build_task(()))
+    return set_up(get_recipe("alphago-zero")(game=games, num_blocks=1, num_channels=8, simulations=8).build_task(()))
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_prediction_of_another_board(go_client):
 
 def test_policy_network_passes_where_this_wins():
     """The search of a policy network differs from that of self-play."""
-    model = alphago_zero(26, num_planes=17, shape=(5, 5), blocks=1, channels=4)
+    model = alphago_zero(26, num_planes=17, shape=(5, 5), num_blocks=1, num_channels=4)
     task = set_up(PolicyTask(model, Go(5), SearchOptions(4), value_weight=1.0))
     for moves, simulations in ((["pass"], 0), (["C3", "pass"], 4)):
         response = make_client(task).post("/predict", json={"moves": moves, "simulations": simulations}).json()
@@ -325,7 +325,7 @@ def test_access_is_that_of_images(connect_four):
 
 
 def test_command_describes_the_run(fukami, monkeypatch, tmp_path, connect_four):
-    recipe = get_recipe("alphago-zero")(game=("go5", "go7"), blocks=1, channels=4, simulations=4)
+    recipe = get_recipe("alphago-zero")(game=("go5", "go7"), num_blocks=1, num_channels=4, simulations=4)
     (tmp_path / "run").mkdir()
     tensors = checkpoint.copy_tensors_to_cpu(recipe.build_task(()).get_modules())
     checkpoint.write_weights(tmp_path / "run", tensors)
@@ -474,7 +474,7 @@ def test_page_is_self_contained(client):
 def test_game_whose_moves_are_no_cells():
     """Each legal move is a button in a list, also if it is one of several to the same cell."""
     game = DoubledMoves()
-    model = alphago_zero(18, num_planes=2, shape=(3, 3), blocks=1, channels=4)
+    model = alphago_zero(18, num_planes=2, shape=(3, 3), num_blocks=1, num_channels=4)
     client = make_client(set_up(SelfPlayTask(model, [game], SearchOptions(4))))
     page = read_page(client.get("/"))
     assert page.buttons == []

@@ -36,11 +36,14 @@ GROUPS = {
         gamma double buffer_size learning_starts train_frequency target_update_interval exploration_fraction
         epsilon_start epsilon_end
         strength style_weights tv_weight levels
-        learning_starts samples_per_position window_fraction td_lambda value_weight gating_games
+        learning_starts samples_per_position window_fraction td_lambda gating_games
         self_play_simulations full_search_fraction fast_simulations temperature_moves dirichlet_alpha
     """,
     "augmentation": "augment crop_size",
-    "run": "simulations seed eval_every eval_opponent eval_games gnugo_level eval_samples eval_features eval_episodes eval_epsilon",
+    "run": """
+        simulations seed eval_every eval_samples eval_features eval_episodes eval_epsilon eval_opponent eval_games
+        gnugo_level
+    """,
 }
 
 

@@ -125,8 +125,8 @@ def command(arguments: list[str]) -> None:
             seed: Random seed: of the openings and the opponent of a match, or of the first episode of an agent.
             device: Device: auto, cpu, cuda, cuda:1 or mps.
             precision: Precision of inference. auto: float32, or that of an exported run.
-            set: Recipe fields of the run that affect the search, such as c_puct=1.5, or the file of a user's game, as in
-                game=./my_game.py, also for the other run.
+            set: Recipe fields of the run that affect the search, such as c_puct=1.5, or the file of your own game, as
+                in game=./my_game.py, also for the other run.
             recipe: File of the custom recipe that the run was trained with; a run never contains code.
         """
         from fukami.engine import checkpoint

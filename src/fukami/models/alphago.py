@@ -61,8 +61,8 @@ def alphago_zero(
     *,
     num_planes: int = 17,
     shape: tuple[int, int] = (19, 19),
-    blocks: int = 19,
-    channels: int = 256,
+    num_blocks: int = 19,
+    num_channels: int = 256,
     any_size: bool = False,
     predicts_score: bool = False,
 ) -> "AlphaGoZero":
@@ -72,24 +72,26 @@ def alphago_zero(
         num_moves: number of moves, 362 on a Go board of 19×19.
         num_planes: number of input planes.
         shape: rows and columns of the board.
-        blocks: residual blocks; 19 or 39 in the paper.
-        channels: channels of the tower.
+        num_blocks: residual blocks; 19 or 39 in the paper.
+        num_channels: channels of the tower.
         any_size: fully convolutional heads, one move per point and the pass; the network accepts any board size.
         predicts_score: these heads, and the outputs of the score and the owners.
     """
     is_go = any_size or predicts_score
-    heads = GoHeads(channels, predicts_score=predicts_score) if is_go else BoardHeads(num_moves, shape, channels)
-    return AlphaGoZero(num_planes, blocks, channels, heads, pools=is_go)
+    heads = (
+        GoHeads(num_channels, predicts_score=predicts_score) if is_go else BoardHeads(num_moves, shape, num_channels)
+    )
+    return AlphaGoZero(num_planes, num_blocks, num_channels, heads, pools=is_go)
 
 
 class AlphaGoZero(nn.Module):
     """Residual tower with heads for the policy and the value."""
 
-    def __init__(self, num_planes: int, blocks: int, channels: int, heads: "_Heads", *, pools: bool) -> None:
+    def __init__(self, num_planes: int, num_blocks: int, num_channels: int, heads: "_Heads", *, pools: bool) -> None:
         super().__init__()
-        self.stem = ConvBlock(num_planes, channels, 3)
+        self.stem = ConvBlock(num_planes, num_channels, 3)
         self.blocks = nn.Sequential(
-            *(ResidualBlock(channels, pools=pools and index % 2 == 1) for index in range(blocks))
+            *(ResidualBlock(num_channels, pools=pools and index % 2 == 1) for index in range(num_blocks))
         )
         self.heads = heads
         for module in self.modules():

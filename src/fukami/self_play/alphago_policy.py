@@ -59,9 +59,9 @@ class AlphaGoPolicy(Recipe):
     """Weight of the loss of the value; 0: only the policy is learned."""
     value_positions: int = 16
     """Positions per game whose result is learned, against overfitting: those of a game have the same; 0: all."""
-    blocks: int = 6
+    num_blocks: int = 6
     """Number of residual blocks; the paper has 12 convolutions without skip connections, and an output layer."""
-    channels: int = 48
+    num_channels: int = 48
     """Number of channels; 192 in the paper, 256 for its best accuracy."""
     simulations: int = 0
     """Simulations of the tree search per move in prediction and play; 0: the policy network alone."""
@@ -74,7 +74,7 @@ class AlphaGoPolicy(Recipe):
         check_range(self, 2, 19, "size")
         check_range(self, 0, 1, "val_fraction")
         check_range(self, 0, 0.9999999, "warmup")
-        check_range(self, 1, math.inf, "epochs", "eval_every", "batch_size", "blocks", "channels")
+        check_range(self, 1, math.inf, "epochs", "eval_every", "batch_size", "num_blocks", "num_channels")
         check_range(self, 0, math.inf, "max_broken", "lr", "weight_decay", "value_weight", "value_positions")
         check_range(self, 0, math.inf, "simulations")
         check_range(self, 1e-9, math.inf, "c_puct")
@@ -142,7 +142,9 @@ class AlphaGoPolicy(Recipe):
         from fukami.self_play.search import SearchOptions
 
         game = Go(self.size)
-        model = alphago_zero(num_planes=game.num_planes, blocks=self.blocks, channels=self.channels, any_size=True)
+        model = alphago_zero(
+            num_planes=game.num_planes, num_blocks=self.num_blocks, num_channels=self.num_channels, any_size=True
+        )
         return PolicyTask(
             model,
             game,

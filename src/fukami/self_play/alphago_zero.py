@@ -30,7 +30,7 @@ class AlphaGoZero(Recipe):
     Go share a network."""
     komi: float | None = None
     """Komi, points for White in Go. Default: 24.5 on 5×5, 8.5 on 7×7, else 7.5."""
-    positions: int = 420_000
+    positions: int = 200_000
     """Number of positions of self-play to learn from."""
     num_games: int = 512
     """Number of parallel games."""
@@ -65,9 +65,9 @@ class AlphaGoZero(Recipe):
     """Size of the replay window as a fraction of the positions so far."""
     samples_per_position: float = 2.0
     """Average number of times that a position is in a batch."""
-    blocks: int = 3
+    num_blocks: int = 3
     """Number of residual blocks; 19 or 39 in the paper."""
-    channels: int = 48
+    num_channels: int = 48
     """Number of channels; 256 in the paper."""
     batch_size: int = 512
     """Global batch size; 2,048 in the paper."""
@@ -93,8 +93,8 @@ class AlphaGoZero(Recipe):
     def __post_init__(self) -> None:
         """Validate the fields."""
         super().__post_init__()
-        check_range(self, 1, math.inf, "num_games", "self_play_simulations", "max_considered_moves", "blocks")
-        check_range(self, 1, math.inf, "channels", "batch_size", "eval_every", "eval_games")
+        check_range(self, 1, math.inf, "num_games", "self_play_simulations", "max_considered_moves", "num_blocks")
+        check_range(self, 1, math.inf, "num_channels", "batch_size", "eval_every", "eval_games")
         check_range(self, 0, math.inf, "simulations", "value_scale", "c_puct", "temperature_moves", "fast_simulations")
         check_range(self, 0, math.inf, "gating_games", "lr", "weight_decay")
         check_range(self, 1e-9, math.inf, "dirichlet_alpha", "samples_per_position")
@@ -223,8 +223,8 @@ class AlphaGoZero(Recipe):
             games[0].num_moves,
             num_planes=games[0].num_planes,
             shape=games[0].shape,
-            blocks=self.blocks,
-            channels=self.channels,
+            num_blocks=self.num_blocks,
+            num_channels=self.num_channels,
             predicts_score=games[0].has_score,
         )
         steps_per_position = self.samples_per_position / self.batch_size

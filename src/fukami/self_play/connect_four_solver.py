@@ -15,9 +15,21 @@ import numpy.typing as npt
 
 from fukami.errors import require_extra
 from fukami.self_play.connect_four import (
-    BOARD, BOTTOM, COLUMNS, ROWS, STRIDE, Bitboards, ConnectFour, compute_key, compute_keys, count_bits, find_cell,
-    find_winning_cells, has_line, view_bitboards,
-)  # fmt: skip
+    BOARD,
+    BOTTOM,
+    COLUMNS,
+    ROWS,
+    STRIDE,
+    Bitboards,
+    ConnectFour,
+    compute_key,
+    compute_keys,
+    count_bits,
+    find_cell,
+    find_winning_cells,
+    has_line,
+    view_bitboards,
+)
 from fukami.self_play.game import States
 
 with require_extra("self-play", "the solver of Connect Four"):

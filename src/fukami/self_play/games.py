@@ -49,11 +49,11 @@ def make_game(name: str, *, sha256: str | None = None, komi: float | None = None
     if name.endswith(".py"):
         game_class = load_class(Path(name), Game, BASE_NAME, sha256)  # type: ignore[type-abstract]
         try:
-            game = game_class()
+            user_game = game_class()
         except Exception as error:
             raise Error(f"{name}: {game_class.__name__}() failed: {type(error).__name__}: {error}") from error
-        check_game(game)
-        return game
+        check_game(user_game)
+        return user_game
     known_name = find_name(name, GAMES)
     if known_name is None:
         raise build_unknown_error("game", name, GAMES)
