@@ -1,8 +1,8 @@
 """Positions of Connect Four with their optimal moves, for evaluation.
 
-``benchmarks/connect_four_tables.py positions`` generates them. The ``random`` positions are of games of random moves.
-The ``sensible`` ones have 10 to 36 stones, moves that differ in outcome, and are of games in which each player wins at
-once if possible, else blocks a win of the opponent, else plays a random move. All are distinct, also under reflection.
+``benchmarks/connect_four_tables.py positions`` generates them. They have 10 to 36 stones, and moves that differ in
+outcome. The ``random`` ones are of games of random moves. The ``sensible`` ones are of games in which each player wins
+at once if possible, else blocks a win of the opponent, else plays a random move. All are distinct, also under reflection.
 """
 
 from pathlib import Path
