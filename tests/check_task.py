@@ -32,7 +32,15 @@ from fukami.engine.resumable_loader import wrap_batches
 from fukami.engine.runtime import Runtime
 from fukami.engine.train import TrainingProgress
 
-MAIN_METRICS = ("loss", "map", "miou", "bleu4", "discriminator_loss", "frechet_digits")  # of a line of the log
+MAIN_METRICS = (
+    "loss",
+    "map",
+    "miou",
+    "bleu4",
+    "cross_entropy",
+    "discriminator_loss",
+    "frechet_digits",
+)  # of a line of the log
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(PRELOADED)
 

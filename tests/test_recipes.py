@@ -94,7 +94,16 @@ def test_recipes_are_listed_by_name_and_restored_from_json():
         *segnets,
         "show-and-tell",
     ]
-    assert recipe.list_recipes() == [*binary, *others, "vgg11", "vgg13", "vgg16", "vgg19"]
+    assert recipe.list_recipes() == [
+        "alphago-policy",
+        "alphago-zero",
+        *binary,
+        *others,
+        "vgg11",
+        "vgg13",
+        "vgg16",
+        "vgg19",
+    ]
     assert package.get_recipe("deep-convnet") is DeepConvNet
     original = DeepConvNet(lr=0.5, widths=(1, 2, 3, 4, 5, 6), data="mnist")
     fields = json.loads(json.dumps(dataclasses.asdict(original)))
@@ -178,7 +187,7 @@ def test_run_of_an_older_version_is_rejected_with_both_versions(tmp_path):
     [
         pytest.param(name, marks=pytest.mark.slow if name in LARGEST_RECIPES else ())
         for name in recipe.list_recipes()
-        if name not in ("rcnn-svm", "rcnn-boxes")
+        if name not in ("rcnn-svm", "rcnn-boxes", "alphago-policy")  # these need another run, or games
     ],
 )
 def test_every_recipe_trains_two_steps_on_bundled_data(name, digit_files, few_scenes, tmp_path):
@@ -211,13 +220,25 @@ def test_every_recipe_trains_two_steps_on_bundled_data(name, digit_files, few_sc
             "eval_episodes": 4,
             "eval_every": 8,
         }
+    elif family == "self-play":
+        smaller = {
+            "game": ("tic-tac-toe",),
+            "positions": 164,
+            "learning_starts": 100,
+            "batch_size": 64,
+            "num_games": 16,
+            "self_play_simulations": 2,
+            "simulations": 4,
+            "num_channels": 4,
+            "eval_games": 2,
+        }
     elif family == "style":
         smaller = {"iterations": 2, "size": 64, "levels": 1, "eval_every": 2}
     else:
         smaller = {"data": str(digit_files), "batch_size": 15} | ({} if name == "deep-convnet" else {"size": 32})
-    epochs = {} if family in ("style", "reinforcement") else {"epochs": 1}
+    epochs = {} if family in ("style", "reinforcement", "self-play") else {"epochs": 1}
     result = package.train(cls(**epochs, **smaller), tmp_path / "run", device="cpu").metrics
-    assert result["count"] == {"classification": 10, "generation": 10, "style": 1}.get(family, 4)
+    assert result["count"] == {"classification": 10, "generation": 10, "style": 1, "self-play": 2}.get(family, 4)
     if name != "rcnn":  # the last stage of R-CNN has a step for each image
         assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
 

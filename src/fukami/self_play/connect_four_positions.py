@@ -2,7 +2,8 @@
 
 ``benchmarks/connect_four_tables.py positions`` generates them. They have 10 to 36 stones, and moves that differ in
 outcome. The ``random`` ones are of games of random moves. The ``sensible`` ones are of games in which each player wins
-at once if possible, else blocks a win of the opponent, else plays a random move. All are distinct, also under reflection.
+at once if possible, else blocks a win of the opponent, else plays a random move. All are distinct, also under
+reflection.
 """
 
 from pathlib import Path
