@@ -78,6 +78,7 @@ MISTAKES = [
     ("explain resnet18 image.png", "model without trained weights"),
     ("explain resnet18 --input-shape 224", "channels x height x width"),
     ("play", "FOLDER must be specified"),
+    ("gtp", "FOLDER must be specified"),
     ("play deep-convnet --out x.gif", "not the run of an agent"),
     ("stylize image.png", "--style and --out must be specified"),
     ("stylize --style image.png --out x.png", "CONTENT must be specified"),

@@ -98,7 +98,7 @@ def test_another_number_of_channels_is_an_error_of_the_file(bands, tmp_path, fuk
 
 def test_classes_that_differ_in_the_low_byte(depths, tmp_path):
     """Normalization leaves a difference of 0.01; batch normalization scales it up, and 8 bits would have none."""
-    recipe = ResNet20(data=str(depths), channels=1, **SMALL | {"epochs": 10})
+    recipe = ResNet20(data=str(depths), channels=1, **SMALL | {"epochs": 20, "lr": 0.01})
     assert package.train(recipe, tmp_path / "run", **CPU).metrics["accuracy"] == 1
     for file in depths.rglob("*.png"):
         eight = Image.fromarray((np.asarray(Image.open(file)) // 256).astype(np.uint8))

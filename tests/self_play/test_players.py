@@ -12,6 +12,7 @@ from fukami.engine.runtime import Runtime
 from fukami.self_play import players
 from fukami.self_play.alphago_zero import AlphaGoZero
 from fukami.self_play.connect_four import ConnectFour
+from fukami.self_play.connect_four_solver import solve
 from fukami.self_play.go import Go
 from fukami.self_play.match import RESIGN, GameRecord, play_match
 from fukami.self_play.players import (
@@ -62,10 +63,14 @@ def test_solver_player_plays_all_optimal_moves(monkeypatch):
     assert (set(moves[:20]), set(moves[20:])) == ({2, 4}, {0})
 
 
-def test_solver_never_loses_a_won_game():
-    pytest.importorskip("fukami.self_play.connect_four_solver")
-    result = play_match(ConnectFour(), (SolverPlayer(), RandomPlayer()), 4)
-    assert result.to_dict()["wins"] == 4
+def test_solver_reaches_the_outcome_of_perfect_play():
+    """Against random moves, at least the outcome of the position after the opening."""
+    result = play_match(ConnectFour(), (SolverPlayer(), RandomPlayer()), 12, opening_moves=12)
+    outcomes = solve(np.stack([record.states[12] for record in result.records])).tolist()  # of the first player
+    expected = [-outcome if index % 2 else outcome for index, outcome in enumerate(outcomes)]
+    assert {-1, 1} <= set(expected)
+    assert all(outcome >= perfect for outcome, perfect in zip(result.outcomes, expected, strict=True))
+    assert result.outcomes != expected
 
 
 def test_search_player_searches_all_games_at_once():

@@ -25,7 +25,7 @@ GROUPS = {
     "data": """
         data images annotations val_fraction memory_limit max_broken cache_limit convention ignore_index
         tokenizer min_word_count content style env num_envs frame_stack clip_rewards
-        game komi positions num_games random_opening_moves test_names size
+        game komi positions num_games random_opening_moves test_names
     """,
     "model": "",
     "optimization": """
@@ -36,7 +36,7 @@ GROUPS = {
         gamma double buffer_size learning_starts train_frequency target_update_interval exploration_fraction
         epsilon_start epsilon_end
         strength style_weights tv_weight levels
-        learning_starts samples_per_position window_fraction td_lambda gating_games value_weight value_positions
+        samples_per_position window_fraction td_lambda gating_games value_weight value_positions
         self_play_simulations full_search_fraction fast_simulations temperature_moves dirichlet_alpha
     """,
     "augmentation": "augment crop_size",

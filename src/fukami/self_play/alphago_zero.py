@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class AlphaGoZero(Recipe):
     """AlphaGo Zero (Silver et al. 2017), with the search of Danihelka et al. 2022 at the root.
 
+    The paper's network with 40 blocks reaches an Elo rating of 5,185 in Go on 19×19 after 40 days.
+
     Example:
         fukami train alphago-zero
     """
@@ -82,9 +84,9 @@ class AlphaGoZero(Recipe):
     """Decay of the exponential moving average of the weights, which play and predict."""
     eval_every: int = 100_000
     """Evaluation interval in positions; the last step is always evaluated."""
-    eval_opponent: Literal["gnugo", "search", "random"] | None = None
-    """Opponent of the evaluation of all games but connect4: gnugo, search (without a network) or random. Default: gnugo
-    in Go, else search."""
+    eval_opponent: Literal["auto", "gnugo", "search", "random"] = "auto"
+    """Opponent of the evaluation of all games but connect4: gnugo, search (without a network) or random; auto: gnugo in
+    Go, else search."""
     eval_games: int = 200
     """Number of games of the evaluation."""
     gnugo_level: int = 1
@@ -205,7 +207,8 @@ class AlphaGoZero(Recipe):
                 return evaluation.OptimalMoves("val", ("sensible",), (self.simulations, 0))
             counts = tuple(dict.fromkeys((self.simulations, 0, 64, 800)))
             return evaluation.OptimalMoves("test", ("sensible", "random", "play"), counts, seed=self.seed)
-        opponent = self.eval_opponent or ("gnugo" if games[0].has_score else "search")
+        default = "gnugo" if games[0].has_score else "search"
+        opponent = default if self.eval_opponent == "auto" else self.eval_opponent
         evaluation.check_opponent(opponent, games)
         num_games = self.eval_games if split == "test" else max(2, self.eval_games // 5)
         return evaluation.MatchEvaluation(opponent, num_games, self.gnugo_level, self.seed)
