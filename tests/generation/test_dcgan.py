@@ -397,7 +397,7 @@ def test_command_line(fukami, colors, tmp_path):
         "cpu",
     ]
     result = fukami(
-        "train", "dcgan", "--data", colors, "--epochs", "30", "--lr", "2e-3", *options, "--out", tmp_path / "run"
+        "train", "dcgan", "--data", colors, "--epochs", "30", "--lr", "2e-4", *options, "--out", tmp_path / "run"
     )
     assert result.status == 0, result.err
     (metrics,) = result.json
