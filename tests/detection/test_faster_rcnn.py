@@ -30,7 +30,7 @@ from fukami.models.faster_rcnn import RoIHeads, RPNOutput
 @pytest.fixture(scope="module")
 def theirs():
     """torchvision's detector with random weights and batch statistics that give diverse scores."""
-    torch.manual_seed(0)
+    torch.manual_seed(1)  # seed 0 has scores whose order depends on the processor
     backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=5)
     network = FasterRCNN(backbone, 91, min_size=128, max_size=256)
     with torch.no_grad():
