@@ -1,5 +1,6 @@
 """Self-play of many games in parallel, and the training positions from them."""
 
+import contextlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +21,6 @@ from fukami.self_play.search import Evaluate, SearchOptions, TreeSearch
 if TYPE_CHECKING:
     from fukami.engine.runtime import Runtime
 
-NUM_RECENT_GAMES = 1000  # finished games whose mean length is logged
 HISTORY = ("states", "policies", "values", "is_proven", "is_sample")  # what a game records of each move
 
 
@@ -228,11 +228,6 @@ class SelfPlayCollector(Loader):
         """Number of batches per epoch: an epoch is one optimizer step."""
         return 1
 
-    @property
-    def num_steps(self) -> int:
-        """Number of optimizer steps of the run."""
-        return count_optimizer_steps(self.positions, self.learning_starts, self.samples_per_position, self.batch_size)
-
     def open_files(self, folder: Path) -> None:
         """Store the replay windows in files of the run's folder."""
         self.folder = folder
@@ -250,8 +245,7 @@ class SelfPlayCollector(Loader):
         self.rank, self.world_size, self.device = runtime.rank, runtime.world_size, runtime.device
         self.num_threads = 1 if runtime.device.type != "cpu" else torch.get_num_threads()
         self.runtime = runtime
-        share = -(-self.positions // (self.world_size * len(self.games)))
-        max_size = max(self._divide(self.learning_starts), int(self.window_fraction * share)) + 1
+        max_size = max(self._divide(self.learning_starts), int(self.window_fraction * self._divide(self.positions))) + 1
         self.windows = [ReplayWindow(game, max_size) for game in self.games]
         for game, window in zip(self.games, self.windows, strict=True):
             if self.folder is not None:
@@ -277,9 +271,8 @@ class SelfPlayCollector(Loader):
         """Delete the files after training."""
         for window in self.windows:
             window.delete_files()
-        if self.folder is not None and (self.folder / "replay_window").is_dir():
-            remaining = list((self.folder / "replay_window").iterdir())
-            if not remaining:
+        if self.folder is not None:
+            with contextlib.suppress(OSError):  # another process has files there
                 (self.folder / "replay_window").rmdir()
 
     @property

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from fukami.self_play.task import SelfPlayTask
 
 MIN_STONES, MAX_STONES = 10, 36  # of the positions that occur in play
-OPPONENTS = ("gnugo", "search", "random")
 
 
 class BoardEvaluation(ABC):
@@ -113,7 +112,7 @@ def collect_play_positions(task: "SelfPlayTask", num_games: int, seed: int) -> t
 
     The games begin with random moves, at most ``MIN_STONES``.
     """
-    from fukami.self_play.connect_four_solver import solve_moves
+    from fukami.self_play.connect_four_solver import find_optimal_moves
     from fukami.self_play.players import SearchPlayer
 
     player = SearchPlayer(task, task.simulations)
@@ -126,10 +125,8 @@ def collect_play_positions(task: "SelfPlayTask", num_games: int, seed: int) -> t
             for state in record.states[MIN_STONES : min(MAX_STONES + 1, len(record.moves))]:
                 states.setdefault(state.tobytes(), state)
     candidates = np.stack(list(states.values()))
-    legal, outcomes = task.game.legal_moves(candidates), solve_moves(candidates)
-    best = np.where(legal, outcomes, -2).max(1, keepdims=True)
-    optimal = legal & (outcomes == best)
-    differs = (legal & ~optimal).any(1)
+    optimal = find_optimal_moves(candidates)
+    differs = (optimal != task.game.legal_moves(candidates)).any(1)
     return candidates[differs], optimal[differs]
 
 

@@ -68,7 +68,7 @@ class PolicyTask(SelfPlayTask):
         value_loss = errors.sum() / is_known.sum().clamp(min=1)
         top1 = (prediction.policy.argmax(1) == batch.moves).float().mean()
         metrics = {"policy_loss": policy_loss.detach(), "value_loss": value_loss.detach(), "top1": top1}
-        return policy_loss + self.loss_weights.value * value_loss, metrics
+        return policy_loss + self.value_weight * value_loss, metrics
 
     def build_evaluate(self, model: nn.Module | None = None) -> Evaluate:
         """Build the function of the search, in which no move fills an own eye."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -43,14 +43,6 @@ GATING_SCORE = 0.55  # fraction of the gating match that the newest network has 
 GPU_GROUP_SIZE = 512  # games whose leaves are one batch of the network on a GPU
 
 
-class LossWeights(NamedTuple):
-    """Weights of the terms of the loss beside the policy's."""
-
-    value: float
-    score: float = SCORE_WEIGHT
-    owners: float = OWNER_WEIGHT
-
-
 class SelfPlayTask(Task):
     """Self-play with a tree search and a network that learns its results (Silver et al. 2017).
 
@@ -84,7 +76,7 @@ class SelfPlayTask(Task):
     ) -> None:
         super().__init__(model, **options)
         self.games, self.game, self.search_options = tuple(games), games[0], search_options
-        self.loss_weights = LossWeights(value_weight)
+        self.value_weight = value_weight
         self.ema_decay, self.gating_games = ema_decay, gating_games
         self.ema_model = copy.deepcopy(model)
         self.self_play_model = self.ema_model
@@ -156,7 +148,7 @@ class SelfPlayTask(Task):
         prediction: BoardPrediction | GoPrediction = self.training_model(planes)
         policy_loss = F.cross_entropy(prediction.policy, batch.policies)
         value_loss = F.mse_loss(prediction.value, batch.values)
-        loss = policy_loss + self.loss_weights.value * value_loss
+        loss = policy_loss + self.value_weight * value_loss
         entropy = -torch.xlogy(batch.policies, batch.policies).sum(1).mean()
         metrics = {"policy_loss": (policy_loss - entropy).detach(), "value_loss": value_loss.detach()}
         if isinstance(prediction, GoPrediction):
@@ -164,7 +156,7 @@ class SelfPlayTask(Task):
             assert batch.owners is not None
             score_loss = F.smooth_l1_loss(prediction.score / SCORE_SCALE, batch.scores / SCORE_SCALE)
             owner_loss = F.mse_loss(prediction.owners, batch.owners)
-            loss = loss + self.loss_weights.score * score_loss + self.loss_weights.owners * owner_loss
+            loss = loss + SCORE_WEIGHT * score_loss + OWNER_WEIGHT * owner_loss
             metrics |= {"score_loss": score_loss.detach(), "owner_loss": owner_loss.detach()}
         return loss, metrics
 
