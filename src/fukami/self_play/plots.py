@@ -62,7 +62,7 @@ def draw_game(record: GameRecord, result: SearchResult) -> list[Image.Image]:
     """
     frames = []
     for index, move in enumerate(record.moves):
-        position = SearchResult._make(field[index : index + 1] for field in result)
+        position = result.select(index)
         last_move = record.moves[index - 1] if index else None
         title = f"move {index + 1}: {choose_style(record.game).names[index % 2]} {record.game.format_move(move)}"
         state = record.states[index]

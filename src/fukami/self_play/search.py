@@ -56,6 +56,10 @@ class SearchResult(NamedTuple):
     network_policies: Float32Array
     network_values: Float32Array
 
+    def select(self, index: int) -> "SearchResult":
+        """Return the result in one of the positions, as a batch of one."""
+        return SearchResult._make(column[index : index + 1] for column in self)
+
 
 class TreeSearch:
     """Trees of a number of games, searched in lockstep.
@@ -90,7 +94,7 @@ class TreeSearch:
         """
         count = len(states)
         games = np.arange(count)
-        self._expand(games, np.full(count, -1, np.int32), np.zeros(count, np.int32), states)
+        self._set_roots(games, states)
         limits = np.full(count, self.options.simulations) if simulations is None else simulations
         return self._run(games, limits, rng, np.ones(count, bool) if explores is None else explores)
 
@@ -103,9 +107,12 @@ class TreeSearch:
         """
         games = np.arange(len(states))
         is_new = np.array([not self._reuse_subtree(game, played) for game, played in enumerate(moves)])
-        new = games[is_new]
-        self._expand(new, np.full(len(new), -1, np.int32), np.zeros(len(new), np.int32), states[is_new])
+        self._set_roots(games[is_new], states[is_new])
         return self._run(games, np.full(len(states), self.options.simulations), None, np.zeros(len(states), bool))
+
+    def _set_roots(self, games: npt.NDArray[np.int64], states: States) -> None:
+        """Start new trees from positions."""
+        self._expand(games, np.full(len(games), -1, np.int32), np.zeros(len(games), np.int32), states)
 
     def _reuse_subtree(self, game: int, moves: list[int]) -> bool:
         """Make the node after ``moves`` the root, if it exists and there is room for the next simulations."""

@@ -273,9 +273,7 @@ class SelfPlayTask(Task):
                     yield None, {**location, "error": f"{name}, line {position.line}: the game is over"}
             else:
                 assert result is not None
-                index = next(indices)
-                columns: list[Any] = [values[index : index + 1] for values in result]
-                single = SearchResult(*columns)
+                single = result.select(next(indices))
                 drawing = None
                 if keep_images:
                     title = f"{name}, {position.line}"
