@@ -118,7 +118,7 @@ def make_network() -> tuple:
 
 def run_ours(pipe) -> None:
     """Search the moves of self-play in groups; send the evaluations per second."""
-    from fukami.self_play.search import GROUP_SIZE, SearchOptions, TreeSearch
+    from fukami.self_play.search import CPU_GROUP_SIZE, SearchOptions, TreeSearch
 
     task, evaluate = make_network()
     counts = [0]
@@ -127,8 +127,8 @@ def run_ours(pipe) -> None:
         counts[0] += len(planes)
         return evaluate(planes)
 
-    search = TreeSearch(task.game, count_evaluations, SearchOptions(SEARCH_SIMULATIONS), GROUP_SIZE)
-    states = np.tile(task.game.build_initial_state(), (GROUP_SIZE, 1))
+    search = TreeSearch(task.game, count_evaluations, SearchOptions(SEARCH_SIMULATIONS), CPU_GROUP_SIZE)
+    states = np.tile(task.game.build_initial_state(), (CPU_GROUP_SIZE, 1))
     rng = np.random.default_rng(0)
     while pipe.recv():
         counts[0], start = 0, time.perf_counter()

@@ -194,7 +194,7 @@ def test_buffer_is_restored_from_files(tmp_path):
     steps = torch.arange(oldest, current_step + 1)
     frames = other.stack_frames(steps, torch.zeros_like(steps), 1)[:, 0, 0, 0]
     assert frames.tolist() == [step % 251 for step in range(oldest, current_step + 1)]
-    other.delete_files()
+    other.files.delete()
     assert not list(tmp_path.glob("*.bin"))
 
 

@@ -19,6 +19,8 @@ from fukami.engine.runtime import Runtime
 from fukami.self_play import sgf
 from fukami.self_play.alphago_policy import AlphaGoPolicy
 from fukami.self_play.go import Go
+from fukami.self_play.match import GameRecord
+from fukami.self_play.players import SearchPlayer
 from fukami.self_play.policy_data import PolicyBatch, PositionLoader
 from fukami.self_play.policy_games import read_games
 from fukami.self_play.policy_task import PolicyResults, compare_predictions, find_eyes
@@ -487,6 +489,9 @@ def test_a_pass_that_wins_the_game_is_played(make, simulations):
             assert task.search(state, simulations).moves[0] != 25  # the opponent has not passed
             result = task.search(after_pass, simulations)
             assert (result.moves[0], result.values[0]) == (25, 1)
+            record = GameRecord(task.game)  # the only game in progress, whose subtree a player reuses
+            record.states = [after_pass[0]]
+            assert SearchPlayer(task, simulations).choose_moves([record]) == [25]
             loser = task.game.place_stones(black, white, winner)[None]
             assert task.search(task.game.play(loser, np.array([25])), simulations).moves[0] != 25
 

@@ -46,3 +46,11 @@ def test_games_are_not_for_other_recipes(fukami, tmp_path):
     result = fukami("train", "resnet18", "--data", tmp_path / "games", "--out", tmp_path / "run")
     assert result.status == 2
     assert "SGF: 6 games; for alphago-policy" in result.err
+
+
+def test_a_single_file(fukami, tmp_path):
+    (tmp_path / "game.sgf").write_text(GAME.format("aa"))
+    result = fukami("doctor", tmp_path / "game.sgf")
+    assert result.status == 1
+    assert "SGF: 1 game; for alphago-policy" in result.err
+    assert "1 problem among 0 readable games" in result.err

@@ -127,6 +127,21 @@ def test_gnugo_plays_against_itself():
     assert result.names == ("gnugo level 1", "gnugo level 5")
 
 
+@needs_gnugo
+def test_gnugo_loses_a_game_in_which_it_crashes(caplog):
+    player, record = GnuGoPlayer(Go(5), level=1), play_moves(Go(5))
+    record.play(*player.choose_moves([record]))
+    for engine, _ in player.engines.values():
+        engine._process.kill()
+        engine._process.wait()
+    assert player.choose_moves([record]) == [RESIGN]
+    assert "GNU Go ended (exit status -9)" in caplog.text
+    assert "at move 2; it loses this game" in caplog.text
+    record.play(RESIGN)
+    assert record.outcome == 1
+    player.close()
+
+
 def test_gnugo_resigns_and_receives_all_moves(monkeypatch):
     created = []
 

@@ -207,7 +207,7 @@ def check_iteration(path, prefix=""):
     assert games[prefix + "a.sgf"] == games[prefix + "b/2.SGF"] == read(GAME)
     assert isinstance(games[prefix + "broken.sgf"], Error)
     assert "broken.sgf is not a valid game of Go" in str(games[prefix + "broken.sgf"])
-    assert "directory.sgf is not a file" in str(games[prefix + "directory.sgf"])
+    assert "directory.sgf is not a regular file" in str(games[prefix + "directory.sgf"])
 
 
 def test_folder(folder):
@@ -232,17 +232,22 @@ def test_large_file_and_file_without_permission(tmp_path):
     os.mkfifo(tmp_path / "pipe.sgf")  # would block a reader
     (tmp_path / "link.sgf").symlink_to(tmp_path / "nothing")
     errors = dict(iterate_games(tmp_path))
-    assert "more than 1,048,576 bytes" in str(errors["large.sgf"])
-    assert "is not a file" in str(errors["pipe.sgf"])
-    assert "is not a file" in str(errors["link.sgf"])
+    assert "more than the limit of 1,048,576" in str(errors["large.sgf"])
+    assert "is not a regular file" in str(errors["pipe.sgf"])
+    assert "cannot be read (No such file or directory)" in str(errors["link.sgf"])
 
 
 def test_missing_folder_and_file_that_is_no_archive(tmp_path):
     with pytest.raises(UsageError, match=r"there is no .*; specify a folder of SGF files"):
         list(iterate_games(tmp_path / "missing"))
-    (tmp_path / "game.sgf").write_bytes(GAME)
+    (tmp_path / "games.zip").write_bytes(GAME)
     with pytest.raises(Error, match="cannot be unpacked"):
-        list(iterate_games(tmp_path / "game.sgf"))
+        list(iterate_games(tmp_path / "games.zip"))
+
+
+def test_single_file(tmp_path):
+    (tmp_path / "game.SGF").write_bytes(GAME)
+    assert list(iterate_games(tmp_path / "game.SGF")) == [("game.SGF", read(GAME))]
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from fukami.data import archives, captions, coco, formats, locations, parsing, s
 from fukami.data.formats import Kind, SourceFormat
 from fukami.errors import Error, MissingPackageError, UsageError, suggest_names
 
-ANNOTATION_SUFFIXES = (*captions.CAPTION_SUFFIXES, ".yaml", ".yml")  # files that are no archives
+ANNOTATION_SUFFIXES = (*captions.CAPTION_SUFFIXES, ".yaml", ".yml", ".sgf")  # files that are no archives
 MAX_SIBLINGS = 1000  # names beside a missing path that are compared with it
 
 

@@ -1,7 +1,5 @@
 """Replay buffer and collection of experience (Mnih et al. 2015)."""
 
-import contextlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fukami.data.loader import Loader, StateDict
-from fukami.errors import Error, UsageError
+from fukami.engine.buffer_files import BufferFiles
+from fukami.errors import UsageError
 from fukami.reinforcement.vector_env import VectorEnv
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ class ReplayBuffer:
         self.file_tensors: dict[str, Tensor] = {}
         self.tensors: dict[str, Tensor] = {}
         self.current_step = -1  # time step of the latest frames
-        self.files_were_created = False  # whether a file was missing or had the wrong size
+        self.files: BufferFiles | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -89,39 +88,13 @@ class ReplayBuffer:
         Raises:
             Error: a file cannot be created, or the disk is full.
         """
-        self.folder, new_paths = folder, []
+        numbers = {name: torch.Size(shape).numel() for name, (shape, _) in self.specs.items()}
+        sizes = {name: numbers[name] * dtype.itemsize for name, (_, dtype) in self.specs.items()}
+        self.files = BufferFiles(folder, sizes, "--buffer-size")
         for name, (shape, dtype) in self.specs.items():
-            path = folder / f"{name}.bin"
-            size = torch.Size(shape).numel()
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                if not path.exists() or path.stat().st_size != size * dtype.itemsize:
-                    new_paths.append(path)
-                with path.open("ab") as file:
-                    if hasattr(os, "posix_fallocate"):  # reserves the disk space now rather than at the first write
-                        os.posix_fallocate(file.fileno(), 0, size * dtype.itemsize)
-                    file.truncate(size * dtype.itemsize)
-            except OSError as error:
-                for new_path in new_paths:
-                    new_path.unlink(missing_ok=True)
-                raise Error(
-                    f"{path} cannot be created ({error.strerror}); the replay buffer needs "
-                    f"{self.num_bytes / 1e9:.1f} GB of disk space: free some, or lower --buffer-size"
-                ) from None
-            self.file_tensors[name] = torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(shape)
-        self.files_were_created = bool(new_paths)
-
-    @property
-    def paths(self) -> list[Path]:
-        """Paths of the files."""
-        return [self.folder / f"{name}.bin" for name in self.file_tensors]
-
-    def delete_files(self) -> None:
-        """Delete the files and their folder."""
-        for path in self.paths:
-            path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self.folder.rmdir()
+            path = str(self.files.paths[name])
+            tensor = torch.from_file(path, shared=True, size=numbers[name], dtype=dtype)
+            self.file_tensors[name] = tensor.view(shape)
 
     def allocate(self, device: torch.device) -> None:
         """Allocate the buffer on a device, in addition to the files; on the CPU the files are the buffer."""
@@ -147,7 +120,9 @@ class ReplayBuffer:
                 self.file_tensors[name][slot].copy_(value)
 
     def restore(self) -> None:
-        """Copy the content of the files to the device."""
+        """Copy the content of the files of a resumed run to the device."""
+        if self.files is not None:
+            self.files.was_resumed = True
         if self.file_tensors and self.tensors is not self.file_tensors:
             for name, tensor in self.tensors.items():
                 tensor.copy_(self.file_tensors[name])
@@ -217,7 +192,6 @@ class ExperienceCollector(Loader):
         self.device = self.buffer.device
         self.num_vector_steps = self.num_optimizer_steps = 0
         self.checkpoint_step = 0  # time step of the last checkpoint
-        self.is_buffer_missing = False  # whether files were missing when the run was resumed
         self.episode_indices = np.zeros(envs.num_envs, np.int64)  # index of each environment's current episode
         self.episode_actions: list[list[int]] = [[] for _ in range(envs.num_envs)]  # actions of these episodes
         self.episode_returns = np.zeros(envs.num_envs)  # returns of these episodes so far
@@ -229,7 +203,8 @@ class ExperienceCollector(Loader):
 
     def delete_files(self) -> None:
         """Delete the files after training."""
-        self.buffer.delete_files()
+        if self.buffer.files is not None:
+            self.buffer.files.delete()
 
     def setup(self, runtime: "Runtime") -> None:
         """Allocate the replay buffer on the device if memory suffices, else on the CPU; batches are on the device.
@@ -278,7 +253,7 @@ class ExperienceCollector(Loader):
     @property
     def checkpoint_files(self) -> list[Path]:
         """Files to sync to disk before a checkpoint that refers to them."""
-        return self.buffer.paths
+        return [] if self.buffer.files is None else list(self.buffer.files.paths.values())
 
     def describe_batch(self, step: int) -> str:
         """Describe the batch of optimizer step ``step`` for messages."""
@@ -334,11 +309,8 @@ class ExperienceCollector(Loader):
             Error: the files of the replay buffer were missing when the run was resumed.
         """
         buffer = self.buffer
-        if self.is_buffer_missing:
-            raise Error(
-                f"{buffer.folder} is missing or incomplete, so the run cannot be resumed; start a new one in another "
-                "--out"
-            )
+        if buffer.files is not None:
+            buffer.files.check_content()
         rng = np.random.default_rng([self.seed, 2, self.num_optimizer_steps])
         oldest = buffer.find_oldest_step() + self.frame_stack - 1
         samples = (
@@ -386,7 +358,6 @@ class ExperienceCollector(Loader):
         self.episode_returns = state["episode_returns"].cpu().numpy()
         self.episode_actions = [actions.tolist() for actions in state["episode_actions"]]
         self.recent_returns = state["recent_returns"]
-        self.is_buffer_missing = self.buffer.files_were_created
         self.buffer.restore()
         if self.num_vector_steps:
             max_length = max(map(len, self.episode_actions))

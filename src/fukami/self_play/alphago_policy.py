@@ -1,4 +1,4 @@
-"""First stage of AlphaGo: networks learned from games (Silver et al. 2016)."""
+"""First stage of AlphaGo: networks trained on games (Silver et al. 2016)."""
 
 import math
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class AlphaGoPolicy(Recipe):
-    """First stage of AlphaGo (Silver et al. 2016): a policy network learned from the moves of games, and a value
-    network from their results.
+    """First stage of AlphaGo (Silver et al. 2016): a policy network trained on the moves of games, and a value
+    network trained on their results.
 
     The paper's policy network predicts 57.0 % of the moves on KGS with 256 channels, 48 input planes and the mean over
     the 8 symmetries of the board; 55.9 % without the mean.

@@ -162,17 +162,13 @@ class AlphaGoZero(Recipe):
 
     def load_data(self) -> Data:
         """Create the self-play and the evaluation."""
-        import torch
-
         from fukami.self_play.collector import SelfPlayCollector, SelfPlayOptions
-        from fukami.self_play.search import GROUP_SIZE
 
         games = self.make_games()
         opening = 30 if games[0].name == "connect4" else 0
         options = SelfPlayOptions(
             self.get_search_options(self.self_play_simulations),
             self.num_games,
-            GROUP_SIZE if not torch.cuda.is_available() else self.num_games,
             opening if self.random_opening_moves is None else self.random_opening_moves,
             self.temperature_moves,
             self.full_search_fraction,

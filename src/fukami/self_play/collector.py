@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,7 +15,7 @@ from fukami.data.loader import Loader, StateDict
 from fukami.errors import UsageError
 from fukami.self_play.game import Game, States
 from fukami.self_play.replay import Positions, ReplayWindow
-from fukami.self_play.search import Evaluate, SearchOptions, TreeSearch
+from fukami.self_play.search import Evaluate, SearchOptions, TreeSearch, get_group_size, map_groups
 
 if TYPE_CHECKING:
     from fukami.engine.runtime import Runtime
@@ -31,7 +30,6 @@ class SelfPlayOptions:
     Attributes:
         search: options of the search.
         num_games: number of parallel games, over all groups of all games.
-        group_size: games whose leaves are one batch of the network.
         random_opening_moves: largest number of random moves at the start of a game, after which the search plays.
         temperature_moves: moves that PUCT samples in proportion to the visits; then it plays the best one.
         full_search_fraction: fraction of the moves with all simulations, and the only ones that are learned (playout
@@ -42,7 +40,6 @@ class SelfPlayOptions:
 
     search: SearchOptions
     num_games: int
-    group_size: int
     random_opening_moves: int
     temperature_moves: int
     full_search_fraction: float
@@ -83,7 +80,6 @@ class GameGroup:
         self.game, self.options, self.num_games, self.seed = game, options, num_games, seed
         self.search = TreeSearch(game, evaluate, options.search, num_games)
         self.num_moves = 0  # moves that were played in each game slot, over all its games
-        self.num_finished, self.sum_lengths = 0, 0
         initial = game.build_initial_state()
         self.states: States = np.tile(initial, (num_games, 1))
         self.opening_lengths = np.zeros(num_games, np.int64)
@@ -141,8 +137,6 @@ class GameGroup:
     def _build_positions(self, index: int, outcome: float) -> Positions:
         """Build the training positions of a game that is over, with its outcome for the side to move at the end."""
         length, game = int(self.lengths[index]), self.game
-        self.num_finished += 1
-        self.sum_lengths += int(self.opening_lengths[index]) + length
         states, policies, values, is_proven, is_sample = (self.history[name][index, :length] for name in HISTORY)
         targets = np.empty(length, np.float32)
         target, weight = outcome, self.options.td_lambda
@@ -165,8 +159,6 @@ class GameGroup:
         }
         return {
             "num_moves": self.num_moves,
-            "num_finished": self.num_finished,
-            "sum_lengths": self.sum_lengths,
             "states": torch.from_numpy(self.states.copy()),
             "opening_lengths": torch.from_numpy(self.opening_lengths.copy()),
             "lengths": torch.from_numpy(self.lengths.copy()),
@@ -175,8 +167,7 @@ class GameGroup:
 
     def load_state_dict(self, state: StateDict) -> None:
         """Restore the games in progress."""
-        self.num_moves, self.num_finished = int(state["num_moves"]), int(state["num_finished"])
-        self.sum_lengths = int(state["sum_lengths"])
+        self.num_moves = int(state["num_moves"])
         self.states[:] = state["states"].cpu().numpy()
         self.opening_lengths[:] = state["opening_lengths"].cpu().numpy()
         self.lengths[:] = state["lengths"].cpu().numpy()
@@ -243,7 +234,6 @@ class SelfPlayCollector(Loader):
                 f"{runtime.world_size} processes cannot share a batch of {self.batch_size} evenly; change --batch-size"
             )
         self.rank, self.world_size, self.device = runtime.rank, runtime.world_size, runtime.device
-        self.num_threads = 1 if runtime.device.type != "cpu" else torch.get_num_threads()
         self.runtime = runtime
         max_size = max(self._divide(self.learning_starts), int(self.window_fraction * self._divide(self.positions))) + 1
         self.windows = [ReplayWindow(game, max_size) for game in self.games]
@@ -252,9 +242,9 @@ class SelfPlayCollector(Loader):
                 window.open_files(self.folder / "replay_window" / f"{game.name}-{self.rank}")
             window.allocate()
         self.groups: list[list[GameGroup]] = [[] for _ in self.games]
-        count = max(1, self.options.num_games // len(self.games))
+        count, group_size = max(1, self.options.num_games // len(self.games)), get_group_size(self.device)
         for index, game in enumerate(self.games):
-            sizes = [min(self.options.group_size, count - start) for start in range(0, count, self.options.group_size)]
+            sizes = [min(group_size, count - start) for start in range(0, count, group_size)]
             for number, size in enumerate(sizes):
                 seed = [self.seed, 1, self.rank, index, number]
                 self.groups[index].append(GameGroup(game, self._evaluate, self.options, size, seed))
@@ -290,13 +280,7 @@ class SelfPlayCollector(Loader):
         """Play a move in each game, and add the positions of the games that are over to the replay windows."""
         self.evaluate = evaluate
         groups = [group for groups in self.groups for group in groups]
-        if self.num_threads == 1 or len(groups) == 1:
-            results = [group.play_moves() for group in groups]
-        else:
-            with ThreadPoolExecutor(self.num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                results = list(pool.map(GameGroup.play_moves, groups))
-            torch.set_num_threads(self.num_threads)
-        parts = iter(results)
+        parts = iter(list(map_groups(GameGroup.play_moves, groups, self.device)))
         for window, part_groups in zip(self.windows, self.groups, strict=True):
             for _ in part_groups:
                 for positions in next(parts):
@@ -322,12 +306,6 @@ class SelfPlayCollector(Loader):
             owners,
         )
 
-    @property
-    def mean_length(self) -> float:
-        """Mean length of the finished games in moves."""
-        groups = [group for groups in self.groups for group in groups]
-        return sum(group.sum_lengths for group in groups) / max(1, sum(group.num_finished for group in groups))
-
     def count_samples(self, batch: BoardBatch) -> tuple[int, str]:
         """Return the number of new positions per optimizer step, and their unit."""
         return round(len(batch.values) / self.samples_per_position), "positions"
@@ -344,7 +322,7 @@ class SelfPlayCollector(Loader):
     @property
     def checkpoint_files(self) -> list[Path]:
         """Files to sync to disk before a checkpoint that refers to them."""
-        return [path for window in self.windows for path in window.paths]
+        return [path for window in self.windows if window.files for path in window.files.paths.values()]
 
     def state_dict(self) -> StateDict:
         """Return the progress of all processes; files contain the replay windows."""

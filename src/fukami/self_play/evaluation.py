@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from fukami.self_play import match
 from fukami.self_play.game import Game, States
 
 if TYPE_CHECKING:
+    from fukami.self_play.go import Go
     from fukami.self_play.task import SelfPlayTask
 
 MIN_STONES, MAX_STONES = 10, 36  # of the positions that occur in play
@@ -92,6 +93,8 @@ class OptimalMoves(BoardEvaluation):
                 states, optimal = collect_play_positions(task, self.num_play_games, self.seed)
             else:
                 states, optimal = load_positions(self.split, kind)
+            if not len(states):  # all games of the network were short
+                continue
             count += len(states)
             fractions[kind] = {
                 str(number): compute_optimal_fraction(task, states, optimal, number) for number in self.simulations
@@ -124,7 +127,7 @@ def collect_play_positions(task: "SelfPlayTask", num_games: int, seed: int) -> t
         for record in result.records:
             for state in record.states[MIN_STONES : min(MAX_STONES + 1, len(record.moves))]:
                 states.setdefault(state.tobytes(), state)
-    candidates = np.stack(list(states.values()))
+    candidates = np.array(list(states.values()), np.uint8).reshape(len(states), -1)
     optimal = find_optimal_moves(candidates)
     differs = (optimal != task.game.legal_moves(candidates)).any(1)
     return candidates[differs], optimal[differs]
@@ -202,16 +205,12 @@ def make_opponent(name: str, task: "SelfPlayTask", *, level: int = 1, seed: int 
         UsageError: the opponent does not play the game, or is not installed.
     """
     from fukami.self_play import players
-    from fukami.self_play.go import Go
 
     game = task.game
+    check_opponent(name, [game])
     if name == "gnugo":
-        if not isinstance(game, Go):
-            raise UsageError(f"GNU Go does not play {game.name}; use --against search or random")
-        return players.GnuGoPlayer(game, level, seed)
+        return players.GnuGoPlayer(cast("Go", game), level, seed)
     if name == "solver":
-        if game.name != "connect4":
-            raise UsageError(f"the solver is for connect4, not for {game.name}; use --against search or random")
         return players.SolverPlayer(seed)
     if name == "search":
         return players.PlainSearchPlayer(game, task.search_options, seed)
@@ -219,11 +218,15 @@ def make_opponent(name: str, task: "SelfPlayTask", *, level: int = 1, seed: int 
 
 
 def check_opponent(name: str, games: Sequence[Game]) -> None:
-    """Check that an opponent of an evaluation plays the games.
+    """Check that an opponent plays the games.
 
     Raises:
         UsageError: it does not.
     """
-    if name == "gnugo" and not all(game.name.startswith("go") for game in games):
-        names = ", ".join(game.name for game in games)
-        raise UsageError(f"GNU Go does not play {names}; set eval-opponent to search or random")
+    from fukami.self_play.go import Go
+
+    others = [game.name for game in games if not isinstance(game, Go)]
+    if name == "gnugo" and others:
+        raise UsageError(f"GNU Go does not play {', '.join(others)}; use search or random as the opponent")
+    if name == "solver" and games[0].name != "connect4":
+        raise UsageError(f"the solver is for connect4, not for {games[0].name}; use search or random as the opponent")

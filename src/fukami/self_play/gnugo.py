@@ -15,6 +15,10 @@ TIMEOUT_SECONDS = 120.0  # for one command
 CLOSE_SECONDS = 5.0  # for the end of the process
 
 
+class GnuGoEndedError(Error):
+    """The process of GNU Go has ended: version 3.8 crashes in some positions, such as long ladders."""
+
+
 class GnuGo:
     """A process of GNU Go under the rules of :class:`fukami.self_play.go.Go`; a context manager that ends it.
 
@@ -63,7 +67,8 @@ class GnuGo:
         """Send a GTP command and return the text of its response.
 
         Raises:
-            Error: GNU Go rejects the command, ends, or does not respond in time.
+            GnuGoEndedError: GNU Go has ended.
+            Error: GNU Go rejects the command, or does not respond in time.
         """
         timer = threading.Timer(TIMEOUT_SECONDS, self._process.kill)  # ends the output, so that reading it returns
         timer.daemon = True
@@ -74,8 +79,12 @@ class GnuGo:
         finally:
             timer.cancel()
         if response is None:
-            reason = f"did not respond in {TIMEOUT_SECONDS:g} s" if timed_out else f"ended (exit status {self._end()})"
-            raise Error(f"GNU Go {reason} during the command {command!r}; use a lower level, or a smaller board")
+            if not timed_out:
+                raise GnuGoEndedError(f"GNU Go ended (exit status {self._end()}) during the command {command!r}")
+            raise Error(
+                f"GNU Go did not respond in {TIMEOUT_SECONDS:g} s during the command {command!r}; use a lower level, "
+                "or a smaller board"
+            )
         if not response.startswith("="):
             raise Error(f"GNU Go rejects the command {command!r}: {response.removeprefix('?').strip()[:200]}")
         return response.removeprefix("=").strip()

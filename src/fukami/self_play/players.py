@@ -1,5 +1,6 @@
 """Players of matches: random moves, the Connect Four solver, GNU Go, and tree search."""
 
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
@@ -8,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from fukami.self_play.game import Game, States
-from fukami.self_play.gnugo import GnuGo
+from fukami.self_play.gnugo import GnuGo, GnuGoEndedError
 from fukami.self_play.match import RESIGN, GameRecord
 from fukami.self_play.search import Evaluate, SearchOptions, SearchResult, TreeSearch
 from fukami.self_play.tree import Float32Array
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from fukami.self_play.go import Go
 
 COLORS = ("black", "white")
+logger = logging.getLogger(__name__)
 
 
 class RandomPlayer:
@@ -67,7 +69,7 @@ class SolverPlayer:
 
 
 class GnuGoPlayer:
-    """GNU Go, one process for each game in progress.
+    """GNU Go, one process for each game in progress; it loses a game in which it crashes.
 
     Args:
         game: size of the board and komi.
@@ -95,12 +97,16 @@ class GnuGoPlayer:
     def _choose_move(self, record: GameRecord) -> int:
         engine, moves = self.engines[record]
         color = COLORS[record.player]
-        for index in range(len(moves), len(record.moves)):
-            engine.play(COLORS[index % 2], self.game.format_move(record.moves[index]))
-        vertex = engine.generate_move(color)
-        if vertex == "pass":  # GNU Go would score dead stones as captured, but the rules score them as alive
-            engine.undo()
-            vertex = engine.send(f"kgs-genmove_cleanup {color}")
+        try:
+            for index in range(len(moves), len(record.moves)):
+                engine.play(COLORS[index % 2], self.game.format_move(record.moves[index]))
+            vertex = engine.generate_move(color)
+            if vertex == "pass":  # GNU Go would score dead stones as captured, but the rules score them as alive
+                engine.undo()
+                vertex = engine.send(f"kgs-genmove_cleanup {color}")
+        except GnuGoEndedError as error:
+            logger.warning(f"{error} at move {len(record.moves) + 1}; it loses this game")
+            vertex = "resign"
         move = RESIGN if vertex.lower() == "resign" else self.game.parse_move(vertex)
         moves[:] = [*record.moves, move]
         return move

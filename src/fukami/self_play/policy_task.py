@@ -1,4 +1,4 @@
-"""Policy network learned from games, and value network from their results (Silver et al. 2016)."""
+"""Policy network trained on the moves of games, and value network on their results (Silver et al. 2016)."""
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple, Unpack
@@ -14,10 +14,9 @@ from fukami.engine.task import Metrics, ModelSignature, Task, TrainingOptions
 from fukami.errors import Error
 from fukami.models.alphago import AlphaGoZero, BoardPrediction
 from fukami.progress import track
-from fukami.self_play.game import States
 from fukami.self_play.go import Go
 from fukami.self_play.policy_data import PolicyBatch, PositionLoader
-from fukami.self_play.search import Evaluate, SearchOptions, SearchResult
+from fukami.self_play.search import Evaluate, SearchOptions, SearchResult, TreeSearch
 from fukami.self_play.task import SelfPlayTask
 from fukami.self_play.tree import Float32Array
 
@@ -25,6 +24,18 @@ if TYPE_CHECKING:
     from fukami.engine.task import FigureContent
 
 EYE_PENALTY = 1000.0  # what is subtracted from the logit of a move that fills an own eye
+
+
+class PassingSearch(TreeSearch):
+    """Tree search in Go that passes where this ends the game with a win."""
+
+    def summarize(self, games: npt.NDArray[np.int64]) -> SearchResult:
+        """Summarize the roots of games."""
+        result, states = super().summarize(games), self.states[games, 0]
+        pass_move = self.game.num_moves - 1
+        is_win = self.game.outcome(self.game.play(states, np.full(len(states), pass_move))) == -1
+        result.moves[is_win], result.values[is_win], result.is_proven[is_win] = pass_move, 1, True
+        return result
 
 
 class PolicyTask(SelfPlayTask):
@@ -43,6 +54,7 @@ class PolicyTask(SelfPlayTask):
     """
 
     metric_mode = "max"
+    search_type = PassingSearch
 
     def __init__(
         self,
@@ -80,14 +92,6 @@ class PolicyTask(SelfPlayTask):
             return logits, values
 
         return evaluate_sensible_moves
-
-    def search(self, states: States, simulations: int | None = None, *, model: nn.Module | None = None) -> SearchResult:
-        """Search as in self-play, but pass where this ends the game with a win."""
-        result = super().search(states, simulations, model=model)
-        pass_move = self.game.num_moves - 1
-        is_win = self.game.outcome(self.game.play(states, np.full(len(states), pass_move))) == -1
-        result.moves[is_win], result.values[is_win], result.is_proven[is_win] = pass_move, 1, True
-        return result
 
     def collect_results(self, batches: Iterable[object]) -> "PolicyResults":
         """Compare the predictions with the moves and the results of games.

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from fukami.data.parsing import read_bytes
 from fukami.errors import Error
 from fukami.self_play.game import Game, States
 
@@ -35,7 +36,7 @@ def read_positions(source: str | os.PathLike[str], game: Game) -> Iterator[Posit
     Raises:
         Error: the file cannot be read, or as for :func:`parse_positions`.
     """
-    yield from parse_positions(_read_bytes(Path(source), MAX_FILE_BYTES), os.fspath(source), game)
+    yield from parse_positions(read_bytes(Path(source), max_bytes=MAX_FILE_BYTES), os.fspath(source), game)
 
 
 def parse_positions(content: bytes, name: str, game: Game) -> Iterator[Position]:
@@ -77,21 +78,3 @@ def _parse_lines(content: bytes, name: str, game: Game) -> Iterator[Position]:
             yield Position(line, state, int(own != opponent))
         except (Error, ValueError) as error:
             yield Position(line, None, error=f"{name}, line {line}: {error}")
-
-
-def _read_bytes(path: Path, max_bytes: int) -> bytes:
-    """Read a regular file.
-
-    Raises:
-        Error: it cannot be read, or is too large.
-    """
-    try:
-        if not path.is_file():
-            raise Error(f"{path} is not a file; specify a file of positions")
-        with path.open("rb") as file:
-            content = file.read(max_bytes + 1)
-    except (OSError, ValueError) as error:
-        raise Error(f"{str(path)[:200]} cannot be read ({error}); check the path") from None
-    if len(content) > max_bytes:
-        raise Error(f"{path} has more than {max_bytes:,} bytes; split it")
-    return content

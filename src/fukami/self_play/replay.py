@@ -1,13 +1,13 @@
 """Replay window of positions with the targets of their searches."""
 
-import contextlib
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from fukami.errors import Error
+from fukami.engine.buffer_files import BufferFiles
 from fukami.self_play.game import Game, States
 
 RESERVE_FRACTION = 0.1  # slots, as a fraction of the largest window, that keep what the last checkpoint needs
@@ -65,8 +65,7 @@ class ReplayWindow:
                 "owners": ((self.num_slots, num_cells), np.int8),
             }
         self.arrays: dict[str, npt.NDArray[Any]] = {}
-        self.folder: Path | None = None
-        self.files_were_created = False
+        self.files: BufferFiles | None = None
         self.total = self.start = 0  # positions so far, and the first one in the window
         self.is_current = np.zeros(self.num_slots, bool)  # whether no later slot has the same position
         self.latest: dict[int, int] = {}  # index of the latest position in the window of each hash
@@ -76,41 +75,23 @@ class ReplayWindow:
         """Open or create the files in this folder.
 
         Raises:
-            Error: a file cannot be created.
+            Error: a file cannot be created, or the disk is full.
         """
-        self.folder = folder
+        sizes = {name: math.prod(shape) * np.dtype(dtype).itemsize for name, (shape, dtype) in self.specs.items()}
+        self.files = BufferFiles(folder, sizes, "--window-fraction")
         for name, (shape, dtype) in self.specs.items():
-            path, size = folder / f"{name}.bin", int(np.prod(shape)) * np.dtype(dtype).itemsize
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                if not path.exists() or path.stat().st_size != size:
-                    self.files_were_created = True
-                    with path.open("wb") as file:
-                        file.truncate(size)
-                self.arrays[name] = np.memmap(path, dtype, "r+", shape=shape)
-            except OSError as error:
-                raise Error(
-                    f"{path} cannot be created ({error.strerror}); free disk space, or use another --out"
-                ) from None
+            self.arrays[name] = np.memmap(self.files.paths[name], dtype, "r+", shape=shape)
 
     def allocate(self) -> None:
         """Allocate the slots in memory, unless files contain them."""
         if not self.arrays:
             self.arrays = {name: np.zeros(shape, dtype) for name, (shape, dtype) in self.specs.items()}
 
-    @property
-    def paths(self) -> list[Path]:
-        """Paths of the files."""
-        return [] if self.folder is None else [self.folder / f"{name}.bin" for name in self.specs]
-
     def delete_files(self) -> None:
         """Delete the files and their folder."""
         self.arrays = {}
-        for path in self.paths:
-            path.unlink(missing_ok=True)
-        if self.folder is not None:
-            with contextlib.suppress(OSError):
-                self.folder.rmdir()
+        if self.files is not None:
+            self.files.delete()
 
     def add(self, positions: Positions, window_size: int) -> None:
         """Add positions, and let the window be the last ``window_size``."""
@@ -149,16 +130,9 @@ class ReplayWindow:
         self.start = start
 
     def restore(self, total: int, start: int) -> None:
-        """Restore the window of a checkpoint from the files.
-
-        Raises:
-            Error: the files are missing.
-        """
-        if self.files_were_created:
-            raise Error(
-                f"{self.folder} is missing or incomplete, so the run cannot be resumed; start a new one in "
-                "another --out"
-            )
+        """Restore the window of a checkpoint from the files."""
+        if self.files is not None:
+            self.files.was_resumed = True
         self.total, self.start = total, start
         indices = range(start, total)
         self.latest = {int(self.arrays["hashes"][index % self.num_slots]): index for index in indices}
@@ -166,7 +140,13 @@ class ReplayWindow:
         self.is_current[[index % self.num_slots for index in self.latest.values()]] = True
 
     def sample(self, count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-        """Sample slots ``(count,)`` of different positions of the window uniformly, with replacement."""
+        """Sample slots ``(count,)`` of different positions of the window uniformly, with replacement.
+
+        Raises:
+            Error: the files were missing when the run was resumed.
+        """
+        if self.files is not None:
+            self.files.check_content()
         slots = np.zeros(0, np.int64)
         while len(slots) < count:
             candidates = rng.integers(self.start, self.total, 2 * count) % self.num_slots

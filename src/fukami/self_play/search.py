@@ -1,18 +1,22 @@
 """Tree search of many games in parallel, so that the network evaluates large batches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from fukami.self_play import tree as kernels
 from fukami.self_play.game import Game, Moves, States
 from fukami.self_play.tree import UNKNOWN, Float32Array, Int32Array
 
-GROUP_SIZE = 64  # games whose leaves are one batch of the network on a CPU
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+CPU_GROUP_SIZE, GPU_GROUP_SIZE = 64, 512  # games whose leaves are one batch of the network
 Evaluate = Callable[[Float32Array], tuple[Float32Array, Float32Array]]  # planes to logits (N, A) and values (N,)
 
 
@@ -132,7 +136,7 @@ class TreeSearch:
         rng: np.random.Generator | None,
         explores: npt.NDArray[np.bool_],
     ) -> SearchResult:
-        """Run the simulations and summarize the roots."""
+        """Run the simulations, and summarize the roots."""
         options, tree, count = self.options, self.tree, len(games)
         legal = tree.log_priors[games, 0] > -np.inf
         tree.start_visits[games] = tree.visits[games, 0]
@@ -156,7 +160,12 @@ class TreeSearch:
                 expanded = active[is_leaf]
                 states = self.game.play(self.states[expanded, parents], moves.astype(np.int64))
                 self._expand(expanded, parents, moves, states)
-        policies, values = np.empty((count, legal.shape[1]), np.float32), np.empty(count, np.float32)
+        return self.summarize(games)
+
+    def summarize(self, games: npt.NDArray[np.int64]) -> SearchResult:
+        """Summarize the roots of games."""
+        options, tree, count = self.options, self.tree, len(games)
+        policies, values = np.empty((count, self.game.num_moves), np.float32), np.empty(count, np.float32)
         best_moves = np.empty(count, np.int64)
         kernels.summarize_roots(tree, games, options.value_scale, options.c_puct, policies, values, best_moves)
         return SearchResult(
@@ -204,6 +213,24 @@ class TreeSearch:
             tree.root_priors[games] = np.where(explores[:, None], mixed, priors)
         else:
             tree.root_bonus[games] = np.where(explores[:, None], rng.gumbel(size=legal.shape), 0)
+
+
+def get_group_size(device: torch.device) -> int:
+    """Return how many games a tree search has whose network is on a device."""
+    return CPU_GROUP_SIZE if device.type == "cpu" else GPU_GROUP_SIZE
+
+
+def map_groups(function: Callable[[Item], Result], groups: Sequence[Item], device: torch.device) -> Iterator[Result]:
+    """Yield the results of a function for groups of games, on a CPU in parallel threads."""
+    num_threads = torch.get_num_threads()
+    if device.type != "cpu" or num_threads == 1 or len(groups) == 1:
+        yield from map(function, groups)
+        return
+    try:
+        with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield from pool.map(function, groups)
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 @lru_cache(maxsize=4096)

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fukami.data.archives import unpack
+from fukami.data.formats import list_sgf_files
+from fukami.data.parsing import read_bytes
 from fukami.errors import Error, UsageError, require_extra
 from fukami.self_play.game import States
 from fukami.self_play.go import MAX_SIZE, MIN_SIZE, Go
@@ -46,39 +48,25 @@ class SgfGame(NamedTuple):
 
 
 def iterate_games(path: Path) -> Iterator[tuple[str, SgfGame | Error]]:
-    """Iterate over the games of a folder, its subfolders, or a zip or tar archive, sorted by name.
+    """Iterate over the games of a folder, its subfolders, a zip or tar archive, or a single file, sorted by name.
 
     Yields the name of each file that ends in ``.sgf``, relative to the folder, and its game, or the error of a file
     that cannot be read.
 
     Raises:
-        UsageError: there is no such folder or archive.
+        UsageError: there is no such folder, archive or file.
         Error: the archive cannot be unpacked.
     """
     if not path.exists():
         raise UsageError(f"there is no {path}; specify a folder of SGF files, or a zip or tar archive of one")
-    folder = path if path.is_dir() else unpack(path)
-    files = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.suffix.lower() == ".sgf"}
+    root = path if path.is_dir() or path.suffix.lower() == ".sgf" else unpack(path)
+    folder = root if root.is_dir() else root.parent
+    files = {file.relative_to(folder).as_posix(): file for file in list_sgf_files(root)}
     for name in sorted(files):
         try:
-            yield name, read_game(_read_file(files[name]), name)
+            yield name, read_game(read_bytes(files[name], max_bytes=MAX_FILE_BYTES), name)
         except Error as error:
             yield name, error
-
-
-def _read_file(path: Path) -> bytes:
-    """Read a file, up to one byte more than the maximum.
-
-    Raises:
-        Error: it is not a file, or cannot be read.
-    """
-    try:
-        if not path.is_file():
-            raise Error(f"{path} is not a file; remove it")
-        with path.open("rb") as file:
-            return file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise Error(f"{path} cannot be read ({error.strerror}); check its permissions") from error
 
 
 def read_game(content: bytes, name: str) -> SgfGame:

@@ -4,9 +4,8 @@ import copy
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +26,14 @@ from fukami.self_play.evaluation import BoardEvaluation, MatchResults, MoveResul
 from fukami.self_play.game import Game, States
 from fukami.self_play.match import choose_opening_length, play_match
 from fukami.self_play.players import SearchPlayer
-from fukami.self_play.search import GROUP_SIZE, Evaluate, SearchOptions, SearchResult, TreeSearch
+from fukami.self_play.search import (
+    Evaluate,
+    SearchOptions,
+    SearchResult,
+    TreeSearch,
+    get_group_size,
+    map_groups,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -40,7 +46,6 @@ SCORE_WEIGHT, OWNER_WEIGHT = 0.1, 0.5  # of the losses of the score and the owne
 PREDICT_BATCH_SIZE = 1024  # positions that are searched in parallel
 MIN_PROBABILITY = 0.001  # of a move that a prediction lists
 GATING_SCORE = 0.55  # fraction of the gating match that the newest network has to win
-GPU_GROUP_SIZE = 512  # games whose leaves are one batch of the network on a GPU
 
 
 class SelfPlayTask(Task):
@@ -61,6 +66,7 @@ class SelfPlayTask(Task):
     label_noun = "move"
     metric_mode: Literal["max", "min"] | None = None
     reads_positions = True
+    search_type: ClassVar[type[TreeSearch]] = TreeSearch
     model: AlphaGoZero
 
     def __init__(
@@ -184,20 +190,15 @@ class SelfPlayTask(Task):
             model: the network; None: the one for inference.
         """
         evaluate = self.build_evaluate(model)
-        is_gpu = self.runtime.device.type != "cpu"
-        size = GPU_GROUP_SIZE if is_gpu else min(GROUP_SIZE, -(-len(states) // torch.get_num_threads()))
+        device = self.runtime.device
+        num_threads = torch.get_num_threads() if device.type == "cpu" else 1
+        size = min(get_group_size(device), -(-len(states) // num_threads))
         parts = [states[start : start + size] for start in range(0, len(states), size)]
 
         def run(part: States) -> SearchResult:
             return self.create_search(simulations, evaluate, len(part)).search(part)
 
-        num_threads = torch.get_num_threads()
-        if is_gpu or len(parts) == 1 or num_threads == 1:
-            results = [run(part) for part in track(parts, "search", unit="groups")]
-        else:
-            with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                results = list(track(pool.map(run, parts), "search", len(parts), "groups"))
-            torch.set_num_threads(num_threads)
+        results = track(map_groups(run, parts, device), "search", len(parts), "groups")
         columns: list[Any] = [np.concatenate(values) for values in zip(*results, strict=True)]
         return SearchResult(*columns)
 
@@ -229,7 +230,7 @@ class SelfPlayTask(Task):
     def create_search(self, simulations: int | None, evaluate: Evaluate, num_games: int = 1) -> TreeSearch:
         """Create a tree search; None: the simulations of the run."""
         count = self.simulations if simulations is None else simulations
-        return TreeSearch(self.game, evaluate, replace(self.search_options, simulations=count), num_games)
+        return self.search_type(self.game, evaluate, replace(self.search_options, simulations=count), num_games)
 
     def iterate_predictions(
         self, inputs: Iterable[ChannelSource], *, keep_images: bool = False
