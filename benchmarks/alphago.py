@@ -1,7 +1,9 @@
-"""AlphaGo Zero: strength after a training of fixed length, matches, and the speed of self-play.
+"""AlphaGo and AlphaGo Zero: strength after a training of fixed length, matches, and the speed of self-play.
 
     python benchmarks/alphago.py connect4 OUT [--minutes 10] [--seeds 0 1 2] [OPTIONS]
     python benchmarks/alphago.py go OUT [--game go7] [--minutes 60] [--seeds 0] [OPTIONS]
+    python benchmarks/alphago.py policy OUT --data GAMES [--seeds 0] [OPTIONS]
+    python benchmarks/alphago.py match RUN [--games 200] [--simulations 64]
     python benchmarks/alphago.py solver RUN [--games 200]
     python benchmarks/alphago.py rates [--rounds 3]
     python benchmarks/alphago.py cost [--game connect4]
@@ -10,10 +12,13 @@
 that takes this long on two cores. A run that exists is continued. Connect Four: the fraction of optimal moves in the
 positions of the test split, by the number of simulations. Go: the score against GNU Go level 1.
 
-``solver`` plays a run as first player against random optimal moves of the exact solver. ``rates`` counts the network
-evaluations per second of self-play with one thread: of ours, of the Monte Carlo tree search of open_spiel (the one of
-its AlphaZero) and of a plain tree search in Python, all with the same network, in turn. ``cost`` measures positions
-per second, where the time goes, and the memory. Results go to results.csv.
+``policy`` trains the policy network on games in SGF files: the accuracy on other games and on those of AlphaGo, and the
+rank of move 37 of its second game against Lee Sedol, file 00180.sgf of GAMES. ``match`` plays a run of Go against GNU
+Go level 1, ``solver`` one of Connect Four against random optimal moves of the exact solver.
+
+``rates`` counts the network evaluations per second of self-play with one thread: of ours, of the Monte Carlo tree
+search of open_spiel (the one of its AlphaZero) and of a plain tree search in Python, all with the same network, in
+turn. ``cost`` measures positions per second, where the time goes, and the memory. Results go to results.csv.
 """
 
 import argparse
@@ -30,6 +35,9 @@ import torch
 
 from common.processes import Worker, check_installed, measure_in_turn
 from common.record import record, run_command, strip_folders
+from fukami.data import archives
+from fukami.data.formats import list_sgf_files
+from fukami.engine import checkpoint
 
 CONNECT_FOUR = {  # options by minutes
     10: "",
@@ -37,6 +45,7 @@ CONNECT_FOUR = {  # options by minutes
     150: "--positions 4500000 --num-blocks 5 --num-channels 64 --eval-every 500000",
 }
 GO = {60: "--positions 400000 --eval-every 100000", 150: "--positions 1000000 --eval-every 100000"}
+LEE_SEDOL_GAME, LEE_SEDOL_MOVE = "00180.sgf", 37
 WARMUP_ROUNDS = 1
 SEARCH_SIMULATIONS = 64  # of the compared tree searches
 NUM_POSITIONS = 200  # moves per round of the compared tree searches
@@ -54,50 +63,92 @@ def train(command: str, run: Path) -> tuple[dict, float]:
     return lines[-1], lines[-1]["seconds"]
 
 
+def read_evaluations(run: Path) -> list[dict]:
+    """Read the evaluations during a training."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["phase"] == "eval"]
+
+
 def measure_connect_four(options: argparse.Namespace) -> None:
-    """Train with each seed, and record the fractions of optimal moves."""
+    """Train with each seed, and record the fractions of optimal moves and the learning curve."""
     for seed in options.seeds:
         fields = " ".join([CONNECT_FOUR[options.minutes], *options.more, f"--seed {seed}"])
         command = f"fukami train alphago-zero {fields.strip()}"
-        metrics, seconds = train(command, options.out / f"connect4-{options.minutes}-seed-{seed}")
+        run = options.out / f"connect4-{options.minutes}-seed-{seed}"
+        name = f"alphago-zero connect4 {options.minutes} minutes"
+        metrics, seconds = train(command, run)
+        for line in read_evaluations(run):
+            (simulations, value), *_ = line["sensible"].items()
+            record(f"{name}, learning curve", f"optimal, sensible, {simulations} simulations", value, seed=seed,
+                   seconds=line["seconds"], command=command, note=f"val; {line['count']:,} positions")  # fmt: skip
         for kind in ("sensible", "random", "play"):
             for simulations, value in metrics[kind].items():
-                record(f"alphago-zero connect4 {options.minutes} minutes",
-                       f"optimal, {kind}, {simulations} simulations", value, seed=seed, seconds=seconds,
+                record(name, f"optimal, {kind}, {simulations} simulations", value, seed=seed, seconds=seconds,
                        command=command, note=f"test; {metrics['count']:,} positions of all kinds")  # fmt: skip
 
 
 def measure_go(options: argparse.Namespace) -> None:
-    """Train with each seed, and record the score against GNU Go and its course."""
+    """Train with each seed, and record the score against GNU Go and the learning curve."""
     for seed in options.seeds:
         fields = " ".join([GO[options.minutes], *options.more, f"--seed {seed}"])
         command = f"fukami train alphago-zero --game {options.game} {fields.strip()}"
         run = options.out / f"{options.game}-{options.minutes}-seed-{seed}"
         metrics, seconds = train(command, run)
         name = f"alphago-zero {options.game} {options.minutes} minutes"
-        for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()):
-            if line["phase"] == "eval":
-                record(f"{name}, course", f"score, {line['simulations']} simulations", line["score"], seed=seed,
-                       seconds=line["seconds"], command=command,
-                       note=f"{line['count']} games against GNU Go level 1")  # fmt: skip
-        counts = " · ".join(
-            "{}: {wins} wins, {draws} draws, {losses} losses".format(color, **metrics[side])
-            for color, side in (("Black", "as_first"), ("White", "as_second"))
-        )
-        note = f"{metrics['count']} games against GNU Go level 1; {counts}"
+        for line in read_evaluations(run):
+            record(f"{name}, learning curve", f"score, {line['simulations']} simulations", line["score"], seed=seed,
+                   seconds=line["seconds"], command=command,
+                   note=f"{line['count']} games against GNU Go level 1")  # fmt: skip
+        note = f"{metrics['count']} games against GNU Go level 1; {describe_colors(metrics)}"
         record(name, f"score, {metrics['simulations']} simulations", metrics["score"], seed=seed, seconds=seconds,
                command=command, note=note)  # fmt: skip
 
 
+def describe_colors(result: dict) -> str:
+    """Describe the results of a match by color."""
+    return " · ".join(
+        "{}: {wins} wins, {draws} draws, {losses} losses".format(color, **result[side])
+        for color, side in (("Black", "as_first"), ("White", "as_second"))
+    )
+
+
+def measure_policy(options: argparse.Namespace) -> None:
+    """Train with each seed, and record the accuracy and the rank of move 37."""
+    for seed in options.seeds:
+        fields = " ".join([f"--data {shlex.quote(str(options.data))}", *options.more, f"--seed {seed}"])
+        command = f"fukami train alphago-policy {fields}"
+        run = options.out / f"policy-seed-{seed}"
+        metrics, seconds = train(command, run)
+        context = {"seed": seed, "seconds": seconds, "command": strip_folders(shlex.split(command))}
+        for name, part in (("games", metrics), ("AlphaGo's games", metrics["test_players"])):
+            for metric in ("top1", "top5", "cross_entropy", "value_mse", "constant_mse", "winner_accuracy"):
+                record("alphago-policy", f"{metric}, {name}", part[metric], note=f"test; {part['count']:,} positions",
+                       **context)  # fmt: skip
+        (game,) = (file for file in list_sgf_files(archives.unpack(options.data)) if file.name == LEE_SEDOL_GAME)
+        rows = {row["line"]: row for row in checkpoint.load_task(run).predict(game)}
+        note = f"{rows[LEE_SEDOL_MOVE]['played']} in {LEE_SEDOL_GAME}, without search"
+        record("alphago-policy", f"rank of move {LEE_SEDOL_MOVE}", rows[LEE_SEDOL_MOVE]["rank"], note=note, **context)
+
+
+def measure_match(options: argparse.Namespace) -> None:
+    """Play against GNU Go."""
+    command = f"fukami play {options.run} --against gnugo --games {options.games} --simulations {options.simulations}"
+    result, seconds = run_command(command)
+    record(f"{Path(options.run).name} on {result['game']} against GNU Go level 1",
+           f"score, {options.simulations} simulations", result["score"] / 100, seconds=seconds,
+           command=strip_folders(shlex.split(command)),
+           note=f"{result['games']} games; {describe_colors(result)}")  # fmt: skip
+
+
 def measure_solver(options: argparse.Namespace) -> None:
     """Play against the solver."""
-    command = f"fukami play {options.run} --against solver --games {options.games} --simulations 800"
+    command = f"fukami play {options.run} --against solver --games {options.games} --simulations {options.simulations}"
     result, seconds = run_command(command)
     first = result["as_first"]
     total = sum(first.values())
     note = f"{total} games as first player: {first['wins']} wins, {first['draws']} draws, {first['losses']} losses"
-    record("alphago-zero connect4 against the solver", "wins as first player, 800 simulations", first["wins"] / total,
-           seconds=seconds, command=strip_folders(shlex.split(command)), note=note)  # fmt: skip
+    record("alphago-zero connect4 against the solver", f"wins as first player, {options.simulations} simulations",
+           first["wins"] / total, seconds=seconds, command=strip_folders(shlex.split(command)), note=note)  # fmt: skip
 
 
 def make_network() -> tuple:
@@ -291,17 +342,23 @@ def main() -> None:
         command.add_argument("--minutes", type=int, default=10 if name == "connect4" else 60)
         command.add_argument("--seeds", type=int, nargs="+", default=[0])
         command.add_argument("--game", default="go7")
-    solver = commands.add_parser("solver")
-    solver.add_argument("run")
-    solver.add_argument("--games", type=int, default=200)
+    policy = commands.add_parser("policy")
+    policy.add_argument("out", type=Path)
+    policy.add_argument("--data", type=Path, required=True)
+    policy.add_argument("--seeds", type=int, nargs="+", default=[0])
+    for name in ("match", "solver"):
+        command = commands.add_parser(name)
+        command.add_argument("run")
+        command.add_argument("--games", type=int, default=200)
+        command.add_argument("--simulations", type=int, default=64 if name == "match" else 800)
     commands.add_parser("rates").add_argument("--rounds", type=int, default=3)
     cost = commands.add_parser("cost")
     cost.add_argument("out", type=Path)
     cost.add_argument("--game", default="connect4")
     options, options.more = parser.parse_known_args()
     functions = {
-        "connect4": measure_connect_four, "go": measure_go, "solver": measure_solver, "rates": measure_rates,
-        "cost": measure_cost,
+        "connect4": measure_connect_four, "go": measure_go, "policy": measure_policy, "match": measure_match,
+        "solver": measure_solver, "rates": measure_rates, "cost": measure_cost,
     }  # fmt: skip
     functions[options.benchmark](options)
 
