@@ -1,8 +1,12 @@
-"""Draw alphago-search.svg, a simulation of the tree search, and alphago-training.svg, the training loop.
+"""Draw alphago-search.svg, a simulation of the tree search, alphago-training.svg, the training loop, and
+alphago-curves.svg, the learning curves of benchmarks/results.csv.
 
 python docs/figures/scripts/alphago.py
 """
 
+import csv
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib
@@ -34,6 +38,8 @@ ARROWS = [
     ("step", "network", "moving average of the weights"),
 ]
 BOX_WIDTH, BOX_HEIGHT = 3.9, 1.25
+CURVE_COLORS = ["#2f6fae", "#c0662b", "#4f8a3f", "#7a4fa0", "#a03d4f", "#3d8a8a"]
+RESULTS = Path(__file__).parents[3] / "benchmarks" / "results.csv"
 
 
 def draw_tree(axes: Axes, *, has_leaf: bool, is_selected: bool) -> None:
@@ -114,8 +120,43 @@ def draw_training() -> Figure:
     return figure
 
 
+def read_curves(game: str) -> Iterator[tuple[str, str, list[float], list[float]]]:
+    """Read the learning curves of a game: the benchmark, the seed, the minutes and the values in percent."""
+    with RESULTS.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["benchmark"].startswith(f"alphago-zero {game} ")]
+    rows = [row for row in rows if row["benchmark"].endswith("learning curve")]
+    for (benchmark, seed), part in itertools.groupby(rows, lambda row: (row["benchmark"], row["seed"])):
+        points = [(float(row["seconds"]) / 60, 100 * float(row["value"])) for row in part]
+        minutes, values = zip(*points, strict=True)
+        yield benchmark.removesuffix(", learning curve"), seed, list(minutes), list(values)
+
+
+def draw_curves() -> Figure:
+    """Draw the strength over the minutes of training."""
+    figure = Figure(figsize=(11.5, 3.9), facecolor="white", layout="constrained")
+    left, right = figure.subplots(1, 2)
+    colors: dict[str, str] = {}
+    for axes, games, label in (
+        (left, ["connect4"], "optimal moves, %"),
+        (right, ["go5", "go7", "go9"], "score against GNU Go level 1, %"),
+    ):
+        for game in games:
+            for benchmark, _, minutes, values in read_curves(game):
+                is_first = benchmark not in colors
+                color = colors.setdefault(benchmark, CURVE_COLORS[len(colors) % len(CURVE_COLORS)])
+                name = benchmark.removeprefix("alphago-zero ") if is_first else None
+                axes.plot(minutes, values, color=color, marker="o", ms=3, lw=1.4, label=name)
+        axes.set_xlabel("minutes of training")
+        axes.set_ylabel(label)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=9, loc="lower right")
+    left.set_xscale("log")
+    return figure
+
+
 if __name__ == "__main__":
     matplotlib.rcParams.update({"svg.hashsalt": "fukami", "svg.fonttype": "path", "font.family": "DejaVu Sans"})
     folder = Path(__file__).parents[1]
     draw_search().savefig(folder / "alphago-search.svg", metadata={"Date": None})
     draw_training().savefig(folder / "alphago-training.svg", metadata={"Date": None})
+    draw_curves().savefig(folder / "alphago-curves.svg", metadata={"Date": None})
