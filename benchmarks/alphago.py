@@ -41,10 +41,10 @@ from fukami.engine import checkpoint
 
 CONNECT_FOUR = {  # options by minutes
     10: "",
-    60: "--positions 2000000 --num-blocks 4 --num-channels 64 --eval-every 250000",
-    150: "--positions 4500000 --num-blocks 5 --num-channels 64 --eval-every 500000",
+    60: "--positions 450000 --num-blocks 4 --num-channels 64",
+    150: "--positions 900000 --num-blocks 5 --num-channels 64 --eval-every 100000",
 }
-GO = {60: "--positions 400000 --eval-every 100000", 150: "--positions 1000000 --eval-every 100000"}
+GO = {60: "--positions 300000 --eval-every 100000", 150: "--positions 750000 --eval-every 150000"}
 LEE_SEDOL_GAME, LEE_SEDOL_MOVE = "00180.sgf", 37
 WARMUP_ROUNDS = 1
 SEARCH_SIMULATIONS = 64  # of the compared tree searches

@@ -26,7 +26,7 @@ BOXES = {  # center, title, details and color
     "search": ((5.2, 2.2), "tree search", "512 games, a move in each:\nimproved policy, value", NODE),
     "games": ((10.4, 2.2), "finished games", "value targets from the outcome\nand the values of the search", TARGET),
     "window": ((10.4, 0), "replay window", "the last half of the positions;\nequal ones are averaged", NODE),
-    "batch": ((5.2, 0), "batch", "512 positions,\neach in a random symmetry", NODE),
+    "batch": ((5.2, 0), "batch", "128 positions,\neach in a random symmetry", NODE),
     "step": ((0, 0), "optimizer step", "cross entropy of the policy,\nsquared error of the value", TARGET),
 }
 ARROWS = [

@@ -32,7 +32,7 @@ class AlphaGoZero(Recipe):
     Go share a network."""
     komi: float | None = None
     """Komi, points for White in Go. Default: 24.5 on 5×5, 8.5 on 7×7, else 7.5."""
-    positions: int = 200_000
+    positions: int = 160_000
     """Number of positions of self-play to learn from."""
     num_games: int = 512
     """Number of parallel games."""
@@ -65,13 +65,13 @@ class AlphaGoZero(Recipe):
     """Positions before training starts, and the minimum size of the replay window."""
     window_fraction: float = 0.5
     """Size of the replay window as a fraction of the positions so far."""
-    samples_per_position: float = 2.0
+    samples_per_position: float = 4.0
     """Average number of times that a position is in a batch."""
     num_blocks: int = 3
     """Number of residual blocks; 19 or 39 in the paper."""
     num_channels: int = 48
     """Number of channels; 256 in the paper."""
-    batch_size: int = 512
+    batch_size: int = 128
     """Global batch size; 2,048 in the paper."""
     lr: float = 2e-3
     """Peak learning rate."""
@@ -82,7 +82,7 @@ class AlphaGoZero(Recipe):
     """Weight decay."""
     ema_decay: float = 0.98
     """Decay of the exponential moving average of the weights, which play and predict."""
-    eval_every: int = 100_000
+    eval_every: int = 50_000
     """Evaluation interval in positions; the last step is always evaluated."""
     eval_opponent: Literal["auto", "gnugo", "search", "random"] = "auto"
     """Opponent of the evaluation of all games but connect4: gnugo, search (without a network) or random; auto: gnugo in
