@@ -18,7 +18,8 @@ Go level 1, ``solver`` one of Connect Four against random optimal moves of the e
 
 ``rates`` counts the network evaluations per second of self-play with one thread: of ours, of the Monte Carlo tree
 search of open_spiel (the one of its AlphaZero) and of a plain tree search in Python, all with the same network, in
-turn. ``cost`` measures positions per second, where the time goes, and the memory. Results go to results.csv.
+turn. The other two evaluate it in PyTorch without further optimization. ``cost`` measures positions per second, where
+the time goes, and the memory. Results go to results.csv.
 """
 
 import argparse
@@ -44,7 +45,8 @@ CONNECT_FOUR = {  # options by minutes
     60: "--positions 450000 --num-blocks 4 --num-channels 64",
     150: "--positions 900000 --num-blocks 5 --num-channels 64 --eval-every 100000",
 }
-GO = {60: "--positions 300000 --eval-every 100000", 150: "--positions 750000 --eval-every 150000"}
+GO_POSITIONS = {"go5": 20_000, "go7": 11_500, "go9": 6_500}  # per minute
+NUM_GO_EVALUATIONS = 10
 LEE_SEDOL_GAME, LEE_SEDOL_MOVE = "00180.sgf", 37
 WARMUP_ROUNDS = 1
 SEARCH_SIMULATIONS = 64  # of the compared tree searches
@@ -90,8 +92,10 @@ def measure_connect_four(options: argparse.Namespace) -> None:
 def measure_go(options: argparse.Namespace) -> None:
     """Train with each seed, and record the score against GNU Go and the learning curve."""
     for seed in options.seeds:
-        fields = " ".join([GO[options.minutes], *options.more, f"--seed {seed}"])
-        command = f"fukami train alphago-zero --game {options.game} {fields.strip()}"
+        positions = options.minutes * GO_POSITIONS[options.game]
+        fields = f"--positions {positions} --eval-every {positions // NUM_GO_EVALUATIONS}"
+        fields = " ".join([fields, *options.more, f"--seed {seed}"])
+        command = f"fukami train alphago-zero --game {options.game} {fields}"
         run = options.out / f"{options.game}-{options.minutes}-seed-{seed}"
         metrics, seconds = train(command, run)
         name = f"alphago-zero {options.game} {options.minutes} minutes"
@@ -152,7 +156,7 @@ def measure_solver(options: argparse.Namespace) -> None:
 
 
 def make_network() -> tuple:
-    """Make the task of the default network with random weights, and its evaluation."""
+    """Make the task of the default network with random weights, and its plain evaluation in PyTorch."""
     from fukami.engine.runtime import Runtime
     from fukami.self_play.alphago_zero import AlphaGoZero
 
@@ -163,16 +167,22 @@ def make_network() -> tuple:
     for parameter in task.ema_model.heads.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     task.setup(Runtime.start("cpu", "float32", num_threads=1))
-    task.model.eval()
-    return task, task.build_evaluate()
+    model = task.ema_model.eval()
+
+    def evaluate(planes):
+        with torch.inference_mode():
+            prediction = model(torch.from_numpy(planes))
+            return prediction.policy.numpy(), prediction.value.numpy()
+
+    return task, evaluate
 
 
 def run_ours(pipe) -> None:
     """Search the moves of self-play in groups; send the evaluations per second."""
     from fukami.self_play.search import CPU_GROUP_SIZE, SearchOptions, TreeSearch
 
-    task, evaluate = make_network()
-    counts = [0]
+    task, _ = make_network()
+    evaluate, counts = task.build_evaluate(), [0]
 
     def count_evaluations(planes):
         counts[0] += len(planes)
