@@ -36,8 +36,8 @@ import torch
 
 from common.processes import Worker, check_installed, measure_in_turn
 from common.record import record, run_command, strip_folders
-from fukami.data import archives
 from fukami.data.formats import list_sgf_files
+from fukami.data.sources import identify_source
 from fukami.engine import checkpoint
 
 CONNECT_FOUR = {  # options by minutes
@@ -118,6 +118,7 @@ def describe_colors(result: dict) -> str:
 
 def measure_policy(options: argparse.Namespace) -> None:
     """Train with each seed, and record the accuracy and the rank of move 37."""
+    (game,) = (file for file in list_sgf_files(identify_source(str(options.data)).path) if file.name == LEE_SEDOL_GAME)
     for seed in options.seeds:
         fields = " ".join([f"--data {shlex.quote(str(options.data))}", *options.more, f"--seed {seed}"])
         command = f"fukami train alphago-policy {fields}"
@@ -128,7 +129,6 @@ def measure_policy(options: argparse.Namespace) -> None:
             for metric in ("top1", "top5", "cross_entropy", "value_mse", "constant_mse", "winner_accuracy"):
                 record("alphago-policy", f"{metric}, {name}", part[metric], note=f"test; {part['count']:,} positions",
                        **context)  # fmt: skip
-        (game,) = (file for file in list_sgf_files(archives.unpack(options.data)) if file.name == LEE_SEDOL_GAME)
         rows = {row["line"]: row for row in checkpoint.load_task(run).predict(game)}
         note = f"{rows[LEE_SEDOL_MOVE]['played']} in {LEE_SEDOL_GAME}, without search"
         record("alphago-policy", f"rank of move {LEE_SEDOL_MOVE}", rows[LEE_SEDOL_MOVE]["rank"], note=note, **context)

@@ -41,8 +41,8 @@ def main():
         record(f"{options.name} against the solver", "wins as first player, 800 simulations",
                match["as_first"]["wins"] / sum(match["as_first"].values()), seconds=seconds, command=command,
                note=f"{sum(match['as_first'].values())} games as first player")  # fmt: skip
-        value = metrics["optimal"]
-        record(options.name, "optimal, sensible, 64 simulations", value, command=f"fukami eval {options.name}")
+        record(options.name, "optimal, sensible, 64 simulations", metrics["optimal"],
+               command=f"fukami eval {options.name}")  # fmt: skip
     else:
         record(options.name, "score, 64 simulations", metrics["score"], command=f"fukami eval {options.name}",
                note=f"{metrics['count']} games against GNU Go level 1")  # fmt: skip

@@ -78,9 +78,14 @@ class ReplayBuffer:
         self.files: BufferFiles | None = None
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """Sizes of the values in bytes, by name."""
+        return {name: torch.Size(shape).numel() * dtype.itemsize for name, (shape, dtype) in self.specs.items()}
+
+    @property
     def num_bytes(self) -> int:
         """Size in bytes."""
-        return sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in self.specs.values())
+        return sum(self.sizes.values())
 
     def open_files(self, folder: Path) -> None:
         """Open or create the files in this folder.
@@ -88,12 +93,10 @@ class ReplayBuffer:
         Raises:
             Error: a file cannot be created, or the disk is full.
         """
-        numbers = {name: torch.Size(shape).numel() for name, (shape, _) in self.specs.items()}
-        sizes = {name: numbers[name] * dtype.itemsize for name, (_, dtype) in self.specs.items()}
-        self.files = BufferFiles(folder, sizes, "--buffer-size")
+        self.files = BufferFiles(folder, self.sizes, "--buffer-size")
         for name, (shape, dtype) in self.specs.items():
-            path = str(self.files.paths[name])
-            tensor = torch.from_file(path, shared=True, size=numbers[name], dtype=dtype)
+            count = self.sizes[name] // dtype.itemsize
+            tensor = torch.from_file(str(self.files.paths[name]), shared=True, size=count, dtype=dtype)
             self.file_tensors[name] = tensor.view(shape)
 
     def allocate(self, device: torch.device) -> None:
