@@ -21,6 +21,7 @@ from fukami.image.channels import ChannelSource
 from fukami.models.alphago import SCORE_SCALE, AlphaGoZero, BoardPrediction, GoPrediction
 from fukami.progress import track
 from fukami.quantization import half_precision
+from fukami.quantization.winograd import replace_convolutions
 from fukami.self_play.collector import BoardBatch, SelfPlayCollector
 from fukami.self_play.evaluation import BoardEvaluation, MatchResults, MoveResults
 from fukami.self_play.game import Game, States
@@ -168,10 +169,12 @@ class SelfPlayTask(Task):
 
     def build_evaluate(self, model: nn.Module | None = None) -> Evaluate:
         """Build the function from planes to logits and values that the search calls, with the current weights."""
-        model = self.ema_model if model is None else model
-        network = model.fuse_batch_norm() if isinstance(model, AlphaGoZero) else model
+        network, device = self.ema_model if model is None else model, self.runtime.device
+        if isinstance(network, AlphaGoZero):
+            network = network.fuse_batch_norm()
+            if (device.type, self.runtime.precision) == ("cpu", "float32"):
+                replace_convolutions(network)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        device = self.runtime.device
 
         def evaluate(planes: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
             with torch.inference_mode(), half_precision.enable_float32_fallback(network), self.runtime.autocast():
