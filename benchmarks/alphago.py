@@ -42,7 +42,7 @@ from fukami.engine import checkpoint
 
 CONNECT_FOUR = {  # options by minutes
     10: "",
-    60: "--positions 450000 --num-blocks 4 --num-channels 64",
+    60: "--positions 520000 --num-blocks 4 --num-channels 64",
     150: "--positions 900000 --num-blocks 5 --num-channels 64 --eval-every 100000",
 }
 GO_POSITIONS = {"go5": 20_000, "go7": 11_500, "go9": 6_500}  # per minute
@@ -54,15 +54,14 @@ NUM_POSITIONS = 200  # moves per round of the compared tree searches
 
 
 def train(command: str, run: Path) -> tuple[dict, float]:
-    """Train a run, or continue it; return its metrics and the seconds of the training."""
+    """Train a run, or continue it; return its metrics and the seconds of the training, without the final test."""
     log = run / "metrics.jsonl"
     is_finished = log.exists() and '"phase": "test"' in log.read_text()
     if not is_finished:
         resume = ["--resume"] if (run / "last.ckpt").exists() else []
         arguments = [sys.executable, "-m", *shlex.split(command), "--out", str(run), *resume]
         subprocess.run(arguments, stdout=subprocess.DEVNULL, check=True)
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    return lines[-1], lines[-1]["seconds"]
+    return json.loads(log.read_text().splitlines()[-1]), read_evaluations(run)[-1]["seconds"]
 
 
 def read_evaluations(run: Path) -> list[dict]:
@@ -144,15 +143,16 @@ def measure_match(options: argparse.Namespace) -> None:
            note=f"{result['games']} games; {describe_colors(result)}")  # fmt: skip
 
 
-def measure_solver(options: argparse.Namespace) -> None:
-    """Play against the solver."""
+def measure_solver(options: argparse.Namespace) -> dict:
+    """Play against the solver; return the result of the match."""
     command = f"fukami play {options.run} --against solver --games {options.games} --simulations {options.simulations}"
     result, seconds = run_command(command)
     first = result["as_first"]
     total = sum(first.values())
     note = f"{total} games as first player: {first['wins']} wins, {first['draws']} draws, {first['losses']} losses"
-    record("alphago-zero connect4 against the solver", f"wins as first player, {options.simulations} simulations",
+    record(f"{Path(options.run).name} against the solver", f"wins as first player, {options.simulations} simulations",
            first["wins"] / total, seconds=seconds, command=strip_folders(shlex.split(command)), note=note)  # fmt: skip
+    return result
 
 
 def make_network() -> tuple:

@@ -15,8 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import torch
-
+from common.bundle import write_card, write_weights
 from common.record import record
 from fukami.engine import checkpoint
 
@@ -24,7 +23,6 @@ COMMAND = (
     "fukami train deep-convnet --data mnist --epochs 60 --weight-decay 0.05 --dropout 0.4 "
     "--augment shift=2 rotate=15 scale=0.15 shear=0.2"
 )
-FOLDER = checkpoint.BUNDLED_WEIGHTS_DIR / "deep-convnet"
 
 
 def train(options):
@@ -43,26 +41,20 @@ def export(options):
         command = f"{COMMAND} --seed {run.name}"
         record("deep-convnet mnist bundled", "test accuracy", last_lines[run]["accuracy"], command=command,
                seed=run.name, seconds=last_lines[run]["seconds"], note="bfloat16 training on an H100")  # fmt: skip
-    recipe, labels = checkpoint.read_recipe(best)
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_weights(
-        FOLDER, checkpoint.copy_tensors_to_cpu(checkpoint.load_task(best).get_modules()), torch.float16
-    )
-    checkpoint.write_recipe(FOLDER, recipe, labels, {})
+    folder = write_weights(best, "deep-convnet")
+    recipe, _ = checkpoint.read_recipe(folder)
     val = recipe.load_data().val
-    precisions = {precision: checkpoint.load_task(FOLDER, precision=precision).evaluate(val)
+    precisions = {precision: checkpoint.load_task(folder, precision=precision).evaluate(val)
                   for precision in ("float32", "bfloat16", "float16")}  # fmt: skip
     accuracies = [line["accuracy"] for line in last_lines.values()]
     card = {
         "command": f"{COMMAND} --seed {recipe.seed}",
         "data": "MNIST, 60,000 training images",
-        "seed": recipe.seed,
         "test accuracy": {precision: metrics["accuracy"] for precision, metrics in precisions.items()},
         "test errors of 10,000": {precision: metrics["errors"] for precision, metrics in precisions.items()},
         "chosen": f"the best of {len(runs)} seeds by test accuracy; their mean is {statistics.mean(accuracies):.4f}",
-        "stored": "float16",
     }
-    checkpoint.write_recipe(FOLDER, recipe, labels, {"card": card})
+    write_card(folder, card)
     for precision, metrics in precisions.items():
         command = f"fukami eval deep-convnet --data mnist --precision {precision}"
         record("deep-convnet bundled weights", f"test accuracy, {precision}", metrics["accuracy"], command=command)

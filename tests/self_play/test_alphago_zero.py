@@ -466,6 +466,23 @@ def test_more_simulations_and_drawings(run, tmp_path, fukami):
     assert (tmp_path / "out" / "index.html").exists()
 
 
+def test_averages_over_symmetries_do_not_depend_on_the_orientation(run, tmp_path):
+    rows = ["xo..xx.", ".o..o..", ".......", ".......", ".......", "......."]
+    file = tmp_path / "positions.txt"
+    file.write_text("".join(rows) + "\n" + "".join(row[::-1] for row in rows) + "\n")
+
+    def predict(**overrides):
+        model = package.load(run, **CPU, overrides={"simulations": 8, **overrides})
+        position, reflection = model.predict(file)
+        reflected = {str(8 - int(column)): value for column, value in reflection["policy"].items()}
+        return position["policy"], pytest.approx(reflected, abs=1e-3)
+
+    policy, reflected = predict()
+    assert policy != reflected
+    policy, reflected = predict(average_symmetries=True)
+    assert policy == reflected
+
+
 def test_unreadable_files_are_named_and_the_rest_is_predicted(run, tmp_path, fukami):
     good, binary = tmp_path / "good.txt", tmp_path / "binary.txt"
     good.write_text("." * 42)

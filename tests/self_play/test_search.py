@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from fukami.self_play import tree as kernels
-from fukami.self_play.search import SearchOptions, TreeSearch, schedule_visits
+from fukami.self_play.go import Go
+from fukami.self_play.search import SearchOptions, TreeSearch, average_symmetries, schedule_visits
 from fukami.self_play.tic_tac_toe import TicTacToe
 
 GAME = TicTacToe()
@@ -196,3 +197,29 @@ def test_an_unknown_position_starts_a_new_tree():
     state = play_all(0, 1)
     alone = TreeSearch(GAME, evaluate_randomly, SearchOptions(20), 1).search(state)
     assert (search.continue_search(state, [[]]).visits == alone.visits).all()
+
+
+@pytest.mark.parametrize("game", [TicTacToe(), Go(5)], ids=["tic-tac-toe", "go5"])
+def test_average_over_symmetries_is_the_mean_of_turned_and_reflected_boards(game):
+    rng = np.random.default_rng(0)
+    shape = (4, game.num_planes, *game.shape)
+    planes, weights = rng.random(shape, np.float32), rng.normal(size=(np.prod(shape[1:]), game.num_moves + 1))
+
+    def evaluate(boards):
+        outputs = (boards.reshape(len(boards), -1) @ weights).astype(np.float32)
+        return outputs[:, :-1], np.tanh(outputs[:, -1])
+
+    policies, values = [], []
+    for turns in range(4):
+        for is_reflected in (False, True):
+            boards = np.rot90(planes, turns, (2, 3))
+            logits, value = evaluate(boards[..., ::-1] if is_reflected else boards)
+            policy = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+            points = policy[:, : np.prod(game.shape)].reshape(-1, *game.shape)
+            points = np.rot90(points[..., ::-1] if is_reflected else points, -turns, (1, 2))
+            policy[:, : np.prod(game.shape)] = points.reshape(len(points), -1)
+            policies.append(policy)
+            values.append(value)
+    log_policy, value = average_symmetries(evaluate, game.symmetries())(planes)
+    np.testing.assert_allclose(np.exp(log_policy), np.mean(policies, 0), rtol=1e-4)
+    np.testing.assert_allclose(value, np.mean(values, 0), rtol=1e-4)

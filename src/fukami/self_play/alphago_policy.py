@@ -65,6 +65,8 @@ class AlphaGoPolicy(Recipe):
     """Number of channels; 192 in the paper, 256 for its best accuracy."""
     simulations: int = 0
     """Simulations of the tree search per move in prediction and play; 0: the policy network alone."""
+    average_symmetries: bool = False
+    """Average the networks over the 8 symmetries of the board in evaluation, prediction and play."""
     c_puct: float = 5.0
     """Exploration constant of the search (PUCT); 5 in the paper."""
 
@@ -150,6 +152,7 @@ class AlphaGoPolicy(Recipe):
             game,
             SearchOptions(self.simulations, c_puct=self.c_puct),
             value_weight=self.value_weight,
+            averages_symmetries=self.average_symmetries,
             epochs=self.epochs,
             eval_every=self.eval_every,
             optimizer=partial(torch.optim.AdamW, lr=self.lr, weight_decay=self.weight_decay, fused=True),

@@ -40,6 +40,8 @@ class AlphaGoZero(Recipe):
     """Simulations of the tree search per move of self-play; 1,600 in the paper."""
     simulations: int = 64
     """Simulations of the tree search per move in evaluation, prediction and play; 0: the network alone."""
+    average_symmetries: bool = False
+    """Average the network over the symmetries of the board in evaluation, prediction and play (Go: 8)."""
     max_considered_moves: int = 16
     """Number of moves that the search considers at the root (sequential halving)."""
     value_scale: float = 1.0
@@ -233,6 +235,7 @@ class AlphaGoZero(Recipe):
             self.get_search_options(self.simulations),
             ema_decay=self.ema_decay,
             gating_games=self.gating_games,
+            averages_symmetries=self.average_symmetries,
             epochs=count_optimizer_steps(
                 self.positions, self.learning_starts, self.samples_per_position, self.batch_size
             ),

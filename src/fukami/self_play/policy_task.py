@@ -50,6 +50,7 @@ class PolicyTask(SelfPlayTask):
         game: the rules.
         search_options: options of the search for prediction and play.
         value_weight: weight of the loss of the value.
+        averages_symmetries: whether evaluation, prediction and play average the network over the symmetries.
         options: optimizer, lr_schedule, epochs and eval_every, as for :class:`fukami.Task`.
     """
 
@@ -63,9 +64,17 @@ class PolicyTask(SelfPlayTask):
         search_options: SearchOptions,
         *,
         value_weight: float,
+        averages_symmetries: bool = False,
         **options: Unpack[TrainingOptions],
     ) -> None:
-        super().__init__(model, (game,), search_options, value_weight=value_weight, **options)
+        super().__init__(
+            model,
+            (game,),
+            search_options,
+            value_weight=value_weight,
+            averages_symmetries=averages_symmetries,
+            **options,
+        )
 
     def iterate_batches(self, loader: Loader) -> Iterator[PolicyBatch]:  # type: ignore[override]
         """Iterate over the batches without end, epoch after epoch."""

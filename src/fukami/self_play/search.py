@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fukami.layers.ensemble import average_log_probs
 from fukami.self_play import tree as kernels
-from fukami.self_play.game import Game, Moves, States
+from fukami.self_play.game import Game, Moves, States, Symmetries
 from fukami.self_play.tree import UNKNOWN, Float32Array, Int32Array
 
 Item = TypeVar("Item")
@@ -213,6 +214,25 @@ class TreeSearch:
             tree.root_priors[games] = np.where(explores[:, None], mixed, priors)
         else:
             tree.root_bonus[games] = np.where(explores[:, None], rng.gumbel(size=legal.shape), 0)
+
+
+def average_symmetries(evaluate: Evaluate, symmetries: Symmetries) -> Evaluate:
+    """Average the predictions of a network over the symmetries of the board: probabilities of the moves, and values.
+
+    Silver et al. 2016, methods, "Symmetries".
+    """
+    inverse_moves = torch.from_numpy(np.argsort(symmetries.moves, axis=1))
+    num_symmetries = len(inverse_moves)
+
+    def evaluate_symmetries(planes: Float32Array) -> tuple[Float32Array, Float32Array]:
+        cells = planes.reshape(*planes.shape[:2], -1)[..., symmetries.cells]
+        boards = np.moveaxis(cells, 2, 0).reshape(-1, *planes.shape[1:])
+        logits, values = evaluate(boards)
+        log_policies = torch.from_numpy(logits).log_softmax(1).view(num_symmetries, len(planes), -1)
+        log_policies = log_policies.gather(2, inverse_moves[:, None].expand_as(log_policies))
+        return average_log_probs(log_policies).numpy(), values.reshape(num_symmetries, -1).mean(0)
+
+    return evaluate_symmetries
 
 
 def get_group_size(device: torch.device) -> int:

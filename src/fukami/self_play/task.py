@@ -32,6 +32,7 @@ from fukami.self_play.search import (
     SearchOptions,
     SearchResult,
     TreeSearch,
+    average_symmetries,
     get_group_size,
     map_groups,
 )
@@ -60,6 +61,7 @@ class SelfPlayTask(Task):
         ema_decay: decay of the exponential moving average of the weights, which play and predict.
         gating_games: games of the match that a new network has to win by 55 % before it generates games, as in the
             paper; 0: the newest network generates them.
+        averages_symmetries: whether evaluation, prediction and play average the network over the symmetries.
         options: optimizer, lr_schedule, epochs, eval_every and clip_norm, as for :class:`fukami.Task`; an epoch is one
             optimizer step.
     """
@@ -79,12 +81,14 @@ class SelfPlayTask(Task):
         value_weight: float = 1.0,
         ema_decay: float = 0.0,
         gating_games: int = 0,
+        averages_symmetries: bool = False,
         **options: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(model, **options)
         self.games, self.game, self.search_options = tuple(games), games[0], search_options
         self.value_weight = value_weight
         self.ema_decay, self.gating_games = ema_decay, gating_games
+        self.averages_symmetries = averages_symmetries
         self.ema_model = copy.deepcopy(model)
         self.self_play_model = self.ema_model
 
@@ -131,7 +135,7 @@ class SelfPlayTask(Task):
         assert isinstance(loader, SelfPlayCollector)
         while True:
             if not loader.is_step_due:
-                evaluate = self.build_evaluate(self.self_play_model)
+                evaluate = self.build_network_evaluate(self.self_play_model)
                 while not loader.is_step_due:
                     loader.collect(evaluate)
             batch = loader.sample_batch()
@@ -168,7 +172,12 @@ class SelfPlayTask(Task):
         return loss, metrics
 
     def build_evaluate(self, model: nn.Module | None = None) -> Evaluate:
-        """Build the function from planes to logits and values that the search calls, with the current weights."""
+        """Build the function of the search in evaluation, prediction and play, with the current weights."""
+        evaluate = self.build_network_evaluate(model)
+        return average_symmetries(evaluate, self.game.symmetries()) if self.averages_symmetries else evaluate
+
+    def build_network_evaluate(self, model: nn.Module | None = None) -> Evaluate:
+        """Build the function from planes to the logits and values of the network, with the current weights."""
         network, device = self.ema_model if model is None else model, self.runtime.device
         if isinstance(network, AlphaGoZero):
             network = network.fuse_batch_norm()
