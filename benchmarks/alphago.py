@@ -138,7 +138,7 @@ def measure_match(options: argparse.Namespace) -> None:
     command = f"fukami play {options.run} --against gnugo --games {options.games} --simulations {options.simulations}"
     result, seconds = run_command(command)
     record(f"{Path(options.run).name} on {result['game']} against GNU Go level 1",
-           f"score, {options.simulations} simulations", result["score"] / 100, seconds=seconds,
+           f"score, {options.simulations} simulations", result["score"], seconds=seconds,
            command=strip_folders(shlex.split(command)),
            note=f"{result['games']} games; {describe_colors(result)}")  # fmt: skip
 

@@ -11,9 +11,10 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
 from alphago import measure_solver, read_evaluations
-from common.bundle import write_card, write_weights
+from common.bundle import write_bundled_run, write_card
 from common.record import describe_hardware, record, run_command
 from fukami.engine import checkpoint
+from fukami.engine.recipe import build_train_command
 
 MATCH_SIMULATIONS = 800
 
@@ -26,37 +27,28 @@ def main():
     parser.add_argument("--games", type=int, default=200)
     options = parser.parse_args()
     recipe, _ = checkpoint.read_recipe(options.run)
-    folder = write_weights(options.run, options.name)
+    folder = write_bundled_run(options.run, options.name)
     command = f"fukami eval {options.name}"
     metrics, _ = run_command(command)
     results = {name: value for name, value in metrics.items() if name not in ("run", "split", "report")}
     if recipe.game == ("connect4",):
-        record(options.name, "optimal, sensible, 64 simulations", metrics["optimal"], command=command)
+        record(
+            options.name, f"optimal, sensible, {recipe.simulations} simulations", metrics["optimal"], command=command
+        )
         match = measure_solver(Namespace(run=options.name, games=options.games, simulations=MATCH_SIMULATIONS))
         results[f"against the solver, {MATCH_SIMULATIONS} simulations"] = {
             name: match[name] for name in ("games", "as_first", "as_second")
         }
     else:
-        record(options.name, "score, 64 simulations", metrics["score"], command=command,
+        record(options.name, f"score, {recipe.simulations} simulations", metrics["score"], command=command,
                note=f"{metrics['count']} games against GNU Go level 1")  # fmt: skip
     seconds = read_evaluations(options.run)[-1]["seconds"]
     card = {
-        "command": f"fukami train alphago-zero {format_options(recipe)}".strip(),
+        "command": build_train_command(recipe),
         "data": f"{recipe.positions:,} positions of self-play, {seconds / 60:.0f} minutes on {describe_hardware()}",
         "test": results,
     }
     write_card(folder, card)
-
-
-def format_options(recipe):
-    """Format the fields of a recipe that differ from the defaults as options of the command line."""
-    defaults = type(recipe)().get_stored_fields()
-    options = []
-    for name, value in recipe.get_stored_fields().items():
-        if value != defaults[name]:
-            values = value if isinstance(value, list | tuple) else [value]
-            options.append(" ".join([f"--{name.replace('_', '-')}", *map(str, values)]))
-    return " ".join(options)
 
 
 if __name__ == "__main__":

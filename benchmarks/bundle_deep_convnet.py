@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from common.bundle import write_card, write_weights
+from common.bundle import write_bundled_run, write_card
 from common.record import record
 from fukami.engine import checkpoint
 
@@ -41,7 +41,7 @@ def export(options):
         command = f"{COMMAND} --seed {run.name}"
         record("deep-convnet mnist bundled", "test accuracy", last_lines[run]["accuracy"], command=command,
                seed=run.name, seconds=last_lines[run]["seconds"], note="bfloat16 training on an H100")  # fmt: skip
-    folder = write_weights(best, "deep-convnet")
+    folder = write_bundled_run(best, "deep-convnet")
     recipe, _ = checkpoint.read_recipe(folder)
     val = recipe.load_data().val
     precisions = {precision: checkpoint.load_task(folder, precision=precision).evaluate(val)

@@ -7,8 +7,8 @@ import torch
 from fukami.engine import checkpoint
 
 
-def write_weights(run: Path, name: str) -> Path:
-    """Write the weights of a run as the bundled run ``name``, still without a card; return its folder."""
+def write_bundled_run(run: Path, name: str) -> Path:
+    """Write a run as the bundled run ``name``, without a card; return its folder."""
     recipe, labels = checkpoint.read_recipe(run)
     folder = checkpoint.BUNDLED_WEIGHTS_DIR / name
     folder.mkdir(parents=True, exist_ok=True)

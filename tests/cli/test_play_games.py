@@ -169,7 +169,7 @@ def test_match_against_another_run(fukami, untrained_runs, tmp_path):
     arguments = ("play", folder, "--against", folder, "--device", "cpu", "--game", "go5", "--simulations", 2)
     (values,) = fukami(*arguments, "--games", 2, "--out", "game.mp4").json
     assert (values["players"], values["game"], values["simulations"]) == (["go", "go"], "go5", 2)
-    assert values["score"] == 50  # the same network with swapped colors
+    assert values["score"] == 0.5  # the same network with swapped colors
     assert (tmp_path / "game.mp4").stat().st_size > 10_000
 
 

@@ -19,6 +19,15 @@ SHAPES = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The number of threads with which the layer does not compute the direct convolution."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
 def convolve_exactly(conv, inputs):
     bias = None if conv.bias is None else conv.bias.double()
     return F.conv2d(inputs.double(), conv.weight.double(), bias, padding=1).float()
@@ -37,13 +46,42 @@ def test_equals_the_direct_convolution(shape, bias):
             torch.testing.assert_close(layer(values), convolve_exactly(conv, values), rtol=1e-5, atol=2e-5)
 
 
-def test_few_tiles_and_an_empty_batch_are_convolved_directly():
-    conv = nn.Conv2d(16, 16, 3, padding=1)
-    layer = WinogradConv2d(conv)
+def test_rounding_is_small_for_many_channels_of_positive_inputs():
+    torch.manual_seed(0)
+    conv = nn.Conv2d(256, 32, 3, padding=1)
+    inputs = torch.randn(4, 256, 19, 19).relu() * 10 + 3
     with torch.inference_mode():
-        for count in (0, 1, MIN_TILES - 1):
-            inputs = torch.randn(count, 16, 4, 4)
-            assert torch.equal(layer(inputs), conv(inputs))
+        expected = convolve_exactly(conv, inputs)
+        assert (WinogradConv2d(conv)(inputs) - expected).abs().max() < 3e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize(("count", "num_threads"), [(0, 1), (1, 1), (MIN_TILES - 1, 1), (MIN_TILES, 2)])
+def test_few_tiles_and_several_threads_are_convolved_directly(count, num_threads):
+    conv = nn.Conv2d(16, 16, 3, padding=1)
+    inputs = torch.randn(count, 16, 4, 4)
+    torch.set_num_threads(num_threads)
+    with torch.inference_mode():
+        assert torch.equal(WinogradConv2d(conv)(inputs), conv(inputs))
+
+
+def test_inference_mode_and_no_grad_alternate():
+    layer = WinogradConv2d(nn.Conv2d(24, 24, 3, padding=1))
+    inputs = torch.randn(MIN_TILES, 24, 4, 4)
+    with torch.inference_mode():
+        expected = layer(inputs)
+    with torch.no_grad():
+        assert torch.equal(layer(inputs), expected)
+    with torch.inference_mode():
+        assert torch.equal(layer(inputs), expected)
+
+
+def test_inputs_of_other_channels_or_dtypes_are_errors():
+    layer = WinogradConv2d(nn.Conv2d(48, 16, 3, padding=1))
+    with torch.inference_mode():
+        with pytest.raises(RuntimeError, match="48 channels"):
+            layer(torch.randn(64, 16, 4, 4))
+        with pytest.raises(RuntimeError, match=r"[Dd]ouble"):
+            layer(torch.randn(64, 48, 4, 4, dtype=torch.float64))
 
 
 def test_threads_do_not_disturb_each_other():
@@ -56,7 +94,7 @@ def test_threads_do_not_disturb_each_other():
             return layer(values)
 
     expected = [convolve(values) for values in inputs]
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(8, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         results = list(pool.map(convolve, inputs.repeat(8, 1, 1, 1, 1)))
     assert all(torch.equal(result, expected[index % 8]) for index, result in enumerate(results))
 

@@ -17,6 +17,7 @@ from fukami import Error, UsageError
 from fukami.engine import checkpoint
 from fukami.engine.runtime import Runtime
 from fukami.models.alphago import alphago_zero
+from fukami.quantization.winograd import WinogradConv2d
 from fukami.self_play import positions as position_files
 from fukami.self_play import tic_tac_toe
 from fukami.self_play.alphago_zero import AlphaGoZero
@@ -129,6 +130,27 @@ def test_fused_batch_normalization_computes_the_same():
     with torch.inference_mode():
         for expected, value in zip(network(planes), network.fuse_batch_norm()(planes), strict=True):
             torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_search_computes_the_network_faster_with_equal_results(precision):
+    recipe = make(game=("connect4",), num_channels=16, num_blocks=2)
+    torch.manual_seed(0)
+    task = recipe.build_task(())
+    for parameter in task.ema_model.heads.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    task.setup(Runtime.start("cpu", precision, num_threads=1))
+    states = play_random_states(task.game, 40)
+    planes = task.game.planes(states)
+    with task.evaluation_mode(), torch.inference_mode():
+        expected = task.ema_model.eval()(torch.from_numpy(planes))
+        logits, values = task.build_network_evaluate()(planes)
+    tolerance = 1e-4 if precision == "float32" else 0.05
+    np.testing.assert_allclose(logits, expected.policy, atol=tolerance)
+    np.testing.assert_allclose(values, expected.value, atol=tolerance)
+    network = task.prepare_network(task.ema_model)
+    replaced = [module for module in network.modules() if isinstance(module, WinogradConv2d)]
+    assert len(replaced) == (4 if precision == "float32" else 0)  # not the first, which has two channels
 
 
 # ---- replay window --------------------------------------------------------------------------------------------------

@@ -94,8 +94,8 @@ def test_players_swap_colors_after_each_game():
         "wins": 3,
         "draws": 0,
         "losses": 3,
-        "score": 50.0,
-        "score_interval": [18.76, 81.24],
+        "score": 0.5,
+        "score_interval": [0.1876, 0.8124],
         "as_first": {"wins": 3, "draws": 0, "losses": 0},
         "as_second": {"wins": 0, "draws": 0, "losses": 3},
         "mean_length": 7.0,
@@ -108,7 +108,7 @@ def test_draws_count_half():
             return [[0, 4, 8, 1, 7, 6, 2, 5, 3][len(record.moves)] for record in records]
 
     values = play_match(TicTacToe(), (Scripted(), Scripted()), 4).to_dict()
-    assert (values["wins"], values["draws"], values["losses"], values["score"]) == (0, 4, 0, 50.0)
+    assert (values["wins"], values["draws"], values["losses"], values["score"]) == (0, 4, 0, 0.5)
 
 
 def test_both_games_of_a_pair_have_the_same_opening():

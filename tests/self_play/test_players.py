@@ -99,7 +99,7 @@ def test_search_without_a_network_wins_and_blocks():
     wins, blocks = play_moves(TicTacToe(), 0, 3, 1, 4), play_moves(TicTacToe(), 0, 3, 8, 4)
     assert player.choose_moves([wins, blocks]) == [2, 5]
     values = play_match(TicTacToe(), (player, RandomPlayer()), 10, opening_moves=1).to_dict()
-    assert values["score"] > 80
+    assert values["score"] > 0.8
 
 
 @needs_gnugo

@@ -7,7 +7,7 @@ import pytest
 
 from fukami.self_play import tree as kernels
 from fukami.self_play.go import Go
-from fukami.self_play.search import SearchOptions, TreeSearch, average_symmetries, schedule_visits
+from fukami.self_play.search import SearchOptions, TreeSearch, build_symmetric_evaluate, schedule_visits
 from fukami.self_play.tic_tac_toe import TicTacToe
 
 GAME = TicTacToe()
@@ -220,6 +220,6 @@ def test_average_over_symmetries_is_the_mean_of_turned_and_reflected_boards(game
             policy[:, : np.prod(game.shape)] = points.reshape(len(points), -1)
             policies.append(policy)
             values.append(value)
-    log_policy, value = average_symmetries(evaluate, game.symmetries())(planes)
+    log_policy, value = build_symmetric_evaluate(evaluate, game.symmetries())(planes)
     np.testing.assert_allclose(np.exp(log_policy), np.mean(policies, 0), rtol=1e-4)
     np.testing.assert_allclose(value, np.mean(values, 0), rtol=1e-4)

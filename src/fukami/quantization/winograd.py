@@ -34,8 +34,8 @@ FILTER_TRANSFORM = np.array(  # G
     [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6],
      [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]
 )  # fmt: skip
-TWO, FOUR, FIVE, EIGHT = np.float32(2), np.float32(4), np.float32(5), np.float32(8)
-FLAGS = {"contract", "reassoc", "nsz"}  # of the arithmetic: what vectorization needs, and exact for NaN and infinity
+TWO, FOUR, FIVE, EIGHT = np.float32(2), np.float32(4), np.float32(5), np.float32(8)  # int times float32 is float64
+FLAGS = {"contract", "reassoc", "nsz"}  # of fast arithmetic; without nnan and ninf, so that NaN is not optimized away
 Array = npt.NDArray[np.float32]
 Transform = Callable[..., None]
 
@@ -43,12 +43,12 @@ Transform = Callable[..., None]
 def replace_convolutions(network: nn.Module) -> None:
     """Replace the 3×3 convolutions with stride 1 of a network in float32 on the CPU; the network is for inference."""
     for name, module in list(network.named_modules()):
-        if isinstance(module, nn.Conv2d) and can_replace(module):
+        if type(module) is nn.Conv2d and can_replace(module):
             network.set_submodule(name, WinogradConv2d(module))
 
 
 def can_replace(conv: nn.Conv2d) -> bool:
-    """Return whether :class:`WinogradConv2d` computes this convolution, and faster."""
+    """Return whether :class:`WinogradConv2d` computes this convolution."""
     return (
         (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
         and conv.groups == 1
@@ -61,56 +61,69 @@ def can_replace(conv: nn.Conv2d) -> bool:
 class WinogradConv2d(nn.Module):
     """3×3 convolution with stride 1 and padding 1, for inference in float32 on the CPU.
 
+    It is for one thread, such as those that search groups of games. With more threads, and for few tiles, the direct
+    convolution is computed, which is faster then.
+
     Args:
-        conv: the convolution, whose weights are transformed once.
+        conv: the convolution; later changes of its weights have no effect.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.conv = conv
-        weight = conv.weight.detach().double().numpy()
-        matrices = np.einsum("ai,kcij,bj->abck", FILTER_TRANSFORM, weight, FILTER_TRANSFORM)
-        self.matrices = torch.from_numpy(matrices.reshape(-1, *matrices.shape[2:]).astype(np.float32))
-        bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
-        self.bias = bias.numpy()
+        filters = FILTER_TRANSFORM @ conv.weight.detach().double().numpy() @ FILTER_TRANSFORM.T  # (K, C, 6, 6)
+        self.matrices = torch.from_numpy(filters.transpose(2, 3, 1, 0).reshape(-1, *filters.shape[1::-1])).float()
+        self.bias = np.zeros(conv.out_channels, np.float32)
+        if conv.bias is not None:
+            self.bias += conv.bias.detach().numpy()
         self.transform_inputs = compile_input_transform(conv.in_channels)
         self.transform_outputs = compile_output_transform(conv.out_channels)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Convolve inputs ``(N, C, H, W)``; the outputs ``(N, K, H, W)`` are in the channels-last format."""
-        count, channels, height, width = inputs.shape
-        num_tiles = count * -(-height // TILE) * -(-width // TILE)
-        if num_tiles < MIN_TILES:
+        if not self.is_supported(inputs):
             return F.conv2d(inputs, self.conv.weight, self.conv.bias, padding=1)
+        count, channels, height, width = inputs.shape
         pixels = inputs.permute(0, 2, 3, 1).contiguous().view(-1).numpy()
         outputs = torch.empty(count, height, width, len(self.bias))
         output_pixels = outputs.view(-1).numpy()
         memory = get_memory(channels, len(self.bias))
-        left, right, products = memory.inputs.transpose(0, 1), self.matrices, memory.products
+        transformed = torch.from_numpy(memory.inputs).view(GROUP_TILES, -1, channels).transpose(0, 1)
+        products = torch.from_numpy(memory.products).view(-1, GROUP_TILES, len(self.bias))
+        num_tiles = count_tiles(inputs)
         for first in range(0, num_tiles, GROUP_TILES):
             size = min(GROUP_TILES, num_tiles - first)
-            self.transform_inputs(pixels, height, width, first, size, memory.flat_inputs, memory.patch, memory.rows)
-            torch.bmm(left[:, :size], right, out=products[:, :size])
+            self.transform_inputs(pixels, height, width, first, size, memory.inputs, memory.patch, memory.rows)
+            torch.bmm(transformed[:, :size], self.matrices, out=products[:, :size])
             self.transform_outputs(
-                memory.flat_products, height, width, first, size, self.bias, output_pixels, memory.columns, memory.line
+                memory.products, height, width, first, size, self.bias, output_pixels, memory.columns, memory.line
             )
         return outputs.permute(0, 3, 1, 2)
 
+    def is_supported(self, inputs: Tensor) -> bool:
+        """Return whether the inputs are valid, and this convolution is faster than the direct one for them."""
+        is_valid = inputs.ndim == 4 and inputs.shape[1] == self.conv.in_channels and inputs.dtype == torch.float32
+        return is_valid and torch.get_num_threads() == 1 and count_tiles(inputs) >= MIN_TILES
+
+
+def count_tiles(inputs: Tensor) -> int:
+    """Count the tiles of inputs ``(N, C, H, W)``."""
+    count, _, height, width = inputs.shape
+    return count * -(-height // TILE) * -(-width // TILE)
+
 
 class Memory(NamedTuple):
-    """Buffers of a thread for ``T`` tiles, C input channels and K output channels.
+    """Buffers of a thread for ``T`` tiles, C input channels and K output channels, each of one dimension.
 
     Attributes:
-        inputs, flat_inputs: transformed inputs ``(T, 36, C)``, and the same memory in one dimension.
-        products, flat_products: products ``(36, T, K)``, and the same memory in one dimension.
+        inputs: transformed inputs ``(T, 36, C)``.
+        products: products ``(36, T, K)``.
         patch, rows: input tile ``(6, 6, C)``, and after the transform of its columns.
         columns, line: output tile ``(4, 6, K)`` after the transform of its columns, and one of its rows ``(4, K)``.
     """
 
-    inputs: Tensor
-    flat_inputs: Array
-    products: Tensor
-    flat_products: Array
+    inputs: Array
+    products: Array
     patch: Array
     rows: Array
     columns: Array
@@ -131,13 +144,11 @@ def get_memory(in_channels: int, out_channels: int) -> Memory:
     """Return the buffers of this thread."""
     memories, key = _memories.by_channels, (in_channels, out_channels)
     if key not in memories:
-        inputs = torch.empty(GROUP_TILES, PATCH * PATCH, in_channels)
-        products = torch.empty(PATCH * PATCH, GROUP_TILES, out_channels)
-        patch, rows = np.empty((2, PATCH * PATCH * in_channels), np.float32)
-        columns = np.empty(TILE * PATCH * out_channels, np.float32)
-        line = np.empty(TILE * out_channels, np.float32)
-        flat_inputs, flat_products = inputs.view(-1).numpy(), products.view(-1).numpy()
-        memories[key] = Memory(inputs, flat_inputs, products, flat_products, patch, rows, columns, line)
+        square = PATCH * PATCH
+        sizes_in, sizes_out = (GROUP_TILES * square, square, square), (GROUP_TILES * square, TILE * PATCH, TILE)
+        inputs, patch, rows = (np.empty(size * in_channels, np.float32) for size in sizes_in)
+        products, columns, line = (np.empty(size * out_channels, np.float32) for size in sizes_out)
+        memories[key] = Memory(inputs, products, patch, rows, columns, line)
     return memories[key]
 
 
@@ -150,7 +161,6 @@ def compile_input_transform(channels: int) -> Transform:
     """
     size = PATCH * channels  # floats of a row of a tile
 
-    @njit(cache=True, nogil=True, error_model="numpy", fastmath=FLAGS)
     def transform_inputs(
         pixels: Array, height: int, width: int, first: int, count: int, inputs: Array, patch: Array, rows: Array
     ) -> None:
@@ -191,7 +201,7 @@ def compile_input_transform(channels: int) -> Transform:
                     target[c + 3 * channels], target[c + 4 * channels] = values[3], values[4]
                     target[c + 5 * channels] = values[5]
 
-    return transform_inputs  # type: ignore[no-any-return]
+    return compile_transform(transform_inputs, channels)
 
 
 @lru_cache
@@ -200,7 +210,6 @@ def compile_output_transform(channels: int) -> Transform:
     size = PATCH * channels
     stride = PATCH * GROUP_TILES * channels  # floats from a row of the products to the next
 
-    @njit(cache=True, nogil=True, error_model="numpy", fastmath=FLAGS)
     def transform_outputs(
         products: Array, height: int, width: int, first: int, count: int, bias: Array, pixels: Array, columns: Array,
         line: Array,
@@ -233,7 +242,14 @@ def compile_output_transform(channels: int) -> Transform:
                 for c in range(len(outputs)):
                     outputs[c] = line[c]
 
-    return transform_outputs  # type: ignore[no-any-return]
+    return compile_transform(transform_outputs, channels)
+
+
+def compile_transform(transform: Transform, channels: int) -> Transform:
+    """Compile a transform for a number of channels."""
+    transform.__qualname__ += f"_{channels}"  # numba's cache would not distinguish closures of the same name
+    compiled: Transform = njit(cache=True, nogil=True, error_model="numpy", fastmath=FLAGS)(transform)
+    return compiled
 
 
 @njit(inline="always")

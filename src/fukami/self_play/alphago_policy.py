@@ -35,11 +35,12 @@ class AlphaGoPolicy(Recipe):
     test_names: tuple[str, ...] = (
         "AlphaGo", "AlphaGo Lee", "AlphaGo Master", "AlphaGo Zero", "Magist", "Magister", "Master", "",
     )  # fmt: skip
-    """Players, in any case, whose games are only used for testing, apart from the others; '' is an unknown player."""
+    """Names of players, ignoring case, whose games are only used for testing, with separate metrics; '' is a missing
+    name."""
     val_fraction: float = 0.03
-    """Fraction of the other games used for validation, and of those used for testing."""
+    """Fraction of the other games used for validation; the same fraction is used for testing."""
     max_broken: int = 100
-    """Maximum number of unreadable files; they are skipped, and one more stops the run."""
+    """Maximum number of unreadable files, which are skipped; more are an error."""
     epochs: int = 1
     """Number of epochs."""
     eval_every: int = 1
@@ -56,17 +57,19 @@ class AlphaGoPolicy(Recipe):
     weight_decay: float = 1e-4
     """Weight decay."""
     value_weight: float = 0.1
-    """Weight of the loss of the value; 0: only the policy is learned."""
+    """Weight of the loss of the value; 0: no such loss."""
     value_positions: int = 16
-    """Positions per game whose result is learned, against overfitting: those of a game have the same; 0: all."""
+    """Positions per game in the loss of the value, against overfitting, since all of a game have the same result; 0:
+    all."""
     num_blocks: int = 6
-    """Number of residual blocks; the paper has 12 convolutions without skip connections, and an output layer."""
+    """Number of residual blocks; the paper has 13 convolutional layers without skip connections."""
     num_channels: int = 48
     """Number of channels; 192 in the paper, 256 for its best accuracy."""
     simulations: int = 0
     """Simulations of the tree search per move in prediction and play; 0: the policy network alone."""
     average_symmetries: bool = False
-    """Average the networks over the 8 symmetries of the board in evaluation, prediction and play."""
+    """Average the networks over the 8 symmetries of the board in evaluation, prediction and play; a position then costs
+    8 evaluations."""
     c_puct: float = 5.0
     """Exploration constant of the search (PUCT); 5 in the paper."""
 
@@ -152,7 +155,7 @@ class AlphaGoPolicy(Recipe):
             game,
             SearchOptions(self.simulations, c_puct=self.c_puct),
             value_weight=self.value_weight,
-            averages_symmetries=self.average_symmetries,
+            average_symmetries=self.average_symmetries,
             epochs=self.epochs,
             eval_every=self.eval_every,
             optimizer=partial(torch.optim.AdamW, lr=self.lr, weight_decay=self.weight_decay, fused=True),

@@ -33,15 +33,16 @@ class AlphaGoZero(Recipe):
     komi: float | None = None
     """Komi, points for White in Go. Default: 24.5 on 5×5, 8.5 on 7×7, else 7.5."""
     positions: int = 160_000
-    """Number of positions of self-play to learn from."""
+    """Number of training positions from self-play."""
     num_games: int = 512
-    """Number of parallel games."""
+    """Number of parallel games, over all processes and board sizes."""
     self_play_simulations: int = 16
     """Simulations of the tree search per move of self-play; 1,600 in the paper."""
     simulations: int = 64
     """Simulations of the tree search per move in evaluation, prediction and play; 0: the network alone."""
     average_symmetries: bool = False
-    """Average the network over the symmetries of the board in evaluation, prediction and play (Go: 8)."""
+    """Average the network over the symmetries of the board in evaluation, prediction and play, but not in self-play; in
+    Go, a position then costs 8 evaluations of the network."""
     max_considered_moves: int = 16
     """Number of moves that the search considers at the root (sequential halving)."""
     value_scale: float = 1.0
@@ -49,20 +50,22 @@ class AlphaGoZero(Recipe):
     c_puct: float = 0.0
     """Exploration constant of PUCT with Dirichlet noise, as in the paper; 0: the Gumbel root."""
     dirichlet_alpha: float = 1.0
-    """Parameter of the Dirichlet noise with PUCT; 0.03 in the paper for 19×19, about 10 over the legal moves."""
+    """Parameter alpha of the Dirichlet noise with PUCT; 0.03 in the paper for 19×19. A common choice is 10 divided by
+    the number of legal moves."""
     temperature_moves: int = 10
     """Moves of a game that PUCT samples in proportion to the visits; 30 in the paper."""
     full_search_fraction: float = 1.0
-    """Fraction of the moves of self-play with all simulations (playout cap randomization, Wu 2019); the others are not
-    learned."""
+    """Fraction of the moves of self-play with all simulations (playout cap randomization, Wu 2019); the others are
+    excluded from the training."""
     fast_simulations: int = 4
-    """Simulations of the other moves."""
+    """Simulations per move without a full search (playout cap randomization)."""
     random_opening_moves: int | None = None
     """Maximum number of random moves at the start of a game of self-play. Default: 30 in connect4, 0 in other games."""
     td_lambda: float = 0.7
     """Lambda of the value targets: 1 is the outcome of the game as in the paper, 0 the value of the search."""
     gating_games: int = 0
-    """Games of the match that a new network has to win by 55 % before it generates games; 400 in the paper; 0: none."""
+    """Games of the match in which a new network has to score more than 55 % before it generates games; 400 in the
+    paper; 0: no match."""
     learning_starts: int = 10_000
     """Positions before training starts, and the minimum size of the replay window."""
     window_fraction: float = 0.5
@@ -83,7 +86,8 @@ class AlphaGoZero(Recipe):
     weight_decay: float = 1e-4
     """Weight decay."""
     ema_decay: float = 0.98
-    """Decay of the exponential moving average of the weights, which play and predict."""
+    """Decay of the exponential moving average of the weights; the average is used for self-play, evaluation and
+    prediction."""
     eval_every: int = 50_000
     """Evaluation interval in positions; the last step is always evaluated."""
     eval_opponent: Literal["auto", "gnugo", "search", "random"] = "auto"
@@ -235,7 +239,7 @@ class AlphaGoZero(Recipe):
             self.get_search_options(self.simulations),
             ema_decay=self.ema_decay,
             gating_games=self.gating_games,
-            averages_symmetries=self.average_symmetries,
+            average_symmetries=self.average_symmetries,
             epochs=count_optimizer_steps(
                 self.positions, self.learning_starts, self.samples_per_position, self.batch_size
             ),

@@ -29,7 +29,7 @@ class SelfPlayOptions:
 
     Attributes:
         search: options of the search.
-        num_games: number of parallel games, over all groups of all games.
+        num_games: number of parallel games, over all processes and board sizes.
         random_opening_moves: largest number of random moves at the start of a game, after which the search plays.
         temperature_moves: moves that PUCT samples in proportion to the visits; then it plays the best one.
         full_search_fraction: fraction of the moves with all simulations, and the only ones that are learned (playout
@@ -242,7 +242,7 @@ class SelfPlayCollector(Loader):
                 window.open_files(self.folder / "replay_window" / f"{game.name}-{self.rank}")
             window.allocate()
         self.groups: list[list[GameGroup]] = [[] for _ in self.games]
-        count, group_size = max(1, self.options.num_games // len(self.games)), get_group_size(self.device)
+        count, group_size = self._divide(self.options.num_games), get_group_size(self.device)
         for index, game in enumerate(self.games):
             sizes = [min(group_size, count - start) for start in range(0, count, group_size)]
             for number, size in enumerate(sizes):
@@ -254,7 +254,7 @@ class SelfPlayCollector(Loader):
         return self.evaluate(planes)
 
     def _divide(self, count: int) -> int:
-        """Divide a number of positions by the number of windows, over all processes and games."""
+        """Divide a number of positions or games by the number of windows, over all processes and board sizes."""
         return -(-count // (self.world_size * len(self.games)))
 
     def delete_files(self) -> None:

@@ -145,13 +145,13 @@ class MatchResults(NamedTuple):
     simulations: int
 
     def compute_metrics(self) -> Metrics:
-        """Return the score as a fraction, its confidence interval, the results by color, and the number of games."""
+        """Return the score, its confidence interval, the results by color, and the number of games."""
         values = self.result.to_dict()
         lower, upper = values["score_interval"]
         return {
-            "score": values["score"] / 100,
-            "score_lower": lower / 100,
-            "score_upper": upper / 100,
+            "score": values["score"],
+            "score_lower": lower,
+            "score_upper": upper,
             "count": values["games"],
             **{name: values[name] for name in ("wins", "draws", "losses", "mean_length")},
             "simulations": self.simulations,

@@ -136,7 +136,7 @@ class MatchResult:
         """Return the result for JSON.
 
         It contains the wins, draws and losses of the first player of the match, in total and by color, the score
-        (wins and half of the draws) in percent of the games, and its 95 % Wilson score interval. If there are draws,
+        (wins and half of the draws) as a fraction of the games, and its 95 % Wilson score interval. If there are draws,
         the interval is wider than necessary.
         """
         outcomes = self.outcomes
@@ -145,8 +145,8 @@ class MatchResult:
             "players": list(self.names),
             "games": len(outcomes),
             **_count_outcomes(outcomes),
-            "score": round(100 * self.score, 2),
-            "score_interval": [round(100 * bound, 2) for bound in interval],
+            "score": round(self.score, 4),
+            "score_interval": [round(bound, 4) for bound in interval],
             "as_first": _count_outcomes(outcomes[::2]),
             "as_second": _count_outcomes(outcomes[1::2]),
             "mean_length": round(sum(len(record.moves) for record in self.records) / len(outcomes), 2),

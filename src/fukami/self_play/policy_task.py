@@ -50,7 +50,7 @@ class PolicyTask(SelfPlayTask):
         game: the rules.
         search_options: options of the search for prediction and play.
         value_weight: weight of the loss of the value.
-        averages_symmetries: whether evaluation, prediction and play average the network over the symmetries.
+        average_symmetries: whether evaluation, prediction and play average the network over the symmetries.
         options: optimizer, lr_schedule, epochs and eval_every, as for :class:`fukami.Task`.
     """
 
@@ -64,7 +64,7 @@ class PolicyTask(SelfPlayTask):
         search_options: SearchOptions,
         *,
         value_weight: float,
-        averages_symmetries: bool = False,
+        average_symmetries: bool = False,
         **options: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(
@@ -72,7 +72,7 @@ class PolicyTask(SelfPlayTask):
             (game,),
             search_options,
             value_weight=value_weight,
-            averages_symmetries=averages_symmetries,
+            average_symmetries=average_symmetries,
             **options,
         )
 

@@ -216,10 +216,11 @@ class TreeSearch:
             tree.root_bonus[games] = np.where(explores[:, None], rng.gumbel(size=legal.shape), 0)
 
 
-def average_symmetries(evaluate: Evaluate, symmetries: Symmetries) -> Evaluate:
-    """Average the predictions of a network over the symmetries of the board: probabilities of the moves, and values.
+def build_symmetric_evaluate(evaluate: Evaluate, symmetries: Symmetries) -> Evaluate:
+    """Build the function that averages the predictions of a network over the symmetries of the board.
 
-    Silver et al. 2016, methods, "Symmetries".
+    The averages are those of the probabilities of the moves, whose logarithms it returns as logits, and of the values
+    (Silver et al. 2016, methods, "Symmetries").
     """
     inverse_moves = torch.from_numpy(np.argsort(symmetries.moves, axis=1))
     num_symmetries = len(inverse_moves)

@@ -154,7 +154,8 @@ class BoardPredictor:
     def network(self) -> InterruptibleNetwork:
         """Network of the search."""
         network: nn.Module = self.task.ema_model
-        return InterruptibleNetwork(network.fuse_batch_norm() if isinstance(network, AlphaGoZero) else network).eval()
+        network = self.task.prepare_network(network) if isinstance(network, AlphaGoZero) else network
+        return InterruptibleNetwork(network).eval()
 
     def warm_up(self) -> None:
         """Search once: the first search loads or compiles its code, which takes seconds."""
