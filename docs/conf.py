@@ -1,14 +1,18 @@
 """Configuration of Sphinx; `make docs` builds the pages of this folder into `_build`."""
 
+import sys
 from importlib.metadata import version as version_of
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "extensions"))
 
 project = "fukami"
 author = "fukami contributors"
 copyright = "fukami contributors, Apache-2.0"
 version = release = version_of("fukami")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build", "examples", "figures"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "results"]
+exclude_patterns = ["_build", "examples", "extensions", "figures"]
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3  # README and the pages link to headings
 

@@ -1,0 +1,145 @@
+"""Sphinx extension for measured results: every number is computed from rows of benchmarks/results.csv.
+
+``docs/results.toml`` lists the landmarks and their claims. In the pages,
+
+    ```{results}             the table of all landmarks
+    ```{results} PAGE        the results of a landmark's page, with their rows
+
+are replaced before they are parsed. ``python docs/extensions/results.py`` writes the table into the READMEs.
+"""
+
+import csv
+import re
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+MARKERS = re.compile(r"(<!-- results -->\n).*?(<!-- end of results -->)", re.DOTALL)
+NUMBER = re.compile(r"\{[^}]*\}")
+DIRECTIVE = re.compile(r"^```\{results\} *(\S*)\n```$", re.MULTILINE)
+HEADERS = {
+    "en": ("landmark", "source", "task", "published result", "our result", "bundled weights"),
+    "ja": ("ランドマーク", "出典", "タスク", "出典の結果", "本実装の結果", "同梱の重み"),
+}
+NOT_MEASURED = {"en": "not measured", "ja": "未測定"}
+Claim = dict[str, Any]
+
+
+@cache
+def load_landmarks() -> list[dict[str, Any]]:
+    """Load the landmarks with their claims."""
+    landmarks: list[dict[str, Any]] = tomllib.loads((ROOT / "docs/results.toml").read_text(encoding="utf-8"))[
+        "landmark"
+    ]
+    return landmarks
+
+
+@cache
+def load_rows() -> list[dict[str, str]]:
+    """Load the rows of results.csv."""
+    with (ROOT / "benchmarks" / "results.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def find_rows(claim: Claim) -> list[dict[str, str]]:
+    """Find the rows of a claim, one for each seed.
+
+    Raises:
+        LookupError: there are none, or several for a seed.
+    """
+    names = ("benchmark", "metric", "commit")
+    rows = [row for row in load_rows() if all(row[name] == claim[name] for name in names)]
+    seeds = [row["seed"] for row in rows]
+    if not rows or len(set(seeds)) < len(seeds):
+        raise LookupError(f"{len(rows)} rows of results.csv have {', '.join(claim[name] for name in names)}, with the "
+                          f"seeds {seeds}; expected one for each seed")  # fmt: skip
+    return rows
+
+
+def format_value(claim: Claim, value: float, language: str = "en") -> str:
+    """Format a value of a claim."""
+    text: str = claim["text" if language == "en" else language]
+    return text.format(value * claim.get("scale", 1)).replace("%", " %")
+
+
+def format_claim(claim: Claim, language: str = "en") -> str:
+    """Format the mean over the seeds, and their number."""
+    rows = find_rows(claim)
+    text = format_value(claim, mean(float(row["value"]) for row in rows), language)
+    if not rows[0]["seed"]:
+        return text
+    if language == "ja":
+        seeds = "1 シード" if len(rows) == 1 else f"{len(rows)} シードの平均"
+        return f"{text[:-1]}、{seeds}）" if text.endswith("）") else f"{text}（{seeds}）"
+    return f"{text}, {'one seed' if len(rows) == 1 else f'mean of {len(rows)} seeds'}"
+
+
+def build_table(language: str, prefix: str) -> str:
+    """Build the table of all landmarks in Markdown; ``prefix`` is the path to the pages."""
+    lines = [HEADERS[language], ("---",) * 6]
+    for landmark in load_landmarks():
+        texts = landmark | (landmark["ja"] if language == "ja" else {})
+        cells: dict[bool, list[str]] = {False: [], True: []}
+        for claim in landmark.get("claims", ()):
+            cells[claim.get("weights", False)].append(format_claim(claim, language))
+        ours = "; ".join(cells[False]) or NOT_MEASURED[language]
+        name = f"[{texts['name']}]({prefix}{landmark['page']})"
+        lines.append((name, texts["source"], texts["task"], texts["published"], ours, "; ".join(cells[True]) or "–"))
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def build_page_table(page: str) -> str:
+    """Build the table of the results of a landmark's page in Markdown, with the rows that they are computed from."""
+    claims = [
+        claim for landmark in load_landmarks() if landmark["page"] == page for claim in landmark.get("claims", ())
+    ]
+    if not claims:
+        return "Not measured.\n"
+    lines = [("result", "spread over the seeds", "benchmark", "commit", "hardware", "command"), ("---",) * 6]
+    for claim in claims:
+        rows = find_rows(claim)
+        values = [float(row["value"]) for row in rows]
+        numbers = min(values), max(values), stdev(values) if len(values) > 1 else 0.0
+        low, high, deviation = (format_value({**claim, "text": NUMBER.findall(claim["text"])[0]}, v) for v in numbers)
+        spread = f"{low} to {high}, standard deviation {deviation}" if len(values) > 1 else "–"
+        lines.append((format_claim(claim), spread, f"{claim['benchmark']}, {claim['metric']}", f"`{claim['commit']}`",
+                      rows[0]["hardware"], f"`{rows[0]['command']}`"))  # fmt: skip
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def replace_directives(text: str, prefix: str) -> str:
+    """Replace the directives in the text of a page."""
+    return DIRECTIVE.sub(lambda match: build_page_table(match[1]) if match[1] else build_table("en", prefix), text)
+
+
+def update_readme(path: Path, language: str) -> str:
+    """Return the text of a README with the current table."""
+    text = path.read_text(encoding="utf-8")
+    return MARKERS.sub(lambda match: match[1] + build_table(language, "docs/") + match[2], text)
+
+
+def list_recipe_results() -> Iterator[tuple[str, str]]:
+    """Yield the recipes with a measured result, and the text of the result."""
+    for landmark in load_landmarks():
+        for claim in landmark.get("claims", ()):
+            if "recipe" in claim:
+                yield claim["recipe"], format_claim(claim)
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Connect the extension to Sphinx."""
+
+    def replace(app: Any, name: str, source: list[str]) -> None:
+        source[0] = replace_directives(source[0], "../" * name.count("/"))
+
+    app.connect("source-read", replace)
+    return {"parallel_read_safe": True}
+
+
+if __name__ == "__main__":
+    for file, language in (("README.md", "en"), ("README.ja.md", "ja")):
+        (ROOT / file).write_text(update_readme(ROOT / file, language), encoding="utf-8")

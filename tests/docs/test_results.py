@@ -1,0 +1,69 @@
+"""Tests of the results that the READMEs, the pages and ``fukami list`` state: all are computed from results.csv."""
+
+import csv
+import importlib.util
+from pathlib import Path
+from statistics import mean
+
+import pytest
+
+from fukami.catalogue import RECIPES
+
+ROOT = Path(__file__).parents[2]
+SPEC = importlib.util.spec_from_file_location("results", ROOT / "docs" / "extensions" / "results.py")
+results = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(results)
+
+
+@pytest.mark.parametrize(("name", "language"), [("README.md", "en"), ("README.ja.md", "ja")])
+def test_the_readmes_have_the_current_table(name, language):
+    """``python docs/extensions/results.py`` writes it."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert results.update_readme(ROOT / name, language) == text
+    assert text.count("| [") == len(results.load_landmarks())
+
+
+def test_the_list_of_recipes_has_the_same_results():
+    assert {name: entry.result for name, entry in RECIPES.items() if entry.result} == dict(
+        results.list_recipe_results()
+    )
+
+
+def test_a_claim_is_the_mean_over_the_seeds():
+    with (ROOT / "benchmarks" / "results.csv").open() as file:
+        values = [float(row["value"]) for row in csv.DictReader(file)
+                  if row["benchmark"] == "deep-convnet mnist default" and row["metric"] == "test accuracy"]  # fmt: skip
+    assert len(values) == 5
+    expected = f"{100 * mean(values):.2f} % MNIST, mean of 5 seeds"
+    assert dict(results.list_recipe_results())["deep-convnet"] == expected
+    page = results.build_page_table("landmarks/deep-convnet.md")
+    assert f"| {100 * min(values):.2f} % to {100 * max(values):.2f} %, standard deviation 0.04 % |" in page
+
+
+@pytest.mark.parametrize("field", ["benchmark", "metric", "commit"])
+def test_a_claim_without_rows_is_an_error(field):
+    claim = next(claim for landmark in results.load_landmarks() for claim in landmark.get("claims", ()))
+    with pytest.raises(LookupError, match="0 rows"):
+        results.format_claim({**claim, field: "unknown"})
+
+
+def test_a_claim_with_two_rows_of_a_seed_is_an_error(monkeypatch):
+    claim = next(claim for landmark in results.load_landmarks() for claim in landmark.get("claims", ()))
+    rows = results.load_rows()
+    monkeypatch.setattr(results, "load_rows", lambda: [*rows, results.find_rows(claim)[0]])
+    with pytest.raises(LookupError, match="expected one for each seed"):
+        results.format_claim(claim)
+
+
+def test_what_has_no_claim_is_not_measured():
+    assert results.build_page_table("landmarks/vgg.md") == "Not measured.\n"
+    (row,) = (row for row in results.build_table("en", "").splitlines() if "[VGG]" in row)
+    assert "| not measured |" in row
+
+
+def test_directives_are_replaced_in_pages():
+    text = "before\n\n```{results}\n```\n\n```{results} landmarks/dcgan.md\n```\n"
+    replaced = results.replace_directives(text, "../")
+    assert "```" not in replaced
+    assert "(../landmarks/dcgan.md)" in replaced
+    assert "72.70 % CIFAR-10, features learned there, one seed" in replaced
