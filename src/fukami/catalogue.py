@@ -124,6 +124,7 @@ RECIPES = {
         2015,
         "Szegedy et al., Going Deeper with Convolutions",
         "93.33 % ImageNet top-5, 7 networks, 144 crops",
+        "65.67 % CIFAR-10 as JPEG, 5 epochs, one seed",
     ),
     "neural-style": Entry(
         "style.neural_style:NeuralStyle",
