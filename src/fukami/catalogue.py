@@ -26,6 +26,13 @@ SEGNET = "Badrinarayanan et al., SegNet: A Deep Convolutional Encoder-Decoder Ar
 VGG = "Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition"
 
 RECIPES = {
+    "alexnet": Entry(
+        "classification.alexnet:AlexNet",
+        "classification",
+        2012,
+        "Krizhevsky et al., ImageNet Classification with Deep Convolutional Neural Networks",
+        "59.3 % ImageNet top-1",
+    ),
     "alphago-policy": Entry(
         "self_play.alphago_policy:AlphaGoPolicy",
         "self-play",

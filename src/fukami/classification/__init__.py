@@ -1,1 +1,1 @@
-"""Image classification: DeepConvNet, VGG, GoogLeNet, ResNet and binarized networks."""
+"""Image classification: DeepConvNet, AlexNet, VGG, GoogLeNet, ResNet and binarized networks."""
