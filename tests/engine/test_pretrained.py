@@ -55,6 +55,7 @@ def build_small_recipe(color_images, name="resnet20", **fields):
 @pytest.mark.parametrize(
     ("name", "options", "expected"),
     [
+        ("alexnet", {}, {"classifier"}),
         ("vgg16", {}, {"classifier"}),
         ("vgg11_bn", {"hidden": 0}, {"classifier"}),
         ("googlenet", {}, {"fc", "aux1", "aux2"}),
@@ -79,6 +80,7 @@ def test_only_the_head_depends_on_the_number_of_classes(name, options, expected)
     ("name", "stages"),
     [
         # stages from the head down, each identified by one of its layers
+        ("alexnet", ["classifier.1", "features.6", "features.3", "features.0"]),
         ("vgg16", ["classifier.0", "features.24", "features.17", "features.10", "features.5", "features.0"]),
         ("resnet18", ["fc", "layer4.1", "layer3.0", "layer2.0", "layer1.0", "conv1"]),
         ("googlenet", ["fc", *(f"inception{n}" for n in ("5b", "5a", "4e", "4d", "4c", "4b", "4a", "3b", "3a")),
