@@ -11,9 +11,17 @@ author = "fukami contributors"
 copyright = "fukami contributors, Apache-2.0"
 version = release = version_of("fukami")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "results"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "mathml",
+    "results",
+]
 exclude_patterns = ["_build", "examples", "extensions", "figures"]
-myst_enable_extensions = ["deflist"]
+myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3  # README and the pages link to headings
 
 autodoc_member_order = "bysource"
@@ -22,6 +30,9 @@ autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 100
 napoleon_numpy_docstring = False
+
+html_math_renderer = "mathml"
+copybutton_selector = "div.highlight-bash pre"  # commands, and not their output
 
 html_theme = "furo"
 html_title = f"fukami {release}"
