@@ -22,7 +22,7 @@ extensions = [
 ]
 exclude_patterns = ["_build", "examples", "extensions", "figures"]
 myst_enable_extensions = ["deflist", "dollarmath"]
-myst_heading_anchors = 3  # README and the pages link to headings
+myst_heading_anchors = 4  # README and the pages link to headings
 
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True

@@ -93,10 +93,11 @@ def build_table(language: str, prefix: str) -> str:
 
 
 def build_page_table(page: str) -> str:
-    """Build the table of the results of a landmark's page in Markdown, with the rows that they are computed from."""
-    claims = [
-        claim for landmark in load_landmarks() if landmark["page"] == page for claim in landmark.get("claims", ())
-    ]
+    """Build the table of the results of a landmark's page, with the rows that they are computed from."""
+    landmarks = [landmark for landmark in load_landmarks() if landmark["page"] == page]
+    if not landmarks:
+        raise LookupError(f"results.toml has no landmark with the page {page}")
+    claims = [claim for landmark in landmarks for claim in landmark.get("claims", ())]
     if not claims:
         return "Not measured.\n"
     lines = [("result", "spread over the seeds", "benchmark", "commit", "hardware", "command"), ("---",) * 6]

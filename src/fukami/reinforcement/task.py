@@ -122,7 +122,7 @@ class QLearningTask(Task):
     def compute_loss(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the temporal-difference loss, Huber's loss with threshold 1.
 
-        The error term is clipped to -1..1 (Mnih et al. 2015, methods, equation 3 and "Training details").
+        The error term is clipped to -1..1 (Mnih et al. 2015, methods, "Training algorithm for deep Q-networks").
         """
         action_values = self.training_model(batch.frames[:, :-1])
         values = action_values.gather(1, batch.actions.unsqueeze(1)).squeeze(1)
