@@ -20,7 +20,7 @@ extensions = [
     "mathml",
     "results",
 ]
-exclude_patterns = ["_build", "examples", "extensions", "figures"]
+exclude_patterns = ["_build", "examples", "extensions", "figures", "static"]
 myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 4  # README and the pages link to headings
 
@@ -33,6 +33,9 @@ napoleon_numpy_docstring = False
 
 html_math_renderer = "mathml"
 copybutton_selector = "div.highlight-bash pre"  # commands, and not their output
+
+html_static_path = ["static"]
+html_css_files = ["style.css"]
 
 html_theme = "furo"
 html_title = f"fukami {release}"

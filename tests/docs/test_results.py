@@ -49,8 +49,8 @@ def test_a_claim_without_rows_is_an_error(field):
 
 def test_a_claim_with_two_rows_of_a_seed_is_an_error(monkeypatch):
     claim = next(claim for landmark in results.load_landmarks() for claim in landmark.get("claims", ()))
-    rows = results.load_rows()
-    monkeypatch.setattr(results, "load_rows", lambda: [*rows, results.find_rows(claim)[0]])
+    rows = [*results.load_rows(), results.find_rows(claim)[0]]
+    monkeypatch.setattr(results, "load_rows", lambda: rows)
     with pytest.raises(LookupError, match="expected one for each seed"):
         results.format_claim(claim)
 
