@@ -66,10 +66,13 @@ DETAILS = {  # lines of an image by color
 }
 CLOUD = [(640, 470), (660, 492), (712, 500), (735, 526), (800, 532), (836, 508), (872, 492), (880, 470)]
 BLANK, MEAN_COLOR = "#f0f0ee", "#a9adb1"
+REGIONS = {"A": (270, 60, 860, 380), "B": (60, 60, 245, 500), "C": (605, 445, 915, 545)}  # proposals of R-CNN
 CAR, PERSON = (300, 98, 905, 403), (88, 82, 222, 478)
 
 LEAVES = ("head", "clothes", "front wheel", "window", "body", "rear wheel", "ground", "sky")
-MERGES = ((0, 1), (3, 4), (2, 9), (5, 10), (6, 11), (8, 12), (7, 13))  # two regions each; the results are 8, 9, ...
+# indices of two regions each; the results are 8, 9, ... These are the merges of fukami.selective_search for the regions
+# of SCENE, in HSV or Lab with T+S+F.
+MERGES = ((0, 1), (3, 4), (2, 9), (5, 10), (6, 11), (8, 12), (7, 13))
 RANDOM_NUMBERS = {11: 0.12, 14: 0.83, 8: 0.21, 4: 0.33}  # R of some regions
 
 
@@ -79,12 +82,12 @@ def compute_bounds(points: Collection[Point]) -> Box:
     return min(x), min(y), max(x), max(y)
 
 
-def overlaps(one: Box, other: Box) -> bool:
+def check_overlap(one: Box, other: Box) -> bool:
     """Return whether two boxes overlap."""
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
-def snap(point: Point) -> Point:
+def snap_point(point: Point) -> Point:
     """Round a position to 1/400 inch: fewer digits keep the files small."""
     return round(400 * point[0]) / 400, round(400 * point[1]) / 400
 
@@ -94,7 +97,7 @@ def draw_lines(
 ) -> PathPatch:
     """Draw lines of one style, each through several points."""
     codes = [code for line in lines for code in [Path.MOVETO] + [Path.LINETO] * (len(line) - 1)]
-    path = Path([snap(point) for line in lines for point in line], codes)
+    path = Path([snap_point(point) for line in lines for point in line], codes)
     patch = PathPatch(path, fc="none", ec=color, lw=width, zorder=zorder, capstyle="round")
     return axes.add_patch(patch)
 
@@ -118,7 +121,7 @@ class Panel:
         """Convert pixels of the scene to inches."""
         left, bottom, right, top = self.view
         x, y = (point[0] - left) / (right - left), (point[1] - bottom) / (top - bottom)
-        return snap((self.corner[0] + x * self.size[0], self.corner[1] + y * self.size[1]))
+        return snap_point((self.corner[0] + x * self.size[0], self.corner[1] + y * self.size[1]))
 
     def draw_scene(
         self, regions: Collection[str] = tuple(SCENE), *, edge: str = "none", has_details: bool = False
@@ -134,7 +137,7 @@ class Panel:
         drawn: list[Box] = []
         for color, points in polygons:
             box = compute_bounds(points)
-            if color != BLANK or any(overlaps(box, other) for other in drawn):
+            if color != BLANK or any(check_overlap(box, other) for other in drawn):
                 patch = Polygon([self.project(point) for point in points], fc=color, ec=edge, lw=1.1, zorder=3)
                 self.axes.add_patch(patch).set_clip_path(clip)
                 drawn.append(box)
@@ -153,7 +156,7 @@ class Panel:
         )
         if text:
             label = {"facecolor": color, "edgecolor": color, "pad": 1.2, "linewidth": 0}
-            self.axes.text(left, top, text, fontsize=8, color="white", va="bottom", bbox=label, zorder=6)
+            self.axes.text(left, top, text, fontsize=8.5, color="white", va="bottom", bbox=label, zorder=6)
 
 
 def draw_left_text(
@@ -164,12 +167,12 @@ def draw_left_text(
     axes.text(*position, text, ha="left", va="center", fontsize=size, color=color, fontweight=weight, zorder=5)
 
 
-def draw_elbow(axes: Axes, points: Sequence[Point], *, color: str = GRAY, is_dashed: bool = False) -> None:
+def draw_elbow(axes: Axes, points: Sequence[Point], *, color: str = GRAY) -> None:
     """Draw an arrow along straight lines between the points."""
     axes.add_patch(
         FancyArrowPatch(
             path=Path(list(points)), arrowstyle="-|>,head_width=2.2,head_length=4.5", color=color, lw=1.3,
-            ls="--" if is_dashed else "-", joinstyle="round", zorder=2,
+            joinstyle="round", zorder=2,
         )
     )  # fmt: skip
 
@@ -187,7 +190,7 @@ def draw_vector(axes: Axes, center: Point, height: float, text: str, *, color: s
     """Draw the output of a fully connected layer as a bar, with a text below."""
     x, y = center
     axes.add_patch(Rectangle((x - 0.08, y - height / 2), 0.16, height, fc=color, ec=INK, lw=0.9, zorder=3))
-    draw_text(axes, (x, y - height / 2 - 0.14), text, size=8, color=GRAY)
+    draw_text(axes, (x, y - height / 2 - 0.14 - 0.07 * text.count("\n")), text, size=8.5, color=GRAY)
 
 
 def compute_hierarchy() -> list[list[int]]:
@@ -206,7 +209,7 @@ def compute_region_box(members: Collection[int]) -> Box:
 def draw_region(axes: Axes, center: Point, members: Collection[int]) -> None:
     """Draw a region of the hierarchy and its bounding box."""
     width, height = 0.5, 0.3
-    panel = Panel(axes, snap((center[0] - width / 2, center[1] - height / 2)), (width, height))
+    panel = Panel(axes, snap_point((center[0] - width / 2, center[1] - height / 2)), (width, height))
     panel.draw_scene({LEAVES[index] for index in members})
     panel.draw_box(compute_region_box(members), LINE_ORANGE, width=1.2)
 
@@ -225,7 +228,7 @@ def draw_hierarchy(axes: Axes, corner: Point) -> None:
         draw_region(axes, (x, y), members[index])
         position = len(members) - index
         offset = (0, -0.23) if index < len(LEAVES) else (0.37, 0.1)
-        draw_text(axes, (x + offset[0], y + offset[1]), str(position), size=8.5, color=LINE_BLUE)
+        draw_text(axes, (x + offset[0], y + offset[1]), str(position), size=9, color=LINE_BLUE)
 
 
 def draw_settings(axes: Axes, corner: Point) -> None:
@@ -289,7 +292,7 @@ def draw_selective_search() -> Figure:
     draw_left_text(axes, (2.5, 5.38), "merges the two most\nsimilar neighbors", color=GRAY)
     draw_arrow(axes, (2.1, 2.82), (2.45, 2.82))
     draw_hierarchy(axes, (2.78, 2.82))
-    draw_text(axes, (4.88, 2.35), "i: position in the hierarchy", size=8.5, color=LINE_BLUE)
+    draw_text(axes, (4.88, 2.35), "i: position in the hierarchy", size=9, color=LINE_BLUE)
     draw_arrow(axes, (7.2, 4.77), (7.55, 4.77))
     boxes = Panel(axes, (7.6, 4.22), (1.85, 1.11))
     boxes.draw_scene()
@@ -308,11 +311,11 @@ def draw_selective_search() -> Figure:
     return figure
 
 
-def draw_features(axes: Axes, views: Sequence[Box]) -> None:
+def draw_features(axes: Axes) -> None:
     """Draw the warped regions of R-CNN and the network that computes their features."""
     draw_left_text(axes, (2.75, 4.75), "2  Features", size=10.5, bold=True)
     draw_left_text(axes, (3.75, 4.75), "of each region", color=GRAY)
-    for index, (name, (left, bottom, right, top)) in enumerate(zip("ABC", views, strict=True)):
+    for index, (name, (left, bottom, right, top)) in enumerate(REGIONS.items()):
         margin = 16 / 195  # context of 16 pixels around 227 - 2 × 16
         x_margin, y_margin = margin * (right - left), margin * (top - bottom)
         view = left - x_margin, bottom - y_margin, right + x_margin, top + y_margin
@@ -322,15 +325,14 @@ def draw_features(axes: Axes, views: Sequence[Box]) -> None:
         draw_text(axes, (2.88, 4.09 - 0.74 * index), name, bold=True)
         draw_arrow(axes, (3.72, 4.09 - 0.74 * index), (4.02, 3.35 + 0.15 * (1 - index)))
     draw_arrow(axes, (2.38, 3.35), (2.74, 3.35))
-    draw_text(axes, (3.34, 2.06), "warped to 227×227,\n16 pixels of context", size=8, color=GRAY)
-    draw_box(axes, (4.56, 3.35), (1.02, 1.0), "AlexNet", color=BLUE, details="5 convolutions,\n3 poolings", font=10)
-    draw_arrow(axes, (5.08, 3.35), (5.29, 3.35))
+    draw_text(axes, (3.34, 2.06), "warped to 227×227,\n16 pixels of context", size=8.5, color=GRAY)
+    draw_box(axes, (4.57, 3.35), (1.08, 1.0), "AlexNet", color=BLUE, details="5 convolutions,\n3 poolings", font=10.5)
+    draw_arrow(axes, (5.12, 3.35), (5.29, 3.35))
     draw_maps(axes, (5.54, 3.3), 0.46, 0.42)
-    draw_text(axes, (5.6, 2.88), "pool5\n256×6×6", size=8, color=GRAY)
+    draw_text(axes, (5.6, 2.88), "pool5\n256×6×6", size=8.5, color=GRAY)
     draw_arrow(axes, (5.96, 3.35), (6.22, 3.35))
     for x, name in ((6.32, "fc6\n4,096"), (6.82, "fc7\n4,096")):
-        draw_vector(axes, (x, 3.35), 1.3, "")
-        draw_text(axes, (x, 2.5), name, size=8, color=GRAY)
+        draw_vector(axes, (x, 3.35), 1.3, name)
     draw_arrow(axes, (6.4, 3.35), (6.72, 3.35))
     draw_arrow(axes, (6.9, 3.35), (7.16, 3.35))
 
@@ -338,15 +340,15 @@ def draw_features(axes: Axes, views: Sequence[Box]) -> None:
 def draw_classification(axes: Axes) -> None:
     """Draw the SVMs of R-CNN and their scores of three regions."""
     draw_left_text(axes, (7.1, 4.75), "3  Classification", size=10.5, bold=True)
-    draw_box(axes, (7.62, 3.35), (0.9, 1.0), "SVMs", color=PAPER, details="one for\neach class", font=10)
+    draw_box(axes, (7.62, 3.35), (0.9, 1.0), "SVMs", color=PAPER, details="one for\neach class", font=10.5)
     draw_arrow(axes, (8.07, 3.35), (8.3, 3.35))
     values = [["1.6", "−1.9"], ["−1.7", "1.1"], ["−1.3", "−1.4"]]
     draw_grid(axes, (8.52, 2.85), 0.42, values, colors={(0, 0): ORANGE, (1, 1): ORANGE})
     for row, name in enumerate("ABC"):
         draw_text(axes, (8.4, 3.9 - 0.42 * row), name, bold=True)
-    draw_text(axes, (8.73, 4.24), "car", size=8)
-    draw_text(axes, (9.14, 4.24), "person", size=8)
-    draw_text(axes, (8.93, 2.62), "a score per region\nand class", size=8, color=GRAY)
+    draw_text(axes, (8.73, 4.24), "car", size=8.5)
+    draw_text(axes, (9.14, 4.24), "person", size=8.5)
+    draw_text(axes, (8.93, 2.62), "a score per region\nand class", size=8.5, color=GRAY)
 
 
 def draw_detections(axes: Axes) -> None:
@@ -354,7 +356,7 @@ def draw_detections(axes: Axes) -> None:
     size, y = (1.8, 1.08), 0.89
     corners = [(left, y - size[1] / 2) for left in (7.65, 3.95, 0.15)]
     scored, kept, refined = (Panel(axes, corner, size) for corner in corners)
-    candidates = {"1.6": (270, 60, 860, 380), "0.9": (360, 120, 970, 440), "1.1": (60, 120, 245, 500)}
+    candidates = {"1.6": REGIONS["A"], "0.9": (400, 120, 985, 440), "1.1": REGIONS["B"]}
     hidden = [(235, 100, 790, 350), (30, 60, 190, 430)]
     for panel in (scored, kept, refined):
         panel.draw_scene(has_details=True)
@@ -368,8 +370,8 @@ def draw_detections(axes: Axes) -> None:
     refined.draw_box(PERSON, LINE_GREEN, text="person")
     for x, text in ((8.55, "regions with high scores"), (4.85, "one box for each object"), (1.05, "detections")):
         draw_text(axes, (x, 0.2), text, color=GRAY)
-    draw_box(axes, (6.7, y), (1.34, 0.86), "NMS", details="per class, removes\nIoU > 0.3", font=10)
-    draw_box(axes, (2.95, y), (1.24, 0.86), "regression", details="4 offsets for\neach class", font=10)
+    draw_box(axes, (6.7, y), (1.34, 0.86), "NMS", details="per class, removes\nIoU > 0.3", font=10.5)
+    draw_box(axes, (2.95, y), (1.24, 0.86), "regression", details="4 offsets for\neach class", font=10.5)
     for start, end in ((7.6, 7.4), (6.0, 5.8), (3.9, 3.61), (2.31, 2.0)):
         draw_arrow(axes, (start, y), (end, y))
 
@@ -386,16 +388,15 @@ def draw_rcnn() -> Figure:
     ]  # fmt: skip
     for box in others:
         image.draw_box(box, GRAY, width=0.7)
-    views = [(270, 60, 860, 380), (60, 60, 245, 500), (605, 445, 915, 545)]
-    for name, view in zip("ABC", views, strict=True):
-        image.draw_box(view, LINE_ORANGE, text=name)
+    for name, box in REGIONS.items():
+        image.draw_box(box, LINE_ORANGE, text=name)
     draw_text(axes, (1.25, 2.43), "about 2,000 boxes\nof Selective Search", color=GRAY)
-    draw_features(axes, views)
+    draw_features(axes)
     draw_classification(axes)
     draw_arrow(axes, (8.93, 2.42), (8.93, 1.49))
     draw_left_text(axes, (0.15, 1.66), "4  Bounding-box regression", size=10.5, bold=True)
     draw_elbow(axes, [(5.6, 2.66), (5.6, 1.86), (2.95, 1.86), (2.95, 1.34)])
-    draw_text(axes, (5.0, 1.97), "pool5 features", size=8, color=GRAY)
+    draw_text(axes, (5.0, 1.97), "pool5 features", size=8.5, color=GRAY)
     draw_detections(axes)
     return figure
 
@@ -417,7 +418,7 @@ def draw_anchors(axes: Axes) -> None:
     x, y = corner[0] + 2 * cell, corner[1] + 2 * cell
     axes.add_patch(Rectangle((x, y), 3 * cell, 3 * cell, fc=ANCHOR_COLORS[0], ec=INK, lw=0.8, zorder=3.2))
     axes.add_patch(Rectangle((x + cell, y + cell), cell, cell, fc=ANCHOR_COLORS[2], ec=INK, lw=0.8, zorder=3.3))
-    draw_text(axes, (corner[0] + 4 * cell, 5.5), "3×3 window\nat each position", size=8.5, color=GRAY)
+    draw_text(axes, (corner[0] + 4 * cell, 5.5), "3×3 window\nat each position", size=9, color=GRAY)
     scale, center = 0.0021, (6.0, corner[1] + 3.5 * cell)
     panel = Panel(axes, (center[0] - 500 * scale, center[1] - 300 * scale), (1000 * scale, 600 * scale))
     panel.draw_scene(has_details=True)
@@ -440,15 +441,15 @@ def draw_proposal_network(axes: Axes) -> None:
     draw_band(axes, (2.5, 2.6), (7.0, 3.5), "1  Region proposal network")
     draw_anchors(axes)
     y = 3.24
-    draw_box(axes, (3.25, y), (1.1, 0.72), "3×3 conv", color=BLUE, details="512, ReLU", font=10)
+    draw_box(axes, (3.25, y), (1.1, 0.72), "3×3 conv", color=BLUE, details="512, ReLU", font=10.5)
     for branch_y, name, details in (
         (y + 0.31, "objectness", "1×1 conv, 9"),
         (y - 0.31, "box offsets", "1×1 conv, 4 · 9"),
     ):
-        draw_box(axes, (4.95, branch_y), (1.3, 0.54), name, color=BLUE, details=details, font=10)
+        draw_box(axes, (4.95, branch_y), (1.3, 0.54), name, color=BLUE, details=details, font=10.5)
         draw_arrow(axes, (3.82, y), (4.28, branch_y))
         draw_arrow(axes, (5.62, branch_y), (5.96, y))
-    draw_box(axes, (6.65, y), (1.32, 0.86), "NMS", details="anchors + offsets,\nremoves IoU > 0.7", font=10)
+    draw_box(axes, (6.65, y), (1.32, 0.86), "NMS", details="anchors + offsets,\nremoves IoU > 0.7", font=10.5)
     draw_arrow(axes, (6.65, 4.21), (6.65, y + 0.45))
     draw_arrow(axes, (7.33, y), (7.65, y))
     panel = Panel(axes, (7.7, y - 0.48), (1.6, 0.96))
@@ -472,25 +473,24 @@ def draw_detection_head(axes: Axes) -> None:
     lines = [[(left + width * index / 7, low), (left + width * index / 7, top)] for index in range(8)]
     lines += [[(left, low + height * index / 7), (right, low + height * index / 7)] for index in range(8)]
     draw_lines(axes, lines, color=LINE_ORANGE, width=1, zorder=4)
-    draw_text(axes, (3.32, 0.42), "RoIAlign:\n7×7 bins", size=8.5, color=GRAY)
+    draw_text(axes, (3.32, 0.42), "RoIAlign:\n7×7 bins", size=9, color=GRAY)
     draw_arrow(axes, (3.99, y), (4.22, y))
     draw_maps(axes, (4.48, y - 0.05), 0.44, 0.4, "512×7×7")
     draw_arrow(axes, (4.92, y), (5.12, y))
     for x, name in ((5.22, "fc6\n4,096"), (5.72, "fc7\n4,096")):
-        draw_vector(axes, (x, y), 1.0, "")
-        draw_text(axes, (x, 0.42), name, size=8, color=GRAY)
+        draw_vector(axes, (x, y), 1.0, name)
     draw_arrow(axes, (5.3, y), (5.62, y))
     for branch_y, name, details in ((y + 0.34, "classes", "K + 1, softmax"), (y - 0.34, "box offsets", "4 · (K + 1)")):
-        draw_box(axes, (6.64, branch_y), (1.18, 0.54), name, color=GREEN, details=details, font=10)
+        draw_box(axes, (6.61, branch_y), (1.14, 0.54), name, color=GREEN, details=details, font=10.5)
         draw_arrow(axes, (5.8, y), (6.03, branch_y))
-        draw_arrow(axes, (7.25, branch_y), (7.42, y))
-    draw_box(axes, (7.76, y), (0.66, 0.86), "NMS", details="removes\nIoU > 0.5", font=10)
-    draw_arrow(axes, (8.11, y), (8.25, y))
-    panel = Panel(axes, (8.28, y - 0.33), (1.1, 0.66))
+        draw_arrow(axes, (7.2, branch_y), (7.38, y))
+    draw_box(axes, (7.78, y), (0.76, 0.86), "NMS", details="removes\nIoU > 0.5", font=10.5)
+    draw_arrow(axes, (8.17, y), (8.3, y))
+    panel = Panel(axes, (8.32, y - 0.33), (1.1, 0.66))
     panel.draw_scene(has_details=True)
     panel.draw_box(CAR, LINE_GREEN)
     panel.draw_box(PERSON, LINE_GREEN)
-    draw_text(axes, (8.83, y - 0.47), "detections", color=GRAY)
+    draw_text(axes, (8.87, y - 0.47), "detections", color=GRAY)
 
 
 def draw_faster_rcnn() -> Figure:

@@ -357,7 +357,7 @@ def draw_vgg_losses(axes: Axes, y: float) -> None:
         label = middle, (top + 0.2 if is_content else y - side / 2 - 0.22)
         draw_text(axes, label, f"{name}\n{channels}×{size}×{size}", size=8, color=GRAY)
         if is_content:
-            draw_arrow(axes, (x, y - side / 2), (x, y - 1.1))
+            draw_arrow(axes, (x, y - side / 2), (x, y - 1.08))
             continue
         draw_arrow(axes, (middle, top), (middle, y + 0.83))
         draw_gram_symbol(axes, (middle, y + 0.98))
@@ -365,8 +365,8 @@ def draw_vgg_losses(axes: Axes, y: float) -> None:
         draw_arrow(axes, (middle, y + 1.13), (middle, y + 1.45))
         draw_text(axes, (middle, y + 1.65), f"$E_{name[4]}$", size=9.5)
         draw_arrow(axes, (middle, y + 2.16), (middle, y + 1.85), f"$A^{name[4]}$", offset=(0.18, 0))
-    draw_gradient(axes, (8.62, y - 0.07), (1.15, y - 0.07))
-    draw_text(axes, (8.33, y + 0.07), "gradient", size=8, color=GRAY)
+    draw_gradient(axes, (8.57, y - 0.07), (1.15, y - 0.07))
+    draw_text(axes, (8.3, y + 0.07), "gradient", size=8, color=GRAY)
 
 
 def draw_neural_style() -> Figure:
@@ -393,16 +393,17 @@ def draw_neural_style() -> Figure:
     draw_vgg_losses(axes, y)
     draw_arrow(axes, (1.1, y - 1.35), (1.7, y - 1.35))
     draw_box(axes, (3.6, y - 1.35), (3.8, 0.38), "")
-    draw_text(axes, (3.6, y - 1.35), "Maps $P$ of the content image, same network", size=9.5)
+    draw_text(axes, (3.6, y - 1.35), "Maps $P$ of the content image", size=9.5)
     draw_arrow(axes, (5.5, y - 1.35), (5.96, y - 1.35))
     draw_box(
         axes, (6.76, y - 1.35), (1.6, 0.54), "content loss", details="½ $\\Sigma\\,(F - P)^2$", color=GREEN, font=10.5
     )
     draw_box(
-        axes, (9.22, y), (1.2, 0.62), "total loss", details=r"$\alpha$ content + $\beta$ style", color="white", font=10
+        axes, (9.22, y), (1.3, 0.62), "total loss", details=r"$\alpha$ content + $\beta$ style", color="white", font=10
     )
     draw_route(axes, [(8.26, y + 1.65), (9.22, y + 1.65), (9.22, y + 0.31)])
     draw_text(axes, (8.75, y + 1.8), "style loss", size=8.5, color=GRAY)
+    draw_text(axes, (8.73, y + 1.5), "weights 1/5", size=8, color=GRAY)
     draw_route(axes, [(7.56, y - 1.35), (9.22, y - 1.35), (9.22, y - 0.31)])
     return figure
 

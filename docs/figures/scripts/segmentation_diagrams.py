@@ -18,7 +18,7 @@ from detection_diagrams import (
     draw_left_text,
     draw_vector,
     save_without_clipping,
-    snap,
+    snap_point,
 )
 from drawing import (
     BLUE,
@@ -78,7 +78,7 @@ def draw_score_map(axes: Axes, corner: Point, cell: float, shape: tuple[int, int
         levels = (4 * compute_coverage(regions, shape, view)).round() / 4
         for level in np.unique(levels[levels > 0]):
             lines = [  # a line as wide as the cell is shorter in the file than a square
-                snap((corner[0] + (column + end) * cell, corner[1] + (row + 0.5) * cell))
+                snap_point((corner[0] + (column + end) * cell, corner[1] + (row + 0.5) * cell))
                 for row, column in np.argwhere(levels == level)
                 for end in (0, 1)
             ]
@@ -101,7 +101,7 @@ def draw_prediction(axes: Axes, corner: Point, size: Point, shape: tuple[int, in
             contours = axes.contourf(x, y, margin, levels=[0, 2])
             contours.remove()
             for path in contours.get_paths():
-                vertices = [snap(point) for point in path.vertices]
+                vertices = [snap_point(point) for point in path.vertices]
                 axes.add_patch(PathPatch(Path(vertices, path.codes), fc=color, lw=0, zorder=3.1))
 
 
@@ -115,8 +115,8 @@ def draw_classifier(axes: Axes, y: float, view: Box) -> None:
     columns = LAYER_COLUMNS
     Panel(axes, (columns[0] - side / 2, y - side / 2), (side, side), view).draw_scene()
     draw_cells(axes, (columns[1] - side / 2, y - side / 2), cell, (7, 7))
-    draw_text(axes, (columns[0], y - 0.41), "image, 224×224", size=8, color=GRAY)
-    draw_text(axes, (columns[1], y - 0.41), "pool5, 512×7×7", size=8, color=GRAY)
+    draw_text(axes, (columns[0], y - 0.41), "image, 224×224", size=8.5, color=GRAY)
+    draw_text(axes, (columns[1], y - 0.41), "pool5, 512×7×7", size=8.5, color=GRAY)
     for x, length in zip(columns[2:], ("4,096", "4,096", "1,000 classes"), strict=True):
         draw_vector(axes, (x, y), 0.64, length)
     ends = [(columns[0] + 0.33, columns[1] - 0.33), (columns[1] + 0.33, columns[2] - 0.13)]
@@ -144,7 +144,7 @@ def draw_convolutional_classifier(axes: Axes, y: float, view: Box, window: Box) 
         axes.add_patch(Rectangle(position, cell, cell, fc=color, ec=LINE_ORANGE, lw=1.8, zorder=3.3))
     texts = ("image, 352×480", "pool5, 512×11×15", "4,096×11×15", "4,096×11×15", "scores, 21×11×15")
     for x, text in zip(columns, texts, strict=True):
-        draw_text(axes, (x, y - 0.57), text, size=8, color=GRAY)
+        draw_text(axes, (x, y - 0.57), text, size=8.5, color=GRAY)
     for x, text in zip(columns, ("", "conv 7×7", "conv 1×1", "conv 1×1"), strict=False):
         draw_arrow(axes, (x + 0.64, y), (x + 1.34, y), text)
 
@@ -159,10 +159,10 @@ def draw_encoder(axes: Axes, columns: Sequence[float], y: float, size: Point) ->
     details = ("", "256, stride 8", "512, stride 16", "512, stride 32", "21, stride 32")
     for x, title, detail in zip(columns, titles, details, strict=False):
         draw_text(axes, (x, y + (0.62 if detail else 0.45)), title, size=9.5)
-        draw_text(axes, (x, y + 0.45), detail, size=8, color=GRAY)
+        draw_text(axes, (x, y + 0.45), detail, size=8.5, color=GRAY)
     for left, right in itertools.pairwise(columns):
         draw_arrow(axes, (left + 0.59, y), (right - 0.59, y))
-    draw_text(axes, ((columns[3] + columns[4]) / 2, y + 0.2), "conv 7×7,\n1×1, 1×1", size=8, color=GRAY)
+    draw_text(axes, ((columns[3] + columns[4]) / 2, y + 0.2), "conv 7×7,\n1×1, 1×1", size=8.5, color=GRAY)
 
 
 def draw_skip_connections(axes: Axes) -> None:
@@ -183,7 +183,7 @@ def draw_skip_connections(axes: Axes) -> None:
         draw_text(axes, plus, "+", size=10)
         draw_arrow(axes, (plus[0], plus[1] + 0.36), (plus[0], plus[1] + 0.1), "×2", offset=(0.17, 0.03))
         draw_arrow(axes, (plus[0], plus[1] - 0.09), (plus[0], plus[1] - 0.22))
-        draw_text(axes, (columns[4] - 0.92, y), f"stride {stride}", size=8, color=GRAY)
+        draw_text(axes, (columns[4] - 0.92, y), f"stride {stride}", size=8.5, color=GRAY)
 
 
 def draw_fcn() -> Figure:
@@ -199,7 +199,7 @@ def draw_fcn() -> Figure:
     for x in (3.88, 5.9):
         style = "<|-|>,head_width=2.2,head_length=4.5"
         axes.add_patch(FancyArrowPatch((x, 6.12), (x, 5.2), arrowstyle=style, color=LINE_ORANGE, ls="--", lw=1.1))
-        draw_left_text(axes, (x + 0.08, 5.62), "same\nweights", size=8, color=LINE_ORANGE)
+        draw_left_text(axes, (x + 0.08, 5.62), "same\nweights", size=8.5, color=LINE_ORANGE)
     axes.plot([0.15, 9.45], [4.2, 4.2], color=RULE, lw=0.8)
     draw_left_text(axes, (0.15, 3.98), "Skip connections", size=10.5, bold=True)
     draw_left_text(axes, (1.85, 3.98), "×f: upsampling, a transposed convolution of stride f", color=GRAY)
@@ -250,25 +250,25 @@ def draw_unpooling(axes: Axes, y: float) -> None:
     draw_grid(axes, (4.4, upper), CELL, format_values(DECODER_MAP), colors=dict.fromkeys(squares, GREEN))
     draw_arrow(axes, (1.62, y), (2.42, upper + CELL))
     draw_arrow(axes, (1.62, y), (2.42, lower + CELL))
-    draw_text(axes, (2.0, y + 0.52), "max\npooling", size=8.5, color=GRAY)
+    draw_text(axes, (2.0, y + 0.52), "max\npooling", size=9, color=GRAY)
     draw_arrow(axes, (3.24, upper + CELL), (4.34, upper + CELL), dashed=True)
-    draw_text(axes, (3.8, upper + CELL + 0.2), "further\nlayers", size=8, color=GRAY)
+    draw_text(axes, (3.8, upper + CELL + 0.2), "further\nlayers", size=8.5, color=GRAY)
     draw_arrow(axes, (5.14, upper + CELL), (5.98, upper + CELL))
-    draw_text(axes, (5.56, upper + CELL + 0.14), "unpooling", size=8.5, color=GRAY)
+    draw_text(axes, (5.56, upper + CELL + 0.14), "unpooling", size=9, color=GRAY)
     draw_elbow(axes, [(3.24, lower + CELL), (5.56, lower + CELL), (5.56, upper + CELL - 0.04)], color=LINE_ORANGE)
-    draw_text(axes, (4.4, lower + CELL + 0.12), "indices", size=8.5, color=LINE_ORANGE)
+    draw_text(axes, (4.4, lower + CELL + 0.12), "indices", size=9, color=LINE_ORANGE)
     draw_arrow(axes, (7.47, y), (8.02, y))
-    draw_text(axes, (7.75, y + 0.16), "conv", size=8.5, color=GRAY)
+    draw_text(axes, (7.75, y + 0.16), "conv", size=9, color=GRAY)
     top = y + 2 * CELL + 0.16
     labels = [(0.88, "map of the encoder"), (2.84, "maxima"), (4.74, "map of the decoder"), (6.73, "sparse map")]
     for x, text in [*labels, (8.76, "dense map")]:
         draw_text(axes, (x, top), text)
-    draw_text(axes, (2.84, lower - 0.15), "index = 4 · row + column", size=8, color=GRAY)
+    draw_text(axes, (2.84, lower - 0.15), "index = 4 · row + column", size=8.5, color=GRAY)
     draw_text(
         axes,
         (8.4, low - 0.22),
         "example filter: 1 in the center,\n0.5 above, below, left and right",
-        size=8,
+        size=8.5,
         color=GRAY,
     )
 
@@ -283,7 +283,7 @@ BAR, STEP, GAP = 0.17, 0.19, 0.09
 def draw_bar(axes: Axes, left: float, center: float, height: float, text: str, color: str) -> None:
     """Draw the output of a layer as a bar with its number of channels."""
     axes.add_patch(Rectangle((left, center - height / 2), BAR, height, fc=color, ec=INK, lw=0.8, zorder=3))
-    axes.text(left + BAR / 2, center, text, rotation=90, ha="center", va="center", fontsize=8, color=INK, zorder=5)
+    axes.text(left + BAR / 2, center, text, rotation=90, ha="center", va="center", fontsize=8.5, color=INK, zorder=5)
 
 
 def draw_encoder_decoder(axes: Axes, center: float) -> None:
@@ -298,7 +298,7 @@ def draw_encoder_decoder(axes: Axes, center: float) -> None:
         for width in channels:
             draw_bar(axes, x, center, HEIGHTS[level], str(width), BLUE)
             x += STEP
-        draw_text(axes, (x - STEP * len(channels) / 2, label_y), SCALES[level], size=8.5, color=GRAY)
+        draw_text(axes, (x - STEP * len(channels) / 2, label_y), SCALES[level], size=9, color=GRAY)
         draw_bar(axes, x, center, HEIGHTS[level + 1], "", ORANGE)
         pools.append(x + BAR / 2)
         x += STEP + GAP
@@ -307,20 +307,22 @@ def draw_encoder_decoder(axes: Axes, center: float) -> None:
         start, top = pools[level], center + HEIGHTS[level + 1] / 2
         draw_elbow(axes, [(start, top), (start, top + 0.1), (x, top + 0.1)], color=LINE_ORANGE)
         x += STEP
-        draw_text(axes, (x + STEP * (len(outputs) - 1) / 2, label_y), SCALES[level], size=8.5, color=GRAY)
+        draw_text(axes, (x + STEP * (len(outputs) - 1) / 2, label_y), SCALES[level], size=9, color=GRAY)
         for width in outputs:
             draw_bar(axes, x, center, HEIGHTS[level], str(width), PURPLE if width == "K" else BLUE)
             x += STEP
         x += GAP
     draw_arrow(axes, (x - 0.09, center), (x + 0.1, center))
     draw_prediction(axes, (x + 0.11, center - size[1] / 2), size, (24, 40))
-    draw_text(axes, (pools[-1], label_y), "1/32", size=8.5, color=GRAY)
-    draw_text(axes, (4.83, center + 1.0), "indices", size=8.5, color=LINE_ORANGE)
+    draw_text(axes, (0.46, center - 0.32), "image", color=GRAY)
+    draw_text(axes, (x + 0.42, center - 0.32), "classes", color=GRAY)
+    draw_text(axes, (pools[-1], label_y), "1/32", size=9, color=GRAY)
+    draw_text(axes, (4.83, center + 1.0), "indices", size=9, color=LINE_ORANGE)
     legend = [(0.2, BLUE, "3×3 convolution, batch normalization, ReLU"), (3.75, ORANGE, "max pooling 2×2"),
               (5.3, GREEN, "unpooling 2×2"), (6.75, PURPLE, "3×3 convolution, K classes")]  # fmt: skip
     for left, color, text in legend:
         axes.add_patch(Rectangle((left, 0.12), 0.16, 0.16, fc=color, ec=INK, lw=0.8))
-        draw_left_text(axes, (left + 0.24, 0.2), text, size=8.5)
+        draw_left_text(axes, (left + 0.24, 0.2), text, size=9)
 
 
 def draw_segnet() -> Figure:
