@@ -85,7 +85,8 @@ def build_table(language: str, prefix: str) -> str:
         texts = landmark | (landmark["ja"] if language == "ja" else {})
         cells: dict[bool, list[str]] = {False: [], True: []}
         for claim in landmark.get("claims", ()):
-            cells[claim.get("weights", False)].append(format_claim(claim, language))
+            if not claim.get("details"):
+                cells[claim.get("weights", False)].append(format_claim(claim, language))
         ours = "; ".join(cells[False]) or NOT_MEASURED[language]
         name = f"[{texts['name']}]({prefix}{landmark['page']})"
         lines.append((name, texts["source"], texts["task"], texts["published"], ours, "; ".join(cells[True]) or "–"))

@@ -132,25 +132,28 @@ def read_curves(game: str) -> Iterator[tuple[str, str, list[float], list[float]]
 
 
 def draw_curves() -> Figure:
-    """Draw the strength over the minutes of training."""
-    figure = Figure(figsize=(11.5, 3.9), facecolor="white", layout="constrained")
-    left, right = figure.subplots(1, 2)
-    colors: dict[str, str] = {}
-    for axes, games, label in (
-        (left, ["connect4"], "optimal moves, %"),
-        (right, ["go5", "go7", "go9"], "score against GNU Go level 1, %"),
-    ):
-        for game in games:
-            for benchmark, _, minutes, values in read_curves(game):
-                is_first = benchmark not in colors
-                color = colors.setdefault(benchmark, CURVE_COLORS[len(colors) % len(CURVE_COLORS)])
-                name = benchmark.removeprefix("alphago-zero ") if is_first else None
-                axes.plot(minutes, values, color=color, marker="o", ms=3, lw=1.4, label=name)
+    """Draw the strength over the minutes of training, in a panel for Connect Four and one for Go, if measured."""
+    panels = [
+        (label, curves)
+        for label, games in (
+            ("optimal moves, %", ["connect4"]),
+            ("score against GNU Go level 1, %", ["go5", "go7", "go9"]),
+        )
+        if (curves := [curve for game in games for curve in read_curves(game)])
+    ]
+    figure = Figure(figsize=(5.4 * len(panels), 3.6), facecolor="white", layout="constrained")
+    for axes, (label, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        colors: dict[str, str] = {}
+        for benchmark, _, minutes, values in curves:
+            is_first = benchmark not in colors
+            color = colors.setdefault(benchmark, CURVE_COLORS[len(colors)])
+            name = benchmark.removeprefix("alphago-zero ") if is_first else None
+            axes.plot(minutes, values, color=color, marker="o", ms=3, lw=1.4, label=name)
         axes.set_xlabel("minutes of training")
         axes.set_ylabel(label)
         axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color=RULE, lw=0.5)
         axes.legend(frameon=False, fontsize=9, loc="lower right")
-    left.set_xscale("log")
     return figure
 
 
