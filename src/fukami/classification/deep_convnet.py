@@ -57,7 +57,7 @@ class DeepConvNetFields(FieldGroup):
 class DeepConvNet(DeepConvNetFields, ClassificationRecipe):
     """DeepConvNet for handwritten digits: six convolutions and two fully connected layers (Saitoh 2016, section 8.1).
 
-    Result: 99.576 % test accuracy on MNIST, mean of 5 seeds, in 11 to 14 minutes on 2 cores of an Intel Xeon, on
+    Result: 99.58 % test accuracy on MNIST, mean of 5 seeds, in 11 to 14 minutes on 2 cores of an Intel Xeon, on
     a shared machine; the book has 99.35 %.
 
     Example:
