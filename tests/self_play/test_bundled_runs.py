@@ -1,0 +1,46 @@
+"""Tests of the bundled runs of AlphaGo Zero: they have the results of their cards."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fukami.engine import checkpoint
+from fukami.self_play.connect_four_positions import load_positions
+from fukami.self_play.evaluation import compute_optimal_fraction
+
+RUNS = sorted(path.name for path in checkpoint.BUNDLED_WEIGHTS_DIR.glob("alphago-zero-*"))
+MAX_BYTES = 4e6  # of all runs
+
+
+def load_card(name):
+    return json.loads((checkpoint.BUNDLED_WEIGHTS_DIR / name / "recipe.json").read_text())["card"]
+
+
+def test_weights_are_small_and_in_float16():
+    paths = [checkpoint.BUNDLED_WEIGHTS_DIR / name / "weights.safetensors" for name in RUNS]
+    assert sum(path.stat().st_size for path in paths) < MAX_BYTES
+    assert {value.dtype for path in paths for value in load_file(path).values()} <= {torch.float16, torch.int64}
+
+
+@pytest.mark.parametrize("simulations", [0, pytest.param(64, marks=pytest.mark.slow)])
+def test_connect_four_plays_as_many_optimal_moves_as_its_card_states(simulations):
+    expected = load_card("alphago-zero-connect4")["test"]["sensible"][str(simulations)]
+    task = checkpoint.load_task("alphago-zero-connect4", device="cpu", precision="float32")
+    states, optimal = load_positions("test", "sensible")
+    assert len(states) == 1000
+    with task.evaluation_mode():
+        fraction = compute_optimal_fraction(task, states, optimal, simulations)
+    assert fraction == pytest.approx(expected, abs=0.005)
+    assert fraction > np.array(optimal).mean() + 0.2  # of random moves
+
+
+def test_positions_are_predicted_by_the_name_of_the_run(fukami, tmp_path):
+    (tmp_path / "positions.txt").write_text("xxx.ooo" + "." * 35 + "\n" + "." * 42 + "\n")
+    win, first = fukami("predict", "alphago-zero-connect4", "positions.txt").json
+    assert (win["move"], win["value"]) == ("4", 1.0)
+    assert first["move"] == "4"  # the only first move that wins
+    assert first["value"] > 0
+    assert first["simulations"] == 64
