@@ -30,7 +30,7 @@ def main():
     folder = write_bundled_run(options.run, options.name)
     command = f"fukami eval {options.name}"
     metrics, _ = run_command(command)
-    results = {name: value for name, value in metrics.items() if name not in ("run", "split", "report")}
+    results = {name: value for name, value in metrics.items() if name not in ("runs", "data", "precision", "split")}
     if recipe.game == ("connect4",):
         record(
             options.name, f"optimal, sensible, {recipe.simulations} simulations", metrics["optimal"], command=command

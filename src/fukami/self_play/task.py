@@ -192,7 +192,8 @@ class SelfPlayTask(Task):
 
     def prepare_network(self, model: AlphaGoZero) -> AlphaGoZero:
         """Return a copy of a network that computes the same, faster."""
-        network = model.fuse_batch_norm().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = model.fuse_batch_norm()
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.runtime.precision == "float32":
             replace_convolutions(network)
         return network
