@@ -20,6 +20,8 @@ from drawing import (
     create_axes,
     draw_arrow,
     draw_grid,
+    draw_note,
+    draw_route,
     draw_text,
     save,
 )
@@ -56,21 +58,6 @@ LATENT_WEIGHTS = np.array([0.6, -0.1, 0.3, -0.9, 0.2, -0.4, 0.8, -0.2])
 INPUTS = np.array([1, -1, -1, -1, 1, -1, 1, 1])
 MEAN, DEVIATION = 1, 2  # of the batch normalization in the example
 CELL = 0.42
-
-
-def draw_path(axes: Axes, points: list[Point], *, color: str = GRAY, dashed: bool = False) -> None:
-    """Draw connected lines, with an arrowhead at the end."""
-    axes.plot(*zip(*points[:-1], strict=True), color=color, lw=1.3, ls="--" if dashed else "-", zorder=2)
-    draw_arrow(axes, points[-2], points[-1], color=color, dashed=dashed)
-
-
-def write(
-    axes: Axes, position: Point, text: str, *, size: float = 9, color: str = GRAY, align: str = "left",
-    bold: bool = False,
-) -> None:  # fmt: skip
-    """Draw a text that is aligned to a side of its position."""
-    weight = "bold" if bold else "normal"
-    axes.text(*position, text, ha=align, va="center", fontsize=size, color=color, fontweight=weight, zorder=5)
 
 
 def draw_bar(axes: Axes, center: Point, size: Point, color: str = BLUE) -> None:
@@ -135,7 +122,7 @@ def draw_inception() -> None:
         (2.62, BLUE, "feature maps of 28×28, height: number of channels"),
     ):
         draw_bar(axes, (x, 0.36), (0.16, 0.16), color)
-        write(axes, (x + 0.16, 0.35), text, size=8.5)
+        draw_note(axes, (x + 0.16, 0.35), text, size=8.5)
     draw_googlenet(axes)
     save(figure, "inception-module")
 
@@ -155,7 +142,7 @@ def draw_googlenet(axes: Axes) -> None:
     axes.add_patch(Rectangle((x - 0.75, rows["3a"] - 0.105), 1.5, 0.21, fc="none", ec=LINE_BLUE, lw=2, zorder=4))
     for first, last, text in (("3a", "3b", "28×28"), ("4b", "4c", "14×14"), ("5a", "5b", "7×7")):
         draw_bracket(axes, (8.46, rows[first] + 0.1), (8.46, rows[last] - 0.1), (-0.06, 0))
-        write(axes, (8.54, (rows[first] + rows[last]) / 2), text, size=8.5)
+        draw_note(axes, (8.54, (rows[first] + rows[last]) / 2), text, size=8.5)
     for index, module in enumerate(("4a", "4d"), start=1):
         draw_arrow(axes, (x + 0.75, rows[module]), (8.62, rows[module]), dashed=True)
         draw_layer(
@@ -165,7 +152,7 @@ def draw_googlenet(axes: Axes) -> None:
     end = top - len(GOOGLENET_ROWS) * step
     draw_arrow(axes, (x, end + step - 0.105), (x, end + 0.1))
     draw_text(axes, (x, end), "scores, $L_0$", size=9)
-    write(axes, (9.7, end - 0.03), "training loss:\n$L_0 + 0.3\\,(L_1 + L_2)$", size=9, color=INK, align="right")
+    draw_note(axes, (9.7, end - 0.03), "training loss:\n$L_0 + 0.3\\,(L_1 + L_2)$", size=9, color=INK, align="right")
 
 
 def draw_block(axes: Axes, x: float, outer: int, layers: list[tuple[str, str, int, float]], shortcut: float) -> None:
@@ -184,7 +171,7 @@ def draw_block(axes: Axes, x: float, outer: int, layers: list[tuple[str, str, in
             middle = (y + following) / 2
             draw_arrow(axes, (x, previous), (x, middle + 0.05))
             draw_bar(axes, (x, middle), (channels * scale, 0.1))
-            write(axes, (x + channels * scale / 2 + 0.08, middle), str(channels))
+            draw_note(axes, (x + channels * scale / 2 + 0.08, middle), str(channels))
             previous = middle - 0.05
     draw_arrow(axes, (x, previous), (x, 1.78))
     axes.add_patch(Circle((x, 1.65), 0.13, fc="white", ec=INK, lw=1.1, zorder=3))
@@ -195,7 +182,7 @@ def draw_block(axes: Axes, x: float, outer: int, layers: list[tuple[str, str, in
     draw_bar(axes, (x, 0.78), (outer * scale, 0.1))
     draw_text(axes, (x, 0.56), f"{outer}×56×56", color=GRAY)
     side = x + shortcut
-    draw_path(axes, [(x, 4.47), (side, 4.47), (side, 1.65), (x + 0.13, 1.65)], color=LINE_BLUE)
+    draw_route(axes, [(x, 4.47), (side, 4.47), (side, 1.65), (x + 0.13, 1.65)], color=LINE_BLUE)
 
 
 def draw_sheets(axes: Axes, corner: Point, fills: list[str], *, every_second: bool = False) -> None:
@@ -272,7 +259,7 @@ def draw_residual_blocks() -> None:
     for x in (2.5, 5.3):
         axes.text(x + 0.12, 3.05, "identity $x$", rotation=270, ha="center", va="center", fontsize=9, color=LINE_BLUE)
     for x in (1.45, 4.15):
-        write(axes, (x + 0.2, 1.42), "$F + x$")
+        draw_note(axes, (x + 0.2, 1.42), "$F + x$")
     axes.plot([5.78, 5.78], [0.4, 5.3], color=RULE, lw=1)
     draw_shortcuts(axes)
     draw_text(axes, (2.8, 0.2), "BN: batch normalization; width of the bars: channels", size=8.5, color=GRAY)
@@ -362,25 +349,25 @@ def draw_legend(axes: Axes) -> None:
     for index, (kind, text) in enumerate(texts.items()):
         y = 3.75 - 0.25 * index
         draw_arrow(axes, (2.6, y), (3.0, y), color=ALEXNET_COLORS[kind])
-        write(axes, (3.1, y), text, size=9, color=INK)
+        draw_note(axes, (3.1, y), text, size=9, color=INK)
 
 
 def draw_rows(axes: Axes, left: float, rows: list[tuple[str, float, list[str], str]]) -> None:
     """Draw rows of eight cells; each is a label, its y, the values and a color."""
     for label, y, values, color in rows:
         draw_grid(axes, (left, y), CELL, [values], colors={(0, column): color for column in range(len(values))})
-        write(axes, (left - 0.12, y + CELL / 2), label, color=INK, align="right")
+        draw_note(axes, (left - 0.12, y + CELL / 2), label, color=INK, align="right")
 
 
 def draw_sign_plots(axes: Axes) -> None:
     """Draw the sign function and the gradient that replaces its derivative."""
     middle, unit = 4.4, 0.32
-    write(axes, (5.6, 5.38), "Sign of a value $r$", size=10, color=INK, bold=True)
+    draw_note(axes, (5.6, 5.38), "Sign of a value $r$", size=10, color=INK, bold=True)
     for x, title, color in ((6.45, "forward", INK), (8.5, "backward: factor of the gradient", LINE_ORANGE)):
         draw_text(axes, (x, 5.05), title, color=color)
         draw_arrow(axes, (x - 0.8, middle), (x + 0.85, middle), color=RULE)
         draw_arrow(axes, (x, middle - 0.42), (x, middle + 0.48), color=RULE)
-        write(axes, (x + 0.92, middle), "$r$")
+        draw_note(axes, (x + 0.92, middle), "$r$")
     axes.plot([5.7, 6.45], [middle - unit] * 2, color=INK, lw=2)
     axes.plot([6.45, 7.2], [middle + unit] * 2, color=INK, lw=2)
     for x, y, text in (
@@ -412,13 +399,13 @@ def draw_binary_training(axes: Axes) -> None:
             )
         ),
     ]
-    write(axes, (0.2, 5.38), "Training: floating-point arithmetic", size=11, color=INK, bold=True)
-    write(axes, (left, 5.1), "updated by the optimizer and clipped to [−1, 1]", size=8.5)
+    draw_note(axes, (0.2, 5.38), "Training: floating-point arithmetic", size=11, color=INK, bold=True)
+    draw_note(axes, (left, 5.1), "updated by the optimizer and clipped to [−1, 1]", size=8.5)
     draw_rows(axes, left, rows)
     draw_arrow(axes, (2.4, 4.53), (2.4, 4.04))
     draw_text(axes, (2.15, 4.28), "sign")
     draw_arrow(axes, (3.2, 4.04), (3.2, 4.53), color=LINE_ORANGE, dashed=True)
-    write(axes, (3.3, 4.28), "straight-through gradient", color=LINE_ORANGE)
+    draw_note(axes, (3.3, 4.28), "straight-through gradient", color=LINE_ORANGE)
     y = 2.55 + CELL / 2
     boxes = [
         (5.87, 0.75, "sum", f"{total}"),
@@ -430,7 +417,7 @@ def draw_binary_training(axes: Axes) -> None:
         start = x - width / 2
         draw_arrow(axes, (end, y - 0.1), (start, y - 0.1))
         if title == "sum":
-            draw_path(
+            draw_route(
                 axes, [(start, y + 0.1), (5.22, y + 0.1), (5.22, 3.81), (end, 3.81)], color=LINE_ORANGE, dashed=True
             )
             draw_arrow(axes, (5.22, 3.31), (end, 3.31), color=LINE_ORANGE, dashed=True)
@@ -457,11 +444,11 @@ def draw_binary_inference(axes: Axes) -> None:
     differing = weights ^ inputs
     count, length = differing.sum(), len(inputs)
     threshold = int((length - MEAN) // 2)  # the largest count with a sum of at least MEAN
-    write(axes, (0.2, 1.95), "Inference: one bit per value", size=11, color=INK, bold=True)
+    draw_note(axes, (0.2, 1.95), "Inference: one bit per value", size=11, color=INK, bold=True)
     total = length - 2 * count
     draw_text(axes, (5.87, 1.05), f"sum = {length} − 2·{count}\n= {total}", color=GRAY)
     draw_text(axes, (7.42, 1.05), f"sign = +1 if sum ≥ {MEAN},\nthat is, bit count ≤ {threshold}", color=GRAY)
-    write(axes, (2.95, 1.94), "1 for +1 and 0 for −1; a word of 64 bits at a time")
+    draw_note(axes, (2.95, 1.94), "1 for +1 and 0 for −1; a word of 64 bits at a time")
     rows = [
         ("weight bits", 1.3, weights, GREEN),
         ("input bits", 0.8, inputs, BLUE),

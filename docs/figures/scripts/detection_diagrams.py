@@ -6,6 +6,7 @@ python docs/figures/scripts/detection_diagrams.py
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from drawing import (
     BLUE,
@@ -24,12 +25,14 @@ from drawing import (
     draw_box,
     draw_grid,
     draw_maps,
+    draw_note,
+    draw_route,
     draw_text,
     save,
 )
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, PathPatch, Polygon, Rectangle
+from matplotlib.patches import PathPatch, Polygon, Rectangle
 from matplotlib.path import Path
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top
@@ -159,22 +162,7 @@ class Panel:
             self.axes.text(left, top, text, fontsize=8.5, color="white", va="bottom", bbox=label, zorder=6)
 
 
-def draw_left_text(
-    axes: Axes, position: Point, text: str, *, size: float = 9, color: str = INK, bold: bool = False
-) -> None:
-    """Draw a text to the right of a position."""
-    weight = "bold" if bold else "normal"
-    axes.text(*position, text, ha="left", va="center", fontsize=size, color=color, fontweight=weight, zorder=5)
-
-
-def draw_elbow(axes: Axes, points: Sequence[Point], *, color: str = GRAY) -> None:
-    """Draw an arrow along straight lines between the points."""
-    axes.add_patch(
-        FancyArrowPatch(
-            path=Path(list(points)), arrowstyle="-|>,head_width=2.2,head_length=4.5", color=color, lw=1.3,
-            joinstyle="round", zorder=2,
-        )
-    )  # fmt: skip
+draw_left_text = partial(draw_note, color=INK)
 
 
 def draw_cells(axes: Axes, corner: Point, cell: float, shape: tuple[int, int], color: str = BLUE) -> None:
@@ -395,7 +383,7 @@ def draw_rcnn() -> Figure:
     draw_classification(axes)
     draw_arrow(axes, (8.93, 2.42), (8.93, 1.49))
     draw_left_text(axes, (0.15, 1.66), "4  Bounding-box regression", size=10.5, bold=True)
-    draw_elbow(axes, [(5.6, 2.66), (5.6, 1.86), (2.95, 1.86), (2.95, 1.34)])
+    draw_route(axes, [(5.6, 2.66), (5.6, 1.86), (2.95, 1.86), (2.95, 1.34)])
     draw_text(axes, (5.0, 1.97), "pool5 features", size=8.5, color=GRAY)
     draw_detections(axes)
     return figure
@@ -504,23 +492,14 @@ def draw_faster_rcnn() -> Figure:
     draw_maps(axes, (1.0, 2.36), 1.05, 0.6)
     draw_text(axes, (1.15, 1.57), "shared maps\n512 × H/16 × W/16", color=GRAY)
     for y in (3.24, 1.13):
-        draw_elbow(axes, [(1.8, 2.43), (2.25, 2.43), (2.25, y), (2.66, y)])
-    draw_elbow(axes, [(8.5, 2.74), (8.5, 2.43), (3.33, 2.43), (3.33, 1.62)], color=LINE_ORANGE)
+        draw_route(axes, [(1.8, 2.43), (2.25, 2.43), (2.25, y), (2.66, y)])
+    draw_route(axes, [(8.5, 2.74), (8.5, 2.43), (3.33, 2.43), (3.33, 1.62)], color=LINE_ORANGE)
     draw_proposal_network(axes)
     draw_detection_head(axes)
     return figure
 
 
-def save_without_clipping(figure: Figure, name: str) -> None:
-    """Write ``docs/figures/NAME.svg`` without the references to the rectangle of the axes, which clips nothing."""
-    (axes,) = figure.axes
-    for artist in (*axes.patches, *axes.lines):
-        if artist.clipbox is not None and artist.clipbox.bounds == axes.bbox.bounds:
-            artist.set_clip_on(False)
-    save(figure, name)
-
-
 if __name__ == "__main__":
-    save_without_clipping(draw_selective_search(), "selective-search")
-    save_without_clipping(draw_rcnn(), "rcnn")
-    save_without_clipping(draw_faster_rcnn(), "faster-rcnn")
+    save(draw_selective_search(), "selective-search")
+    save(draw_rcnn(), "rcnn")
+    save(draw_faster_rcnn(), "faster-rcnn")

@@ -1,13 +1,15 @@
 """Boxes, arrows and stacks of feature maps for the diagrams of the landmarks; all in one style."""
 
-from pathlib import Path
+import pathlib
+from collections.abc import Sequence
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon, Rectangle
+from matplotlib.path import Path
 
-FIGURES = Path(__file__).parents[1]
+FIGURES = pathlib.Path(__file__).parents[1]
 INK, GRAY, RULE = "#23303d", "#66727e", "#c3c9ce"
 PAPER, BLUE, GREEN, ORANGE, PURPLE = "#f1ecdd", "#b3cde8", "#a9cf9b", "#f2b880", "#cdb9e0"  # fills
 LINE_BLUE, LINE_GREEN, LINE_ORANGE = "#2f6fae", "#4f8a3f", "#c0662b"
@@ -26,8 +28,17 @@ def create_axes(width: float, height: float) -> tuple[Figure, Axes]:
 
 def draw_text(axes: Axes, center: Point, text: str, *, size: float = 9, color: str = INK, bold: bool = False) -> None:
     """Draw a centered text; lines are separated by newlines."""
+    draw_note(axes, center, text, size=size, color=color, bold=bold, align="center")
+
+
+def draw_note(
+    axes: Axes, position: Point, text: str, *, size: float = 9, color: str = GRAY, bold: bool = False,
+    align: str = "left", vertical: str = "center", spacing: float = 1.2,
+) -> None:  # fmt: skip
+    """Draw a text that is aligned to a side of its position."""
     weight = "bold" if bold else "normal"
-    axes.text(*center, text, ha="center", va="center", fontsize=size, color=color, fontweight=weight, zorder=5)
+    style = {"fontsize": size, "color": color, "fontweight": weight, "linespacing": spacing}
+    axes.text(*position, text, ha=align, va=vertical, zorder=5, **style)
 
 
 def draw_box(
@@ -61,6 +72,16 @@ def draw_arrow(
         draw_text(axes, middle, text, size=8, color=GRAY)
 
 
+def draw_route(axes: Axes, points: Sequence[Point], *, color: str = GRAY, dashed: bool = False) -> None:
+    """Draw an arrow along straight lines between the points."""
+    axes.add_patch(
+        FancyArrowPatch(
+            path=Path(list(points)), arrowstyle="-|>,head_width=2.2,head_length=4.5", color=color, lw=1.3,
+            linestyle="--" if dashed else "-", joinstyle="round", zorder=2,
+        )
+    )  # fmt: skip
+
+
 def draw_maps(axes: Axes, center: Point, side: float, depth: float, text: str = "", *, color: str = BLUE) -> None:
     """Draw feature maps as a block: a square of ``side`` with a ``depth`` to the right, and a text below."""
     x, y = center[0] - side / 2, center[1] - side / 2
@@ -88,6 +109,10 @@ def draw_grid(
 
 
 def save(figure: Figure, name: str) -> None:
-    """Write ``docs/figures/NAME.svg``, the same bytes each time."""
+    """Write ``docs/figures/NAME.svg``, the same bytes each time, without references to axes that clip nothing."""
+    for axes in figure.axes:
+        for artist in (*axes.patches, *axes.lines, *axes.collections):
+            if artist.clipbox is not None and artist.clipbox.bounds == axes.bbox.bounds:
+                artist.set_clip_on(False)
     matplotlib.rcParams.update({"svg.hashsalt": "fukami", "svg.fonttype": "path", "font.family": "DejaVu Sans"})
     figure.savefig(FIGURES / f"{name}.svg", metadata={"Date": None})

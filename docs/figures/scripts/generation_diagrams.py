@@ -5,6 +5,7 @@ python docs/figures/scripts/generation_diagrams.py    writes show-and-tell.svg, 
 
 import math
 from collections import defaultdict
+from functools import partial
 from itertools import pairwise, product
 
 from drawing import (
@@ -24,6 +25,8 @@ from drawing import (
     draw_arrow,
     draw_box,
     draw_maps,
+    draw_note,
+    draw_route,
     draw_text,
     save,
 )
@@ -98,21 +101,7 @@ Q_MAPS = [  # x, side and depth of the block, label, next layer
 ]
 
 
-def write_note(
-    axes: Axes, corner: Point, text: str, *, size: float = 8.5, color: str = GRAY, bold: bool = False
-) -> None:
-    """Write lines of text to the right of and below ``corner``."""
-    weight = "bold" if bold else "normal"
-    axes.text(
-        *corner, text, ha="left", va="top", fontsize=size, color=color, fontweight=weight, linespacing=1.4, zorder=5
-    )
-
-
-def draw_route(axes: Axes, points: list[Point], *, color: str = GRAY) -> None:
-    """Draw an arrow with corners at ``points``."""
-    xs, ys = zip(*points[:-1], strict=True)
-    axes.plot(xs, ys, color=color, lw=1.3, zorder=2, solid_capstyle="butt")
-    draw_arrow(axes, points[-2], points[-1], color=color)
+write_note = partial(draw_note, size=8.5, vertical="top", spacing=1.4)
 
 
 def draw_gradient(axes: Axes, start: Point, end: Point, text: str = "") -> None:
@@ -530,15 +519,8 @@ def draw_dqn() -> Figure:
     return figure
 
 
-def save_diagram(figure: Figure, name: str) -> None:
-    """Save a diagram without clip paths: nothing exceeds its axes, and the file is smaller."""
-    for artist in figure.axes[0].get_children():
-        artist.set_clip_on(False)
-    save(figure, name)
-
-
 if __name__ == "__main__":
-    save_diagram(draw_show_and_tell(), "show-and-tell")
-    save_diagram(draw_neural_style(), "gram-matrix")
-    save_diagram(draw_dcgan(), "dcgan")
-    save_diagram(draw_dqn(), "dqn")
+    save(draw_show_and_tell(), "show-and-tell")
+    save(draw_neural_style(), "gram-matrix")
+    save(draw_dcgan(), "dcgan")
+    save(draw_dqn(), "dqn")

@@ -14,10 +14,8 @@ from detection_diagrams import (
     Box,
     Panel,
     draw_cells,
-    draw_elbow,
     draw_left_text,
     draw_vector,
-    save_without_clipping,
     snap_point,
 )
 from drawing import (
@@ -35,7 +33,9 @@ from drawing import (
     draw_arrow,
     draw_box,
     draw_grid,
+    draw_route,
     draw_text,
+    save,
 )
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -176,7 +176,7 @@ def draw_skip_connections(axes: Axes) -> None:
         draw_text(axes, (columns[5], y + 0.45), name, size=9.5)
     for x, y, stride in ((columns[2], rows[1], 16), (columns[1], rows[2], 8)):
         plus = columns[4], y + 0.56
-        draw_elbow(axes, [(x, rows[0] - 0.36), (x, plus[1]), (plus[0] - 0.1, plus[1])])
+        draw_route(axes, [(x, rows[0] - 0.36), (x, plus[1]), (plus[0] - 0.1, plus[1])])
         draw_box(axes, (columns[3], plus[1]), (1.15, 0.26), "")
         draw_text(axes, (columns[3], plus[1]), "conv 1×1, 21")
         axes.add_patch(Circle(plus, 0.09, fc="white", ec=INK, lw=0.9, zorder=3))
@@ -255,7 +255,7 @@ def draw_unpooling(axes: Axes, y: float) -> None:
     draw_text(axes, (3.8, upper + CELL + 0.2), "further\nlayers", size=8.5, color=GRAY)
     draw_arrow(axes, (5.14, upper + CELL), (5.98, upper + CELL))
     draw_text(axes, (5.56, upper + CELL + 0.14), "unpooling", size=9, color=GRAY)
-    draw_elbow(axes, [(3.24, lower + CELL), (5.56, lower + CELL), (5.56, upper + CELL - 0.04)], color=LINE_ORANGE)
+    draw_route(axes, [(3.24, lower + CELL), (5.56, lower + CELL), (5.56, upper + CELL - 0.04)], color=LINE_ORANGE)
     draw_text(axes, (4.4, lower + CELL + 0.12), "indices", size=9, color=LINE_ORANGE)
     draw_arrow(axes, (7.47, y), (8.02, y))
     draw_text(axes, (7.75, y + 0.16), "conv", size=9, color=GRAY)
@@ -305,7 +305,7 @@ def draw_encoder_decoder(axes: Axes, center: float) -> None:
     for level, outputs in zip(range(4, -1, -1), DECODER, strict=True):
         draw_bar(axes, x, center, HEIGHTS[level], "", GREEN)
         start, top = pools[level], center + HEIGHTS[level + 1] / 2
-        draw_elbow(axes, [(start, top), (start, top + 0.1), (x, top + 0.1)], color=LINE_ORANGE)
+        draw_route(axes, [(start, top), (start, top + 0.1), (x, top + 0.1)], color=LINE_ORANGE)
         x += STEP
         draw_text(axes, (x + STEP * (len(outputs) - 1) / 2, label_y), SCALES[level], size=9, color=GRAY)
         for width in outputs:
@@ -337,5 +337,5 @@ def draw_segnet() -> Figure:
 
 
 if __name__ == "__main__":
-    save_without_clipping(draw_fcn(), "fcn")
-    save_without_clipping(draw_segnet(), "segnet")
+    save(draw_fcn(), "fcn")
+    save(draw_segnet(), "segnet")
