@@ -18,6 +18,7 @@ lint: $(VENV)/tested
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
 
 docs: $(VENV)/documented
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build
@@ -36,7 +37,7 @@ $(VENV)/tested: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable '.[all,atari]' --group dev
 	touch $@
 
-$(VENV)/documented: $(VENV)/installed
+$(VENV)/documented: $(VENV)/tested
 	$(BIN)/python -m pip install --quiet --group docs
 	touch $@
 

@@ -17,11 +17,13 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
+    "sphinx_design",
+    "commands",
     "mathml",
     "results",
 ]
 exclude_patterns = ["_build", "examples", "extensions", "figures", "static"]
-myst_enable_extensions = ["deflist", "dollarmath"]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4  # README and the pages link to headings
 
 autodoc_member_order = "bysource"
@@ -30,6 +32,8 @@ autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 100
 napoleon_numpy_docstring = False
+
+smartquotes_action = "qe"  # quotes and ellipses; -- starts an option
 
 html_math_renderer = "mathml"
 copybutton_selector = "div.highlight-bash pre"  # commands, and not their output
@@ -48,7 +52,7 @@ def setup(app):
     fields = {}  # napoleon would parse the text before a colon in their docstrings as a type
 
     def keep(app, what, name, obj, options, lines):
-        if what == "attribute":
+        if what in ("attribute", "property"):
             fields[name] = list(lines)
 
     def restore(app, what, name, obj, options, lines):

@@ -35,7 +35,7 @@ def test_a_public_name_is_defined_once_in_a_package(package):
     assert twice - INTERFACES.get(package, set()) == set()
 
 
-# Words that docs/glossary.md replaces; in help texts, errors, headings and the first lines of docstrings.
+# Words that docs/reference/glossary.md replaces; in help texts, errors, headings and the first lines of docstrings.
 WORDS = re.compile(
     r"\b(picture|judg|answer|told\b|tells\b|ask(s|ed)?\b|said\b|seen\b|says\b|shares? of\b|so many|by chance|"
     r"from nothing|nobody|stumble|film\b|mend\b|paint|knob|rematerial|whoever|regime|course of the learning|"

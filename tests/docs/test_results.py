@@ -1,18 +1,15 @@
 """Tests of the results that the READMEs, the pages and ``fukami list`` state: all are computed from results.csv."""
 
 import csv
-import importlib.util
 from pathlib import Path
 from statistics import mean
 
 import pytest
+import results
 
 from fukami.catalogue import RECIPES
 
 ROOT = Path(__file__).parents[2]
-SPEC = importlib.util.spec_from_file_location("results", ROOT / "docs" / "extensions" / "results.py")
-results = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(results)
 
 
 @pytest.mark.parametrize(("name", "language"), [("README.md", "en"), ("README.ja.md", "ja")])

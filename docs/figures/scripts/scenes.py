@@ -1,4 +1,4 @@
-"""Draw scenes.png of docs/guides/data.md: bundled scenes with their boxes, instance masks and captions.
+"""Draw scenes.png of docs/reference/data.md: bundled scenes with their boxes, instance masks and captions.
 
 python docs/figures/scripts/scenes.py
 """

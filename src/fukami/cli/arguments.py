@@ -51,10 +51,10 @@ def run_cli(function: Callable[..., Result], arguments: Sequence[str], prog: str
     """Call a function with the parsed arguments; its signature defines them and its docstring describes them."""
     import tyro
 
-    helps, kinds = _parse_helps(function), typing.get_type_hints(function, include_extras=True)
+    helps, kinds = parse_helps(function), typing.get_type_hints(function, include_extras=True)
     kinds.pop("return", None)
     words = order_words(arguments, _list_parameters(function, kinds), prog)
-    function.__annotations__ |= {name: _describe(name, kind, helps.get(name)) for name, kind in kinds.items()}
+    function.__annotations__ |= {name: describe_argument(name, kind, helps.get(name)) for name, kind in kinds.items()}
     description = _wrap((inspect.getdoc(function) or "").partition("Args:\n")[0].split("\n\n"))
     return tyro.cli(function, args=words, prog=prog, description=description, config=(tyro.conf.OmitArgPrefixes,))
 
@@ -83,7 +83,7 @@ def parse_recipe_arguments(
     for cls, instance in ((recipe, default), (options, None)):
         hints = typing.get_type_hints(cls, include_extras=True)
         bases = [base for base in reversed(cls.__mro__) if dataclasses.is_dataclass(base)]
-        helps = {name: text for base in bases for name, text in _parse_helps(base).items()}
+        helps = {name: text for base in bases for name, text in parse_helps(base).items()}
         for field in filter(operator.attrgetter("init"), dataclasses.fields(cls)):
             value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
             defaults[field.name] = value = value if instance is None else getattr(instance, field.name)
@@ -98,7 +98,7 @@ def parse_recipe_arguments(
     }
     words = order_words(arguments, known, prog)
     parsed: object = tyro.cli(
-        dataclasses.make_dataclass("Options", [(group, _describe(group, kind, "")) for group, kind in kinds.items()]),
+        dataclasses.make_dataclass("Options", [(group, describe_argument(group, kind, "")) for group, kind in kinds.items()]),
         args=words,
         prog=prog,
         description=build_description(recipe),
@@ -119,9 +119,9 @@ def _list_flags(name: str) -> set[str]:
 
 
 def _format_conditional_defaults(recipe: "type[Recipe]", name: str) -> str:
-    """Format a field's other defaults for the help, such as ``; with init: 0.001``."""
+    """Format the other defaults of a field for the help, such as ``Default with --init: 0.001.``"""
     cases = {"init": recipe.init_defaults, "freeze": recipe.freeze_defaults}
-    return "".join(f"; with {case}: {defaults[name]}" for case, defaults in cases.items() if name in defaults)
+    return "".join(f" Default with --{case}: {defaults[name]}." for case, defaults in cases.items() if name in defaults)
 
 
 def build_description(recipe: "type[Recipe]") -> str:
@@ -160,7 +160,7 @@ def _list_parameters(function: Callable[..., object], kinds: dict[str, object]) 
     return arguments
 
 
-def _parse_helps(source: object) -> dict[str, str]:
+def parse_helps(source: object) -> dict[str, str]:
     """Parse the descriptions of a function's arguments or of a dataclass's fields, each as one paragraph."""
     import docstring_parser
 
@@ -172,7 +172,7 @@ def _parse_helps(source: object) -> dict[str, str]:
     return {entry.arg_name: " ".join((entry.description or "").split()) for entry in parsed.params}
 
 
-def _describe(name: str, kind: object, help: str | None) -> object:
+def describe_argument(name: str, kind: object, help: str | None) -> object:
     """Annotate the type of an argument with its help text and with the placeholder of its value."""
     import tyro
 
@@ -183,7 +183,7 @@ def _describe(name: str, kind: object, help: str | None) -> object:
 
 def _build_flag(name: str, kind: object, help: str | None, default: object) -> Flag:
     """Build a field for :func:`dataclasses.make_dataclass` from an argument; it is required without a default."""
-    described = _describe(name, kind, help)
+    described = describe_argument(name, kind, help)
     return (name, described) if default is dataclasses.MISSING else (name, described, default)
 
 

@@ -25,7 +25,7 @@ def compute_frechet_distance(one: Tensor, other: Tensor) -> float:
     """Compute the Fréchet distance of normal distributions fitted to features ``(N, F)`` and ``(M, F)``.
 
     It is called FID for features of the published Inception v3 (Heusel et al., "GANs Trained by a Two Time-Scale Update
-    Rule Converge to a Local Nash Equilibrium", NeurIPS 2017, equation 6). With centered features X and Y, the trace of
+    Rule Converge to a Local Nash Equilibrium", NIPS 2017, equation 6). With centered features X and Y, the trace of
     the square root of the covariances' product is the sum of the singular values of X Yᵀ, which needs no matrix square
     root.
     """
