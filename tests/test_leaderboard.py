@@ -151,17 +151,64 @@ def test_published_results_are_listed(fukami, tmp_path):
     create_run(tmp_path / "mnist" / "a", 0.9960, data="mnist")
     result = fukami("board", "mnist")
     values = re.findall(r"(\d\d\.\d\d) %", result.out.split(" 1  fukami")[0])
-    assert values == ["99.79", "99.77", "99.60", "99.35", "99.20"]
-    for method in ("DropConnect", "multi-column DNN", "LeNet-5, distortions", "deep-convnet"):
-        assert re.search(rf"pub\.\s+{method}\s+published", result.out), result.out
-    assert "DropConnect (Wan et al. 2013)" in result.out
-    assert "Saitoh" in result.out
+    assert values == ["99.91", "99.79", "99.60", "99.35"]
+    for mark in ("pub. 2020  two-layer ensemble of CNNs", "pub. 2013  DropConnect ", "pub. 2016  deep-convnet "):
+        assert f"\n{mark}" in result.out
+    note = "DropConnect: Wan et al. 2013, as listed by Benenson; extra training data: none"
+    assert f"\n    pub. {note}\n" in result.out
+    assert "pub. deep-convnet: Saitoh, Deep Learning from Scratch 2016\n" in result.out
+    assert f'<p class="note">Pub. {note}.</p>' in (tmp_path / "mnist" / "board.html").read_text()
 
     create_run(tmp_path / "digits" / "a", 0.95)
     result = fukami("board", "digits")
     assert "DropConnect" not in result.out
     assert "pub." not in result.out
     assert "the paper of" not in result.out
+
+
+@pytest.mark.parametrize(
+    ("name", "results"),
+    [
+        ("data/STL-10", ["CLIP ViT-L/14, linear probe*", "EnAET", "stacked what-where auto-encoders"]),
+        (
+            "svhn",
+            ["Wide-ResNet-28-10, AutoAugment, SAM*", "tree and max-average pooling", "Wide-ResNet-28-10, RandAugment"],
+        ),
+        ("cifar100", ["EfficientNet-L2, SAM*", "PyramidNet, AutoAugment, SAM", "CNN with ELU"]),
+        *(
+            (
+                name,
+                ["EfficientNet-L2, SAM*", "four PyramidNets, co-training", "fractional max pooling, 100 tests"],
+            )
+            for name in ("cifar10", "data/cifar10.zip", "CIFAR-10", "data/CIFAR-10/")
+        ),
+        ("photos", []),
+        ("STL-10-mine", []),
+    ],
+)
+def test_the_best_published_results_up_to_2016_and_later(fukami, tmp_path, name, results):
+    """A star marks extra training data here; the board has a column for it and names the data below."""
+    create_run(tmp_path / "runs" / "mine", 0.5, data=name)
+    result = fukami("board", "runs")
+    assert result.status == 0, result.err
+    rows = [line for line in result.out.splitlines() if re.match(r"pub\. \d{4}  ", line)]
+    notes = [line for line in result.out.splitlines() if line.startswith("    pub. ")]
+    assert len(rows) == len(notes) == len(results)
+    for row, note, text in zip(rows, notes, results, strict=True):
+        method = text.rstrip("*")
+        assert row[11:].startswith(f"{method}  ")
+        assert ("  extra data  " in row) == text.endswith("*")
+        assert note.startswith(f"    pub. {method}: ")
+    assert get_cells(result, "mine")[0] == "1"
+
+
+def test_the_result_of_the_own_paper_has_the_parameters_of_the_file(tmp_path):
+    create_run(tmp_path / "a", 0.9, data="CIFAR-10", recipe="resnet20")
+    create_run(tmp_path / "b", 0.9, data="CIFAR-10", recipe="resnet32")
+    ((board,), _) = leaderboard.load_leaderboards(tmp_path)
+    own = [(result.method, result.accuracy, result.year, result.parameters) for result in board.published[-2:]]
+    assert own == [("resnet32", 0.9249, 2016, None), ("ResNet-20", 0.9125, 2016, 270_000)]
+    assert len(board.published) == 5
 
 
 @pytest.mark.parametrize(
@@ -194,9 +241,9 @@ def test_panels_need_more_than_one_point(tmp_path):
         "accuracy by parameters",
         "accuracy by seconds",
     ]
-    create_run(tmp_path / "mnist" / "a", 0.9, data="mnist")
-    ((board,), _) = leaderboard.load_leaderboards(tmp_path / "mnist")
-    (caption, figure), *others = leaderboard.plot_costs(board)  # LeNet-5 is the second point
+    create_run(tmp_path / "cifar10" / "a", 0.9, data="cifar10")
+    ((board,), _) = leaderboard.load_leaderboards(tmp_path / "cifar10")
+    (caption, figure), *others = leaderboard.plot_costs(board)  # the second point is a published result
     assert (caption, len(figure.axes[0].lines), others) == ("accuracy by parameters", 2, [])
 
 
@@ -204,7 +251,7 @@ def test_published_results_for_an_archive_are_chosen_by_its_name(tmp_path):
     create_run(tmp_path / "a", 0.9, data="somewhere/CIFAR-10.zip")
     create_run(tmp_path / "b", 30.0, data="cifar10", metric="fid")
     by_metric = {board.metric: board for board in leaderboard.load_leaderboards(tmp_path)[0]}
-    assert [entry.method for entry in by_metric["accuracy"].published] == ["ResNet-20", "ResNet-56", "ResNet-110"]
+    assert [entry.year for entry in by_metric["accuracy"].published] == [2021, 2022, 2014]
     assert by_metric["fid"].published == []
 
 
@@ -275,7 +322,7 @@ def test_the_page_is_self_contained(fukami, tmp_path):
     assert "<b>one" not in page
     assert "&lt;b&gt;one&lt;/b&gt;" in page
     assert "--out &#39;&lt;other&gt;&#39;</div>" in page
-    assert re.search(r'<tr class="published"><td class="number">published</td><td class="name">DropConnect', page)
+    assert re.search(r'<tr class="published"><td class="number">pub. 2013</td><td class="name">DropConnect', page)
     assert re.search(r'<tr class="unfinished"><td class="number">–</td><td class="name">young', page)
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert fukami("board", "runs").status == 0

@@ -85,7 +85,7 @@ def write_leaderboard(folder):
     run = leaderboard.Run(
         TEXT, TEXT, TEXT, ({"step": 1, "accuracy": 0.5, "seconds": 1.0},), {}, False, 1.0, 1, 1, TEXT, TEXT, TEXT, TEXT
     )
-    published = leaderboard.PublishedResult(TEXT, 0.9, TEXT)
+    published = leaderboard.PublishedResult(TEXT, 2016, TEXT, 0.9, TEXT, None, TEXT)
     board = leaderboard.Leaderboard(TEXT, "accuracy", [run], [run], [published], claims=[TEXT])
     leaderboard.write_page([board], folder, folder / "board.html")
     return (folder / "board.html").read_text()
@@ -312,7 +312,8 @@ def write_typical_leaderboard(folder):
         )
         for seed in range(4)
     ]
-    board = leaderboard.Leaderboard("mnist", "accuracy", runs, published=[*leaderboard.PUBLISHED_RESULTS["mnist"]])
+    published = [result for result in leaderboard.load_published_results() if result.dataset == "MNIST"]
+    board = leaderboard.Leaderboard("mnist", "accuracy", runs, published=published)
     leaderboard.write_page([board], folder, folder / "board.html")
 
 

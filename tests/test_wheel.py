@@ -105,6 +105,7 @@ def test_wheel_trains_evaluates_and_predicts(bare, mask_files, digit_files, tmp_
     assert (tmp_path / "digits" / "report.html").is_file()
     assert "file" in json.loads(segmented)
     assert "digits: accuracy" in board
+    assert (bare / "fukami" / "published_results.csv").is_file()
     assert checked == ""
 
 

@@ -1,5 +1,6 @@
 """Leaderboard of the runs in a folder: ranks for each dataset and metric, with published results."""
 
+import csv
 import functools
 import json
 import math
@@ -53,33 +54,55 @@ COLUMN_KINDS = ("number", "name", "name", "number", "", *["number"] * 5, "")  # 
 MIN_NAME_WIDTH = 10  # minimum width of the names of runs in a narrow terminal
 COST_LABELS = {"parameters": "parameters", "multiply_adds": "multiply-adds per image", "seconds": "seconds"}
 BOLD, DIM, PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[0m"  # escape codes of terminals
+PUBLISHED_RESULTS = Path(__file__).with_name("published_results.csv")
+SPLIT_YEAR = 2016  # the best result up to this year and the best later ones are shown
+# value, dataset and remarks of a paper's result in the catalogue, such as 69.9 % mAP VOC 2007
+PAPER_RESULT = re.compile(r"([\d.]+) (?:% )?(?:mAP |mIoU |AP |BLEU-4 )?(VOC \d+|[\w-]+)(.*)")
 
 
 @dataclass(frozen=True)
 class PublishedResult:
-    """Result reported by a paper."""
+    """Test accuracy reported by a paper, as in a row of ``published_results.csv``.
 
+    ``extra_data`` names training data beyond the standard ones, or is "none", "not verified" or empty (unknown).
+    """
+
+    dataset: str
+    year: int
     method: str
-    value: float
+    accuracy: float
+    extra_data: str
+    parameters: int | None
     source: str
-    parameters: int | None = None
+
+    @property
+    def uses_extra_data(self) -> bool:
+        """Known use of training data beyond the standard ones."""
+        return self.extra_data not in ("none", "not verified", "")
+
+    @property
+    def footnote(self) -> str:
+        """Footnote: the method, its source and the extra training data."""
+        extra = f"; extra training data: {self.extra_data}" if self.extra_data else ""
+        return f"pub. {self.method}: {self.source}{extra}"
 
 
-# value, dataset and remarks of a paper's result in the catalogue, such as 69.9 % mAP VOC 2007
-PAPER_RESULT = re.compile(r"([\d.]+) (?:% )?(?:mAP |mIoU |AP |BLEU-4 )?(VOC \d+|[\w-]+)(.*)")
-# Test accuracies, each from the named paper: 100 % minus the error rate that the paper reports.
-PUBLISHED_RESULTS = {
-    "mnist": (
-        PublishedResult("LeNet-5, distortions", 0.9920, "LeCun et al. 1998", 60_000),
-        PublishedResult("multi-column DNN", 0.9977, "Cireşan et al. 2012"),
-        PublishedResult("DropConnect", 0.9979, "Wan et al. 2013"),
-    ),
-    "cifar10": (
-        PublishedResult("ResNet-20", 0.9125, "He et al. 2016", 270_000),
-        PublishedResult("ResNet-56", 0.9303, "He et al. 2016", 850_000),
-        PublishedResult("ResNet-110", 0.9357, "He et al. 2016", 1_700_000),
-    ),
-}
+@functools.cache
+def load_published_results() -> tuple[PublishedResult, ...]:
+    """Load the rows of ``published_results.csv``."""
+    with PUBLISHED_RESULTS.open(newline="", encoding="utf-8") as file:
+        return tuple(
+            PublishedResult(
+                row["dataset"],
+                int(row["year"]),
+                row["method"],
+                float(row["accuracy"]),
+                row["extra_data"],
+                int(row["parameters"]) if row["parameters"] else None,
+                row["source"],
+            )
+            for row in csv.DictReader(file)
+        )
 
 
 @dataclass(frozen=True)
@@ -159,12 +182,13 @@ class Leaderboard:
 
     @property
     def notes(self) -> list[str]:
-        """Notes on the comparison: different evaluation data, the direction of the metric, results of the papers."""
+        """Notes on the comparison: evaluation data, direction of the metric, published results and their sources."""
         splits = sorted({(run.split, int(run.last_evaluation.get("count", 0))) for run in self.runs})
         names = ", ".join(f"{split} with {count} items" for split, count in splits)
         different = f"evaluated on different data ({names}): compare with care" if len(splits) > 1 else ""
         lower = f"lower {self.metric} is better" if is_lower_better(self.metric) else ""
-        return [note for note in (different, lower, *self.claims) if note]
+        sources = [result.footnote for result in self.published]
+        return [note for note in (different, lower, *sources, *self.claims) if note]
 
 
 def load_leaderboards(folder: Path) -> tuple[list[Leaderboard], dict[str, list[str]]]:
@@ -345,21 +369,33 @@ def _compute_sort_key(metric: str, value: float) -> float:
 
 
 def _add_published_results(board: Leaderboard) -> None:
-    """Add the published results on the board's dataset: of the literature, and of the papers of the runs' recipes."""
+    """Add the published results on the board's dataset: the best ones, and those of the papers of the runs' recipes."""
     dataset = _normalize_name(Path(board.data).name.partition(".")[0])
-    board.published += PUBLISHED_RESULTS.get(dataset, ()) if board.metric == "accuracy" else ()
-    known = {entry.value for entry in board.published}
+    results = [result for result in load_published_results() if _normalize_name(result.dataset) == dataset]
+    board.published += _select_best_results(results) if board.metric == "accuracy" else []
     for name in sorted({run.recipe for run in board.runs} & set(RECIPES)):
         entry = RECIPES[name]
         source = f"{entry.paper} {entry.year}"
-        result = PAPER_RESULT.fullmatch(entry.paper_result)
-        if not result or _normalize_name(result[2]) != dataset:
+        match = PAPER_RESULT.fullmatch(entry.paper_result)
+        if not match or _normalize_name(match[2]) != dataset:
             continue
-        if board.metric == "accuracy" and not result[3]:
-            value = round(float(result[1]) / 100, 6)
-            board.published += [] if value in known else [PublishedResult(name, value, source)]
+        if board.metric == "accuracy" and not match[3]:
+            accuracy = round(float(match[1]) / 100, 6)
+            known = [result for result in results if (result.year, result.accuracy) == (entry.year, accuracy)]
+            own = known or [PublishedResult(match[2], entry.year, name, accuracy, "", None, source)]
+            board.published += [result for result in own if result not in board.published]
         else:
             board.claims.append(f"the paper of {name} reports {entry.paper_result} ({source})")
+    board.published.sort(key=lambda result: -result.accuracy)
+
+
+def _select_best_results(results: Sequence[PublishedResult]) -> list[PublishedResult]:
+    """Select the best result up to ``SPLIT_YEAR``, and the best later ones without and with extra training data."""
+    groups: dict[tuple[bool, bool], list[PublishedResult]] = defaultdict(list)
+    for result in results:
+        is_later = result.year > SPLIT_YEAR
+        groups[is_later, is_later and result.uses_extra_data].append(result)
+    return [max(group, key=lambda result: result.accuracy) for group in groups.values()]
 
 
 def _normalize_name(name: str) -> str:
@@ -373,13 +409,13 @@ def build_rows(board: Leaderboard) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield the kind of each row (run, published or unfinished) and its cells, best first, ordered as ``COLUMNS``."""
     entries: list[tuple[float, int, Run | PublishedResult]] = [
         *((_compute_sort_key(board.metric, run.result), 0, run) for run in board.runs),
-        *((_compute_sort_key(board.metric, result.value), 1, result) for result in board.published),
+        *((_compute_sort_key(board.metric, result.accuracy), 1, result) for result in board.published),
     ]
     for _, _, entry in sorted(entries, key=lambda entry: entry[:2]):
         if isinstance(entry, PublishedResult):
+            extra, value = "extra data" if entry.uses_extra_data else "", _format_metric(board.metric, entry.accuracy)
             parameters = _format_count(entry.parameters) if entry.parameters else ""
-            cells = ("", entry.method, entry.source, _format_metric(board.metric, entry.value), "", parameters)
-            yield "published", (*cells, *("",) * 5)
+            yield "published", (f"pub. {entry.year}", entry.method, extra, value, "", parameters, *("",) * 5)
         else:
             yield (
                 "run",
@@ -407,9 +443,7 @@ def format_table(board: Leaderboard, width: int | None = None) -> list[str]:
             columns are omitted and the names of runs are wrapped. Default: no terminal.
     """
     headings = {"": board.metric, "parameters": "params", "multiply-adds": "mult-adds"}
-    rows = [("heading", tuple(headings.get(name, name) for name in COLUMNS))]
-    for kind, cells in build_rows(board):
-        rows.append((kind, ("pub.", cells[1], "published", *cells[3:]) if kind == "published" else cells))
+    rows = [("heading", tuple(headings.get(name, name) for name in COLUMNS)), *build_rows(board)]
     columns = zip(COLUMNS, zip(*(cells for _, cells in rows), strict=True), strict=True)
     widths = {name: max(map(_measure_width, cells)) for name, cells in columns}
     if width and sum(widths.values()) + 2 * (len(widths) - 1) > width:
@@ -446,12 +480,6 @@ def _measure_width(text: str) -> int:
     return sum(
         0 if unicodedata.combining(letter) else 1 + (unicodedata.east_asian_width(letter) in "WF") for letter in text
     )
-
-
-def format_sources(board: Leaderboard) -> str:
-    """Format the sources of the published results as one line; empty without published results."""
-    sources = "; ".join(f"{entry.method} ({entry.source})" for entry in board.published)
-    return f"published: {sources}" if sources else ""
 
 
 def list_commands(board: Leaderboard) -> list[tuple[str, str]]:
@@ -493,9 +521,7 @@ def _build_section(board: Leaderboard) -> dict[str, object]:
     return {
         "title": board.title,
         "columns": [(name or board.metric, kind) for name, kind in zip(COLUMNS, COLUMN_KINDS, strict=True)],
-        "rows": [
-            (kind, ("published", *cells[1:]) if kind == "published" else cells) for kind, cells in build_rows(board)
-        ],
+        "rows": [*build_rows(board)],
         "notes": board.notes,
         "figures": [report.encode_figure(title, panels) for title, panels in figures if panels],
         "commands": list_commands(board),
@@ -571,7 +597,7 @@ def _draw_costs(axes: Axes, board: Leaderboard, name: str) -> None:
     for entry in board.published if name == "parameters" else ():
         if entry.parameters:
             costs.append(entry.parameters)
-            axes.plot(entry.parameters, entry.value, "x", color="#888888")
+            axes.plot(entry.parameters, entry.accuracy, "x", color="#888888")
     _set_axes(axes, board, [run.result for run in board.runs], show_all=True)
     axes.set_xscale("log")
     axes.set_xticks([step * 10.0**power for power in range(-2, 13) for step in (1, 3)])
@@ -592,8 +618,8 @@ def _set_axes(axes: Axes, board: Leaderboard, values: Iterable[float], show_all:
         low, high = sorted((best + 1.15 * offset, best - 0.15 * offset))
         axes.set_ylim(low, min(high, 1 + 0.03 * (1 - low)) if board.metric in PERCENT_METRICS else high)
         for entry in board.published:
-            if axes.get_ylim()[0] < entry.value < axes.get_ylim()[1]:
-                axes.axhline(entry.value, color="#777777", lw=1, ls=":")
+            if axes.get_ylim()[0] < entry.accuracy < axes.get_ylim()[1]:
+                axes.axhline(entry.accuracy, color="#777777", lw=1, ls=":")
     if board.metric in PERCENT_METRICS:
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
     axes.spines[["top", "right"]].set_visible(False)

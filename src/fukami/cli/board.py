@@ -26,7 +26,7 @@ def command(arguments: list[str]) -> None:
             print(*leaderboard.format_table(board, width), sep="\n")
             for rank, line in leaderboard.list_commands(board):
                 print(f"{rank:>2}  {line}")
-            for note in filter(None, (leaderboard.format_sources(board), *board.notes)):
+            for note in board.notes:
                 print(f"    {note}")
             print()
         for reason, names in reasons.items():
