@@ -45,7 +45,7 @@ CONNECT_FOUR = {  # options by minutes
     60: "--positions 520000 --num-blocks 4 --num-channels 64",
     150: "--positions 900000 --num-blocks 5 --num-channels 64 --eval-every 100000",
 }
-GO_POSITIONS = {"go5": 20_000, "go7": 11_500, "go9": 6_500}  # per minute
+GO_POSITIONS = {"go5": 16_500, "go7": 9_500, "go9": 5_400}  # per minute, evaluations included
 NUM_GO_EVALUATIONS = 10
 LEE_SEDOL_GAME, LEE_SEDOL_MOVE = "00180.sgf", 37
 WARMUP_ROUNDS = 1

@@ -448,6 +448,7 @@ def test_a_finished_run_is_resumed_without_its_window(tmp_path):
         ({"td_lambda": 1.5}, "td-lambda should be between 0 and 1"),
         ({"full_search_fraction": 0.0}, "full-search-fraction should be more than 0"),
         ({"eval_opponent": "gnugo"}, "GNU Go does not play tic-tac-toe"),
+        ({"gnugo_level": -1}, "gnugo-level should be at least 0, not -1"),
     ],
 )
 def test_fields_are_checked(fields, message):
@@ -576,6 +577,16 @@ def test_a_run_never_executes_a_file_that_it_names(tmp_path):
         with pytest.raises(Error):
             package.load(folder)
         assert not marker.exists()
+
+
+def test_a_missing_gnugo_is_reported_before_the_training(fukami, monkeypatch, tmp_path):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    result = fukami("train", "alphago-zero", "--game", "go7", "--out", "run")
+    assert result.status == 2
+    assert "GNU Go is not installed" in result.err
+    assert "--eval-opponent search" in result.err
+    assert not (tmp_path / "run").exists()
+    assert make(game=("go7",), eval_opponent="search").load_data().test.opponent == "search"
 
 
 def test_make_game_names_the_nearest_game():

@@ -9,6 +9,7 @@ import pytest
 
 from fukami.errors import Error, UsageError
 from fukami.self_play import gnugo
+from fukami.self_play.alphago_zero import AlphaGoZero
 from fukami.self_play.gnugo import GnuGo
 from fukami.self_play.go import Go
 from go_reference import choose_random_move
@@ -163,6 +164,15 @@ def test_program_is_not_installed(monkeypatch):
 def test_negative_level():
     with pytest.raises(UsageError, match="level of GNU Go should be at least 0, not -1"):
         GnuGo(5, 24.5, level=-1)
+
+
+@needs_gnugo
+@pytest.mark.parametrize("level", [0, 12])  # its default, 10, is not the maximum
+def test_levels_of_gnugo_and_of_the_recipe(level):
+    recipe = AlphaGoZero(game=("go5",), gnugo_level=level)
+    with GnuGo(5, 24.5, level=recipe.gnugo_level) as engine:
+        moves = engine.list_legal_moves("black")
+        assert engine.generate_move("black") in moves
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from fukami.engine import schedules
 from fukami.engine.recipe import Data, Recipe, check_range
 from fukami.errors import Error, UsageError
+from fukami.self_play import gnugo
 
 if TYPE_CHECKING:
     from fukami.self_play.evaluation import BoardEvaluation
@@ -62,8 +63,9 @@ class AlphaGoZero(Recipe):
     """Simulations per move without a full search (playout cap randomization)."""
     random_opening_moves: int | None = None
     """Maximum number of random moves at the start of a game of self-play. Default: 30 in connect4, 0 in other games."""
-    td_lambda: float = 0.7
-    """Lambda of the value targets: 1 is the outcome of the game as in the paper, 0 the value of the search."""
+    td_lambda: float | None = None
+    """Lambda of the value targets: 1 is the outcome of the game as in the paper, 0 the value of the search. Default:
+    0.7 in connect4, 1 in other games."""
     gating_games: int = 0
     """Games of the match in which a new network has to score more than 55 % before it generates games; 400 in the
     paper; 0: no match."""
@@ -97,7 +99,7 @@ class AlphaGoZero(Recipe):
     eval_games: int = 200
     """Number of games of the evaluation."""
     gnugo_level: int = 1
-    """Level of GNU Go, 1 to 10."""
+    """Level of GNU Go, from 0; its own default is 10."""
 
     def __post_init__(self) -> None:
         """Validate the fields."""
@@ -107,9 +109,11 @@ class AlphaGoZero(Recipe):
         check_range(self, 0, math.inf, "simulations", "value_scale", "c_puct", "temperature_moves", "fast_simulations")
         check_range(self, 0, math.inf, "gating_games", "lr", "weight_decay")
         check_range(self, 1e-9, math.inf, "dirichlet_alpha", "samples_per_position")
-        check_range(self, 0, 1, "full_search_fraction", "td_lambda", "window_fraction")
+        check_range(self, 0, 1, "full_search_fraction", "window_fraction")
+        if self.td_lambda is not None:
+            check_range(self, 0, 1, "td_lambda")
         check_range(self, 0, 0.9999999, "ema_decay")
-        check_range(self, 1, 10, "gnugo_level")
+        gnugo.check_level(self.gnugo_level, "gnugo-level")
         check_range(self, self.batch_size, math.inf, "learning_starts")
         check_range(self, self.learning_starts + self.batch_size, math.inf, "positions")
         if self.full_search_fraction == 0:
@@ -172,7 +176,7 @@ class AlphaGoZero(Recipe):
         from fukami.self_play.collector import SelfPlayCollector, SelfPlayOptions
 
         games = self.make_games()
-        opening = 30 if games[0].name == "connect4" else 0
+        opening, td_lambda = (30, 0.7) if games[0].name == "connect4" else (0, 1.0)
         options = SelfPlayOptions(
             self.get_search_options(self.self_play_simulations),
             self.num_games,
@@ -180,7 +184,7 @@ class AlphaGoZero(Recipe):
             self.temperature_moves,
             self.full_search_fraction,
             min(self.fast_simulations, self.self_play_simulations),
-            self.td_lambda,
+            td_lambda if self.td_lambda is None else self.td_lambda,
         )
         collector = SelfPlayCollector(
             games,

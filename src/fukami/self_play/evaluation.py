@@ -218,15 +218,18 @@ def make_opponent(name: str, task: "SelfPlayTask", *, level: int = 1, seed: int 
 
 
 def check_opponent(name: str, games: Sequence[Game]) -> None:
-    """Check that an opponent plays the games.
+    """Check that an opponent plays the games, and is installed.
 
     Raises:
-        UsageError: it does not.
+        UsageError: it does not, or is not.
     """
+    from fukami.self_play import gnugo
     from fukami.self_play.go import Go
 
     others = [game.name for game in games if not isinstance(game, Go)]
     if name == "gnugo" and others:
         raise UsageError(f"GNU Go does not play {', '.join(others)}; use search or random as the opponent")
+    if name == "gnugo":
+        gnugo.find_program()
     if name == "solver" and games[0].name != "connect4":
         raise UsageError(f"the solver is for connect4, not for {games[0].name}; use search or random as the opponent")

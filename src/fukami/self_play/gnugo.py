@@ -13,10 +13,36 @@ PROGRAM = "gnugo"
 OPTIONS = ("--mode", "gtp", "--quiet", "--chinese-rules", "--positional-superko", "--forbid-suicide")
 TIMEOUT_SECONDS = 120.0  # for one command
 CLOSE_SECONDS = 5.0  # for the end of the process
+MIN_LEVEL = 0  # of playing strength; GNU Go has no maximum
 
 
 class GnuGoEndedError(Error):
     """The process of GNU Go has ended: version 3.8 crashes in some positions, such as long ladders."""
+
+
+def find_program() -> str:
+    """Find the program GNU Go, and return its path.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    program = shutil.which(PROGRAM)
+    if program is None:
+        raise UsageError(
+            "GNU Go is not installed: install Debian's package gnugo (apt install gnugo), or use another opponent: "
+            "--eval-opponent search (fukami eval: --set eval_opponent=search, fukami play: --against search)"
+        )
+    return program
+
+
+def check_level(level: int, name: str) -> None:
+    """Check a level of GNU Go; ``name`` is that of the option in the message.
+
+    Raises:
+        UsageError: the level is less than ``MIN_LEVEL``.
+    """
+    if level < MIN_LEVEL:
+        raise UsageError(f"{name} should be at least {MIN_LEVEL}, not {level}")
 
 
 class GnuGo:
@@ -27,22 +53,18 @@ class GnuGo:
     Args:
         size: number of rows and columns of the board.
         komi: points for White.
-        level: playing strength; GNU Go's own default is 10.
+        level: playing strength, from ``MIN_LEVEL``; GNU Go's own default is 10.
         seed: seed of GNU Go's random numbers.
 
     Raises:
-        UsageError: GNU Go is not installed, or the level is negative.
+        UsageError: GNU Go is not installed, or the level is too low.
         Error: GNU Go does not support the size of the board.
     """
 
     def __init__(self, size: int, komi: float, *, level: int = 1, seed: int = 0) -> None:
-        if level < 0:
-            raise UsageError(f"the level of GNU Go should be at least 0, not {level}")
-        program = shutil.which(PROGRAM)
-        if program is None:
-            raise UsageError("GNU Go is not installed: install Debian's package gnugo (apt install gnugo)")
+        check_level(level, "the level of GNU Go")
         self._process = subprocess.Popen(
-            [program, *OPTIONS, "--level", str(level), "--seed", str(seed)],
+            [find_program(), *OPTIONS, "--level", str(level), "--seed", str(seed)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

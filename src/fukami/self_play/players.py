@@ -73,7 +73,7 @@ class GnuGoPlayer:
 
     Args:
         game: size of the board and komi.
-        level: level of GNU Go, from 1.
+        level: level of GNU Go, as for :class:`GnuGo`.
         seed: random seed of the first process; each further one has the next seed.
     """
 

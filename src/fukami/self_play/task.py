@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 SCORE_WEIGHT, OWNER_WEIGHT = 0.1, 0.5  # of the losses of the score and the owners (after Wu 2019, appendix A.3)
 PREDICT_BATCH_SIZE = 1024  # positions that are searched in parallel
 MIN_PROBABILITY = 0.001  # of a move that a prediction lists
-GATING_SCORE = 0.55  # fraction of the gating match that the newest network has to win
+GATING_SCORE = 0.55  # score of the gating match that the newest network has to exceed
 
 
 class SelfPlayTask(Task):
@@ -59,8 +59,8 @@ class SelfPlayTask(Task):
         search_options: options of the search for evaluation, prediction and play.
         value_weight: weight of the loss of the value.
         ema_decay: decay of the exponential moving average of the weights, which play and predict.
-        gating_games: games of the match that a new network has to win by 55 % before it generates games, as in the
-            paper; 0: the newest network generates them.
+        gating_games: games of the match in which a new network has to score more than 55 % before it generates games,
+            as in the paper; 0: the newest network generates them.
         average_symmetries: whether evaluation, prediction and play average the network over the symmetries.
         options: optimizer, lr_schedule, epochs, eval_every and clip_norm, as for :class:`fukami.Task`; an epoch is one
             optimizer step.
@@ -220,9 +220,9 @@ class SelfPlayTask(Task):
         return SearchResult(*columns)
 
     def on_evaluation(self, metrics: Metrics) -> None:
-        """Let the newest network generate the games from now on if it wins the gating match.
+        """Let the newest network generate the games from now on if it scores more than 55 % in the gating match.
 
-        Silver et al. 2017, methods, "Evaluator": it has to win by a margin of 55 %.
+        Silver et al. 2017, methods, "Evaluator".
         """
         if not self.gating_games:
             return
