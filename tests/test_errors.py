@@ -12,11 +12,11 @@ def test_a_missing_package_is_answered_with_the_command_that_installs_it(monkeyp
     with pytest.raises(MissingPackageError) as raised, require_extra("detect", "YOLO's data.yaml"):
         import yaml  # noqa: F401
     assert str(raised.value) == (
-        "YOLO's data.yaml needs pyyaml, which is not installed: pip install 'fukami[detect]', or in a checkout "
-        "pip install '.[detect]'"
+        "YOLO's data.yaml needs pyyaml, which is not installed: pip install '.[detect]' in a checkout, or "
+        "pip install 'fukami[detect]' with an installed wheel"
     )
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(UsageError, match=r"^int8 needs onnx, .*'\.\[export\]'; or omit it$"):  # noqa: SIM117
+    with pytest.raises(UsageError, match=r"^int8 needs onnx, .*wheel; or omit it$"):  # noqa: SIM117
         with require_extra("export", "int8", "omit it"):
             from onnx import helper  # noqa: F401
 

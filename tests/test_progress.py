@@ -314,16 +314,19 @@ def test_calibration_and_export_print_what_they_do(fukami, folder, clock, lines,
     check_intervals(lines, clock.now)
 
 
-def test_each_stage_of_a_recipe_is_named(tmp_path, monkeypatch, capsys):
+def test_each_stage_of_a_recipe_is_named_and_resumed_with_the_command_of_the_recipe(tmp_path, monkeypatch, capsys):
     from fukami.detection.rcnn import RCNN
     from fukami.engine import train
     from fukami.engine.runtime import Runtime
 
     trained = []
-    monkeypatch.setattr(train, "run_training", lambda recipe, folder, options: trained.append(folder.name))
+    monkeypatch.setattr(
+        train, "run_training", lambda recipe, folder, options: trained.append((folder.name, options.resume_command))
+    )
     options = train.RunOptions("cpu", "float32", compile=False, resume=False)
     train.train_stages(RCNN(data="scenes"), tmp_path, Runtime.start("cpu", "float32"), options)
-    assert trained == ["finetune", "svm"]
+    command = f"fukami train rcnn --out {tmp_path} --resume"
+    assert trained == [("finetune", command), ("svm", command)]
     assert capsys.readouterr().err == "stage 1 of 3: finetune\nstage 2 of 3: svm\nstage 3 of 3\n"
 
 

@@ -16,6 +16,10 @@ PACKAGES = {
 }  # names of packages by the names that they are imported by, where they differ
 
 OUT_OF_MEMORY_PATTERN = re.compile("DefaultCPUAllocator|out of memory|ALLOC_FAILED|bad_alloc|Cannot allocate memory")
+# Errors of torch's DataLoader and of its worker processes, which send their batches through /dev/shm.
+SHARED_MEMORY_PATTERN = re.compile(
+    r"out of shared memory|signal: Bus error|shared memory\(shm\)|unable to (resize|write to) file <"
+)
 
 
 class Error(Exception):
@@ -66,11 +70,12 @@ def suggest_names(name: str, choices: Iterable[str]) -> str:
 
 def find_name(name: str, choices: Iterable[str]) -> str | None:
     """Find the choice that a name means: case, hyphens and underscores are ignored."""
-    plain = _simplify_name(name)
-    return next((choice for choice in choices if _simplify_name(choice) == plain), None)
+    plain = simplify_name(name)
+    return next((choice for choice in choices if simplify_name(choice) == plain), None)
 
 
-def _simplify_name(name: str) -> str:
+def simplify_name(name: str) -> str:
+    """Return a name in lower case, without hyphens and underscores."""
     return name.lower().replace("-", "").replace("_", "")
 
 
@@ -81,8 +86,8 @@ def format_names(names: Sequence[str], max_names: int = 3) -> str:
 
 
 def get_install_command(extra: str) -> str:
-    """Return the command that installs an optional dependency."""
-    return f"pip install 'fukami[{extra}]', or in a checkout pip install '.[{extra}]'"
+    """Return the commands that install an optional dependency, in a checkout and for an installed wheel."""
+    return f"pip install '.[{extra}]' in a checkout, or pip install 'fukami[{extra}]' with an installed wheel"
 
 
 @contextmanager
@@ -119,6 +124,12 @@ def is_out_of_memory(error: BaseException) -> bool:
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
         or (isinstance(error, RuntimeError) and OUT_OF_MEMORY_PATTERN.search(str(error)) is not None)
     )
+
+
+def is_out_of_shared_memory(error: BaseException) -> bool:
+    """Return whether an error means that the worker processes of a loader have filled the shared memory."""
+    text = f"{error}\n{error.__cause__}"  # the DataLoader raises another error from that of the signal
+    return isinstance(error, RuntimeError) and SHARED_MEMORY_PATTERN.search(text) is not None
 
 
 @contextmanager

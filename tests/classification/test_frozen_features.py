@@ -178,7 +178,9 @@ def test_the_command_line_has_the_same_defaults(images, weights, tmp_path, fukam
         record = json.loads((tmp_path / name / "recipe.json").read_text())
         assert record["fields"]["lr"] == lr
         assert ("--lr" in record["command"]) == (name == "given")
-    assert f"Default with --freeze: {VGG11.freeze_defaults['lr']}" in " ".join(fukami("train", "vgg11", "--help").out.split())
+    assert f"Default with --freeze: {VGG11.freeze_defaults['lr']}" in " ".join(
+        fukami("train", "vgg11", "--help").out.split()
+    )
 
 
 def test_the_head_is_trained_before_the_fine_tuning(images, weights, tmp_path):

@@ -4,10 +4,12 @@ import dataclasses
 import re
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 
 from fukami.catalogue import RECIPES
+from fukami.cli import arguments
 from fukami.cli.arguments import GROUPS, build_description
 from fukami.cli.main import COMMANDS
 from fukami.engine.recipe import get_recipe
@@ -55,6 +57,21 @@ def test_help_of_a_command(fukami, narrow, command):
     text = fukami(command, "--help").out
     assert not [word for word in ("(default: )", "None", "[STR", "[[") if word in text]
     assert max(len(line.rstrip()) for line in text.splitlines() if not line.startswith("usage:")) <= 80
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in ("train", "find-lr")])
+def test_help_of_a_command_lists_each_flag_once(fukami, narrow, monkeypatch, command):
+    known = []
+    order_words = arguments.order_words
+
+    def record(words, flags, prog):
+        known.extend(flag.flag for flag in flags)
+        return order_words(words, flags, prog)
+
+    monkeypatch.setattr(arguments, "order_words", record)
+    text = fukami(command, "--help").out
+    listed = re.findall(r"^  (--[a-z][a-z-]*|[A-Z]+\b)", text, re.MULTILINE)
+    assert Counter(listed) == Counter(known)
 
 
 def test_groups_name_fields_that_exist():

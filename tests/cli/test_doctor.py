@@ -345,3 +345,63 @@ def test_splits_of_a_csv(doctor, data):
     for split in ("", "trian"):
         result = doctor(write_csv(data, *rows, f"cat/new.png,cat,{split}", header=header))
         assert result.json[0]["problem"] == "no split"
+
+
+# images without annotations
+
+
+@pytest.fixture
+def plain(tmp_path):
+    """A folder of four images without annotations and classes."""
+    for index in range(4):
+        save_noise_image(tmp_path / "plain" / f"{index}.png", index)
+    return tmp_path / "plain"
+
+
+def test_images_without_annotations(doctor, plain):
+    """They are the usual dataset of DCGAN: classes are not expected."""
+    (plain / "README.md").write_text("notes next to the images")
+    result = doctor(plain)
+    assert (result.status, result.out) == (0, "")
+    assert result.err == "images without annotations: 4 images; for dcgan\nno problem among 4 readable images\n"
+
+
+def test_problems_of_images_without_annotations(doctor, plain, tmp_path):
+    (plain / "half.png").write_bytes((plain / "0.png").read_bytes()[:300])
+    (plain / "link.png").symlink_to("nowhere.png")
+    Image.open(plain / "1.png").save(plain / "copy.bmp")
+    save_noise_image(plain / "dot.png", 80, side=4)
+    result = doctor(plain)
+    assert result.status == 1
+    problems = {Path(line["file"]).name: (line["problem"], line["detail"]) for line in result.json}
+    assert {name: problem for name, (problem, _) in problems.items()} == {
+        "half.png": "broken", "link.png": "broken", "copy.bmp": "duplicate", "dot.png": "tiny"}  # fmt: skip
+    assert "is the same image as" in problems["copy.bmp"][1]
+    assert str(plain / "1.png") in problems["copy.bmp"][1]
+    assert result.err.splitlines()[-1] == (
+        "fukami: 4 problems among 6 readable images: 2 broken, 1 duplicate, 1 tiny; problems.jsonl lists each"
+    )
+    (plain / "link.png").unlink()
+    shutil.make_archive(str(tmp_path / "packed"), "zip", plain)  # a top folder would be a class
+    assert {line["file"] for line in doctor("packed.zip").json} == {
+        f"packed.zip/{name}" for name in ("half.png", "copy.bmp", "dot.png")
+    }
+
+
+def test_too_few_images_for_a_training(doctor, plain):
+    """Two are enough, as for DCGAN."""
+    (plain / "0.png").unlink()
+    (plain / "1.png").unlink()
+    assert doctor(plain).status == 0
+    (plain / "2.png").unlink()
+    problem = get_only_problem(doctor(plain))
+    assert (problem["problem"], problem["file"]) == ("too few", str(plain))
+    assert problem["detail"] == "has 1 readable image; training needs at least 2"
+
+
+def test_missing_annotations_of_images(fukami, plain, tmp_path):
+    """With --annotations, images alone are a problem."""
+    (tmp_path / "annotations").mkdir()
+    result = fukami("doctor", "--images", plain, "--annotations", "annotations")
+    assert result.status == 1
+    assert result.json[0]["problem"] == "empty"

@@ -49,7 +49,7 @@ def test_every_command_has_help(fukami, command):
 def test_options_of_train_are_these(fukami):
     """Snapshot of the options, so that additions and renames are noticed."""
     text = fukami("train", "deep-convnet", "--help").out
-    options = {word.strip(",;.") for word in text.split() if re.match("--[a-z]", word)}
+    options = {word.strip(",;.:") for word in text.split() if re.match("--[a-z]", word)}
     run = {
         "--help",
         "--out",
@@ -82,6 +82,17 @@ def test_list(fukami):
     assert "resnet152 " not in result.out  # no measured result
     lines = fukami("list", "--all").out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == list(RECIPES)
+
+
+def test_list_with_a_word(fukami):
+    """All recipes that contain it, without case, hyphens and underscores, or an error with the nearest names."""
+    for word in ("vgg1", "VGG-1"):
+        lines = fukami("list", word).out.splitlines()
+        assert [line.split()[0] for line in lines] == ["recipe", *(name for name in RECIPES if "vgg1" in name)]
+    assert fukami("list", "resnet-50-fpn").out.splitlines()[1].startswith("faster-rcnn-resnet50-fpn ")
+    result = fukami("list", "segnte")
+    assert (result.status, result.out) == (2, "")
+    assert "unknown recipe 'segnte'; did you mean 'segnet-" in result.err
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from fukami.catalogue import RECIPES
 from fukami.cli import argument_checks
 from fukami.cli.main import COMMANDS
 from fukami.cli.train import list_memory_fixes
+from fukami.data.loader import InMemoryLoader
+from fukami.data.streaming import FileStreamingLoader
 from fukami.engine import checkpoint
 from fukami.errors import Error, suggest_memory_fixes
 
@@ -33,6 +36,9 @@ MISTAKES = [
     ("train resnet18 --batch 8", "did you mean --batch-size?"),
     ("train resnet18 --epoch 8", "did you mean --epochs?"),
     ("train resnet18 -o out", "did you mean --out?"),
+    ("train resnet18 --num-workers 2", "--num-workers; streamed images are decoded by one worker process per"),
+    ("train dqn --num-workers 2", "unknown option --num-workers; fukami train dqn --help lists the options"),
+    ("eval deep-convnet --num-workers 2", "unknown option --num-workers; fukami eval --help lists the options\n"),
     ("train resnet18 --foo", "unknown option --foo; fukami train resnet18 --help lists the options"),
     ("train resnet18 --epochs ten", "--epochs takes a whole number, not 'ten'"),
     ("train resnet18 --epochs 3.5", "--epochs takes a whole number"),
@@ -54,7 +60,8 @@ MISTAKES = [
     ("train resnet18 --out text.txt --data digits", "text.txt"),
     ("find-lr", "name the recipe first"),
     ("find-lr deep-convnet --min-lr low", "--min-lr takes a number"),
-    ("list resnet18", "unexpected argument 'resnet18'"),
+    ("list resnte", "unknown recipe 'resnte'; did you mean 'resnet"),
+    ("list resnet18 vgg16", "unexpected argument 'vgg16'"),
     ("board", "FOLDER must be specified"),
     ("board missing", "missing"),
     ("eval", "at least one run"),
@@ -252,7 +259,11 @@ CPU_MESSAGE = (
             "lower --batch-size or --size, raise --accumulate or add --activation-checkpointing",
         ),
         ("fcn32s-vgg16", "", "lower --batch-size or --min-size, raise --accumulate or add --activation-checkpointing"),
+        ("dcgan", "", "lower --batch-size or --size"),
+        ("rcnn", "", "lower --batch-size or --size or --min-size or raise --accumulate"),
+        ("rcnn-svm", "", "lower --size or --min-size"),
         ("dqn", "", "lower --batch-size or --buffer-size"),
+        ("alphago-policy", "", "lower --batch-size"),
         ("neural-style", "", "lower --size"),
     ],
 )
@@ -280,10 +291,11 @@ def test_out_of_memory_in_evaluation_and_in_other_commands(fukami, monkeypatch):
 
     monkeypatch.setattr("fukami.classification.task.ClassificationTask.evaluate", fail)
     result = fukami("eval", "deep-convnet", "--data", "digits")
-    assert (result.status, result.err) == (
-        1,
-        "fukami: the machine has no memory; lower the batch size, as in --set batch_size=8\n",
-    )
+    fixes = "stream the images with --set memory_limit=0, use --precision bfloat16 or close other programs"
+    assert (result.status, result.err) == (1, f"fukami: the machine has no memory; {fixes}\n")
+    options = ("--set", "memory_limit=0", "--precision", "bfloat16", "--views", "2")
+    result = fukami("eval", "deep-convnet", "--data", "digits", *options)
+    assert result.err == "fukami: the machine has no memory; lower --views or close other programs\n"
     monkeypatch.setattr("fukami.engine.export.export_run", fail)
     result = fukami("export", "deep-convnet", "--to", "onnx")
     expected = "fukami: the machine has no memory; use fewer or smaller images or close other programs\n"
@@ -315,3 +327,31 @@ def test_an_error_of_the_system_is_no_bug(fukami, monkeypatch):
     monkeypatch.setattr("fukami.engine.export.export_run", fail)
     result = fukami("export", "deep-convnet", "--to", "onnx")
     assert (result.status, result.err) == (1, "fukami: /root/x: Permission denied\n")
+
+
+def test_the_advice_for_an_evaluation_streams_the_images(digit_files):
+    """It holds none of them in memory."""
+    recipe = get_recipe("deep-convnet")(data=str(digit_files), convention="image")
+    assert isinstance(recipe.load_eval_data().eval_batches, InMemoryLoader)
+    assert isinstance(replace(recipe, memory_limit=0.0).load_eval_data().eval_batches, FileStreamingLoader)
+
+
+@pytest.mark.parametrize(
+    ("message", "cause"),
+    [
+        ("DataLoader worker (pid 7) exited unexpectedly", "DataLoader worker (pid 7) is killed by signal: Bus error."),
+        ("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out "
+         "of shared memory. Please try to raise your shared memory limit.", None),
+        ("Caught RuntimeError in DataLoader worker process 0.\nunable to allocate shared memory(shm) for file", None),
+        ("unable to resize file <filename not specified> to the right size: No space left on device (28)", None),
+    ],
+)  # fmt: skip
+def test_full_shared_memory_is_no_bug(fukami, monkeypatch, message, cause):
+    def fail(*arguments):
+        raise RuntimeError(message) from cause and RuntimeError(cause)
+
+    monkeypatch.setattr("fukami.classification.task.ClassificationTask.step", fail)
+    result = fukami("train", "deep-convnet", "--epochs", "1")
+    assert result.status == 1
+    assert "filled the shared memory /dev/shm; enlarge it (in Docker: --shm-size 8g), or start fewer" in result.err
+    assert "this is a bug" not in result.err

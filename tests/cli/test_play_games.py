@@ -15,6 +15,7 @@ from rich.console import Console
 from fukami import get_recipe
 from fukami.cli.play_terminal import TerminalGame, render_board
 from fukami.engine import checkpoint
+from fukami.self_play import evaluation
 from fukami.self_play.connect_four import ConnectFour
 from fukami.self_play.gnugo import GnuGo
 from fukami.self_play.go import Go
@@ -164,6 +165,25 @@ def test_match_against_random_moves(fukami, untrained_runs, tmp_path):
     assert fukami(*arguments, "--seed", 1, "--opening-moves", 6).json[0]["mean_length"] != values["mean_length"]
 
 
+@pytest.mark.parametrize(("options", "board"), [([], "go5"), (["game=go7"], "go7"), (["game=go5"], "go5")])
+def test_the_board_of_a_run_with_several_boards(fukami, untrained_runs, tmp_path, monkeypatch, options, board):
+    """The first one of the training, or the one that --set names, in evaluation, prediction and play."""
+    run, boards, play = untrained_runs / "go", [], evaluation.match.play_match
+    monkeypatch.setattr(
+        evaluation.match, "play_match", lambda game, *args, **kwargs: boards.append(game) or play(game, *args, **kwargs)
+    )
+    values = (*options, "simulations=0")
+    result = fukami("eval", run, "--device", "cpu", "--set", *values, "eval_opponent=random", "eval_games=2")
+    assert result.status == 0, result.err
+    assert [game.name for game in boards] == [board]
+    (tmp_path / "game.sgf").write_text(f"(;GM[1]SZ[{board[2:]}];B[aa])")
+    predictions = fukami("predict", run, "game.sgf", "--device", "cpu", "--set", *values).json
+    assert [prediction["line"] for prediction in predictions] == [1, 2]
+    match = ("--against", "random", "--games", 2, "--device", "cpu")
+    assert fukami("play", run, *match, "--set", *values).json[0]["game"] == board
+    assert fukami("play", run, *match, "--game", board, "--simulations", 0).json[0]["game"] == board
+
+
 def test_match_against_another_run(fukami, untrained_runs, tmp_path):
     folder = untrained_runs / "go"
     arguments = ("play", folder, "--against", folder, "--device", "cpu", "--game", "go5", "--simulations", 2)
@@ -202,8 +222,9 @@ def test_match_against_the_solver(fukami, untrained_runs):
         ("connect4", "--against random --color second", "--color is for a game in the terminal"),
         ("connect4", "--against random --level 3", "--level is for GNU Go"),
         ("connect4", "--against random --games 0", "--games should be at least 1"),
-        ("connect4", "--against random --opening-moves -1", "--opening-moves and --level at least 0"),
-        ("connect4", "--simulations -1", "--simulations, --opening-moves and --level at least 0"),
+        ("connect4", "--against random --opening-moves -1", "--simulations and --opening-moves at least 0"),
+        ("connect4", "--simulations -1", "--simulations and --opening-moves at least 0"),
+        ("go", "--against gnugo --level -1", "--level should be at least 0, not -1"),
         ("connect4", "--against random --opening-moves 42", "42 random moves usually end a game of connect4"),
         ("connect4", "--color yellow", "--color takes one of first, second"),
         ("connect4", "--episodes 2", "--episodes is for an agent"),

@@ -173,6 +173,20 @@ def make(request):
     return lambda family, **fields: FAMILIES[family](data, **fields)
 
 
+def test_a_training_on_the_cpu_does_not_start_cuda(digit_files, tmp_path, monkeypatch):
+    """It would take memory of a GPU that other processes use."""
+
+    def fail():
+        raise AssertionError("CUDA is started")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "_lazy_init", fail)
+    small = {"widths": (4, 4, 8, 8, 8, 8), "hidden": 16, "batch_size": 8, "epochs": 1, "convention": "image"}
+    recipe = package.get_recipe("deep-convnet")(data=str(digit_files), memory_limit=0.0, **small)
+    package.train(recipe, tmp_path / "run", device="cpu", precision="float32")
+    package.train(recipe, tmp_path / "run", device="cpu", precision="float32", resume=True)
+
+
 def prepare_training(recipe, device, precision, folder):
     """Prepare the task, the iterator of its batches and the data of a recipe on a device."""
     runtime = Runtime.start(device, precision)

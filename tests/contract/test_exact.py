@@ -348,6 +348,21 @@ def test_the_manifest_reports_all_kinds_of_changes(tmp_path):
     assert "is missing or does not belong" in manifest.compare(tmp_path, digest)
 
 
+def test_a_manifest_is_replaced_when_the_new_one_is_complete(tmp_path, monkeypatch):
+    items = [("a.png", 1, b"a"), ("b.png", 2, b"b")]
+    Manifest({"train": ListLoader(items)}, ("x",)).write(tmp_path)
+    contents = read_files(tmp_path)
+
+    def fail(self):
+        yield b"incomplete"
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Manifest, "_iterate_lines", fail)
+    with pytest.raises(WriteError, match=r"manifest\.jsonl cannot be written"):
+        Manifest({"train": ListLoader(items[:1])}, ("x",)).write(tmp_path)
+    assert read_files(tmp_path) == contents
+
+
 @pytest.mark.parametrize("memory", [4.0, 0.0], ids=["memory", "stream"])
 @pytest.mark.parametrize("change", ["deleted", "unreadable"])
 def test_files_deleted_or_unreadable_in_mid_epoch(change, memory, digit_files, tmp_path, monkeypatch, caplog):

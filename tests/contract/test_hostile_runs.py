@@ -257,6 +257,38 @@ def test_the_url_of_a_runs_dataset_is_not_contacted(listener, fukami, trained, t
     assert fukami("eval", "run", "--data", "digits").status == 0
 
 
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "cifar100"])
+def test_the_built_in_dataset_of_a_run_is_not_downloaded(name, fukami, trained, tmp_path, monkeypatch):
+    """Only a user downloads it, with --data."""
+    downloads = []
+
+    def download(*arguments, **options):
+        downloads.append(name)
+        raise RuntimeError("no network")
+
+    for dataset in ("MNIST", "CIFAR10", "CIFAR100"):
+        monkeypatch.setattr(f"torchvision.datasets.{dataset}", download)
+    monkeypatch.setenv("FUKAMI_DATA", str(tmp_path / "data"))
+    run = copy_run(trained, tmp_path / "run")
+    fields = json.loads((run / "recipe.json").read_text())["fields"]
+    change_record(run, fields=fields | {"data": name})
+    for command in (
+        ["eval", "run"],
+        ["export", "run", "--to", "int8", "--out", "exported"],
+        ["eval", "run", "--precision", "int8"],
+        ["eval", "run", "--precision", "all"],
+        ["train", "deep-convnet", "--out", "run", "--resume"],
+    ):
+        result = fukami(*command)
+        assert result.status == 2, result.err
+        assert f"use --data {name} (fukami export: --calibration {name})" in result.err
+    with pytest.raises(UsageError, match=f"--data {name}"):
+        package.load(run).evaluate()
+    assert not downloads
+    assert "no network" in fukami("eval", "run", "--data", name).err
+    assert downloads
+
+
 def test_the_local_dataset_of_a_run_is_logged(fukami, trained, digit_files, tmp_path, caplog):
     run = copy_run(trained, tmp_path / "run")
     fields = json.loads((run / "recipe.json").read_text())["fields"]

@@ -6,6 +6,7 @@ import io
 import json
 import lzma
 import os
+import resource
 import shutil
 import stat
 import struct
@@ -23,7 +24,7 @@ from fukami import Error
 from fukami.data import archives, captions, coco, image_folder, mnist, tar, voc, yaml_file, yolo
 from fukami.data.sources import identify_source
 from fukami.detection import data as detection_data
-from fukami.engine import pretrained
+from fukami.engine import pretrained, tensor_files
 from fukami.segmentation import data as segmentation_data
 from fuzz_cases import LAUGHS, OUTSIDE, QUADRATIC, create_archive_bomb, create_png
 
@@ -508,6 +509,30 @@ def test_compressed_weights_are_rejected(tmp_path):
     with pytest.raises(Error, match=r"it is compressed, which torch\.save never does"):
         pretrained.read_state_dict(tmp_path / "x.pth")
     assert pretrained.read_state_dict(stored)["a"].shape == (1 << 20,)
+
+
+def test_huge_weights_are_rejected_before_they_are_read(tmp_path, monkeypatch):
+    """Sparse files, which take no disk space, by their size or their header."""
+    monkeypatch.setattr(tensor_files, "MAX_SAFETENSORS_BYTES", 1 << 31)
+    monkeypatch.setattr(tensor_files, "MAX_TORCH_BYTES", 1 << 29)
+    monkeypatch.setattr(tensor_files, "MAX_TENSOR_BYTES", 1 << 29)
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1 << 28], "data_offsets": [0, 1 << 30]}}).encode()
+    content = struct.pack("<Q", len(header)) + header
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for name, start, size, message in (
+        ("a.safetensors", content, len(content) + (1 << 30), r"a is \(268435456,\), which is 1,073,741,824 bytes"),
+        ("b.safetensors", b"", (1 << 31) + 1, "has 2,147,483,649 bytes, more than 2,147,483,648"),
+        ("c.pth", b"PK", 1 << 30, "has 1,073,741,824 bytes, more than 536,870,912"),
+    ):
+        with (tmp_path / name).open("wb") as file:
+            file.write(start)
+            file.truncate(size)
+        with pytest.raises(Error, match=message):
+            pretrained.read_state_dict(tmp_path / name)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
+    os.mkfifo(tmp_path / "pipe.pth")
+    with pytest.raises(Error, match="is not a regular file"):
+        pretrained.read_state_dict(tmp_path / "pipe.pth")
 
 
 def test_the_advice_of_torch_to_disable_weights_only_is_not_repeated(tmp_path):

@@ -542,6 +542,19 @@ def test_atari_episodes_start_with_up_to_30_noops():
 
 
 @ATARI
+@pytest.mark.parametrize("name", ["breakout", "ms_pacman"])
+def test_at_most_30_frames_precede_an_atari_episode(name):
+    """Extended data table 1: no-op max. Breakout has a fire button, Ms. Pac-Man has none."""
+    envs = env_registry.make_envs(name, 1)
+    count, seed = 0, 40
+    while count < 30 and seed < 240:  # seed 45 has 30 frames
+        _, info = envs.envs.reset(seed=np.array([seed]))
+        count, seed = int(info["episode_frame_number"][0]), seed + 1
+    envs.close()
+    assert count == 30
+
+
+@ATARI
 def test_atari_actions_last_four_frames_without_sticky_actions():
     """Rewards, not clipped, equal those of an emulator stepped frame by frame."""
     import gymnasium

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 import signal
 from pathlib import Path
 
@@ -23,7 +24,14 @@ from fukami.style import data as style_data
 from fukami.style import losses as style_losses
 from fukami.style.lbfgs import LBFGS
 from fukami.style.neural_style import NeuralStyle
-from fukami.style.task import RANGE_PENALTY_WEIGHT, STYLE_WEIGHT, StyleInputs, compute_level_sizes, load_image
+from fukami.style.task import (
+    RANGE_PENALTY_WEIGHT,
+    STYLE_WEIGHT,
+    StyleInputs,
+    StyleTransferTask,
+    compute_level_sizes,
+    load_image,
+)
 
 # style layers and content layer: the ReLUs among torchvision's features
 LAYERS = {"vgg16": ([1, 6, 11, 18, 25], 20), "vgg19": ([1, 6, 11, 20, 29], 22)}
@@ -212,6 +220,17 @@ def test_lbfgs_limits_the_change_of_a_step():
         change = (value.detach() - before).abs().max().item()
         assert change == pytest.approx(0.02, rel=1e-4) if step == 0 else change <= 0.1 * 1.0001
     assert (scale * (value - 0.5) ** 2).sum() < 0.02 * (scale * (torch.tensor(0.25))).sum()
+
+
+def test_lbfgs_with_a_gradient_of_0():
+    """Such as that of an image in its own style; a later gradient is used."""
+    value = torch.ones(2, requires_grad=True)
+    optimizer = LBFGS([value])
+    for target in (1.0, 0.0):
+        optimizer.zero_grad()
+        ((value - target) ** 2).sum().backward()
+        optimizer.step()
+        torch.testing.assert_close(value.detach(), torch.full((2,), 1.0 if target else 0.98))
 
 
 def test_level_sizes_from_coarse_to_fine():
@@ -443,6 +462,39 @@ def test_the_command_does_not_overwrite_its_inputs(fukami, images):
     result = fukami("stylize", __file__, "--style", images / "style.png", "--out", "art.png")
     assert result.status == 1
     assert "test_neural_style.py is not an image" in result.err
+
+
+@pytest.mark.parametrize(("step", "colors"), [(2, "content"), (6, "style")])  # before the first preview, and after it
+def test_a_stopped_command_writes_the_current_image(fukami, images, monkeypatch, step, colors):
+    """The command that it prints continues the run."""
+    tasks, steps = [], []
+    do_step = StyleTransferTask.step
+
+    def step_and_stop(task, batch):
+        metrics = do_step(task, batch)
+        steps.append(metrics)
+        task.content_image = batch.content  # render_image needs it before the first evaluation
+        if len(steps) == step:
+            tasks.append(task)
+            signal.raise_signal(signal.SIGINT)
+        return metrics
+
+    options = ("--iterations", 8, "--eval-every", 4, "--colors", colors)
+    assert fukami(*build_command(images, "full.png", *options)).status == 0
+    monkeypatch.setattr(StyleTransferTask, "step", step_and_stop)
+    result = fukami(*build_command(images, "my art.png", *options))
+    assert (result.status, result.out) == (130, "")
+    current = np.asarray(tasks[0].render_image())
+    assert np.array_equal(image_io.read_image("my art.png"), current)
+    preview = Path("my art.run", "preview.png")
+    assert not np.array_equal(image_io.read_image(preview), current) if step > 4 else not preview.exists()
+    assert result.err.count("my art.png contains the current image\n") == 1
+    assert result.err.count("resume") == 2  # "resume with:" and the flag
+    program, *words = shlex.split(result.err.partition("resume with: ")[2].splitlines()[0])
+    assert (program, words[0]) == ("fukami", "stylize")
+    assert fukami(*words).status == 0
+    assert np.array_equal(image_io.read_image("my art.png"), image_io.read_image("full.png"))
+    assert not Path("my art.run").exists()
 
 
 @pytest.mark.slow

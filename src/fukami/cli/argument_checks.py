@@ -35,12 +35,14 @@ SYNONYMS = {
     "val-fraction": "val-split validation-split",
     "patience": "early-stopping",
     "eval-every": "val-interval val-freq validate-every",
-    "processes": "nproc nproc-per-node num-gpus workers num-workers",
+    "processes": "nproc nproc-per-node num-gpus",
     "views": "tta",
     "to": "format",
     "frame-interval": "vid-stride",
     "num-samples": "n num-images count",
 }
+# Names of other tools for the number of worker processes of a loader, which no option sets here.
+WORKER_OPTIONS = ("workers", "num-workers", "n-workers", "dataloader-num-workers")
 DESCRIPTIONS: dict[object, str] = {int: "a whole number", float: "a number"}
 SWITCH_VALUES = ("true", "false", "yes", "no", "on", "off")
 
@@ -219,11 +221,14 @@ def _build_option_error(flag: str, flags: Iterable[str], prog: str) -> UsageErro
     known = [option.removeprefix("--") for option in flags]
     matches = [option for option in known if name in SYNONYMS.get(option, "").split()]
     matches = matches or [option for option in known if option == f"{name}s" or name == f"{option}s"]
-    matches = matches or difflib.get_close_matches(name[:100], known)
+    if name not in WORKER_OPTIONS:
+        matches = matches or difflib.get_close_matches(name[:100], known)
     hint = f"{prog} --help lists the options"
     if matches:
         hint = f"did you mean {' or '.join(f'--{match}' for match in matches)}?"
-    elif "set" in known:
+    elif name in WORKER_OPTIONS and "memory-limit" in known:
+        hint = "streamed images are decoded by one worker process per available CPU core, at most 16"
+    elif "set" in known and name not in WORKER_OPTIONS:
         hint += f", and --set {name[:100].replace('-', '_')}=VALUE changes a field of the run's recipe"
     return UsageError(f"unknown option {flag[:100]}; {hint}")
 

@@ -98,7 +98,9 @@ def parse_recipe_arguments(
     }
     words = order_words(arguments, known, prog)
     parsed: object = tyro.cli(
-        dataclasses.make_dataclass("Options", [(group, describe_argument(group, kind, "")) for group, kind in kinds.items()]),
+        dataclasses.make_dataclass(
+            "Options", [(group, describe_argument(group, kind, "")) for group, kind in kinds.items()]
+        ),
         args=words,
         prog=prog,
         description=build_description(recipe),
@@ -192,12 +194,14 @@ def _build_metavar(name: str, kind: object) -> str | None:
     positional = typing.get_origin(kind) is Annotated
     kind = typing.get_args(kind)[0] if positional else kind
     options = [part for part in typing.get_args(kind) if part is not types.NoneType]
-    if isinstance(kind, types.UnionType) and len(options) == 1:
+    if isinstance(kind, types.UnionType) and len(options) == 1 and not positional:
         return _build_metavar(name, options[0]) or options[0].__name__.upper()
     if typing.get_origin(kind) is tuple and typing.get_args(kind)[-1] is ...:
         return f"{name.upper() if positional else typing.get_args(kind)[0].__name__.upper()} ..."
-    if positional or name == "data":
-        return "DATASET" if name == "data" else name.upper()
+    if positional:
+        return name.upper()
+    if name == "data":
+        return "DATASET"
     return None
 
 

@@ -34,7 +34,7 @@ def command(arguments: list[str]) -> None:
         Args:
             data: Built-in dataset (mnist, voc2007, camvid ...), folder of images by class (with or without train, val
                 and test) or an archive of it, CSV file with the columns path, label and optionally split, shards,
-                images with boxes (VOC, COCO, YOLO), masks or captions, or games of Go (SGF).
+                images with boxes (VOC, COCO, YOLO), masks, captions or no annotations, or games of Go (SGF).
             images: Folder of the images, with --annotations instead of DATA.
             annotations: Folder or file of the annotations of --images.
             out: File for the list of all problems, a JSON object per line; written only if there is any.
@@ -81,6 +81,7 @@ def validate_source(source: "DataSource") -> "Findings":
     from fukami.classification import checks as classification_checks
     from fukami.data import findings
     from fukami.detection import checks as detection_checks
+    from fukami.generation import checks as generation_checks
     from fukami.segmentation import checks as segmentation_checks
 
     checks: dict[Kind, Callable[[DataSource, Findings], Iterator[tuple[ImageItem, bytes]]]] = {
@@ -88,15 +89,19 @@ def validate_source(source: "DataSource") -> "Findings":
         "masks": segmentation_checks.check_samples,
         "captions": captioning_checks.check_samples,
         "labels": classification_checks.check_samples,
+        "images": generation_checks.check_samples,
     }
-    if source.has("games") and not any(map(source.has, checks)):
+    kinds: tuple[Kind, ...] = ("boxes", "masks", "captions", "labels", "games", "images")
+    if source.images:  # there should be annotations of them
+        kinds = kinds[:-1]
+    kind: Kind = next(filter(source.has, kinds), "labels")  # whose checks report what is wrong with any other source
+    if kind == "games":
         from fukami.self_play.checks import check_games
 
         return check_games(source)
-    kind: Kind = next(filter(source.has, checks), "labels")  # whose checks report what is wrong with any other source
     report = findings.Findings()
     findings.check_duplicates(checks[kind](source, report), report)
-    if kind != "captions":
+    if kind not in ("captions", "images"):
         findings.check_classes(report)
     if kind == "boxes" and source.has("masks"):
         masks = findings.Findings()

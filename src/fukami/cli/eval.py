@@ -13,6 +13,7 @@ from fukami.errors import UsageError, suggest_memory_fixes
 
 if TYPE_CHECKING:
     from fukami.classification.precision_comparison import PrecisionResult
+    from fukami.engine.recipe import Recipe
 
 
 def command(arguments: list[str]) -> None:
@@ -82,9 +83,9 @@ def command(arguments: list[str]) -> None:
         from fukami.classification.task import set_num_views
 
         set_num_views(task, views)
-        eval_data = run_recipe.load_eval_data()
-        batches = eval_data.eval_batches
-        with suggest_memory_fixes("lower the batch size, as in --set batch_size=8"):
+        with suggest_memory_fixes(*_list_memory_fixes(run_recipe, precision_name, views)):
+            eval_data = run_recipe.load_eval_data()
+            batches = eval_data.eval_batches
             result = {**task.evaluate(batches), "split": eval_data.eval_split}
         if out:
             from fukami.engine import report
@@ -96,6 +97,18 @@ def command(arguments: list[str]) -> None:
         print(json.dumps({**result, **summary}))
 
     run_cli(run, arguments, "fukami eval")
+
+
+def _list_memory_fixes(recipe: "Recipe", precision: str, views: int) -> list[str]:
+    """List the options that reduce the memory of an evaluation, whose batch size is fixed."""
+    from fukami.engine.supervised import SplitLoading
+
+    fixes = ["lower --views"] if views > 1 else []
+    if isinstance(recipe, SplitLoading) and vars(recipe)["memory_limit"] > 0:
+        fixes.append("stream the images with --set memory_limit=0")
+    if precision == "float32":
+        fixes.append("use --precision bfloat16")
+    return [*fixes, "close other programs"]
 
 
 def _report_precisions(

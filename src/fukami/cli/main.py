@@ -17,6 +17,7 @@ from fukami.errors import (
     build_unknown_error,
     escape_controls,
     is_out_of_memory,
+    is_out_of_shared_memory,
 )
 
 Precision = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
@@ -95,6 +96,11 @@ def _describe_environment_error(error: Exception) -> str:
     """Describe an error of the machine, such as a full memory or a folder without permission; empty for a bug."""
     if is_out_of_memory(error):
         return str(build_memory_error(error, ("use fewer or smaller images", "close other programs")))
+    if is_out_of_shared_memory(error):
+        return (
+            "the worker processes that decode images have filled the shared memory /dev/shm; enlarge it (in Docker: "
+            "--shm-size 8g), or start fewer workers, of which there is one per CPU core: taskset -c 0,1 fukami ..."
+        )
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     return ""

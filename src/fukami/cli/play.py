@@ -52,12 +52,15 @@ class PlayOptions:
         Raises:
             UsageError: one is out of range.
         """
+        from fukami.self_play import gnugo
+
         if self.episodes < 1 or self.max_seconds <= 0 or not 0 <= self.epsilon <= 1:
             raise UsageError(
                 "--episodes should be at least 1, --max-seconds more than 0, and --epsilon between 0 and 1"
             )
-        if self.games < 1 or min(self.simulations or 0, self.opening_moves or 0, self.level) < 0:
-            raise UsageError("--games should be at least 1; --simulations, --opening-moves and --level at least 0")
+        if self.games < 1 or min(self.simulations or 0, self.opening_moves or 0) < 0:
+            raise UsageError("--games should be at least 1; --simulations and --opening-moves at least 0")
+        gnugo.check_level(self.level, "--level")
 
     def check_unused(self, names: Sequence[str], purpose: str) -> None:
         """Check that options that do not apply have their default values.

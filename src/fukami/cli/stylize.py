@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -40,8 +41,8 @@ def command(arguments: list[str]) -> None:
     class StylizeRecipe(NeuralStyle):
         """Optimize an image for the content of one image and the style of others (Gatys et al. 2016).
 
-        During optimization, a run folder next to the output contains the current image as preview.png. Ctrl-C saves the
-        current image and keeps the run, which --resume continues. Prints one JSON object.
+        During optimization, a run folder next to the output contains preview.png, the image of the last evaluation.
+        Ctrl-C saves the current image and keeps the run, which --resume continues. Prints one JSON object.
 
         Example:
             fukami stylize photograph.jpg --style artwork.jpg --out stylized.png
@@ -54,11 +55,12 @@ def command(arguments: list[str]) -> None:
 
     recipe, options = parse_recipe_arguments(StylizeRecipe, StylizeOptions, arguments, "fukami stylize")
     fields = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
-    stylize(NeuralStyle(**fields), options)
+    words = [word for word in arguments if word != "--resume"]
+    stylize(NeuralStyle(**fields), options, shlex.join(["fukami", "stylize", "--resume", *words]))
 
 
-def stylize(recipe: "NeuralStyle", options: StylizeOptions) -> None:
-    """Train the recipe in a temporary run folder, and save its image.
+def stylize(recipe: "NeuralStyle", options: StylizeOptions, resume_command: str) -> None:
+    """Train the recipe in a temporary run folder, and save its image; ``resume_command`` continues it after a stop.
 
     Raises:
         UsageError: the output file has another format, cannot be created, or would overwrite an input.
@@ -80,12 +82,15 @@ def stylize(recipe: "NeuralStyle", options: StylizeOptions) -> None:
         raise UsageError(f"{folder} contains an interrupted run; continue it with --resume, or remove the folder")
     try:
         is_resumed = (folder / "recipe.json").is_file()
-        run_options = RunOptions(options.device, options.precision, compile=False, resume=is_resumed)
+        run_options = RunOptions(
+            options.device, options.precision, compile=False, resume=is_resumed, resume_command=resume_command
+        )
         with suggest_memory_fixes(*list_memory_fixes(recipe)):
             metrics = run_training(recipe, folder, run_options)
     except (KeyboardInterrupt, SystemExit):
-        if _save_preview(folder, out):
-            print(f"{out} contains the current image; --resume continues the run", file=sys.stderr)
+        if (folder / "weights.safetensors").is_file():
+            _save_image(recipe, folder, out)
+            print(f"{out} contains the current image", file=sys.stderr)
         raise
     except UsageError:  # another process may use the run
         raise
@@ -93,19 +98,18 @@ def stylize(recipe: "NeuralStyle", options: StylizeOptions) -> None:
         if not (folder / "last.ckpt").exists():
             shutil.rmtree(folder, ignore_errors=True)
         raise
-    _save_preview(folder, out)
+    _save_image(recipe, folder, out)
     shutil.rmtree(folder)
     result = {"file": recipe.content, "style": recipe.style, "image": str(out), **metrics}
     print(json.dumps(result, ensure_ascii=False))
 
 
-def _save_preview(folder: Path, out: Path) -> bool:
-    """Save the current image of a run to ``out``; return whether there is one."""
-    from PIL import Image
+def _save_image(recipe: "NeuralStyle", folder: Path, out: Path) -> None:
+    """Save the image of a run's last checkpoint to ``out``."""
+    from fukami.engine import checkpoint
+    from fukami.style.task import StyleTransferTask
 
-    preview = folder / "preview.png"
-    if not preview.is_file():
-        return False
-    with Image.open(preview) as image:
-        image.save(out, quality=95)
-    return True
+    task = checkpoint.load_task(folder, device="cpu")
+    assert isinstance(task, StyleTransferTask)
+    task.content_image = recipe.load_images().content  # has the colors, with --colors content
+    task.render_image().save(out, quality=95)

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fukami.cli.arguments import parse_recipe_arguments
 from fukami.cli.main import Precision, has_recipe_name
@@ -124,15 +124,32 @@ def train_recipes(recipes: "dict[Path, Recipe]", options: TrainOptions) -> None:
 
 
 def list_memory_fixes(recipe: "Recipe") -> list[str]:
-    """List the options of a recipe that reduce the memory of its training."""
-    names = {field.name for field in dataclasses.fields(recipe)}
-    lower = [flag for name, flag in MEMORY_FLAGS.items() if name in names]
-    fixes = [f"lower {' or '.join(lower)}"]
-    if "accumulate" in names:
+    """List the options that reduce the memory of a training, without those that the recipe rejects."""
+    from fukami.self_play.alphago_policy import AlphaGoPolicy
+
+    fields = vars(recipe)
+    flags = {name: flag for name, flag in MEMORY_FLAGS.items() if name in fields}
+    if isinstance(recipe, AlphaGoPolicy):
+        del flags["size"]  # that of the board
+    if not _accepts(recipe, "batch_size", max(1, fields.get("batch_size", 1) // 2)):
+        flags.pop("batch_size", None)
+    fixes = [f"lower {' or '.join(flags.values())}"] if flags else []
+    if _accepts(recipe, "accumulate", fields.get("accumulate", 1) + 1):
         fixes.append("raise --accumulate")
-    if "activation_checkpointing" in names and not vars(recipe)["activation_checkpointing"]:
+    if _accepts(recipe, "activation_checkpointing", True):
         fixes.append("add --activation-checkpointing")
-    return fixes
+    return fixes or ["close other programs"]
+
+
+def _accepts(recipe: "Recipe", name: str, value: Any) -> bool:
+    """Return whether a recipe has a field, with another value, and accepts this one."""
+    if vars(recipe).get(name, value) == value:
+        return False
+    try:
+        dataclasses.replace(recipe, **{name: value})
+    except Exception:  # a custom recipe may raise anything
+        return False
+    return True
 
 
 def _check_resumable(runs: list[Path], folder: Path) -> None:

@@ -25,14 +25,10 @@ def load_cifar(name: str) -> Path | tuple[tuple[ArraySplit, ArraySplit], tuple[s
     from torchvision.datasets import CIFAR10, CIFAR100
 
     reader = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
-    for folder in list_data_folders():
-        if (folder / FOLDERS[name]).is_dir():
-            break
-        for images in (folder / name, folder / f"{name}.zip"):
-            if images.exists():
-                return images
-    else:
-        folder = get_cache_folder()
+    local_path = find_local_cifar(name)
+    if local_path is not None and local_path.name != FOLDERS[name]:
+        return local_path
+    folder = get_cache_folder() if local_path is None else local_path.parent
     try:
         splits = [reader(str(folder), train=train, download=folder == get_cache_folder()) for train in (True, False)]
     except Exception as error:  # readers raise errors of any type on a corrupted file
@@ -43,3 +39,12 @@ def load_cifar(name: str) -> Path | tuple[tuple[ArraySplit, ArraySplit], tuple[s
         ) from error
     train, test = ((split.data, np.array(split.targets)) for split in splits)
     return (train, test), tuple(splits[0].classes)
+
+
+def find_local_cifar(name: str) -> Path | None:
+    """Return the folder of the original files, or the folder or archive of images; None if there is neither."""
+    for folder in list_data_folders():
+        for path in (folder / FOLDERS[name], folder / name, folder / f"{name}.zip"):
+            if path.exists():
+                return path
+    return None

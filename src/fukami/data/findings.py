@@ -123,7 +123,7 @@ class Findings:
             {label for counter in (self.annotation_counts or self.image_counts).values() for label in counter}
         )
         annotations = f" with {format_count(num_annotations, self.unit)}" if self.annotation_counts else ""
-        classes = "" if self.unit == "caption" else f" of {format_count(num_classes, 'class')}"
+        classes = "" if self.unit in ("caption", "image") else f" of {format_count(num_classes, 'class')}"
         content = f"{format_count(num_images, 'readable image')}{annotations}{classes}"
         if self.unit == "game":
             content = format_count(num_images, "readable game")

@@ -1,5 +1,6 @@
 """Manifest of a run: names, sizes and labels of its data, from which a resumed run detects changed data."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -57,17 +58,27 @@ class Manifest:
     def write(self, folder: Path) -> str | None:
         """Write the list into a run's folder for later comparison, and return its digest.
 
+        A list that is already there is replaced when the new one is complete.
+
         Raises:
-            WriteError: the file cannot be written.
+            WriteError: the file cannot be written; the old list is kept.
         """
         path = folder / MANIFEST_FILE
         if not self.splits:
             return None
+        temporary = path.with_name(f".{path.name}.tmp")
         try:
-            with path.open("wb") as file:
-                return self._hash(file.write)
+            temporary.unlink(missing_ok=True)  # left by a crash
+            with temporary.open("xb") as file:
+                digest = self._hash(file.write)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
             raise WriteError(path, error) from error
+        return digest
 
     def compare(self, folder: Path, digest: str | None) -> str:
         """Describe the differences from the list with this digest that :meth:`write` wrote into the folder."""

@@ -40,10 +40,9 @@ def load_mnist() -> tuple[tuple[UInt8Array, UInt8Array], tuple[UInt8Array, UInt8
 
 def find_mnist() -> Path:
     """Return the folder of the four files: in ``$FUKAMI_DATA``, in the cache folder, or downloaded."""
-    folders = [folder / sub for folder in list_data_folders() for sub in ("mnist", "MNIST/raw", ".")]
-    for folder in folders:
-        if all((folder / name).is_file() or (folder / f"{name}.gz").is_file() for name in CHECKSUMS):
-            return folder
+    local_folder = find_local_mnist()
+    if local_folder is not None:
+        return local_folder
     from torchvision.datasets import MNIST
 
     try:
@@ -55,6 +54,15 @@ def find_mnist() -> Path:
             "and set FUKAMI_DATA to its parent folder"
         ) from error
     return get_cache_folder() / "MNIST" / "raw"
+
+
+def find_local_mnist() -> Path | None:
+    """Return the folder of the four files in ``$FUKAMI_DATA`` or in the cache folder; None if there is none."""
+    folders = [folder / sub for folder in list_data_folders() for sub in ("mnist", "MNIST/raw", ".")]
+    for folder in folders:
+        if all((folder / name).is_file() or (folder / f"{name}.gz").is_file() for name in CHECKSUMS):
+            return folder
+    return None
 
 
 def read_idx(path: Path, md5: str) -> UInt8Array:

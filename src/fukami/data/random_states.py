@@ -32,13 +32,13 @@ def set_random_seed(seed: int) -> None:
 
 
 def get_random_states() -> RandomStates:
-    """Return the state of every random generator."""
+    """Return the state of every random generator; a GPU that is not in use is not started."""
     numpy_state = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
         "numpy": [part.tolist() if isinstance(part, np.ndarray) else part for part in numpy_state],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,  # type: ignore[no-untyped-call]
     }
 
 

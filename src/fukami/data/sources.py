@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from fukami.data import archives, captions, coco, formats, locations, parsing, shards, voc
+from fukami.data import archives, captions, cifar, coco, formats, locations, mnist, parsing, shards, voc
 from fukami.data.formats import Kind, SourceFormat
 from fukami.errors import Error, MissingPackageError, UsageError, suggest_names
 
@@ -231,6 +231,13 @@ def _find_similar_paths(spec: str) -> list[str]:
     except (OSError, ValueError):  # the folder is missing, or no name of a file
         return []
     return [str(path.with_name(name)) for name in difflib.get_close_matches(path.name[:100], names, n=3)]
+
+
+def needs_download(spec: str) -> bool:
+    """Return whether the built-in dataset ``spec`` is not on this machine, and would be downloaded."""
+    if spec in cifar.FOLDERS:
+        return cifar.find_local_cifar(spec) is None
+    return spec == "mnist" and mnist.find_local_mnist() is None
 
 
 def list_names(kind: Kind | None = None) -> list[str]:

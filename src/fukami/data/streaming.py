@@ -192,7 +192,7 @@ class StreamingLoader(BatchLoader[BatchT]):
             collate_fn=_collate,
             prefetch_factor=PREFETCH_FACTOR,
             persistent_workers=persistent,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_initialized(),  # type: ignore[no-untyped-call]
             worker_init_fn=_leave_process_group,
             generator=torch.Generator(),  # seeding the workers must not advance the run's generator
         )

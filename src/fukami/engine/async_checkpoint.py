@@ -73,7 +73,8 @@ class CheckpointWriter:
         self.wait()
         if self.is_writer:
             copies = pytree.tree_map_only(Tensor, lambda value: value.detach().clone(), (state, weights))
-            ready = torch.cuda.current_stream().record_event() if torch.cuda.is_available() else None
+            on_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+            ready = torch.cuda.current_stream().record_event() if on_gpu else None
             self.thread = threading.Thread(
                 target=self._write, args=(*copies, files, best_weights, ready), name="fukami checkpoint"
             )

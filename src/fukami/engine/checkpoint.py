@@ -56,9 +56,10 @@ RUN_FILES = (
     "weights.safetensors",
     "best.safetensors",
     "last.ckpt",
+    "manifest.jsonl",
     "preview.png",
     "report.html",
-)  # files that :func:`write_file` replaces
+)  # files that are replaced atomically
 MAX_THREADS = 1024  # maximum number of threads that a run may record
 HALF_DTYPES = (torch.float16, torch.bfloat16)  # dtypes that may store float32 weights, for smaller files
 MAX_MODEL_PARTS = 50_000  # layers and tensors of a network; ResNet-152 has about a thousand

@@ -18,7 +18,7 @@ from fukami.data import sources
 from fukami.data.formats import format_count
 from fukami.data.loader import StateDict
 from fukami.engine import checkpoint
-from fukami.engine.recipe import Data, Recipe, build_train_command, get_recipe_name
+from fukami.engine.recipe import Data, Recipe, build_resume_command, build_train_command, get_recipe_name
 from fukami.engine.resumable_loader import wrap_batches
 from fukami.engine.runtime import Runtime
 from fukami.engine.task import Metrics, Task
@@ -219,9 +219,9 @@ class TrainingLogger:
         self._write_line({"step": self.step, "phase": "test", "split": "test", **metrics, "seconds": seconds})
         self._print(f"test  {_format_metrics(metrics)}")
 
-    def log_stop(self, step: int) -> None:
-        """Print the command that resumes the run."""
-        command = f"{build_train_command(self.recipe)} --out {self.folder} --resume"
+    def log_stop(self, step: int, resume_command: str) -> None:
+        """Print the command that resumes the run: ``resume_command``, or if it is empty that of ``fukami train``."""
+        command = resume_command or build_resume_command(self.recipe, self.folder)
         self._print(f"stopped at step {step} of {self.num_steps}; resume with: {command}")
 
     def finish(self, figures: "list[tuple[str, FigureContent]]", metrics: Metrics, split: str) -> Metrics:

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as read_tensors
 from torch import Tensor, nn
 
 from fukami.data.locations import list_data_folders
-from fukami.engine.tensor_files import explain_load_error, find_faults, find_mismatch, load_torch
+from fukami.engine.tensor_files import explain_load_error, find_faults, find_mismatch, load_weights_file
 from fukami.errors import Error, format_names
 from fukami.layers.frozen_batch_norm import EPSILON
 from fukami.layers.segmentation_model import SegmentationModel
@@ -448,18 +447,16 @@ def _read_weights_file(path: Path) -> dict[str, Tensor]:
             f"{path} was exported to {precision} and has no weights to train; use the run that it was exported from"
         )
     try:
-        content = file.read_bytes()
-        if file.suffix == ".safetensors":
-            return _check_tensors(path, read_tensors(content))
-        value = load_torch(content)
+        value = load_weights_file(file)
     except OSError as error:
-        raise Error(f"{path} cannot be read ({error.strerror}); use imagenet, a file of weights or a run") from None
+        reason = error.strerror or error
+        raise Error(f"{path} cannot be read ({reason}); use imagenet, a file of weights or a run") from None
     except Error:
         raise
     except Exception as error:  # a corrupted file can fail in any way
-        reason = "corrupted" if isinstance(error, SafetensorError) else "corrupted, or contains more than tensors"
+        problem = "corrupted" if isinstance(error, SafetensorError) else "corrupted, or contains more than tensors"
         raise Error(
-            f"{path} is {reason} ({explain_load_error(error)}); use a state dict as safetensors or as torch.save "
+            f"{path} is {problem} ({explain_load_error(error)}); use a state dict as safetensors or as torch.save "
             "wrote it"
         ) from None
     value = value.get("state_dict", value) if isinstance(value, dict) else value

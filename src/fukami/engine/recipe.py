@@ -204,17 +204,25 @@ def build_field_error(recipe: type[Recipe], name: str) -> UsageError:
 
 
 def check_data(recipe: Recipe) -> None:
-    """Check that a run's dataset is not on the web, and log its path if it is local.
+    """Check that a run's dataset needs no download, and log its path if it is local.
 
     Raises:
-        UsageError: the recipe's dataset is a URL.
+        UsageError: the recipe's dataset is a URL, or a built-in dataset that is not on this machine.
     """
+    from fukami.data import sources
+
     specs = [str(getattr(recipe, name, "")) for name in DATA_FIELDS]
     for spec in specs:
         if "://" in spec:
             raise UsageError(
                 f"the run names a dataset on the web, {spec[:200]}, which is downloaded only if you name it yourself: "
                 "use --data (fukami export: --calibration)"
+            )
+        if sources.needs_download(spec):
+            raise UsageError(
+                f"the run names the dataset {spec}, which is not on this machine and is downloaded only if you name it "
+                f"yourself: use --data {spec} (fukami export: --calibration {spec}), or download it first: fukami show "
+                f"{spec}"
             )
     for spec in filter(os.path.exists, specs):  # Path.exists raises where a name is too long
         logger.warning(f"fukami: reading the dataset that the run names: {spec}")
@@ -402,6 +410,13 @@ def build_train_command(recipe: Recipe) -> str:
         else:
             arguments += [f"--{flag}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
     return shlex.join(arguments)
+
+
+def build_resume_command(recipe: Recipe, folder: Path) -> str:
+    """Return the shell command that resumes the run of this recipe in a folder."""
+    import shlex
+
+    return f"{build_train_command(recipe)} --out {shlex.quote(str(folder))} --resume"
 
 
 def build_recipe(recipe: type[Recipe], fields: Mapping[str, object]) -> Recipe:

@@ -2,37 +2,60 @@
 
 import io
 import re
+import stat
 import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
+from fukami.errors import Error
+
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+MAX_SAFETENSORS_BYTES = 16 << 30  # of a file, which is mapped and not read
+MAX_TORCH_BYTES = 4 << 30  # of a file of torch.save; VGG-19 has 0.6 GB
+MAX_TENSOR_BYTES = 4 << 30  # of a tensor; the largest one of VGG has 0.4 GB
 
 
-def load_torch(content: bytes, device: torch.device | str = "cpu") -> object:
+def load_weights_file(path: Path) -> object:
+    """Load the tensors of a safetensors file, or a value that ``torch.save`` wrote, without executing code.
+
+    A file that is too large is not read. Tensors are mapped from the file, so that a header or a shape can be rejected
+    before any value is read; only files of torch before 1.6 are read as a whole.
+
+    Raises:
+        Error: the file is too large, or not a regular file.
+        Exception: the file is corrupted, contains other objects, or is compressed. torch's messages often suggest an
+            option that would execute the file's code: :func:`explain_load_error` omits it.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise Error(f"{path} is not a regular file; use a file of weights or a run")
+    max_bytes = MAX_SAFETENSORS_BYTES if path.suffix == ".safetensors" else MAX_TORCH_BYTES
+    if status.st_size > max_bytes:
+        raise Error(f"{path} has {status.st_size:,} bytes, more than {max_bytes:,}; use a file of weights alone")
+    return load_file(path) if path.suffix == ".safetensors" else _load_torch(path, status.st_size)
+
+
+def _load_torch(path: Path, size: int) -> object:
     """Load a value that ``torch.save`` wrote; only tensors and plain values are allowed.
 
     ``torch.save`` does not compress, and a compressed file could expand to a thousand times its size, so it is
     rejected.
-
-    Args:
-        content: the content of the file.
-        device: the device of the loaded tensors.
-
-    Raises:
-        Exception: the file is corrupted, contains other objects, or is compressed. torch's messages often suggest an
-            option that would execute the file's code: :func:`explain_load_error` omits it.
     """
-    if content.startswith(b"PK"):
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            infos = archive.infolist()
-        if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
-            raise ValueError("it is compressed, which torch.save never does")
-        if sum(info.file_size for info in infos) > len(content):
-            raise ValueError("its parts are larger than the file")
-    return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":  # before torch 1.6
+            file.seek(0)
+            return torch.load(io.BytesIO(file.read()), map_location="cpu", weights_only=True)
+    with zipfile.ZipFile(path) as archive:
+        infos = archive.infolist()
+    if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
+        raise ValueError("it is compressed, which torch.save never does")
+    if sum(info.file_size for info in infos) > size:
+        raise ValueError("its parts are larger than the file")
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 def explain_load_error(error: Exception) -> str:
@@ -49,11 +72,14 @@ def explain_load_error(error: Exception) -> str:
 def find_faults(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Find tensors that cannot be weights of a network: the fault by name, such as ``is complex64``.
 
-    These are sparse, quantized and complex tensors, tensors larger than their stored data, and tensors with values that
-    are not finite.
+    These are sparse, quantized and complex tensors, tensors larger than their stored data or than
+    :data:`MAX_TENSOR_BYTES`, and tensors with values that are not finite. Values are read only if there are no other
+    faults.
     """
-    faults = {name: _find_fault(tensor) for name, tensor in tensors.items()}
-    return {name: fault for name, fault in faults.items() if fault}
+    faults = {name: fault for name, tensor in tensors.items() if (fault := _find_fault(tensor))}
+    if faults:
+        return faults
+    return {name: "has values that are not finite" for name, tensor in tensors.items() if not _is_finite(tensor)}
 
 
 def find_mismatch(tensor: Tensor, expected: Tensor) -> str:
@@ -77,13 +103,17 @@ def _find_fault(tensor: Tensor) -> str:
         return f"is {_format_dtype(tensor.dtype)}"
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         return f"is {tuple(tensor.shape)}, which is more than the file contains"
-    if tensor.is_floating_point() and not (tensor.dtype in FLOAT_DTYPES and _is_finite(tensor)):
-        return "has values that are not finite" if tensor.dtype in FLOAT_DTYPES else f"is {_format_dtype(tensor.dtype)}"
+    if tensor.nbytes > MAX_TENSOR_BYTES:
+        return f"is {tuple(tensor.shape)}, which is {tensor.nbytes:,} bytes"
+    if tensor.is_floating_point() and tensor.dtype not in FLOAT_DTYPES:
+        return f"is {_format_dtype(tensor.dtype)}"
     return ""
 
 
 def _is_finite(tensor: Tensor) -> bool:
     """Return whether all values are finite; checked in chunks to save memory."""
+    if not tensor.is_floating_point():
+        return True
     chunks = torch.split(tensor.flatten(), 1 << 20) if tensor.numel() else ()
     return all(bool(chunk.isfinite().all()) for chunk in chunks)
 

@@ -18,7 +18,7 @@ from fukami.engine.async_checkpoint import CheckpointWriter
 from fukami.engine.best_weights import BestWeights
 from fukami.engine.log import TrainingLogger, describe_compute_config, describe_run
 from fukami.engine.process_group import report_timeout
-from fukami.engine.recipe import Data, Recipe
+from fukami.engine.recipe import Data, Recipe, build_resume_command
 from fukami.engine.resumable_loader import wrap_batches
 from fukami.engine.resume import SignalHandler, check_checkpoint_metadata, get_checkpoint_metadata
 from fukami.engine.runtime import DEFAULT_TIMEOUT, Runtime
@@ -44,6 +44,7 @@ class RunOptions:
     allow_changed_data: bool = False
     timeout: float = DEFAULT_TIMEOUT
     num_threads: int | None = None  # for a stage, that of its run
+    resume_command: str = ""  # command to resume the run, for the message of a stop; by default fukami train
 
 
 def run_training(recipe: Recipe, folder: Path, options: RunOptions) -> Metrics:
@@ -113,7 +114,7 @@ def run_training(recipe: Recipe, folder: Path, options: RunOptions) -> Metrics:
                     progress.save(writer, step)
                 if is_signaled:
                     writer.wait()
-                    log.log_stop(step)
+                    log.log_stop(step, options.resume_command)
                     signals.exit()
             return progress.finish(writer, folder, data)
 
@@ -203,8 +204,9 @@ def train_stages(recipe: Recipe, folder: Path, runtime: Runtime, options: RunOpt
             continue
         resume = (folder / name / "recipe.json").is_file()
         stage_options = replace(
-            options, device=str(runtime.device), precision=runtime.precision, num_threads=torch.get_num_threads()
-        )
+            options, device=str(runtime.device), precision=runtime.precision, num_threads=torch.get_num_threads(),
+            resume_command=options.resume_command or build_resume_command(recipe, folder),
+        )  # fmt: skip
         run_training(stage, folder / name, replace(stage_options, resume=resume))
     if stages and runtime.is_main:
         print_line(f"stage {len(stages) + 1} of {len(stages) + 1}")

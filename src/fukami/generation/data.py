@@ -5,6 +5,7 @@ import contextlib
 import numpy as np
 
 from fukami.data import image_folder, labeled_images, scenes, shards, sources
+from fukami.data.formats import format_count
 from fukami.data.labeled_images import LabeledImages
 from fukami.data.splits import select_validation
 from fukami.errors import Error
@@ -12,6 +13,7 @@ from fukami.image import io as image_io
 
 DEFAULT_SIZE = 64  # image side in pixels, if the images are not thumbnails
 THUMBNAIL_SIZES = (28, 32)
+MIN_IMAGES = 2  # minimum number of training images
 NUM_INSPECTED_IMAGES = 100  # images from which size and channels are inferred
 
 
@@ -25,11 +27,12 @@ def load_dataset(spec: str, val_fraction: float) -> tuple[LabeledImages, Labeled
 
     Raises:
         UsageError: there is no dataset of this name and no such path.
-        Error: the data is invalid or has fewer than two images.
+        Error: the data is invalid or has fewer than ``MIN_IMAGES`` images.
     """
     source = _load_source(spec)
-    if len(source) < 2:
-        raise Error(f"{spec} has {len(source)} images; training needs at least two, and preferably thousands")
+    if len(source) < MIN_IMAGES:
+        count = format_count(len(source), "image")
+        raise Error(f"{spec} has {count}; training needs at least {MIN_IMAGES}, and preferably thousands")
     if not val_fraction:
         return source, source
     is_selected = select_validation(source.targets, val_fraction)

@@ -44,8 +44,8 @@ class AtariEnv:
     """Parallel Atari 2600 games with the paper's preprocessing (Mnih et al. 2015, methods).
 
     Frames are 84×84 grayscale, the maximum of two consecutive frames; each action is repeated for four frames. An
-    episode starts with up to 30 no-ops, and with the fire button where the game needs it. There are no sticky actions,
-    and an episode is a whole game.
+    episode starts with up to 30 frames of no-ops, the first with the fire button where the game has one. There are no
+    sticky actions, and an episode is a whole game.
 
     Args:
         game: name of the ROM.
@@ -104,10 +104,11 @@ class AtariEnv:
 
 
 def _make_atari_envs(game: str, count: int, height: int, width: int, grayscale: bool = True) -> AtariVectorEnv:
+    # ale-py draws 0 to noop_max - 1 frames; the fire button takes one of them
     return AtariVectorEnv(
         game, count, img_height=height, img_width=width, grayscale=grayscale, frameskip=FRAME_SKIP, stack_num=1,
-        noop_max=MAX_NOOPS, max_num_frames_per_episode=MAX_EPISODE_FRAMES, reward_clipping=False, episodic_life=False,
-        repeat_action_probability=0.0, autoreset_mode=AutoresetMode.NEXT_STEP,
+        noop_max=MAX_NOOPS + 1, max_num_frames_per_episode=MAX_EPISODE_FRAMES, reward_clipping=False,
+        episodic_life=False, repeat_action_probability=0.0, autoreset_mode=AutoresetMode.NEXT_STEP,
     )  # fmt: skip
 
 

@@ -37,6 +37,8 @@ class LBFGS(torch.optim.LBFGS):
         """Do one iteration; the value of the loss has no influence."""
         loss: Tensor = super().step(closure or (lambda: torch.zeros(())))  # type: ignore[no-untyped-call]
         state = self.state[self._params[0]]
+        if "t" not in state:  # the first gradient is 0
+            return loss
         length, largest = float(state["t"]), max(float(state["d"].abs().max()), EPSILON)
         target = self.max_first_change / largest if state["n_iter"] == 1 else min(length, self.max_change / largest)
         self._add_grad(target - length, state["d"])

@@ -88,14 +88,14 @@ class StyleOptions:
         iterations: steps at the finest level; half as many at each other.
     """
 
-    longer_side: int = 512
-    style_weights: tuple[float, ...] = (1.0,)
-    strength: float = 1.0
-    tv_weight: float = 0.0
-    init: Literal["content", "noise"] = "content"
-    colors: Literal["style", "content"] = "style"
-    levels: int = 0
-    iterations: int = 80
+    longer_side: int
+    style_weights: tuple[float, ...]
+    strength: float
+    tv_weight: float
+    init: Literal["content", "noise"]
+    colors: Literal["style", "content"]
+    levels: int
+    iterations: int
 
 
 class StylizedPrediction(Prediction):
@@ -125,7 +125,7 @@ class StyleTransferTask(Task):
         size: tuple[int, int],
         options: StyleOptions,
         optimizer: OptimizerFactory,
-        eval_every: int = 50,
+        eval_every: int,
     ) -> None:
         self.size, self.options = size, options
         self.level_sizes = compute_level_sizes(size, options.levels)
@@ -294,7 +294,8 @@ class StyleTransferTask(Task):
 
     def stylize_image(self, content: Tensor) -> "tuple[StyleTransferTask, Metrics]":
         """Stylize another image ``(1, 3, H, W)``; return its task and losses."""
-        task = StyleTransferTask(self.model, (content.shape[3], content.shape[2]), self.options, self.make_optimizer)
+        size = (content.shape[3], content.shape[2])
+        task = StyleTransferTask(self.model, size, self.options, self.make_optimizer, self.eval_every)
         task.setup(replace(self.runtime, precision="float32"))  # the weights keep their dtype
         task.prepare_training()
         for level in range(len(task.level_sizes)):

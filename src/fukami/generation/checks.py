@@ -1,0 +1,21 @@
+"""Validation of datasets for image generation: unreadable files and duplicates among images without annotations."""
+
+from collections.abc import Iterator
+
+from fukami.data import image_folder
+from fukami.data.findings import Findings, ImageItem, PathNames, hash_images
+from fukami.data.formats import format_count
+from fukami.data.sources import DataSource
+from fukami.generation.data import MIN_IMAGES
+
+
+def check_samples(source: DataSource, report: Findings) -> Iterator[tuple[ImageItem, bytes]]:
+    """Yield each readable image of a dataset with the digest of its pixels; problems are added to ``report``."""
+    report.unit = "image"
+    names = PathNames(source)
+    files = sorted(image_folder.walk_images(source.require("images").root))  # includes dangling links
+    yield from hash_images([ImageItem(file, names(file), "", "") for file in files], report)
+    count = report.image_counts[""][""]
+    if count < MIN_IMAGES:
+        detail = f"has {format_count(count, 'readable image')}; training needs at least {MIN_IMAGES}"
+        report.add("too few", detail, file=str(names.source))
