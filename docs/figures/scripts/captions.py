@@ -1,58 +1,61 @@
-"""Draw show-and-tell.webp of docs/landmarks/show-and-tell.md: captions of Flickr8k images, from the best to the worst.
+"""Draw show-and-tell.webp of docs/landmarks/show-and-tell.md: good and bad captions of test images of Flickr8k.
 
-python docs/figures/scripts/captions.py RUN    RUN: run of show-and-tell --data flickr8k-1000
+    python docs/figures/scripts/captions.py RUN
+
+RUN is a run of this command, one minute on two cores; flickr8k-1000 is in $FUKAMI_DATA, and FILE contains the
+convolutions of VGG-16 (vgg16_features_imagenet.safetensors):
+
+    fukami train show-and-tell --data flickr8k-1000 --encoder vgg16 --init FILE --epochs 10 --eval-every 10
 """
 
-import sys
 import textwrap
 from pathlib import Path
 
 import numpy as np
+from images import create_parser, render_figure, save_image
 from matplotlib.figure import Figure
 
 from fukami.captioning import metrics as captioning_metrics
 from fukami.captioning import tokenizer
 from fukami.engine import checkpoint
 
-HERE = Path(__file__).parents[1]
-LINE_LENGTH = 34  # characters per line below an image
-RANKS = (0.02, 0.2, 0.5, 0.95)  # of the captions by CIDEr-D, the best first
+LINE_LENGTH = 29  # characters per line below an image
+RANKS = (0.05, 0.25, 0.75, 0.95)  # of the captions by CIDEr-D, the best first
+GOOD, BAD, INK, GRAY = "#2b8a3e", "#c92a2a", "#23303d", "#5b6670"
 
 
-def plot_gallery(run: str) -> Figure:
-    """Plot the images at some ranks with the generated caption and a reference caption."""
-    task = checkpoint.load_task(run)
-    recipe, _ = checkpoint.read_recipe(Path(run))
+def plot_captions(run: Path) -> Figure:
+    """Plot the images at some ranks, each with its score, the generated caption and a human caption."""
+    task = checkpoint.load_task(run, device="cpu")
+    recipe, _ = checkpoint.read_recipe(run)
     eval_data = recipe.load_eval_data().eval_batches
     results = task.collect_results(eval_data)
-    scores = captioning_metrics.compute_cider(results.tokenized_captions, results.matched_references)
-    order = np.argsort(scores)[::-1]
-    captions = list(results.captions.values())
-    rows = []
-    for rank in RANKS:
-        index = int(order[int(rank * len(order))])
-        image = eval_data.images[index].permute(1, 2, 0).numpy()
-        reference = tokenizer.detokenize(eval_data.references[index][0], task.decoding_config.tokenizer)
-        rows.append((f"better than {1 - rank:.0%}", image, captions[index], reference))
-    return plot_examples(rows)
-
-
-def plot_examples(rows: list[tuple[str, np.ndarray, str, str]]) -> Figure:
-    """Plot images in a row, each with its predicted caption and a reference caption below."""
-    figure = Figure(figsize=(2.9 * len(rows), 4.1), layout="constrained")
-    all_axes = figure.subplots(1, len(rows), squeeze=False).flat
-    for axes, (title, image, caption, reference) in zip(all_axes, rows, strict=True):
+    scores = np.array(captioning_metrics.compute_cider(results.tokenized_captions, results.matched_references))
+    indices, captions = list(results.captions), list(results.captions.values())
+    order = np.argsort(-scores, kind="stable")
+    figure = Figure(figsize=(10, 4.9))
+    for column, rank in enumerate(RANKS):
+        position = int(order[int(rank * len(order))])
+        image = eval_data.images[indices[position]].permute(1, 2, 0).numpy()
+        reference = tokenizer.detokenize(results.matched_references[position][0], results.tokenizer)
+        is_good = scores[position] > np.median(scores)
+        left = 0.01 + 0.2475 * column
+        axes = figure.add_axes((left, 0.43, 0.2375, 0.485))
         axes.imshow(image)
-        axes.set_title(title, fontsize=8, color="#666")
-        axes.set_xticks([])
-        axes.set_yticks([])
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-        caption_text = "\n".join(textwrap.wrap(caption, LINE_LENGTH) or ["(empty)"])
-        reference_text = "\n".join(textwrap.wrap(f"reference: {reference}", LINE_LENGTH))
-        axes.set_xlabel(f"{caption_text}\n\n{reference_text}", fontsize=8)
+        axes.axis("off")
+        axes.set_title(f"{'good' if is_good else 'bad'}: CIDEr-D {scores[position]:.2f}", fontsize=12,
+                       fontweight="bold", color=GOOD if is_good else BAD)  # fmt: skip
+        caption = textwrap.fill(captions[position] or "(empty)", LINE_LENGTH)
+        human = textwrap.fill(f"human: {reference}", LINE_LENGTH)
+        style = {"fontsize": 11, "va": "top", "linespacing": 1.25}
+        text = figure.text(left, 0.405, caption, color=INK, fontweight="bold", **style)
+        offset = 0.02 + 0.047 * (text.get_text().count("\n") + 1)
+        figure.text(left, 0.405 - offset, human, color=GRAY, **style)
     return figure
 
 
 if __name__ == "__main__":
-    plot_gallery(sys.argv[1]).savefig(HERE / "show-and-tell.webp", dpi=90, pil_kwargs={"quality": 85})
+    parser = create_parser(__doc__)
+    parser.add_argument("run", type=Path, help="Run on flickr8k-1000.")
+    options = parser.parse_args()
+    save_image(render_figure(plot_captions(options.run)), options.out / "show-and-tell.webp")

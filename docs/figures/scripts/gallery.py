@@ -11,12 +11,12 @@ FIGURES = Path(__file__).parents[1]
 SIZE = (480, 300)
 COLUMNS, MARGIN, HERO_WIDTH = 4, 6, 1280
 TILES = {  # figure, and the cut as fractions of its width and height: left, top, right, bottom
-    "classification": ("explain-grad-cam.png", (0.02, 0.08, 0.68, 1)),
-    "detection": ("rcnn-detections.png", (0, 0, 0.5, 0.87)),
+    "classification": ("explain-grad-cam.webp", (0.01, 0, 0.68, 0.5)),
+    "detection": ("faster-rcnn-animals.webp", (0, 0, 0.5, 0.46)),
     "segmentation": ("driving.webp", (0, 0, 1, 1)),
-    "captioning": ("show-and-tell.webp", (0, 0.08, 0.51, 1)),
+    "captioning": ("show-and-tell.webp", (0, 0, 0.51, 1)),
     "style": ("style-gallery.webp", (0.2, 0.48, 1, 1)),
-    "generation": ("dcgan-grid.webp", (0, 0, 1, 0.84)),
+    "generation": ("dcgan-grid.webp", (0, 0, 0.585, 1)),
     "reinforcement": ("dqn-pong.webp", (0, 0, 1, 1)),
     "self-play": ("alphago-game.webp", (0, 0, 1, 1)),
 }

@@ -1,42 +1,46 @@
 """Draw the figures of augmentation.md, optimization.md and ensembles.md in docs/guides.
 
-python docs/figures/scripts/methods.py schedules
-python docs/figures/scripts/methods.py find-lr         learning-rate range test on the bundled digits, half a minute
-python docs/figures/scripts/methods.py augmentation    needs CIFAR-10 in $FUKAMI_DATA
-python docs/figures/scripts/methods.py ensemble        three short training runs on the bundled digits, one minute
+    python docs/figures/scripts/methods.py schedules
+    python docs/figures/scripts/methods.py find-lr         learning-rate range test on the bundled digits, half a minute
+    python docs/figures/scripts/methods.py augmentation    needs CIFAR-10 in $FUKAMI_DATA
+    python docs/figures/scripts/methods.py subset FILE     writes the CSV file of the next training
+    python docs/figures/scripts/methods.py ensemble RUNS
+
+RUNS is the folder of these five runs, 20 minutes on two cores. FILE lists 5,000 training images of CIFAR-10 and its
+test images, which are image files (cifar10.zip) in $FUKAMI_DATA:
+
+    fukami train resnet20 --data FILE --val-fraction 0 --epochs 20 --eval-every 20 --batch-size 50 --lr 0.1 \\
+      --num-seeds 5 --out RUNS
 """
 
-import subprocess
-import sys
-import tempfile
+import csv
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from images import create_parser, render_figure
 from matplotlib.figure import Figure
 from PIL import Image
 
 import fukami
 from fukami.cli import augmentation_grids
+from fukami.data import cifar, image_folder
 from fukami.engine import checkpoint, lr_finder, schedules
 
-HERE = Path(__file__).parents[1]
 OPERATIONS = ("flip", "pad-crop=4", "rotate=15", "brightness", "saturation", "hue=0.05", "cutmix")
 SCHEDULES = [  # values of --schedule, in rows
     ["constant", "step=2", "multistep=0.5,0.75", "exponential=0.01"],
     ["polynomial=1", "cosine", "one-cycle", "cosine, --cycles 4"],
 ]
+SUBSET_INTERVAL, NUM_SEEDS = 10, 5  # every tenth training image of CIFAR-10; members of the ensemble
 
 
-def save(figure: Figure, name: str) -> None:
-    """Save a figure with a palette of 192 colors."""
-    path = HERE / f"{name}.png"
-    figure.savefig(path, dpi=100)
-    Image.open(path).convert("RGB").quantize(192).save(path, optimize=True)
-    sys.stdout.write(f"{path.name}: {path.stat().st_size:,} bytes\n")
+def save_palette(image: Image.Image, path: Path) -> None:
+    """Write a PNG file with a palette of 192 colors."""
+    image.quantize(192).save(path, optimize=True)
 
 
-def plot_schedules() -> None:
+def plot_schedules(out: Path) -> None:
     """Plot every learning-rate schedule with a warm-up of 10 % of the steps."""
     figure = Figure(figsize=(10.5, 3.8), layout="constrained")
     positions = np.linspace(0, 1, 1001)[:-1]
@@ -52,54 +56,79 @@ def plot_schedules() -> None:
     figure.supxlabel("fraction of the training", fontsize=9)
     figure.supylabel("fraction of --lr", fontsize=9)
     matplotlib.rcParams.update({"svg.hashsalt": "fukami", "svg.fonttype": "path", "font.family": "DejaVu Sans"})
-    figure.savefig(HERE / "schedules.svg", metadata={"Date": None})
+    figure.savefig(out / "schedules.svg", metadata={"Date": None})
 
 
-def plot_lr_range_test() -> None:
+def plot_lr_range_test(out: Path) -> None:
     """Plot the learning-rate range test of ``fukami find-lr deep-convnet``."""
     curve = lr_finder.find_lr(fukami.get_recipe("deep-convnet")(), 1e-6, 10.0, 200, device="cpu", precision="float32")
-    save(lr_finder.plot_lr_curve(curve), "find-lr")
-    sys.stdout.write(f"steepest at {curve.steepest_lr:.2g}, minimum at {curve.min_loss_lr:.2g}\n")
+    save_palette(render_figure(lr_finder.plot_lr_curve(curve)), out / "find-lr.png")
 
 
-def draw_augmentation() -> None:
+def draw_augmentation(out: Path) -> None:
     """Draw the grid of augmented images of ``fukami show cifar10``."""
-    path = HERE / "augmentation.png"
+    path = out / "augmentation.png"
     augmentation_grids.save_grid(
         augmentation_grids.sample_images("cifar10", OPERATIONS, num_images=6, num_variants=6, seed=2), path
     )
     Image.open(path).convert("RGB").save(path, optimize=True)
-    sys.stdout.write(f"{path.name}: {path.stat().st_size:,} bytes\n")
 
 
-def plot_ensemble() -> None:
-    """Plot the ensemble members as in the report of ``fukami train ... --num-seeds 3``."""
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = [
-            "train",
-            "deep-convnet",
-            "--epochs",
-            "8",
-            "--batch-size",
-            "50",
-            "--num-seeds",
-            "3",
-            "--device",
-            "cpu",
-        ]
-        subprocess.run([sys.executable, "-m", "fukami", *arguments, "--out", folder], check=True)
-        task = checkpoint.load_task(*(f"{folder}/seed-{seed}" for seed in range(3)), device="cpu")
-        figures = dict(task.plot_evaluation(fukami.get_recipe("deep-convnet")().load_eval_data().eval_batches))
-        save(figures["Ensemble members"][0][1], "ensemble")
+def write_subset(file: Path) -> None:
+    """Write a CSV file with every tenth training image and all test images of CIFAR-10."""
+    source = cifar.load_cifar("cifar10")
+    if not isinstance(source, Path):
+        raise SystemExit("the subset needs CIFAR-10 as image files; put cifar10.zip into $FUKAMI_DATA")
+    splits = image_folder.scan_folder(source)
+    with file.open("w", newline="") as target:
+        writer = csv.writer(target)
+        writer.writerow(("path", "label", "split"))
+        for split, interval in (("train", SUBSET_INTERVAL), ("test", 1)):
+            images = list(zip(splits[split].files, splits[split].class_names, strict=True))
+            writer.writerows((path, label, split) for path, label in images[::interval])
+
+
+def plot_ensemble(runs: Path, out: Path) -> None:
+    """Plot the members of an ensemble as in the report of ``fukami train ... --num-seeds 5``, with bars from zero."""
+    folders = [runs / f"seed-{seed}" for seed in range(NUM_SEEDS)]
+    task = checkpoint.load_task(*folders, device="cpu")
+    recipe, _ = checkpoint.read_recipe(folders[0])
+    figures = dict(task.plot_evaluation(recipe.load_eval_data().eval_batches))
+    panels = []
+    for title, figure in figures["Ensemble members"]:
+        (axes,) = figure.axes
+        axes.set_title(title, fontsize=11)
+        if axes.containers:
+            axes.set_ylim(bottom=0)
+            axes.set_xticks(range(NUM_SEEDS + 1), [*(f"seed {seed}" for seed in range(NUM_SEEDS)), "ensemble"])
+            axes.get_xticklabels()[-1].set_fontweight("bold")
+            figure.set_size_inches(5.8, 3.2)
+        else:
+            axes.set(xlabel="seed", ylabel="seed", xticks=range(NUM_SEEDS), yticks=range(NUM_SEEDS))
+            axes.set_xticklabels(range(NUM_SEEDS))
+            axes.set_yticklabels(range(NUM_SEEDS))
+        panels.append(render_figure(figure))
+    canvas = Image.new("RGB", (sum(panel.width for panel in panels), panels[0].height), "white")
+    canvas.paste(panels[0], (0, 0))
+    canvas.paste(panels[1], (panels[0].width, 0))
+    save_palette(canvas, out / "ensemble.png")
 
 
 if __name__ == "__main__":
-    figures = {
-        "schedules": plot_schedules,
-        "find-lr": plot_lr_range_test,
-        "augmentation": draw_augmentation,
-        "ensemble": plot_ensemble,
-    }
-    if len(sys.argv) != 2 or sys.argv[1] not in figures:
-        sys.exit(__doc__)
-    figures[sys.argv[1]]()
+    parser = create_parser(__doc__)
+    parser.add_argument("figure", choices=("schedules", "find-lr", "augmentation", "subset", "ensemble"))
+    parser.add_argument("path", type=Path, nargs="?", help="The CSV file to write, or the folder of the runs.")
+    options = parser.parse_args()
+    match options.figure, options.path:
+        case "schedules", None:
+            plot_schedules(options.out)
+        case "find-lr", None:
+            plot_lr_range_test(options.out)
+        case "augmentation", None:
+            draw_augmentation(options.out)
+        case "subset", Path():
+            write_subset(options.path)
+        case "ensemble", Path():
+            plot_ensemble(options.path, options.out)
+        case _:
+            parser.error("subset and ensemble need a path, and the other figures have none")
