@@ -1,6 +1,7 @@
 """Tests of the bundled runs of AlphaGo Zero: they have the results of their cards."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 
 from fukami.engine import checkpoint
 from fukami.self_play.connect_four_positions import load_positions
-from fukami.self_play.evaluation import compute_optimal_fraction
+from fukami.self_play.evaluation import MatchEvaluation, compute_optimal_fraction
 
 RUNS = sorted(path.name for path in checkpoint.BUNDLED_WEIGHTS_DIR.glob("alphago-zero-*"))
 MAX_BYTES = 4e6  # of all runs
@@ -35,6 +36,19 @@ def test_connect_four_plays_as_many_optimal_moves_as_its_card_states(simulations
         fraction = compute_optimal_fraction(task, states, optimal, simulations)
     assert fraction == pytest.approx(expected, abs=0.005)
     assert fraction > np.array(optimal).mean() + 0.2  # of random moves
+
+
+@pytest.mark.slow
+def test_go_wins_most_games_against_gnugo():
+    """The card states 172 of 200; with that probability, fewer than 11 wins of 16 games are one case in 25."""
+    if shutil.which("gnugo") is None:
+        pytest.skip("GNU Go is not installed")
+    card = load_card("alphago-zero-go7")["test"]
+    assert (card["score"], card["count"], card["simulations"]) == (0.86, 200, 64)
+    task = checkpoint.load_task("alphago-zero-go7", device="cpu", precision="float32")
+    with task.evaluation_mode():
+        results = MatchEvaluation("gnugo", 16, seed=7).run(task)
+    assert results.compute_metrics()["wins"] >= 11
 
 
 def test_positions_are_predicted_by_the_name_of_the_run(fukami, tmp_path):

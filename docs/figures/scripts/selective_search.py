@@ -28,7 +28,9 @@ def draw_best_proposals(image: Image.Image, objects: np.ndarray, proposals: np.n
     colors = [PROPOSAL_COLOR] * len(best) + [OBJECT_COLOR] * len(objects)
     drawing = draw_outlines(image, np.concatenate([best, objects]), colors, PANEL_WIDTH)
     draw, font = ImageDraw.Draw(drawing), ImageFont.load_default(16)
-    for (left, top, _, _), overlap in zip((best * (PANEL_WIDTH / image.width)).tolist(), overlaps.tolist(), strict=True):
+    for (left, top, _, _), overlap in zip(
+        (best * (PANEL_WIDTH / image.width)).tolist(), overlaps.tolist(), strict=True
+    ):
         text = f"IoU {overlap:.2f}"
         draw.rectangle((left, top, left + draw.textlength(text, font) + 8, top + 22), PROPOSAL_COLOR)
         draw.text((left + 4, top + 1), text, "white", font)
