@@ -264,6 +264,15 @@ def test_positions_have_the_outcome_of_their_game():
             assert (np.diff((positions.states != 0).sum(1)) == 1).all()
 
 
+@pytest.mark.parametrize(("game", "td_lambda"), [("connect4", 0.7), ("go5", 1.0), ("tic-tac-toe", 1.0)])
+def test_the_outcome_is_the_value_target_except_in_connect_four(game, td_lambda):
+    fields = {"game": (game,), "eval_opponent": "random" if game != "connect4" else "auto"}
+    assert AlphaGoZero(**fields).load_data().train.options.td_lambda == td_lambda
+    assert AlphaGoZero(**fields, td_lambda=0.5).load_data().train.options.td_lambda == 0.5
+    with pytest.raises(UsageError, match="td-lambda should be between 0 and 1, not 2"):
+        AlphaGoZero(**fields, td_lambda=2.0)
+
+
 def test_fast_searches_are_not_learned():
     group = build_group(num_games=32, full_search_fraction=0.25, search=SearchOptions(6))
     counts = []
