@@ -19,7 +19,7 @@ from fukami.captioning import metrics as captioning_metrics
 from fukami.captioning import tokenizer
 from fukami.engine import checkpoint
 
-LINE_LENGTH = 29  # characters per line below an image
+LINE_LENGTH = 25  # characters per line below an image
 RANKS = (0.05, 0.25, 0.75, 0.95)  # of the captions by CIDEr-D, the best first
 GOOD, BAD, INK, GRAY = "#2b8a3e", "#c92a2a", "#23303d", "#5b6670"
 
@@ -47,9 +47,9 @@ def plot_captions(run: Path) -> Figure:
                        fontweight="bold", color=GOOD if is_good else BAD)  # fmt: skip
         caption = textwrap.fill(captions[position] or "(empty)", LINE_LENGTH)
         human = textwrap.fill(f"human: {reference}", LINE_LENGTH)
-        style = {"fontsize": 11, "va": "top", "linespacing": 1.25}
+        style = {"fontsize": 10.5, "va": "top", "linespacing": 1.25}
         text = figure.text(left, 0.405, caption, color=INK, fontweight="bold", **style)
-        offset = 0.02 + 0.047 * (text.get_text().count("\n") + 1)
+        offset = 0.015 + 0.0385 * (text.get_text().count("\n") + 1)
         figure.text(left, 0.405 - offset, human, color=GRAY, **style)
     return figure
 

@@ -26,7 +26,7 @@ from fukami.image import io as image_io
 
 GRID_COLUMNS, NUM_SAMPLES = 12, 48
 INTERPOLATION_STEPS, NUM_INTERPOLATIONS = 12, 4
-NUM_CLASSIFIED = 4000  # samples from which mean latent vectors are computed
+NUM_CLASSIFIED, NUM_AVERAGED = 4000, 100  # samples, and those of them with the most hair of a color
 NUM_FACES = 7  # in a row of the arithmetic
 NUM_NEAREST, NUM_ROWS = 6, 4
 HAIR = (slice(6, 22), slice(16, 48))  # rows and columns of the hair, of 64
@@ -79,11 +79,12 @@ def draw_arithmetic(task: GANTask) -> Image.Image:
     """Draw faces of a hair color, and the same faces after a difference of mean latent vectors is added."""
     latents = task.sample_latents(NUM_CLASSIFIED, seed=0)
     images = task.generate_images(latents)
-    fractions = {name: classify_hair(images, name) for name in HAIR_COLORS}
-    means = {name: latents[values >= 0.5].mean(0) for name, values in fractions.items()}
+    indices = {name: classify_hair(images, name).topk(NUM_AVERAGED).indices.sort().values for name in HAIR_COLORS}
+    groups = {name: latents[selected] for name, selected in indices.items()}
+    means = {name: group.mean(0) for name, group in groups.items()}
     rows = []
     for source, target in ARITHMETIC:
-        faces = latents[(fractions[source] >= 0.5).nonzero().flatten()[:NUM_FACES]]
+        faces = groups[source][:NUM_FACES]
         changed = (faces - means[source] + means[target]).clamp(-1, 1)
         rows += [(f"{source} hair", task.generate_images(faces)),
                  (f"− {source} + {target}", task.generate_images(changed))]  # fmt: skip

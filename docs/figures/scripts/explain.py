@@ -14,6 +14,7 @@ voc-animals in $FUKAMI_DATA; each PHOTOGRAPH is of the validation split of voc-a
     fukami train vgg16 --data crops --init WEIGHTS --size 224
 """
 
+import sys
 from pathlib import Path
 
 import torch
@@ -61,7 +62,7 @@ def plot_fields(weights_file: Path, folder: Path, out: Path) -> None:
     for name, model, inputs in cases:
         field = receptive_field.compute_effective_receptive_field(model, (3, SIDE, SIDE), images=inputs)
         side = field.layer.receptive_field[0]
-        print(f"{name}: layer {field.layer.name}, theoretical {side}, effective {field.size}")  # noqa: T201
+        sys.stdout.write(f"{name}: layer {field.layer.name}, theoretical {side}, effective {field.size}\n")
         fields.append((f"{name}: theoretical {side},\neffective {field.size}", field))
     save(receptive_field.plot_receptive_fields(*fields), out / "explain-fields.png")
 
@@ -94,7 +95,7 @@ def draw_grad_cam(run: Path, photographs: list[Path]) -> Image.Image:
     for path, prediction in zip(photographs, task.predict(photographs), strict=True):
         pixels = torch.from_numpy(task.transform.read_and_transform(path))
         target = task.labels.index(prediction["label"])
-        heat = feature_visualization.compute_grad_cam(model, task.normalize_images(pixels.float()), target)
+        heat = feature_visualization.compute_grad_cam(model, task.normalize_images(pixels), target)
         ranking = [(entry["label"], entry["probability"]) for entry in prediction["ranking"]]
         rows.append(render_figure(feature_visualization.plot_prediction(pixels, heat, ranking)))
     canvas = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)), "white")

@@ -58,11 +58,16 @@ def compute_first_stage(task: fukami.Task, photograph: Image.Image) -> tuple[np.
     return enlarged[:height, :width].numpy(), proposals[0].numpy() * (photograph.width / width)
 
 
-def draw_detections(task: fukami.Task, photograph: Image.Image, prediction: Prediction, width: int) -> Image.Image:
-    """Draw the detections on a photograph that is resized first, so that the labels are readable."""
-    ratio = width / photograph.width
-    detections = [{**box, "box": [edge * ratio for edge in box["box"]]} for box in prediction["boxes"]]
-    return image_io.draw_boxes(resize_to_width(photograph, width), detections, task.labels)
+def draw_detections(task: fukami.Task, photograph: Image.Image, prediction: Prediction) -> Image.Image:
+    """Draw the detections on a photograph that first gets the size of a panel, so that the labels are readable."""
+    ratio = min(panel / side for panel, side in zip(PANEL_SIZE, photograph.size, strict=True))
+    margins = [(panel - side * ratio) / 2 for panel, side in zip(PANEL_SIZE, photograph.size, strict=True)]
+    padded = ImageOps.pad(photograph.convert("RGB"), PANEL_SIZE, Image.Resampling.LANCZOS, "white")
+    detections = [
+        {**box, "box": [edge * ratio + margins[index % 2] for index, edge in enumerate(box["box"])]}
+        for box in prediction["boxes"]
+    ]
+    return image_io.draw_boxes(padded, detections, task.labels)
 
 
 def draw_stages(run: str, index: int) -> Image.Image:
@@ -81,7 +86,7 @@ def draw_stages(run: str, index: int) -> Image.Image:
         (resize_to_width(photograph, width), "photograph"),
         (Image.fromarray(overlay.round().astype(np.uint8)), "objectness, the maximum of all anchors"),
         (outlines, f"the first {NUM_PROPOSALS} proposals"),
-        (draw_detections(task, photograph, prediction, width), f"{len(prediction['boxes'])} detections"),
+        (draw_detections(task, photograph, prediction), f"{len(prediction['boxes'])} detections"),
     ]
     return arrange_panels(panels, 2)
 
@@ -111,11 +116,9 @@ def draw_animals(run: str) -> Image.Image:
             best.setdefault(label, (sample, prediction))
     panels = []
     for sample, prediction in list(best.values())[:4]:
-        photograph = image_io.read_image(sample.source)
-        width = round(min(PANEL_SIZE[0], PANEL_SIZE[1] * photograph.width / photograph.height))
-        drawing = draw_detections(task, photograph, prediction, width)
+        drawing = draw_detections(task, image_io.read_image(sample.source), prediction)
         annotated = ", ".join(task.labels[index] for index in sorted(sample.classes.tolist()))
-        panels.append((ImageOps.pad(drawing, PANEL_SIZE, color="white"), f"annotated: {annotated}"))
+        panels.append((drawing, f"annotated: {annotated}"))
     return arrange_panels(panels, 2)
 
 

@@ -14,6 +14,7 @@ test images, which are image files (cifar10.zip) in $FUKAMI_DATA:
 """
 
 import csv
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -63,6 +64,7 @@ def plot_lr_range_test(out: Path) -> None:
     """Plot the learning-rate range test of ``fukami find-lr deep-convnet``."""
     curve = lr_finder.find_lr(fukami.get_recipe("deep-convnet")(), 1e-6, 10.0, 200, device="cpu", precision="float32")
     save_palette(render_figure(lr_finder.plot_lr_curve(curve)), out / "find-lr.png")
+    sys.stdout.write(f"steepest at {curve.steepest_lr:.2g}, minimum at {curve.min_loss_lr:.2g}\n")
 
 
 def draw_augmentation(out: Path) -> None:
@@ -104,9 +106,9 @@ def plot_ensemble(runs: Path, out: Path) -> None:
             axes.get_xticklabels()[-1].set_fontweight("bold")
             figure.set_size_inches(5.8, 3.2)
         else:
-            axes.set(xlabel="seed", ylabel="seed", xticks=range(NUM_SEEDS), yticks=range(NUM_SEEDS))
-            axes.set_xticklabels(range(NUM_SEEDS))
-            axes.set_yticklabels(range(NUM_SEEDS))
+            axes.set(xlabel="seed", ylabel="seed")
+            axes.set_xticks(range(NUM_SEEDS), map(str, range(NUM_SEEDS)))
+            axes.set_yticks(range(NUM_SEEDS), map(str, range(NUM_SEEDS)))
         panels.append(render_figure(figure))
     canvas = Image.new("RGB", (sum(panel.width for panel in panels), panels[0].height), "white")
     canvas.paste(panels[0], (0, 0))

@@ -89,13 +89,13 @@ def main() -> None:
         command = [*FUKAMI, "board", options.runs.name, "--out", str(board)]
         subprocess.run(command, cwd=options.runs.parent, check=True, stdout=subprocess.DEVNULL)
         tab.goto(board.as_uri())
-        capture(tab, options.out / "page-leaderboard.webp", last="h3:text-is('Commands')", max_height=1000)
+        capture(tab, options.out / "page-leaderboard.webp", last="h3:text-is('Commands')", max_height=900)
 
         with serve(options.detector) as address:
             tab.goto(address)
             with tab.expect_navigation():
                 tab.locator("[type=file]").set_input_files(photographs[0])
-            capture(tab, options.out / "page-serve.webp", last="h2:text-is('HTTP API') + pre", max_height=1300)
+            capture(tab, options.out / "page-serve.webp", last="details", max_height=1300)
 
 
 if __name__ == "__main__":
