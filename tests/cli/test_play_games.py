@@ -184,6 +184,16 @@ def test_the_board_of_a_run_with_several_boards(fukami, untrained_runs, tmp_path
     assert fukami("play", run, *match, "--game", board, "--simulations", 0).json[0]["game"] == board
 
 
+@pytest.mark.parametrize("games", ["go9", "go5,go9", "connect4"])
+@pytest.mark.parametrize("command", [("eval",), ("predict", "game.sgf"), ("play", "--against", "random")])
+def test_a_board_that_the_network_was_not_trained_for(fukami, untrained_runs, tmp_path, games, command):
+    (tmp_path / "game.sgf").write_text("(;GM[1]SZ[9];B[aa])")
+    name, *arguments = command
+    result = fukami(name, untrained_runs / "go", *arguments, "--device", "cpu", "--set", f"game={games}")
+    assert result.status == 2
+    assert f"the network was trained for go5, go7, not for {games.replace(',', ', ')}" in result.err
+
+
 def test_match_against_another_run(fukami, untrained_runs, tmp_path):
     folder = untrained_runs / "go"
     arguments = ("play", folder, "--against", folder, "--device", "cpu", "--game", "go5", "--simulations", 2)

@@ -572,7 +572,7 @@ def test_a_run_of_a_users_game_contains_its_name_and_hash_and_asks_for_the_file(
     file.write_text(file.read_text() + "\n")
     result = fukami("eval", folder, "--set", f"game={file}")
     assert result.status == 2
-    assert "trained with the game my_game.py@sha256" in result.err
+    assert "the network was trained for my_game.py@sha256" in result.err
 
 
 def test_a_run_never_executes_a_file_that_it_names(tmp_path):

@@ -10,7 +10,8 @@ from fukami.image.io import UInt8Array
 
 GAME_HEIGHT = 420  # height of the game frame in pixels
 PANEL_WIDTH = 300  # width of the action-value panel in pixels
-BAR_COLOR, ACTION_COLOR, TEXT_COLOR = (72, 120, 168), (209, 73, 91), (102, 102, 102)
+BAR_LENGTH = 110  # pixels from the lowest to the highest of the action values and zero
+BAR_COLOR, ACTION_COLOR, LABEL_COLOR, TEXT_COLOR = (72, 120, 168), (209, 73, 91), (102, 102, 102), (34, 34, 34)
 
 
 def plot_returns(values: Sequence[float], lengths: Sequence[int]) -> list[tuple[str, Figure]]:
@@ -31,7 +32,10 @@ def plot_returns(values: Sequence[float], lengths: Sequence[int]) -> list[tuple[
 def draw_step(
     frame: UInt8Array, labels: Sequence[str], values: Sequence[float], action: int, episode_return: float
 ) -> Image.Image:
-    """Draw a game frame ``(H, W, 3)`` with the return so far and the action values, the selected action in red."""
+    """Draw a game frame ``(H, W, 3)`` with the return so far and the action values, the selected action in red.
+
+    The bars start at zero, which is a black line.
+    """
     image = Image.fromarray(frame)
     scale = GAME_HEIGHT / image.height
     image = image.resize((round(image.width * scale) // 2 * 2, GAME_HEIGHT), Image.Resampling.NEAREST)
@@ -39,16 +43,18 @@ def draw_step(
     page.paste(image, (0, 0))
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(15)
     left, top = image.width + 16, 16
-    draw.text((left, top), f"return {episode_return:g}", (34, 34, 34), ImageFont.load_default(20))
-    draw.text((left, top + 30), "action values", TEXT_COLOR, font)
-    min_value, max_value = min(values), max(values)
+    draw.text((left, top), f"return {episode_return:g}", TEXT_COLOR, ImageFont.load_default(20))
+    draw.text((left, top + 30), "action values", LABEL_COLOR, font)
+    min_value, max_value = min(0.0, *values), max(0.0, *values)
+    pixels_per_value = BAR_LENGTH / max(max_value - min_value, 1e-9)
+    zero = left - min_value * pixels_per_value
     line_height = min(30.0, (GAME_HEIGHT - top - 70) / len(labels))
     for index, (label, value) in enumerate(zip(labels, values, strict=True)):
         y = top + 60 + index * line_height
-        fraction = (value - min_value) / max(max_value - min_value, 1e-9)
-        draw.rectangle(
-            (left, y, left + 6 + 110 * fraction, y + line_height - 8),
-            fill=ACTION_COLOR if index == action else BAR_COLOR,
-        )
-        draw.text((left + 124, y - 2), f"{value:.3f}  {label}", (34, 34, 34), font)
+        end = zero + value * pixels_per_value
+        bar = (min(zero, end), y, max(zero, end), y + line_height - 8)
+        draw.rectangle(bar, fill=ACTION_COLOR if index == action else BAR_COLOR)
+        draw.text((left + BAR_LENGTH + 14, y - 2), f"{value:.3f}  {label}", TEXT_COLOR, font)
+    bottom = top + 60 + len(labels) * line_height - 8
+    draw.line((zero, top + 60, zero, bottom), fill=TEXT_COLOR, width=2)
     return page

@@ -139,16 +139,18 @@ class AlphaGoZero(Recipe):
                 raise Error(f"the run names the game file {name[:200]!r} without its SHA-256, so it is not used")
 
     def check_overrides(self, overrides: Mapping[str, Any]) -> None:
-        """Check that the game file that a user specifies is the one that the run was trained with.
+        """Check that the run was trained with the games that a user specifies, and with the same file of a game.
 
         Raises:
-            UsageError: it is another one.
+            UsageError: it was not.
         """
         from fukami.self_play.games import identify_game
 
         game = tuple(map(identify_game, overrides.get("game", ())))
-        if game and game != self.game and any("@sha256:" in name for name in (*game, *self.game)):
-            raise UsageError(f"the run was trained with the game {', '.join(self.game)}, not {', '.join(game)}")
+        if not set(game) <= set(self.game):
+            raise UsageError(
+                f"the network was trained for {', '.join(self.game)}, not for {', '.join(game)}; use one of these"
+            )
 
     def make_games(self) -> "tuple[Game, ...]":
         """Create the rules of the games.

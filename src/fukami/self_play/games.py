@@ -67,13 +67,13 @@ def make_game(name: str, *, sha256: str | None = None, komi: float | None = None
 
 
 def identify_game(name: str) -> str:
-    """Return the name of a game in ``recipe.json``: of a file its name and its SHA-256.
+    """Return the name of a game in ``recipe.json``: of a file its name and its SHA-256, of others the usual spelling.
 
     Raises:
         UsageError: there is no such file.
     """
     if not name.endswith(".py"):
-        return name
+        return find_name(name, GAMES) or name
     try:
         digest = hashlib.sha256(Path(name).read_bytes()).hexdigest()
     except OSError as error:
