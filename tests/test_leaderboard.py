@@ -146,6 +146,18 @@ def test_each_dataset_and_metric_has_a_leaderboard(fukami, tmp_path, monkeypatch
     assert runs == {("accuracy", ("b", "a")), ("accuracy", ("c",)), ("miou", ("d",))}
 
 
+def test_games_and_environments_have_their_own_leaderboards(tmp_path):
+    for name, fields in (("a", ["connect4"]), ("b", ["go5", "go7"]), ("c", ["connect4"])):
+        create_run(tmp_path / name, 0.5, recipe="alphago-zero", metric="optimal", fields={"game": fields})
+    create_run(tmp_path / "d", 19, recipe="dqn", metric="return", fields={"env": "pong"})
+    create_run(tmp_path / "e", 19, recipe="neural-style", metric="score", fields={})
+    boards, _ = leaderboard.load_leaderboards(tmp_path)
+    runs = {board.data: "".join(run.name for run in board.runs) for board in boards}
+    assert runs == {"connect4": "ac", "go5, go7": "b", "pong": "d", "no dataset (neural-style)": "e"}
+    notes = {board.data: board.notes for board in boards}
+    assert any("the paper of dqn reports 18.9 Pong" in note for note in notes["pong"])
+
+
 def test_published_results_are_listed(fukami, tmp_path):
     """Results of the literature and of the recipe's paper have no rank and appear only with their dataset."""
     create_run(tmp_path / "mnist" / "a", 0.9960, data="mnist")

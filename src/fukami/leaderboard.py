@@ -258,7 +258,7 @@ def _read_run(path: Path, folder: Path, reasons: dict[str, list[str]]) -> Run:
     return Run(
         name=name,
         recipe=recipe,
-        data=_sanitize_text(fields.get("data", f"no dataset ({recipe})" if record else "unknown data")),
+        data=_name_data(fields, recipe) if record else "unknown data",
         evaluations=tuple(evaluations),
         test=test,
         has_best_weights=checkpoint.locate_weights(path).name == "best.safetensors",
@@ -270,6 +270,12 @@ def _read_run(path: Path, folder: Path, reasons: dict[str, list[str]]) -> Run:
         device=device.strip() + (_sanitize_text(f" ×{processes}") if processes != 1 else ""),
         command=_sanitize_text(record.get("command", MISSING)),
     )
+
+
+def _name_data(fields: Mapping[str, Any], recipe: str) -> str:
+    """Return the dataset of a run, or the environment or the games that it learned."""
+    data = next((fields[name] for name in ("data", "env", "game") if name in fields), f"no dataset ({recipe})")
+    return _sanitize_text(", ".join(map(str, data[:MAX_CELL_LENGTH])) if isinstance(data, list) else data)
 
 
 def _sanitize_text(value: object) -> str:

@@ -1,25 +1,92 @@
-"""Tests of the commands in the READMEs and the pages: their names, recipes and flags exist."""
+"""Tests of the commands in the READMEs and the pages: their names, recipes and flags exist, and they run.
 
+The commands of a page run one after the other in one folder, with a few images in place of each dataset, small networks
+and short trainings. Nothing is downloaded: ``--init`` with published weights is omitted.
+"""
+
+import io
+import itertools
+import json
 import re
 import shlex
+import shutil
+import zipfile
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from fukami.catalogue import RECIPES
 from fukami.cli.main import COMMANDS
+from fukami.image.video import VideoWriter
+from fukami.self_play import connect_four_positions
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
-BLOCK = re.compile(r"^ *```(?:bash|text)[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 PLACEHOLDER = re.compile(r"[A-Z]+|<.*")
 
+# commands that do not run here: servers, downloads, files of other programs, other images, placeholders
+SKIPPED = re.compile(
+    "|".join(
+        (
+            "serve |bench$|import |shard DATA",
+            r"train .*https:|train .*--channels (4|13)",
+            r"predict .*(tile\.tif|runs/voc|runs/coco)",
+            *([] if shutil.which("gnugo") else ["play .*gnugo"]),
+        )
+    )
+)
+# options of small networks, short trainings and short games, where the command has them
+SMALL = {
+    "anchor-sizes": "24 48", "base-channels": "4", "batch-size": "8", "beam-size": "1", "context-padding": "4",
+    "encoder": "resnet20", "epochs": "1", "eval-episodes": "2", "eval-games": "2", "eval-opponent": "random",
+    "eval-samples": "40", "filters": "4", "games": "2", "hidden": "8", "iterations": "2", "learning-starts": "1000",
+    "max-size": "96", "min-size": "64", "min-word-count": "1", "num-blocks": "1", "num-channels": "4",
+    "num-games": "16", "num-seeds": "2", "num-steps": "5", "positions": "1200", "self-play-simulations": "2",
+    "simulations": "2", "size": "64", "steps": "1200", "weights": "", "width-multiplier": "0.0625",
+}  # fmt: skip
+DATASETS = {  # bundled images and generated files in place of datasets with a known name
+    "mnist": "flowers", "cifar10": "flowers", "cifar100": "flowers", "imagenet": "flowers", "camvid": "streets",
+    "bccd": "my-boxes",
+}  # fmt: skip
+FOLDERS = {  # fixtures of the folders in commands
+    **dict.fromkeys(("flowers", "photographs", "holidays", "my-data", "my-images", "new-images"), "digit_files"),
+    **dict.fromkeys(("frames", "shop", "symbols"), "digit_files"),
+    **dict.fromkeys(("my-boxes",), "scene_files"),
+    **dict.fromkeys(("street", "streets"), "mask_files"),
+    **dict.fromkeys(("my-captions",), "caption_files"),
+}
+PAGE_FOLDERS = {
+    ("segment", "my-images"): "mask_files",
+    ("fcn", "my-images"): "mask_files",
+    ("show-and-tell", "my-images"): "caption_files",
+}
+TASK_DATA = {
+    "classification": ("--data", "flowers"),
+    "detection": ("--data", "my-boxes"),
+    "segmentation": ("--data", "streets"),
+    "captioning": ("--data", "my-captions"),
+    "generation": ("--data", "flowers"),
+    "style": ("--content", "photograph.jpg", "--style", "artwork.jpg"),
+    "reinforcement": (),
+    "self-play": (),
+}
+RUNS = {  # recipes of runs that are not named after theirs
+    "first": "deep-convnet", "second": "deep-convnet", "third": "deep-convnet", "animals": "resnet18",
+    "go7": "alphago-zero --game go7", "five": "alphago-zero --game ./my_game.py", "artwork": "neural-style",
+    "alphago-policy": "alphago-policy --data games.zip", "my-recipe": "./my_recipe.py",
+}  # fmt: skip
 
-def list_commands(text):
+
+def list_commands(text, languages="bash|text"):
     """List the arguments of the fukami commands in code blocks; a backslash continues a line, two spaces end it."""
-    lines = [line for block in BLOCK.findall(text) for line in re.sub(r"\s*\\\n\s*", " ", block).splitlines()]
-    lines = [re.split(r"  +|#| (?:[|>]|&&) ", line)[0] for line in lines if re.match(r"(\w+=\S+ )*fukami ", line)]
-    words = [shlex.split(line) for line in lines]
+    blocks = re.findall(rf"^ *```(?:{languages})[^\n]*\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in re.sub(r"\s*\\\n\s*", " ", block).splitlines()]
+    commands = [command.strip() for line in lines for command in line.split(" && ")]
+    commands = [re.split(r"  +|#| [|>] ", line)[0] for line in commands if re.match(r"(\w+=\S+ )*fukami ", line)]
+    words = [shlex.split(line) for line in commands]
     return [command[command.index("fukami") + 1 :] for command in words]
 
 
@@ -36,19 +103,152 @@ def get_flags(fukami, *arguments):
     return FLAGS[arguments]
 
 
+def has_recipe(name, arguments):
+    return name in ("train", "find-lr") and bool(arguments) and not arguments[0].startswith("-")
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_recipes_and_flags_exist(path, fukami):
     for name, *arguments in list_commands(path.read_text(encoding="utf-8")):
         if not re.match("[a-z]", name):
             continue  # --help, --version, a placeholder, or output
         assert name in COMMANDS, name
-        has_recipe = name in ("train", "find-lr") and arguments and not arguments[0].startswith("-")
-        if has_recipe and (arguments[0].endswith(".py") or PLACEHOLDER.fullmatch(arguments[0])):
+        if has_recipe(name, arguments) and (arguments[0].endswith(".py") or PLACEHOLDER.fullmatch(arguments[0])):
             continue  # a recipe of the reader
-        if has_recipe:
+        if has_recipe(name, arguments):
             assert arguments[0] in RECIPES, arguments
-        assert list_flags(arguments) <= get_flags(fukami, name, *arguments[:has_recipe]), arguments
+        assert list_flags(arguments) <= get_flags(fukami, name, *arguments[: has_recipe(name, arguments)]), arguments
 
 
 def test_the_pages_have_commands():
     assert sum(len(list_commands(path.read_text(encoding="utf-8"))) for path in PAGES) > 200
+
+
+# ---- running the commands -------------------------------------------------------------------------------------------
+
+
+def list_runnable(path):
+    commands = list_commands(path.read_text(encoding="utf-8"), "bash")
+    return [command for command in commands if not SKIPPED.match(" ".join(command))]
+
+
+def shrink(fukami, command):
+    """Replace datasets and weights that are not here, and add the options of ``SMALL`` that the command has."""
+    name, *arguments = command
+    if "--init" in arguments:
+        index = arguments.index("--init")
+        if re.fullmatch(r"imagenet|coco|.*\.safetensors", arguments[index + 1]):
+            # the feature extractor of --freeze needs weights; those of a run are
+            arguments[index : index + 2] = ["--init", f"runs/{arguments[0]}"] if "--freeze" in arguments else []
+    arguments = [DATASETS.get(word, word) for word in arguments]
+    flags = get_flags(fukami, name, *arguments[: has_recipe(name, arguments)])
+    flags = flags - ({"games", "num-seeds"} - list_flags(arguments))
+    small = {flag: value for flag, value in SMALL.items() if flag in flags}
+    if "alphago-policy" in arguments:
+        small.pop("size", None)
+    if "--cycles" in arguments:
+        small["epochs"] = "4"
+    return [
+        name,
+        *arguments,
+        *(word for flag, value in small.items() for word in (f"--{flag}", *(value.split() or [""]))),
+    ]
+
+
+def write_boxes(images, file):
+    """Write annotations of COCO with a box in the middle of each image of a folder."""
+    files = sorted(path.relative_to(images).as_posix() for path in images.rglob("*.png"))
+    box = {"category_id": 1, "bbox": [30, 30, 50, 50], "area": 2500, "iscrowd": 0}
+    content = {
+        "images": [{"id": index, "file_name": name, "width": 112, "height": 112} for index, name in enumerate(files)],
+        "annotations": [{"id": index, "image_id": index, **box} for index in range(len(files))],
+        "categories": [{"id": 1, "name": "digit"}],
+    }
+    file.write_text(json.dumps(content))
+
+
+def write_video(file):
+    with VideoWriter(file) as video:
+        for index in range(6):
+            image = Image.linear_gradient("L").rotate(15 * index).resize((96, 72)).convert("RGB")
+            video.add(image, index / 30, Fraction(30))
+
+
+def write_games(file):
+    """Write games of Go in which no stones touch."""
+    points = [f"{x}{y}" for x in "acegikmoqs" for y in "acegikmoqs"]
+    with zipfile.ZipFile(file, "w") as archive:
+        for seed in range(12):
+            moves = np.random.default_rng(seed).permutation(points)[:30]
+            nodes = "".join(f";{'BW'[index % 2]}[{point}]" for index, point in enumerate(moves))
+            names = f"PB[{'AlphaGo' if seed % 4 == 0 else 'Ann'}]PW[Bob]RE[{'BW'[seed % 2]}+R]"
+            archive.writestr(f"{seed}.sgf", f"(;GM[1]FF[4]SZ[19]{names}{nodes})")
+
+
+def write_file(path):
+    """Write an input file, if its suffix is that of one."""
+    if path.suffix in (".jpg", ".png", ".tif"):
+        Image.linear_gradient("L").resize((120, 90)).convert("RGB").save(path)
+    elif path.suffix == ".mp4":
+        write_video(path)
+    elif path.suffix == ".py":
+        shutil.copy(ROOT / "docs" / "examples" / path.name, path)
+    elif path.name == "positions.txt":
+        path.write_text("." * 42 + "\n")
+    elif path.name == "game.sgf":
+        path.write_text("(;GM[1]SZ[7];B[dd];W[cc])")
+    elif path.name == "games.zip":
+        write_games(path)
+    elif path.name == "boxes.json":
+        write_boxes(Path("photographs"), path)
+
+
+@pytest.fixture(scope="module")
+def trained_runs(tmp_path_factory):
+    """Folder of the small runs that several pages use; each is trained for the first of them."""
+    return tmp_path_factory.mktemp("trained")
+
+
+@pytest.fixture
+def run_command(fukami, few_scenes, request, trained_runs, monkeypatch):
+    """Function that runs a command of a page after it has created the runs, folders and files that are its input."""
+    load = connect_four_positions.load_positions
+    monkeypatch.setattr(connect_four_positions, "load_positions", lambda *names: [array[:20] for array in load(*names)])
+    Path("docs").symlink_to(ROOT / "docs")
+
+    def run(command, stem):
+        words = shrink(fukami, command)
+        for flag, word in itertools.pairwise(words):
+            path = Path(word)
+            if flag == "--out" or path.exists():
+                continue
+            folder = PAGE_FOLDERS.get((stem, path.name), FOLDERS.get(path.name))
+            if path.parts[:1] == ("runs",):
+                prepare_run(path if len(path.parts) > 1 else path / "deep-convnet", stem)
+            elif folder is not None:
+                shutil.copytree(request.getfixturevalue(folder), path)
+            else:
+                write_file(path)
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"quit\n")))
+        result = fukami(*words)
+        assert result.status == 0, f"fukami {shlex.join(words)}\n{result.err}"
+
+    def prepare_run(path, stem):
+        if not (trained_runs / path.name).exists():
+            recipe, *fields = shlex.split(RUNS.get(path.name, path.name))
+            data = TASK_DATA[RECIPES[recipe].task] if recipe in RECIPES else ()
+            run(["train", recipe, *fields, *data, "--out", str(path)], stem)
+            shutil.copytree(path, trained_runs / path.name)
+        elif not path.exists():
+            shutil.copytree(trained_runs / path.name, path)
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "path", [path for path in PAGES if list_runnable(path)], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_commands_run(path, run_command):
+    for command in list_runnable(path):
+        run_command(command, path.stem)
