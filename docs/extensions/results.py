@@ -1,17 +1,17 @@
 """Sphinx extension for measured results: every number is computed from rows of benchmarks/results.csv.
 
-``docs/results.toml`` lists the landmarks and their claims. In the pages,
+In the pages, these are replaced before they are parsed; the factor, such as 100 or 1/60, is optional:
 
-    ```{results}             the table of all landmarks
-    ```{results} PAGE        the results of a landmark's page, with their rows
-
-are replaced before they are parsed. ``python docs/extensions/results.py`` writes the table into the READMEs.
+    ```{results}             table of all landmarks of docs/results.toml; running this file writes it into the READMEs
+    ```{results} PAGE        table of the results of a landmark's page, with their rows
+    {value}`BENCHMARK; METRIC; COMMIT; FORMAT; FACTOR`      the mean of the values over the seeds, times the factor
+    {seconds}`BENCHMARK; METRIC; COMMIT; FORMAT; FACTOR`    the mean of the durations, times the factor
 """
 
 import csv
 import re
 import tomllib
-from collections.abc import Iterator
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from statistics import mean, stdev
@@ -21,31 +21,27 @@ ROOT = Path(__file__).parents[2]
 MARKERS = re.compile(r"(<!-- results -->\n).*?(<!-- end of results -->)", re.DOTALL)
 NUMBER = re.compile(r"\{[^}]*\}")
 DIRECTIVE = re.compile(r"^```\{results\} *(\S*)\n```$", re.MULTILINE)
+ROLE = re.compile(r"\{(value|seconds)\}`([^`]+)`")
 HEADERS = {
     "en": ("landmark", "source", "task", "published result", "our result", "bundled weights"),
     "ja": ("ランドマーク", "出典", "タスク", "出典の結果", "本実装の結果", "同梱の重み"),
 }
 NOT_MEASURED = {"en": "not measured", "ja": "未測定"}
-Claim = dict[str, Any]
 
 
 @cache
 def load_landmarks() -> list[dict[str, Any]]:
     """Load the landmarks with their claims."""
-    landmarks: list[dict[str, Any]] = tomllib.loads((ROOT / "docs/results.toml").read_text(encoding="utf-8"))[
-        "landmark"
-    ]
-    return landmarks
+    return list(tomllib.loads((ROOT / "docs/results.toml").read_text(encoding="utf-8"))["landmark"])
 
 
 @cache
 def load_rows() -> list[dict[str, str]]:
     """Load the rows of results.csv."""
-    with (ROOT / "benchmarks" / "results.csv").open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return list(csv.DictReader((ROOT / "benchmarks/results.csv").read_text(encoding="utf-8").splitlines()))
 
 
-def find_rows(claim: Claim) -> list[dict[str, str]]:
+def find_rows(claim: dict[str, Any]) -> list[dict[str, str]]:
     """Find the rows of a claim, one for each seed.
 
     Raises:
@@ -60,22 +56,22 @@ def find_rows(claim: Claim) -> list[dict[str, str]]:
     return rows
 
 
-def format_value(claim: Claim, value: float, language: str = "en") -> str:
+def format_value(claim: dict[str, Any], value: float, language: str = "en") -> str:
     """Format a value of a claim."""
     text: str = claim["text" if language == "en" else language]
     return text.format(value * claim.get("scale", 1)).replace("%", " %")
 
 
-def format_claim(claim: Claim, language: str = "en") -> str:
+def format_claim(claim: dict[str, Any], language: str = "en") -> str:
     """Format the mean over the seeds, and their number."""
     rows = find_rows(claim)
     text = format_value(claim, mean(float(row["value"]) for row in rows), language)
     if not rows[0]["seed"]:
         return text
-    if language == "ja":
-        seeds = "1 シード" if len(rows) == 1 else f"{len(rows)} シードの平均"
-        return f"{text[:-1]}、{seeds}）" if text.endswith("）") else f"{text}（{seeds}）"
-    return f"{text}, {'one seed' if len(rows) == 1 else f'mean of {len(rows)} seeds'}"
+    if language == "en":
+        return f"{text}, {'one seed' if len(rows) == 1 else f'mean of {len(rows)} seeds'}"
+    seeds = "1 シード" if len(rows) == 1 else f"{len(rows)} シードの平均"
+    return f"{text[:-1]}、{seeds}）" if text.endswith("）") else f"{text}（{seeds}）"
 
 
 def build_table(language: str, prefix: str) -> str:
@@ -98,8 +94,7 @@ def build_page_table(page: str) -> str:
     landmarks = [landmark for landmark in load_landmarks() if landmark["page"] == page]
     if not landmarks:
         raise LookupError(f"results.toml has no landmark with the page {page}")
-    claims = [claim for landmark in landmarks for claim in landmark.get("claims", ())]
-    if not claims:
+    if not (claims := [claim for landmark in landmarks for claim in landmark.get("claims", ())]):
         return "Not measured.\n"
     lines = [("result", "spread over the seeds", "benchmark", "commit", "hardware", "command"), ("---",) * 6]
     for claim in claims:
@@ -113,8 +108,17 @@ def build_page_table(page: str) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
+def format_role(match: re.Match[str]) -> str:
+    """Format the number of a role in the text of a page."""
+    benchmark, metric, commit, spec, *factor = " ".join(match[2].split()).split("; ")
+    rows = find_rows({"benchmark": benchmark, "metric": metric, "commit": commit})
+    number = mean(float(row[match[1]]) for row in rows) * float(Fraction(*factor or "1"))
+    return f"{number:{spec}}".replace("%", " %")
+
+
 def replace_directives(text: str, prefix: str) -> str:
-    """Replace the directives in the text of a page."""
+    """Replace the directives and roles in the text of a page."""
+    text = ROLE.sub(format_role, text)
     return DIRECTIVE.sub(lambda match: build_page_table(match[1]) if match[1] else build_table("en", prefix), text)
 
 
@@ -124,12 +128,10 @@ def update_readme(path: Path, language: str) -> str:
     return MARKERS.sub(lambda match: match[1] + build_table(language, "docs/") + match[2], text)
 
 
-def list_recipe_results() -> Iterator[tuple[str, str]]:
-    """Yield the recipes with a measured result, and the text of the result."""
-    for landmark in load_landmarks():
-        for claim in landmark.get("claims", ()):
-            if "recipe" in claim:
-                yield claim["recipe"], format_claim(claim)
+def list_recipe_results() -> dict[str, str]:
+    """Return the texts of the results by recipe, for those with a measured one."""
+    claims = [claim for landmark in load_landmarks() for claim in landmark.get("claims", ())]
+    return {claim["recipe"]: format_claim(claim) for claim in claims if "recipe" in claim}
 
 
 def setup(app: Any) -> dict[str, bool]:

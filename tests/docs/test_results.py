@@ -22,9 +22,7 @@ def test_the_readmes_have_the_current_table(name, language):
 
 
 def test_the_list_of_recipes_has_the_same_results():
-    assert {name: entry.result for name, entry in RECIPES.items() if entry.result} == dict(
-        results.list_recipe_results()
-    )
+    assert {name: entry.result for name, entry in RECIPES.items() if entry.result} == results.list_recipe_results()
 
 
 def test_a_claim_is_the_mean_over_the_seeds():
@@ -33,7 +31,7 @@ def test_a_claim_is_the_mean_over_the_seeds():
                   if row["benchmark"] == "deep-convnet mnist default" and row["metric"] == "test accuracy"]  # fmt: skip
     assert len(values) == 5
     expected = f"{100 * mean(values):.2f} % MNIST, mean of 5 seeds"
-    assert dict(results.list_recipe_results())["deep-convnet"] == expected
+    assert results.list_recipe_results()["deep-convnet"] == expected
     page = results.build_page_table("landmarks/deep-convnet.md")
     assert f"| {100 * min(values):.2f} % to {100 * max(values):.2f} %, standard deviation 0.04 % |" in page
 
@@ -67,3 +65,19 @@ def test_directives_are_replaced_in_pages():
     assert "```" not in replaced
     assert "(../landmarks/dcgan.md)" in replaced
     assert "72.70 % CIFAR-10, features learned there, one seed" in replaced
+
+
+def test_roles_in_the_text_are_replaced_by_the_mean_over_the_seeds():
+    with (ROOT / "benchmarks" / "results.csv").open() as file:
+        rows = [row for row in csv.DictReader(file)
+                if row["benchmark"] == "deep-convnet mnist default" and row["metric"] == "test accuracy"]  # fmt: skip
+    name = f"deep-convnet mnist default; test\naccuracy; {rows[0]['commit']}"
+    text = (
+        f"of {{value}}`{name}; .2%` (errors: {{value}}`{name}; .0f; 10_000`) in {{seconds}}`{name}; .1f; 1/60` minutes"
+    )
+    accuracy = mean(float(row["value"]) for row in rows)
+    minutes = mean(float(row["seconds"]) for row in rows) / 60
+    expected = f"of {accuracy * 100:.2f} % (errors: {accuracy * 10_000:.0f}) in {minutes:.1f} minutes"
+    assert results.replace_directives(text, "") == expected
+    with pytest.raises(LookupError, match="0 rows"):
+        results.replace_directives("{value}`deep-convnet mnist default; test accuracy; 0000000; .2%`", "")
