@@ -259,7 +259,7 @@ def test_anchors_equal_torchvisions():
 
 
 def test_the_papers_anchors():
-    """There are nine (Ren et al. 2015, table 1), with three scales and the aspect ratios 1:2, 1:1 and 2:1."""
+    """There are nine (Ren et al. 2017, table 1), with three scales and the aspect ratios 1:2, 1:1 and 2:1."""
     cell = torch.tensor(anchors.compute_cell_anchors((128, 256, 512)))
     width, height = cell[:, 2] - cell[:, 0], cell[:, 3] - cell[:, 1]
     assert len(cell) == 9
@@ -383,7 +383,7 @@ def test_a_quarter_of_the_sampled_regions_are_positive():
 
 
 def test_at_most_half_of_the_sampled_anchors_are_positive():
-    """An image has 256 anchors, of which up to 128 are positive (Ren et al. 2015, section 3.1.3)."""
+    """An image has 256 anchors, of which up to 128 are positive (Ren et al. 2017, section 3.1.3)."""
     network = faster_rcnn_vgg16(3, hidden=8, width_multiplier=0.0625, anchor_sizes=(32,))
     objects = torch.tensor([[[0.0, 0, 32, 32]]])
     truth = GroundTruth(objects, torch.zeros(1, 1).long(), torch.zeros(1, 1).bool(), torch.tensor([3]))
@@ -396,7 +396,7 @@ def test_at_most_half_of_the_sampled_anchors_are_positive():
 
 @pytest.mark.parametrize(("training", "before", "after"), [(True, 12_000, 2_000), (False, 6_000, 300)])
 def test_number_of_proposals_before_and_after_suppression(monkeypatch, training, before, after):
-    """2,000 in training and 300 in inference (Ren et al. 2015, section 3.3); before it as in the authors' code."""
+    """2,000 in training and 300 in inference (Ren et al. 2017, section 3.3); before it as in the authors' code."""
     network = faster_rcnn_vgg16(3, hidden=8, width_multiplier=0.0625).train(training)
     count, corner = 15_000, torch.arange(15_000.0)
     all_anchors = torch.stack([corner % 150, corner // 150, corner % 150 + 1, corner // 150 + 1], 1)  # without overlap

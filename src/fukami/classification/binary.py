@@ -27,7 +27,7 @@ class BinarizationFields(FieldGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class BinaryConvNet(BinarizationFields, ClassificationRecipe):
-    """Binarized network for CIFAR-10 with 14 million 1-bit weights (Courbariaux et al. 2016, section 2.1).
+    """Binarized network for CIFAR-10 with 14 million 1-bit weights (Courbariaux et al. 2016, section 2.3).
 
     Result: 80.88 % test accuracy on CIFAR-10 in JPEG files, with half the channels, after 24 epochs in 32 minutes on 2
     cores of an AMD EPYC; the paper's network of full width has 88.6 %.

@@ -1,4 +1,4 @@
-"""4-step alternating training of Faster R-CNN (Ren et al. 2015, section 3.2)."""
+"""4-step alternating training of Faster R-CNN (Ren et al. 2017, section 3.2)."""
 
 import copy
 from collections.abc import Iterator

@@ -109,7 +109,7 @@ IntArray = npt.NDArray[np.int64]
 
 MATCH_IOU = 0.5  # minimum IoU of a correct detection (Everingham et al. 2010, section 4.2)
 
-RELATED_IOU = 0.1  # minimum IoU of a false positive with a related object (Hoiem et al. 2012, section 2.1)
+RELATED_IOU = 0.1  # minimum IoU of a false positive with a related object (Hoiem et al. 2012, section 2)
 
 CORRECT, LOCALIZATION, DUPLICATE, OTHER_CLASS, BACKGROUND, IGNORED = range(6)  # outcomes of a detection
 
@@ -259,7 +259,7 @@ class DetectionResults:
     def compute_average_precision(self, class_index: int) -> tuple[float, float]:
         """Compute the average precision of a class, from all points and from 11 points; 0 without detections.
 
-        Precision is made monotone (Everingham et al. 2010, section 4.2, and the development kit of VOC 2012).
+        Precision is made monotone (Everingham et al. 2015, section 2.4, and the development kit of VOC 2012).
         """
         recall, precision, _ = self.compute_curve(class_index)
         monotone = np.maximum.accumulate(precision[::-1])[::-1]
@@ -299,7 +299,7 @@ class DetectionResults:
     def count_outcomes(self) -> IntArray:
         """Count the outcomes of the top detections of each class: ``(classes, 5)``, columns as in ``OUTCOMES``.
 
-        A class has as many top detections as objects (Hoiem et al. 2012, section 2.1).
+        A class has as many top detections as objects (Hoiem et al. 2012, section 2).
         """
         matches, counts = self._match_table, np.zeros((len(self.labels), len(OUTCOMES)), np.int64)
         for class_index, num_objects in enumerate(self.num_objects):

@@ -1,4 +1,4 @@
-"""Anchors: boxes of several sizes and aspect ratios at each feature map position (Ren et al. 2015, section 3.1.1)."""
+"""Anchors: boxes of several sizes and aspect ratios at each feature map position (Ren et al. 2017, section 3.1.1)."""
 
 import math
 from collections.abc import Sequence

@@ -14,7 +14,7 @@ def encode_boxes(boxes: Tensor, references: Tensor, weights: tuple[float, ...] =
     """Encode boxes relative to references, both ``(..., 4)`` (Girshick et al. 2014, appendix C).
 
     The deltas are the offset of the center, divided by the reference's sides, and the logarithm of the size ratio
-    (Ren et al. 2015, equation 2).
+    (Ren et al. 2017, equation 2).
     """
     x, y, width, height = convert_to_cxcywh(references)
     to_x, to_y, to_width, to_height = convert_to_cxcywh(boxes)

@@ -10,7 +10,7 @@ architecture":
 
 Here the heads have 32 channels, which small boards need more than the 19×19 points of the paper, and the hidden layer
 64 units. For Go the network is fully convolutional, so that one network plays on boards of several sizes, and it
-predicts the owner of every point and the score (Wu 2019, "Accelerating Self-Play Learning in Go", sections 3.3 and 3.4
+predicts the owner of every point and the score (Wu 2019, "Accelerating Self-Play Learning in Go", sections 3.3 and 4.1
 and appendix A): every second block adds a bias from globally pooled features, and the heads take pooled features
 instead of fully connected layers over the board.
 """
@@ -25,7 +25,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 HEAD_CHANNELS = 32  # channels of the convolutions of the heads
 HIDDEN = 64  # units of the hidden layer of the value head
 SCORE_SCALE = 20.0  # points of a unit of the score output
-MEAN_SIZE, SIZE_SCALE = 12.0, 10.0  # of board sides, for the pooled features (Wu 2019, appendix A.1)
+MEAN_SIZE, SIZE_SCALE = 12.0, 10.0  # of board sides, for the pooled features (Wu 2019, appendix A.2, with 14)
 
 
 class BoardPrediction(NamedTuple):
@@ -201,7 +201,7 @@ _Heads = BoardHeads | GoHeads
 def pool_globally(features: Tensor) -> Tensor:
     """Pool features ``(N, C, H, W)``: mean, mean scaled by the board size, and maximum, ``(N, 3C)``.
 
-    The second depends on the size, so that a network for several sizes can count points (Wu 2019, appendix A.1).
+    The second depends on the size, so that a network for several sizes can count points (Wu 2019, appendix A.2).
     """
     mean = features.mean((2, 3))
     side = (features.shape[2] * features.shape[3]) ** 0.5

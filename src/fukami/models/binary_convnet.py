@@ -1,7 +1,7 @@
 """Binarized convolutional networks: binary weights and activations.
 
 Courbariaux et al., "Binarized Neural Networks: Training Deep Neural Networks with Weights and Activations Constrained
-to +1 or -1" (2016), section 2.1. For a 32×32 image, each layer followed by batch normalization and sign:
+to +1 or -1" (2016), section 2.3. For a 32×32 image, each layer followed by batch normalization and sign:
 
     conv3-128  conv3-128  pool    128 × 16 × 16
     conv3-256  conv3-256  pool    256 ×  8 ×  8

@@ -1,8 +1,8 @@
 """Binarized ResNet-18: binary 3×3 convolutions and full-precision shortcuts.
 
-Liu et al., "Bi-Real Net" (ECCV 2018), section 3.2: each 3×3 convolution has its own shortcut, which carries the real
-values past the sign. Downsampling shortcuts are 2×2 average pooling and a full-precision 1×1 convolution. The rest is
-table 1 of He et al. (2016). With ``learned_thresholds`` the signs are ReActNet's (Liu et al. 2020).
+Liu et al., "Bi-Real Net" (ECCV 2018): each 3×3 convolution has its own shortcut, which carries the real values past
+the sign. Downsampling shortcuts are 2×2 average pooling and a full-precision 1×1 convolution. The rest is table 1 of He
+et al. (2016). With ``learned_thresholds`` the signs are ReActNet's (Liu et al. 2020).
 """
 
 from collections import OrderedDict
@@ -60,7 +60,7 @@ def binary_resnet18(
 
 
 class BinaryBasicBlock(nn.Module):
-    """Residual block of sign, binary 3×3 convolution and batch normalization (Liu et al. 2018, figure 3b)."""
+    """Residual block of sign, binary 3×3 convolution and batch normalization (Liu et al. 2018)."""
 
     def __init__(self, inputs: int, width: int, stride: int, scaling_factors: bool, learned_thresholds: bool) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from fukami.layers.initialization import zero_bias
 
-LATENT_DIM = 100  # length of the latent vectors (Radford et al. 2016, section 4)
+LATENT_DIM = 100  # length of the latent vectors (Radford et al. 2016, figure 1)
 NEGATIVE_SLOPE = 0.2  # slope of LeakyReLU below 0 (Radford et al. 2016, section 4)
 INIT_STD = 0.02  # standard deviation of the initial weights (Radford et al. 2016, section 4)
 IMAGE_SIZES = (28, 32, 64, 128)  # supported image sizes

@@ -10,8 +10,8 @@ methods, "Model architecture". For images of 84×84:
 
 ReLU follows every layer except the last. For vector observations two fully connected layers replace the convolutions.
 
-The paper scales images to 0..1. Here they are standardized with the statistics of collected frames, and weights are
-initialized as in He et al. 2015: 99 % of the variance of a Pong frame is the constant background.
+DeepMind's code scales images to 0..1. Here they are standardized with the statistics of collected frames, and weights
+are initialized as in He et al. 2015: 99 % of the variance of a Pong frame is the constant background.
 """
 
 import torch

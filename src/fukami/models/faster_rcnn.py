@@ -1,7 +1,8 @@
 """Faster R-CNN: two-stage detection by a region proposal network and RoI heads on shared feature maps.
 
-Ren et al., "Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks", NIPS 2015; with a feature
-pyramid: Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017.
+Ren et al., "Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks", NIPS 2015 (sections are
+those of the long version, PAMI 2017); with a feature pyramid: Lin et al., "Feature Pyramid Networks for Object
+Detection", CVPR 2017.
 
     image → backbone → maps ─┬→ 3×3, 512 → 1×1: objectness, 1×1: box, for each anchor → proposals ─┐
                                └──────────────── RoIAlign 7×7 of each proposal ←──────────────────────┘

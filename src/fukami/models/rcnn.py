@@ -1,7 +1,7 @@
 """R-CNN: a classifier on warped regions, with a linear SVM and a bounding box regressor per class.
 
 Girshick, Donahue, Darrell and Malik, "Rich feature hierarchies for accurate object detection and semantic
-segmentation", CVPR 2014.
+segmentation", CVPR 2014 (sections and names of networks are those of the long version, arXiv 1311.2524v5).
 
     warped region → convolutions → pool5 ─┬→ fc6 → fc7 ─┬→ fc: classes and background (fine-tuning)
                                           │             └→ fc: a linear SVM per class

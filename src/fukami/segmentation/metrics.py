@@ -12,7 +12,7 @@ from fukami.errors import Error
 
 UInt8Array = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float64]
-BOUNDARY_TOLERANCE = 0.0075  # distance tolerance, as a fraction of the image diagonal (Csurka et al. 2013, section 3.1)
+BOUNDARY_TOLERANCE = 0.0075  # distance tolerance, as a fraction of the image diagonal (Csurka et al. 2013)
 
 
 class SegmentationResults:
@@ -113,7 +113,7 @@ def compute_class_accuracy(confusion_matrix: npt.NDArray[np.int64]) -> FloatArra
 
 
 def compute_boundary_f1(prediction: UInt8Array, truth: UInt8Array) -> float:
-    """Compute the boundary F-measure of an image, averaged over its true classes (Csurka et al. 2013, section 3.1).
+    """Compute the boundary F-measure of an image, averaged over its true classes (Csurka et al. 2013).
 
     Precision is the fraction of a class's predicted boundary within 0.75 % of the diagonal of the true one; recall is
     the reverse. A boundary separates two classes; the image border and unlabeled pixels do not count. The result is NaN

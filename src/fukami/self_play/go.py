@@ -30,7 +30,7 @@ class Go(Game):
     legal. The game ends after two passes in a row, or after ``max_moves`` moves, scored as it stands. AlphaGo Zero
     stops a game of self-play after ``2·19·19`` moves (Silver et al. 2017, Methods).
 
-    The first row of the board is the lowest, row 1 of GTP. Planes, after KataGo (Wu 2019, table 4), whose planes of
+    The first row of the board is the lowest, row 1 of GTP. Planes, after KataGo (Wu 2019, table 3), whose planes of
     ladders and areas are omitted; AlphaGo Zero has the stones of the last eight positions instead of planes 2 to 14:
 
     ======  ======================================================================

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from fukami.engine.task import FigureContent
     from fukami.self_play.positions import Position
 
-SCORE_WEIGHT, OWNER_WEIGHT = 0.1, 0.5  # of the losses of the score and the owners (after Wu 2019, appendix A.3)
+SCORE_WEIGHT, OWNER_WEIGHT = 0.1, 0.5  # of the losses of the score and the owners (after Wu 2019, appendix B)
 PREDICT_BATCH_SIZE = 1024  # positions that are searched in parallel
 MIN_PROBABILITY = 0.001  # of a move that a prediction lists
 GATING_SCORE = 0.55  # score of the gating match that the newest network has to exceed
