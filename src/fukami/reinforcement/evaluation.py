@@ -18,7 +18,9 @@ StepCallback = Callable[[VectorEnv, npt.NDArray[np.float32], npt.NDArray[np.int6
 
 @dataclass(frozen=True)
 class EvaluationEpisodes:
-    """Parallel evaluation episodes, each in its own environment and with its own seed (Mnih et al. 2015, "Evaluation procedure").
+    """Parallel evaluation episodes, each in its own environment and with its own seed.
+
+    Source: Mnih et al. 2015, methods, "Evaluation procedure".
 
     Attributes:
         make_envs: function that creates a number of parallel environments.
