@@ -24,7 +24,7 @@ DIRECTIVE = re.compile(r"^```\{results\} *(\S*)\n```$", re.MULTILINE)
 ROLE = re.compile(r"\{(value|seconds)\}`([^`]+)`")
 HEADERS = {
     "en": ("landmark", "source", "task", "published result", "our result", "bundled weights"),
-    "ja": ("ランドマーク", "出典", "タスク", "出典の結果", "本実装の結果", "同梱の重み"),
+    "ja": ("手法", "出典", "タスク", "出典の結果", "本実装の結果", "同梱の重み"),
 }
 NOT_MEASURED = {"en": "not measured", "ja": "未測定"}
 
@@ -80,12 +80,12 @@ def build_table(language: str, prefix: str) -> str:
     for landmark in load_landmarks():
         texts = landmark | (landmark["ja"] if language == "ja" else {})
         cells: dict[bool, list[str]] = {False: [], True: []}
-        for claim in landmark.get("claims", ()):
-            if not claim.get("details"):
-                cells[claim.get("weights", False)].append(format_claim(claim, language))
-        ours = "; ".join(cells[False]) or NOT_MEASURED[language]
+        for claim in (claim for claim in landmark.get("claims", ()) if not claim.get("details")):
+            cells[claim.get("weights", False)].append(format_claim(claim, language))
+        ours, weights = (("、" if language == "ja" else "; ").join(cells[bundled]) for bundled in (False, True))
         name = f"[{texts['name']}]({prefix}{landmark['page']})"
-        lines.append((name, texts["source"], texts["task"], texts["published"], ours, "; ".join(cells[True]) or "–"))
+        columns = (texts[key] for key in ("source", "task", "published"))
+        lines.append((name, *columns, ours or NOT_MEASURED[language], weights or "–"))
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
