@@ -106,6 +106,14 @@ def test_end_of_the_input_ends_the_game(fukami, untrained_runs, type_lines):
     assert "\nwhite: " in result.out
 
 
+def test_a_line_that_is_no_text(fukami, untrained_runs, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), "utf-8"))
+    result = fukami("play", untrained_runs / "connect4", "--device", "cpu")
+    assert (result.status, result.err) == (0, "")
+    assert "The line is no text." in result.out
+    assert result.out.endswith("The game is not finished: 0 moves.\n")
+
+
 def test_unfinished_game_without_moves_writes_no_video(fukami, untrained_runs, type_lines, tmp_path):
     type_lines("quit")
     result = fukami("play", untrained_runs / "connect4", "--device", "cpu", "--out", "game.gif")

@@ -114,6 +114,16 @@ def test_a_decompression_bomb_is_rejected_and_leaves_no_files(seed, tmp_path, ca
     )
 
 
+@pytest.mark.parametrize("with_members", [False, True])
+def test_headers_of_a_compressed_archive_are_limited(with_members, tmp_path, cache):
+    """100 MB of headers that no member follows, or one after each, in some kilobytes."""
+    pair = header("", 1 << 20, tarfile.XGLTYPE) + bytes(1 << 20)
+    if with_members:
+        pair += header("x", 0)
+    (tmp_path / "x.tar.bz2").write_bytes(bz2.compress(pair * 100))
+    assert_rejected(tmp_path / "x.tar.bz2", "unpacks to more than", cache)
+
+
 def test_overlapping_members_are_rejected(tmp_path, cache):
     """Both entries of the central directory refer to the first member."""
     archive = write_zip(tmp_path / "x.zip", [("a/1.png", create_png()), ("a/2.png", create_png())])

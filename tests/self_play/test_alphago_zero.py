@@ -458,6 +458,10 @@ def test_a_finished_run_is_resumed_without_its_window(tmp_path):
         ({"full_search_fraction": 0.0}, "full-search-fraction should be more than 0"),
         ({"eval_opponent": "gnugo"}, "GNU Go does not play tic-tac-toe"),
         ({"gnugo_level": -1}, "gnugo-level should be at least 0, not -1"),
+        ({"game": ("go5", "go7", "go5")}, "game names a game twice"),
+        ({"simulations": 10**8}, "simulations should be between 0 and 100000"),
+        ({"value_scale": np.inf}, "value-scale should be between 0 and 10000"),
+        ({"c_puct": 1e308}, "c-puct should be between 0 and 10000"),
     ],
 )
 def test_fields_are_checked(fields, message):

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from fukami.errors import Error, UsageError
+from fukami.self_play.alphago_zero import AlphaGoZero
 from fukami.self_play.game import Game, Symmetries
 from fukami.self_play.games import GAMES, check_game, make_game
 from fukami.self_play.go import Go
+from fukami.self_play.positions import parse_positions
 from fukami.self_play.tic_tac_toe import TicTacToe
 
 SOURCE = """
@@ -139,6 +141,17 @@ def test_game_with_pass_and_score():
     check_game(WithPass())
 
 
+def test_positions_of_a_game_with_a_score_are_lines():
+    """Only Go has positions in SGF files, and GNU Go as the opponent of the evaluation."""
+
+    class Game(WithPass):
+        def parse_position(self, text):
+            return np.full(9, int(text), np.uint8)
+
+    assert [position.state[0] for position in parse_positions(b"3\n4\n", "positions.txt", Game())] == [3, 4]
+    assert AlphaGoZero().build_evaluation((Game(),), "test").opponent == "search"
+
+
 def change_argument(game, states):
     states[0] = 9
     return np.full(len(states), np.nan, np.float32)
@@ -164,7 +177,8 @@ NINE = np.arange(9)[None]
         (TicTacToe, {"name": ""}, r"Broken.name is ''; expected a non-empty string"),
         (TicTacToe, {"shape": [3, 3]}, r"Broken.shape is \[3, 3\]; expected rows and columns"),
         (TicTacToe, {"shape": (0, 3)}, r"Broken.shape is \(0, 3\)"),
-        (TicTacToe, {"num_moves": 9.0}, "Broken.num_moves is 9.0; expected a positive integer"),
+        (TicTacToe, {"num_moves": 9.0}, "Broken.num_moves is 9.0; expected an integer of at least 2"),
+        (TicTacToe, {"num_moves": 1}, "Broken.num_moves is 1; expected an integer of at least 2"),
         (TicTacToe, {"num_planes": 1}, "Broken.num_planes is 1; expected an integer of at least 2"),
         (TicTacToe, {"max_moves": None}, "Broken.max_moves is None"),
         (TicTacToe, {"player_names": ("x", "")}, r"Broken.player_names is \('x', ''\); expected two non-empty"),

@@ -236,3 +236,13 @@ def test_score(fake_program, text, score):
     )
     with GnuGo(5, 24.5) as engine:
         assert engine.compute_score() == score
+
+
+@pytest.mark.parametrize("text", ["", "B+", "B", "X+3", "B+nan", "B+1e9"])
+def test_invalid_score(fake_program, text):
+    fake_program(
+        "import sys\nfor line in sys.stdin:\n"
+        f"    print('= {text}\\n' if line == 'final_score\\n' else '= \\n', flush=True)"
+    )
+    with GnuGo(5, 24.5) as engine, pytest.raises(Error, match=r"GNU Go's final score is '.*'; expected one such as"):
+        engine.compute_score()

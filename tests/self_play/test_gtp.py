@@ -6,10 +6,13 @@ import shutil
 import numpy as np
 import pytest
 
+from fukami.engine.runtime import Runtime
+from fukami.self_play.alphago_zero import AlphaGoZero
 from fukami.self_play.gnugo import GnuGo
 from fukami.self_play.go import Go
 from fukami.self_play.gtp import GtpEngine
 from fukami.self_play.match import RESIGN, read_stones
+from fukami.self_play.players import SearchPlayer
 from go_reference import choose_random_move
 
 needs_gnugo = pytest.mark.skipif(shutil.which("gnugo") is None, reason="needs the program gnugo (apt install gnugo)")
@@ -166,6 +169,22 @@ def test_board_size_and_komi(engine):
     assert send(engine, "boardsize 5", "final_score", "komi 0", "final_score") == ["=", "= W+6.5", "=", "= 0"]
     assert engine.game.shape == (5, 5)
     assert send(engine, "play W A1", "komi -2", "final_score") == ["=", "=", "= W+23.0"]
+
+
+def test_a_new_komi_starts_a_new_search():
+    """The values of the old komi would be wrong: with 100 points for White, Black loses every position."""
+    recipe = AlphaGoZero(game=("go5",), num_blocks=1, num_channels=4)
+    task = recipe.build_task(())
+    task.setup(Runtime.start("cpu", "float32"))
+    player = SearchPlayer(task, 20)
+    engine = GtpEngine(task.games, player, "fukami go5", "0.2.0")
+    send(engine, "genmove b")
+    tree_search = player.game_search.tree_search
+    send(engine, "genmove w")
+    assert player.game_search.tree_search is tree_search
+    send(engine, "komi 100", "genmove b")
+    assert player.game_search.tree_search is not tree_search
+    assert send(engine, "undo", "undo", "undo", "undo") == ["=", "=", "=", "? cannot undo"]
 
 
 def test_board_as_text(engine):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fukami.engine.runtime import Runtime
+from fukami.errors import Error
 from fukami.self_play import players
 from fukami.self_play.alphago_zero import AlphaGoZero
 from fukami.self_play.connect_four import ConnectFour
@@ -188,6 +189,13 @@ def test_gnugo_resigns_and_receives_all_moves(monkeypatch):
     assert (engine.is_closed, created[1].is_closed, created[1].log[0][3]) == (True, False, 10)
     player.close()
     assert created[1].is_closed
+
+
+def test_gnugo_with_an_unknown_move(monkeypatch):
+    replies = {"play": lambda *_: None, "generate_move": lambda *_: "Z99", "close": lambda *_: None}
+    monkeypatch.setattr(players, "GnuGo", lambda *_, **__: SimpleNamespace(**replies))
+    with pytest.raises(Error, match="GNU Go's move is 'Z99'; expected a point such as C3, pass or resign"):
+        GnuGoPlayer(Go(5)).choose_moves([GameRecord(Go(5))])
 
 
 def test_the_search_of_a_game_reuses_the_subtree_and_starts_anew_after_undo():

@@ -5,9 +5,16 @@ from functools import cache
 import numpy as np
 import pytest
 
+from fukami.errors import Error
 from fukami.self_play import tree as kernels
 from fukami.self_play.go import Go
-from fukami.self_play.search import SearchOptions, TreeSearch, build_symmetric_evaluate, schedule_visits
+from fukami.self_play.search import (
+    SearchOptions,
+    TreeSearch,
+    build_symmetric_evaluate,
+    limit_group_size,
+    schedule_visits,
+)
 from fukami.self_play.tic_tac_toe import TicTacToe
 
 GAME = TicTacToe()
@@ -163,6 +170,38 @@ def test_gumbel_noise_samples_moves_in_proportion_to_the_policy():
     result = TreeSearch(GAME, evaluate_randomly, options, 4000).search(states, rng=np.random.default_rng(0))
     frequencies = np.bincount(result.moves, minlength=9) / 4000
     np.testing.assert_allclose(frequencies, result.network_policies[0], atol=0.03)
+
+
+@pytest.mark.parametrize(("index", "value"), [(0, np.nan), (0, np.inf), (1, np.nan), (1, -np.inf)])
+@pytest.mark.parametrize("options", [{}, {"c_puct": 1.5}])
+def test_predictions_that_are_not_finite_are_an_error(index, value, options):
+    def evaluate(planes):
+        outputs = evaluate_randomly(planes)
+        outputs[index].flat[3 if len(planes) > 3 else 0] = value
+        return outputs
+
+    search = TreeSearch(GAME, evaluate, SearchOptions(8, **options), 4)
+    with pytest.raises(Error, match="the network predicts values that are not finite"):
+        search.search(sample_positions(4))
+
+
+def test_a_game_without_legal_moves_is_an_error(monkeypatch):
+    positions, search = sample_positions(4), TreeSearch(GAME, evaluate_equally, SearchOptions(8), 4)
+    monkeypatch.setattr(GAME, "legal_moves", lambda states: np.zeros((len(states), 9), bool), raising=False)
+    with pytest.raises(Error, match="tic-tac-toe has no legal move in a position without an outcome"):
+        search.search(positions)
+
+
+@pytest.mark.parametrize(("game", "simulations", "expected"), [(GAME, 800, 64), (Go(19), 64, 64), (Go(19), 1600, 26),
+                                                               (Go(19), 100_000, 1)])  # fmt: skip
+def test_trees_searched_in_parallel_have_a_gigabyte(game, simulations, expected):
+    size = limit_group_size(64, game, simulations)
+    search = TreeSearch(game, evaluate_equally, SearchOptions(min(simulations, 1600)), 1)
+    arrays = (search.tree.children, search.tree.visits, search.tree.value_sums, search.tree.log_priors, search.states)
+    num_bytes = sum(array.nbytes for array in arrays) * (simulations + 1) / (min(simulations, 1600) + 1)
+    assert size == expected
+    assert size == 1 or size * num_bytes <= 2**30
+    assert size == 64 or (size + 1) * num_bytes > 2**30
 
 
 def test_games_side_by_side_equal_games_alone():

@@ -32,7 +32,7 @@ def test_game():
     go = Go(9)
     points = [go.parse_move(text) for text in ("E5", "G7", "pass", "pass")]
     moves = list(zip((0, 1, 0, 1), points, strict=True))
-    assert read(GAME) == SgfGame(9, 7.5, ("Black player", "White player"), 1, (), (), moves)
+    assert read(GAME) == SgfGame(9, 7.5, ("Black player", "White player"), 1, (), (), moves, 0)
 
 
 def test_main_line_is_the_first_variation():
@@ -42,7 +42,7 @@ def test_main_line_is_the_first_variation():
 
 
 def test_defaults():
-    assert read(b"(;)") == SgfGame(19, None, ("", ""), None, (), (), [])
+    assert read(b"(;)") == SgfGame(19, None, ("", ""), None, (), (), [], 0)
 
 
 def test_setup_stones():
@@ -123,7 +123,9 @@ def test_escaped_bracket_and_line_ends():
         (b"(;KM[6,5])", r"the komi KM\[6,5\] is not a number"),
         (b"(;KM[nan])", r"the komi KM\[nan\] is out of range"),
         (b"(;KM[1e308])", r"the komi KM\[1e308\] is out of range"),
-        (b"(;AB" + b"[aa:ss]" * 362 + b")", "362 values of points on a board of 361"),
+        (b"(" + b";AB[aa:ss][aa:bb]" * 200 + b")", "more than 361 rectangles of points"),
+        (b"(;AB" + b"[aa:ss]" * 362 + b")", "more than 361 rectangles of points"),
+        (b"(;AB" + b"[aa]" * 362 + b")", "362 values of points on a board of 361"),
         (b" " * (MAX_FILE_BYTES + 1), "has more than 1,048,576 bytes"),
     ],
 )
@@ -180,12 +182,38 @@ def test_replay_of_two_moves_in_a_row():
         (b"(;SZ[5];B[aa];W[bb];B[aa])", "game.sgf, move 3: A5 is illegal: the point is occupied"),
         (b"(;SZ[5];B[];W[];B[aa])", "game.sgf, move 3: A5 is illegal: the game is over"),
         (b"(;SZ[5]AB[ab][ba]AW[aa];B[cc])", "game.sgf, move 0: the group of A5 has no liberties"),
-        (b"(;SZ[9];B[aa])", "game.sgf is a game on 9×9, not on 5×5"),
+        (b"(;SZ[9];B[aa])", r"game.sgf is a game on 9×9, not on 5×5; .* with game=go9"),
     ],
 )
 def test_replay_of_an_illegal_game(content, message):
     with pytest.raises(Error, match=message):
         replay(Go(5), read(content), "game.sgf")
+
+
+def test_a_game_with_more_moves_than_the_limit():
+    go = Go(5)
+    assert go.max_moves == 70
+    go.max_moves = 2
+    with pytest.raises(Error, match="move 3: C3 is illegal: a game on 5×5 ends after 2 moves"):
+        replay(go, read(b"(;SZ[5];B[aa];W[bb];B[cc])"), "game.sgf")
+
+
+@pytest.mark.parametrize(
+    ("content", "player"),
+    [
+        (b"(;SZ[5]AB[cc])", 0),
+        (b"(;SZ[5]AB[cc]PL[W])", 1),
+        (b"(;SZ[5]PL[white])", 1),
+        (b"(;SZ[5]PL[B]HA[2]AB[bb][cc])", 0),
+        (b"(;SZ[5]HA[2]AB[bb][cc])", 1),
+        (b"(;SZ[5]PL[W];B[aa])", 0),
+        (b"(;SZ[5];PL[W])", 1),
+    ],
+)
+def test_player_on_the_move_after_the_first_stones(content, player):
+    game = read(content)
+    assert game.player == player
+    assert replay(Go(5), game, "game.sgf")[0, 0] == 1 + player
 
 
 @pytest.fixture

@@ -264,10 +264,39 @@ def test_invalid_files_get_errors(client, connect_four, tmp_path):
     response = client.post("/predict", files=files)
     assert response.status_code == 422
     errors = [prediction["error"] for prediction in response.json()]
-    assert errors[0] == "many.txt contains more than 1,000 positions; split it"
+    assert errors[0] == "many.txt exceeds 1,000 positions per request; send it in several requests"
     assert errors[1] == "empty.txt contains no positions"
     assert errors[2].startswith("binary.txt is no text file")
     assert "a position of Connect Four has 42 cells" in errors[3]
+
+
+def test_the_limit_of_positions_is_that_of_all_files(client):
+    """The predictions repeat the name of the file, whose length is limited, too."""
+    name = "a" * 3000 + "😀"
+    files = [
+        ("file", (name, b"x\n" * 700)),
+        ("file", (name, b"x\n" * 700)),
+        ("file", ("c.txt", VALID_POSITION.encode())),
+    ]
+    predictions = client.post("/predict", files=files).json()
+    assert len(predictions) == 702
+    assert predictions[0]["file"] == "a" * 200
+    assert "exceeds 1,000 positions per request" in predictions[700]["error"]
+    assert "move" in predictions[701]
+
+
+@pytest.mark.parametrize("path", ["/predict", "/"])
+@pytest.mark.parametrize("charset", ["punycode", "idna", "undefined", "utf-7", "x" * 1000, "latin-1"])
+def test_forms_in_other_character_sets_are_rejected(client, path, charset):
+    """Python decodes punycode in quadratic time."""
+    body = b'--b\r\nContent-Disposition: form-data; name="moves"\r\n\r\n' + b"A" * 20_000 + b"\r\n--b--\r\n"
+    headers = {"content-type": f"multipart/form-data; boundary=b; charset={charset}"}
+    response = client.post(path, content=body, headers=headers)
+    assert response.status_code == 415
+    assert "send it as UTF-8" in html.unescape(response.text)
+    for charset in ("", "; charset=UTF-8", '; charset="utf-8"'):
+        headers = {"content-type": f"multipart/form-data; boundary=b{charset}"}
+        assert client.post("/predict", content=body, headers=headers).status_code == 422
 
 
 # the server
@@ -299,6 +328,38 @@ def test_search_stops_after_the_timeout(connect_four, monkeypatch):
     assert read_metrics(client)['fukami_predictions_total{result="timeout"}'] == "1.0"
     assert client.get("/ready").status_code == 200
     assert client.post("/predict", json={"simulations": 1}).status_code == 200
+
+
+def test_search_of_a_file_stops_after_the_timeout(connect_four, monkeypatch):
+    evaluations, real = [], boards.InterruptibleNetwork.forward
+
+    def forward(self, planes):
+        evaluations.append(len(planes))
+        time.sleep(0.02)
+        return real(self, planes)
+
+    monkeypatch.setattr(boards.InterruptibleNetwork, "forward", forward)
+    monkeypatch.setattr(connect_four, "search_options", SearchOptions(2000))
+    client = make_client(connect_four, request_timeout=0.5)
+    content = "\n".join([VALID_POSITION, "." * 42] * 8)
+    response = client.post("/predict", files=[("file", ("a.txt", content.encode()))])
+    assert (response.status_code, "no prediction within" in response.json()["error"]) == (503, True)
+    end = time.monotonic() + 10
+    while read_metrics(client)["fukami_queue_length"] != "0.0":
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert 2 < len(evaluations) < 200
+
+
+def test_weights_whose_predictions_are_not_finite(connect_four):
+    task = build_task("connect4")
+    with torch.no_grad():
+        next(module for module in task.ema_model.modules() if isinstance(module, torch.nn.BatchNorm2d)).running_var[
+            :
+        ] = -1
+    response = make_client(task).post("/predict", json={"simulations": 4})
+    assert response.status_code == 422
+    assert "the network predicts values that are not finite" in response.json()["error"]
 
 
 def test_metrics_count_games_and_files(connect_four):

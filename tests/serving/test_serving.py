@@ -380,6 +380,8 @@ def test_unknown_host_names_are_rejected(task):
         ({"origin": "http://localhost:9000"}, 403),
         ({"origin": "http://evil.example.com"}, 403),
         ({"origin": "null"}, 403),
+        ({"origin": "http://["}, 403),
+        ({"origin": ""}, 403),
     ],
 )
 def test_pages_of_other_origins_cannot_post(client, files, headers, status):

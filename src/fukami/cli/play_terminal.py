@@ -64,6 +64,9 @@ class TerminalGame:
         except EOFError:
             self.console.print("\nThe input has ended.")
             return "quit"
+        except UnicodeDecodeError:
+            self.console.print("\nThe line is no text.")
+            return ""
 
     def execute_command(self, line: str) -> bool:
         """Execute a command or a move of the person, and return whether the game continues."""

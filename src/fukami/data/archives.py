@@ -9,6 +9,7 @@ import bz2
 import gzip
 import hashlib
 import lzma
+import math
 import os
 import shutil
 import stat
@@ -125,12 +126,10 @@ def _extract(folder: Path, archive: Path, archive_bytes: int) -> None:
     )
     total_bytes = 0
     with ExitStack() as stack:
-        for index, member in enumerate(_iterate_members(archive, stack)):
+        for index, member in enumerate(_iterate_members(archive, stack, max_bytes)):
             total_bytes += member.size + MEMBER_OVERHEAD_BYTES
             if total_bytes > max_bytes:
-                raise ValueError(
-                    f"it unpacks to more than {max_bytes:,} bytes, the maximum for its size and the free space here"
-                )
+                raise _build_size_error(max_bytes)
             if index >= MAX_MEMBERS:
                 raise ValueError(f"it has more than {MAX_MEMBERS:,} members")
             path = folder / _check_member_path(member.name)
@@ -141,6 +140,10 @@ def _extract(folder: Path, archive: Path, archive_bytes: int) -> None:
             with path.open("wb") as file:
                 for chunk in member.read_chunks():
                     file.write(chunk)
+
+
+def _build_size_error(max_bytes: float) -> ValueError:
+    return ValueError(f"it unpacks to more than {max_bytes:,} bytes, the maximum for its size and the free space here")
 
 
 def _check_member_path(name: str) -> PurePosixPath:
@@ -157,13 +160,14 @@ def _check_member_path(name: str) -> PurePosixPath:
     return path
 
 
-def _iterate_members(archive: Path, stack: ExitStack) -> Iterator[_Member]:
+def _iterate_members(archive: Path, stack: ExitStack, max_bytes: int) -> Iterator[_Member]:
     """Iterate over the members of an archive, whose format is detected from its first bytes.
 
     Raises:
-        ValueError: the file is not an archive, or has a member that is neither a file nor a folder.
+        ValueError: the file is not an archive, has a member that is neither a file nor a folder, or is a tar file of
+            more than ``max_bytes``.
     """
-    read = _open_tar(archive, stack)
+    read = _open_tar(archive, stack, max_bytes)
     if read:
         return _iterate_tar(read)
     if zipfile.is_zipfile(archive):
@@ -215,10 +219,15 @@ class BinaryReader(Protocol):
 
 
 class _ForwardReader:
-    """Forward-only reader with offsets, for compressed files, which cannot seek."""
+    """Forward-only reader with offsets, for compressed files, which cannot seek.
 
-    def __init__(self, file: BinaryReader) -> None:
-        self.file, self.position = file, 0
+    Args:
+        file: the decompressed file.
+        max_bytes: limit of its size, which counts what is skipped, too, such as headers.
+    """
+
+    def __init__(self, file: BinaryReader, max_bytes: float) -> None:
+        self.file, self.max_bytes, self.position = file, max_bytes, 0
 
     def __call__(self, start: int, count: int) -> bytes:
         """Return up to ``count`` bytes from offset ``start``; fewer at the end of the file."""
@@ -231,6 +240,8 @@ class _ForwardReader:
         while len(content) < count and (chunk := self.file.read(count - len(content))):
             content += chunk
         self.position += len(content)
+        if self.position > self.max_bytes:
+            raise _build_size_error(self.max_bytes)
         return bytes(content)
 
 
@@ -254,15 +265,15 @@ class _TarEntry:
             position += len(chunk)
 
 
-def _open_tar(archive: Path, stack: ExitStack) -> _ForwardReader | None:
+def _open_tar(archive: Path, stack: ExitStack, max_bytes: float = math.inf) -> _ForwardReader | None:
     """Open a tar file, plain or compressed, as its first bytes state; None for another file."""
     with archive.open("rb") as file:
         start = file.read(tar.BLOCK_BYTES)
     kind = next((kind for signature, kind in COMPRESSION_SIGNATURES.items() if start.startswith(signature)), "")
     if kind:
-        return _ForwardReader(stack.enter_context(_open_compressed(archive, kind)))
+        return _ForwardReader(stack.enter_context(_open_compressed(archive, kind)), max_bytes)
     if not start.startswith(b"PK") and _is_tar_header(start):
-        return _ForwardReader(stack.enter_context(archive.open("rb")))
+        return _ForwardReader(stack.enter_context(archive.open("rb")), max_bytes)
     return None
 
 

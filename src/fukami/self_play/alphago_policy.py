@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from fukami.engine import schedules
 from fukami.engine.recipe import Data, Recipe, check_range
 from fukami.errors import Error, UsageError
+from fukami.self_play.alphago_zero import MAX_SEARCH_WEIGHT, MAX_SIMULATIONS
 
 if TYPE_CHECKING:
     from fukami.self_play.policy_data import PositionLoader
@@ -81,8 +82,8 @@ class AlphaGoPolicy(Recipe):
         check_range(self, 0, 0.9999999, "warmup")
         check_range(self, 1, math.inf, "epochs", "eval_every", "batch_size", "num_blocks", "num_channels")
         check_range(self, 0, math.inf, "max_broken", "lr", "weight_decay", "value_weight", "value_positions")
-        check_range(self, 0, math.inf, "simulations")
-        check_range(self, 1e-9, math.inf, "c_puct")
+        check_range(self, 0, MAX_SIMULATIONS, "simulations")
+        check_range(self, 1e-9, MAX_SEARCH_WEIGHT, "c_puct")
         schedules.parse_schedule(self.schedule)
 
     def load_data(self) -> Data:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from fukami.self_play.task import SelfPlayTask
 
 
+MAX_SIMULATIONS = 100_000  # per move; a tree on 19×19 has a gigabyte
+MAX_SEARCH_WEIGHT = 1e4  # of values and of exploration
+
+
 @dataclass(frozen=True, kw_only=True)
 class AlphaGoZero(Recipe):
     """AlphaGo Zero (Silver et al. 2017), with the search of Danihelka et al. 2022 at the root.
@@ -106,8 +110,9 @@ class AlphaGoZero(Recipe):
         super().__post_init__()
         check_range(self, 1, math.inf, "num_games", "self_play_simulations", "max_considered_moves", "num_blocks")
         check_range(self, 1, math.inf, "num_channels", "batch_size", "eval_every", "eval_games")
-        check_range(self, 0, math.inf, "simulations", "value_scale", "c_puct", "temperature_moves", "fast_simulations")
-        check_range(self, 0, math.inf, "gating_games", "lr", "weight_decay")
+        check_range(self, 0, MAX_SIMULATIONS, "simulations", "self_play_simulations", "fast_simulations")
+        check_range(self, 0, MAX_SEARCH_WEIGHT, "value_scale", "c_puct")
+        check_range(self, 0, math.inf, "temperature_moves", "gating_games", "lr", "weight_decay")
         check_range(self, 1e-9, math.inf, "dirichlet_alpha", "samples_per_position")
         check_range(self, 0, 1, "full_search_fraction", "window_fraction")
         if self.td_lambda is not None:
@@ -120,6 +125,8 @@ class AlphaGoZero(Recipe):
             raise UsageError("full-search-fraction should be more than 0, or there is nothing to learn from")
         if not self.game:
             raise UsageError("game should name at least one game, such as connect4")
+        if len(set(self.game)) < len(self.game):
+            raise UsageError("game names a game twice; name each once")
         schedules.parse_schedule(self.schedule)
 
     def get_stored_fields(self) -> dict[str, Any]:
@@ -159,9 +166,10 @@ class AlphaGoZero(Recipe):
             UsageError: a game is unknown, or games other than board sizes of Go are combined.
         """
         from fukami.self_play.games import make_game
+        from fukami.self_play.go import Go
 
         games = tuple(make_game(name, komi=self.komi) for name in self.game)
-        if len(games) > 1 and not all(game.has_score for game in games):
+        if len(games) > 1 and not all(isinstance(game, Go) for game in games):
             raise UsageError(f"only board sizes of Go can share a network, not {', '.join(self.game)}; use one game")
         return games
 
@@ -210,13 +218,14 @@ class AlphaGoZero(Recipe):
         The validation, during the training, has fewer positions or games than the test.
         """
         from fukami.self_play import evaluation
+        from fukami.self_play.go import Go
 
         if games[0].name == "connect4":
             if split == "val":
                 return evaluation.OptimalMoves("val", ("sensible",), (self.simulations, 0))
             counts = tuple(dict.fromkeys((self.simulations, 0, 64, 800)))
             return evaluation.OptimalMoves("test", ("sensible", "random", "play"), counts, seed=self.seed)
-        default = "gnugo" if games[0].has_score else "search"
+        default = "gnugo" if isinstance(games[0], Go) else "search"
         opponent = default if self.eval_opponent == "auto" else self.eval_opponent
         evaluation.check_opponent(opponent, games)
         num_games = self.eval_games if split == "test" else max(2, self.eval_games // 5)

@@ -176,7 +176,7 @@ def _check_attributes(game: Game) -> None:
     checks = {
         "name": (isinstance(values["name"], str) and values["name"], "a non-empty string"),
         "shape": (is_shape, "rows and columns, such as (8, 8)"),
-        "num_moves": (_is_count(values["num_moves"], 1), "a positive integer"),
+        "num_moves": (_is_count(values["num_moves"], 2), "an integer of at least 2"),
         "num_planes": (_is_count(values["num_planes"], 2), "an integer of at least 2"),
         "max_moves": (_is_count(values["max_moves"], 1), "a positive integer"),
         "player_names": (_is_pair(values["player_names"], str), "two non-empty strings"),

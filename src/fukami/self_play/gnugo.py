@@ -1,5 +1,6 @@
 """Client of GNU Go, a Go program of Debian, through the Go Text Protocol (GTP, version 2)."""
 
+import re
 import shutil
 import subprocess
 import threading
@@ -154,8 +155,11 @@ class GnuGo:
 
     def compute_score(self) -> float:
         """Compute Black's score minus White's with the komi, after removing the stones that GNU Go considers dead."""
-        winner, _, points = self.send("final_score").partition("+")
-        return {"B": 1.0, "W": -1.0}[winner] * float(points) if points else 0.0
+        score = self.send("final_score")
+        match = re.fullmatch(r"0|([BW])\+(\d+(?:\.\d+)?)", score)
+        if not match:
+            raise Error(f"GNU Go's final score is {score[:50]!r}; expected one such as B+3.5")
+        return float(match[2] or 0) * (-1 if match[1] == "W" else 1)
 
     def close(self) -> None:
         """End the process."""

@@ -130,7 +130,10 @@ class Go(Game):
             *self._view_states(states), moves, self._board_start, self.max_moves, self._neighbors, self._keys
         )
         if status != go_rules.LEGAL:
-            raise ValueError(f"{self.format_move(int(moves[row]))} is illegal: {STATUS_REASONS[status]}")
+            reason = STATUS_REASONS[status]
+            if status == go_rules.GAME_OVER and states[row, 1] < 2:
+                reason = f"a game on {self._size}×{self._size} ends after {self.max_moves} moves"
+            raise ValueError(f"{self.format_move(int(moves[row]))} is illegal: {reason}")
         return states
 
     def replay(

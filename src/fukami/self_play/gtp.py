@@ -1,5 +1,6 @@
 """Go engine that speaks the Go Text Protocol, version 2 (Farnebäck 2002, draft 2)."""
 
+import copy
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TextIO, TypeVar
@@ -103,6 +104,7 @@ class GtpEngine:
             raise GtpError("syntax error")
         for game in self.games:
             game.komi = komi
+        self.record = copy.copy(self.record)  # another game, so that the search does not reuse values of the old komi
         return ""
 
     def _play(self, color: str, vertex: str) -> str:

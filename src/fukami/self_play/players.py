@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from torch import nn
 
+from fukami.errors import Error
 from fukami.self_play.game import Game, States
 from fukami.self_play.gnugo import GnuGo, GnuGoEndedError
 from fukami.self_play.match import RESIGN, GameRecord
@@ -107,7 +108,10 @@ class GnuGoPlayer:
         except GnuGoEndedError as error:
             logger.warning(f"{error} at move {len(record.moves) + 1}; it loses this game")
             vertex = "resign"
-        move = RESIGN if vertex.lower() == "resign" else self.game.parse_move(vertex)
+        try:
+            move = RESIGN if vertex.lower() == "resign" else self.game.parse_move(vertex)
+        except ValueError:
+            raise Error(f"GNU Go's move is {vertex[:50]!r}; expected a point such as C3, pass or resign") from None
         moves[:] = [*record.moves, move]
         return move
 

@@ -50,13 +50,13 @@ def parse_positions(content: bytes, name: str, game: Game) -> Iterator[Position]
     Raises:
         Error: the content is no text, or a game is illegal or has another board size.
     """
-    if not game.has_score:
+    from fukami.self_play.go import Go
+
+    if not isinstance(game, Go):
         yield from _parse_lines(content, name, game)
         return
     from fukami.self_play import sgf
-    from fukami.self_play.go import Go
 
-    assert isinstance(game, Go)
     record = sgf.read_game(content, name)
     moves: Sequence[int | None] = [*(move for _, move in record.moves), None]
     for line, (state, played) in enumerate(zip(sgf.replay(game, record, name), moves, strict=True), 1):

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fukami.errors import Error
 from fukami.layers.ensemble import average_log_probs
 from fukami.self_play import tree as kernels
 from fukami.self_play.game import Game, Moves, States, Symmetries
@@ -18,6 +19,7 @@ from fukami.self_play.tree import UNKNOWN, Float32Array, Int32Array
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 CPU_GROUP_SIZE, GPU_GROUP_SIZE = 64, 512  # games whose leaves are one batch of the network
+MAX_TREE_BYTES = 2**30  # of the trees of such a group, unless one tree alone has more
 Evaluate = Callable[[Float32Array], tuple[Float32Array, Float32Array]]  # planes to logits (N, A) and values (N,)
 
 
@@ -78,7 +80,7 @@ class TreeSearch:
 
     def __init__(self, game: Game, evaluate: Evaluate, options: SearchOptions, num_games: int) -> None:
         self.game, self.evaluate, self.options, self.num_games = game, evaluate, options, num_games
-        self.capacity = 2 * (1 + options.simulations)  # a reused subtree may be as large as a search
+        self.capacity = get_capacity(options.simulations)
         self.tree = kernels.create_tree(num_games, self.capacity, game.num_moves)
         self.states = np.zeros((num_games, self.capacity, len(game.build_initial_state())), np.uint8)
 
@@ -143,6 +145,8 @@ class TreeSearch:
         tree.start_visits[games] = tree.visits[games, 0]
         self._set_noise(games, legal, rng, explores)
         num_considered = np.minimum(legal.sum(1), options.max_considered_moves)
+        if not num_considered.all():
+            raise Error(f"{self.game.name} has no legal move in a position without an outcome; its rules are invalid")
         schedules = np.stack(
             [schedule_visits(int(m), int(n), options.simulations) for m, n in zip(num_considered, limits, strict=True)]
         )
@@ -191,6 +195,8 @@ class TreeSearch:
             logits, values = self.evaluate(self.game.planes(states))
         elif is_open.any():
             logits[is_open], values[is_open] = self.evaluate(self.game.planes(states[is_open]))
+        if not (np.isfinite(logits).all() and np.isfinite(values).all()):
+            raise Error("the network predicts values that are not finite; use other weights, or --precision float32")
         nodes = kernels.add_nodes(self.tree, games, parents, moves, outcomes, legal, logits, values)
         self.states[games, nodes] = states
 
@@ -234,6 +240,17 @@ def build_symmetric_evaluate(evaluate: Evaluate, symmetries: Symmetries) -> Eval
         return average_log_probs(log_policies).numpy(), values.reshape(num_symmetries, -1).mean(0)
 
     return evaluate_symmetries
+
+
+def get_capacity(simulations: int) -> int:
+    """Return the number of nodes of a tree: a reused subtree may be as large as a search."""
+    return 2 * (1 + simulations)
+
+
+def limit_group_size(size: int, game: Game, simulations: int) -> int:
+    """Return how many of ``size`` games can be searched in parallel with trees of at most ``MAX_TREE_BYTES``."""
+    node_bytes = len(game.build_initial_state()) + 16 * game.num_moves  # the arrays of the moves have 4 bytes each
+    return max(1, min(size, MAX_TREE_BYTES // (get_capacity(simulations) * node_bytes)))
 
 
 def get_group_size(device: torch.device) -> int:

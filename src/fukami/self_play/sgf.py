@@ -36,6 +36,7 @@ class SgfGame(NamedTuple):
         result: 1 if Black won, -1 if White won, 0 for a draw, None if unknown.
         black, white: points of the stones before the first move, such as a handicap.
         moves: player, 0 Black or 1 White, and index of each move.
+        player: player on the move after these stones; without moves by the property PL, else White after a handicap.
     """
 
     size: int
@@ -45,6 +46,7 @@ class SgfGame(NamedTuple):
     black: tuple[int, ...]
     white: tuple[int, ...]
     moves: list[tuple[int, int]]
+    player: int
 
 
 def iterate_games(path: Path) -> Iterator[tuple[str, SgfGame | Error]]:
@@ -108,11 +110,18 @@ def _read_nodes(nodes: list[Node]) -> SgfGame:
         raise ValueError(f"the size SZ[{size_text}] should be between {MIN_SIZE} and {MAX_SIZE}")
     size = int(size_text)
     setup: dict[int, int] = {}  # color by point
+    handicap = _get_text(root, "HA", "0")
+    player, num_rectangles = int(handicap.isdecimal() and handicap not in ("0", "1")), 0
     moves: list[tuple[int, int]] = []
     for number, node in enumerate(nodes):
         stones = {key: node[key] for key in ("AB", "AW", "AE") if key in node}
         if stones and moves:
             raise ValueError(f"stones are added after move {len(moves)}, which is not supported")
+        num_rectangles += sum(b":" in value for values in stones.values() for value in values)
+        if num_rectangles > size * size:
+            raise ValueError(f"more than {size * size} rectangles of points")
+        if "PL" in node and not moves:
+            player = int(node["PL"][0].strip().lower().startswith(b"w"))
         for key, values in stones.items():
             setup |= dict.fromkeys(_parse_points(values, size), "BWE".index(key[1]))
         played = [(player, value) for player, key in enumerate("BW") for value in node.get(key, ())]
@@ -127,6 +136,7 @@ def _read_nodes(nodes: list[Node]) -> SgfGame:
         tuple(sorted(point for point, color in setup.items() if color == 0)),
         tuple(sorted(point for point, color in setup.items() if color == 1)),
         moves,
+        moves[0][0] if moves else player,
     )
 
 
@@ -205,10 +215,13 @@ def replay(game: Go, record: SgfGame, name: str) -> States:
         Error: the boards differ in size, or a move is illegal; the message contains its number.
     """
     if game.shape != (record.size, record.size):
-        raise Error(f"{name} is a game on {record.size}×{record.size}, not on {game.shape[0]}×{game.shape[1]}")
-    number, first_player = 0, record.moves[0][0] if record.moves else 0
+        raise Error(
+            f"{name} is a game on {record.size}×{record.size}, not on {game.shape[0]}×{game.shape[1]}; if the run was "
+            f"trained on it, select it with game=go{record.size}"
+        )
+    number = 0
     try:
-        states = [game.place_stones(record.black, record.white, first_player)]
+        states = [game.place_stones(record.black, record.white, record.player)]
         for player, move in record.moves:
             number += 1
             if states[-1][0] != 1 + player:

@@ -34,6 +34,7 @@ from fukami.self_play.search import (
     TreeSearch,
     build_symmetric_evaluate,
     get_group_size,
+    limit_group_size,
     map_groups,
 )
 
@@ -209,7 +210,8 @@ class SelfPlayTask(Task):
         evaluate = self.build_evaluate(model)
         device = self.runtime.device
         num_threads = torch.get_num_threads() if device.type == "cpu" else 1
-        size = min(get_group_size(device), -(-len(states) // num_threads))
+        count = self.simulations if simulations is None else simulations
+        size = limit_group_size(min(get_group_size(device), -(-len(states) // num_threads)), self.game, count)
         parts = [states[start : start + size] for start in range(0, len(states), size)]
 
         def run(part: States) -> SearchResult:
@@ -267,12 +269,17 @@ class SelfPlayTask(Task):
             try:
                 positions = read_positions(source, self.game)
                 while chunk := list(itertools.islice(positions, PREDICT_BATCH_SIZE)):
-                    yield from self.predict_positions(name, chunk, keep_images)
+                    yield from self.predict_positions(name, chunk, keep_images=keep_images)
             except Error as error:
                 yield None, {"file": name, "error": str(error)}
 
     def predict_positions(
-        self, name: str, positions: "Sequence[Position]", keep_images: bool = False
+        self,
+        name: str,
+        positions: "Sequence[Position]",
+        *,
+        keep_images: bool = False,
+        model: nn.Module | None = None,
     ) -> "Iterator[tuple[Image | None, Prediction]]":
         """Yield the drawing, None unless ``keep_images``, and the prediction of each position of the file ``name``."""
         from fukami.self_play.plots import draw_board
@@ -280,7 +287,7 @@ class SelfPlayTask(Task):
         states = [position.state for position in positions if position.state is not None]
         is_open = np.isnan(self.game.outcome(np.stack(states))) if states else np.zeros(0, bool)
         with self.evaluation_mode():
-            result = self.search(np.stack(states)[is_open]) if is_open.any() else None
+            result = self.search(np.stack(states)[is_open], model=model) if is_open.any() else None
         rows, indices = iter(is_open.tolist()), itertools.count()
         for position in positions:
             location: Prediction = {"file": name, "line": position.line}

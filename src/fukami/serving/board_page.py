@@ -150,8 +150,9 @@ def render_board_page(
     commands = [
         f"curl {token}-H 'Content-Type: application/json' -d {shlex.quote(json.dumps(example))} {address}predict"
     ]
-    if game.has_score or type(game).parse_position is not Game.parse_position:
-        commands.append(f"curl {token}-F file=@{'game.sgf' if game.has_score else 'positions.txt'} {address}predict")
+    if isinstance(game, Go) or type(game).parse_position is not Game.parse_position:
+        file = "game.sgf" if isinstance(game, Go) else "positions.txt"
+        commands.append(f"curl {token}-F file=@{file} {address}predict")
     return html.render_page(
         "serving_board.html",
         title=get_title(game),

@@ -30,7 +30,8 @@ from fukami.serving.worker import Slot, Worker
 T = TypeVar("T")
 MAX_SIMULATIONS = 1600  # per request; those of the run if it has more
 MAX_REQUEST_BYTES = 2**20  # of a game or of files; the largest SGF file
-MAX_POSITIONS = 1000  # per file
+MAX_POSITIONS = 1000  # per request
+MAX_NAME_LENGTH = 200  # characters of a file's name, which each prediction repeats
 CHUNK_SIZE = 16  # positions that are searched side by side; other requests may run between two chunks
 HEADERS = {
     **PAGE_HEADERS,
@@ -104,10 +105,11 @@ def add_routes(app: FastAPI, worker: Worker, run_info: dict[str, Json], *, needs
         predictions: list[dict[str, Json]] = []
         async with request_body.watch_disconnect(request) as disconnected:
             with worker.acquire_slot() as slot:
-                for name, file in uploads.files:
+                for name, file in ((name[:MAX_NAME_LENGTH], file) for name, file in uploads.files):
                     try:
                         game = predictor.find_game(uploads.options.get("game"))
-                        read = partial(predictor.read_positions, slot, game, name, file.read())
+                        limit = MAX_POSITIONS - len(predictions)
+                        read = partial(predictor.read_positions, slot, game, name, file.read(), limit)
                         positions = await worker.run(slot, disconnected, read)
                         for start in range(0, len(positions), CHUNK_SIZE):
                             chunk = positions[start : start + CHUNK_SIZE]
@@ -244,19 +246,19 @@ class BoardPredictor:
             raise UsageError(f"simulations is {describe(value)}; expected an integer between 0 and {maximum:,}")
         return value
 
-    def read_positions(self, slot: Slot, game: Game, name: str, content: bytes) -> list[Position]:
-        """Read the positions of a file.
+    def read_positions(self, slot: Slot, game: Game, name: str, content: bytes, limit: int) -> list[Position]:
+        """Read the positions of a file, at most ``limit``.
 
         Raises:
-            Error: the file is invalid, empty or too large.
+            Error: the file is invalid or empty, or has more positions.
         """
         slot.check_request()
         try:
-            positions = list(islice(parse_positions(content, name, game), MAX_POSITIONS + 1))
+            positions = list(islice(parse_positions(content, name, game), limit + 1))
             if not positions:
                 raise Error(f"{name} contains no positions")
-            if len(positions) > MAX_POSITIONS:
-                raise Error(f"{name} contains more than {MAX_POSITIONS:,} positions; split it")
+            if len(positions) > limit:
+                raise Error(f"{name} exceeds {MAX_POSITIONS:,} positions per request; send it in several requests")
         except Error:
             self.worker.metrics.predictions.labels("error").inc()
             raise
@@ -265,10 +267,11 @@ class BoardPredictor:
     def predict_positions(
         self, slot: Slot, game: Game, name: str, positions: Sequence[Position]
     ) -> list[dict[str, Json]]:
-        """Predict positions of a file."""
+        """Predict positions of a file; the search stops when its request has ended."""
+        self.network.slot = slot
         with self.worker.observe_prediction(slot), convert_memory_errors(name):
             self.task.select_game(game.name)
-            return [prediction for _, prediction in self.task.predict_positions(name, positions)]
+            return [prediction for _, prediction in self.task.predict_positions(name, positions, model=self.network)]
 
 
 def describe_position(record: GameRecord) -> dict[str, Json]:

@@ -20,7 +20,9 @@ def parse_fields(content: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"the body is not valid JSON ({error}); send an object with the fields {FIELDS}") from None
+        raise UsageError(
+            f"the body is not valid JSON ({error}); send an object with the fields {', '.join(FIELDS)}"
+        ) from None
     if not isinstance(fields, dict):
         raise UsageError(f"the body is {describe(fields)}; expected an object with the fields {', '.join(FIELDS)}")
     for name in fields:

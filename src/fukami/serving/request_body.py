@@ -6,6 +6,7 @@ import io
 from collections.abc import AsyncIterator, Mapping
 from typing import BinaryIO, NamedTuple
 
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -15,6 +16,7 @@ from fukami.serving.worker import ClientDisconnected, Worker
 
 MAX_BODY_BYTES = 64 * 2**20  # bytes per request body
 MAX_FILES = 100  # files per request
+CHARSETS = (b"utf-8", b"utf8", b"us-ascii")  # of forms; decoding others may fail, or take quadratic time (punycode)
 
 
 class FileKind(NamedTuple):
@@ -65,11 +67,16 @@ async def open_request(request: Request, worker: Worker, max_bytes: int) -> Asyn
     """Yield the request with a bounded body, to be read and processed within the context.
 
     Raises:
-        HTTPException: the body is too large (413) or incomplete (400), the server is full (429), the client
-            disconnects (400), or the server stops before the response (503).
+        HTTPException: the body is too large (413), incomplete (400), or a form in another character set than UTF-8
+            (415), the server is full (429), the client disconnects (400), or the server stops before the response
+            (503).
     """
     if int(request.headers.get("content-length", 0)) > max_bytes:
         raise build_size_error(max_bytes)
+    _, parameters = parse_options_header(request.headers.get("content-type"))
+    charset = parameters.get(b"charset", b"utf-8").lower()
+    if charset not in CHARSETS:
+        raise HTTPException(415, f"the body has the character set {charset[:40].decode('latin-1')!r}; send it as UTF-8")
     if worker.is_full:  # rejected before the body is read
         raise worker.build_busy_error()
     receive = BoundedBody(request.receive, worker, max_bytes)
