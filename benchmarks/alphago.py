@@ -128,7 +128,7 @@ def measure_policy(options: argparse.Namespace) -> None:
             for metric in ("top1", "top5", "cross_entropy", "value_mse", "constant_mse", "winner_accuracy"):
                 record("alphago-policy", f"{metric}, {name}", part[metric], note=f"test; {part['count']:,} positions",
                        **context)  # fmt: skip
-        rows = {row["line"]: row for row in checkpoint.load_task(run).predict(game)}
+        rows = {row["line"]: row for row in checkpoint.load_task(run).predict([game])}
         note = f"{rows[LEE_SEDOL_MOVE]['played']} in {LEE_SEDOL_GAME}, without search"
         record("alphago-policy", f"rank of move {LEE_SEDOL_MOVE}", rows[LEE_SEDOL_MOVE]["rank"], note=note, **context)
 
