@@ -231,7 +231,8 @@ def run_command(fukami, few_scenes, request, trained_runs, monkeypatch):
                 write_file(path)
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"quit\n")))
         result = fukami(*words)
-        assert result.status == 0, f"fukami {shlex.join(words)}\n{result.err}"
+        statuses = (0, 1) if words[0] == "doctor" else (0,)  # 1: a problem, such as a class without validation images
+        assert result.status in statuses, f"fukami {shlex.join(words)}\n{result.err}"
 
     def prepare_run(path, stem):
         if not (trained_runs / path.name).exists():

@@ -242,7 +242,7 @@ def test_maximum_number_of_moves():
     go.max_moves = 3
     states = play(go, go.build_initial_state()[None], "A1 pass B1")
     assert go.outcome(states)[0] == -np.sign(25 - 24.5)  # White is to move
-    with pytest.raises(ValueError, match="the game is over"):
+    with pytest.raises(ValueError, match="a game on 5×5 ends after 3 moves"):
         play(go, states, "A2")
 
 
