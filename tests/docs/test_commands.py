@@ -21,7 +21,7 @@ from PIL import Image
 from fukami.catalogue import RECIPES
 from fukami.cli.main import COMMANDS
 from fukami.image.video import VideoWriter
-from fukami.self_play import connect_four_positions
+from fukami.self_play import connect_four_positions, evaluation
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
@@ -31,7 +31,9 @@ PLACEHOLDER = re.compile(r"[A-Z]+|<.*")
 SKIPPED = re.compile(
     "|".join(
         (
-            "serve |bench$|import |shard DATA",
+            "serve |bench$|import |shard DATA|eval runs/scratch",
+            "train fcn(16|8)s-vgg16 .*--init runs",  # after --init imagenet, which changes the network
+            "eval .*(--precision all|eval_samples=2000)",  # they take minutes, and have tests of their own
             r"train .*https:|train .*--channels (4|13)",
             r"predict .*(tile\.tif|runs/voc|runs/coco)",
             *([] if shutil.which("gnugo") else ["play .*gnugo"]),
@@ -40,13 +42,19 @@ SKIPPED = re.compile(
 )
 # options of small networks, short trainings and short games, where the command has them
 SMALL = {
-    "anchor-sizes": "24 48", "base-channels": "4", "batch-size": "8", "beam-size": "1", "context-padding": "4",
+    "anchor-sizes": "24 48", "base-channels": "4", "batch-size": "4", "beam-size": "1", "context-padding": "4",
     "encoder": "resnet20", "epochs": "1", "eval-episodes": "2", "eval-games": "2", "eval-opponent": "random",
     "eval-samples": "40", "filters": "4", "games": "2", "hidden": "8", "iterations": "2", "learning-starts": "1000",
     "max-size": "96", "min-size": "64", "min-word-count": "1", "num-blocks": "1", "num-channels": "4",
-    "num-games": "16", "num-seeds": "2", "num-steps": "5", "positions": "1200", "self-play-simulations": "2",
+    "num-games": "16", "num-seeds": "2", "num-steps": "10", "positions": "1200", "self-play-simulations": "2",
     "simulations": "2", "size": "64", "steps": "1200", "weights": "", "width-multiplier": "0.0625",
 }  # fmt: skip
+UNCHANGED = {  # fields that these recipes need
+    "alphago-policy": ("size",),
+    "faster-rcnn-resnet50-fpn": ("anchor-sizes",),
+    "rcnn-boxes": ("epochs", "batch-size"),
+    "rcnn-svm": ("epochs", "batch-size"),
+}
 DATASETS = {  # bundled images and generated files in place of datasets with a known name
     "mnist": "flowers", "cifar10": "flowers", "cifar100": "flowers", "imagenet": "flowers", "camvid": "streets",
     "bccd": "my-boxes",
@@ -78,6 +86,12 @@ RUNS = {  # recipes of runs that are not named after theirs
     "go7": "alphago-zero --game go7", "five": "alphago-zero --game ./my_game.py", "artwork": "neural-style",
     "alphago-policy": "alphago-policy --data games.zip", "my-recipe": "./my_recipe.py",
 }  # fmt: skip
+
+
+INPUTS = {  # of runs of other games
+    "runs/alphago-policy": ("game.sgf", "(;GM[1]SZ[19];B[dd];W[pp])"),
+    "runs/five": ("positions.txt", "." * 49),
+}
 
 
 def list_commands(text, languages="bash|text"):
@@ -142,10 +156,9 @@ def shrink(fukami, command):
             arguments[index : index + 2] = ["--init", f"runs/{arguments[0]}"] if "--freeze" in arguments else []
     arguments = [DATASETS.get(word, word) for word in arguments]
     flags = get_flags(fukami, name, *arguments[: has_recipe(name, arguments)])
-    flags = flags - ({"games", "num-seeds"} - list_flags(arguments))
+    flags = flags - ({"games", "num-seeds", *(["simulations"] if name == "play" else [])} - list_flags(arguments))
     small = {flag: value for flag, value in SMALL.items() if flag in flags}
-    if "alphago-policy" in arguments:
-        small.pop("size", None)
+    small = {flag: value for flag, value in small.items() if flag not in UNCHANGED.get("".join(arguments[:1]), ())}
     if "--cycles" in arguments:
         small["epochs"] = "4"
     return [
@@ -187,7 +200,9 @@ def write_games(file):
 
 def write_file(path):
     """Write an input file, if its suffix is that of one."""
-    if path.suffix in (".jpg", ".png", ".tif"):
+    if path.name == "digit.png":
+        shutil.copy(ROOT / "docs" / "digit.png", path)
+    elif path.suffix in (".jpg", ".png", ".tif"):
         Image.linear_gradient("L").resize((120, 90)).convert("RGB").save(path)
     elif path.suffix == ".mp4":
         write_video(path)
@@ -213,35 +228,47 @@ def trained_runs(tmp_path_factory):
 def run_command(fukami, few_scenes, request, trained_runs, monkeypatch):
     """Function that runs a command of a page after it has created the runs, folders and files that are its input."""
     load = connect_four_positions.load_positions
-    monkeypatch.setattr(connect_four_positions, "load_positions", lambda *names: [array[:20] for array in load(*names)])
+    monkeypatch.setattr(connect_four_positions, "load_positions", lambda *names: [array[:9] for array in load(*names)])
+    monkeypatch.setattr(evaluation, "collect_play_positions", lambda *_: [array[:9] for array in load("val", "random")])
     Path("docs").symlink_to(ROOT / "docs")
 
     def run(command, stem):
         words = shrink(fukami, command)
         for flag, word in itertools.pairwise(words):
-            path = Path(word)
-            if flag == "--out" or path.exists():
-                continue
-            folder = PAGE_FOLDERS.get((stem, path.name), FOLDERS.get(path.name))
-            if path.parts[:1] == ("runs",):
-                prepare_run(path if len(path.parts) > 1 else path / "deep-convnet", stem)
-            elif folder is not None:
-                shutil.copytree(request.getfixturevalue(folder), path)
-            else:
-                write_file(path)
+            if flag != "--out":
+                prepare(Path(word.rpartition("=")[2]), stem)  # also of --set game=./my_game.py
+            elif words[0] == "train" and "--resume" not in words:  # a run that was prepared for an earlier command
+                shutil.rmtree(word, ignore_errors=True)
+        for name, (file, text) in INPUTS.items():
+            if name in words:
+                Path(file).write_text(text)
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"quit\n")))
         result = fukami(*words)
         statuses = (0, 1) if words[0] == "doctor" else (0,)  # 1: a problem, such as a class without validation images
         assert result.status in statuses, f"fukami {shlex.join(words)}\n{result.err}"
 
+    def prepare(path, stem):
+        """Create a folder, a file or a run, unless it exists; other words are ignored."""
+        folder = PAGE_FOLDERS.get((stem, path.name), FOLDERS.get(path.name))
+        if path.exists():
+            return
+        if path.parts[:1] == ("runs",):
+            prepare_run(path if len(path.parts) > 1 else path / "deep-convnet", stem)
+        elif folder is not None:
+            shutil.copytree(request.getfixturevalue(folder), path)
+        else:
+            write_file(path)
+
     def prepare_run(path, stem):
+        recipe, *fields = shlex.split(RUNS.get(path.name, path.name))
+        data = TASK_DATA[RECIPES[recipe].task] if recipe in RECIPES else ()
         if not (trained_runs / path.name).exists():
-            recipe, *fields = shlex.split(RUNS.get(path.name, path.name))
-            data = TASK_DATA[RECIPES[recipe].task] if recipe in RECIPES else ()
             run(["train", recipe, *fields, *data, "--out", str(path)], stem)
             shutil.copytree(path, trained_runs / path.name)
         elif not path.exists():
             shutil.copytree(trained_runs / path.name, path)
+        for word in data[1::2]:
+            prepare(Path(word), stem)
 
     return run
 
