@@ -38,7 +38,7 @@ def load_landmarks() -> list[dict[str, Any]]:
 @cache
 def load_rows() -> list[dict[str, str]]:
     """Load the rows of results.csv."""
-    return list(csv.DictReader((ROOT / "benchmarks/results.csv").read_text(encoding="utf-8").splitlines()))
+    return list(csv.DictReader((ROOT / "benchmarks/results.csv").read_text(encoding="utf-8").splitlines(keepends=True)))
 
 
 def find_rows(claim: dict[str, Any]) -> list[dict[str, str]]:

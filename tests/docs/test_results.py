@@ -12,6 +12,13 @@ from fukami.catalogue import RECIPES
 ROOT = Path(__file__).parents[2]
 
 
+def read_accuracy_rows():
+    """Read the rows of DeepConvNet's accuracy, independently of the extension."""
+    with (ROOT / "benchmarks" / "results.csv").open() as file:
+        return [row for row in csv.DictReader(file)
+                if row["benchmark"] == "deep-convnet mnist default" and row["metric"] == "test accuracy"]  # fmt: skip
+
+
 @pytest.mark.parametrize(("name", "language"), [("README.md", "en"), ("README.ja.md", "ja")])
 def test_the_readmes_have_the_current_table(name, language):
     """``python docs/extensions/results.py`` writes it."""
@@ -26,9 +33,7 @@ def test_the_list_of_recipes_has_the_same_results():
 
 
 def test_a_claim_is_the_mean_over_the_seeds():
-    with (ROOT / "benchmarks" / "results.csv").open() as file:
-        values = [float(row["value"]) for row in csv.DictReader(file)
-                  if row["benchmark"] == "deep-convnet mnist default" and row["metric"] == "test accuracy"]  # fmt: skip
+    values = [float(row["value"]) for row in read_accuracy_rows()]
     assert len(values) == 5
     expected = f"{100 * mean(values):.2f} % MNIST, mean of 5 seeds"
     assert results.list_recipe_results()["deep-convnet"] == expected
@@ -68,9 +73,7 @@ def test_directives_are_replaced_in_pages():
 
 
 def test_roles_in_the_text_are_replaced_by_the_mean_over_the_seeds():
-    with (ROOT / "benchmarks" / "results.csv").open() as file:
-        rows = [row for row in csv.DictReader(file)
-                if row["benchmark"] == "deep-convnet mnist default" and row["metric"] == "test accuracy"]  # fmt: skip
+    rows = read_accuracy_rows()
     name = f"deep-convnet mnist default; test\naccuracy; {rows[0]['commit']}"
     text = (
         f"of {{value}}`{name}; .2%` (errors: {{value}}`{name}; .0f; 10_000`) in {{seconds}}`{name}; .1f; 1/60` minutes"

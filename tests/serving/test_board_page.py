@@ -299,6 +299,12 @@ def test_forms_in_other_character_sets_are_rejected(client, path, charset):
         assert client.post("/predict", content=body, headers=headers).status_code == 422
 
 
+@pytest.mark.parametrize("charset", ["binary", "latin-1", "utf-8"])
+def test_the_character_set_of_a_body_that_is_no_form(client, charset):
+    headers = {"content-type": f"text/plain; charset={charset}"}
+    assert client.post("/predict", content=VALID_POSITION, headers=headers).status_code == 200
+
+
 # the server
 
 
@@ -354,9 +360,8 @@ def test_search_of_a_file_stops_after_the_timeout(connect_four, monkeypatch):
 def test_weights_whose_predictions_are_not_finite(connect_four):
     task = build_task("connect4")
     with torch.no_grad():
-        next(module for module in task.ema_model.modules() if isinstance(module, torch.nn.BatchNorm2d)).running_var[
-            :
-        ] = -1
+        norm = next(module for module in task.ema_model.modules() if isinstance(module, torch.nn.BatchNorm2d))
+        norm.running_var.fill_(-1)
     response = make_client(task).post("/predict", json={"simulations": 4})
     assert response.status_code == 422
     assert "the network predicts values that are not finite" in response.json()["error"]

@@ -136,7 +136,7 @@ class Searcher(Protocol):
     def build_evaluate(self, model: nn.Module | None = None) -> Evaluate:
         """Build the function from planes to logits and values."""
 
-    def create_search(self, simulations: int | None, evaluate: Evaluate, num_games: int = 1) -> TreeSearch:
+    def create_search(self, simulations: int, evaluate: Evaluate, num_games: int = 1) -> TreeSearch:
         """Create a tree search."""
 
 

@@ -93,7 +93,7 @@ class GameReader:
             self.num_other_sizes += 1
         elif record.moves:
             try:
-                initial = self.game.place_stones(record.black, record.white, record.moves[0][0]).tobytes()
+                initial = self.game.place_stones(record.black, record.white, record.player).tobytes()
             except ValueError as error:
                 self.errors.append(f"{name}: {error}; fix or remove the file")
             else:
@@ -204,7 +204,7 @@ def insert_passes(record: SgfGame, pass_move: int) -> tuple[npt.NDArray[np.int16
     """Return the moves of a game ``(M,)``, alternating with passes, and which of them the file contains ``(M,)``."""
     moves: list[int] = []
     is_recorded: list[bool] = []
-    player = record.moves[0][0]
+    player = record.player
     for mover, move in record.moves:
         if mover != player:
             moves.append(pass_move)

@@ -215,7 +215,7 @@ class SelfPlayTask(Task):
         parts = [states[start : start + size] for start in range(0, len(states), size)]
 
         def run(part: States) -> SearchResult:
-            return self.create_search(simulations, evaluate, len(part)).search(part)
+            return self.create_search(count, evaluate, len(part)).search(part)
 
         results = track(map_groups(run, parts, device), "search", len(parts), "groups")
         columns: list[Any] = [np.concatenate(values) for values in zip(*results, strict=True)]
@@ -246,10 +246,9 @@ class SelfPlayTask(Task):
         with self.evaluation_mode():
             return batches.run(self)
 
-    def create_search(self, simulations: int | None, evaluate: Evaluate, num_games: int = 1) -> TreeSearch:
-        """Create a tree search; None: the simulations of the run."""
-        count = self.simulations if simulations is None else simulations
-        return self.search_type(self.game, evaluate, replace(self.search_options, simulations=count), num_games)
+    def create_search(self, simulations: int, evaluate: Evaluate, num_games: int = 1) -> TreeSearch:
+        """Create a tree search."""
+        return self.search_type(self.game, evaluate, replace(self.search_options, simulations=simulations), num_games)
 
     def iterate_predictions(
         self, inputs: Iterable[ChannelSource], *, keep_images: bool = False

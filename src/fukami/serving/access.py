@@ -102,8 +102,8 @@ def is_same_origin(headers: Headers) -> bool:
     site = headers.get("sec-fetch-site")
     if site is not None:
         return site in ("same-origin", "none")
+    origin = headers.get("origin")
     try:
-        origin = urlsplit(headers.get("origin", ""))
+        return origin is None or urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
     except ValueError:  # such as http://[
         return False
-    return "origin" not in headers or origin.netloc.lower() == headers.get("host", "").lower()

@@ -73,10 +73,10 @@ async def open_request(request: Request, worker: Worker, max_bytes: int) -> Asyn
     """
     if int(request.headers.get("content-length", 0)) > max_bytes:
         raise build_size_error(max_bytes)
-    _, parameters = parse_options_header(request.headers.get("content-type"))
+    kind, parameters = parse_options_header(request.headers.get("content-type"))
     charset = parameters.get(b"charset", b"utf-8").lower()
-    if charset not in CHARSETS:
-        raise HTTPException(415, f"the body has the character set {charset[:40].decode('latin-1')!r}; send it as UTF-8")
+    if kind == b"multipart/form-data" and charset not in CHARSETS:
+        raise HTTPException(415, f"the form has the character set {charset[:40].decode('latin-1')!r}; send it as UTF-8")
     if worker.is_full:  # rejected before the body is read
         raise worker.build_busy_error()
     receive = BoundedBody(request.receive, worker, max_bytes)
