@@ -270,7 +270,7 @@ def test_errors_of_the_data(tmp_path, make, games):
         make(data=str(tmp_path)).load_data()
     with pytest.raises(Error, match=r"none of the 30 SGF files in .* is a game on 19×19; set --size"):
         make(size=19).load_data()
-    with pytest.raises(Error, match=r"none of the 30 games .* is left for training.*shorten --test-names"):
+    with pytest.raises(Error, match=r"no two positions of the 30 games .* are left for training.*shorten --test-names"):
         make(test_names=("Ann",)).load_data()
     with pytest.raises(UsageError, match="size should be between 2 and 19"):
         make(size=20)

@@ -132,6 +132,26 @@ def test_fused_batch_normalization_computes_the_same():
             torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("fields", [{"num_moves": 82, "shape": (9, 9)}, {"any_size": True}])
+def test_the_noise_of_outcomes_leaves_the_hidden_units_of_the_value_head_in_use(fields):
+    """With outcomes that no position predicts, the value should become 0, but not all hidden units, which never learn
+    again. Without batch normalization, 0 or 1 of 64 units were left after 150 steps."""
+    torch.manual_seed(0)
+    network = alphago_zero(num_planes=3, num_blocks=2, num_channels=16, **fields)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    for _ in range(150):
+        prediction = network((torch.rand(64, 3, 9, 9) < 0.3).float())
+        loss = F.cross_entropy(prediction.policy, torch.randint(81, (64,)))
+        loss = loss + F.mse_loss(prediction.value, 2.0 * torch.randint(2, (64,)) - 1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    hidden: list[torch.Tensor] = []
+    network.eval().heads.hidden.register_forward_hook(lambda _module, _inputs, outputs: hidden.append(outputs))
+    network((torch.rand(500, 3, 9, 9) < 0.3).float())
+    assert ((hidden[0] > 0).float().mean(0) > 0.05).sum() > 48
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_search_computes_the_network_faster_with_equal_results(precision):
     recipe = make(game=("connect4",), num_channels=16, num_blocks=2)

@@ -81,7 +81,8 @@ class AlphaGoPolicy(Recipe):
         check_range(self, 2, 19, "size")
         check_range(self, 0, 1, "val_fraction")
         check_range(self, 0, 0.9999999, "warmup")
-        check_range(self, 1, math.inf, "epochs", "eval_every", "batch_size", "num_blocks", "num_channels")
+        check_range(self, 1, math.inf, "epochs", "eval_every", "num_blocks", "num_channels")
+        check_range(self, 2, math.inf, "batch_size")  # for the batch normalization of the value head
         check_range(self, 0, math.inf, "max_broken", "lr", "weight_decay", "value_weight", "value_positions")
         check_range(self, 0, MAX_SIMULATIONS, "simulations")
         check_range(self, 1e-9, MAX_SEARCH_WEIGHT, "c_puct")
@@ -91,7 +92,7 @@ class AlphaGoPolicy(Recipe):
         """Read the games, and split them.
 
         Raises:
-            Error: no game remains for training.
+            Error: fewer than two positions remain for training.
         """
         from fukami.self_play.policy_data import PositionLoader
 
@@ -103,11 +104,11 @@ class AlphaGoPolicy(Recipe):
             seed=self.seed,
             value_positions=self.value_positions,
         )
-        if not len(train.targets):
+        if len(train.targets) < 2:
             raise Error(
-                f"none of the {len(games.names):,} games in {self.data} is left for training: the others are of "
-                "--test-names ('' is an unknown player), or for validation and testing; shorten --test-names, lower "
-                "--val-fraction or use more games"
+                f"no two positions of the {len(games.names):,} games in {self.data} are left for training: the others "
+                "are of --test-names ('' is an unknown player), or for validation and testing; shorten --test-names, "
+                "lower --val-fraction or use more games"
             )
         return Data(train, self.build_eval_loader(games, "val"), (), self.build_eval_loader(games, "test"))
 

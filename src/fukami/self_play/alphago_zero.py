@@ -109,7 +109,8 @@ class AlphaGoZero(Recipe):
         """Validate the fields."""
         super().__post_init__()
         check_range(self, 1, math.inf, "num_games", "self_play_simulations", "max_considered_moves", "num_blocks")
-        check_range(self, 1, math.inf, "num_channels", "batch_size", "eval_every", "eval_games")
+        check_range(self, 1, math.inf, "num_channels", "eval_every", "eval_games")
+        check_range(self, 2, math.inf, "batch_size")  # for the batch normalization of the value head
         check_range(self, 0, MAX_SIMULATIONS, "simulations", "self_play_simulations", "fast_simulations")
         check_range(self, 0, MAX_SEARCH_WEIGHT, "value_scale", "c_puct")
         check_range(self, 0, math.inf, "temperature_moves", "gating_games", "lr", "weight_decay")
