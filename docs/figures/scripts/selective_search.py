@@ -40,7 +40,7 @@ def draw_best_proposals(image: Image.Image, objects: np.ndarray, proposals: np.n
 def main() -> None:
     """Draw the stages, one file each."""
     parser = create_parser(__doc__)
-    parser.add_argument("--index", type=int, default=0, help="Index of the photograph in the validation split.")
+    parser.add_argument("--index", type=int, default=13, help="Index of the photograph in the validation split.")
     options = parser.parse_args()
     sample = detection_data.load_dataset("voc-animals", None, include_train=False).val[options.index]
     image = image_io.read_image(sample.source).convert("RGB")
