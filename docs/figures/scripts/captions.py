@@ -33,14 +33,14 @@ def plot_captions(run: Path) -> Figure:
     scores = np.array(captioning_metrics.compute_cider(results.tokenized_captions, results.matched_references))
     indices, captions = list(results.captions), list(results.captions.values())
     order = np.argsort(-scores, kind="stable")
-    figure = Figure(figsize=(10, 4.9))
+    figure = Figure(figsize=(10, 4.3))
     for column, rank in enumerate(RANKS):
         position = int(order[int(rank * len(order))])
         image = eval_data.images[indices[position]].permute(1, 2, 0).numpy()
         reference = tokenizer.detokenize(results.matched_references[position][0], results.tokenizer)
         is_good = scores[position] > np.median(scores)
         left = 0.01 + 0.2475 * column
-        axes = figure.add_axes((left, 0.43, 0.2375, 0.485))
+        axes = figure.add_axes((left, 0.35, 0.2375, 0.553))
         axes.imshow(image)
         axes.axis("off")
         axes.set_title(f"{'good' if is_good else 'bad'}: CIDEr-D {scores[position]:.2f}", fontsize=12,
@@ -48,9 +48,9 @@ def plot_captions(run: Path) -> Figure:
         caption = textwrap.fill(captions[position] or "(empty)", LINE_LENGTH)
         human = textwrap.fill(f"human: {reference}", LINE_LENGTH)
         style = {"fontsize": 10.5, "va": "top", "linespacing": 1.25}
-        text = figure.text(left, 0.405, caption, color=INK, fontweight="bold", **style)
-        offset = 0.015 + 0.0385 * (text.get_text().count("\n") + 1)
-        figure.text(left, 0.405 - offset, human, color=GRAY, **style)
+        text = figure.text(left, 0.322, caption, color=INK, fontweight="bold", **style)
+        offset = 0.017 + 0.0439 * (text.get_text().count("\n") + 1)
+        figure.text(left, 0.322 - offset, human, color=GRAY, **style)
     return figure
 
 

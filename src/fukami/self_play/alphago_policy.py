@@ -58,11 +58,11 @@ class AlphaGoPolicy(Recipe):
     """Fraction of the training steps with a linear warm-up."""
     weight_decay: float = 1e-4
     """Weight decay."""
-    value_weight: float = 0.1
+    value_weight: float = 1.0
     """Weight of the loss of the value; 0: no such loss."""
-    value_positions: int = 16
-    """Positions per game in the loss of the value, against overfitting, since all of a game have the same result; 0:
-    all."""
+    value_positions: int = 0
+    """Positions per game in the loss of the value; fewer overfit less in several epochs, since all positions of a game
+    have the same result; 0: all."""
     num_blocks: int = 6
     """Number of residual blocks; the paper has 13 convolutional layers without skip connections."""
     num_channels: int = 48
