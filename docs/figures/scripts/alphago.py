@@ -121,11 +121,13 @@ def draw_training() -> Figure:
 
 
 def read_curves(game: str) -> Iterator[tuple[str, str, list[float], list[float]]]:
-    """Read the learning curves of a game: the benchmark, the seed, the minutes and the values in percent."""
+    """Read the latest learning curves of a game: the benchmark, the seed, the minutes and the values in percent."""
     with RESULTS.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["benchmark"].startswith(f"alphago-zero {game} ")]
     rows = [row for row in rows if row["benchmark"].endswith("learning curve")]
-    for (benchmark, seed), part in itertools.groupby(rows, lambda row: (row["benchmark"], row["seed"])):
+    runs = itertools.groupby(rows, lambda row: (row["benchmark"], row["seed"], row["commit"]))
+    curves = {key[:2]: list(part) for key, part in runs}  # of the latest commit
+    for (benchmark, seed), part in curves.items():
         points = [(float(row["seconds"]) / 60, 100 * float(row["value"])) for row in part]
         minutes, values = zip(*points, strict=True)
         yield benchmark.removesuffix(", learning curve"), seed, list(minutes), list(values)
