@@ -482,6 +482,7 @@ def test_a_finished_run_is_resumed_without_its_window(tmp_path):
         ({"simulations": 10**8}, "simulations should be between 0 and 100000"),
         ({"value_scale": np.inf}, "value-scale should be between 0 and 10000"),
         ({"c_puct": 1e308}, "c-puct should be between 0 and 10000"),
+        ({"batch_size": 1}, "batch-size should be at least 2, not 1"),
     ],
 )
 def test_fields_are_checked(fields, message):

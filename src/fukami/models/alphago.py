@@ -10,11 +10,11 @@ architecture":
 
 Here the heads have 32 channels, which small boards need more than the 19×19 points of the paper, and the hidden layer
 64 units and batch normalization. Without it, the noise of the outcomes makes most of its units 0 for all positions in
-the first hundred steps: 51 of 64 in Connect Four, and all for recorded games, whose predicted value was a constant. For
-Go the network is fully convolutional, so that one network plays on boards of several sizes, and it predicts the owner
-of every point and the score (Wu 2019, "Accelerating Self-Play Learning in Go", sections 3.3 and 4.1 and appendix A):
-every second block adds a bias from globally pooled features, and the heads take pooled features instead of fully
-connected layers over the board.
+the first hundred steps, and all for recorded games, whose predicted value was then a constant. For Go the network is
+fully convolutional, so that one network plays on boards of several sizes, and it predicts the owner of every point and
+the score (Wu 2019, "Accelerating Self-Play Learning in Go", sections 3.3 and 4.1 and appendix A): every second block
+adds a bias from globally pooled features, and the heads take pooled features instead of fully connected layers over the
+board.
 """
 
 import copy
@@ -112,9 +112,9 @@ class AlphaGoZero(nn.Module):
         for module in network.modules():
             if isinstance(module, ConvBlock):
                 module.conv = fuse_conv_bn_eval(module.conv, module.norm)
+                module.norm = nn.Identity()  # type: ignore[assignment]
             elif isinstance(module, LinearBlock):
                 module.linear = fuse_linear_bn_eval(module.linear, module.norm)
-            if isinstance(module, ConvBlock | LinearBlock):
                 module.norm = nn.Identity()  # type: ignore[assignment]
         return network.requires_grad_(False)
 
