@@ -40,15 +40,15 @@ def test_connect_four_plays_as_many_optimal_moves_as_its_card_states(simulations
 
 @pytest.mark.slow
 def test_go_wins_most_games_against_gnugo():
-    """The card states 172 of 200; with that probability, fewer than 11 wins of 16 games are one case in 25."""
+    """The card states 181 of 200; with that probability, fewer than 12 wins of 16 games are one case in 72."""
     if shutil.which("gnugo") is None:
         pytest.skip("GNU Go is not installed")
     card = load_card("alphago-zero-go7")["test"]
-    assert (card["score"], card["count"], card["simulations"]) == (0.86, 200, 64)
+    assert (card["score"], card["count"], card["simulations"]) == (0.905, 200, 64)
     task = checkpoint.load_task("alphago-zero-go7", device="cpu", precision="float32")
     with task.evaluation_mode():
         results = MatchEvaluation("gnugo", 16, seed=7).run(task)
-    assert results.compute_metrics()["wins"] >= 11
+    assert results.compute_metrics()["wins"] >= 12
 
 
 def test_positions_are_predicted_by_the_name_of_the_run(fukami, tmp_path):
