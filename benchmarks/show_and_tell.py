@@ -22,7 +22,17 @@ from torch.nn import functional as F
 
 from common.record import record, strip_folders, train_seeds
 
-METRICS = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider", "exact", "distinct", "copied")
+METRICS = (
+    "bleu1",
+    "bleu2",
+    "bleu3",
+    "bleu4",
+    "rouge_l",
+    "cider",
+    "exact_fraction",
+    "distinct_fraction",
+    "copied_fraction",
+)
 SAMPLE = "flickr8k-1000"
 ROUNDS = 5
 FLICKR8K = f"fukami train show-and-tell --data {SAMPLE} --encoder vgg16 --init {{weights}} --epochs 10 --eval-every 10"

@@ -89,8 +89,8 @@ def test_repeated_and_copied_captions_are_counted():
     captions = [["a", "dog"], ["a", "dog"], ["a", "cat"], ["two", "cats"]]
     references = [[["a", "dog"]], [["a", "cat"], ["a", "dog"]], [["the", "cat"]], [["cats"]]]
     metrics = captioning_metrics.evaluate_captions(captions, references, {"a dog", "a bird"})
-    assert (metrics["exact"], metrics["distinct"], metrics["copied"]) == (0.5, 0.75, 0.5)
-    assert "copied" not in captioning_metrics.evaluate_captions(captions, references, set())
+    assert (metrics["exact_fraction"], metrics["distinct_fraction"], metrics["copied_fraction"]) == (0.5, 0.75, 0.5)
+    assert "copied_fraction" not in captioning_metrics.evaluate_captions(captions, references, set())
 
 
 # tokenizer
@@ -383,7 +383,7 @@ def test_problems_are_reported(folder, doctor, caplog):
     result = doctor(folder)
     assert result.status == 1
     problems = {(line["problem"], Path(line["file"]).name) for line in result.json}
-    assert {("missing", "captions.txt"), ("no caption", "captions.txt"), ("broken", "03.png")} <= problems
+    assert {("missing", "captions.txt"), ("no caption", "captions.txt"), ("unreadable", "03.png")} <= problems
     assert ("no caption", "more.png") in problems
     lines = {line["problem"]: line["line"] for line in result.json if Path(line["file"]).name == "captions.txt"}
     assert lines == {"missing": 62, "no caption": 63}
@@ -432,7 +432,7 @@ def test_training_learns_the_colors(folder, tmp_path):
         build_recipe(folder, epochs=40, lr=5e-3), tmp_path / "run", device="cpu", precision="float32"
     ).metrics
     assert metrics["count"] == 3
-    assert metrics["exact"] == 1.0
+    assert metrics["exact_fraction"] == 1.0
     task = checkpoint.load_task(tmp_path / "run", device="cpu")
     (prediction,) = task.predict([folder / "Images" / "28.png"])
     assert "green" in prediction["caption"]

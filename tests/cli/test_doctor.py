@@ -77,7 +77,7 @@ def test_unreadable_files_are_reported(doctor, data):
     (data / "dog" / "link.png").symlink_to("nowhere.png")
     result = doctor(data)
     assert result.status == 1
-    assert {line["problem"] for line in result.json} == {"broken"}
+    assert {line["problem"] for line in result.json} == {"unreadable"}
     details = {Path(line["file"]).name: line["detail"] for line in result.json}
     assert details.keys() == {"zero.png", "half.png", "text.jpg", "link.png"}
     assert "is empty" in details["zero.png"]
@@ -86,7 +86,7 @@ def test_unreadable_files_are_reported(doctor, data):
     assert "does not exist" in details["link.png"]
     assert result.err.splitlines() == [
         "class folders: 12 images, 2 classes; for resnet18, vgg16 and other classification recipes",
-        "fukami: 4 problems among 8 readable images of 2 classes: 4 broken; problems.jsonl lists each",
+        "fukami: 4 problems among 8 readable images of 2 classes: 4 unreadable; problems.jsonl lists each",
     ]
 
 
@@ -97,11 +97,11 @@ def test_a_kind_of_problem_is_listed_once(fukami, data, tmp_path):
     (data / "dog" / "notes.txt").write_text("text")
     result = fukami("doctor", data, "--out", "all.jsonl")
     assert result.status == 1
-    assert [(line["problem"], line["count"]) for line in result.json] == [("not an image", 1), ("broken", 20)]
+    assert [(line["problem"], line["count"]) for line in result.json] == [("not an image", 1), ("unreadable", 20)]
     assert result.json[1]["first"] == [str(data / "cat" / f"x{index:02}.png") for index in range(3)]
     assert "all.jsonl lists each" in result.err
     problems = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
-    assert [problem["problem"] for problem in problems] == ["not an image"] + ["broken"] * 20
+    assert [problem["problem"] for problem in problems] == ["not an image"] + ["unreadable"] * 20
     assert problems[-1]["file"] == str(data / "cat" / "x19.png")
     assert not (tmp_path / "problems.jsonl").exists()
 
@@ -225,7 +225,7 @@ def test_empty_classes(doctor, data):
     assert (problem["problem"], problem["class"]) == ("empty", "bird")
     (data / "bird" / "a.png").write_bytes(b"")
     result = doctor(data)
-    assert [line["problem"] for line in result.json] == ["broken", "empty"]
+    assert [line["problem"] for line in result.json] == ["unreadable", "empty"]
     assert "none of its images can be read" in result.json[1]["detail"]
 
 
@@ -271,7 +271,7 @@ def test_archive(doctor, splits, tmp_path):
     (tmp_path / "half.zip").write_bytes((tmp_path / "packed.zip").read_bytes()[:500])
     result = doctor("half.zip")
     assert result.status == 1
-    assert result.json[0]["problem"] == "broken"
+    assert result.json[0]["problem"] == "unreadable"
 
 
 def test_file_name_that_is_not_valid_text(doctor, data):
@@ -279,7 +279,7 @@ def test_file_name_that_is_not_valid_text(doctor, data):
         (data / "cat" / os.fsdecode(b"\xff.png")).write_bytes(b"")
     except OSError:
         pytest.skip("the file system takes text only")
-    assert get_only_problem(doctor(data))["problem"] == "broken"
+    assert get_only_problem(doctor(data))["problem"] == "unreadable"
 
 
 # CSV files
@@ -309,7 +309,7 @@ def test_csv_without_its_columns(doctor, data):
 
 def test_csv_that_is_not_text(doctor, data):
     (data / "list.csv").write_bytes(b"path,label\n\xff\xfe,cat\n")
-    assert doctor(data / "list.csv").json[0]["problem"] == "broken"
+    assert doctor(data / "list.csv").json[0]["problem"] == "unreadable"
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_csv_that_is_not_text(doctor, data):
         ("cat/0.png,dog", "two classes", "'cat' and not 'dog'"),
         ("dog/copy.png,dog", "two classes", "the same image as"),
         ("dog/new.png,Dog", "class name", "only in case or whitespace"),
-        ("dog/text.png,dog", "broken", "not an image"),
+        ("dog/text.png,dog", "unreadable", "not an image"),
     ],
 )
 def test_rows_of_a_csv(doctor, data, row, problem, detail):
@@ -375,11 +375,11 @@ def test_problems_of_images_without_annotations(doctor, plain, tmp_path):
     assert result.status == 1
     problems = {Path(line["file"]).name: (line["problem"], line["detail"]) for line in result.json}
     assert {name: problem for name, (problem, _) in problems.items()} == {
-        "half.png": "broken", "link.png": "broken", "copy.bmp": "duplicate", "dot.png": "tiny"}  # fmt: skip
+        "half.png": "unreadable", "link.png": "unreadable", "copy.bmp": "duplicate", "dot.png": "tiny"}  # fmt: skip
     assert "is the same image as" in problems["copy.bmp"][1]
     assert str(plain / "1.png") in problems["copy.bmp"][1]
     assert result.err.splitlines()[-1] == (
-        "fukami: 4 problems among 6 readable images: 2 broken, 1 duplicate, 1 tiny; problems.jsonl lists each"
+        "fukami: 4 problems among 6 readable images: 2 unreadable, 1 duplicate, 1 tiny; problems.jsonl lists each"
     )
     (plain / "link.png").unlink()
     shutil.make_archive(str(tmp_path / "packed"), "zip", plain)  # a top folder would be a class

@@ -65,7 +65,7 @@ def test_options_of_train_are_these(fukami):
         "--processes",
         "--timeout",
     }
-    fields = "seed data images annotations val-fraction memory-limit max-broken size channels epochs eval-every "
+    fields = "seed data images annotations val-fraction memory-limit max-unreadable size channels epochs eval-every "
     fields += "patience batch-size accumulate "
     fields += "activation-checkpointing no-activation-checkpointing optimizer lr lr-scaling clip-norm momentum "
     fields += "weight-decay schedule drop-factor warmup cycles label-smoothing ema-decay augment balance init "

@@ -393,7 +393,7 @@ def test_files_deleted_or_unreadable_in_mid_epoch(change, memory, digit_files, t
 
 def test_too_many_deleted_files_stop_the_run(digit_files, tmp_path, monkeypatch):
     root = shutil.copytree(digit_files, tmp_path / "data")
-    recipe = replace(classification(root, memory_limit=0.0, val_fraction=0.0, max_broken=2), epochs=6, batch_size=4)
+    recipe = replace(classification(root, memory_limit=0.0, val_fraction=0.0, max_unreadable=2), epochs=6, batch_size=4)
     real_step, steps = ClassificationTask.step, itertools.count()
 
     def step(self, batch):
@@ -403,7 +403,7 @@ def test_too_many_deleted_files_stop_the_run(digit_files, tmp_path, monkeypatch)
         return real_step(self, batch)
 
     monkeypatch.setattr(ClassificationTask, "step", step)
-    with pytest.raises(Error, match=r"[3-6] images are unreadable, and --max-broken allows 2"):
+    with pytest.raises(Error, match=r"[3-6] images are unreadable, and --max-unreadable allows 2"):
         package.train(recipe, tmp_path / "run", **CPU)
 
 

@@ -206,8 +206,8 @@ def test_missing_images_and_unreadable_files_are_skipped_and_reported(tmp_path, 
     assert "c.xml, line 3: is not XML (mismatched tag" in caplog.text
     assert "a.xml, line 3: its image" in caplog.text
     assert "b.jpg is empty" in caplog.text
-    with pytest.raises(Error, match="3 images are unreadable, and --max-broken allows 2"):
-        detection_data.load_dataset(str(tmp_path), 0.0, max_broken=2)
+    with pytest.raises(Error, match="3 images are unreadable, and --max-unreadable allows 2"):
+        detection_data.load_dataset(str(tmp_path), 0.0, max_unreadable=2)
 
 
 # ---- sizes and rotation ---------------------------------------------------------------------------------------------
@@ -537,7 +537,7 @@ def test_evaluation_needs_no_training_images(tmp_path):
         (tmp_path / "JPEGImages" / f"{stem}.jpg").unlink()
     train, val, test, labels = detection_data.load_dataset(str(tmp_path), 0.0, 0, include_train=False)
     assert (train, val, get_stems(test), labels) == ((), (), ["d"], ("dog",))
-    with pytest.raises(Error, match="3 images are unreadable, and --max-broken allows 0"):
+    with pytest.raises(Error, match="3 images are unreadable, and --max-unreadable allows 0"):
         detection_data.load_dataset(str(tmp_path), 0.0, 0)
 
 

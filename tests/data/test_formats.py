@@ -164,7 +164,7 @@ def test_labelme_shapes(tmp_path):
         ("kangaroo", (12, 3, 20, 9)),
     ]
     (problem,) = dataset.unreadable_images
-    assert (problem.kind, problem.file.name) == ("broken", "5.json")
+    assert (problem.kind, problem.file.name) == ("unreadable", "5.json")
     assert "is not labelme's JSON (KeyError: 'label')" in problem.detail
 
 

@@ -323,7 +323,7 @@ def test_images_without_a_matching_mask_are_skipped_and_reported(tmp_path, caplo
     assert "3 of 4 images are skipped" in caplog.text
     assert "2×2 pixels, and its mask" in caplog.text
     assert "c.png has no mask" in caplog.text
-    with pytest.raises(Error, match="--max-broken allows 2"):
+    with pytest.raises(Error, match="--max-unreadable allows 2"):
         segmentation_data.load_dataset(str(tmp_path), 0, 2)
 
 

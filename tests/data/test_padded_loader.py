@@ -210,10 +210,10 @@ def test_unreadable_images_are_skipped_and_reported(samples, tmp_path, caplog):
         assert sorted(names) == sorted(sample.name for i, sample in enumerate(incomplete_samples) if i not in (1, 5))
         assert "1.png is empty" in caplog.text
         assert "5.png has 9×9 pixels, but its header stated 41×40" in caplog.text
-        with pytest.raises(Error, match="--max-broken allows 1"):
+        with pytest.raises(Error, match="--max-unreadable allows 1"):
             list(
                 padded_loader.build_padded_loader(
-                    incomplete_samples, LABELS, PREPARE, batch_size=3, memory_limit=limit, max_broken=1
+                    incomplete_samples, LABELS, PREPARE, batch_size=3, memory_limit=limit, max_unreadable=1
                 )
             )
 
@@ -230,10 +230,10 @@ def test_a_streamed_batch_without_readable_images_has_no_targets(samples, tmp_pa
         assert bool(batch.images.any()) == readable
         assert int((batch.classes >= 0).sum()) == readable * len(samples[index].boxes)
         assert readable or not batch.boxes.any()
-    with pytest.raises(Error, match="--max-broken allows 1"):
+    with pytest.raises(Error, match="--max-unreadable allows 1"):
         list(
             padded_loader.build_padded_loader(
-                loader.samples, LABELS, PREPARE, batch_size=1, seed=0, memory_limit=0, max_broken=1
+                loader.samples, LABELS, PREPARE, batch_size=1, seed=0, memory_limit=0, max_unreadable=1
             )
         )
 

@@ -217,7 +217,7 @@ def test_a_broken_archive_is_named(kind, suffix, tmp_path):
     with pytest.raises(Error, match=re.escape(f"{path} cannot be unpacked")):
         LOADERS[kind](str(path), 0.2)
     (problem,) = validate_dataset(str(path)).problems
-    assert (problem.kind, problem.file) == ("broken", str(path))
+    assert (problem.kind, problem.file) == ("unreadable", str(path))
 
 
 def test_pipes_are_not_opened(tmp_path):

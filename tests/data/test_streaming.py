@@ -405,7 +405,7 @@ def test_resumed_training_from_files_is_bit_exact(root, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         package.train(replace(recipe, stop=6), tmp_path / "cut", **CPU)
     state = decode_checkpoint(tmp_path / "cut" / "last.ckpt", torch.device("cpu"))
-    assert (state["step"], state["loader"]) == (5, {"epoch": 1, "position": 2, "broken": []})
+    assert (state["step"], state["loader"]) == (5, {"epoch": 1, "position": 2, "unreadable": []})
     record = json.loads((tmp_path / "cut" / "recipe.json").read_text())
     record["fields"]["stop"] = 0
     (tmp_path / "cut" / "recipe.json").write_text(json.dumps(record))

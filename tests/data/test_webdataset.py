@@ -285,7 +285,7 @@ def test_lanes_are_read_forwards(folder, monkeypatch):
 
     monkeypatch.setattr(remote.DiskStream, "read", record)
     loader = build_loader(folder, batch_size=4, seed=0)
-    loader.load_state_dict({"epoch": 1, "position": 6, "broken": []})
+    loader.load_state_dict({"epoch": 1, "position": 6, "unreadable": []})
     ranges.clear()
     (*batches,) = loader.iterate_requests()
     assert len(batches) == 9
@@ -394,7 +394,7 @@ def serve(*arguments, log=subprocess.DEVNULL):
 RANGE = Path(__file__).parents[1].joinpath("range_server.py")
 
 
-@pytest.mark.parametrize("kind", ["plain", "bare", "store", "broken"])
+@pytest.mark.parametrize("kind", ["plain", "bare", "store", "unreadable"])
 def test_http_gives_the_same_batches_as_a_disk(folder, kind, monkeypatch):
     """Servers without Range, with Range, and with interrupted and refused connections."""
     monkeypatch.setattr(remote, "RETRY_DELAY", 0.001)
@@ -402,14 +402,14 @@ def test_http_gives_the_same_batches_as_a_disk(folder, kind, monkeypatch):
         "plain": ("-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", folder),
         "bare": (RANGE, folder, "bare"),
         "store": (RANGE, folder, 0),
-        "broken": (RANGE, folder, 25),
+        "unreadable": (RANGE, folder, 25),
     }
     local = build_loader(folder, batch_size=8, seed=3, min_area=0.4)
     with serve(*arguments[kind]) as url:
         loader = build_loader(url, batch_size=8, seed=3, min_area=0.4)
         assert count_equal_batches(loader, local) == 7
         assert count_equal_batches(loader.iterate_in_order(), local.iterate_in_order()) == 1
-        loader.load_state_dict({"epoch": 1, "position": 4, "broken": []})
+        loader.load_state_dict({"epoch": 1, "position": 4, "unreadable": []})
         assert count_equal_batches(loader, list(local)[4:]) == 3
 
 
@@ -496,11 +496,11 @@ def test_a_truncated_shard_and_an_unreadable_image_are_skipped(copied, folder, c
     for hint in (f"{corrupted.name}/{name} is", f"{truncated.name}/", f"{truncated.name}, sample 8, is missing"):
         assert any(hint in line for line in messages), (hint, messages)
     state = loader.state_dict()
-    assert sorted(f"{error}; it is skipped" for error in state["broken"]) == sorted(messages)
-    strict = build_loader(copied, batch_size=7, seed=0, max_broken=2)
-    with pytest.raises(Error, match=r"3 images are unreadable, and --max-broken allows 2.*\n  train-"):
+    assert sorted(f"{error}; it is skipped" for error in state["unreadable"]) == sorted(messages)
+    strict = build_loader(copied, batch_size=7, seed=0, max_unreadable=2)
+    with pytest.raises(Error, match=r"3 images are unreadable, and --max-unreadable allows 2.*\n  train-"):
         list(chain(strict, strict))
-    resumed = build_loader(copied, batch_size=7, seed=0, max_broken=3)
+    resumed = build_loader(copied, batch_size=7, seed=0, max_unreadable=3)
     resumed.load_state_dict(state)
     caplog.clear()
     list(resumed)
@@ -529,11 +529,11 @@ def test_loading_into_memory_skips_unreadable_images(copied, caplog):
     decoded = source.decode(PREPARE)
     assert len(decoded.images) == len(decoded.targets) == len(decoded.names) == COUNT - 3
     assert "3 of 63 images are skipped" in caplog.text
-    with pytest.raises(Error, match="3 images are unreadable, and --max-broken allows 2"):
+    with pytest.raises(Error, match="3 images are unreadable, and --max-unreadable allows 2"):
         source.decode(PREPARE, 2)
 
 
-def test_file_streaming_respects_max_broken(root, tmp_path):
+def test_file_streaming_respects_max_unreadable(root, tmp_path):
     for label in ("a", "b"):
         (tmp_path / label).mkdir()
         for index in range(6):
@@ -541,7 +541,7 @@ def test_file_streaming_respects_max_broken(root, tmp_path):
             (tmp_path / label / f"{index}.png").write_bytes(content)
     source = labeled_images.load_labeled_images(str(tmp_path), 0.0)[0]
 
-    def stream(max_broken):
+    def stream(max_unreadable):
         return FileStreamingLoader(
             source.items,
             torch.from_numpy(source.targets),
@@ -549,12 +549,12 @@ def test_file_streaming_respects_max_broken(root, tmp_path):
             PREPARE,
             batch_size=12,
             seed=0,
-            max_broken=max_broken,
+            max_unreadable=max_unreadable,
         )
 
     loader = stream(4)
     assert [len(targets) for _, targets in loader] == [8]
-    assert len(loader.state_dict()["broken"]) == 4
+    assert len(loader.state_dict()["unreadable"]) == 4
     with pytest.raises(Error, match="allows 3"):
         list(stream(3))
 
@@ -849,9 +849,9 @@ def test_show_and_doctor_accept_shards(copied, fukami, doctor):
     assert result.status == 1
     problems = {(line["problem"], line["file"].partition("/")[0]) for line in result.json if "file" in line}
     assert {
-        ("broken", "train-000004.tar, sample 8"),
-        ("broken", "train-000004.tar"),
-        ("broken", "train-000001.tar"),
+        ("unreadable", "train-000004.tar, sample 8"),
+        ("unreadable", "train-000004.tar"),
+        ("unreadable", "train-000001.tar"),
         ("missing", "train-000006.tar"),
     } <= problems
 

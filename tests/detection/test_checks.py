@@ -120,7 +120,7 @@ def test_sizes_rotation_and_files(doctor, data):
     assert "states 400×300 pixels, and a.jpg has 40×30" in wrong_size["detail"]
     assert "rotated by its EXIF data" in get_problem(result, "EXIF rotation")["detail"]
     assert get_problem(result, "no annotation")["file"].endswith("new.jpg")
-    assert get_problem(result, "broken")["file"].endswith("c.jpg")
+    assert get_problem(result, "unreadable")["file"].endswith("c.jpg")
     missing = [line for line in result.json if line["problem"] == "missing"]
     assert [(Path(line["file"]).name, line["line"]) for line in missing] == [("d.xml", 3)]
 
@@ -135,7 +135,7 @@ def build_rotation():
 def test_broken_xml(doctor, data):
     file = data / "Annotations" / "a.xml"
     file.write_text(file.read_text().replace("</bndbox>", "", 1))
-    broken = get_problem(doctor(data), "broken")
+    broken = get_problem(doctor(data), "unreadable")
     assert broken["file"] == str(file)
     assert broken["line"] == 8
     assert "mismatched tag" in broken["detail"]
@@ -198,7 +198,7 @@ def test_coco(doctor, tmp_path, indent):
     assert get_problem(result, "no annotation")["file"].endswith("loose.jpg")
     assert get_problem(result, "empty")["class"] == "bird"
     file.write_text(file.read_text()[:-20])
-    broken = get_single_problem(doctor(tmp_path / "coco"), "broken")
+    broken = get_single_problem(doctor(tmp_path / "coco"), "unreadable")
     assert broken["line"] == len(file.read_text().split("\n"))
 
 
@@ -213,7 +213,7 @@ def test_yolo(doctor, tmp_path):
     lines = {line["problem"]: line.get("line") for line in result.json}
     assert lines == {"no class": 3, "crosses the border": 4, "not a number": 5, "missing": None, "no annotation": None}
     (root / "data.yaml").write_text("names: [cat\ntrain: x")
-    assert get_single_problem(doctor(root), "broken")["line"] == 2
+    assert get_single_problem(doctor(root), "unreadable")["line"] == 2
 
 
 def test_yolo_datasets_of_roboflow_are_valid(doctor, tmp_path):
@@ -242,7 +242,7 @@ def test_duplicate_image_entries_are_reported_with_the_line_of_the_second(doctor
     assert file.read_text().splitlines()[duplicate["line"]].strip() == '"id": 2,'
     assert duplicate["detail"] == "a.jpg is listed twice"
     file.write_text(json.dumps({"images": [], "annotations": []}))
-    broken = get_single_problem(doctor(file), "broken")
+    broken = get_single_problem(doctor(file), "unreadable")
     assert broken["file"] == str(file)
     assert broken["detail"].startswith("has no list categories")
 

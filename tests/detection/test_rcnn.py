@@ -375,7 +375,7 @@ def test_an_unreadable_streamed_image_is_skipped(scene_files, tmp_path, stage):
     task.prepare_training()
     logged = run_stage(task, loader)
     assert len(logged) == 8 * task.epochs
-    assert len(loader.broken_images) == 1
+    assert len(loader.unreadable_images) == 1
     fitted = task.model.svm if stage is RCNNSVM else task.model.bbox
     assert fitted.weight.any()
 

@@ -151,16 +151,16 @@ def test_digit_that_fills_the_image():
 @pytest.mark.parametrize("level", [0, 128, 255])
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (40, 40), (300, 200)])
 def test_no_ink(size, level):
-    with pytest.raises(Error, match=r"no ink was found"):
+    with pytest.raises(Error, match=r"no digit was found"):
         convert_to_mnist(Image.new("L", size, level))
 
 
 def test_empty_sheet_has_no_ink(random):
     y, x = np.mgrid[:300, :400]
     for sheet in (150 + x / 4, 230 - y / 6 + random.normal(0, 3, x.shape), random.uniform(0, 255, x.shape)):
-        with pytest.raises(Error, match=r"no ink was found"):
+        with pytest.raises(Error, match=r"no digit was found"):
             convert(sheet)
     speck = np.full((300, 400), 230.0)
     speck[100:104, 200:203] = 30
-    with pytest.raises(Error, match=r"no ink was found"):
+    with pytest.raises(Error, match=r"no digit was found"):
         convert(speck)

@@ -457,9 +457,9 @@ def test_command_line(fukami, tmp_path):
     result = fukami("train", "dqn", *options, "--device", "cpu", "--out", tmp_path / "run")
     assert result.status == 0, result.err
     assert not (tmp_path / "run" / "replay_buffer").exists()
-    assert {"return", "length", "value", "count"} <= result.json[-1].keys()
+    assert {"return", "length", "q_value", "count"} <= result.json[-1].keys()
     train_metrics = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().partition("\n")[0])
-    assert {"return", "value", "epsilon", "steps_per_second"} <= train_metrics.keys()
+    assert {"return", "q_value", "epsilon", "steps_per_second"} <= train_metrics.keys()
     resumed = fukami("train", "dqn", "--resume", "--out", tmp_path / "run", "--device", "cpu")
     assert resumed.status == 0, resumed.err
     assert resumed.json[-1]["return"] == result.json[-1]["return"]

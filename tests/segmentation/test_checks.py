@@ -78,12 +78,12 @@ def test_missing_and_unreadable_files_and_wrong_sizes(street):
     stray = save(street / "masks" / "stray.png", np.zeros((20, 30)))
     problems = {(kind, file.rpartition("/")[2]): detail for kind, file, detail in find_problems(street)}
     assert problems.keys() == {
-        ("no mask", "0.png"), ("wrong size", "1.png"), ("broken", "2.png"), ("unlabeled", "3.png"),
-        ("broken", "4.png"), ("no image", "stray.png"),
+        ("no mask", "0.png"), ("wrong size", "1.png"), ("unreadable", "2.png"), ("unlabeled", "3.png"),
+        ("unreadable", "4.png"), ("no image", "stray.png"),
     }  # fmt: skip
     assert "has 30×20 pixels, and its mask" in problems["wrong size", "1.png"]
     assert "31×20; make the mask the same size as the image" in problems["wrong size", "1.png"]
-    assert problems["broken", "2.png"] == "is not an image in a known format; use a PNG, JPEG or other image file"
+    assert problems["unreadable", "2.png"] == "is not an image in a known format; use a PNG, JPEG or other image file"
     assert stray.is_file()
 
 
@@ -115,20 +115,20 @@ def test_coco_outlines(tmp_path):
                "categories": [{"id": 1, "name": "cup"}, {"id": 2, "name": "mug"}]}  # fmt: skip
     (tmp_path / "annotations.json").write_text(json.dumps(content))
     problems = find_problems(tmp_path / "annotations.json")
-    (problem,) = [detail for kind, _, detail in problems if kind == "broken"]
+    (problem,) = [detail for kind, _, detail in problems if kind == "unreadable"]
     assert "annotation 2 has an invalid outline" in problem
-    assert {kind for kind, _, _ in problems} == {"broken", "too few"}
+    assert {kind for kind, _, _ in problems} == {"unreadable", "too few"}
     (tmp_path / "annotations.json").write_text(json.dumps(content).removesuffix("}"))
     # the file is reported once, not for boxes and for masks
     ((kind, file, detail),) = find_problems(tmp_path / "annotations.json")
-    assert (kind, file) == ("broken", str(tmp_path / "annotations.json"))
+    assert (kind, file) == ("unreadable", str(tmp_path / "annotations.json"))
     assert "is not valid JSON" in detail
 
 
 def test_unreadable_class_table(street):
     (street / "classes.txt").write_text("road 1 2\n")
     ((kind, file, detail),) = find_problems(street)
-    assert (kind, file) == ("broken", str(street))
+    assert (kind, file) == ("unreadable", str(street))
     assert "line 1: 'road 1 2' is not a class" in detail
 
 

@@ -247,7 +247,7 @@ def test_broken_files_are_named_and_counted(tmp_path, make, caplog):
     (tmp_path / "text.sgf").write_text("no game")
     (tmp_path / "surrounded.sgf").write_text("(;SZ[5]AB[aa]AW[ab][ba];B[cc])")
     write_game(tmp_path / "illegal.sgf", 5, [3, 4, 5, 4, 6])
-    recipe = make(data=str(tmp_path), val_fraction=0.0, max_broken=2)
+    recipe = make(data=str(tmp_path), val_fraction=0.0, max_unreadable=2)
     with caplog.at_level(logging.WARNING):
         train = recipe.load_data().train
     assert list_names(train) == {"0.sgf", "1.sgf", "2.sgf", "3.sgf", "illegal.sgf"}
@@ -257,8 +257,8 @@ def test_broken_files_are_named_and_counted(tmp_path, make, caplog):
     assert "1 of 8 games are skipped: not on 5×5" in caplog.text
     assert "1 of 8 games have an illegal move" in caplog.text
     assert "illegal.sgf, move 4" in caplog.text
-    with pytest.raises(Error, match=r"2 games cannot be read, and --max-broken allows 1; (.|\n)*surrounded\.sgf"):
-        make(data=str(tmp_path), max_broken=1).load_data()
+    with pytest.raises(Error, match=r"2 games cannot be read, and --max-unreadable allows 1; (.|\n)*surrounded\.sgf"):
+        make(data=str(tmp_path), max_unreadable=1).load_data()
 
 
 def test_errors_of_the_data(tmp_path, make, games):

@@ -460,6 +460,16 @@ def test_a_missing_window_is_reported(tmp_path):
         data.sample_batch()
 
 
+def test_a_run_is_resumed_by_as_many_processes_as_before(tmp_path):
+    run = package.train(make(), tmp_path / "run", **CPU)
+    state = checkpoint.read_checkpoint(run.folder, torch.device("cpu"))["loader"]
+    data = make().load_data().train
+    data.open_files(run.folder)
+    data.setup(replace(Runtime.start(**CPU), world_size=2))
+    with pytest.raises(UsageError, match="number of processes was 1 and is 2"):
+        data.load_state_dict(state)
+
+
 def test_a_finished_run_is_resumed_without_its_window(tmp_path):
     run = package.train(make(), tmp_path / "run", **CPU)
     assert not (tmp_path / "run" / "replay_window").exists()

@@ -23,7 +23,7 @@ def test_broken_empty_and_duplicate_games_are_listed(fukami, tmp_path):
     assert "SGF: 6 games; for alphago-policy" in result.err
     assert "4 problems among 4 readable games" in result.err
     counts = {line["problem"]: line["count"] for line in result.json}
-    assert counts == {"broken": 2, "duplicate": 1, "empty": 1}
+    assert counts == {"unreadable": 2, "duplicate": 1, "empty": 1}
     problems = list(map(json.loads, (tmp_path / "problems.jsonl").read_text().splitlines()))
     (duplicate,) = [problem for problem in problems if problem["problem"] == "duplicate"]
     assert duplicate["file"].endswith("again.sgf")

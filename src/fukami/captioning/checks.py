@@ -16,7 +16,7 @@ def check_samples(source: DataSource, report: Findings) -> Iterator[tuple[ImageI
         path = source.require("captions").root
         parsed = captions.parse_caption_files(path, source.images)
     except Error as error:
-        report.add("broken", str(error).removeprefix(f"{names.source} "), file=str(names.source))
+        report.add("unreadable", str(error).removeprefix(f"{names.source} "), file=str(names.source))
         return
     for problem in parsed.problems:
         report.add(problem.kind, problem.detail, file=names(problem.file), line=problem.line)

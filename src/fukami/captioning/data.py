@@ -40,18 +40,18 @@ class CaptionDataset:
         return CaptionDataset(tuple(self.items[i] for i in selected), tuple(self.captions[i] for i in selected))
 
     def load_images(
-        self, transform: SquareTransform, max_broken: int = image_folder.MAX_BROKEN
+        self, transform: SquareTransform, max_unreadable: int = image_folder.MAX_UNREADABLE
     ) -> "tuple[CaptionDataset, labeled_images.DecodedImages]":
         """Load and transform all images into memory; unreadable ones are skipped with their captions, and logged.
 
         Raises:
-            Error: more than ``max_broken`` images are unreadable, or all of them.
+            Error: more than ``max_unreadable`` images are unreadable, or all of them.
         """
         if self.is_on_disk:
             results: Iterable[Any] = streaming.decode_files(self.items, transform)
         else:
             results = (transform(Image.fromarray(item)).transpose(1, 2, 0) for item in self.items)
-        readable, images = image_folder.stack_images(results, len(self), transform, max_broken)
+        readable, images = image_folder.stack_images(results, len(self), transform, max_unreadable)
         kept = self if len(readable) == len(self) else self.select(readable)
         names = [item if isinstance(item, Path) else f"scene {index}" for index, item in enumerate(kept.items)]
         return kept, labeled_images.DecodedImages(

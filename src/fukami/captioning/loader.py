@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fukami.data import streaming
 from fukami.data.augment import Augmentation
-from fukami.data.image_folder import MAX_BROKEN
+from fukami.data.image_folder import MAX_UNREADABLE
 from fukami.data.loader import SEQUENTIAL_BATCH_SIZE, Batch, BatchLoader, InMemoryLoader
 from fukami.data.streaming import FileStreamingLoader
 from fukami.errors import Error
@@ -115,7 +115,7 @@ class StreamingCaptionLoader(FeatureLoader, FileStreamingLoader):
     Args:
         image_files: the image files, without duplicates.
         token_indices, image_indices, labels: as for :class:`CaptionLoader`.
-        transform, batch_size, seed, augmentation, min_area, max_broken: as for
+        transform, batch_size, seed, augmentation, min_area, max_unreadable: as for
             :class:`fukami.data.streaming.FileStreamingLoader`.
     """
 
@@ -131,7 +131,7 @@ class StreamingCaptionLoader(FeatureLoader, FileStreamingLoader):
         seed: int,
         augmentation: Augmentation | None,
         min_area: float | None = None,
-        max_broken: int = MAX_BROKEN,
+        max_unreadable: int = MAX_UNREADABLE,
     ) -> None:
         caption_files = [image_files[i] for i in image_indices.tolist()]
         super().__init__(
@@ -143,7 +143,7 @@ class StreamingCaptionLoader(FeatureLoader, FileStreamingLoader):
             seed=seed,
             augmentation=augmentation,
             min_area=min_area,
-            max_broken=max_broken,
+            max_unreadable=max_unreadable,
         )
         self.image_files, self.image_indices, self.transform = image_files, image_indices, transform
 
@@ -153,7 +153,7 @@ class StreamingCaptionLoader(FeatureLoader, FileStreamingLoader):
         batch: list[Tensor] = []
         for count, image in enumerate(streaming.decode_files(self.image_files, self.transform), 1):
             if isinstance(image, Error):
-                self._record_broken([str(image)])
+                self._record_unreadable([str(image)])
                 image = np.zeros((size, size, channels), np.uint8)
             batch.append(torch.from_numpy(np.ascontiguousarray(image)))
             if len(batch) == SEQUENTIAL_BATCH_SIZE or count == len(self.image_files):

@@ -21,14 +21,15 @@ def evaluate_captions(
 ) -> dict[str, float]:
     """Compute all caption metrics.
 
-    ``bleu1`` to ``bleu4``, ``rouge_l`` and ``cider`` (CIDEr-D; about 1 is usual, 10 the maximum); ``exact``: fraction
-    equal to a reference; ``distinct``: fraction of distinct captions; ``copied``: fraction equal to a training caption
-    (Vinyals et al. 2015, section 4.3.4); and ``count``.
+    The keys are ``bleu1`` to ``bleu4``, ``rouge_l``, ``cider`` (CIDEr-D; about 1 is usual, 10 the maximum),
+    ``exact_fraction`` (equal to a reference), ``distinct_fraction`` (distinct captions), ``copied_fraction`` (equal to
+    a training caption; Vinyals et al. 2015, section 4.3.4) and ``count``.
 
     Args:
         captions: one caption per image.
         references: the reference captions of each image.
-        training_captions: the training captions, their words joined by spaces; if empty, ``copied`` is omitted.
+        training_captions: the training captions, their words joined by spaces; if empty, there is no
+            ``copied_fraction``.
     """
     bleu = compute_bleu(captions, references)
     texts = [" ".join(words) for words in captions]
@@ -36,7 +37,7 @@ def evaluate_captions(
         text in {" ".join(words) for words in image_references}
         for text, image_references in zip(texts, references, strict=True)
     ]
-    copied = {"copied": fmean(text in training_captions for text in texts)} if training_captions else {}
+    copied = {"copied_fraction": fmean(text in training_captions for text in texts)} if training_captions else {}
     return {
         "bleu4": bleu[3],
         "bleu1": bleu[0],
@@ -47,8 +48,8 @@ def evaluate_captions(
             for words, image_references in zip(captions, references, strict=True)
         ),
         "cider": fmean(compute_cider(captions, references)),
-        "exact": fmean(exact),
-        "distinct": len(set(texts)) / len(texts),
+        "exact_fraction": fmean(exact),
+        "distinct_fraction": len(set(texts)) / len(texts),
         **copied,
         "count": len(texts),
     }

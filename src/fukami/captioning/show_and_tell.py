@@ -198,7 +198,7 @@ class ShowAndTell(SupervisedRecipe):
         resized = dataclasses.replace(transform, size=round(self.size * RESIZE_RATIO)) if crop else transform
         streamed = split.is_on_disk and len(split) * resized.nbytes > self.memory_limit * 1e9
         if not streamed:
-            split, images = split.load_images(resized, self.max_broken)
+            split, images = split.load_images(resized, self.max_unreadable)
         indices = {label: index for index, label in enumerate(labels)}
         encoded = [[tokenizer.encode_tokens(tokens, indices) for tokens in captions] for captions in split.captions]
         counts = torch.tensor([len(captions) for captions in encoded])
@@ -211,7 +211,7 @@ class ShowAndTell(SupervisedRecipe):
         if streamed:
             return StreamingCaptionLoader(split.items, token_indices, image_indices, labels, transform,
                                           batch_size=self.batch_size, seed=self.seed, augmentation=augmentation,
-                                          min_area=crop, max_broken=self.max_broken)  # fmt: skip
+                                          min_area=crop, max_unreadable=self.max_unreadable)  # fmt: skip
         return CaptionLoader(images, token_indices, image_indices, labels, batch_size=self.batch_size, seed=self.seed,
                              augmentation=augmentation, size=self.size)  # fmt: skip
 
@@ -221,7 +221,7 @@ class ShowAndTell(SupervisedRecipe):
 
         if not len(split):
             return ()
-        readable, images = split.load_images(self.build_transform(), self.max_broken)
+        readable, images = split.load_images(self.build_transform(), self.max_unreadable)
         training_captions = {" ".join(tokens) for captions in train.captions for tokens in captions}
         return CaptionEvalLoader(images, readable.captions, training_captions, batch_size=EVAL_BATCH_SIZE)
 

@@ -29,7 +29,7 @@ def check_samples(source: DataSource, report: Findings) -> Iterator[tuple[ImageI
     try:
         found = source.find("labels")
     except Error as error:
-        report.add("broken", str(error).removeprefix(f"{source.location} "), file=str(source.location))
+        report.add("unreadable", str(error).removeprefix(f"{source.location} "), file=str(source.location))
         return
     layout, root = found or ("image folder", source.path)
     if layout == "built-in":
@@ -153,7 +153,7 @@ def _check_shards(spec: str, report: Findings) -> Iterator[ImageItem]:
     for split in SPLITS:
         for shard in index[split]:
             for problem in shard.get("problems", ()):
-                report.add("broken", problem, file=shard["name"])
+                report.add("unreadable", problem, file=shard["name"])
             yield from _check_shard(base, shard, split if has_splits else "", index["labels"], report)
 
 
@@ -171,12 +171,12 @@ def _check_shard(
             except remote.NotFoundError:
                 raise
             except Error as error:
-                report.add("broken", str(error), file=f"{shard['name']}, sample {sample_number}")
+                report.add("unreadable", str(error), file=f"{shard['name']}, sample {sample_number}")
             else:
                 yield ImageItem(Path(name), name, labels[target], split, content)
         if stream.size not in (None, shard["bytes"]):
             detail = f"has {stream.size:,} bytes, not {shard['bytes']:,} as in {shards.INDEX_FILE}; download it again"
-            report.add("broken", detail, file=shard["name"])
+            report.add("unreadable", detail, file=shard["name"])
     except Error as error:
         report.add("missing", str(error), file=shard["name"])
     finally:
@@ -203,7 +203,7 @@ def _check_csv(path: Path, folder: Path, report: Findings) -> list[ImageItem]:
             rows = [(reader.line_num, row) for row in reader]
     except (Error, csv.Error) as error:
         detail = str(error).removeprefix(f"{path} ") if isinstance(error, Error) else f"is no CSV file ({error})"
-        report.add("broken", detail, file=str(path))
+        report.add("unreadable", detail, file=str(path))
         return []
     if not rows:
         report.add("empty", "lists no images", file=str(path))

@@ -48,7 +48,7 @@ class VGG16(VGGFields, ClassificationRecipe):
     """VGG-16: 13 3×3 convolutions and three fully connected layers (Simonyan and Zisserman 2015, table 1, D).
 
     Result: 70.84 % on 1,000 test images of CIFAR-10, fine-tuned from ImageNet features on 3,000 images at 64 pixels,
-    mean of 5 seeds, 7 minutes each on 2 cores of an AMD EPYC. The paper: 74.4 % top-1 accuracy on ImageNet, one scale.
+    mean of 4 seeds, 7 minutes each on 2 cores of an AMD EPYC. The paper: 74.4 % top-1 accuracy on ImageNet, one scale.
 
     Example:
         fukami train vgg16 --data flowers --init imagenet

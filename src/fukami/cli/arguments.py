@@ -23,7 +23,7 @@ Flag = tuple[str, object] | tuple[str, object, object]  # name, annotated type a
 # Fields of recipes by the group in which --help lists them; every other field is listed under "model".
 GROUPS = {
     "data": """
-        data images annotations val_fraction memory_limit max_broken cache_limit convention ignore_index
+        data images annotations val_fraction memory_limit max_unreadable cache_limit convention ignore_index
         tokenizer min_word_count content style env num_envs frame_stack clip_rewards
         game komi positions num_games random_opening_moves test_names
     """,

@@ -184,12 +184,12 @@ def build_samples(
     annotations: Sequence[ImageAnnotation],
     labels: Sequence[str],
     unreadable_images: Sequence[AnnotationProblem],
-    max_broken: int,
+    max_unreadable: int,
 ) -> list[Sample]:
     """Build the samples of a split, in order; unreadable images and invalid boxes are skipped and reported.
 
     Raises:
-        Error: more than ``max_broken`` images are missing or unreadable.
+        Error: more than ``max_unreadable`` images are missing or unreadable.
     """
     class_indices = {label: i for i, label in enumerate(labels)}
     samples: list[Sample] = []
@@ -220,7 +220,7 @@ def build_samples(
             f"{num_dropped} of {num_dropped + sum(len(sample.classes) for sample in samples)} boxes are skipped: "
             "empty, inverted, outside their image or of an unknown class; fukami doctor lists them"
         )
-    image_folder.check_broken(errors, max_broken)
+    image_folder.check_unreadable(errors, max_unreadable)
     return samples
 
 

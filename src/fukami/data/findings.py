@@ -164,7 +164,7 @@ def check_image(item: ImageItem) -> tuple[bytes | None, Depth, list[Problem]]:
     except MissingPackageError:
         raise
     except Error as error:
-        return None, (0, False), [Problem("broken", str(error).removeprefix(f"{item.path} "), item.name)]
+        return None, (0, False), [Problem("unreadable", str(error).removeprefix(f"{item.path} "), item.name)]
     problems = []
     expected = Image.registered_extensions().get(item.path.suffix.lower())
     actual = detect_format(source)
@@ -287,4 +287,4 @@ def add_read_error(error: Error, names: PathNames, findings: Findings) -> None:
     match = ERROR_LOCATION.match(str(error))
     file, line = (names(Path(match["file"])), int(match["line"] or 0)) if match else (str(names.source), 0)
     detail = match["detail"] if match else str(error).removeprefix(f"{names.source} ")
-    findings.add("broken", detail, file=file, line=line)
+    findings.add("unreadable", detail, file=file, line=line)

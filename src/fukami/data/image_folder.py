@@ -22,7 +22,7 @@ from fukami.progress import track
 
 logger = logging.getLogger(__name__)
 MAX_LISTED = 3  # unreadable images listed in a message
-MAX_BROKEN = 100  # default maximum number of unreadable images per split and process
+MAX_UNREADABLE = 100  # default maximum number of unreadable images per split and process
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -100,7 +100,7 @@ def read_csv(path: Path, images: Path | None = None) -> dict[Split, FolderSplit]
 
 
 def stack_images(
-    results: Iterable[Levels | Error], count: int, transform: SquareTransform, max_broken: int = MAX_BROKEN
+    results: Iterable[Levels | Error], count: int, transform: SquareTransform, max_unreadable: int = MAX_UNREADABLE
 ) -> tuple[list[int], Levels]:
     """Stack the readable images as ``(N, H, W, C)``, as float32 if one of them is; also return their indices.
 
@@ -110,10 +110,10 @@ def stack_images(
         results: each image, or the error of reading it.
         count: number of results.
         transform: preprocessing, which defines the size and the channels.
-        max_broken: maximum number of unreadable images.
+        max_unreadable: maximum number of unreadable images.
 
     Raises:
-        Error: more than ``max_broken`` images are unreadable, or all are.
+        Error: more than ``max_unreadable`` images are unreadable, or all are.
     """
     images: Levels = np.zeros((count, transform.size, transform.size, transform.channels), np.uint8)
     indices: list[int] = []
@@ -130,20 +130,20 @@ def stack_images(
         raise Error(f"none of the {count} images can be read; the first: {errors[0]}")
     if errors:
         logger.warning(f"{len(errors)} of {count} images are skipped:\n{format_errors(errors)}")
-    check_broken(errors, max_broken)
+    check_unreadable(errors, max_unreadable)
     return indices, images[: len(indices)]
 
 
-def check_broken(errors: Sequence[str], max_broken: int) -> None:
-    """Check that at most ``max_broken`` images are unreadable.
+def check_unreadable(errors: Sequence[str], max_unreadable: int) -> None:
+    """Check that at most ``max_unreadable`` images are unreadable.
 
     Raises:
         Error: there are more; the message lists the first.
     """
-    if len(errors) > max_broken:
+    if len(errors) > max_unreadable:
         raise Error(
-            f"{len(errors)} images are unreadable, and --max-broken allows {max_broken}; fix them or allow more. "
-            f"The first:\n{format_errors(errors)}"
+            f"{len(errors)} images are unreadable, and --max-unreadable allows {max_unreadable}; fix them or allow "
+            f"more. The first:\n{format_errors(errors)}"
         )
 
 

@@ -68,11 +68,11 @@ class LabeledImages:
             first = self.items[0]
         return len(self) * transform.nbytes * streaming.count_value_bytes(first)
 
-    def decode(self, transform: SquareTransform, max_broken: int = image_folder.MAX_BROKEN) -> DecodedImages:
+    def decode(self, transform: SquareTransform, max_unreadable: int = image_folder.MAX_UNREADABLE) -> DecodedImages:
         """Decode and preprocess all images in memory; unreadable images are skipped and reported.
 
         Raises:
-            Error: more than ``max_broken`` images are unreadable, or all are.
+            Error: more than ``max_unreadable`` images are unreadable, or all are.
         """
         from fukami.data import streaming, webdataset
 
@@ -80,10 +80,10 @@ class LabeledImages:
             return DecodedImages(_resize(self.items, transform), torch.from_numpy(self.targets))
         if isinstance(self.items, shards.ShardSamples):
             results = webdataset.decode_shards(self.items, transform)
-            max_broken -= len(self.items.problems)  # already reported
+            max_unreadable -= len(self.items.problems)  # already reported
         else:
             results = streaming.decode_files(self.items, transform)
-        indices, images = image_folder.stack_images(results, len(self.items), transform, max_broken)
+        indices, images = image_folder.stack_images(results, len(self.items), transform, max_unreadable)
         is_readable = np.zeros(len(self.items), bool)
         is_readable[indices] = True
         readable = self.select(is_readable).items

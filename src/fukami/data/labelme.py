@@ -40,7 +40,7 @@ def read_labelme(root: Path, images: Path | None = None) -> DatasetAnnotations:
             annotation = _read_annotation(file, image)
         except Error as error:
             detail = str(error).removeprefix(f"{file} ")
-            dataset.unreadable_images.append(AnnotationProblem("broken", file, 0, detail, split))
+            dataset.unreadable_images.append(AnnotationProblem("unreadable", file, 0, detail, split))
         else:
             dataset.splits.setdefault(split, []).append(annotation)
     used = {*pairs.values()}

@@ -11,7 +11,7 @@ from fukami.data import augment_boxes
 from fukami.data.augment import AugmentationPipeline
 from fukami.data.augment_boxes import SIZE_DIVISOR
 from fukami.data.class_frequency import ClassCounts, count_class_pixels
-from fukami.data.image_folder import MAX_BROKEN
+from fukami.data.image_folder import MAX_UNREADABLE
 from fukami.data.loader import BatchLoader
 from fukami.data.manifest import file_size
 from fukami.data.sample_decoder import PaddedDecoder, PaddedRequest, PaddedSize, decode_samples
@@ -53,7 +53,7 @@ def build_padded_loader(
     augmentation: AugmentationPipeline | None = None,
     crop_size: int = 0,
     memory_limit: float = 4.0,
-    max_broken: int = MAX_BROKEN,
+    max_unreadable: int = MAX_UNREADABLE,
 ) -> "PaddedLoader":
     """Build the loader of a split: in memory up to ``memory_limit`` gigabytes, else streamed.
 
@@ -67,17 +67,17 @@ def build_padded_loader(
             :func:`fukami.data.augment_boxes.parse_box_augmentation`.
         crop_size: side in pixels of the random crops from larger training images; 0 disables them.
         memory_limit: memory limit of the decoded images in gigabytes.
-        max_broken: maximum number of unreadable images per split and process; they are skipped, and one more stops the
-            run.
+        max_unreadable: maximum number of unreadable images per split and process; they are skipped, and one more stops
+            the run.
 
     Raises:
-        Error: more than ``max_broken`` images are unreadable, or all are.
+        Error: more than ``max_unreadable`` images are unreadable, or all are.
     """
     sides = [transform.compute_size(*sample.size) for sample in samples]
     arrays = all(isinstance(sample.source, np.ndarray) for sample in samples)
     num_values = count_channels(samples, transform) * sum(width * height for width, height in sides)
     if arrays or num_values * count_value_bytes(samples[0].source) <= memory_limit * 1e9:
-        kept, images = decode_samples(samples, transform, max_broken)
+        kept, images = decode_samples(samples, transform, max_unreadable)
         return PaddedLoader(
             kept,
             labels,
@@ -96,7 +96,7 @@ def build_padded_loader(
         seed=seed,
         augmentation=augmentation,
         crop_size=crop_size,
-        max_broken=max_broken,
+        max_unreadable=max_unreadable,
     )
 
 
@@ -267,8 +267,8 @@ class PaddedStreamingLoader(PaddedLoader, StreamingLoader[PaddedBatch]):
     """Loader of the same batches for images that do not fit into memory; worker processes decode them.
 
     Args:
-        max_broken: maximum number of unreadable images per split and process; they are skipped, and one more stops the
-            run.
+        max_unreadable: maximum number of unreadable images per split and process; they are skipped, and one more stops
+            the run.
         samples, labels, transform, batch_size, seed, augmentation, crop_size: as for :func:`build_padded_loader`.
     """
 
@@ -282,12 +282,12 @@ class PaddedStreamingLoader(PaddedLoader, StreamingLoader[PaddedBatch]):
         seed: int | None = None,
         augmentation: AugmentationPipeline | None = None,
         crop_size: int = 0,
-        max_broken: int = MAX_BROKEN,
+        max_unreadable: int = MAX_UNREADABLE,
     ) -> None:
         super().__init__(
             samples, labels, transform, batch_size=batch_size, seed=seed, augmentation=augmentation, crop_size=crop_size
         )
-        self.setup_decoder(PaddedDecoder(self.samples, transform), max_broken)
+        self.setup_decoder(PaddedDecoder(self.samples, transform), max_unreadable)
 
     def __iter__(self) -> Iterator[PaddedBatch]:
         """Iterate over the batches of one epoch, from the current position."""
@@ -296,12 +296,12 @@ class PaddedStreamingLoader(PaddedLoader, StreamingLoader[PaddedBatch]):
             plan = next(plans)
             self.advance()
             if self.seed is None and not decoded.kept:  # no image of the batch can be read; the others are evaluated
-                self._record_broken(decoded.errors)
+                self._record_unreadable(decoded.errors)
                 continue
             any_readable = True
             yield self._assemble_decoded(decoded, plan)
-        if self.seed is None and self.broken_images and not any_readable:
-            raise Error(f"no image can be read; the first: {next(iter(self.broken_images))}")
+        if self.seed is None and self.unreadable_images and not any_readable:
+            raise Error(f"no image can be read; the first: {next(iter(self.unreadable_images))}")
         self.finish_epoch()
 
     def iterate_in_order(self) -> Iterator[PaddedBatch]:
@@ -316,7 +316,7 @@ class PaddedStreamingLoader(PaddedLoader, StreamingLoader[PaddedBatch]):
 
     def _assemble_decoded(self, decoded: DecodedBatch, plan: BatchPlan, *, unaugmented: bool = False) -> PaddedBatch:
         if not decoded.kept:  # a batch without targets, as other processes may still take this step
-            self._record_broken(decoded.errors)
+            self._record_unreadable(decoded.errors)
             shape = (len(plan.indices), self.channels, *plan.padded_size)
             black = torch.zeros(shape, dtype=torch.uint8, device=self.device)
             empty = self.assemble(black, plan, unaugmented=True)

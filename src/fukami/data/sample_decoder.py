@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from fukami.data.image_folder import MAX_BROKEN, check_broken, format_errors
+from fukami.data.image_folder import MAX_UNREADABLE, check_unreadable, format_errors
 from fukami.data.masks import resize_mask
 from fukami.data.samples import Sample
 from fukami.data.streaming import Decoded, count_workers
@@ -93,12 +93,12 @@ def decode_sample(sample: Sample, transform: ResizeTransform) -> Tensor | Error:
 
 
 def decode_samples(
-    samples: Sequence[Sample], transform: ResizeTransform, max_broken: int = MAX_BROKEN
+    samples: Sequence[Sample], transform: ResizeTransform, max_unreadable: int = MAX_UNREADABLE
 ) -> tuple[list[Sample], list[Tensor]]:
     """Decode images; return the readable samples and their images. The others are skipped and logged.
 
     Raises:
-        Error: more than ``max_broken`` images are unreadable, or all.
+        Error: more than ``max_unreadable`` images are unreadable, or all.
     """
     kept: list[Sample] = []
     images: list[Tensor] = []
@@ -127,7 +127,7 @@ def decode_samples(
         raise Error(f"none of the {len(samples)} images can be read; the first: {errors[0]}")
     if errors:
         logger.warning(f"{len(errors)} of {len(samples)} images are skipped:\n{format_errors(errors)}")
-    check_broken(errors, max_broken)
+    check_unreadable(errors, max_unreadable)
     return kept, images
 
 

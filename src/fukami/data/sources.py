@@ -123,7 +123,7 @@ class DataSource:
         return location
 
     def has(self, kind: Kind) -> bool:
-        """Return whether the dataset has annotations of a kind; false for a broken archive."""
+        """Return whether the dataset has annotations of a kind; false for an unreadable archive."""
         if self.kinds:
             return kind in self.kinds
         try:
@@ -172,7 +172,7 @@ class DataSource:
         """Describe what was found, as in ``VOC boxes: 164 images, 1 class; for faster-rcnn-vgg16, rcnn ...``.
 
         There is one sentence for each kind of annotations, or one about images without annotations; none if there are
-        no images, or if an archive is broken.
+        no images, or if an archive is unreadable.
         """
         found = list(filter(self.has, KINDS))
         return [self._describe(kind) for kind in found if kind != "images" or found == ["images"]]

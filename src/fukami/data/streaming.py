@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fukami.data.augment import MAX_ASPECT_RATIO, Augmentation
 from fukami.data.formats import format_count
-from fukami.data.image_folder import MAX_BROKEN, check_broken
+from fukami.data.image_folder import MAX_UNREADABLE, check_unreadable
 from fukami.data.loader import SEQUENTIAL_BATCH_SIZE, Batch, BatchLoader, BatchT, StateDict
 from fukami.errors import Error, MissingPackageError, convert_memory_errors
 from fukami.image import io as image_io
@@ -143,8 +143,8 @@ class StreamingLoader(BatchLoader[BatchT]):
     unreadable image is skipped and reported.
     """
 
-    def setup_decoder(self, decoder: Dataset[Decoded], max_broken: int) -> None:
-        """Set up reading with this decoder; more than ``max_broken`` unreadable images are an error."""
+    def setup_decoder(self, decoder: Dataset[Decoded], max_unreadable: int) -> None:
+        """Set up reading with this decoder; more than ``max_unreadable`` unreadable images are an error."""
         self.decoder = decoder
         self.reader = self._build_reader(_RequestSampler(self), persistent=True)
         # A reference from outside keeps the reader out of reference cycles with the loader. Collected as part of a
@@ -153,8 +153,8 @@ class StreamingLoader(BatchLoader[BatchT]):
         self.device = torch.device("cpu")
         self.clock = PhaseTimer(self.device)
         self.wait_seconds, self.wait_start = 0.0, time.monotonic()
-        self.max_broken = max_broken
-        self.broken_images: dict[str, None] = {}  # error of each unreadable image, in order of occurrence
+        self.max_unreadable = max_unreadable
+        self.unreadable_images: dict[str, None] = {}  # error of each unreadable image, in order of occurrence
 
     def setup(self, runtime: "Runtime") -> None:
         """Set the device of the batches, and select this process's slice of each."""
@@ -171,12 +171,12 @@ class StreamingLoader(BatchLoader[BatchT]):
 
     def state_dict(self) -> StateDict:
         """Return the training position, and the unreadable images up to it."""
-        return {**super().state_dict(), "broken": list(self.broken_images)}
+        return {**super().state_dict(), "unreadable": list(self.unreadable_images)}
 
     def load_state_dict(self, state: StateDict) -> None:
         """Restore the training position and the unreadable images."""
         super().load_state_dict(state)
-        self.broken_images = dict.fromkeys(state.get("broken", ()))
+        self.unreadable_images = dict.fromkeys(state.get("unreadable", ()))
 
     def compute_wait_fraction(self) -> float:
         """Compute the fraction of the time since the last call spent waiting for images."""
@@ -217,7 +217,7 @@ class StreamingLoader(BatchLoader[BatchT]):
     def _move_to_device(self, decoded: DecodedBatch, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Move the images and their targets to the device."""
         images, kept, errors = decoded
-        self._record_broken(errors)
+        self._record_unreadable(errors)
         if not kept:
             raise Error(f"no image of a batch can be read; the first: {errors[0]}")
         targets = self.targets[indices[kept].to(self.targets.device)]
@@ -225,17 +225,17 @@ class StreamingLoader(BatchLoader[BatchT]):
             images = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
             return images, targets.to(self.device, non_blocking=True)
 
-    def _record_broken(self, errors: Sequence[str]) -> None:
+    def _record_unreadable(self, errors: Sequence[str]) -> None:
         """Log each unreadable image once.
 
         Raises:
-            Error: there are more than ``max_broken``.
+            Error: there are more than ``max_unreadable``.
         """
         for error in errors:
-            if error not in self.broken_images:
-                self.broken_images[error] = None
+            if error not in self.unreadable_images:
+                self.unreadable_images[error] = None
                 logger.warning(f"{error}; it is skipped")
-        check_broken(tuple(self.broken_images), self.max_broken)
+        check_unreadable(tuple(self.unreadable_images), self.max_unreadable)
 
 
 class FileStreamingLoader(StreamingLoader[Batch]):
@@ -248,8 +248,8 @@ class FileStreamingLoader(StreamingLoader[Batch]):
         files: image files, one for each of ``targets``.
         transform: preprocessing, which resizes an image to the input size if it is not cropped.
         min_area: minimum area fraction of the random resized crops of the training images; None: no cropping.
-        max_broken: maximum number of unreadable images per split and process; they are skipped, and one more stops the
-            run.
+        max_unreadable: maximum number of unreadable images per split and process; they are skipped, and one more stops
+            the run.
         targets, labels, batch_size, seed, balanced, augmentation: as for :class:`fukami.data.loader.BatchLoader`.
     """
 
@@ -267,7 +267,7 @@ class FileStreamingLoader(StreamingLoader[Batch]):
         balanced: bool = False,
         augmentation: Augmentation | None = None,
         min_area: float | None = None,
-        max_broken: int = MAX_BROKEN,
+        max_unreadable: int = MAX_UNREADABLE,
     ) -> None:
         super().__init__(
             targets,
@@ -279,7 +279,7 @@ class FileStreamingLoader(StreamingLoader[Batch]):
             augmentation=augmentation,
         )
         self.num_crop_values = 0 if min_area is None else 4
-        self.setup_decoder(self.decoder_class(files, transform, min_area or 1.0), max_broken)
+        self.setup_decoder(self.decoder_class(files, transform, min_area or 1.0), max_unreadable)
 
     @property
     def num_random_values(self) -> int:
@@ -294,7 +294,7 @@ class FileStreamingLoader(StreamingLoader[Batch]):
             indices, random_values = next(local_batches)
             self.advance()
             if self.seed is None and not decoded.kept:  # a missing range of images; the others are evaluated
-                self._record_broken(decoded.errors)
+                self._record_unreadable(decoded.errors)
                 continue
             images, targets = self._move_to_device(decoded, indices)
             any_readable = True
@@ -303,8 +303,8 @@ class FileStreamingLoader(StreamingLoader[Batch]):
                     images, targets, random_values[decoded.kept, self.num_crop_values :].to(self.device)
                 )
             yield images, targets
-        if self.seed is None and self.broken_images and not any_readable:
-            raise Error(f"no image can be read; the first: {next(iter(self.broken_images))}")
+        if self.seed is None and self.unreadable_images and not any_readable:
+            raise Error(f"no image can be read; the first: {next(iter(self.unreadable_images))}")
         self.finish_epoch()
 
     def iterate_in_order(self) -> Iterator[Batch]:

@@ -249,10 +249,10 @@ def _read_annotation(
     except Error as error:
         line = re.search(r", line (\d+): (.*)", str(error))
         detail = line[2] if line else str(error).removeprefix(f"{path} ")
-        return AnnotationProblem("broken", path, int(line[1]) if line else 0, detail)
+        return AnnotationProblem("unreadable", path, int(line[1]) if line else 0, detail)
     if root.tag != "annotation":
         detail = f"starts with <{root.tag}>, not with <annotation>; expected the XML of Pascal VOC"
-        return AnnotationProblem("broken", path, _get_line(root), detail)
+        return AnnotationProblem("unreadable", path, _get_line(root), detail)
     for element in root.iter("object"):
         if not (element.findtext("name") or "").strip():
             dataset.orphan_annotations.append(

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from fukami.data import tar
 from fukami.data.augment import Augmentation
 from fukami.data.formats import format_count
-from fukami.data.image_folder import MAX_BROKEN, check_broken
+from fukami.data.image_folder import MAX_UNREADABLE, check_unreadable
 from fukami.data.loader import SEQUENTIAL_BATCH_SIZE, Batch
 from fukami.data.shards import IntArray, ShardSamples
 from fukami.data.streaming import MIN_PARALLEL_FILES, Decoded, FileStreamingLoader, ImageDecoder, count_workers
@@ -57,11 +57,11 @@ class ShardStreamingLoader(FileStreamingLoader):
 
     Args:
         samples: samples in shards, one for each of ``targets``.
-        transform, min_area, max_broken: as for :class:`fukami.data.streaming.FileStreamingLoader`.
+        transform, min_area, max_unreadable: as for :class:`fukami.data.streaming.FileStreamingLoader`.
         targets, labels, batch_size, seed, augmentation: as for :class:`fukami.data.loader.BatchLoader`.
 
     Raises:
-        Error: the index lists more than ``max_broken`` unreadable samples.
+        Error: the index lists more than ``max_unreadable`` unreadable samples.
     """
 
     decoder_class = ShardDecoder
@@ -77,13 +77,13 @@ class ShardStreamingLoader(FileStreamingLoader):
         seed: int | None = None,
         augmentation: Augmentation | None = None,
         min_area: float | None = None,
-        max_broken: int = MAX_BROKEN,
+        max_unreadable: int = MAX_UNREADABLE,
     ) -> None:
         super().__init__((), targets, labels, transform, batch_size=batch_size, seed=seed, augmentation=augmentation,
-                         min_area=min_area, max_broken=max_broken)  # fmt: skip
+                         min_area=min_area, max_unreadable=max_unreadable)  # fmt: skip
         self.samples, self.names = samples, samples.names
-        check_broken(samples.problems, max_broken)
-        self.broken_images = dict.fromkeys(samples.problems)
+        check_unreadable(samples.problems, max_unreadable)
+        self.unreadable_images = dict.fromkeys(samples.problems)
         self.failures: list[BaseException] = []
         max_readers = min(len(np.unique(samples.shard_indices)), MAX_READERS)
         self.num_readers = max(
@@ -150,7 +150,7 @@ class ShardStreamingLoader(FileStreamingLoader):
             if decoded.kept:
                 yield self._move_to_device(decoded, batch_indices)
             else:  # a missing range of images
-                self._record_broken(decoded.errors)
+                self._record_unreadable(decoded.errors)
 
     def _order_by_shard(self, generator: torch.Generator) -> Tensor:
         """Order the samples by the random order of their shards, ``(N,)``."""

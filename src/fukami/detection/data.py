@@ -12,7 +12,7 @@ from fukami.errors import Error
 def load_dataset(
     spec: str,
     val_fraction: float | None,
-    max_broken: int = image_folder.MAX_BROKEN,
+    max_unreadable: int = image_folder.MAX_UNREADABLE,
     *,
     images: str = "",
     include_train: bool = True,
@@ -24,7 +24,7 @@ def load_dataset(
             folder (or archive) or file in VOC, COCO or YOLO format.
         val_fraction: fraction of the training images used for validation, if the dataset has no validation split;
             None: as for :func:`fukami.data.splits.select_validation`.
-        max_broken: maximum number of missing or unreadable images per split; they are skipped with a warning.
+        max_unreadable: maximum number of missing or unreadable images per split; they are skipped with a warning.
         images: folder of the images, if ``spec`` contains only their annotations.
         include_train: whether to load the training samples; if False, they may be missing.
 
@@ -44,7 +44,7 @@ def load_dataset(
     def load(splits: Sequence[str]) -> Samples:
         entries = [entry for name in splits for entry in dataset.splits.get(name, ())]
         unreadable = [problem for problem in dataset.unreadable_images if problem.split in splits]
-        return tuple(build_samples(entries, dataset.labels, unreadable, max_broken))
+        return tuple(build_samples(entries, dataset.labels, unreadable, max_unreadable))
 
     return load_splits(dataset, load, val_fraction, include_train=include_train)
 

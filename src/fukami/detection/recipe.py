@@ -56,7 +56,7 @@ class DetectionRecipe(SplitLoading, SupervisedRecipe):
         return detection_data.load_dataset(
             self.dataset,
             self.val_fraction,
-            self.max_broken,
+            self.max_unreadable,
             images=self.images,
             include_train=include_train,
         )

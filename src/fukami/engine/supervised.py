@@ -81,7 +81,7 @@ class SupervisedRecipe(Recipe):
     at most 5,000 images."""
     memory_limit: float = 4.0
     """Memory for decoded images, in GB; a larger dataset is streamed from its files."""
-    max_broken: int = 100
+    max_unreadable: int = 100
     """Maximum number of unreadable images per split and process; they are skipped, and one more stops the run."""
     epochs: int = 30
     """Number of epochs."""
@@ -127,7 +127,7 @@ class SupervisedRecipe(Recipe):
         if bool(self.images) != bool(self.annotations):
             raise UsageError("--images and --annotations belong together; specify both, or --data")
         check_range(self, 1, math.inf, "epochs", "eval_every", "batch_size", "accumulate")
-        check_range(self, 0, math.inf, "lr", "weight_decay", "memory_limit", "clip_norm", "max_broken", "patience")
+        check_range(self, 0, math.inf, "lr", "weight_decay", "memory_limit", "clip_norm", "max_unreadable", "patience")
         check_range(self, 0, 1, "drop_factor")
         if self.val_fraction is not None:
             check_range(self, 0, 1, "val_fraction")
@@ -198,14 +198,14 @@ class SupervisedRecipe(Recipe):
             options |= {
                 "augmentation": build_augmentation(other_augmentations, prepare, labels),
                 "min_area": crop,
-                "max_broken": self.max_broken,
+                "max_unreadable": self.max_unreadable,
             }
             if isinstance(source.items, tuple):
                 return FileStreamingLoader(source.items, targets, labels, prepare, balanced=balanced, **options)
             if balanced:
                 raise UsageError("--balance sampling cannot be streamed from shards; use --balance loss")
             return ShardStreamingLoader(source.items, targets, labels, prepare, **options)
-        decoded = source.decode(resized, self.max_broken)
+        decoded = source.decode(resized, self.max_unreadable)
         options |= {"augmentation": build_augmentation(augmentations, prepare, labels), "image_size": prepare.size}
         options |= {"names": decoded.names, "balanced": balanced}
         return InMemoryLoader(decoded.images, decoded.targets, labels, **options)
@@ -233,7 +233,7 @@ class SupervisedRecipe(Recipe):
             augmentation=augment_boxes.parse_box_augmentation(augmentations),
             crop_size=crop_size,
             memory_limit=self.memory_limit,
-            max_broken=self.max_broken,
+            max_unreadable=self.max_unreadable,
         )
 
     def build_schedule(self) -> "Schedule":

@@ -115,7 +115,7 @@ class DCGAN(SupervisedRecipe):
         from fukami.data.loader import InMemoryLoader
         from fukami.generation import data as generation_data
 
-        subset = generation_data.select_subset(source, self.eval_samples).decode(transform, self.max_broken)
+        subset = generation_data.select_subset(source, self.eval_samples).decode(transform, self.max_unreadable)
         return InMemoryLoader(subset.images, subset.targets, (), batch_size=EVAL_BATCH_SIZE, names=subset.names)
 
     def build_task(self, labels: tuple[str, ...]) -> "GANTask":

@@ -76,7 +76,7 @@ def locate_digit(image: Image.Image) -> tuple[Mask, bool]:
         candidates.append((score_digit_mask(mask, levels, ink), light, mask))
     score, light, mask = max(candidates, key=lambda candidate: candidate[0])
     if score < MIN_DIGIT_SCORE:
-        raise Error("no ink was found in the image; use one with a digit that stands out from an even background")
+        raise Error("no digit was found in the image; use an image of one digit on an even background")
     return mask, light
 
 

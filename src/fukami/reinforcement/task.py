@@ -138,7 +138,7 @@ class QLearningTask(Task):
             targets = rewards + self.gamma * batch.not_terminated * next_values
         errors = F.smooth_l1_loss(values, targets, reduction="none") * batch.not_truncated
         loss = errors.sum() if self.reduction == "sum" else errors.mean()
-        return loss, {"value": values.detach().mean(), "epsilon": batch.epsilon, "return": batch.mean_return}
+        return loss, {"q_value": values.detach().mean(), "epsilon": batch.epsilon, "return": batch.mean_return}
 
     @torch.inference_mode()
     def collect_results(self, batches: Iterable[int], callback: StepCallback | None = None) -> "EpisodeResults":
@@ -199,5 +199,5 @@ class EpisodeResults(NamedTuple):
         deviation = (sum((episode_return - mean) ** 2 for episode_return in self.returns) / count) ** 0.5
         return {
             "return": mean, "return_deviation": deviation, "length": sum(self.lengths) / count,
-            "value": self.mean_value, "count": count,
+            "q_value": self.mean_value, "count": count,
         }  # fmt: skip

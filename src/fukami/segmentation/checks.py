@@ -84,7 +84,7 @@ def _check_mask(labels: Sequence[str], pair: ImageMaskPair) -> MaskReport:
                 return Counter(), problems
         pixels = mask.read()
     except Error as error:
-        read_problem = [("broken", file, str(error).removeprefix(f"{file} "))]
+        read_problem = [("unreadable", file, str(error).removeprefix(f"{file} "))]
         return Counter(), problems or read_problem
     counts = np.bincount(pixels.ravel(), minlength=len(labels) + 1)
     if counts[1:].sum() == 0:

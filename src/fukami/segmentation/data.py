@@ -43,7 +43,7 @@ class DatasetIndex:
 def load_dataset(
     spec: str,
     val_fraction: float | None,
-    max_broken: int = image_folder.MAX_BROKEN,
+    max_unreadable: int = image_folder.MAX_UNREADABLE,
     *,
     images: str = "",
     ignore_index: int = class_tables.IGNORE_INDEX,
@@ -56,7 +56,7 @@ def load_dataset(
             archive) of images and masks, or of COCO's JSON.
         val_fraction: fraction of the training images used for validation, if the dataset has no validation split;
             None: as for :func:`fukami.data.splits.select_validation`.
-        max_broken: maximum number of missing or unreadable images per split; they are skipped and logged.
+        max_unreadable: maximum number of missing or unreadable images per split; they are skipped and logged.
         images: folder of the images, if ``spec`` contains only their masks.
         ignore_index: mask value of ignored pixels.
         include_train: also load the training samples; otherwise they need not exist.
@@ -71,11 +71,11 @@ def load_dataset(
         val = scenes.generate_mask_samples(scenes.NUM_TRAIN, scenes.NUM_TEST)
         return Splits(train, val, (), scenes.MASK_LABELS)
     index = index_dataset(source, ignore_index)
-    val, test = (_load_pairs(index.splits.get(name, ()), max_broken) for name in ("val", "test"))
+    val, test = (_load_pairs(index.splits.get(name, ()), max_unreadable) for name in ("val", "test"))
     if not include_train and (val or test):
         return Splits((), val, test, index.class_table.labels)
     pairs = [pair for name in ("", "train", "trainval") for pair in index.splits.get(name, ())]
-    train = _load_pairs(pairs, max_broken)
+    train = _load_pairs(pairs, max_unreadable)
     if not val:
         train, val = split_off_validation(train, val_fraction)
     return Splits(train, val, test, index.class_table.labels)
@@ -122,11 +122,11 @@ def _build_mask(pair: mask_folders.FilePair, class_table: ClassTable) -> Mask:
     return masks.MaskFile(pair.mask_path, class_table)
 
 
-def _load_pairs(pairs: Sequence[tuple[Path, Mask]], max_broken: int) -> Samples:
+def _load_pairs(pairs: Sequence[tuple[Path, Mask]], max_unreadable: int) -> Samples:
     """Load the images whose mask matches the image; the others are skipped, with one warning.
 
     Raises:
-        Error: more than ``max_broken`` are skipped, or none remains.
+        Error: more than ``max_unreadable`` are skipped, or none remains.
     """
     kept: list[Sample] = []
     errors: list[str] = []
@@ -141,7 +141,7 @@ def _load_pairs(pairs: Sequence[tuple[Path, Mask]], max_broken: int) -> Samples:
         raise Error(f"none of the {len(errors)} images can be used; the first: {errors[0]}")
     if errors:
         logger.warning(f"{len(errors)} of {len(pairs)} images are skipped:\n{image_folder.format_errors(errors)}")
-    image_folder.check_broken(errors, max_broken)
+    image_folder.check_unreadable(errors, max_unreadable)
     return tuple(kept)
 
 
@@ -154,7 +154,7 @@ def find_mismatch(image_path: Path, image_header: ImageHeader, mask: Mask) -> Mi
     elif isinstance(mask, masks.MaskFile):
         header = read_header(mask.path)
         if isinstance(header, Error):
-            return Mismatch("broken", str(header))
+            return Mismatch("unreadable", str(header))
         size, source = (header.width, header.height), f"its mask {mask.path}"
     else:
         return None

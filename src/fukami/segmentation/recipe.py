@@ -94,7 +94,7 @@ class SegmentationRecipe(SplitLoading, ChannelFields, SupervisedRecipe):
         return segmentation_data.load_dataset(
             self.dataset,
             self.val_fraction,
-            self.max_broken,
+            self.max_unreadable,
             images=self.images,
             ignore_index=self.ignore_index,
             include_train=include_train,

@@ -41,7 +41,7 @@ class AlphaGoPolicy(Recipe):
     name."""
     val_fraction: float = 0.03
     """Fraction of the other games used for validation; the same fraction is used for testing."""
-    max_broken: int = 100
+    max_unreadable: int = 100
     """Maximum number of unreadable files, which are skipped; more are an error."""
     epochs: int = 1
     """Number of epochs."""
@@ -83,7 +83,7 @@ class AlphaGoPolicy(Recipe):
         check_range(self, 0, 0.9999999, "warmup")
         check_range(self, 1, math.inf, "epochs", "eval_every", "num_blocks", "num_channels")
         check_range(self, 2, math.inf, "batch_size")  # for the batch normalization of the value head
-        check_range(self, 0, math.inf, "max_broken", "lr", "weight_decay", "value_weight", "value_positions")
+        check_range(self, 0, math.inf, "max_unreadable", "lr", "weight_decay", "value_weight", "value_positions")
         check_range(self, 0, MAX_SIMULATIONS, "simulations")
         check_range(self, 1e-9, MAX_SEARCH_WEIGHT, "c_puct")
         schedules.parse_schedule(self.schedule)
@@ -131,7 +131,7 @@ class AlphaGoPolicy(Recipe):
             raise UsageError(
                 "alphago-policy learns from games; specify a folder, or a zip or tar archive, of SGF files with --data"
             )
-        return policy_games.read_games(Path(self.data), Go(self.size), self.test_names, self.max_broken)
+        return policy_games.read_games(Path(self.data), Go(self.size), self.test_names, self.max_unreadable)
 
     def build_eval_loader(self, games: "GoGames", split: str) -> "PositionLoader | tuple[()]":
         """Build the loader of the validation or test data, if there are any."""

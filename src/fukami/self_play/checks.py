@@ -21,7 +21,7 @@ def check_games(source: DataSource) -> Findings:
                 raise game
             sgf.replay(boards.setdefault(game.size, Go(game.size)), game, file)
         except Error as error:
-            report.add("broken", str(error).removeprefix(f"{file}, ").removeprefix(f"{file} "), file=name)
+            report.add("unreadable", str(error).removeprefix(f"{file}, ").removeprefix(f"{file} "), file=name)
             continue
         report.image_counts[""][""] += 1
         if not game.moves:

@@ -334,7 +334,16 @@ class SelfPlayCollector(Loader):
         return {"num_optimizer_steps": self.num_optimizer_steps, "processes": self.runtime.all_gather(state)}
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Restore the progress."""
+        """Restore the progress.
+
+        Raises:
+            UsageError: the state is of another number of processes.
+        """
+        if len(state["processes"]) != self.world_size:
+            raise UsageError(
+                f"the number of processes was {len(state['processes'])} and is {self.world_size}: a resumed run of "
+                "self-play has to keep it, since each process has games of its own"
+            )
         self.num_optimizer_steps = int(state["num_optimizer_steps"])
         own = state["processes"][self.rank]
         for window, (total, start) in zip(self.windows, own["windows"], strict=True):

@@ -154,11 +154,11 @@ class GameReader:
                 f"used:\n{format_list(files)}"
             )
 
-    def report(self, max_broken: int) -> None:
+    def report(self, max_unreadable: int) -> None:
         """Report the files that are not used.
 
         Raises:
-            Error: more than ``max_broken`` files cannot be read.
+            Error: more than ``max_unreadable`` files cannot be read.
         """
         if self.errors:
             logger.warning(f"{len(self.errors):,} of {self.num_files:,} games are skipped:\n{format_list(self.errors)}")
@@ -167,21 +167,21 @@ class GameReader:
             logger.warning(f"{self.num_other_sizes:,} of {self.num_files:,} games are skipped: not on {side}×{side}")
         if self.num_duplicates:
             logger.warning(f"{self.num_duplicates:,} of {self.num_files:,} games are skipped: duplicates of another")
-        if len(self.errors) > max_broken:
+        if len(self.errors) > max_unreadable:
             raise Error(
-                f"{len(self.errors):,} games cannot be read, and --max-broken allows {max_broken}; fix them or allow "
-                f"more. The first:\n{format_list(self.errors)}"
+                f"{len(self.errors):,} games cannot be read, and --max-unreadable allows {max_unreadable}; fix them or "
+                f"allow more. The first:\n{format_list(self.errors)}"
             )
 
 
-def read_games(path: Path, game: Go, test_names: Sequence[str], max_broken: int) -> GoGames:
+def read_games(path: Path, game: Go, test_names: Sequence[str], max_unreadable: int) -> GoGames:
     """Read the games of the board size from a folder, or a zip or tar archive, of SGF files.
 
     Args:
         path: folder or archive.
         game: the rules.
         test_names: as for :class:`GameReader`.
-        max_broken: maximum number of unreadable files; they are skipped and reported.
+        max_unreadable: maximum number of unreadable files; they are skipped and reported.
 
     Raises:
         UsageError: there is no such folder or archive.
@@ -190,7 +190,7 @@ def read_games(path: Path, game: Go, test_names: Sequence[str], max_broken: int)
     reader = GameReader(game, test_names)
     for name, record in track(iterate_games(path), "reading games", unit="games"):
         reader.add(name, record)
-    reader.report(max_broken)
+    reader.report(max_unreadable)
     if not reader.num_files:
         raise Error(f"{path} contains no SGF file; specify a folder, or a zip or tar archive, of files *.sgf")
     if not reader.names:
