@@ -15,7 +15,7 @@ from rich.console import Console
 from fukami import get_recipe
 from fukami.cli.play_terminal import TerminalGame, render_board
 from fukami.engine import checkpoint
-from fukami.self_play import evaluation
+from fukami.self_play import evaluation, match
 from fukami.self_play.connect_four import ConnectFour
 from fukami.self_play.gnugo import GnuGo
 from fukami.self_play.go import Go
@@ -187,9 +187,9 @@ def test_the_board_of_a_run_with_several_boards(fukami, untrained_runs, tmp_path
     (tmp_path / "game.sgf").write_text(f"(;GM[1]SZ[{board[2:]}];B[aa])")
     predictions = fukami("predict", run, "game.sgf", "--device", "cpu", "--set", *values).json
     assert [prediction["line"] for prediction in predictions] == [1, 2]
-    match = ("--against", "random", "--games", 2, "--device", "cpu")
-    assert fukami("play", run, *match, "--set", *values).json[0]["game"] == board
-    assert fukami("play", run, *match, "--game", board, "--simulations", 0).json[0]["game"] == board
+    opponent = ("--against", "random", "--games", 2, "--device", "cpu")
+    assert fukami("play", run, *opponent, "--set", *values).json[0]["game"] == board
+    assert fukami("play", run, *opponent, "--game", board, "--simulations", 0).json[0]["game"] == board
 
 
 @pytest.mark.parametrize("games", ["go9", "go5,go9", "connect4"])
@@ -209,6 +209,23 @@ def test_match_against_another_run(fukami, untrained_runs, tmp_path):
     assert (values["players"], values["game"], values["simulations"]) == (["go", "go"], "go5", 2)
     assert values["score"] == 0.5  # the same network with swapped colors
     assert (tmp_path / "game.mp4").stat().st_size > 10_000
+
+
+def test_both_runs_of_a_match_have_the_same_komi(fukami, untrained_runs, monkeypatch):
+    matches, play = [], match.play_match
+
+    def play_and_record(game, players, *arguments, **options):
+        matches.append((game, players))
+        return play(game, players, *arguments, **options)
+
+    monkeypatch.setattr(match, "play_match", play_and_record)
+    folder = untrained_runs / "go"
+    arguments = ("--device", "cpu", "--set", "komi=1.5", "game=go5", "simulations=0")
+    result = fukami("play", folder, "--against", folder, *arguments)
+    assert result.status == 0, result.err
+    ((game, players),) = matches
+    assert game.komi == 1.5
+    assert all(player.task.game is game for player in players)
 
 
 @needs_gnugo
@@ -240,8 +257,9 @@ def test_match_against_the_solver(fukami, untrained_runs):
         ("connect4", "--against random --color second", "--color is for a game in the terminal"),
         ("connect4", "--against random --level 3", "--level is for GNU Go"),
         ("connect4", "--against random --games 0", "--games should be at least 1"),
-        ("connect4", "--against random --opening-moves -1", "--simulations and --opening-moves at least 0"),
-        ("connect4", "--simulations -1", "--simulations and --opening-moves at least 0"),
+        ("connect4", "--against random --opening-moves -1", "and --opening-moves at least 0"),
+        ("connect4", "--simulations -1", "--simulations should be between 0 and 100,000, not -1"),
+        ("connect4", "--simulations 100001", "--simulations should be between 0 and 100,000, not 100001"),
         ("go", "--against gnugo --level -1", "--level should be at least 0, not -1"),
         ("connect4", "--against random --opening-moves 42", "42 random moves usually end a game of connect4"),
         ("connect4", "--color yellow", "--color takes one of first, second"),
@@ -317,7 +335,7 @@ def test_gtp_mistakes(fukami, untrained_runs, type_lines):
     for run, options, message in (
         (untrained_runs / "connect4", (), "does not play Go, and GTP is for Go"),
         ("deep-convnet", (), "deep-convnet does not play Go"),
-        (untrained_runs / "go", ("--simulations", "-1"), "--simulations should be at least 0"),
+        (untrained_runs / "go", ("--simulations", "-1"), "--simulations should be between 0 and 100,000"),
         (Path("missing"), (), "neither a run's folder"),
     ):
         result = fukami("gtp", run, *options, "--device", "cpu")

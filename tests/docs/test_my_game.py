@@ -45,12 +45,15 @@ def test_training_and_prediction(fukami, tmp_path):
     result = fukami("train", "alphago-zero", "--game", "./my_game.py", *SMALL, "--out", "five")
     assert result.status == 0, result.err
     assert "FiveInARow" not in (tmp_path / "five" / "recipe.json").read_text()
-    (tmp_path / "positions.txt").write_text("xxxx" + "." * 38 + "oooo" + "." * 3 + "\n" + "x" * 50 + "\n")
+    (tmp_path / "positions.txt").write_text(
+        "xxxx" + "." * 38 + "oooo" + "." * 3 + "\n" + "x" * 50 + "\n" + "o" * 5 + "." * 44 + "\n"
+    )
     result = fukami(
         "predict", "five", "positions.txt", "--set", "game=./my_game.py", "simulations=99", "max_considered_moves=49"
     )
-    assert result.status == 1  # the second line
+    assert result.status == 1  # the second and the third line
     assert "line 2: a position has 49 cells" in result.err
+    assert "line 3: the game is over" in result.err
     (prediction,) = map(json.loads, result.out.splitlines())
     assert (prediction["move"], prediction["value"]) == ("e1", 1)
     assert "--set game=./my_game.py" in fukami("eval", "five").err

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -299,6 +300,20 @@ def test_loss_is_the_cross_entropy_and_the_error_of_known_results(make):
     assert all(parameter.grad.isfinite().all() for parameter in task.model.parameters())
     unknown = batch._replace(values=torch.full((16,), torch.nan))
     assert task.compute_loss(unknown)[1]["value_loss"] == 0
+
+
+def test_the_value_loss_of_two_processes_is_that_of_one(make, monkeypatch):
+    """The parts have different numbers of known results; their mean is the loss of the whole batch."""
+    task = build_task(make(value_weight=0.3))
+    task.model.eval()
+    batch = next(iter(make().load_data().train))
+    batch.values[:6] = torch.nan
+    whole = task.compute_loss(batch)[0]
+    total = (~batch.values.isnan()).sum().float()
+    monkeypatch.setattr(type(task.runtime), "all_reduce_sum", lambda self, value: total)
+    task.runtime = replace(task.runtime, world_size=2)
+    parts = [type(batch)(*(column[part] for column in batch)) for part in (slice(0, 8), slice(8, 16))]
+    torch.testing.assert_close(sum(task.compute_loss(part)[0] for part in parts) / 2, whole)
 
 
 def test_results_of_a_few_positions_per_game_are_learned(make):

@@ -19,10 +19,11 @@ from fukami.engine.runtime import Runtime
 from fukami.models.alphago import alphago_zero
 from fukami.quantization.winograd import WinogradConv2d
 from fukami.self_play import positions as position_files
-from fukami.self_play import tic_tac_toe
+from fukami.self_play import replay, tic_tac_toe
 from fukami.self_play.alphago_zero import AlphaGoZero
 from fukami.self_play.collector import BoardBatch, GameGroup, SelfPlayOptions
 from fukami.self_play.games import make_game
+from fukami.self_play.go import Go
 from fukami.self_play.replay import Positions, ReplayWindow
 from fukami.self_play.search import SearchOptions
 from fukami.self_play.tic_tac_toe import TicTacToe
@@ -241,19 +242,134 @@ def test_the_window_is_restored_from_its_files(tmp_path):
         third.sample(50, np.random.default_rng(1))
 
 
+def test_the_window_is_never_larger_than_its_slots_allow(monkeypatch):
+    """A window with few slots contains the same targets as one that never reuses a slot."""
+    monkeypatch.setattr(replay, "MIN_RESERVE", 20)
+    game = TicTacToe()
+    small, large = ReplayWindow(game, 100), ReplayWindow(game, 10_000)
+    states = play_random_states(game, 2000)
+    for window, size in ((small, 10_000), (large, 100)):
+        window.allocate()
+        for start in range(0, 2000, 10):
+            window.add(build_positions(game, states[start : start + 10], seed=start), size)
+    assert small.num_slots == 120
+    assert (small.start, small.latest) == (large.start, large.latest)
+    slots, expected = ([index % window.num_slots for index in window.latest.values()] for window in (small, large))
+    for name in ("states", "policies", "values", "counts"):
+        np.testing.assert_array_equal(small.arrays[name][slots], large.arrays[name][expected])
+
+
+def test_a_window_whose_positions_were_overwritten_is_not_restored(tmp_path, monkeypatch):
+    monkeypatch.setattr(replay, "MIN_RESERVE", 20)
+    game, one, other = TicTacToe(), *(ReplayWindow(TicTacToe(), 100) for _ in range(2))
+    positions = build_positions(game, play_random_states(game, 10))
+    one.open_files(tmp_path)
+    for _ in range(15):
+        one.add(positions, 100)
+    total, start = one.total, one.start
+    for _ in range(2):
+        one.add(positions, 100)
+    other.open_files(tmp_path)
+    other.restore(total, start)
+    one.add(positions, 100)
+    with pytest.raises(Error, match="does not contain the positions of the last checkpoint"):
+        other.restore(total, start)
+
+
+@pytest.mark.parametrize(("total", "start"), [(2**62, 0), (5, -1), (5, 6), (102, 1)])
+def test_an_invalid_window_is_not_restored(total, start):
+    window = ReplayWindow(TicTacToe(), 100)
+    window.allocate()
+    with pytest.raises(Error, match="the checkpoint contains an invalid replay window"):
+        window.restore(total, start)
+
+
+@pytest.mark.parametrize(("byte", "value"), [(0, 0), (0, 3), (3, 255), (-1, 3)])
+def test_invalid_states_of_go_are_not_loaded(byte, value):
+    """The side to move, the number of moves, and a point of the board (its second part says what was occupied)."""
+    game = make_game("go5")
+    window = ReplayWindow(game, 10)
+    window.allocate()
+    state = game.build_initial_state()
+    zeros = Positions(state[None], np.zeros((1, 26), np.float32), *np.zeros((2, 1), np.float32), np.zeros((1, 25)))
+    window.add(zeros, 10)
+    window.load(np.zeros(1, np.int64), np.zeros(1, np.int64))
+    window.arrays["states"][0, byte if byte >= 0 else game._board_start + 24] = value
+    with pytest.raises(Error, match="contains invalid positions of go5"):
+        window.load(np.zeros(1, np.int64), np.zeros(1, np.int64))
+
+
+def test_targets_have_the_orientation_of_their_planes():
+    """Each of the eight loaded copies is one symmetry of the planes, the policy and the owners."""
+    game, rng = Go(3), np.random.default_rng(0)
+    window, symmetries = ReplayWindow(game, 10), game.symmetries()
+    window.allocate()
+    state = game.build_initial_state()[None]
+    for move in (0, 1):
+        state = game.play(state, np.array([move]))
+    policy, owners = rng.random((1, 10)).astype(np.float32), rng.integers(-1, 2, (1, 9)).astype(np.float32)
+    window.add(Positions(state, policy, np.ones(1, np.float32), np.full(1, 2.5, np.float32), owners), 10)
+    planes, targets = window.load(np.zeros(8, np.int64), np.arange(8))
+    original, found = game.planes(state)[0].reshape(17, 9), set()
+    for row in range(8):
+        (symmetry,) = [k for k in range(8) if (planes[row].reshape(17, 9) == original[:, symmetries.cells[k]]).all()]
+        found.add(symmetry)
+        np.testing.assert_array_equal(targets.policies[row], policy[0, symmetries.moves[symmetry]])
+        np.testing.assert_array_equal(targets.owners[row], owners[0, symmetries.cells[symmetry]])
+    assert len(found) == 8
+    assert (targets.scores == 2.5).all()
+
+
 # ---- self-play ------------------------------------------------------------------------------------------------------
 
 
-def build_group(num_games=4, **fields):
+def build_group(num_games=4, game=None, **fields):
     options = {
         "search": SearchOptions(4), "num_games": num_games, "random_opening_moves": 0,
         "temperature_moves": 0, "full_search_fraction": 1.0, "fast_simulations": 2, "td_lambda": 0.7,
     } | fields  # fmt: skip
+    game = game or TicTacToe()
 
     def evaluate(planes):
-        return np.zeros((len(planes), 9), np.float32), np.zeros(len(planes), np.float32)
+        return np.zeros((len(planes), game.num_moves), np.float32), np.zeros(len(planes), np.float32)
 
-    return GameGroup(TicTacToe(), evaluate, SelfPlayOptions(**options), num_games, [0])
+    return GameGroup(game, evaluate, SelfPlayOptions(**options), num_games, [0])
+
+
+def test_scores_and_owners_are_those_of_the_side_to_move():
+    game = Go(3, komi=0.5)
+    group, num_games = build_group(8, game), 0
+    while num_games < 12:
+        for positions in group.play_moves():
+            num_games += 1
+            moves = positions.states[:, :1]  # 1 Black, 2 White
+            (score,) = {float(score) for score in positions.scores * np.where(moves[:, 0] == 1, 1, -1)}
+            black = positions.owners * np.where(moves == 1, 1, -1)
+            assert (black == black[0]).all()
+            assert score == black[0].sum() - 0.5
+            assert abs(positions.values[-1]) == 1
+            assert np.sign(positions.scores[-1]) == positions.values[-1]
+
+
+def test_board_sizes_have_equally_many_positions(build_task):
+    """Games on the larger board are longer, and the smaller ones wait for them."""
+    task, collector = build_task(game=("go5", "go7"), eval_opponent="random", num_games=8, learning_starts=200)
+    batches = task.iterate_batches(collector)
+    for _ in range(3):
+        next(batches)
+    assert all(100 <= window.total < 100 + 100 * 4 for window in collector.windows)
+    assert collector.groups[0][0].num_moves != collector.groups[1][0].num_moves
+
+
+def test_a_negative_seed_is_accepted(build_task):
+    task, collector = build_task(seed=-1)
+    assert len(next(task.iterate_batches(collector)).values) == 32
+
+
+@pytest.mark.parametrize(("game", "count"), [("connect4", 512), ("go7", 512), ("go13", 236), ("go19", 110)])
+def test_parallel_games_leave_a_part_of_the_positions_for_later_games(game, count):
+    assert AlphaGoZero(game=(game,), eval_opponent="random").load_data().train.options.num_games == count
+    assert AlphaGoZero(game=(game,), eval_opponent="random", num_games=7).load_data().train.options.num_games == 7
 
 
 def test_value_targets_are_lambda_returns_of_the_game():
@@ -341,6 +457,29 @@ def test_loss_equals_the_papers_equation(build_task):
     assert metrics["policy_loss"].item() == pytest.approx(divergence.item(), rel=1e-4)
 
 
+def test_the_loss_of_go_adds_score_and_ownership(build_task):
+    """The formula of the page: Huber's loss of the score in units of 20 points, and the squared error of the owners."""
+    task, _ = build_task(game=("go5",), eval_opponent="random")
+    torch.manual_seed(1)
+    for parameter in task.model.heads.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    task.model.eval()
+    policies, values, scores = torch.rand(4, 26).softmax(1), torch.rand(4) * 2 - 1, torch.tensor([25.0, -8, 0.5, -60])
+    owners = torch.randint(-1, 2, (4, 25)).float()
+    batch = BoardBatch(torch.rand(4, 17, 5, 5), policies, values, scores, owners)
+    loss, _ = task.compute_loss(batch)
+    without, _ = task.compute_loss(batch._replace(scores=torch.zeros(4), owners=torch.zeros(4, 25)))
+    prediction = task.model(batch.planes)
+
+    def compute_added(scores, owners):
+        differences = (prediction.score - scores).abs() / 20
+        huber = torch.where(differences < 1, differences**2 / 2, differences - 0.5).mean()
+        return 0.1 * huber + 0.5 * ((prediction.owners - owners) ** 2).mean()
+
+    expected = compute_added(scores, owners) - compute_added(torch.zeros(4), torch.zeros(4, 25))
+    torch.testing.assert_close(loss - without, expected)
+
+
 def test_the_task_overfits_a_batch(build_task):
     task, collector = build_task(num_channels=32, lr=1e-2, ema_decay=0.0)
     batch = next(task.iterate_batches(collector))
@@ -374,9 +513,17 @@ def test_a_network_has_to_win_the_gating_match(build_task, monkeypatch, wins):
     with torch.no_grad():
         next(task.ema_model.parameters()).add_(1)
     result = type("Result", (), {"score": 0.6 if wins else 0.55})
-    monkeypatch.setattr("fukami.self_play.task.play_match", lambda *arguments, **options: result)
+    models = []
+
+    def play(game, players, num_games, **options):
+        models.extend(player.model for player in players)
+        return result
+
+    monkeypatch.setattr("fukami.self_play.task.play_match", play)
     metrics = {}
     task.on_evaluation(metrics)
+    assert models[0] is task.ema_model
+    assert models[1] is task.self_play_model
     assert metrics["gating_score"] == result.score
     equal = [
         torch.equal(one, other)
@@ -399,7 +546,8 @@ def test_training_learns_tic_tac_toe(tmp_path):
 
 
 @pytest.mark.parametrize("fields", [{}, {"gating_games": 2}])
-def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path, fields):
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path, fields, monkeypatch):
+    monkeypatch.setattr(replay, "MIN_RESERVE", 60)  # slots are used again
     check_task.check_killed_and_resumed(lambda **other: make(**fields | other), tmp_path, kills=1)
 
 
@@ -418,8 +566,12 @@ def start_two_processes(recipe, out, *arguments):
 
 
 @pytest.mark.slow
-def test_two_processes_play_their_parts_and_are_resumed(tmp_path):
-    """Each has games of its own; killed and resumed processes equal uninterrupted ones."""
+def test_two_processes_play_their_parts_and_are_resumed(tmp_path, monkeypatch):
+    """Each has games of its own; killed and resumed processes equal uninterrupted ones.
+
+    With few slots a checkpoint is due at steps without a log line, and in one process earlier than in the other.
+    """
+    monkeypatch.setattr(replay, "MIN_RESERVE", 60)
     recipe, outs = make(positions=1500), [tmp_path / "uninterrupted", tmp_path / "killed"]
     processes = start_two_processes(recipe, outs[0])
     assert [process.wait()[0] for process in processes] == [0, 0]

@@ -163,6 +163,37 @@ def test_puct_selects_the_move_of_greatest_value_and_bonus():
     assert (after.visits[0] - visits)[scores.argmax()] == 1
 
 
+def test_puct_excludes_moves_that_are_proven_to_lose_from_its_policy():
+    num_found = 0
+    for state in sample_positions(100):
+        search = TreeSearch(GAME, evaluate_randomly, SearchOptions(30, c_puct=1.25), 1)
+        result = search.search(state[None])
+        children = search.tree.children[0, 0]
+        is_lost = np.array([child >= 0 and search.tree.proofs[0, child] == 1 for child in children])
+        if result.is_proven[0] or not is_lost.any():
+            continue
+        num_found += 1
+        visits = np.where(is_lost, 0, result.visits[0])
+        np.testing.assert_allclose(result.policies[0], visits / visits.sum(), rtol=1e-6)
+        assert not is_lost[result.moves[0]]
+    assert num_found > 5
+
+
+def test_puct_plays_the_move_with_the_most_visits_of_a_reused_subtree():
+    num_found = 0
+    for state in sample_positions(60):
+        search = TreeSearch(GAME, evaluate_randomly, SearchOptions(20, c_puct=1.25), 1)
+        first = search.continue_search(state[None], [[]])
+        after = GAME.play(state[None], first.moves)
+        if not np.isnan(GAME.outcome(after)[0]):
+            continue
+        result = search.continue_search(after, [first.moves.tolist()])
+        if not result.is_proven[0]:
+            num_found += 1
+            assert result.visits[0, result.moves[0]] == result.visits[0][result.policies[0] > 0].max()
+    assert num_found > 5
+
+
 def test_gumbel_noise_samples_moves_in_proportion_to_the_policy():
     """With one simulation the move is a sample of the policy (Danihelka et al. 2022, section 2)."""
     states = np.repeat(GAME.build_initial_state()[None], 4000, 0)

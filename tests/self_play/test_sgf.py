@@ -32,7 +32,7 @@ def test_game():
     go = Go(9)
     points = [go.parse_move(text) for text in ("E5", "G7", "pass", "pass")]
     moves = list(zip((0, 1, 0, 1), points, strict=True))
-    assert read(GAME) == SgfGame(9, 7.5, ("Black player", "White player"), 1, (), (), moves, 0)
+    assert read(GAME) == SgfGame(9, ("Black player", "White player"), 1, (), (), moves, 0)
 
 
 def test_main_line_is_the_first_variation():
@@ -42,7 +42,7 @@ def test_main_line_is_the_first_variation():
 
 
 def test_defaults():
-    assert read(b"(;)") == SgfGame(19, None, ("", ""), None, (), (), [], 0)
+    assert read(b"(;)") == SgfGame(19, ("", ""), None, (), (), [], 0)
 
 
 def test_setup_stones():
@@ -53,14 +53,6 @@ def test_setup_stones():
     states = replay(go, game, "game.sgf")
     assert states.shape[0] == 2
     assert go.planes(states)[0, 1].sum() == 5  # White is to move
-
-
-@pytest.mark.parametrize(
-    ("text", "komi"),
-    [("6.5", 6.5), ("0", 0), ("-5", -5), ("750", 7.5), ("650", 6.5), ("375", 7.5), ("3.75", 7.5), ("7.500000", 7.5)],
-)
-def test_komi(text, komi):
-    assert read_root(b"KM[%s]" % text.encode()).komi == komi
 
 
 @pytest.mark.parametrize(
@@ -120,9 +112,6 @@ def test_escaped_bracket_and_line_ends():
         (b"(;SZ[" + b"9" * 100_000 + b"])", r"the size SZ\[9{200}\]"),
         (b"(;SZ[])", r"the size SZ\[\]"),
         (b"(;GM[3])", r"GM\[3\] is another game"),
-        (b"(;KM[6,5])", r"the komi KM\[6,5\] is not a number"),
-        (b"(;KM[nan])", r"the komi KM\[nan\] is out of range"),
-        (b"(;KM[1e308])", r"the komi KM\[1e308\] is out of range"),
         (b"(" + b";AB[aa:ss][aa:bb]" * 200 + b")", "more than 361 rectangles of points"),
         (b"(;AB" + b"[aa:ss]" * 362 + b")", "more than 361 rectangles of points"),
         (b"(;AB" + b"[aa]" * 362 + b")", "362 values of points on a board of 361"),

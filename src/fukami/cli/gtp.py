@@ -37,13 +37,13 @@ def command(arguments: list[str]) -> None:
             recipe: File of the custom recipe that the run was trained with; a run never contains code.
         """
         from fukami.engine import checkpoint
+        from fukami.self_play.alphago_zero import check_simulations
         from fukami.self_play.go import Go
         from fukami.self_play.gtp import GtpEngine
         from fukami.self_play.players import SearchPlayer
         from fukami.self_play.task import SelfPlayTask
 
-        if simulations is not None and simulations < 0:
-            raise UsageError(f"--simulations should be at least 0, not {simulations}")
+        check_simulations(simulations)
         overrides = checkpoint.parse_run_overrides((folder,), set, recipe)
         task = checkpoint.load_task(folder, device=device, precision=precision, overrides=overrides, recipe=recipe)
         games = [game for game in task.games if isinstance(game, Go)] if isinstance(task, SelfPlayTask) else []

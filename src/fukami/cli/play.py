@@ -53,13 +53,15 @@ class PlayOptions:
             UsageError: one is out of range.
         """
         from fukami.self_play import gnugo
+        from fukami.self_play.alphago_zero import check_simulations
 
         if self.episodes < 1 or self.max_seconds <= 0 or not 0 <= self.epsilon <= 1:
             raise UsageError(
                 "--episodes should be at least 1, --max-seconds more than 0, and --epsilon between 0 and 1"
             )
-        if self.games < 1 or min(self.simulations or 0, self.opening_moves or 0) < 0:
-            raise UsageError("--games should be at least 1; --simulations and --opening-moves at least 0")
+        if self.games < 1 or (self.opening_moves or 0) < 0:
+            raise UsageError("--games should be at least 1, and --opening-moves at least 0")
+        check_simulations(self.simulations)
         gnugo.check_level(self.level, "--level")
 
     def check_unused(self, names: Sequence[str], purpose: str) -> None:
@@ -235,6 +237,7 @@ def load_opponent(task: "SelfPlayTask", options: PlayOptions, seed: int, load_ru
         if not isinstance(other, SelfPlayTask):
             raise UsageError(f"{name} is not a run of self-play")
         other.select_game(task.game.name)
+        other.game = task.game  # with its komi
     except UsageError as error:
         raise UsageError(f"--against: {error}; other opponents are {', '.join(OPPONENTS)}") from None
     _set_simulations(other, options.simulations)

@@ -10,7 +10,7 @@ from fukami.self_play.game import Game
 from fukami.self_play.go import COLUMNS, Go
 from fukami.self_play.match import GameRecord, read_stones
 from fukami.self_play.players import GameSearch
-from fukami.self_play.plots import choose_style, describe_outcome, has_cell_moves, list_star_points, rank_moves
+from fukami.self_play.plots import describe_outcome, has_cell_moves, list_star_points, rank_moves
 
 with require_extra("self-play", "a game in the terminal"):
     from rich.console import Console
@@ -40,7 +40,7 @@ class TerminalGame:
     def __init__(self, task: "SelfPlayTask", person: int, console: "Console | None" = None) -> None:
         self.task, self.person = task, person
         self.console = Console(highlight=False, markup=False) if console is None else console
-        self.record, self.names = GameRecord(task.game), choose_style(task.game).names
+        self.record, self.names = GameRecord(task.game), task.game.player_names
         self.search = GameSearch(task, task.simulations)
 
     def play(self) -> GameRecord:
@@ -151,7 +151,7 @@ class BoardTexts(NamedTuple):
 def choose_board_texts(game: Game, *, is_plain: bool) -> BoardTexts:
     """Choose the texts of a board; a plain one has the initials of the players instead of colored stones."""
     rows, columns = game.shape
-    first, second = choose_style(game).names
+    first, second = game.player_names
     symbols = (first[0].upper(), second[0].upper()) if is_plain else ("●", "●")
     cells, row_labels = ["." if is_plain else "·"] * (rows * columns), [""] * rows
     if isinstance(game, Go):

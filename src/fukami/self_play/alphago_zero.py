@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from fukami.self_play.task import SelfPlayTask
 
 
-MAX_SIMULATIONS = 100_000  # per move; a tree on 19×19 has a gigabyte
+MAX_SIMULATIONS = 100_000  # per move; a tree on 19×19 has 2.5 GB
 MAX_SEARCH_WEIGHT = 1e4  # of values and of exploration
+MAX_EVAL_GAMES = 100_000
+MAX_NUM_GAMES = 512  # default number of parallel games
+GENERATIONS = 4  # minimum number of games in each of the default parallel games, if a game has a move for each cell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +43,9 @@ class AlphaGoZero(Recipe):
     """Komi, points for White in Go. Default: 24.5 on 5×5, 8.5 on 7×7, else 7.5."""
     positions: int = 160_000
     """Number of training positions from self-play."""
-    num_games: int = 512
-    """Number of parallel games, over all processes and board sizes."""
+    num_games: int | None = None
+    """Number of parallel games, over all processes and board sizes. Default: 512, or fewer if positions / (4 · cells of
+    the board) is less."""
     self_play_simulations: int = 16
     """Simulations of the tree search per move of self-play; 1,600 in the paper."""
     simulations: int = 64
@@ -108,8 +112,13 @@ class AlphaGoZero(Recipe):
     def __post_init__(self) -> None:
         """Validate the fields."""
         super().__post_init__()
-        check_range(self, 1, math.inf, "num_games", "self_play_simulations", "max_considered_moves", "num_blocks")
-        check_range(self, 1, math.inf, "num_channels", "eval_every", "eval_games")
+        check_range(self, 1, math.inf, "self_play_simulations", "max_considered_moves", "num_blocks")
+        check_range(self, 1, math.inf, "num_channels", "eval_every")
+        check_range(self, 1, MAX_EVAL_GAMES, "eval_games")
+        if self.num_games is not None:
+            check_range(self, 1, math.inf, "num_games")
+        if self.random_opening_moves is not None:
+            check_range(self, 0, math.inf, "random_opening_moves")
         check_range(self, 2, math.inf, "batch_size")  # for the batch normalization of the value head
         check_range(self, 0, MAX_SIMULATIONS, "simulations", "self_play_simulations", "fast_simulations")
         check_range(self, 0, MAX_SEARCH_WEIGHT, "value_scale", "c_puct")
@@ -121,7 +130,8 @@ class AlphaGoZero(Recipe):
         check_range(self, 0, 0.9999999, "ema_decay")
         gnugo.check_level(self.gnugo_level, "gnugo-level")
         check_range(self, self.batch_size, math.inf, "learning_starts")
-        check_range(self, self.learning_starts + self.batch_size, math.inf, "positions")
+        step_positions = math.ceil(self.batch_size / self.samples_per_position)
+        check_range(self, self.learning_starts + step_positions, math.inf, "positions")
         if self.full_search_fraction == 0:
             raise UsageError("full-search-fraction should be more than 0, or there is nothing to learn from")
         if not self.game:
@@ -187,10 +197,12 @@ class AlphaGoZero(Recipe):
         from fukami.self_play.collector import SelfPlayCollector, SelfPlayOptions
 
         games = self.make_games()
+        num_cells = max(game.shape[0] * game.shape[1] for game in games)
+        num_games = self.num_games or max(1, min(MAX_NUM_GAMES, self.positions // (GENERATIONS * num_cells)))
         opening, td_lambda = (30, 0.7) if games[0].name == "connect4" else (0, 1.0)
         options = SelfPlayOptions(
             self.get_search_options(self.self_play_simulations),
-            self.num_games,
+            num_games,
             opening if self.random_opening_moves is None else self.random_opening_moves,
             self.temperature_moves,
             self.full_search_fraction,
@@ -264,3 +276,13 @@ class AlphaGoZero(Recipe):
             optimizer=partial(torch.optim.AdamW, lr=self.lr, weight_decay=self.weight_decay, fused=True),
             lr_schedule=schedules.parse_schedule(self.schedule),
         )
+
+
+def check_simulations(simulations: int | None) -> None:
+    """Check the simulations per move of a command, None for those of the run.
+
+    Raises:
+        UsageError: they are out of range.
+    """
+    if not 0 <= (simulations or 0) <= MAX_SIMULATIONS:
+        raise UsageError(f"--simulations should be between 0 and {MAX_SIMULATIONS:,}, not {simulations}")

@@ -6,20 +6,22 @@ from fukami.errors import Error
 from fukami.progress import track
 from fukami.self_play import sgf
 from fukami.self_play.go import Go
+from fukami.self_play.policy_games import NUM_COMPARED_MOVES, compute_digest, insert_passes
 
 
 def check_games(source: DataSource) -> Findings:
     """Check the SGF files of a dataset: each is read, and its moves are replayed."""
     report = Findings(unit="game")
     names = PathNames(source)
-    first_files: dict[tuple[object, ...], str] = {}
+    first_files: dict[bytes, str] = {}
     boards: dict[int, Go] = {}
     for file, game in track(sgf.iterate_games(source.path), "checking", unit="games"):
         name = names(source.path / file) if source.path.is_dir() else file
         try:
             if isinstance(game, Error):
                 raise game
-            sgf.replay(boards.setdefault(game.size, Go(game.size)), game, file)
+            board = boards.setdefault(game.size, Go(game.size))
+            initial = sgf.replay(board, game, file)[0]
         except Error as error:
             report.add("unreadable", str(error).removeprefix(f"{file}, ").removeprefix(f"{file} "), file=name)
             continue
@@ -27,8 +29,9 @@ def check_games(source: DataSource) -> Findings:
         if not game.moves:
             report.add("empty", "has no moves; remove the file", file=name)
             continue
-        key = (game.size, game.black, game.white, *game.moves)
-        if first := first_files.get(key):
-            report.add("duplicate", f"has the same moves as {first}; remove one of them", file=name)
-        first_files.setdefault(key, name)
+        digest = compute_digest(initial.tobytes(), insert_passes(game, board.num_moves - 1)[0])
+        if first := first_files.get(digest):
+            detail = f"has the same first {NUM_COMPARED_MOVES} moves as {first}, or all; remove one of them"
+            report.add("duplicate", detail, file=name)
+        first_files.setdefault(digest, name)
     return report

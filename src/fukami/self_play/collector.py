@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fukami.data.loader import Loader, StateDict
-from fukami.errors import UsageError
+from fukami.errors import Error, UsageError
 from fukami.self_play.game import Game, States
 from fukami.self_play.replay import Positions, ReplayWindow
 from fukami.self_play.search import Evaluate, SearchOptions, TreeSearch, get_group_size, map_groups
@@ -124,7 +124,7 @@ class GameGroup:
         """Start games with a random number of random moves."""
         for index in games.tolist():
             while True:
-                length = int(rng.integers(self.options.random_opening_moves + 1))
+                length = int(rng.integers(min(self.options.random_opening_moves, self.game.max_moves) + 1))
                 state = self.game.build_initial_state()[None]
                 for _ in range(length):
                     if not np.isnan(self.game.outcome(state)[0]):
@@ -166,15 +166,23 @@ class GameGroup:
         }
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Restore the games in progress."""
+        """Restore the games in progress.
+
+        Raises:
+            Error: a number or a state is invalid.
+        """
         self.num_moves = int(state["num_moves"])
         self.states[:] = state["states"].cpu().numpy()
         self.opening_lengths[:] = state["opening_lengths"].cpu().numpy()
         self.lengths[:] = state["lengths"].cpu().numpy()
+        if self.lengths.min() < 0 or self.lengths.max() >= self.game.max_moves:
+            raise Error("the checkpoint contains games of an invalid length; start a new run in another --out")
+        self.game.check_states(self.states)
         games = np.repeat(np.arange(self.num_games), self.lengths)
         steps = np.concatenate([np.arange(length) for length in self.lengths.tolist()])
         for name, values in self.history.items():
             values[games, steps] = state["history"][name].cpu().numpy()
+        self.game.check_states(self.history["states"][games, steps])
 
 
 class SelfPlayCollector(Loader):
@@ -210,6 +218,7 @@ class SelfPlayCollector(Loader):
         self.batch_size, self.positions, self.learning_starts = batch_size, positions, learning_starts
         self.samples_per_position, self.window_fraction = samples_per_position, window_fraction
         self.num_optimizer_steps = self.checkpoint_total = 0
+        self._needs_checkpoint = False
         self.rank, self.world_size, self.device = 0, 1, torch.device("cpu")
         self.evaluate: Evaluate | None = None
         self.windows: list[ReplayWindow] = []
@@ -236,17 +245,17 @@ class SelfPlayCollector(Loader):
         self.rank, self.world_size, self.device = runtime.rank, runtime.world_size, runtime.device
         self.runtime = runtime
         max_size = max(self._divide(self.learning_starts), int(self.window_fraction * self._divide(self.positions))) + 1
-        self.windows = [ReplayWindow(game, max_size) for game in self.games]
+        count, group_size = self._divide(self.options.num_games), get_group_size(self.device)
+        self.windows = [ReplayWindow(game, max_size, count) for game in self.games]
         for game, window in zip(self.games, self.windows, strict=True):
             if self.folder is not None:
                 window.open_files(self.folder / "replay_window" / f"{game.name}-{self.rank}")
             window.allocate()
         self.groups: list[list[GameGroup]] = [[] for _ in self.games]
-        count, group_size = self._divide(self.options.num_games), get_group_size(self.device)
         for index, game in enumerate(self.games):
             sizes = [min(group_size, count - start) for start in range(0, count, group_size)]
             for number, size in enumerate(sizes):
-                seed = [self.seed, 1, self.rank, index, number]
+                seed = [self.seed % 2**64, 1, self.rank, index, number]
                 self.groups[index].append(GameGroup(game, self._evaluate, self.options, size, seed))
 
     def _evaluate(self, planes: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -273,23 +282,34 @@ class SelfPlayCollector(Loader):
     @property
     def is_step_due(self) -> bool:
         """True if an optimizer step follows before the next moves."""
+        return not any(map(self._needs_positions, self.windows))
+
+    def _needs_positions(self, window: ReplayWindow) -> bool:
+        """Return whether a replay window needs more positions before the next optimizer step."""
         share = self.learning_starts + (self.num_optimizer_steps + 1) * self.batch_size / self.samples_per_position
-        return min(window.total for window in self.windows) >= share / (self.world_size * len(self.games))
+        return window.total < share / (self.world_size * len(self.games))
 
     def collect(self, evaluate: Evaluate) -> None:
-        """Play a move in each game, and add the positions of the games that are over to the replay windows."""
+        """Play a move in each game that needs positions, and add those of the games that are over."""
         self.evaluate = evaluate
-        groups = [group for groups in self.groups for group in groups]
-        parts = iter(list(map_groups(GameGroup.play_moves, groups, self.device)))
-        for window, part_groups in zip(self.windows, self.groups, strict=True):
-            for _ in part_groups:
-                for positions in next(parts):
-                    size = max(self._divide(self.learning_starts), int(self.window_fraction * window.total))
-                    window.add(positions, size)
+        groups = [
+            (window, group)
+            for window, part_groups in zip(self.windows, self.groups, strict=True)
+            if self._needs_positions(window)
+            for group in part_groups
+        ]
+        parts = list(map_groups(GameGroup.play_moves, [group for _, group in groups], self.device))
+        for (window, _), part in zip(groups, parts, strict=True):
+            for positions in part:
+                size = max(self._divide(self.learning_starts), int(self.window_fraction * window.total))
+                window.add(positions, size)
 
     def sample_batch(self) -> BoardBatch:
         """Sample a batch of different positions of one game, each in a random orientation."""
-        rng = np.random.default_rng([self.seed, 2, self.rank, self.num_optimizer_steps])
+        # the number of new positions differs between the processes, and the decision must not
+        reserve = min(window.num_reserve for window in self.windows)
+        self._needs_checkpoint = self.runtime.all_reduce_any(self.total - self.checkpoint_total > reserve // 3)
+        rng = np.random.default_rng([self.seed % 2**64, 2, self.rank, self.num_optimizer_steps])
         window = self.windows[self.num_optimizer_steps % len(self.windows)]
         slots = window.sample(self.batch_size // self.world_size, rng)
         planes, targets = window.load(slots, rng.integers(len(window.symmetries.cells), size=len(slots)))
@@ -316,8 +336,8 @@ class SelfPlayCollector(Loader):
 
     @property
     def needs_checkpoint(self) -> bool:
-        """True if a checkpoint is due before new positions overwrite those that the last one needs."""
-        return self.total - self.checkpoint_total > min(window.num_reserve for window in self.windows) // 3
+        """True in all processes if a checkpoint is due before new positions overwrite those that the last one needs."""
+        return self._needs_checkpoint
 
     @property
     def checkpoint_files(self) -> list[Path]:
@@ -326,7 +346,7 @@ class SelfPlayCollector(Loader):
 
     def state_dict(self) -> StateDict:
         """Return the progress of all processes; files contain the replay windows."""
-        self.checkpoint_total = self.total
+        self.checkpoint_total, self._needs_checkpoint = self.total, False
         state = {
             "windows": [[window.total, window.start] for window in self.windows],
             "groups": [[group.state_dict() for group in groups] for groups in self.groups],

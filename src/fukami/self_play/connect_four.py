@@ -26,6 +26,7 @@ class ConnectFour(Game):
     """Connect Four; a move is the index of a column, from the left."""
 
     name = "connect4"
+    player_names = ("yellow", "red")
     shape = (ROWS, COLUMNS)
     num_moves = COLUMNS
     num_planes = 2

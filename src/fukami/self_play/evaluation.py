@@ -127,7 +127,7 @@ def collect_play_positions(task: "SelfPlayTask", num_games: int, seed: int) -> t
         for record in result.records:
             for state in record.states[MIN_STONES : min(MAX_STONES + 1, len(record.moves))]:
                 states.setdefault(state.tobytes(), state)
-    candidates = np.array(list(states.values()), np.uint8).reshape(len(states), -1)
+    candidates = np.array(list(states.values()), np.uint8).reshape(len(states), len(task.game.build_initial_state()))
     optimal = find_optimal_moves(candidates)
     differs = (optimal != task.game.legal_moves(candidates)).any(1)
     return candidates[differs], optimal[differs]

@@ -52,6 +52,13 @@ class Game(ABC):
     def build_initial_state(self) -> States:
         """Build the state ``(S,)`` at the start of a game."""
 
+    def check_states(self, states: States) -> None:  # noqa: B027  # optional
+        """Check states ``(N, S)`` of a file, which may be corrupted; by default all are valid.
+
+        Raises:
+            Error: a state cannot occur, and the other methods could read beyond it.
+        """
+
     @abstractmethod
     def legal_moves(self, states: States) -> npt.NDArray[np.bool_]:
         """Return which moves are legal, ``(N, A)``; in a state without an outcome at least one."""

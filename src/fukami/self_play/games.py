@@ -28,16 +28,15 @@ NUM_CHECKED_GAMES = 3
 TOLERANCE = 1e-5
 
 
-def make_game(name: str, *, sha256: str | None = None, komi: float | None = None) -> Game:
+def make_game(name: str, *, komi: float | None = None) -> Game:
     """Create a game from its name, or the game that a file such as ``./my_game.py`` defines, which is executed.
 
     Args:
         name: name of a built-in game, or path of a Python file that defines one subclass of :class:`Game`.
-        sha256: expected hexadecimal digest of the file; checked before anything is executed.
         komi: points for White in Go; None: those of the board size.
 
     Raises:
-        UsageError: there is no such game or file, the file has another digest, or the game has no komi.
+        UsageError: there is no such game or file, or the game has no komi.
         Error: the file fails, or does not define exactly one game.
     """
     file, is_stored, _ = name.partition("@sha256:")
@@ -46,22 +45,22 @@ def make_game(name: str, *, sha256: str | None = None, komi: float | None = None
             f"the run plays the game of {file[:100]}, and code is never loaded from a run; specify the file with "
             f"--set game=./{Path(file[:100]).name} (to resume: --game)"
         )
+    known_name = find_name(name, GAMES)
+    location, arguments = GAMES.get(known_name or "", ("", ()))
+    if komi is not None and not arguments and (known_name or name.endswith(".py")):
+        raise UsageError(f"{known_name or name} has no komi; remove --komi, which is for Go")
     if name.endswith(".py"):
-        game_class = load_class(Path(name), Game, BASE_NAME, sha256)  # type: ignore[type-abstract]
+        game_class = load_class(Path(name), Game, BASE_NAME)  # type: ignore[type-abstract]
         try:
             user_game = game_class()
         except Exception as error:
             raise Error(f"{name}: {game_class.__name__}() failed: {type(error).__name__}: {error}") from error
         check_game(user_game)
         return user_game
-    known_name = find_name(name, GAMES)
     if known_name is None:
         raise build_unknown_error("game", name, GAMES)
-    location, arguments = GAMES[known_name]
     module, _, class_name = location.partition(":")
     game_class = getattr(importlib.import_module(f"fukami.self_play.{module}"), class_name)
-    if komi is not None and not arguments:
-        raise UsageError(f"{known_name} has no komi; remove --komi, which is for Go")
     game: Game = game_class(*arguments) if komi is None else game_class(*arguments, komi)
     return game
 
@@ -181,7 +180,10 @@ def _check_attributes(game: Game) -> None:
         "max_moves": (_is_count(values["max_moves"], 1), "a positive integer"),
         "player_names": (_is_pair(values["player_names"], str), "two non-empty strings"),
         "has_pass": (pass_is_valid, "False, or True if num_moves is the number of cells + 1"),
-        "has_score": (isinstance(values["has_score"], bool), "True or False"),
+        "has_score": (
+            values["has_score"] is False or (values["has_score"] is True and values["has_pass"] is True),
+            "False, or True if has_pass",
+        ),  # the network predicts a move for each cell, and to pass
     }
     for name, (is_valid, expected) in checks.items():
         if not is_valid:

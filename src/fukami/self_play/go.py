@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from fukami.errors import UsageError
+from fukami.errors import Error, UsageError
 from fukami.self_play import go_rules
 from fukami.self_play.game import Game, Moves, States, Symmetries
 
@@ -108,6 +108,19 @@ class Go(Game):
             if go_rules.collect_group(board, point, self._neighbors, is_marked, stack):
                 raise ValueError(f"the group of {self.format_move(point)} has no liberties")
         return state
+
+    def check_states(self, states: States) -> None:
+        """Check states ``(N, S)`` of a file, which may be corrupted.
+
+        Raises:
+            Error: the side to move, the number of moves, or a point is invalid.
+        """
+        board = states[:, self._board_start : self._board_start + self._pass]
+        counts = np.ascontiguousarray(states[:, :4]).view(np.uint16)[:, go_rules.MOVE_COUNT]
+        if not (np.isin(states[:, 0], (1, 2)).all() and (counts <= self.max_moves).all() and (board <= 2).all()):
+            raise Error(
+                f"a file of the run contains invalid positions of {self.name}; start a new run in another --out"
+            )
 
     def legal_moves(self, states: States) -> npt.NDArray[np.bool_]:
         """Return which moves are legal, ``(N, A)``; none after the end of the game."""

@@ -12,7 +12,7 @@ from fukami.errors import Error
 from fukami.self_play.game import Game, States
 from fukami.self_play.gnugo import GnuGo, GnuGoEndedError
 from fukami.self_play.match import RESIGN, GameRecord
-from fukami.self_play.search import Evaluate, SearchOptions, SearchResult, TreeSearch
+from fukami.self_play.search import Evaluate, SearchOptions, SearchResult, TreeSearch, limit_group_size
 from fukami.self_play.tree import Float32Array
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class RandomPlayer:
 
     def __init__(self, seed: int = 0) -> None:
         self.name = "random"
-        self.random = np.random.default_rng(seed)
+        self.random = np.random.default_rng(seed % 2**64)
 
     def choose_moves(self, records: Sequence[GameRecord]) -> list[int]:
         """Choose a random move in each game."""
@@ -56,7 +56,7 @@ class SolverPlayer:
 
     def __init__(self, seed: int = 0) -> None:
         self.name = "solver"
-        self.random = np.random.default_rng(seed)
+        self.random = np.random.default_rng(seed % 2**64)
 
     def choose_moves(self, records: Sequence[GameRecord]) -> list[int]:
         """Choose an optimal move in each game."""
@@ -203,13 +203,15 @@ class PlainSearchPlayer:
 
     def __init__(self, game: Game, options: SearchOptions, seed: int = 0) -> None:
         self.name = "search"
-        self.game, self.options, self.random = game, options, np.random.default_rng(seed)
+        self.game, self.options, self.random = game, options, np.random.default_rng(seed % 2**64)
 
     def choose_moves(self, records: Sequence[GameRecord]) -> list[int]:
-        """Search the best move of each game, all in one batch."""
-        search = TreeSearch(self.game, self._evaluate, self.options, len(records))
-        result = search.search(np.stack([record.state for record in records]), rng=self.random)
-        return [int(move) for move in result.moves]
+        """Search the best move of each game."""
+        size = limit_group_size(len(records), self.game, self.options.simulations)
+        search = TreeSearch(self.game, self._evaluate, self.options, size)
+        states = np.stack([record.state for record in records])
+        parts = [states[start : start + size] for start in range(0, len(states), size)]
+        return [int(move) for part in parts for move in search.search(part, rng=self.random).moves]
 
     def _evaluate(self, planes: Float32Array) -> tuple[Float32Array, Float32Array]:
         return np.zeros((len(planes), self.game.num_moves), np.float32), np.zeros(len(planes), np.float32)

@@ -30,20 +30,19 @@ Color = tuple[int, int, int]
 
 
 class Style(NamedTuple):
-    """Colors of the stones of both players, their outlines, and the names of the players."""
+    """Colors of the stones of both players, and of their outlines."""
 
     fills: tuple[Color, Color]
     outlines: tuple[Color, Color]
-    names: tuple[str, str]
 
 
 def choose_style(game: Game) -> Style:
     """Choose the colors of a game."""
     if isinstance(game, Go):
-        return Style(((28, 28, 28), (250, 250, 248)), ((28, 28, 28), (120, 110, 96)), ("black", "white"))
+        return Style(((28, 28, 28), (250, 250, 248)), ((28, 28, 28), (120, 110, 96)))
     if isinstance(game, ConnectFour):
-        return Style(((250, 204, 48), (214, 50, 50)), ((206, 158, 20), (164, 28, 28)), ("yellow", "red"))
-    return Style((BAR_COLOR, MOVE_COLOR), (BAR_COLOR, MOVE_COLOR), game.player_names)
+        return Style(((250, 204, 48), (214, 50, 50)), ((206, 158, 20), (164, 28, 28)))
+    return Style((BAR_COLOR, MOVE_COLOR), (BAR_COLOR, MOVE_COLOR))
 
 
 def rank_moves(result: SearchResult, max_moves: int) -> list[int]:
@@ -64,7 +63,7 @@ def draw_game(record: GameRecord, result: SearchResult) -> list[Image.Image]:
     for index, move in enumerate(record.moves):
         position = result.select(index)
         last_move = record.moves[index - 1] if index else None
-        title = f"move {index + 1}: {choose_style(record.game).names[index % 2]} {record.game.format_move(move)}"
+        title = f"move {index + 1}: {record.game.player_names[index % 2]} {record.game.format_move(move)}"
         state = record.states[index]
         frames.append(draw_board(record.game, state, index % 2, title, last_move, position, move))
     title = f"{len(record.moves)} moves: {describe_outcome(record)}"
@@ -95,7 +94,7 @@ def plot_optimal_moves(kinds: Mapping[str, Mapping[str, float]]) -> Figure:
 
 def describe_outcome(record: GameRecord) -> str:
     """Describe the outcome of a game, as in ``black wins by 3.5``."""
-    names, outcome = choose_style(record.game).names, record.outcome
+    names, outcome = record.game.player_names, record.outcome
     if outcome is None:
         return "unfinished"
     if outcome == 0:
@@ -128,7 +127,7 @@ def draw_board(
         result: search in this position, a batch of one.
         next_move: move that is played in the position; it is red in the panel.
     """
-    style, stones = choose_style(game), read_stones(game, state, player)
+    stones = read_stones(game, state, player)
     board = Image.new("RGB", (SCALE * BOARD_SIZE, SCALE * BOARD_SIZE), "white")
     draw_stones = draw_go if isinstance(game, Go) else draw_columns if isinstance(game, ConnectFour) else draw_grid
     canvas = ImageDraw.Draw(board, "RGBA")  # blends translucent colors
@@ -139,21 +138,21 @@ def draw_board(
     draw.text((PANEL_LEFT, MARGIN), title, TEXT_COLOR, ImageFont.load_default(24))
     if result is not None:
         value = float(result.values[0]) * (-1 if player else 1)
-        draw_win_probability(draw, style, (1 + value) / 2)
+        draw_win_probability(draw, game, (1 + value) / 2)
         draw_moves(draw, game, result, next_move)
     return page
 
 
-def draw_win_probability(draw: ImageDraw.ImageDraw, style: Style, probability: float) -> None:
+def draw_win_probability(draw: ImageDraw.ImageDraw, game: Game, probability: float) -> None:
     """Draw the win probability of the first player as a bar of two colors."""
-    top, font = MARGIN + 52, ImageFont.load_default(16)
+    style, top, font = choose_style(game), MARGIN + 52, ImageFont.load_default(16)
     left, right = PANEL_LEFT, PANEL_LEFT + PANEL_WIDTH
     middle = left + PANEL_WIDTH * probability
     draw.rectangle((left, top, right, top + 22), fill=style.fills[1], outline=style.outlines[1])
     draw.rectangle((left, top, middle, top + 22), fill=style.fills[0], outline=style.outlines[0])
-    draw.text((left, top + 28), f"{style.names[0]} {probability:.0%}", TEXT_COLOR, font)
+    draw.text((left, top + 28), f"{game.player_names[0]} {probability:.0%}", TEXT_COLOR, font)
     draw.text(((left + right) / 2, top + 28), "win probability", LABEL_COLOR, font, anchor="ma")
-    draw.text((right, top + 28), f"{style.names[1]} {1 - probability:.0%}", TEXT_COLOR, font, anchor="ra")
+    draw.text((right, top + 28), f"{game.player_names[1]} {1 - probability:.0%}", TEXT_COLOR, font, anchor="ra")
 
 
 def draw_moves(draw: ImageDraw.ImageDraw, game: Game, result: SearchResult, next_move: int | None) -> None:
@@ -272,7 +271,7 @@ def draw_grid(
         corners = (x - cell / 2, y - cell / 2, x + cell / 2, y + cell / 2)
         draw.rectangle(corners, fill=fill, outline=GRID_COLOR, width=SCALE)
         if stone := int(stones.flat[index]):
-            name = style.names[stone - 1]
+            name = game.player_names[stone - 1]
             font = ImageFont.load_default(cell * 1.1 / len(name))
             _, above, _, below = draw.textbbox((x, y), name, font, anchor="mm")
             draw.text((x, 2 * y - (above + below) / 2), name, style.fills[stone - 1], font, anchor="mm")

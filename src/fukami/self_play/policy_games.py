@@ -101,7 +101,7 @@ class GameReader:
 
     def _add_game(self, name: str, record: SgfGame, initial: bytes) -> None:
         moves, is_recorded = insert_passes(record, self.game.num_moves - 1)
-        digest = hashlib.blake2b(initial + moves[:NUM_COMPARED_MOVES].tobytes(), digest_size=8).digest()
+        digest = compute_digest(initial, moves)
         test_names = {test_name.strip().casefold() for test_name in self.test_names}
         is_test_player = not test_names.isdisjoint(player.casefold() for player in record.players)
         index = self.digests.setdefault(digest, len(self.names))
@@ -213,6 +213,11 @@ def insert_passes(record: SgfGame, pass_move: int) -> tuple[npt.NDArray[np.int16
         is_recorded.append(True)
         player = 1 - mover
     return np.array(moves, np.int16), np.array(is_recorded)
+
+
+def compute_digest(initial: bytes, moves: npt.NDArray[np.int16]) -> bytes:
+    """Compute the digest of a game, by its initial state and its first moves, by which duplicates are found."""
+    return hashlib.blake2b(initial + moves[:NUM_COMPARED_MOVES].tobytes(), digest_size=8).digest()
 
 
 def format_list(lines: Sequence[str]) -> str:

@@ -86,7 +86,8 @@ class PolicyTask(SelfPlayTask):
         policy_loss = F.cross_entropy(prediction.policy, batch.moves)
         is_known = ~batch.values.isnan()
         errors = (prediction.value - batch.values.nan_to_num()) ** 2 * is_known
-        value_loss = errors.sum() / is_known.sum().clamp(min=1)
+        count = self.runtime.all_reduce_sum(is_known.sum().float()) / self.runtime.world_size
+        value_loss = errors.sum() / count.clamp(min=1e-6)
         top1 = (prediction.policy.argmax(1) == batch.moves).float().mean()
         metrics = {"policy_loss": policy_loss.detach(), "value_loss": value_loss.detach(), "top1": top1}
         return policy_loss + self.value_weight * value_loss, metrics

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from fukami.data.parsing import read_bytes
 from fukami.errors import Error
 from fukami.self_play.game import Game, States
@@ -74,6 +76,8 @@ def _parse_lines(content: bytes, name: str, game: Game) -> Iterator[Position]:
             continue
         try:
             state = game.parse_position(row.strip())
+            if not np.isnan(game.outcome(state[None])[0]):
+                raise ValueError("the game is over")
             own, opponent = game.planes(state[None])[0, :2].reshape(2, -1).sum(1)
             yield Position(line, state, int(own != opponent))
         except (Error, ValueError) as error:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fukami.engine.buffer_files import BufferFiles
+from fukami.errors import Error
 from fukami.self_play.game import Game, States
 
 RESERVE_FRACTION = 0.1  # slots, as a fraction of the largest window, that keep what the last checkpoint needs
@@ -44,11 +45,13 @@ class ReplayWindow:
     Args:
         game: the rules.
         max_size: largest size of the window in positions.
+        num_games: number of parallel games, whose positions may all be added between two checkpoints.
     """
 
-    def __init__(self, game: Game, max_size: int) -> None:
-        self.game, self.symmetries = game, game.symmetries()
-        self.num_reserve = max(MIN_RESERVE, round(RESERVE_FRACTION * max_size))
+    def __init__(self, game: Game, max_size: int, num_games: int = 1) -> None:
+        self.game, self.max_size, self.symmetries = game, max_size, game.symmetries()
+        game_length = game.shape[0] * game.shape[1]  # approximately
+        self.num_reserve = max(MIN_RESERVE, round(RESERVE_FRACTION * max_size), num_games * game_length)
         self.num_slots = max_size + self.num_reserve
         state_size, num_cells = len(game.build_initial_state()), game.shape[0] * game.shape[1]
         self.specs: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
@@ -58,6 +61,7 @@ class ReplayWindow:
             "counts": ((self.num_slots,), np.float32),  # equal positions whose targets are averaged
             "policies": ((self.num_slots, game.num_moves), np.float32),  # in the canonical orientation, like owners
             "values": ((self.num_slots,), np.float32),
+            "total": ((1,), np.int64),  # positions that were written, also after the last checkpoint
         }
         if game.has_score:
             self.specs |= {
@@ -94,12 +98,13 @@ class ReplayWindow:
             self.files.delete()
 
     def add(self, positions: Positions, window_size: int) -> None:
-        """Add positions, and let the window be the last ``window_size``."""
+        """Add positions, and let the window be the last ``window_size``, at most ``max_size``."""
         hashes, orientations = self.canonicalize(positions.states)
         moves, cells = self.symmetries.moves[orientations], self.symmetries.cells[orientations]
         policies = np.take_along_axis(positions.policies, moves, 1)
         owners = np.take_along_axis(positions.owners, cells, 1) if self.game.has_score else positions.owners
         arrays = self.arrays
+        arrays["total"][0] = self.total + len(hashes)
         for row, key in enumerate(hashes.tolist()):
             slot, previous = self.total % self.num_slots, self.latest.get(key)
             values = {"policies": policies[row], "values": positions.values[row], "counts": np.float32(1)}
@@ -119,7 +124,7 @@ class ReplayWindow:
             self.is_current[slot] = True
             self.latest[key] = self.total
             self.total += 1
-        self._move_start(max(self.start, self.total - window_size))
+        self._move_start(max(self.start, self.total - min(window_size, self.max_size)))
 
     def _move_start(self, start: int) -> None:
         """Remove the positions before ``start`` from the window."""
@@ -130,9 +135,20 @@ class ReplayWindow:
         self.start = start
 
     def restore(self, total: int, start: int) -> None:
-        """Restore the window of a checkpoint from the files."""
+        """Restore the window of a checkpoint from the files.
+
+        Raises:
+            Error: a number is invalid, or positions after the checkpoint have overwritten those that it needs.
+        """
+        if not 0 <= start <= total <= start + self.max_size:
+            raise Error(f"the checkpoint contains an invalid replay window, positions {start} to {total}")
         if self.files is not None:
             self.files.was_resumed = True
+            if not self.files.were_created and not total <= self.arrays["total"][0] <= start + self.num_slots:
+                raise Error(
+                    f"{self.files.folder} does not contain the positions of the last checkpoint, so the run cannot be "
+                    "resumed; start a new one in another --out"
+                )
         self.total, self.start = total, start
         indices = range(start, total)
         self.latest = {int(self.arrays["hashes"][index % self.num_slots]): index for index in indices}
@@ -157,6 +173,7 @@ class ReplayWindow:
         """Return the planes ``(N, C, H, W)`` and the targets of slots, transformed by a symmetry each."""
         arrays, (cells, moves) = self.arrays, self.symmetries
         states, own = arrays["states"][slots], arrays["orientations"][slots]
+        self.game.check_states(states)
         planes = self.game.planes(states)
         flat = planes.reshape(*planes.shape[:2], -1)
         indices = np.take_along_axis(cells[own], cells[orientations], 1)

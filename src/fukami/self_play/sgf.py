@@ -31,7 +31,6 @@ class SgfGame(NamedTuple):
 
     Attributes:
         size: number of rows and columns of the board.
-        komi: points for White; None if the file does not state it.
         players: names of Black and White, empty if unknown.
         result: 1 if Black won, -1 if White won, 0 for a draw, None if unknown.
         black, white: points of the stones before the first move, such as a handicap.
@@ -40,7 +39,6 @@ class SgfGame(NamedTuple):
     """
 
     size: int
-    komi: float | None
     players: tuple[str, str]
     result: int | None
     black: tuple[int, ...]
@@ -74,8 +72,7 @@ def iterate_games(path: Path) -> Iterator[tuple[str, SgfGame | Error]]:
 def read_game(content: bytes, name: str) -> SgfGame:
     """Read the main line of the first game in an SGF file.
 
-    The rules are not checked; see :func:`replay`. A komi such as 750 is in hundredths, and one such as 3.75 is in
-    stones of Chinese counting, which are two points each.
+    The rules are not checked; see :func:`replay`.
 
     Args:
         content: content of the file.
@@ -130,7 +127,6 @@ def _read_nodes(nodes: list[Node]) -> SgfGame:
         moves += [(player, _parse_move(value, size)) for player, value in played]
     return SgfGame(
         size,
-        _parse_komi(_get_text(root, "KM")),
         (_get_text(root, "PB"), _get_text(root, "PW")),
         _parse_result(_get_text(root, "RE")),
         tuple(sorted(point for point, color in setup.items() if color == 0)),
@@ -176,25 +172,6 @@ def _parse_move(value: bytes, size: int) -> int:
     return size * size if point is None else int(point[0] * size + point[1])
 
 
-def _parse_komi(text: str) -> float | None:
-    """Parse a komi.
-
-    Raises:
-        ValueError: it is not a number, or too large.
-    """
-    if not text:
-        return None
-    try:
-        komi = float(text)
-    except ValueError:
-        raise ValueError(f"the komi KM[{text}] is not a number") from None
-    if abs(komi) >= 100:
-        komi /= 100
-    if not abs(komi) < 100:  # nor NaN
-        raise ValueError(f"the komi KM[{text}] is out of range")
-    return komi if (2 * komi).is_integer() else 2 * komi
-
-
 def _parse_result(text: str) -> int | None:
     """Parse a result such as ``B+3.5``, ``W+Resign``, ``0`` or ``Draw``."""
     winner = text.lower().partition("+")[0].split()
@@ -207,7 +184,7 @@ def replay(game: Go, record: SgfGame, name: str) -> States:
     Where a player moves twice in a row, the opponent passes in between, which the states do not contain.
 
     Args:
-        game: game with the board of the record; its komi is used.
+        game: rules with the board of the record.
         record: game to replay.
         name: name of its file, for errors.
 

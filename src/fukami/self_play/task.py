@@ -236,7 +236,7 @@ class SelfPlayTask(Task):
         with self.evaluation_mode():
             result = play_match(self.game, (newest, best), self.gating_games, opening_moves=opening)
         metrics["gating_score"] = result.score
-        if result.score > GATING_SCORE:
+        if self.runtime.all_reduce_any(result.score > GATING_SCORE):  # one decision of all processes
             self.self_play_model.load_state_dict(self.ema_model.state_dict())
 
     @torch.inference_mode()

@@ -18,7 +18,6 @@ with require_extra("self-play", "the tree search"):
 
 UNKNOWN = 2  # proof of a node whose outcome is not proven; otherwise -1, 0 or 1 for its side to move
 VISIT_OFFSET = 50.0  # c_visit of Danihelka et al. 2022
-MAX_DEPTH = 1024  # of a tree
 
 Float32Array = npt.NDArray[np.float32]
 Int32Array = npt.NDArray[np.int32]
@@ -364,9 +363,9 @@ def move_root(tree, game, root, states):
 def summarize_roots(tree, games, value_scale, c_puct, policies, values, moves):
     """Write the improved policies ``(n, A)``, the values ``(n,)`` and the best moves ``(n,)`` of the roots.
 
-    With PUCT the policy is the fraction of visits. The best move has the most visits since the start of the search,
-    and among these the greatest noise + logit of the improved policy. A proven root has its exact value, and the policy
-    is only on its best moves.
+    With PUCT the policy is the fraction of visits, without those of moves that are proven to lose. The best move has
+    the most visits, with sequential halving since the start of the search, and among these the greatest noise + logit
+    of the improved policy. A proven root has its exact value, and the policy is only on its best moves.
     """
     logits = np.empty(tree.visits.shape[2], np.float32)
     for index in range(len(games)):
@@ -378,11 +377,16 @@ def summarize_roots(tree, games, value_scale, c_puct, policies, values, moves):
                 child = tree.children[game, 0, move]
                 if child < 0 or tree.proofs[game, child] != -proof:
                     logits[move] = -np.inf
-        best, most = -1, -1
+        best, most, num_counted = -1, -1, 0
+        policies[index] = 0
         for move in range(len(logits)):
             if logits[move] == -np.inf:
                 continue
-            visits = tree.visits[game, 0, move] - tree.start_visits[game, move]
+            visits = tree.visits[game, 0, move]
+            policies[index, move] = visits
+            num_counted += visits
+            if c_puct <= 0:
+                visits -= tree.start_visits[game, move]
             score = logits[move] + tree.root_bonus[game, move]
             if visits > most or (visits == most and score > logits[best] + tree.root_bonus[game, best]):
                 best, most = move, visits
@@ -395,7 +399,8 @@ def summarize_roots(tree, games, value_scale, c_puct, policies, values, moves):
                 visited = tree.visits[game, 0, move] > 0
                 weighted_value += logits[move] * (get_move_value(tree, game, 0, move) if visited else mixed_value)
         values[index] = weighted_value if proof == UNKNOWN else proof
-        policies[index] = logits
-        if c_puct > 0 and proof == UNKNOWN and total > 0:
-            policies[index] = tree.visits[game, 0] / total
+        if c_puct > 0 and proof == UNKNOWN and num_counted > 0:
+            policies[index] /= num_counted
             values[index] = mixed_value
+        else:
+            policies[index] = logits

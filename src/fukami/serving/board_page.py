@@ -183,7 +183,7 @@ def get_title(game: Game) -> str:
 
 def describe_status(shown: PageGame) -> str:
     """Describe the last move and what is next, or the outcome."""
-    record, person, names = shown.record, shown.person, choose_style(shown.record.game).names
+    record, person, names = shown.record, shown.person, shown.record.game.player_names
     if record.outcome is not None:
         sign = record.outcome * (-1 if person else 1)
         result = "Draw" if sign == 0 else f"{'You win' if sign > 0 else 'You lose'}: {describe_outcome(record)}"
@@ -249,7 +249,7 @@ def draw_board(shown: PageGame) -> Board:
         list_hints(shown, frame, cells) if shown.is_hint else [],
         list_buttons(game, frame, cells),
         [game.format_move(move) for move, cell in cells.items() if cell is None],
-        describe_stones(game, stones, choose_style(game).names),
+        describe_stones(game, stones, game.player_names),
     )
 
 

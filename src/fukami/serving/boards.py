@@ -16,7 +16,7 @@ from fukami.errors import Error, UsageError, convert_memory_errors
 from fukami.models.alphago import AlphaGoZero
 from fukami.self_play.game import Game, States
 from fukami.self_play.match import GameRecord, read_stones
-from fukami.self_play.plots import choose_style, describe_outcome
+from fukami.self_play.plots import describe_outcome
 from fukami.self_play.positions import Position, parse_positions
 from fukami.self_play.search import SearchResult
 from fukami.self_play.task import SelfPlayTask
@@ -282,7 +282,7 @@ def describe_position(record: GameRecord) -> dict[str, Json]:
         "game": game.name,
         "board": stones.tolist(),
         "legal_moves": [game.format_move(int(move)) for move in record.legal_moves],
-        "player": None if record.is_over else choose_style(game).names[record.player],
+        "player": None if record.is_over else game.player_names[record.player],
         "over": record.is_over,
         "outcome": None if outcome is None else int(outcome),
         "result": describe_outcome(record) if record.is_over else None,
