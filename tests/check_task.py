@@ -153,17 +153,18 @@ def check_two_processes(make, tmp_path):
         torch.testing.assert_close(other_weights[name], value, rtol=0, atol=2e-4)
 
 
-def check_killed_and_resumed(make, tmp_path, kills=2):
+def check_killed_and_resumed(make, tmp_path, kills=2, constants=()):
     """Check that a run that is killed (SIGKILL) and resumed several times equals an uninterrupted run.
 
-    The weights, the content of the last checkpoint and the log except for times are bit-exact.
+    The weights, the content of the last checkpoint and the log except for times are bit-exact. ``constants`` is as for
+    :class:`CommandProcess`.
     """
-    recipe = make()
+    recipe, options = make(), {"frequent_checkpoints": True, "constants": constants}
     uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
-    assert CommandProcess(build_command(recipe, uninterrupted), frequent_checkpoints=True).wait()[0] == 0
+    assert CommandProcess(build_command(recipe, uninterrupted), **options).wait()[0] == 0
     for kill in range(kills):
         command = [*build_command(recipe, killed), *["--resume"] * (kill > 0)]
-        process = CommandProcess(command, frequent_checkpoints=True)
+        process = CommandProcess(command, **options)
         num_lines = max(len(read_log_lines(killed)), 4)
         wait_until(
             lambda p=process, n=num_lines: (
@@ -173,7 +174,7 @@ def check_killed_and_resumed(make, tmp_path, kills=2):
         process.kill()
         assert process.wait()[0] == -signal.SIGKILL, "the run ended before it could be killed; use more steps"
         assert (killed / "last.ckpt").exists()
-    status, _, err = CommandProcess([*build_command(recipe, killed), "--resume"], frequent_checkpoints=True).wait()
+    status, _, err = CommandProcess([*build_command(recipe, killed), "--resume"], **options).wait()
     assert status == 0, err
     check_same_run(killed, uninterrupted)
 
@@ -217,10 +218,14 @@ class CommandProcess(FORKED.Process):
         frequent_checkpoints: write a checkpoint whenever possible.
         report: write the report.
         environment: variables to add to the environment.
+        constants: values of constants by their full names, such as ``fukami.self_play.replay.MIN_RESERVE``.
     """
 
-    def __init__(self, command, kill_at_fsync=None, *, frequent_checkpoints=False, report=False, environment=()):
+    def __init__(
+        self, command, kill_at_fsync=None, *, frequent_checkpoints=False, report=False, environment=(), constants=()
+    ):
         super().__init__()
+        self.constants = dict(constants)
         self.arguments = command[1:]
         self.kill_at_fsync = kill_at_fsync
         self.frequent_checkpoints = frequent_checkpoints
@@ -244,8 +249,11 @@ class CommandProcess(FORKED.Process):
         os.fsync = fsync_or_die
         if self.frequent_checkpoints:
             async_checkpoint.MIN_CHECKPOINT_INTERVAL, async_checkpoint.MAX_CHECKPOINT_FRACTION = 0.0, math.inf
+        patch = pytest.MonkeyPatch()
+        for name, value in self.constants.items():
+            patch.setattr(name, value)
         if not self.report:
-            disable_reports(pytest.MonkeyPatch())
+            disable_reports(patch)
         main(self.arguments)
 
     def wait(self, seconds=240):

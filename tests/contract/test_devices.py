@@ -825,7 +825,7 @@ def test_resumed_metrics_are_moved_to_the_device(device):
     """A stage that is solved on the CPU, such as R-CNN's SVMs, adds CPU metrics to those of the checkpoint."""
     runtime = Runtime(torch.device("meta" if device == "cpu" else device), "float32")
     metrics = engine_train.MetricBuffer(runtime)
-    metrics.load_state_dict({"names": ["training_regions"], "rows": [torch.ones(1)]})
+    metrics.load_state_dict({"names": ["training_regions"], "processes": [[torch.ones(1)]]})
     metrics.add({"training_regions": torch.tensor(2.0)})
     assert torch.stack(metrics.rows).device.type == runtime.device.type
 

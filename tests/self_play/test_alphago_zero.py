@@ -35,6 +35,7 @@ SMALL = {
     "eval_games": 4,
 }  # fmt: skip
 GAME_FILE = tic_tac_toe.__file__
+SMALL_RESERVE = {"fukami.self_play.replay.MIN_RESERVE": 60}  # slots are used again
 
 
 def make(**fields):
@@ -546,9 +547,10 @@ def test_training_learns_tic_tac_toe(tmp_path):
 
 
 @pytest.mark.parametrize("fields", [{}, {"gating_games": 2}])
-def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path, fields, monkeypatch):
-    monkeypatch.setattr(replay, "MIN_RESERVE", 60)  # slots are used again
-    check_task.check_killed_and_resumed(lambda **other: make(**fields | other), tmp_path, kills=1)
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path, fields):
+    check_task.check_killed_and_resumed(
+        lambda **other: make(**fields | other), tmp_path, kills=1, constants=SMALL_RESERVE
+    )
 
 
 def start_two_processes(recipe, out, *arguments):
@@ -559,20 +561,22 @@ def start_two_processes(recipe, out, *arguments):
     command = [*check_task.build_command(recipe, out), *arguments]
     return [
         check_task.CommandProcess(
-            command, frequent_checkpoints=True, environment={**rendezvous, "RANK": rank, "LOCAL_RANK": rank}
+            command,
+            frequent_checkpoints=True,
+            environment={**rendezvous, "RANK": rank, "LOCAL_RANK": rank},
+            constants=SMALL_RESERVE,
         )
         for rank in "01"
     ]
 
 
 @pytest.mark.slow
-def test_two_processes_play_their_parts_and_are_resumed(tmp_path, monkeypatch):
+def test_two_processes_play_their_parts_and_are_resumed(tmp_path):
     """Each has games of its own; killed and resumed processes equal uninterrupted ones.
 
     With few slots a checkpoint is due at steps without a log line, and in one process earlier than in the other.
     """
-    monkeypatch.setattr(replay, "MIN_RESERVE", 60)
-    recipe, outs = make(positions=1500), [tmp_path / "uninterrupted", tmp_path / "killed"]
+    recipe, outs = make(positions=1500, eval_every=1500), [tmp_path / "uninterrupted", tmp_path / "killed"]
     processes = start_two_processes(recipe, outs[0])
     assert [process.wait()[0] for process in processes] == [0, 0]
     processes = start_two_processes(recipe, outs[1])

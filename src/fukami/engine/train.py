@@ -227,12 +227,15 @@ class MetricBuffer:
         self.rows.append(torch.stack([value.float() for value in metrics.values()]).to(self.runtime.device))
 
     def state_dict(self) -> StateDict:
-        """Return the buffered metrics for a checkpoint."""
-        return {"names": self.names, "rows": list(self.rows)}
+        """Return the buffered metrics of all processes for a checkpoint."""
+        rows = list(self.rows) if self.runtime.world_size == 1 else [row.cpu() for row in self.rows]
+        return {"names": self.names, "processes": self.runtime.all_gather(rows)}
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Restore the buffered metrics."""
-        self.names, self.rows = list(state["names"]), [row.to(self.runtime.device) for row in state["rows"]]
+        """Restore the buffered metrics of this process."""
+        processes = state["processes"]
+        rows = processes[self.runtime.rank % len(processes)]  # another number of processes may resume the run
+        self.names, self.rows = list(state["names"]), [row.to(self.runtime.device) for row in rows]
 
     def compute_means(self, step: int, loader: Loader) -> dict[str, float]:
         """Compute the mean of each scalar over the steps since the last call, and clear the buffer.
@@ -321,7 +324,8 @@ class TrainingProgress:
     def save(self, writer: CheckpointWriter, step: int) -> None:
         """Start to save the checkpoint and the weights of this step."""
         with self.log.clock("checkpoint"):
-            loader_state = self.loader.state_dict()  # may gather those of all processes
+            loader_state = self.loader.state_dict()  # this and the next one may gather those of all processes
+            metric_buffer_state = self.metric_buffer.state_dict()
             if not writer.is_writer:
                 return
             state = {
@@ -330,7 +334,7 @@ class TrainingProgress:
                 "task": {name: value.state_dict() for name, value in self.task.state.items()},
                 "loader": loader_state,
                 "log": self.log.state_dict(),
-                "metric_buffer": self.metric_buffer.state_dict(),
+                "metric_buffer": metric_buffer_state,
                 "best": self.best.state_dict(),
                 "random": get_random_states(),
             }
