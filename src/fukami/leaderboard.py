@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import io
 import json
 import math
 import re
@@ -22,6 +23,7 @@ from fukami.data.parsing import Json, exists
 from fukami.data.sources import BUILT_IN
 from fukami.engine import checkpoint, report
 from fukami.engine.html import render_page
+from fukami.engine.recipe import MAX_RECIPE_BYTES
 from fukami.errors import Error, UsageError
 
 LOWER_IS_BETTER = {
@@ -47,6 +49,8 @@ MISSING = "–"
 MAX_CELL_LENGTH = 20_000  # characters of a cell, such as a command with many flags
 MAX_METRICS_BYTES = 256 << 20  # maximum size of metrics.jsonl, whose lines have about 200 bytes
 MAX_INTEGER = 1 << 62
+MAX_NUMBER = 1e15  # of a metric
+MAX_EVALUATIONS = 100_000
 COLUMNS = ("#", "run", "recipe", "", "split", "parameters", "multiply-adds", "seconds", "epochs", "seed", "device")
 TEXT_COLUMNS = {"run", "recipe", "split", "device"}  # left-aligned
 REDUNDANT_COLUMNS = {"recipe", "seed", "device"}  # columns that the command also shows; omitted in a narrow terminal
@@ -229,7 +233,7 @@ def _read_run(path: Path, folder: Path, reasons: dict[str, list[str]]) -> Run:
     """Read the run in a folder; unreadable values are skipped, and the reason is added to ``reasons``."""
     name = _sanitize_text(path.relative_to(folder).as_posix() if path != folder else path.resolve().name)
     record: dict[str, Json] = {}
-    lines: list[bytes] = []
+    lines: Iterable[bytes] = ()
     saved_parameters: int | None = None
     try:
         checkpoint.check_run_files(path)
@@ -238,7 +242,7 @@ def _read_run(path: Path, folder: Path, reasons: dict[str, list[str]]) -> Run:
             reasons["recipe.json is corrupted"].append(name)
     except (Error, OSError) as error:
         reasons[_sanitize_text(str(error))].append(name)
-    evaluations, test = [], {}
+    evaluations, test, is_readable = [], {}, True
     for line in lines:
         try:
             entry = json.loads(line)
@@ -247,7 +251,11 @@ def _read_run(path: Path, folder: Path, reasons: dict[str, list[str]]) -> Run:
             elif entry["phase"] == "test":
                 test = _parse_evaluation(entry)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            reasons["metrics.jsonl has a line that cannot be read"].append(name)
+            is_readable = False
+        if len(evaluations) == MAX_EVALUATIONS:
+            break
+    if not is_readable:
+        reasons["metrics.jsonl has a line that cannot be read"].append(name)
     fields = record.get("fields")
     fields = fields if isinstance(fields, dict) else {}
     steps_per_epoch = _estimate_epoch_steps(fields, evaluations, test)
@@ -283,8 +291,8 @@ def _sanitize_text(value: object) -> str:
     return "".join(char if char.isprintable() else "�" for char in str(value)[:MAX_CELL_LENGTH])
 
 
-def _read_metrics_lines(path: Path) -> list[bytes]:
-    """Read the lines of ``metrics.jsonl``.
+def _read_metrics_lines(path: Path) -> Iterable[bytes]:
+    """Read the lines of ``metrics.jsonl``, without empty ones.
 
     Raises:
         Error: the file is larger than any run writes.
@@ -292,7 +300,7 @@ def _read_metrics_lines(path: Path) -> list[bytes]:
     file = path / "metrics.jsonl"
     if file.stat().st_size > MAX_METRICS_BYTES:
         raise Error(f"metrics.jsonl has more than {MAX_METRICS_BYTES:,} bytes")
-    return file.read_bytes().splitlines()
+    return (line for line in io.BytesIO(file.read_bytes()) if line.strip())
 
 
 def _parse_evaluation(entry: dict[str, Json]) -> dict[str, float]:
@@ -307,7 +315,7 @@ def _parse_evaluation(entry: dict[str, Json]) -> dict[str, float]:
     step, seconds = numbers["step"], numbers.get("seconds", 0)
     if not (numbers.keys() - report.NON_METRIC_KEYS and type(step) is int and step > 0 and 0 <= seconds < math.inf):
         raise ValueError("not an evaluation")
-    if any(type(value) is int and abs(value) > MAX_INTEGER for value in numbers.values()):
+    if any(MAX_NUMBER < abs(value) < math.inf for value in numbers.values()) or not numbers.get("count", 0) < math.inf:
         raise ValueError("a number is out of range")
     return numbers
 
@@ -315,7 +323,7 @@ def _parse_evaluation(entry: dict[str, Json]) -> dict[str, float]:
 def _read_record(path: Path) -> dict[str, Json]:
     """Read ``recipe.json``; return an empty dict if it is corrupted."""
     try:
-        if (path / "recipe.json").stat().st_size > checkpoint.MAX_RECIPE_BYTES:
+        if (path / "recipe.json").stat().st_size > MAX_RECIPE_BYTES:
             return {}
         record = json.loads((path / "recipe.json").read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -330,7 +338,7 @@ def _estimate_epoch_steps(
     """Estimate the steps of an epoch: the first evaluation follows ``eval_every`` epochs, or the last one."""
     counts = [fields.get("eval_every", 1) if evaluations else None, fields.get("epochs")]
     first = evaluations[0]["step"] if evaluations else test.get("step", 1)
-    return first / min((count for count in counts if isinstance(count, int) and count > 0), default=1) or 1
+    return first / min((count for count in counts if type(count) is int and 0 < count < MAX_NUMBER), default=1) or 1
 
 
 def _format_epochs(path: Path, planned: object, reached: int) -> str:

@@ -52,7 +52,7 @@ class ProgressBar(Bar):
         self.is_plain = is_main and not is_terminal
         self.stream = sys.stderr  # an exporter may redirect it
         super().__init__(
-            desc=description,
+            desc=escape_controls(description),
             total=total,
             unit=unit,
             bar_format=bar_format or (COUNT_FORMAT if total is None else BAR_FORMAT),

@@ -93,10 +93,22 @@ def test_repeated_and_copied_captions_are_counted():
     assert "copied_fraction" not in captioning_metrics.evaluate_captions(captions, references, set())
 
 
+def test_images_of_16_bits_are_drawn(folder, tmp_path):
+    """One makes all images of the split float32."""
+    pixels = (np.arange(40 * 48).reshape(40, 48) * 30).astype(np.uint16)
+    Image.fromarray(pixels).save(folder / "Images" / "29.png")
+    recipe = build_recipe(folder)
+    data = recipe.load_data()
+    task = recipe.build_task(data.labels)
+    task.setup(Runtime.start("cpu", "float32"))
+    assert data.val.images.dtype == torch.float32
+    assert [title for title, _ in task.plot_evaluation(data.val)]
+
+
 # tokenizer
 
 
-def test_sentences_are_tokenized_as_in_coco_caption():
+def test_sentences_are_tokenized():
     assert tokenizer.tokenize("A dog's tri-colored coat, isn't it?", "words") == [
         "a",
         "dog's",
@@ -106,6 +118,8 @@ def test_sentences_are_tokenized_as_in_coco_caption():
         "it",
     ]
     assert tokenizer.tokenize("Ｔｗｏ ＤＯＧＳ — running...", "words") == ["two", "dogs", "running"]
+    assert tokenizer.tokenize("हिन्दी में, एक कुत्ता।", "words") == ["हिन्दी", "में", "एक", "कुत्ता"]
+    assert tokenizer.tokenize("cafe\u0301s ☺️ ok", "words") == ["cafés", "ok"]
     assert tokenizer.tokenize("Ein großer Hund läuft über die Straße.", "words")[:3] == ["ein", "großer", "hund"]
 
 

@@ -22,6 +22,7 @@ from fukami.classification.recipe import ClassificationRecipe
 from fukami.classification.task import ClassificationTask
 from fukami.data.loader import InMemoryLoader
 from fukami.engine import checkpoint, ensemble
+from fukami.engine.best_weights import BestWeights
 from fukami.engine.checkpoint_file import decode_checkpoint
 from fukami.engine.runtime import Runtime
 from fukami.engine.supervised import build_augmentation
@@ -218,15 +219,51 @@ def test_auxiliary_losses_have_the_weight_0_3():
     torch.testing.assert_close(task.compute_loss((images, targets))[0], loss + 0.3 * (aux_losses[0] + aux_losses[1]))
 
 
+def test_a_moving_average_of_a_network_without_buffers():
+    recipe = DeepConvNet(epochs=1, ema_decay=0.5, augment=())
+    data = recipe.load_data()
+    task = recipe.build_task(data.labels)
+    task.setup(Runtime.start(**CPU))
+    task.prepare_training()
+    batch = next(iter(data.train))
+    before = [parameter.detach().clone() for parameter in task.model.parameters()]
+    task.schedule(0.5)
+    task.step(batch)
+    for old, new, average in zip(before, task.model.parameters(), task.ema_model.parameters(), strict=True):
+        torch.testing.assert_close(average, (old + new) / 2)
+
+
+def test_the_best_weights_are_loaded_into_the_tensors_of_the_network(tmp_path):
+    """The network stays on its device, with its memory format, as the following evaluation needs it."""
+    recipe = DeepConvNet(epochs=1)
+    task = recipe.build_task(recipe.load_data().labels)
+    task.setup(Runtime.start(**CPU))
+    tensors = checkpoint.collect_tensors(task.get_modules())
+    best = BestWeights(task, keep=True)
+    best.update(1, {"accuracy": 0.5})
+    expected = {name: value.clone() for name, value in tensors.items()}
+    checkpoint.write_weights(tmp_path, checkpoint.copy_tensors_to_cpu(task.get_modules()))
+    with torch.no_grad():
+        for value in tensors.values():
+            value.add_(1)
+    best.load(tmp_path)
+    for name, value in checkpoint.collect_tensors(task.get_modules()).items():
+        assert value.data_ptr() == tensors[name].data_ptr()
+        assert value.stride() == tensors[name].stride()
+        assert torch.equal(value, expected[name])
+
+
 def test_class_weights_are_inverse_frequencies():
     """10, 20 and 30 of 60 images have the weights 2, 1 and 2/3, whose mean over all images is 1."""
     recipe = Tiny(balance="loss")
     task, network = build_task(recipe)
     loader = recipe.load_data().train
     images, targets = next(iter(task.iterate_batches(loader)))
+    targets[:10] = 0  # the weights of this batch have another mean
     weights = torch.tensor([2.0, 1.0, 2 / 3])
     losses = -network(normalize(recipe, images)).log_softmax(1)[torch.arange(15), targets]
-    expected = (weights[targets] * losses).sum() / weights[targets].sum()
+    assert weights[targets].sum() > 16
+    expected = (weights[targets] * losses).sum() / 15
     torch.testing.assert_close(task.compute_loss((images, targets))[0], expected)
     assert weights[loader.targets].mean() == pytest.approx(1)
 
@@ -510,6 +547,14 @@ def test_num_seeds_trains_a_run_per_seed(fukami, tmp_path):
     none = fukami("train", "deep-convnet", *QUICK, "--num-seeds", "0", "--out", "none")
     assert none.status == 2
     assert "--num-seeds should be at least 1, not 0" in none.err
+
+
+def test_seeds_of_a_custom_recipe_are_an_ensemble(fukami, tmp_path):
+    source = "from fukami.classification.deep_convnet import DeepConvNet\n\nclass Mine(DeepConvNet):\n    pass\n"
+    (tmp_path / "mine.py").write_text(source)
+    result = fukami("train", "./mine.py", *QUICK, "--num-seeds", "2", "--out", "both")
+    assert result.status == 0, result.err
+    assert result.json[2]["members"] == 2
 
 
 def test_eval_with_majority_vote(fukami, runs, probabilities):

@@ -380,13 +380,29 @@ def test_huge_images_and_searches_are_rejected(recipe, fields):
 
 @pytest.mark.parametrize(
     ("recipe", "field", "value"),
-    [("deep-convnet", "cycles", 10**9), ("binary-convnet", "hidden", [4] * 100_000)],
+    [
+        ("deep-convnet", "cycles", 10**9),
+        ("binary-convnet", "hidden", [4] * 100_000),
+        ("neural-style", "size", 30_000),
+        ("neural-style", "iterations", 10**9),
+        ("dqn", "eval_episodes", 10**9),
+        ("alphago-zero", "eval_games", 10**9),
+    ],
 )
 def test_huge_networks_are_rejected(recipe, field, value, trained, tmp_path):
     """A few bytes of recipe.json could otherwise create layers until memory is exhausted."""
     run = copy_run(trained, tmp_path / "run")
     change_record(run, recipe=recipe, fields={field: value})
-    with pytest.raises(Error, match=r"more than 50,000 layers|between 1 and 100"):
+    with pytest.raises(Error, match=r"more than 50,000 layers|should be between [01] and "):
+        checkpoint.load_task(run)
+
+
+def test_long_class_names_are_rejected(trained, tmp_path):
+    """Each would be measured once per character where it is drawn."""
+    run = copy_run(trained, tmp_path / "run")
+    labels = json.loads((run / "recipe.json").read_text())["labels"]
+    change_record(run, labels=["a" * 1001, *labels[1:]])
+    with pytest.raises(Error, match=r"a class name of more than 1,000 characters"):
         checkpoint.load_task(run)
 
 
@@ -443,19 +459,24 @@ def test_field_types_are_matched():
         f'{{"step": {10**400}, "phase": "eval", "accuracy": 0.5}}',
         f'{{"step": 1, "phase": "eval", "accuracy": {10**400}}}',
         '{"step": 1, "phase": "eval", "accuracy": 0.5, "seconds": -1}',
+        '{"step": 1, "phase": "eval", "accuracy": 0.5, "seconds": 1e308}',
+        '{"step": 1, "phase": "eval", "accuracy": 0.5, "count": NaN}',
+        '{"step": 1, "phase": "eval", "accuracy": 1e308}',
         "[" * 100_000,
         '[{"step": 1}]',
         '"eval"',
     ],
-    ids=range(8),
+    ids=range(11),
 )
 def test_the_leaderboard_skips_invalid_lines(line, trained, tmp_path):
     run = copy_run(trained, tmp_path / "run")
     (run / "metrics.jsonl").write_text(line)
     boards, reasons = leaderboard.load_leaderboards(tmp_path)
     assert [entry.name for entry in boards[0].unfinished] == ["run"]
-    assert list(reasons) == ["metrics.jsonl has a line that cannot be read"]
-    assert leaderboard.build_rows(boards[0])
+    assert reasons == {"metrics.jsonl has a line that cannot be read": ["run"]}
+    assert list(leaderboard.build_rows(boards[0]))
+    assert boards[0].notes is not None
+    leaderboard.write_page(boards, tmp_path, tmp_path / "page.html")
 
 
 def test_the_leaderboard_prints_no_control_characters(fukami, trained, tmp_path):

@@ -529,6 +529,23 @@ def test_a_split_without_boxes_is_not_used_for_evaluation(tmp_path, layout, capl
     assert "the test split has no box and is not used for evaluation" in caplog.text
 
 
+def test_a_split_of_difficult_objects_is_not_used_for_evaluation(tmp_path, caplog):
+    """Its evaluation would have no object to count, and stop the training."""
+    difficult = voc_xml(voc_object("dog", (2, 2, 20, 20), difficult=1))
+    annotations = {"a": voc_xml(voc_object("dog", (2, 2, 20, 20))), "b": difficult, "c": voc_xml()}
+    write_voc(tmp_path, annotations, {"train": ["a", "c"], "val": ["b"]})
+    splits = detection_data.load_dataset(str(tmp_path), 0.0)
+    assert (get_stems(splits.train), splits.val) == (["a", "c"], ())
+    assert "the val split has no object that is counted" in caplog.text
+
+
+def test_a_validation_split_without_objects_is_not_split_off(tmp_path, caplog):
+    """Of one image of a cat and three without objects, one without objects would be selected."""
+    write_voc(tmp_path, {"a": voc_xml(voc_object("cat", (2, 2, 20, 20))), **{name: voc_xml() for name in "bcd"}})
+    splits = detection_data.load_dataset(str(tmp_path), 0.25)
+    assert (len(splits.train), splits.val) == (4, ())
+
+
 def test_evaluation_needs_no_training_images(tmp_path):
     write_voc(
         tmp_path, {stem: voc_xml(voc_object("dog", (1, 1, 9, 9))) for stem in "abcd"}, {"train": "abc", "test": "d"}

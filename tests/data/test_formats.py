@@ -2,12 +2,13 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fukami.data import captions, formats, mask_folders, voc
+from fukami.data import annotation_files, captions, formats, mask_folders, voc
 from fukami.data.sources import KINDS, identify_source
 from fukami.errors import Error, UsageError
 
@@ -150,6 +151,31 @@ def test_a_recipe_of_another_family_refuses(tmp_path, fukami):
         assert result.status == 2
         assert "data contains VOC boxes: 6 images, 1 class; for faster-rcnn-vgg16, rcnn and other" in result.err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("files", "images", "expected"),
+    [
+        (["2024/05/05/1.xml"], ["2024/05/01/1.jpg", "2024/05/05/1.jpg"], ["2024/05/05/1.jpg"]),
+        (["boxes/01/02/1.xml"], ["photos/02/01/1.jpg", "photos/01/02/1.jpg"], ["photos/01/02/1.jpg"]),
+        (["train/labels/1.txt", "test/labels/1.txt"], ["test/images/1.png", "train/images/1.png"],
+         ["train/images/1.png", "test/images/1.png"]),
+        (["boxes/train/1.xml", "boxes/2.xml", "boxes/3.xml"], ["photos/test/1.jpg", "photos/train/1.jpg", "x/2.jpg"],
+         ["photos/train/1.jpg", "x/2.jpg"]),
+    ],
+)  # fmt: skip
+def test_annotations_belong_to_the_image_with_most_folders_in_common(files, images, expected):
+    pairs = annotation_files.pair_with_images([Path(file) for file in files], [Path(image) for image in images])
+    assert [image.as_posix() for image in pairs.values()] == expected
+
+
+def test_many_folders_with_equal_names_are_paired_quickly():
+    """Each annotation would otherwise be compared with 400 images."""
+    folders = [f"{n:03}" for n in range(400)]
+    files = [Path("boxes", folder, f"{n}.xml") for folder in folders for n in range(50)]
+    images = [Path("photos", folder, f"{n}.jpg") for folder in folders for n in range(50)]
+    pairs = annotation_files.pair_with_images(files, images)
+    assert list(pairs.values()) == images
 
 
 def test_labelme_shapes(tmp_path):

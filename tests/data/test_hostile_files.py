@@ -21,10 +21,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from fukami import Error
-from fukami.data import archives, captions, coco, image_folder, mnist, tar, voc, yaml_file, yolo
+from fukami.data import archives, captions, coco, image_folder, labeled_images, mnist, tar, voc, yaml_file, yolo
 from fukami.data.sources import identify_source
 from fukami.detection import data as detection_data
 from fukami.engine import pretrained, tensor_files
+from fukami.image import io as image_io
 from fukami.segmentation import data as segmentation_data
 from fuzz_cases import LAUGHS, OUTSIDE, QUADRATIC, create_archive_bomb, create_png
 
@@ -417,6 +418,36 @@ def secret(tmp_path):
     return folder
 
 
+def test_a_csv_in_an_archive_cannot_refer_to_images_outside(secret, tmp_path, cache):
+    text = f"path,label\n{secret / 'images' / 'secret.png'},a\n"
+    write_zip(tmp_path / "x.zip", [("labels.csv", text), ("1.png", create_png())])
+    with pytest.raises(Error, match=r"labels.csv, line 2: .*secret.png lies outside the archive"):
+        labeled_images.load_labeled_images(str(tmp_path / "x.zip"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_not_opened_as_an_image(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(Error, match=r"pipe.png is not a regular file"):
+        image_io.read_image(tmp_path / "pipe.png")
+
+
+def test_repeated_images_of_a_coco_file_do_not_multiply_its_boxes(tmp_path):
+    """Each of 3,000 entries of one image id would otherwise have all 3,000 boxes."""
+    coco = build_coco([])
+    image, category = coco["images"][0], coco["categories"][0]["id"]
+    coco["images"] = [image] * 3000
+    coco["annotations"] = [
+        {"id": n, "image_id": image["id"], "category_id": category, "bbox": [0, 0, n % 7 + 1, 2]} for n in range(3000)
+    ]
+    Image.new("RGB", (image["width"], image["height"])).save(tmp_path / image["file_name"])
+    (tmp_path / "annotations.json").write_text(json.dumps(coco))
+    annotations = detection_data.read_annotations(identify_source(str(tmp_path)))
+    (entry,) = annotations.splits[""]
+    assert len(entry.boxes) == 3000
+    assert sum(problem.kind == "duplicate" for problem in annotations.orphan_annotations) == 2999
+
+
 @pytest.mark.parametrize("up", [False, True])
 def test_annotations_in_an_archive_cannot_refer_to_images_outside(up, secret, tmp_path, cache):
     """The user's own annotations can."""
@@ -593,6 +624,30 @@ def use_foreign_domain(model, onnx):
     model.graph.node[0].domain = "evil.library"
 
 
+def add_nested_functions(model, onnx):
+    """Add functions that call the next one twice each, which would expand to 2**40 operators."""
+    opset = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("local", 1)]
+    for index in range(40):
+        inner = ("Identity", "") if index == 39 else (f"f{index + 1}", "local")
+        nodes = [onnx.helper.make_node(inner[0], ["a"], ["b"], domain=inner[1]),
+                 onnx.helper.make_node(inner[0], ["b"], ["c"], domain=inner[1])]  # fmt: skip
+        model.functions.append(onnx.helper.make_function("local", f"f{index}", ["a"], ["c"], nodes, opset))
+    model.graph.node.insert(0, onnx.helper.make_node("f0", [model.graph.input[0].name], ["expanded"], domain="local"))
+
+
+def add_recursive_function(model, onnx):
+    opset = [onnx.helper.make_opsetid("local", 1)]
+    nodes = [onnx.helper.make_node("f", ["a"], ["b"], domain="local")]
+    model.functions.append(onnx.helper.make_function("local", "f", ["a"], ["b"], nodes, opset))
+    model.graph.node.insert(0, onnx.helper.make_node("f", [model.graph.input[0].name], ["expanded"], domain="local"))
+
+
+def add_sparse_tensor(model, onnx):
+    values = onnx.helper.make_tensor("sparse", onnx.TensorProto.FLOAT, [1], [1.0])
+    indices = onnx.helper.make_tensor("indices", onnx.TensorProto.INT64, [1], [0])
+    model.graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(values, indices, [1 << 34]))
+
+
 def add_huge_tensor(model, onnx):
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1 << 28], np.int64), "huge"))
     model.graph.node.insert(0, onnx.helper.make_node("ConstantOfShape", ["huge"], ["filled"]))
@@ -606,6 +661,9 @@ def add_huge_tensor(model, onnx):
         (use_loop, r"operator \.Loop"),
         (use_foreign_domain, r"operator evil\.library"),
         (add_huge_tensor, "computes a tensor of 268,435,456 numbers"),
+        (add_nested_functions, "more than 1,000,000 operators"),
+        (add_recursive_function, "more than 1,000,000 operators"),
+        (add_sparse_tensor, "sparse weights"),
     ],
 )
 def test_onnx_files_with_external_data_or_unsupported_operations_are_rejected(modify, message, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from fukami import Error, UsageError
-from fukami.data import digits, image_folder, labeled_images, mnist, splits
+from fukami.data import archives, digits, image_folder, labeled_images, mnist, splits
 from fukami.data.loader import InMemoryLoader
 from fukami.image.transform import SquareTransform
 from fukami.timing import PhaseTimer
@@ -188,15 +188,17 @@ def test_processes_that_unpack_an_archive_at_the_same_time(split_folder, tmp_pat
     archive = Path(shutil.make_archive(str(tmp_path / "images"), "zip", split_folder))
     target = image_folder.unpack_archive(archive)
     shutil.rmtree(target)
-    original = shutil.unpack_archive
+    original, calls = archives._extract, []
 
-    def unpack_second(file, folder):
-        monkeypatch.setattr(shutil, "unpack_archive", original)
-        assert image_folder.unpack_archive(archive) == target
-        original(file, folder)
+    def extract_second(folder, *arguments):
+        calls.append(folder)
+        if len(calls) == 1:
+            assert image_folder.unpack_archive(archive) == target
+        original(folder, *arguments)
 
-    monkeypatch.setattr(shutil, "unpack_archive", unpack_second)
+    monkeypatch.setattr(archives, "_extract", extract_second)
     assert image_folder.unpack_archive(archive) == target
+    assert len(calls) == 2
     assert list(target.parent.iterdir()) == [target]
 
 

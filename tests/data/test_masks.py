@@ -12,6 +12,7 @@ from PIL import Image
 from fukami.data import augment_boxes, class_frequency, class_tables, mask_folders, masks, padded_loader, scenes
 from fukami.data.masks import ArrayMask, MaskFile
 from fukami.data.samples import PaddedBatch, Sample
+from fukami.data.sources import identify_source
 from fukami.errors import Error, UsageError
 from fukami.image.transform import ResizeTransform
 from fukami.segmentation import data as segmentation_data
@@ -140,7 +141,9 @@ def test_custom_folders(tmp_path):
     assert labels == ("0", "3")
     assert read_maps((*train, *val)) == {"a": [[1, 2], [2, 0]], "b": [[2, 1], [1, 1]], "c": [[1, 1], [1, 2]]}
     assert len(val) == 1
-    assert segmentation_data.load_dataset(str(tmp_path), 0.34, ignore_index=3).labels == ("0", "3")  # 3 is a class here
+    train, val, _, labels = segmentation_data.load_dataset(str(tmp_path), 0.34, ignore_index=0)
+    assert labels == ("3",)
+    assert read_maps((*train, *val)) == {"a": [[0, 1], [1, 0]], "b": [[1, 0], [0, 0]], "c": [[0, 0], [0, 1]]}
 
 
 @pytest.mark.parametrize(
@@ -232,6 +235,34 @@ def test_camvid_in_an_archive(tmp_path):
     assert labels == class_tables.CAMVID_LABELS
     assert val == ()
     assert (read_maps(train), read_maps(test)) == ({"a": [[1, 11]]}, {"b": [[0, 4]]})
+
+
+def write_coco(root, names):
+    """Write a COCO file of one image with a square of the last category."""
+    Image.new("RGB", (9, 8)).save(root / "1.png")
+    coco = {
+        "images": [{"id": 1, "file_name": "1.png", "width": 9, "height": 8}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": len(names) - 1, "bbox": [0, 0, 4, 4], "area": 16,
+                         "segmentation": [[0, 0, 4, 0, 4, 4, 0, 4]]}],
+        "categories": [{"id": index, "name": name} for index, name in enumerate(names)],
+    }  # fmt: skip
+    (root / "annotations.json").write_text(json.dumps(coco))
+
+
+def test_a_category_of_coco_that_is_named_background_is_the_background(tmp_path):
+    write_coco(tmp_path, ["background", "cat"])
+    index = segmentation_data.index_dataset(identify_source(str(tmp_path), "masks"))
+    assert index.class_table.labels == ("background", "cat")
+    ((_, mask),) = index.splits[""]
+    pixels = mask.read()
+    assert (pixels[:4, :4] == 2).all()
+    assert pixels.sum() == 72 + 16
+
+
+def test_too_many_categories_of_coco_are_reported(tmp_path):
+    write_coco(tmp_path, [f"c{n}" for n in range(300)])
+    with pytest.raises(Error, match="has 301 classes, and masks support at most 254"):
+        segmentation_data.index_dataset(identify_source(str(tmp_path), "masks"))
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools with NumPy 2

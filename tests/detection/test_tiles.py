@@ -49,6 +49,19 @@ def test_small_objects_are_found_once_at_their_position():
     assert detect(rectangles) == list(rectangles.items())
 
 
+def test_merged_detections_do_not_depend_on_the_chunks(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    corners = 100 * torch.rand(300, 2, generator=generator)
+    boxes = torch.cat([corners, corners + 5 + 20 * torch.rand(300, 2, generator=generator)], 1)
+    found = Detections(boxes, torch.arange(300) % 2, torch.rand(300, generator=generator))
+    is_cut = torch.arange(300) % 3 == 0
+    expected = tiles.merge_detections(found, is_cut)
+    monkeypatch.setattr(tiles, "CHUNK_SIZE", 7)
+    for value, other in zip(tiles.merge_detections(found, is_cut), expected, strict=True):
+        assert torch.equal(value, other)
+    assert len(expected.boxes) < 300
+
+
 def test_an_object_larger_than_a_tile_is_found_once():
     assert detect({90: (40, 50, 260, 250)}) == [(90, (40, 50, 260, 250))]
 

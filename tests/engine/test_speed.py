@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from functools import partialmethod
 
 import pytest
@@ -170,6 +171,47 @@ def test_gradient_accumulation_gives_the_gradient_of_the_full_batch(precision):
         torch.testing.assert_close(metrics[name], value, rtol=tolerance, atol=tolerance)
     for p, q in zip(plain.model.parameters(), accumulating.model.parameters(), strict=True):
         torch.testing.assert_close(q.grad, p.grad, rtol=tolerance, atol=tolerance)
+
+
+def drop_masks(batch):
+    """Remove most labels of the first images."""
+    masks = batch.masks.clone()
+    masks[:3, 4:] = 0
+    return batch._replace(masks=masks)
+
+
+def drop_tokens(batch):
+    """Shorten the captions of the first images."""
+    images, tokens = batch
+    tokens = tokens.clone()
+    tokens[:3, 3:] = -1
+    return images, tokens
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "modify"),
+    [
+        ("segnet-basic", {"data": "scenes", "batch_size": 6, "balance": "median"}, drop_masks),
+        (
+            "show-and-tell",
+            {"data": "scenes", "batch_size": 6, "encoder": "resnet20", "size": 32, "hidden": 8},
+            drop_tokens,
+        ),
+    ],
+)
+def test_parts_with_different_numbers_of_targets_give_the_gradient_of_the_full_batch(name, fields, modify):
+    recipe = package.get_recipe(name)(**fields, augment=())
+    (plain, batch), (accumulating, _) = (build_task(replace(recipe, accumulate=count)) for count in (1, 3))
+    batch = modify(batch)
+    for task in (plain, accumulating):
+        for module in task.model.modules():
+            if isinstance(module, nn.Dropout | nn.modules.batchnorm._BatchNorm):
+                module.eval()
+    expected, metrics = plain.step(batch), accumulating.step(batch)
+    torch.testing.assert_close(metrics["loss"], expected["loss"], rtol=1e-4, atol=1e-5)
+    for p, q in zip(plain.model.parameters(), accumulating.model.parameters(), strict=True):
+        if p.grad is not None:
+            torch.testing.assert_close(q.grad, p.grad, rtol=1e-3, atol=1e-5)
 
 
 def test_more_micro_batches_than_images_are_rejected(fukami):

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+import fukami as package
 from fukami import Error, UsageError, leaderboard, models
 from fukami.engine import checkpoint
 from fukami.engine.runtime import Runtime
@@ -218,6 +219,40 @@ def test_kid_equals_the_sum_over_pairs():
     ]
     between = sum(kernel(a, b) for a in one for b in other) / 35
     assert generation_metrics.compute_kernel_distance(one, other) == pytest.approx(sum(within) - 2 * between)
+
+
+def test_distances_do_not_depend_on_the_chunks(monkeypatch):
+    torch.manual_seed(0)
+    one, other = torch.randn(25, 4), torch.randn(30, 4) + 1
+    expected = generation_metrics.compute_kernel_distance(one, other), generation_metrics.compute_nearest_distances(one)
+    monkeypatch.setattr(generation_metrics, "CHUNK_SIZE", 7)
+    assert generation_metrics.compute_kernel_distance(one, other) == pytest.approx(expected[0])
+    torch.testing.assert_close(generation_metrics.compute_nearest_distances(one), expected[1])
+
+
+def test_equal_samples_are_duplicates_although_some_real_images_are_equal():
+    torch.manual_seed(0)
+    real = torch.randn(200, 8)
+    real[:10] = real[0]
+    assert generation_metrics.compute_duplicate_fraction(torch.ones(200, 8), real) == 1
+
+
+def test_the_feature_extractor_is_checked_before_the_training(tmp_path):
+    with pytest.raises(Error, match=r"typo\.pth"):
+        package.train(DCGAN(**SMALL, eval_features="typo.pth"), tmp_path / "run", device="cpu", precision="float32")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists() or not (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("size", [28, 32, 64, 128])
+def test_the_bundled_classifier_has_features_of_images_of_every_size(size):
+    extractor = generation_features.load_feature_extractor("digits", size, 3)
+    images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+    assert extractor.extract(images, torch.device("cpu")).shape == (2, 50)
+
+
+def test_a_single_reference_image_is_rejected(colors):
+    with pytest.raises(Error, match="1 images can be read for the evaluation, which needs at least 2"):
+        DCGAN(data=str(colors), val_fraction=0.01).load_data()
 
 
 def test_duplicate_fraction_is_the_fraction_of_near_duplicates():
@@ -433,6 +468,9 @@ def test_command_line(fukami, colors, tmp_path):
         (["a.png", "--num-samples", "4", "--out", "x"], "no input files"),
         (["--num-samples", "1", "--interpolation-steps", "3", "--out", "x"], "at least 2 images"),
         (["a.png", "--nearest"], "add --num-samples"),
+        (["--num-samples", "4", "--out", "x", "--views", "2"], "--views is for predictions"),
+        (["--num-samples", "4", "--out", "x", "--confidence", "0"], "--confidence is for predictions"),
+        (["a.png", "--fps", "0.0001"], "--fps should be frames per second, 0 or from 0.001 to 1000"),
         (["--num-samples", "3", "--arithmetic", "1 - 4", "--out", "x"], "from 1 to 3"),
         (["--num-samples", "3", "--arithmetic", "1 - two", "--out", "x"], "as in '1 2 3 - 4 5 6 + 7 8 9'"),
     ],

@@ -451,6 +451,37 @@ def test_killed_and_resumed_training_is_exact(tmp_path):
     check_task.check_killed_and_resumed(lambda **fields: DQN(**small), tmp_path)
 
 
+def test_several_seeds_have_a_mean(fukami, tmp_path):
+    """An agent has no ensemble, so the last line is the mean of the runs."""
+    options = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", value)]
+    result = fukami("train", "dqn", *options, "--num-seeds", 2, "--device", "cpu", "--out", tmp_path / "runs")
+    assert result.status == 0, result.err
+    first, second, last = result.json
+    assert last["runs"] == [first["run"], second["run"]]
+    assert last["mean"]["return"] == pytest.approx((first["return"] + second["return"]) / 2)
+    assert last["standard_deviation"]["return"] == pytest.approx(abs(first["return"] - second["return"]) / 2**0.5)
+
+
+def test_actions_are_random_before_the_training(build_task):
+    _, data = build_task(epsilon_start=0.1)
+    train, policy_calls = data.train, []
+
+    def policy(states):
+        policy_calls.append(len(states))
+        return torch.zeros(len(states), dtype=torch.long)
+
+    assert train.epsilon == 1
+    while train.num_vector_steps * train.envs.num_envs < train.learning_starts:
+        train.collect(policy)
+    assert not policy_calls
+    assert train.epsilon == pytest.approx(0.1)
+
+
+def test_the_buffer_of_an_evaluation_has_only_the_frames_of_the_states():
+    buffer = ReplayBuffer(3, (84, 84), 4, is_saved=False)
+    assert buffer.num_slots == 4
+
+
 def test_command_line(fukami, tmp_path):
     """Train, resume, evaluate and play; the files of the replay buffer are deleted after training."""
     options = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", value)]

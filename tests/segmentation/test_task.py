@@ -467,7 +467,7 @@ def test_serve_and_explain(run, fukami, mask_files):
     server.decoder.close()
     assert prediction["fractions"] == task.predict([path])[0]["fractions"]
     assert section.table == [(label, fraction, "") for label, fraction in prediction["fractions"].items()]
-    assert section.image_url.startswith("data:image/png;base64,")
+    assert section.image_url.startswith("data:image/jpeg;base64,")
     explained = fukami("explain", run)
     assert explained.status == 0
     assert "head.fc7" in explained.out

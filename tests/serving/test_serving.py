@@ -209,6 +209,13 @@ def test_page_is_self_contained(client, files):
         assert set(re.findall(r"https?://[^/]+", text)) == {"http://localhost"}  # in the curl example
 
 
+def test_the_page_draws_the_first_images(client, files, monkeypatch):
+    monkeypatch.setattr("fukami.serving.page.MAX_DRAWINGS", 1)
+    text = client.post("/", files=form_files(*files[:3])).text
+    assert text.count("data:image/jpeg;base64,") == 1
+    assert len(re.findall("<pre>({.*?})</pre>", text, re.DOTALL)) == 3
+
+
 def test_page_shows_predictions(client, task, files):
     """The form works without scripts; the page has drawing, ranking and JSON; names and errors are escaped."""
     hostile = ("file", ("<script>alert(1)</script>.png", b"x"))
@@ -216,11 +223,11 @@ def test_page_shows_predictions(client, task, files):
     assert response.status_code == 200
     text = response.text
     prediction = task.predict([str(files[0])])[0]
-    drawn = io.BytesIO()
-    task.draw(image_io.read_image(files[0]), prediction).save(drawn, format="png")
-    (source,) = re.findall('src="(data:image/png;base64,[^"]+)"', text)
-    with urllib.request.urlopen(source) as image:
-        assert image.read() == drawn.getvalue()
+    drawn = task.draw(image_io.read_image(files[0]), prediction).convert("RGB")
+    (source,) = re.findall('src="(data:image/jpeg;base64,[^"]+)"', text)
+    with urllib.request.urlopen(source) as file, Image.open(file) as image:
+        difference = np.asarray(image, int) - np.asarray(drawn, int)
+    assert np.abs(difference).mean() < 3
     assert f"label {prediction['label']} · probability {prediction['probability']:.4f}" in text
     ranked_labels = re.findall(r"<tr><td>(\d)</td><td><meter", text)
     assert ranked_labels == [entry["label"] for entry in prediction["ranking"]]

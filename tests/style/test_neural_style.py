@@ -356,6 +356,15 @@ def test_a_run_stylizes_other_images(images, tmp_path):
     assert "too narrow" in narrow["error"]
 
 
+def test_a_run_is_evaluated_without_the_weights_that_it_names(images, tmp_path, monkeypatch):
+    recipe = NeuralStyle(content=str(images / "content.png"), style=(str(images / "style.png"),), **SMALL)
+    train(recipe, tmp_path / "run", device="cpu", precision="float32")
+    monkeypatch.setattr(pretrained, "load_vgg", lambda weights: pytest.fail("the weights are read"))
+    recipe, _ = checkpoint.read_recipe(tmp_path / "run")
+    task = checkpoint.load_task(tmp_path / "run", device="cpu")
+    assert task.evaluate(recipe.load_eval_data().eval_batches)["loss"] > 0
+
+
 def test_local_vgg_weights_are_located(tmp_path, monkeypatch, caplog):
     """VGG-19 is preferred, in dataset folders and next to them; weights of other networks are errors."""
     assert pretrained.load_vgg("") == ("vgg16", {})
@@ -388,7 +397,8 @@ def test_local_vgg_weights_are_located(tmp_path, monkeypatch, caplog):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"size": -1}, "size should be at least 0"),
+        ({"size": -1}, "size should be between 0 and 4096"),
+        ({"iterations": 10**6}, "iterations should be between 1 and 100000"),
         ({"strength": -0.5}, "strength"),
         ({"levels": -1}, "levels should be between 0 and 12"),
         ({"style": ("a", "b"), "style_weights": (1.0,)}, "one style-weight per style, 2, not 1"),

@@ -148,12 +148,13 @@ class StreamingCaptionLoader(FeatureLoader, FileStreamingLoader):
         self.image_files, self.image_indices, self.transform = image_files, image_indices, transform
 
     def iterate_images(self) -> Iterator[Tensor]:
-        """Yield all images; an unreadable one is logged and replaced by a black image."""
+        """Yield all images; an unreadable one is logged and replaced by a black one, whose captions are not learned."""
         size, channels = self.transform.size, self.transform.channels
         batch: list[Tensor] = []
         for count, image in enumerate(streaming.decode_files(self.image_files, self.transform), 1):
             if isinstance(image, Error):
                 self._record_unreadable([str(image)])
+                self.targets[self.image_indices == count - 1] = -1
                 image = np.zeros((size, size, channels), np.uint8)
             batch.append(torch.from_numpy(np.ascontiguousarray(image)))
             if len(batch) == SEQUENTIAL_BATCH_SIZE or count == len(self.image_files):

@@ -20,6 +20,7 @@ from fukami.engine.prediction import Prediction
 from fukami.engine.task import Metrics, ModelSignature, Task, TrainingOptions
 from fukami.errors import Error, UsageError
 from fukami.image import io as image_io
+from fukami.image.channels import round_levels
 from fukami.image.transform import SquareTransform, get_normalization
 from fukami.models.show_and_tell import LSTMState, ShowAndTell
 from fukami.progress import track
@@ -183,6 +184,10 @@ class CaptioningTask(Task):
         count = self.runtime.all_reduce_sum(is_token.sum().float()) / self.runtime.world_size
         return loss / count, {"token_accuracy": num_correct / count}
 
+    def count_targets(self, batch: Batch) -> Tensor:
+        """Count the tokens, over which the loss is averaged."""
+        return (batch[1][:, 1:] >= 0).sum()
+
     def normalize_images(self, images: Tensor) -> Tensor:
         """Normalize images ``(N, C, H, W)`` in 0..255; features are returned unchanged."""
         dtype = next(self.model.parameters()).dtype
@@ -310,7 +315,7 @@ class CaptioningTask(Task):
 
         def load_example(position: int) -> captioning_plots.CaptionExample:
             index = image_indices[position]
-            image = loader.images[index].permute(1, 2, 0).cpu().numpy()
+            image = round_levels(loader.images[index].permute(1, 2, 0).cpu().numpy())
             reference = tokenizer.detokenize(loader.references[index][0], self.decoding_config.tokenizer)
             return image, captions[index], reference
 

@@ -12,14 +12,16 @@ from fukami.errors import Error, get_install_command, require_extra
 TokenizerName = Literal["words", "characters", "japanese"]
 END, BEGIN, UNKNOWN = 0, 1, 2
 SPECIAL_TOKENS = ("<end>", "<begin>", "<unknown>")
-WORD_PATTERN = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+ASCII_WORD_PATTERN = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 LATIN_PATTERN = re.compile(r"[\x00-\u024f]+")
 CHARACTER_PATTERN = re.compile(rf"{LATIN_PATTERN.pattern}|.")
 UNSPACED_PATTERN = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]{8,}")  # kana and kanji, more than a word has
 
 
 def tokenize(sentence: str, tokenizer: TokenizerName) -> list[str]:
-    """Split a sentence into tokens, in lower case and without punctuation, as in coco-caption.
+    """Split a sentence into tokens, in lower case and without punctuation.
+
+    Unlike coco-caption's tokenizer, it keeps clitics such as 's and n't with their words.
 
     Args:
         sentence: any text, normalized to Unicode NFKC (full-width letters and digits become ASCII).
@@ -31,9 +33,10 @@ def tokenize(sentence: str, tokenizer: TokenizerName) -> list[str]:
         Error: the tokenizer is ``words`` and the script has no spaces.
     """
     text = unicodedata.normalize("NFKC", sentence).lower()
+    pattern = ASCII_WORD_PATTERN if text.isascii() else _build_word_pattern()
     if tokenizer == "japanese":
-        return [word for token in _load_japanese_tokenizer()(text) for word in WORD_PATTERN.findall(token)]
-    words = WORD_PATTERN.findall(text)
+        return [word for token in _load_japanese_tokenizer()(text) for word in pattern.findall(token)]
+    words = pattern.findall(text)
     if tokenizer == "characters":
         return [token for word in words for token in CHARACTER_PATTERN.findall(word)]
     if UNSPACED_PATTERN.search(text):
@@ -52,6 +55,16 @@ def detokenize(words: Iterable[str], tokenizer: TokenizerName) -> str:
     for word in words:
         text += " " * bool(text and LATIN_PATTERN.fullmatch(text[-1]) and LATIN_PATTERN.fullmatch(word[0])) + word
     return text
+
+
+@functools.cache
+def _build_word_pattern() -> re.Pattern[str]:
+    """Build the pattern of a word: letters and digits with combining marks, such as the vowels of Devanagari."""
+    marks = "".join(
+        chr(code) for code in range(0x300, 0x20000) if unicodedata.category(chr(code)) in ("Mn", "Mc")
+    )  # fmt: skip
+    letter = rf"[^\W_][{re.escape(marks)}]*"
+    return re.compile(rf"(?:{letter})+(?:['’-](?:{letter})+)*")
 
 
 @functools.cache

@@ -4,9 +4,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from fukami.classification.recipe import ClassificationRecipe
+from fukami.engine.recipe import MAX_INPUT_SIZE, check_range
 
 if TYPE_CHECKING:
     from fukami.image.transform import SquareTransform
+
+
+MIN_SIZE = 15  # pixels; below it, the third pooling has no output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,11 @@ class GoogLeNet(ClassificationRecipe):
     """Auxiliary classifiers: add the losses of two intermediate classifiers, with the weight 0.3 each."""
     kernel_size: Literal[3, 5] = 3
     """Kernel size of the largest convolutions: 5 in the paper, 3 in torchvision's weights."""
+
+    def __post_init__(self) -> None:
+        """Validate the fields."""
+        super().__post_init__()
+        check_range(self, MIN_SIZE, MAX_INPUT_SIZE, "size")
 
     def build_transform(self, labels: tuple[str, ...]) -> "SquareTransform":
         """Build the image preprocessing; values are in [-1, 1], as torchvision's weights expect."""

@@ -55,7 +55,8 @@ class ClassificationResults:
         """Add a batch: log-probabilities of the members ``(members, N, classes)`` and combined ``(N, classes)``."""
         confidence, predicted = scores.exp().max(1)
         self.predictions.append(predicted)
-        self.confusion_matrix += compute_confusion_matrix(predicted, targets, len(self.confusion_matrix))
+        cells = targets * len(self.confusion_matrix) + predicted
+        self.confusion_matrix.view(-1).index_add_(0, cells, torch.ones_like(cells))
         self.total_loss += F.nll_loss(scores, targets, reduction="sum")
         self.num_top5_correct += (scores.topk(min(5, scores.shape[1])).indices == targets.unsqueeze(1)).sum()
         member_predictions = member_scores.argmax(2)

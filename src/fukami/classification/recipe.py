@@ -36,6 +36,9 @@ TTA_AUGMENTATIONS = {
     "crop",
     "brightness",
     "contrast",
+    "saturation",
+    "hue",
+    "grayscale",
 }
 
 

@@ -191,7 +191,7 @@ class ClassificationTask(Task):
             first = self.compute_features(head, images[:1])
             is_last = torch.equal(module(first), self.model(self.normalize_images(images[:1])))
             num_views = config.num_views if loader.augmentation else 1
-            num_views = min(num_views, int(config.max_bytes // (len(loader.targets) * first.nbytes)))
+            num_views = int(min(num_views, config.max_bytes / (len(loader.targets) * first.nbytes)))
             if auxiliary or not is_last or targets.ndim > 1 or num_views == 0:
                 return
             features = first.new_zeros(num_views, len(loader.targets), *first.shape[1:])
@@ -242,7 +242,8 @@ class ClassificationTask(Task):
             torch._foreach_clamp_max_(self.latent_weights, 1.0)
         if self.ema_model is not self.model:
             torch._foreach_lerp_(list(self.ema_model.parameters()), list(self.model.parameters()), 1 - self.ema_decay)
-            torch._foreach_copy_(list(self.ema_model.buffers()), list(self.model.buffers()))
+            if buffers := list(self.model.buffers()):  # the function rejects an empty list
+                torch._foreach_copy_(list(self.ema_model.buffers()), buffers)
 
     def compute_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the cross entropy of images ``(N, C, H, W)`` in 0..255 and targets ``(N,)``.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from fukami.cli.arguments import run_cli
 from fukami.cli.inputs import format_json_line, split_runs_and_files
 from fukami.errors import Error, UsageError, build_unknown_error, find_name
+from fukami.progress import print_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -127,7 +128,7 @@ def explain_images(inputs: Sequence[str], out: Path | None, recipe: Path | None)
     predictions = task.predict(files)
     for prediction in predictions:
         if "error" in prediction:
-            print(f"fukami: {prediction['error']}", file=sys.stderr)
+            print_line(f"fukami: {prediction['error']}")
     valid_predictions = [prediction for prediction in predictions if "error" not in prediction]
     if valid_predictions:
         is_bundled = folder.parent == checkpoint.BUNDLED_WEIGHTS_DIR
@@ -462,7 +463,7 @@ def load_training_images(recipe: "Recipe", cost: int) -> "tuple[list[Tensor], st
         num_images = sum(map(len, batches))
         return batches, f"{num_images:,} of the {total:,} training images were searched, evenly spaced."
     except Error as error:
-        print(f"fukami: the page shows no training patches: {error}", file=sys.stderr)
+        print_line(f"fukami: the page shows no training patches: {error}")
         return [], ""
 
 

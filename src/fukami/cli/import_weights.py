@@ -40,7 +40,10 @@ def import_deep_convnet(file: Path, out: Path) -> None:
         raise Error(
             f"{file} contains {', '.join(sorted(params)) or 'nothing'}; expected W1..W8 and b1..b8 of a DeepConvNet"
         )
-    tensors = {name: torch.from_numpy(array).float() for name, array in params.items()}
+    try:
+        tensors = {name: torch.from_numpy(array).float() for name, array in params.items()}
+    except TypeError as error:  # a type that torch does not have, such as longdouble
+        raise Error(f"{file}: {error}; save the parameters as float32") from None
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if faults := find_faults(tensors):
         raise Error(f"{file}: {'; '.join(f'{name} {fault}' for name, fault in faults.items())}; use other parameters")
@@ -120,7 +123,7 @@ def import_segmenter(source: str, tensors: dict[str, torch.Tensor], out: Path) -
     """
     is_resnet101 = "backbone.layer3.22.conv1.weight" in tensors
     recipe_class = FCNResNet101 if is_resnet101 else FCNResNet50
-    classes = len(tensors["classifier.4.weight"])
+    classes = sum(tensors["classifier.4.weight"].shape[:1])
     labels = VOC_LABELS if classes == len(VOC_LABELS) else tuple(map(str, range(classes)))
     recipe = recipe_class(data="voc2012", min_size=520, init=source, aux_loss="aux_classifier.4.weight" in tensors)
     with use_meta_device():  # wrong shapes could need more memory than there is
@@ -148,7 +151,8 @@ def import_detector(source: str, out: Path) -> None:
         Error: the weights do not exist, or belong to another network.
     """
     tensors = pretrained.load_detector_weights(source)
-    classes = len(tensors.get("roi_heads.box_predictor.cls_score.bias", ())) - 1
+    bias = tensors.get("roi_heads.box_predictor.cls_score.bias", torch.zeros(0))
+    classes = sum(bias.shape[:1]) - 1
     if classes < 1:
         raise Error(f"{source} contains no detector; expected the state dict of torchvision's fasterrcnn_resnet50_fpn")
     categories = pretrained.get_coco_categories()

@@ -53,12 +53,16 @@ class OutputFolder:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.used_paths = {Path(file).resolve() for file in protected}
+        self.next_numbers: dict[tuple[str, str], int] = {}  # after the last one of a name, so that few are compared
 
     def reserve_path(self, file: str, suffix: str) -> Path:
         """Return a path for an output of the input ``file`` that no other file has."""
         stem = Path(file).stem
-        names = itertools.chain([f"{stem}.{suffix}"], (f"{stem}-{n}.{suffix}" for n in itertools.count(2)))
-        path = next(self.folder / name for name in names if (self.folder / name).resolve() not in self.used_paths)
+        for number in itertools.count(self.next_numbers.get((stem, suffix), 1)):
+            path = self.folder / (f"{stem}.{suffix}" if number == 1 else f"{stem}-{number}.{suffix}")
+            if path.resolve() not in self.used_paths:
+                break
+        self.next_numbers[stem, suffix] = number + 1
         self.used_paths.add(path.resolve())
         return path
 

@@ -1,6 +1,8 @@
 """The entry point of the command line; heavy modules are imported inside functions."""
 
+import errno
 import importlib
+import io
 import keyword
 import logging
 import os
@@ -34,6 +36,8 @@ COMMANDS = tuple(name for names in GROUPS.values() for name in names)
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit with a status: 0 success, 1 failure, 2 wrong usage, 130 interrupted, 143 terminated."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # on Windows a pipe has another encoding
     previous_handler = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         status = run_command(list(sys.argv[1:] if arguments is None else arguments) or ["--help"])
@@ -103,6 +107,8 @@ def _describe_environment_error(error: Exception) -> str:
         )
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):  # of write()
+        return f"the output cannot be written: {error.strerror}"
     return ""
 
 

@@ -38,6 +38,7 @@ class GenerationOptions:
 
 
 NO_GENERATION = GenerationOptions()
+MIN_FPS, MAX_FPS = 0.001, 1000.0
 FRAME_BATCH_SIZE = 8  # frames of a video that are in memory at a time
 
 
@@ -94,6 +95,10 @@ def command(arguments: list[str]) -> None:
         if generation.num_samples:
             if format != "auto":
                 raise UsageError(f"--format {format} is for predictions, and --num-samples generates images; omit it")
+            options = {"--frame-interval": frame_interval != 1, "--fps": fps, "--vote": vote, "--views": views != 1,
+                       "--confidence": confidence is not None, "--tiles": tiles, "--set": set}  # fmt: skip
+            if unused := [name for name, is_specified in options.items() if is_specified]:
+                raise UsageError(f"{unused[0]} is for predictions, and --num-samples generates images; omit it")
             _generate_images(inputs, generation, out, device, precision, recipe)
             return
         if generation.interpolation_steps or generation.arithmetic or generation.nearest:
@@ -102,8 +107,8 @@ def command(arguments: list[str]) -> None:
             )
         if frame_interval < 1:
             raise UsageError(f"--frame-interval should be a whole number of at least 1, not {frame_interval}")
-        if not 0 <= fps <= 1000:
-            raise UsageError(f"--fps should be frames per second, from 0 to 1000, not {fps:g}")
+        if fps != 0 and not MIN_FPS <= fps <= MAX_FPS:
+            raise UsageError(f"--fps should be frames per second, 0 or from {MIN_FPS:g} to {MAX_FPS:g}, not {fps:g}")
         runs, files = split_runs_and_files(inputs)
         overrides = checkpoint.parse_run_overrides(runs, set, recipe)
         task = checkpoint.load_task(
@@ -127,7 +132,7 @@ def command(arguments: list[str]) -> None:
                     failed += _predict_video(task, name, frames, page, writer)
                     failed += len(errors)
                     for error in errors:
-                        print(f"fukami: {error}", file=sys.stderr)
+                        print_line(f"fukami: {error}")
                 else:
                     failed += _predict_images(task, list(group), page, writer)
         if failed:
@@ -245,5 +250,5 @@ def _predict_video(
     if count:
         total_seconds = time.perf_counter() - start
         rates = f"{count / predict_seconds:.1f} frames per second, {count / total_seconds:.1f} with reading and drawing"
-        print(f"{file}: {count} frames at {rates}", file=sys.stderr)
+        print_line(f"{file}: {count} frames at {rates}")
     return failed

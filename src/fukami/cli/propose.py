@@ -9,6 +9,8 @@ from fukami.errors import Error, UsageError, convert_memory_errors
 from fukami.image import io as image_io
 from fukami.progress import print_line, track
 
+MAX_PIXELS = 16_000_000  # the segmentation and the grouping need 200 bytes per pixel
+
 
 def command(arguments: list[str]) -> None:
     """Compute region proposals by Selective Search."""
@@ -53,7 +55,7 @@ def command(arguments: list[str]) -> None:
         for file in track(files, "propose", unit="images"):
             try:
                 with convert_memory_errors(file):
-                    image = image_io.read_image(file).convert("RGB")
+                    image = image_io.read_image(file, max_pixels=MAX_PIXELS).convert("RGB")
                     boxes = search.propose_regions(np.asarray(image), mode)
             except Error as error:
                 failed += 1

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import os
+import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ from fukami.errors import UsageError, suggest_memory_fixes
 
 if TYPE_CHECKING:
     from fukami.engine.recipe import Recipe
+    from fukami.engine.task import Metrics
 
 # Fields that the memory of a training grows with.
 MEMORY_FLAGS = {
@@ -83,7 +86,7 @@ def command(arguments: list[str]) -> None:
     if options.resume and "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun repeats the command after a failure
         _check_resumable(list(recipes), folder)
     if options.processes == 1:
-        train_recipes(recipes, options)
+        train_recipes(recipes, options, arguments[0])
         return
     from fukami.engine.launch import launch_processes
 
@@ -91,15 +94,18 @@ def command(arguments: list[str]) -> None:
     launch_processes(["train", name, *flags], options.processes, options.device, list(recipes))
 
 
-def train_recipes(recipes: "dict[Path, Recipe]", options: TrainOptions) -> None:
-    """Train recipes one after the other, each into its folder, and print the results; evaluate several together."""
+def train_recipes(recipes: "dict[Path, Recipe]", options: TrainOptions, name: str) -> None:
+    """Train recipes one after the other, each into its folder, and print the results; evaluate several together.
+
+    ``name`` is that of the recipe on the command line, which may be a file.
+    """
     import torch
 
-    from fukami.cli import eval as cli_eval
     from fukami.engine.train import RunOptions, run_training
 
     is_main = int(os.environ.get("RANK", 0)) == 0
     is_restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # torchrun --max-restarts
+    results = []
     for folder, recipe in recipes.items():
         resume = (options.resume or is_restarted) and (folder / "recipe.json").is_file()
         run_options = RunOptions(
@@ -107,6 +113,7 @@ def train_recipes(recipes: "dict[Path, Recipe]", options: TrainOptions) -> None:
         )
         with suggest_memory_fixes(*list_memory_fixes(recipe)):
             result = run_training(recipe, folder, run_options)
+        results.append(result)
         if is_main:
             report = folder / "report.html"
             if "errors" in result:
@@ -118,9 +125,35 @@ def train_recipes(recipes: "dict[Path, Recipe]", options: TrainOptions) -> None:
     if os.environ.get("WORLD_SIZE", "1") != "1":
         torch.distributed.destroy_process_group()
         os.environ["WORLD_SIZE"] = "1"
-    if is_main and len(recipes) > 1:  # as an ensemble
-        folders = list(map(str, recipes))
-        cli_eval.command([*folders, "--device", options.device, "--out", str(Path(folders[0]).parent)])
+    if is_main and len(recipes) > 1:
+        evaluate_seeds(recipes, options, name, results)
+
+
+def evaluate_seeds(
+    recipes: "dict[Path, Recipe]", options: TrainOptions, name: str, results: "Sequence[Metrics]"
+) -> None:
+    """Evaluate the runs of several seeds as an ensemble, or print the means of their metrics without one."""
+    from fukami.cli import eval as cli_eval
+    from fukami.engine import checkpoint
+
+    folders = list(map(str, recipes))
+    recipe_file = name if name.endswith(".py") else None
+    task = checkpoint.load_task(folders[0], device="cpu", recipe=recipe_file and Path(recipe_file))
+    if not task.ensemble_methods:
+        numbers = {
+            key: [result[key] for result in results]
+            for key, value in results[0].items()
+            if isinstance(value, int | float) and key in set.intersection(*map(set, results))
+        }
+        means = {key: statistics.fmean(values) for key, values in numbers.items()}
+        deviations = {key: statistics.stdev(values) for key, values in numbers.items()}
+        print(json.dumps({"runs": folders, "mean": means, "standard_deviation": deviations}), flush=True)
+        return
+    data = str(vars(recipes[Path(folders[0])]).get("data", ""))
+    arguments = [*folders, "--device", options.device, "--out", str(Path(folders[0]).parent)]
+    arguments += ["--recipe", recipe_file] if recipe_file else []
+    arguments += ["--data", data] if "://" in data else []  # the user has named it for the training
+    cli_eval.command(arguments)
 
 
 def list_memory_fixes(recipe: "Recipe") -> list[str]:

@@ -4,6 +4,7 @@ import itertools
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 from fukami.data.annotations import parse_split
@@ -50,21 +51,41 @@ def find_files_of_images(roots: Iterable[Path], suffix: str, images: Path | None
 def pair_with_images(files: Sequence[Path], images: Sequence[Path]) -> dict[Path, Path]:
     """Pair each annotation file with the image of the same stem, if there is one.
 
-    Of several such images, it is the one whose path shares most folder names: ``boxes/train/1.xml`` belongs to
-    ``photos/train/1.jpg``, not to ``photos/test/1.jpg``.
+    Of several such images, it is the one in the same folder, or else the one whose path shares most folder names in the
+    same order: ``boxes/train/1.xml`` belongs to ``photos/train/1.jpg``, not to ``photos/test/1.jpg``.
     """
-    candidates = defaultdict(list)
+    by_stem = defaultdict(list)
+    by_folder: dict[Path, dict[str, Path]] = defaultdict(dict)
     for image in images:
-        candidates[image.stem].append(image)
+        by_stem[image.stem].append(image)
+        by_folder[image.parent].setdefault(image.stem, image)
 
-    def count_common_folders(file: Path, image: Path) -> int:
-        return len({*file.parent.parts} & {*image.parent.parts})
+    @cache
+    def rank_folders(folder: Path) -> list[Path]:
+        return sorted(by_folder, key=lambda other: (other != folder, -count_common_parts(folder.parts, other.parts)))
 
-    return {
-        file: max(candidates[file.stem], key=lambda image: count_common_folders(file, image))
-        for file in files
-        if file.stem in candidates
-    }
+    pairs: dict[Path, Path] = {}
+    for file in files:
+        candidates = by_stem.get(file.stem, [])
+        if len(candidates) == 1:
+            pairs[file] = candidates[0]
+        elif candidates:
+            pairs[file] = next(
+                by_folder[folder][file.stem] for folder in rank_folders(file.parent) if file.stem in by_folder[folder]
+            )
+    return pairs
+
+
+def count_common_parts(one: Sequence[str], other: Sequence[str]) -> int:
+    """Count the names of the longest common subsequence of two paths."""
+    counts = [0] * (len(other) + 1)
+    for name in one:
+        diagonal = 0
+        for index, other_name in enumerate(other, 1):
+            above = counts[index]
+            counts[index] = diagonal + 1 if name == other_name else max(above, counts[index - 1])
+            diagonal = above
+    return counts[-1]
 
 
 def find_split(path: Path, root: Path) -> str:

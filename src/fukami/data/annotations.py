@@ -229,12 +229,15 @@ def merge_annotations(annotations: Sequence[ImageAnnotation]) -> list[ImageAnnot
 
     Otherwise, each entry of an image would use the boxes of the other as background.
     """
-    merged: dict[Path, ImageAnnotation] = {}
+    groups: dict[Path, list[ImageAnnotation]] = {}
     for annotation in annotations:
-        first = merged.setdefault(annotation.image_path, annotation)
-        if first != annotation:
-            merged[annotation.image_path] = replace(first, boxes=(*first.boxes, *annotation.boxes))
-    return list(merged.values())
+        group = groups.setdefault(annotation.image_path, [])
+        if annotation not in group[:1]:
+            group.append(annotation)
+    return [
+        group[0] if len(group) == 1 else replace(group[0], boxes=tuple(box for item in group for box in item.boxes))
+        for group in groups.values()
+    ]
 
 
 def _build_sample(image: Path, size: tuple[int, int], boxes: Sequence[tuple[Corners, int, int]]) -> Sample:
@@ -276,14 +279,26 @@ def load_splits(
     for name in sorted(names & has_split.keys()):
         if not has_split[name]:
             logger.warning(f"the {name} split has no box and is not used for evaluation; annotate its images")
-    val, test = (load((name,)) if has_split[name] else () for name in ("val", "test"))
+    val, test = (keep_if_counted(load((name,)), name) if has_split[name] else () for name in ("val", "test"))
     train_names = tuple(sorted(names & ({"", "trainval"} if "trainval" in names and not val else {"", "train"})))
     if not include_train and (val or test):
         return Splits((), val, test, dataset.labels)
     train = load(train_names)
     if not val:
-        train, val = split_off_validation(train, val_fraction)
+        kept, val = split_off_validation(train, val_fraction)
+        val = keep_if_counted(val, "val")
+        train = kept if val else train
     return Splits(train, val, test, dataset.labels)
+
+
+def keep_if_counted(samples: Samples, split: str) -> Samples:
+    """Return the samples of a split, none if they have no object that an evaluation counts."""
+    if not samples or any((sample.kinds == REGULAR).any() for sample in samples):
+        return samples
+    logger.warning(
+        f"the {split} split has no object that is counted and is not used for evaluation; annotate its images"
+    )
+    return ()
 
 
 def split_off_validation(samples: Samples, val_fraction: float | None) -> tuple[Samples, Samples]:
@@ -324,15 +339,6 @@ def list_images(folder: Path, *, recursive: bool = False) -> list[Path]:
     return sorted(path for path in paths if path.suffix.lower() in suffixes and not path.name.startswith("."))
 
 
-def is_outside_archive(image: Path, source: Path) -> bool:
-    """Return whether annotations in an archive refer to an image outside it.
-
-    Annotations outside archives may refer to images anywhere.
-    """
-    root = archives.find_archive_root(source)
-    return root is not None and not archives.is_inside(image, root)
-
-
 def keep_existing_images(
     annotations: Iterable[ImageAnnotation], dataset: DatasetAnnotations, split: str, source: Path
 ) -> list[ImageAnnotation]:
@@ -343,7 +349,7 @@ def keep_existing_images(
     existing = []
     for annotation in annotations:
         path = annotation.image_path
-        if is_outside_archive(path, source):
+        if archives.is_outside(path, source):
             detail = f"the image {path} lies outside the archive; put it there, or remove its annotation"
         elif is_file(path):
             existing.append(annotation)

@@ -100,6 +100,12 @@ def is_inside(path: Path, root: Path) -> bool:
     return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root))  # noqa: PTH100
 
 
+def is_outside(path: Path, source: Path) -> bool:
+    """Return whether a file in an archive refers to a path outside it; other files may refer to any path."""
+    root = find_archive_root(source)
+    return root is not None and not is_inside(path, root)
+
+
 def _get_unpack_folder() -> Path:
     return get_cache_folder() / "unpacked"
 

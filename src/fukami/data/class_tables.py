@@ -46,10 +46,14 @@ class ClassTable:
         ).digest()
 
     def with_ignore_index(self, value: int) -> "ClassTable":
-        """Return a copy that maps a value to unlabeled, unless the value has a class."""
-        return ClassTable(
-            self.labels, {value: -1, **self.value_to_class} if self.value_to_class else {}, self.color_to_class
-        )
+        """Return a copy that maps a value to unlabeled; the default, 255, only if it has no class (binary masks)."""
+        if not self.value_to_class:
+            return self
+        values = {value: -1, **self.value_to_class} if value == IGNORE_INDEX else {**self.value_to_class, value: -1}
+        kept = sorted({*values.values()} - {-1})
+        indices = {old: new for new, old in enumerate(kept)} | {-1: -1}
+        labels = tuple(self.labels[index] for index in kept)
+        return ClassTable(labels, {key: indices[index] for key, index in values.items()}, self.color_to_class)
 
 
 def build_class_table(labels: Sequence[str], ignored_values: Iterable[int] = ()) -> ClassTable:

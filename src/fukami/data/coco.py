@@ -198,11 +198,19 @@ def _parse_annotations(
         kind = CROWD if fields.get("iscrowd") in (1, "1") else REGULAR
         box = Box(labels.get(category, ""), _parse_corners(fields), kind, line, identifier)
         boxes.setdefault(image, []).append(box)
+    tuples = {key: tuple(values) for key, values in boxes.items()}
+    seen_ids: set[Hashable] = set()
     for line, fields in records["images"]:
+        image_id = to_key(fields.get("id"))
+        if image_id in seen_ids:
+            detail = f"image id {image_id} occurs twice; remove one of the images, or change its id"
+            dataset.orphan_annotations.append(AnnotationProblem("duplicate", path, line, detail))
+            continue
+        seen_ids.add(image_id)
         width, height = to_number(fields.get("width")), to_number(fields.get("height"))
         size = (int(width), int(height)) if math.isfinite(width) and math.isfinite(height) else None
-        image_boxes = tuple(boxes.get(to_key(fields.get("id")), ()))
-        yield ImageAnnotation(locate(to_text(fields.get("file_name"))), path, image_boxes, size, line)
+        image_path = locate(to_text(fields.get("file_name")))
+        yield ImageAnnotation(image_path, path, tuples.get(image_id, ()), size, line)
 
 
 def list_used_categories(records: Records) -> list[Record]:

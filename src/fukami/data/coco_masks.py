@@ -63,7 +63,7 @@ class COCOMask:
                 f"{self.file} has {len(self.objects):,} objects in an image of {width}×{height} pixels, more than can "
                 "be rasterized in a minute; cut the image into tiles"
             )
-        pixels = np.ones((height, width), np.uint8)
+        pixels = np.ones((height, width), np.uint8)  # background
         for shape in sorted(self.objects, key=lambda shape: -shape.area):
             try:
                 pixels[_decode_outline(shape.outline, width, height)] = shape.mask_value
@@ -116,7 +116,7 @@ def _decode_outline(outline: Any, width: int, height: int) -> npt.NDArray[np.boo
 
 def build_coco_class_table(annotations: DatasetAnnotations) -> ClassTable:
     """Build the class table: background, then the classes; it maps no values, since no mask file is read."""
-    return ClassTable((BACKGROUND, *annotations.labels))
+    return ClassTable((BACKGROUND, *(label for label in annotations.labels if label != BACKGROUND)))
 
 
 def read_coco_masks(root: Path, images: Path | None = None) -> tuple[DatasetAnnotations, dict[Path, COCOMask]]:
@@ -144,7 +144,8 @@ def _build_masks(
         to_key(category.fields.get("id")): to_text(category.fields.get("name"))
         for category in coco.list_used_categories(records)
     }
-    name_to_value = {name: value for value, name in enumerate(labels, 2)}  # after the background, which is 1
+    classes = [label for label in labels if label != BACKGROUND]
+    name_to_value = {BACKGROUND: 1, **{name: value for value, name in enumerate(classes, 2)}}
     category_to_value = {key: name_to_value[name] for key, name in used.items()}
     shapes: dict[Hashable, list[ObjectOutline]] = {}
     for _, fields in records["annotations"]:
@@ -155,13 +156,14 @@ def _build_masks(
             area = 0.0 if math.isnan(area) else area  # the objects are sorted by area
             shape = ObjectOutline(value, _compact_outline(outline), area, f"annotation {to_text(fields.get('id'))}")
             shapes.setdefault(to_key(fields.get("image_id")), []).append(shape)
+    outlines = {key: tuple(values) for key, values in shapes.items()}
     for _, fields in records["images"]:
         image_path = locate(to_text(fields.get("file_name")))
         width, height = fields.get("width"), fields.get("height")
         if not (type(width) is int and type(height) is int):
             header = read_header(image_path)
             width, height = (0, 0) if isinstance(header, Error) else header.upright_size
-        yield image_path, COCOMask((width, height), tuple(shapes.get(to_key(fields.get("id")), ())), path)
+        yield image_path, COCOMask((width, height), outlines.get(to_key(fields.get("id")), ()), path)
 
 
 def has_outlines(path: Path) -> bool:

@@ -91,7 +91,13 @@ def read_csv(path: Path, images: Path | None = None) -> dict[Split, FolderSplit]
                     f"{path}, line {reader.line_num}: expected a path, a label and train, val or test; got "
                     f"{str(row)[:200]}"
                 )
-            splits[SPLIT_NAMES.get(split.lower(), "train")].append(((images or path.parent) / name, label))
+            file = (images or path.parent) / name
+            if archives.is_outside(file, path):
+                raise Error(
+                    f"{path}, line {reader.line_num}: {name[:200]} lies outside the archive; put the image there, or "
+                    "unpack a trusted archive yourself"
+                )
+            splits[SPLIT_NAMES.get(split.lower(), "train")].append((file, label))
     except csv.Error as error:
         raise Error(f"{path}, line {reader.line_num}: is not valid CSV ({error}); fix it") from None
     if not any(splits.values()):

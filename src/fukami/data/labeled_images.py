@@ -79,10 +79,11 @@ class LabeledImages:
         if isinstance(self.items, np.ndarray):
             return DecodedImages(_resize(self.items, transform), torch.from_numpy(self.targets))
         if isinstance(self.items, shards.ShardSamples):
-            results = webdataset.decode_shards(self.items, transform)
-            max_unreadable -= len(self.items.problems)  # already reported
+            results, problems = webdataset.decode_shards(self.items, transform), self.items.problems
         else:
-            results = streaming.decode_files(self.items, transform)
+            results, problems = streaming.decode_files(self.items, transform), ()
+        image_folder.check_unreadable(problems, max_unreadable)
+        max_unreadable -= len(problems)
         indices, images = image_folder.stack_images(results, len(self.items), transform, max_unreadable)
         is_readable = np.zeros(len(self.items), bool)
         is_readable[indices] = True

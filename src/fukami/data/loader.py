@@ -86,8 +86,13 @@ class Loader:
         return {"position": self.position, "start_states": self.start_states}
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Restore the position; the next epoch skips the batches before it."""
-        self.num_skip, self.start_states = state["position"], state["start_states"]
+        """Restore the position; the next epoch skips the batches before it.
+
+        Raises:
+            ValueError: the position is invalid.
+        """
+        _check_positions(state, "position")
+        self.num_skip, self.start_states = min(state["position"], len(self)), state["start_states"]
 
     def iterate_items(self) -> Iterator[ManifestItem] | None:
         """Iterate over all items in order, for a run's manifest; None if they cannot be listed."""
@@ -108,6 +113,17 @@ class Loader:
     def describe_batch(self, step: int) -> str:
         """Describe the batch of training step ``step`` (from 0) for messages."""
         return f"batch {step % len(self) + 1}"
+
+
+def _check_positions(state: StateDict, *names: str) -> None:
+    """Check that numbers of a state are valid positions.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for name in names:
+        if type(state[name]) is not int or not 0 <= state[name] < 1 << 62:
+            raise ValueError(f"the {name} of the data is {state[name]!r:.100}")
 
 
 class BatchLoader(Loader, Generic[BatchT]):
@@ -209,9 +225,7 @@ class BatchLoader(Loader, Generic[BatchT]):
         Raises:
             ValueError: a value is not a valid epoch or position.
         """
-        for name in ("epoch", "position"):
-            if type(state[name]) is not int or not 0 <= state[name] < 1 << 62:
-                raise ValueError(f"the {name} of the data is {state[name]!r:.100}")
+        _check_positions(state, "epoch", "position")
         self.epoch, self.position = state["epoch"], min(state["position"], len(self))  # the dataset may have shrunk
 
     def iterate_items(self) -> Iterator[ManifestItem]:

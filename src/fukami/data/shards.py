@@ -297,7 +297,7 @@ def expand_pattern(pattern: str) -> list[str]:
     """Expand a pattern to all names: ``{000..012}`` counts, ``{a,b}`` lists.
 
     Raises:
-        UsageError: the pattern matches more than a million names.
+        UsageError: the pattern matches no name, or more than a million.
     """
     names, remainder = [""], pattern
     while match := BRACES.search(remainder):
@@ -307,6 +307,8 @@ def expand_pattern(pattern: str) -> list[str]:
             count = int(last) + 1 - int(first)
         else:
             count = listed.count(",") + 1
+        if count < 1:
+            raise UsageError(f"{pattern[:200]} matches no shard; write the smaller number of a range first")
         if count * len(names) > MAX_SHARDS:
             raise UsageError(f"{pattern[:200]} matches more than {MAX_SHARDS:,} shards; use a shorter range")
         words = [f"{number:0{len(first)}}" for number in numbers] if listed is None else listed.split(",")

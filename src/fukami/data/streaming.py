@@ -109,7 +109,14 @@ def decode_files(files: Sequence[Path], transform: SquareTransform) -> Iterator[
     """Decode each file in order, ``(H, W, C)`` in 0..255, or yield its error; worker processes decode many files."""
     decoder = ImageDecoder(files, transform)
     workers = count_workers() if len(files) >= MIN_PARALLEL_FILES else 0
-    for batch in DataLoader(decoder, batch_sampler=_plan_requests(len(files)), num_workers=workers, collate_fn=list):
+    reader = DataLoader(
+        decoder,
+        batch_sampler=_plan_requests(len(files)),
+        num_workers=workers,
+        collate_fn=list,
+        generator=torch.Generator(),  # seeding the workers must not advance the run's generator
+    )
+    for batch in reader:
         yield from batch
 
 

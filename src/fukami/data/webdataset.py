@@ -305,5 +305,12 @@ def decode_shards(samples: ShardSamples, transform: SquareTransform) -> Iterator
     indices = torch.arange(len(samples))
     workers = count_workers() if len(samples) >= MIN_PARALLEL_FILES else 0
     requests = read_requests(samples, [indices.numpy()], split_into_batches(indices, SEQUENTIAL_BATCH_SIZE), 0)
-    for batch in DataLoader(ShardDecoder((), transform), batch_sampler=requests, num_workers=workers, collate_fn=list):
+    reader = DataLoader(
+        ShardDecoder((), transform),
+        batch_sampler=requests,
+        num_workers=workers,
+        collate_fn=list,
+        generator=torch.Generator(),  # seeding the workers must not advance the run's generator
+    )
+    for batch in reader:
         yield from batch

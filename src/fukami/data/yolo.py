@@ -18,7 +18,6 @@ from fukami.data.annotations import (
     Box,
     DatasetAnnotations,
     ImageAnnotation,
-    is_outside_archive,
     keep_existing_images,
     list_images,
     parse_split,
@@ -97,7 +96,7 @@ def read_yolo(path: Path, images: Path | None = None) -> DatasetAnnotations:
     for split, image_paths in split_images.items():
         entries = [
             ImageAnnotation(image, path)
-            if is_outside_archive(image, path)
+            if archives.is_outside(image, path)
             else _read_annotation(image, image_to_file.get(image), class_names, dataset)
             for image in image_paths
         ]

@@ -17,6 +17,7 @@ from fukami.engine.prediction import Prediction
 from fukami.engine.task import Metrics, ModelSignature, Task, TrainingOptions, match_labels
 from fukami.errors import Error
 from fukami.image import io as image_io
+from fukami.image.channels import build_preview, read_channels
 from fukami.image.transform import ResizeTransform, get_normalization
 from fukami.layers.activation_checkpointing import enable_activation_checkpointing
 from fukami.layers.detection_types import Detections, GroundTruth, SampledBoxes
@@ -245,7 +246,7 @@ class DetectionTask(Task):
         if self.runtime.is_main:
             samples = getattr(batches, "samples", ())
             yield from detection_plots.plot_evaluation(
-                results, lambda image_index: image_io.read_image(samples[image_index].source)
+                results, lambda image_index: build_preview(read_channels(samples[image_index].source, 3))
             )
 
 

@@ -13,6 +13,7 @@ from fukami.layers.detection_types import Detections
 EDGE_MARGIN = 4.0  # pixels; a box this close to an edge between two tiles is cut by it
 MIN_COVERED = 0.5  # fraction of a cut box inside another box, above which it is discarded
 NMS_IOU = 0.5  # IoU threshold of the non-maximum suppression, per class
+CHUNK_SIZE = 1000  # cut boxes that are compared with the others at the same time
 OVERLAP_FRACTION = 0.25  # overlap of two tiles, as a fraction of their side
 
 
@@ -52,8 +53,10 @@ def detect_in_tiles(
 def merge_detections(detections: Detections, is_cut: Tensor) -> Detections:
     """Merge the detections of all tiles; ``is_cut`` ``(n,)`` marks the boxes that an edge cuts."""
     boxes, classes, scores = detections
-    covered = compute_intersection(boxes, boxes[~is_cut]) / compute_area(boxes).clamp(min=1e-6).unsqueeze(1)
-    is_part = is_cut & ((covered > MIN_COVERED) & (classes.unsqueeze(1) == classes[~is_cut])).any(1)
+    is_part = torch.zeros(len(boxes), dtype=torch.bool)
+    for rows in torch.split(is_cut.nonzero().flatten(), CHUNK_SIZE):
+        covered = compute_intersection(boxes[rows], boxes[~is_cut]) / compute_area(boxes[rows]).clamp(min=1e-6)[:, None]
+        is_part[rows] = ((covered > MIN_COVERED) & (classes[rows].unsqueeze(1) == classes[~is_cut])).any(1)
     kept = (~is_part).nonzero().flatten()
     kept = kept[apply_nms(boxes[kept], scores[kept], classes[kept], NMS_IOU)]
     return Detections(boxes[kept], classes[kept], scores[kept])

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from fukami.data.loader import StateDict
@@ -46,8 +47,12 @@ class BestWeights:
             self.unsaved = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
 
     def load(self, folder: Path) -> None:
-        """Load the best weights, which the run's folder contains, into the networks."""
-        checkpoint.load_weights(self.task.get_modules(), folder)
+        """Load the best weights, which the run's folder contains, into the networks, which stay on their device."""
+        modules, tensors = self.task.get_modules(), checkpoint.read_weights(folder)
+        checkpoint.check_tensors(modules, tensors, checkpoint.locate_weights(folder))
+        with torch.no_grad():
+            for name, target in checkpoint.collect_tensors(modules).items():
+                target.copy_(tensors[name])
         self.task.last_evaluation = None
 
     def state_dict(self) -> StateDict:
@@ -55,7 +60,13 @@ class BestWeights:
         return {"step": self.step, "metrics": self.metrics, "num_worse": self.num_worse}
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Restore the state of a checkpoint."""
+        """Restore the state of a checkpoint.
+
+        Raises:
+            ValueError: the metrics are invalid.
+        """
+        if int(state["step"]) and not isinstance(next(iter(state["metrics"].values()), None), int | float):
+            raise ValueError("the metrics of the best evaluation are invalid")
         self.step, self.metrics, self.num_worse = int(state["step"]), dict(state["metrics"]), int(state["num_worse"])
 
     def _compute_score(self, metrics: Metrics) -> float:

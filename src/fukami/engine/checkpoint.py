@@ -35,6 +35,7 @@ from fukami.engine.checkpoint_file import decode_checkpoint, encode_checkpoint, 
 from fukami.engine.ensemble import build_ensemble
 from fukami.engine.locking import lock_folder
 from fukami.engine.recipe import (
+    MAX_RECIPE_BYTES,
     Recipe,
     build_recipe,
     check_data,
@@ -72,9 +73,9 @@ CHECKPOINT_FIELDS = {
     "threads": (int,),
     "manifest": (str, NONE_TYPE),
 }  # types of the metadata of a checkpoint
-MAX_RECIPE_BYTES = 64 << 20  # bytes of a recipe.json; one with a thousand classes has 30 kB
 RecipeSource = str | os.PathLike[str] | type[Recipe]  # the file of a custom recipe, or its class
 
+MAX_LABEL_LENGTH = 1000  # characters of the name of a class
 logger = logging.getLogger(__name__)
 
 
@@ -286,6 +287,8 @@ def _read_record(folder: Path) -> RunRecord:
     are_strings = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
     if not (isinstance(name, str) and isinstance(fields, dict) and are_strings):
         raise Error(f"{path} is corrupted: 'recipe' should be a string, 'fields' an object, 'labels' a list of strings")
+    if any(len(label) > MAX_LABEL_LENGTH for label in labels):
+        raise Error(f"{path} has a class name of more than {MAX_LABEL_LENGTH:,} characters; the run cannot be used")
     return record
 
 
@@ -650,7 +653,12 @@ def write_recipe(folder: Path, recipe: Recipe, labels: tuple[str, ...], extra: M
         "versions": get_versions(),
         **extra,
     }
-    write_file(folder / "recipe.json", (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+    try:
+        content = (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError as error:
+        text = str(error.object)[max(error.start - 40, 0) : error.end + 40]
+        raise Error(f"a path or the name of a class is not valid UTF-8: {text!a}; rename it") from None
+    write_file(folder / "recipe.json", content)
 
 
 def record_value(folder: Path, name: str, value: object) -> None:

@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fukami.data.locations import list_data_folders
+from fukami.data.parsing import read_bytes
+from fukami.engine.recipe import MAX_RECIPE_BYTES
 from fukami.engine.tensor_files import explain_load_error, find_faults, find_mismatch, load_weights_file
 from fukami.errors import Error, format_names
 from fukami.layers.frozen_batch_norm import EPSILON
@@ -398,10 +400,11 @@ def load_detector_weights(init: str) -> dict[str, Tensor]:
     )
     if "rpn.head.conv.weight" in tensors:
         for key in [key for key in tensors if key.endswith("running_var")]:
-            weight = key.replace("running_var", "weight")
-            tensors[weight] = (
-                tensors[weight] * ((tensors[key] + EPSILON) / tensors[key]).nan_to_num(1.0, posinf=1.0).sqrt()
-            )
+            weight, variance = key.replace("running_var", "weight"), tensors[key]
+            if (
+                weight in tensors and tensors[weight].shape == variance.shape
+            ):  # else they do not match, which is reported
+                tensors[weight] = tensors[weight] * ((variance + EPSILON) / variance).nan_to_num(1.0, posinf=1.0).sqrt()
     return rename_detector_weights(tensors)
 
 
@@ -489,8 +492,8 @@ def _read_export_precision(folder: Path) -> str | None:
 def _read_run_record(folder: Path) -> dict[str, object]:
     """Read the ``recipe.json`` of a run's folder; return an empty dict if it is not one."""
     try:
-        record = json.loads((folder / "recipe.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
+        record = json.loads(read_bytes(folder / "recipe.json", max_bytes=MAX_RECIPE_BYTES))
+    except (Error, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, cast
 
 from fukami.catalogue import RECIPES
+from fukami.data.parsing import exists
 from fukami.errors import Error, UsageError, build_unknown_error, find_name
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ FIELD_PARSERS: dict[type, Callable[[str], object]] = {
 
 Base = TypeVar("Base")
 
-DATA_FIELDS = ("data", "images", "annotations")  # fields that name a dataset
+MAX_RECIPE_BYTES = 64 << 20  # bytes of a recipe.json; one with a thousand classes has 30 kB
+DATA_FIELDS = ("data", "images", "annotations", "content", "style")  # fields that name a dataset or images
 MAX_INPUT_SIZE = 2048  # pixels, side of a square input
 MAX_IMAGE_SIDE = 4096  # pixels, longer side of an input that is resized and not cropped
 
@@ -100,8 +102,9 @@ class Recipe(FieldGroup):
         return recipe
 
     def __post_init__(self) -> None:
-        """Set the defaults that depend on other fields."""
+        """Check the seed, and set the defaults that depend on other fields."""
         super().__post_init__()
+        check_range(self, 0, math.inf, "seed")
         specified = vars(self).pop("_specified_names")
         for name, value in self.get_conditional_defaults().items():
             if name not in specified:
@@ -211,7 +214,8 @@ def check_data(recipe: Recipe) -> None:
     """
     from fukami.data import sources
 
-    specs = [str(getattr(recipe, name, "")) for name in DATA_FIELDS]
+    values = [getattr(recipe, name, "") for name in DATA_FIELDS]
+    specs = [str(spec) for value in values for spec in (value if isinstance(value, tuple) else (value,))]
     for spec in specs:
         if "://" in spec:
             raise UsageError(
@@ -274,7 +278,7 @@ def parse_overrides(recipe: type[Recipe], overrides: Iterable[str]) -> dict[str,
 
 def is_same_dataset(one: str, other: str) -> bool:
     """Return whether two dataset names are equal or refer to the same file or folder."""
-    return one == other or Path(one).resolve() == Path(other).resolve()
+    return one == other or (exists(Path(one)) and exists(Path(other)) and Path(one).resolve() == Path(other).resolve())
 
 
 def list_recipes() -> list[str]:

@@ -76,7 +76,9 @@ def write_report(folder: Path, figures: "Sequence[tuple[str, FigureContent]]", r
     device = (
         f"{record['device']}, {record['precision']}, {record['threads']} threads, {record['processes']} process(es)"
     )
-    last_line = {name: value for name, value in train_lines[-1].items() if name not in ("step", "phase")}
+    last_line = {
+        name: value for line in train_lines[-1:] for name, value in line.items() if name not in ("step", "phase")
+    }
     seconds_by_phase = record["time"]["seconds"]
     total = sum(seconds_by_phase.values())
     rate = record["time"]["multiply_adds_per_second"]
@@ -118,6 +120,11 @@ def _read_log(path: Path) -> list[Metrics]:
                 raise ValueError("a line has no valid phase or step")
             if not all(isinstance(value, kinds) for name, value in line.items() if name not in ("phase", "split")):
                 raise ValueError("a line has a value that is not a number")
+        kinds_by_name: dict[str, bool] = {}
+        for line in lines:
+            for name, value in line.items():
+                if kinds_by_name.setdefault(name, isinstance(value, dict)) != isinstance(value, dict):
+                    raise ValueError(f"{name} is a number in one line and an object in another")
         if not lines:
             raise ValueError("it is empty")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -189,7 +189,13 @@ class Task:
         clock = self.runtime.clock
         self.optimizer.zero_grad()
         totals: dict[str, Tensor] = {}
-        for fraction, micro_batch, is_last in split_batch(batch, self.accumulate):
+        parts = list(split_batch(batch, self.accumulate))
+        counts = [self.count_targets(part) for _, part, _ in parts] if len(parts) > 1 else []
+        if targets := [count for count in counts if count is not None]:
+            values = self.runtime.all_reduce_sum(torch.stack(targets).float())
+            fractions = values / values.sum().clamp(min=1e-6)
+            parts = [(fraction, *part[1:]) for fraction, part in zip(fractions, parts, strict=True)]
+        for fraction, micro_batch, is_last in parts:
             with self.runtime.no_sync(self.ddp_model, not is_last):
                 with clock("forward"), self.runtime.autocast():
                     loss, metrics = self.compute_loss(micro_batch)
@@ -200,6 +206,10 @@ class Task:
         with clock("optimizer"):
             apply_gradients(self.optimizer, self.scaler, self.clip_norm)
         return totals
+
+    def count_targets(self, batch: Batch) -> Tensor | None:
+        """Count what the loss of a batch is averaged over, for gradient accumulation; None: its samples."""
+        return None
 
     def compute_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of a batch, a scalar, and other metrics for the log; call ``self.training_model``."""
@@ -320,7 +330,7 @@ def match_labels(labels: tuple[str, ...], batches: Iterable[Batch]) -> list[int]
     return [labels.index(label) for label in data_labels]
 
 
-def split_batch(batch: Batch, num_parts: int) -> Iterator[tuple[float, Batch, bool]]:
+def split_batch(batch: Batch, num_parts: int) -> Iterator[tuple[float | Tensor, Batch, bool]]:
     """Split a batch into micro-batches: fraction of the batch, micro-batch, whether it is the last one.
 
     Raises:

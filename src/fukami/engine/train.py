@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from fukami.progress import print_line
 if TYPE_CHECKING:
     from fukami.engine.task import FigureContent
 
+SIGNAL_SECONDS = 5.0  # after which several processes handle a signal at the latest
 MAX_LOG_INTERVAL = 100  # maximum number of steps until the loop waits for the device, logs, and checks the losses
 
 
@@ -86,6 +88,8 @@ def run_training(recipe: Recipe, folder: Path, options: RunOptions) -> Metrics:
             batches = iter(task.iterate_batches(loader))
             run_step = runtime.capture(task.step, task.supports_cuda_graph)
             log_interval = max(1, min(interval // 10, MAX_LOG_INTERVAL))
+            signal_interval = 1  # in steps, of several processes, which check for signals together
+            last_step, last_time = step, time.monotonic()
             while step < steps:
                 lr = task.schedule(step / steps)
                 with log.clock("data"):
@@ -94,16 +98,21 @@ def run_training(recipe: Recipe, folder: Path, options: RunOptions) -> Metrics:
                 if should_compile:
                     task.compile()
                     run_step, compile = runtime.capture(task.step, task.supports_cuda_graph), False
-                with log.count_multiply_adds(step), log.clock.count_as("compilation" if should_compile else ""):
+                phase = "compilation" if should_compile else ""
+                with explain_batch_norm_error(), log.count_multiply_adds(step), log.clock.count_as(phase):
                     progress.metric_buffer.add(run_step(batch))
                 step += 1
                 log.bar.update()
                 should_evaluate = step % interval == 0 or step == steps
                 should_log = should_evaluate or step % log_interval == 0
-                if not (should_log or loader.needs_checkpoint or (signals.received_signal and runtime.world_size == 1)):
+                is_signal_due = signals.received_signal if runtime.world_size == 1 else step % signal_interval == 0
+                if not (should_log or loader.needs_checkpoint or is_signal_due):
                     continue
                 if should_log:
                     progress.log_steps(step, lr, batch)
+                    seconds = (time.monotonic() - last_time) / (step - last_step)
+                    signal_interval = choose_signal_interval(seconds, runtime)
+                    last_step, last_time = step, time.monotonic()
                 if should_evaluate:
                     progress.evaluate(step, data.val)
                     if progress.best.is_patience_exhausted:
@@ -117,6 +126,30 @@ def run_training(recipe: Recipe, folder: Path, options: RunOptions) -> Metrics:
                     log.log_stop(step, options.resume_command)
                     signals.exit()
             return progress.finish(writer, folder, data)
+
+
+def choose_signal_interval(seconds: float, runtime: Runtime) -> int:
+    """Choose the interval in steps of this duration at which several processes check for signals; equal in all."""
+    total = runtime.all_reduce_sum(torch.tensor(seconds, device=runtime.device))
+    return max(1, int(SIGNAL_SECONDS * runtime.world_size / max(float(total), 1e-6)))
+
+
+@contextlib.contextmanager
+def explain_batch_norm_error() -> Iterator[None]:
+    """Explain the error of batch normalization of a single value.
+
+    Raises:
+        UsageError: it occurred.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("Expected more than 1 value per channel"):
+            raise
+        raise UsageError(
+            "batch normalization needs more than one value per channel in each part of a batch; raise --batch-size, or "
+            "lower --accumulate"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -232,9 +265,15 @@ class MetricBuffer:
         return {"names": self.names, "processes": self.runtime.all_gather(rows)}
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Restore the buffered metrics of this process."""
+        """Restore the buffered metrics of this process.
+
+        Raises:
+            ValueError: the metrics are invalid.
+        """
         processes = state["processes"]
         rows = processes[self.runtime.rank % len(processes)]  # another number of processes may resume the run
+        if any(row.shape != (len(state["names"]),) for row in rows):
+            raise ValueError("the metrics since the last log line are invalid")
         self.names, self.rows = list(state["names"]), [row.to(self.runtime.device) for row in rows]
 
     def compute_means(self, step: int, loader: Loader) -> dict[str, float]:
@@ -360,6 +399,9 @@ class TrainingProgress:
                 raise ValueError(f"it is of step {state['step']}, and the run has {self.log.num_steps} steps")
             for name, value in self.task.state.items():
                 value.load_state_dict(state["task"][name])
+            for group in (group for optimizer in self.task.optimizers for group in optimizer.param_groups):
+                if not (isinstance(group["lr"], Tensor) and math.isfinite(group["initial_lr"])):
+                    raise ValueError("the learning rate is invalid")
             self.loader.load_state_dict(state["loader"])
             self.log.load_state_dict(state["log"])
             self.metric_buffer.load_state_dict(state["metric_buffer"])
@@ -382,9 +424,9 @@ def check_same_step(step: int, runtime: Runtime) -> None:
     Raises:
         Error: the steps differ, because the processes have different folders.
     """
-    local_step = torch.zeros(runtime.world_size, device=runtime.device)
+    local_step = torch.zeros(runtime.world_size, dtype=torch.int64, device=runtime.device)
     local_step[runtime.rank] = step
-    steps = runtime.all_reduce_sum(local_step).int().tolist()
+    steps = runtime.all_reduce_sum(local_step).tolist()
     if any(other != step for other in steps):
         raise Error(
             f"the processes continue from different steps ({', '.join(map(str, steps))}): --out should be a folder "

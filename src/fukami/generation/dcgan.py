@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from fukami.engine.recipe import Data, check_range
 from fukami.engine.supervised import OptimizerName, SupervisedRecipe
-from fukami.errors import UsageError
+from fukami.errors import Error, UsageError
 
 if TYPE_CHECKING:
     from fukami.data.labeled_images import LabeledImages
@@ -102,20 +102,48 @@ class DCGAN(SupervisedRecipe):
         from fukami.generation import data as generation_data
 
         train_images, reference_images = generation_data.load_dataset(self.data, self.val_fraction)
-        size, channels = generation_data.infer_image_shape(train_images)
-        size, channels = self.size or size, self.channels or channels
-        transform = self.build_transform(size, channels)
+        size, channels, transform = self.prepare_transform(train_images)
         train = self.build_image_loader(
             train_images, (), transform, self.augment, batch_size=self.batch_size, seed=self.seed
         )
         return Data(train, self.build_eval_loader(reference_images, transform), (str(size), str(channels)))
 
+    def load_eval_data(self) -> Data:
+        """Load the reference images."""
+        from fukami.generation import data as generation_data
+
+        train_images, reference_images = generation_data.load_dataset(self.data, self.val_fraction)
+        size, channels, transform = self.prepare_transform(train_images)
+        return Data((), self.build_eval_loader(reference_images, transform), (str(size), str(channels)))
+
+    def prepare_transform(self, images: "LabeledImages") -> "tuple[int, int, SquareTransform]":
+        """Return the size and the number of channels of the images, and their preprocessing."""
+        from fukami.generation import data as generation_data
+
+        size, channels = generation_data.infer_image_shape(images)
+        size, channels = self.size or size, self.channels or channels
+        return size, channels, self.build_transform(size, channels)
+
+    def initialize_task(self, task: "GANTask") -> None:
+        """Check that the feature extractor of the evaluation can be loaded, before the training."""
+        super().initialize_task(task)
+        task.load_feature_extractor()
+
     def build_eval_loader(self, source: "LabeledImages", transform: "SquareTransform") -> "InMemoryLoader":
-        """Build the loader of the reference images."""
+        """Build the loader of the reference images.
+
+        Raises:
+            Error: there are too few readable images.
+        """
         from fukami.data.loader import InMemoryLoader
         from fukami.generation import data as generation_data
 
         subset = generation_data.select_subset(source, self.eval_samples).decode(transform, self.max_unreadable)
+        if len(subset.images) < generation_data.MIN_IMAGES:
+            raise Error(
+                f"{len(subset.images)} images can be read for the evaluation, which needs at least "
+                f"{generation_data.MIN_IMAGES}; use more images, or another --val-fraction"
+            )
         return InMemoryLoader(subset.images, subset.targets, (), batch_size=EVAL_BATCH_SIZE, names=subset.names)
 
     def build_task(self, labels: tuple[str, ...]) -> "GANTask":

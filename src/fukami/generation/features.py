@@ -199,6 +199,9 @@ def _build_vgg(path: str) -> FeatureExtractor:
     return FeatureExtractor(name, PooledFeatures(network.features, IMAGENET_MEAN, IMAGENET_STD, INPUT_SIZES["vgg"]))
 
 
+MAX_DIGIT_SIZE = 32  # pixels; the feature maps of larger images do not fit the fully connected layer
+
+
 def _build_digits() -> FeatureExtractor:
     """Build the bundled DeepConvNet without its last layer."""
     from fukami.engine import checkpoint
@@ -209,8 +212,11 @@ def _build_digits() -> FeatureExtractor:
 
 
 class ToGrayscale(nn.Module):
-    """Preprocessing of DeepConvNet: grayscale in 0..1."""
+    """Preprocessing of DeepConvNet: grayscale in 0..1, at most 32×32."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """Average the channels and divide by 255."""
-        return images.mean(1, keepdim=True) / 255
+        """Average the channels, divide by 255, and resize larger images to 28×28."""
+        digits = images.mean(1, keepdim=True) / 255
+        if digits.shape[2] > MAX_DIGIT_SIZE:
+            digits = F.interpolate(digits, (28, 28), mode="bilinear", antialias=True)
+        return digits

@@ -8,17 +8,18 @@ from torch import Tensor
 
 DUPLICATE_QUANTILE = 0.01  # quantile of the nearest-neighbor distances of real images; duplicates lie below it
 KERNEL_DEGREE = 3  # degree of the polynomial kernel
+CHUNK_SIZE = 1000  # images whose distances to all others are in memory at the same time
 
 
 def compute_duplicate_fraction(generated: Tensor, real: Tensor) -> float:
     """Compute the fraction of generated images that are near-duplicates of other generated images.
 
-    A duplicate's nearest-neighbor distance is below the 1 % quantile of those of real images. ``generated`` and
+    A duplicate's nearest-neighbor distance is at most the 1 % quantile of those of real images. ``generated`` and
     ``real`` are features ``(N, F)`` of the same number of images. The fraction is near 0.01 if the generated images
     vary as much as the real ones, and near 1 after mode collapse.
     """
     threshold = compute_nearest_distances(real).quantile(DUPLICATE_QUANTILE)
-    return float((compute_nearest_distances(generated) < threshold).double().mean())
+    return float((compute_nearest_distances(generated) <= threshold).double().mean())
 
 
 def compute_frechet_distance(one: Tensor, other: Tensor) -> float:
@@ -51,14 +52,26 @@ def compute_kernel_distance(one: Tensor, other: Tensor) -> float:
     def compute_kernel(left: Tensor, right: Tensor) -> Tensor:
         return (left @ right.T / left.shape[1] + 1) ** KERNEL_DEGREE
 
+    def sum_kernel(left: Tensor, right: Tensor) -> float:
+        return sum(float(compute_kernel(rows, right).sum()) for rows in torch.split(left, CHUNK_SIZE))
+
     within = 0.0
     for features in (one, other):
-        kernel, count = compute_kernel(features, features), len(features)
-        within += float((kernel.sum() - kernel.trace()) / (count * (count - 1)))
-    return within - 2 * float(compute_kernel(one, other).mean())
+        count = len(features)
+        diagonal = float(((features.square().sum(1) / features.shape[1] + 1) ** KERNEL_DEGREE).sum())
+        within += (sum_kernel(features, features) - diagonal) / (count * (count - 1))
+    return within - 2 * sum_kernel(one, other) / (len(one) * len(other))
 
 
 def compute_nearest_distances(features: Tensor) -> Tensor:
     """Compute the distance ``(N,)`` of each of the features ``(N, F)`` to its nearest neighbor."""
-    distances = torch.cdist(features.double(), features.double())
-    return distances.fill_diagonal_(torch.inf).amin(1)
+    features = features.double()
+    nearest = []
+    for start in range(0, len(features), CHUNK_SIZE):
+        # exact also for equal features, unlike the default mode
+        distances = torch.cdist(
+            features[start : start + CHUNK_SIZE], features, compute_mode="donot_use_mm_for_euclid_dist"
+        )
+        distances.diagonal(start).fill_(torch.inf)
+        nearest.append(distances.amin(1))
+    return torch.cat(nearest)

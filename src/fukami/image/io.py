@@ -232,9 +232,12 @@ def draw_boxes(image: Image.Image, boxes: Sequence[LabeledBox], labels: Sequence
     for outline, color in zip(reversed(outlines), reversed(colors), strict=True):
         draw.rectangle(_expand_box(outline, 1, size), outline=choose_text_color(color), width=line + 2)
         draw.rectangle(outline, outline=color, width=line)
-    texts = [_truncate_label(_escape_text(box["label"]), f" {box['score']:.2f}", font, 0.6 * size[0]) for box in ranked]
+    texts = [
+        _truncate_label(_escape_text(box["label"]), f" {box['score']:.2f}", font, 0.6 * size[0])
+        for box in ranked[:MAX_LABELED_BOXES]
+    ]
     pad = font_size // 5
-    sizes = [(font.getlength(text) + 2 * pad, 1.25 * font_size + pad) for text in texts[:MAX_LABELED_BOXES]]
+    sizes = [(font.getlength(text) + 2 * pad, 1.25 * font_size + pad) for text in texts]
     for label_box, text, color in zip(
         place_labels(outlines[:MAX_LABELED_BOXES], sizes, size), texts, colors, strict=False
     ):
@@ -466,7 +469,11 @@ def _convert_to_uint8(strips: Callable[[], Iterator[npt.NDArray[np.generic]]]) -
 
 
 def _open_file(source: str | os.PathLike[str] | bytes) -> IO[bytes]:
-    return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")  # noqa: PTH123
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    if os.path.exists(source) and not os.path.isfile(source) and not os.path.isdir(source):  # noqa: PTH110, PTH112, PTH113
+        raise Error(f"{os.fspath(source)} is not a regular file; specify the path of an image")  # opening a pipe waits
+    return open(source, "rb")  # noqa: PTH123
 
 
 def _open_with_pillow(file: IO[bytes]) -> Image.Image:

@@ -41,6 +41,8 @@ class Signature:
 CLASSIFIER = Signature(("images",), ("scores",), 2, ({0: "N"},))
 ALLOWED_DOMAINS = ("", "ai.onnx", "com.microsoft")  # domains of the exported operators
 LOOP_OPS = {"Loop", "Scan", "SequenceMap"}
+MAX_OPERATORS = 1_000_000  # with those of functions; the largest exports have some thousands
+MAX_FUNCTION_DEPTH = 50
 MAX_TENSOR_ELEMENTS = 1 << 26  # 64 maps of 1,024×1,024
 MAX_SHAPE_BYTES = 1 << 12  # larger tensors are weights, not shapes
 DETECTOR = Signature(("images", "sizes"), ("boxes", "classes", "scores"), 1, ({2: "height", 3: "width"}, {}))
@@ -182,13 +184,15 @@ def check_model(content: bytes) -> None:
     """Check that an ONNX file is self-contained and limited in operators and memory.
 
     Raises:
-        Error: the file is corrupted, has weights in other files (external data), operators of other libraries, loops,
-            or a tensor of more than 67 million numbers that does not depend on the input.
+        Error: the file is corrupted, has weights in other files (external data), sparse weights, operators of other
+            libraries, loops, functions that expand to more than a million operators, or a tensor of more than 67
+            million numbers that does not depend on the input.
     """
     try:
         model = onnx.ModelProto.FromString(content)
     except Exception as error:  # an error class of protobuf
         raise Error(f"the ONNX file is corrupted ({error}); export it again") from None
+    check_functions(model)
     allowed_domains = {*ALLOWED_DOMAINS, *(function.domain for function in model.functions)}
     for graph in (model.graph, *model.functions):
         for node, tensors in _walk_nodes(graph):
@@ -208,18 +212,51 @@ def check_model(content: bytes) -> None:
         raise Error(f"the ONNX file computes a tensor of {largest:,} numbers for any input; export the network again")
 
 
+def check_functions(model: onnx.ModelProto) -> None:
+    """Check that the functions of a model expand to a limited number of operators.
+
+    Raises:
+        Error: they do not, or call each other in a circle.
+    """
+    functions = {(function.domain, function.name): function for function in model.functions}
+    counts: dict[tuple[str, str], int] = {}
+
+    def count_nodes(nodes: Sequence[onnx.NodeProto], depth: int) -> int:
+        total = 0
+        for node in nodes:
+            key = node.domain, node.op_type
+            if key in functions and key not in counts:
+                counts[key] = MAX_OPERATORS + 1  # until it is counted, for a circle
+                counts[key] = count_nodes(functions[key].node, depth + 1) if depth < MAX_FUNCTION_DEPTH else counts[key]
+            total += counts.get(key, 1)
+            for attribute in node.attribute:
+                for inner in (attribute.g, *attribute.graphs):
+                    total += count_nodes(inner.node, depth + 1) if depth < MAX_FUNCTION_DEPTH else MAX_OPERATORS + 1
+        return min(total, MAX_OPERATORS + 1)
+
+    if count_nodes(model.graph.node, 0) > MAX_OPERATORS:
+        raise Error(f"the ONNX file has more than {MAX_OPERATORS:,} operators; export the network again")
+
+
 def _walk_nodes(
     graph: onnx.GraphProto | onnx.FunctionProto,
 ) -> Iterator[tuple[onnx.NodeProto | None, list[onnx.TensorProto]]]:
-    """Yield every operator of a graph or function, including subgraphs, with its tensors."""
-    sparse = [part for tensor in getattr(graph, "sparse_initializer", ()) for part in (tensor.values, tensor.indices)]
-    yield None, [*getattr(graph, "initializer", ()), *sparse]
+    """Yield every operator of a graph or function, including subgraphs, with its tensors.
+
+    Raises:
+        Error: the weights are sparse.
+    """
+    if getattr(graph, "sparse_initializer", ()):
+        raise Error("the ONNX file has sparse weights, which exports of fukami never contain; export the network again")
+    yield None, [*getattr(graph, "initializer", ())]
     for node in graph.node:
         tensors: list[onnx.TensorProto] = []
         for attribute in node.attribute:
             tensors += [attribute.t, *attribute.tensors]
-            for tensor in (attribute.sparse_tensor, *attribute.sparse_tensors):
-                tensors += [tensor.values, tensor.indices]
+            if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
+                raise Error(
+                    "the ONNX file has sparse weights, which exports of fukami never contain; export the network again"
+                )
             for inner in (attribute.g, *attribute.graphs):
                 if inner.ByteSize():
                     yield from _walk_nodes(inner)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from fukami.reinforcement.task import QLearningTask
 
 
+MAX_EVAL_EPISODES = 10_000  # each has an environment of its own
+
+
 @dataclass(frozen=True, kw_only=True)
 class DQN(Recipe):
     """Deep Q-Network (Mnih et al. 2015).
@@ -78,6 +81,8 @@ class DQN(Recipe):
 
     def __post_init__(self) -> None:
         """Validate the fields."""
+        super().__post_init__()
+        check_range(self, 1, MAX_EVAL_EPISODES, "eval_episodes")
         check_range(
             self,
             1,
@@ -89,7 +94,6 @@ class DQN(Recipe):
             "batch_size",
             "hidden",
             "eval_every",
-            "eval_episodes",
         )
         check_range(self, 0, math.inf, "lr", "clip_norm")
         check_range(self, 0, 1, "exploration_fraction", "epsilon_start", "epsilon_end", "gamma", "eval_epsilon")

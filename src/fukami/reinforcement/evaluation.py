@@ -53,7 +53,7 @@ class EvaluationEpisodes:
         """
         envs = self.make_envs(len(self))
         count = envs.num_envs
-        buffer = ReplayBuffer(count, envs.frame_shape, self.frame_stack)
+        buffer = ReplayBuffer(count, envs.frame_shape, self.frame_stack, is_saved=False)
         buffer.allocate(torch.device("cpu"))
         rng = np.random.default_rng([4, *self.seeds])
         returns, lengths, running = np.zeros(count), np.zeros(count, np.int64), np.ones(count, bool)

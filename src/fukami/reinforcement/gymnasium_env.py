@@ -23,6 +23,7 @@ from fukami.reinforcement.vector_env import (
 )
 
 gymnasium.register_envs(ale_py)
+MAX_ACTIONS = 256  # the replay buffer stores a byte for each
 
 
 def make_gymnasium_envs(name: str, num_envs: int, render: bool) -> "AtariEnv | GymnasiumEnv":
@@ -127,13 +128,17 @@ class GymnasiumEnv:
         self.num_envs = num_envs
         try:
             self.envs = [gymnasium.make(name, render_mode="rgb_array") for _ in range(num_envs)]
-        except gymnasium.error.DependencyNotInstalled as error:
-            raise Error(f"{name} needs another dependency of gymnasium: {error}") from None
+        except Exception as error:  # a missing dependency, or any error of an environment of the user
+            raise Error(f"the environment {name} cannot be created ({type(error).__name__}: {error})") from error
         space, actions = self.envs[0].observation_space, self.envs[0].action_space
         if not isinstance(actions, gymnasium.spaces.Discrete):
             raise UsageError(f"{name} has the action space {actions}; choose an environment with discrete actions")
         if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) not in (1, 2, 3):
             raise UsageError(f"{name} has the observation space {space}; choose an environment with images or vectors")
+        if actions.n > MAX_ACTIONS:
+            raise UsageError(f"{name} has {actions.n} actions; choose an environment with at most {MAX_ACTIONS}")
+        if len(space.shape) > 1 and space.dtype != np.uint8:
+            raise UsageError(f"{name} has images of {space.dtype}; choose an environment with images of uint8")
         self.first_action = int(actions.start)
         self.action_names = tuple(str(action) for action in range(int(actions.n)))
         self.is_vector = len(space.shape) == 1

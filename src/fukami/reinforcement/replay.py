@@ -56,12 +56,13 @@ class ReplayBuffer:
         num_envs: number of environments.
         frame_shape: shape of a frame: two sides for uint8 images, one length for float32 vectors.
         capacity: number of time steps.
+        is_saved: whether checkpoints refer to its files, so that it needs the additional slots.
     """
 
-    def __init__(self, num_envs: int, frame_shape: tuple[int, ...], capacity: int) -> None:
+    def __init__(self, num_envs: int, frame_shape: tuple[int, ...], capacity: int, *, is_saved: bool = True) -> None:
         dtype = torch.uint8 if len(frame_shape) == 2 else torch.float32
         self.num_envs, self.capacity = num_envs, capacity
-        self.num_reserve_steps = max(MIN_RESERVE_STEPS, round(RESERVE_FRACTION * capacity))
+        self.num_reserve_steps = max(MIN_RESERVE_STEPS, round(RESERVE_FRACTION * capacity)) if is_saved else 0
         self.num_slots = capacity + self.num_reserve_steps
         self.specs: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "frames": ((self.num_slots, num_envs, *frame_shape), dtype),
@@ -231,8 +232,10 @@ class ExperienceCollector(Loader):
 
     @property
     def epsilon(self) -> float:
-        """Current exploration rate epsilon."""
+        """Current exploration rate epsilon; 1 before the training starts."""
         steps = self.num_vector_steps * self.envs.num_envs - self.learning_starts
+        if steps < 0:
+            return 1.0
         progress = min(max(steps / max(self.exploration_steps, 1), 0.0), 1.0)
         return self.epsilon_start + (self.epsilon_end - self.epsilon_start) * progress
 

@@ -94,17 +94,12 @@ def index_dataset(source: DataSource, ignore_index: int = class_tables.IGNORE_IN
             split: [(entry.image_path, image_masks[entry.image_path]) for entry in entries]
             for split, entries in annotations.splits.items()
         }
-        return DatasetIndex(
-            coco_masks.build_coco_class_table(annotations),
-            {split: entries for split, entries in splits.items() if entries},
-        )
+        class_table = coco_masks.build_coco_class_table(annotations)
+        check_num_classes(source, class_table)
+        return DatasetIndex(class_table, {split: entries for split, entries in splits.items() if entries})
     folders = mask_folders.index_folder(root, source.images)
     class_table = folders.class_table.with_ignore_index(ignore_index)
-    if len(class_table.labels) > masks.MAX_CLASSES:
-        raise Error(
-            f"{source.location} has {len(class_table.labels)} classes, and masks support at most {masks.MAX_CLASSES}; "
-            "merge some"
-        )
+    check_num_classes(source, class_table)
     return DatasetIndex(
         class_table,
         {
@@ -114,6 +109,19 @@ def index_dataset(source: DataSource, ignore_index: int = class_tables.IGNORE_IN
         },
         folders.problems,
     )
+
+
+def check_num_classes(source: DataSource, class_table: ClassTable) -> None:
+    """Check that masks support the number of classes.
+
+    Raises:
+        Error: there are more.
+    """
+    if len(class_table.labels) > masks.MAX_CLASSES:
+        raise Error(
+            f"{source.location} has {len(class_table.labels)} classes, and masks support at most {masks.MAX_CLASSES}; "
+            "merge some"
+        )
 
 
 def _build_mask(pair: mask_folders.FilePair, class_table: ClassTable) -> Mask:

@@ -100,7 +100,8 @@ class SegmentationTask(Task):
             self.class_weights = torch.from_numpy(weight).to(self.runtime.device)
         if self.needs_calibration:
             first = padded_images.move_batch(next(get_padded_loader(loader).iterate_in_order()), self.runtime.device)
-            rescale_activations(self.model.list_backbone_layers(), self.normalize_images(first.images, first.sizes))
+            images, sizes = first.images[..., :TILE_SIZE, :TILE_SIZE], first.sizes.clamp(max=TILE_SIZE)
+            rescale_activations(self.model.list_backbone_layers(), self.normalize_images(images, sizes))
         return super().iterate_batches(loader)
 
     def compute_loss(self, batch: "PaddedBatch") -> tuple[Tensor, dict[str, Tensor]]:
@@ -109,8 +110,7 @@ class SegmentationTask(Task):
         targets = batch.masks.long() - 1
         scores = self.training_model(self.normalize_images(batch.images, batch.sizes))
         scores, *auxiliary = scores if isinstance(scores, tuple) else (scores,)
-        labeled = targets >= 0
-        weights = labeled.float() if self.class_weights is None else self.class_weights[targets.clamp(min=0)] * labeled
+        labeled, weights = targets >= 0, self.compute_pixel_weights(targets)
         correct = (scores.detach().argmax(1) == targets) & labeled
         counts = (
             self.runtime.all_reduce_sum(torch.stack([weights.sum(), labeled.sum().float()])).clamp(min=1e-6)
@@ -120,6 +120,15 @@ class SegmentationTask(Task):
             self.compute_cross_entropy(aux_scores, targets) for aux_scores in auxiliary
         )
         return loss / counts[0], {"accuracy": correct.sum() / counts[1]}
+
+    def count_targets(self, batch: "PaddedBatch") -> Tensor:
+        """Sum the weights of the labeled pixels, over which the loss is averaged."""
+        return self.compute_pixel_weights(batch.masks.to(self.runtime.device).long() - 1).sum()
+
+    def compute_pixel_weights(self, targets: Tensor) -> Tensor:
+        """Compute the weight of each pixel in the loss, 0 without a label."""
+        labeled = targets >= 0
+        return labeled.float() if self.class_weights is None else self.class_weights[targets.clamp(min=0)] * labeled
 
     def compute_cross_entropy(self, scores: Tensor, targets: Tensor) -> Tensor:
         """Compute the weighted cross entropy, summed; torch's own sum is not deterministic on a GPU."""

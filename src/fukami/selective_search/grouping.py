@@ -18,6 +18,7 @@ with require_extra("detect", "Selective Search"):
 COLOR_BINS = 25  # histogram bins of a channel
 TEXTURE_BINS = 10  # histogram bins of a channel's derivative in one direction
 NUM_DIRECTIONS = 8  # directions of the derivative
+MIN_QUEUE = 1000  # pairs in the queue from which those of merged regions are removed
 
 
 class Regions(NamedTuple):
@@ -195,6 +196,29 @@ def _pop_pair(queue):  # pragma: no cover
 
 
 @njit(cache=True, nogil=True)
+def _remove_merged_pairs(queue, parent):  # pragma: no cover
+    """Remove the pairs of merged regions, whose number grows with the square of a region's neighbors."""
+    kept = 0
+    for index in range(len(queue)):
+        _, a, b = queue[index]
+        if parent[a] == a and parent[b] == b:
+            queue[kept] = queue[index]
+            kept += 1
+    while len(queue) > kept:
+        queue.pop()
+    for start in range(kept // 2 - 1, -1, -1):
+        item, index, child = queue[start], start, 2 * start + 1
+        while child < kept:
+            if child + 1 < kept and _is_before(queue[child + 1], queue[child]):
+                child += 1
+            if not _is_before(queue[child], item):
+                break
+            queue[index] = queue[child]
+            index, child = child, 2 * child + 1
+        queue[index] = item
+
+
+@njit(cache=True, nogil=True)
 def _is_before(one, other):  # pragma: no cover
     if one[0] != other[0]:
         return one[0] > other[0]
@@ -223,7 +247,11 @@ def _group_regions(count, sizes, boxes, histograms, pairs, area, by_size, by_fil
         tail[a] = p
         if a < b:
             _push_pair(queue, _compute_similarity(a, b, sizes, boxes, histograms, area, by_size, by_fill), a, b)
+    limit = 2 * len(queue) + MIN_QUEUE
     for new in range(count, total):
+        if len(queue) > limit:
+            _remove_merged_pairs(queue, parent)
+            limit = 2 * len(queue) + MIN_QUEUE
         _, a, b = _pop_pair(queue)
         while parent[a] != a or parent[b] != b:  # one of them was merged after the pair was pushed
             _, a, b = _pop_pair(queue)

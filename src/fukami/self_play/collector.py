@@ -255,7 +255,7 @@ class SelfPlayCollector(Loader):
         for index, game in enumerate(self.games):
             sizes = [min(group_size, count - start) for start in range(0, count, group_size)]
             for number, size in enumerate(sizes):
-                seed = [self.seed % 2**64, 1, self.rank, index, number]
+                seed = [self.seed, 1, self.rank, index, number]
                 self.groups[index].append(GameGroup(game, self._evaluate, self.options, size, seed))
 
     def _evaluate(self, planes: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -309,7 +309,7 @@ class SelfPlayCollector(Loader):
         # the number of new positions differs between the processes, and the decision must not
         reserve = min(window.num_reserve for window in self.windows)
         self._needs_checkpoint = self.runtime.all_reduce_any(self.total - self.checkpoint_total > reserve // 3)
-        rng = np.random.default_rng([self.seed % 2**64, 2, self.rank, self.num_optimizer_steps])
+        rng = np.random.default_rng([self.seed, 2, self.rank, self.num_optimizer_steps])
         window = self.windows[self.num_optimizer_steps % len(self.windows)]
         slots = window.sample(self.batch_size // self.world_size, rng)
         planes, targets = window.load(slots, rng.integers(len(window.symmetries.cells), size=len(slots)))

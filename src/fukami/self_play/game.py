@@ -1,4 +1,4 @@
-"""Interface of games, and their creation by name."""
+"""Interface of games."""
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple

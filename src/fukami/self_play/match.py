@@ -201,7 +201,7 @@ def play_match(
         Error: a player chose an illegal move.
         UsageError: openings of this length end the game.
     """
-    openings = _sample_openings(game, math.ceil(num_games / 2), opening_moves, seed % 2**64)
+    openings = _sample_openings(game, math.ceil(num_games / 2), opening_moves, seed)
     records = [_start_game(game, openings[index // 2]) for index in range(num_games)]
     waiting, active = list(range(num_games))[::-1], list[int]()
     with ProgressBar("playing games", num_games) as bar:

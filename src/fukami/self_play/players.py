@@ -31,7 +31,7 @@ class RandomPlayer:
 
     def __init__(self, seed: int = 0) -> None:
         self.name = "random"
-        self.random = np.random.default_rng(seed % 2**64)
+        self.random = np.random.default_rng(seed)
 
     def choose_moves(self, records: Sequence[GameRecord]) -> list[int]:
         """Choose a random move in each game."""
@@ -56,7 +56,7 @@ class SolverPlayer:
 
     def __init__(self, seed: int = 0) -> None:
         self.name = "solver"
-        self.random = np.random.default_rng(seed % 2**64)
+        self.random = np.random.default_rng(seed)
 
     def choose_moves(self, records: Sequence[GameRecord]) -> list[int]:
         """Choose an optimal move in each game."""
@@ -203,7 +203,7 @@ class PlainSearchPlayer:
 
     def __init__(self, game: Game, options: SearchOptions, seed: int = 0) -> None:
         self.name = "search"
-        self.game, self.options, self.random = game, options, np.random.default_rng(seed % 2**64)
+        self.game, self.options, self.random = game, options, np.random.default_rng(seed)
 
     def choose_moves(self, records: Sequence[GameRecord]) -> list[int]:
         """Search the best move of each game."""

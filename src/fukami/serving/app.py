@@ -16,7 +16,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from fukami.data.parsing import Json
 from fukami.engine.task import Task
-from fukami.errors import Error
+from fukami.errors import Error, convert_memory_errors
 from fukami.serving import page, request_body
 from fukami.serving.access import LOCAL_HOSTS, AccessMiddleware
 from fukami.serving.metrics import CONTENT_TYPE, Metrics, MetricsMiddleware
@@ -172,8 +172,9 @@ def predict_section(worker: Worker, slot: Slot, name: str, file: BinaryIO) -> tu
     """Run inference on a file; return the prediction and its section of the page."""
     prediction, image = worker.predict(slot, name, file.read())
     drawing = None
-    if image is not None and "error" not in prediction:
-        with contextlib.suppress(Error):  # a prediction that cannot be drawn is still shown
+    if image is not None and "error" not in prediction and slot.num_drawn < page.MAX_DRAWINGS:
+        slot.num_drawn += 1
+        with contextlib.suppress(Error), convert_memory_errors(name):  # without a drawing the prediction is still shown
             drawing = worker.task.draw(image, prediction)
     return prediction, page.build_section(prediction, drawing)
 

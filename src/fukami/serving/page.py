@@ -14,6 +14,7 @@ from fukami.engine.prediction_rows import INPUT_KEYS, list_rows
 from fukami.engine.report import format_metrics
 
 MAX_IMAGE_SIZE = (1600, 1600)  # pixels of a drawn prediction
+MAX_DRAWINGS = 20  # of a request; the predictions of further images are only listed
 TOKEN_OPTION = '-H "Authorization: Bearer $FUKAMI_TOKEN" '  # option of the curl example
 
 
@@ -99,5 +100,5 @@ def encode_drawing(image: Image.Image) -> str:
     """Encode an image as a data URL."""
     image.thumbnail(MAX_IMAGE_SIZE)
     buffer = io.BytesIO()
-    image.save(buffer, format="png")
-    return html.build_data_url(buffer.getvalue(), "png")
+    image.convert("RGB").save(buffer, format="jpeg", quality=90)
+    return html.build_data_url(buffer.getvalue(), "jpeg")

@@ -42,6 +42,7 @@ class Slot:
 
     def __init__(self, confidence: float | None = None) -> None:
         self.confidence = confidence
+        self.num_drawn = 0  # images of the request that were drawn
         self.abandoned = threading.Event()  # set when the request has ended
         self.future: Future[Any] | None = None
 

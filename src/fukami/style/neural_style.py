@@ -5,13 +5,14 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from fukami.engine.recipe import Data, Recipe, check_range
+from fukami.engine.recipe import MAX_IMAGE_SIDE, Data, Recipe, check_range
 from fukami.errors import UsageError
 
 if TYPE_CHECKING:
     from fukami.engine.task import OptimizerFactory
     from fukami.style.task import StyleInputs, StyleTransferTask
 
+MAX_ITERATIONS = 100_000
 logger = logging.getLogger(__name__)
 
 
@@ -59,10 +60,13 @@ class NeuralStyle(Recipe):
 
     def __post_init__(self) -> None:
         """Validate the fields."""
-        check_range(self, 0, math.inf, "size", "strength", "tv_weight")
+        super().__post_init__()
+        check_range(self, 0, MAX_IMAGE_SIDE, "size")
+        check_range(self, 0, math.inf, "strength", "tv_weight")
         check_range(self, 1e-6, math.inf, "lr")
         check_range(self, 0, 12, "levels")
-        check_range(self, 1, math.inf, "iterations", "eval_every")
+        check_range(self, 1, MAX_ITERATIONS, "iterations")
+        check_range(self, 1, math.inf, "eval_every")
         if self.style_weights and len(self.style_weights) != max(1, len(self.style)):
             raise UsageError(f"specify one style-weight per style, {len(self.style)}, not {len(self.style_weights)}")
         if any(not 0 <= weight < math.inf for weight in self.style_weights) or sum(self.style_weights or (1,)) <= 0:
@@ -75,6 +79,10 @@ class NeuralStyle(Recipe):
         images = self.load_images()
         height, width = images.content.shape[2:]
         return Data([images], [images], (pretrained.load_vgg(self.weights)[0], str(width), str(height)))
+
+    def load_eval_data(self) -> Data:
+        """Load the images, without the VGG network, which the run contains."""
+        return Data((), [self.load_images()])
 
     def load_images(self) -> "StyleInputs":
         """Load the content and style images, resized."""
