@@ -617,6 +617,16 @@ def test_messages_contain_no_control_characters(trained, tmp_path, forked_python
     assert process.stderr.replace("\n", "").isprintable()
 
 
+@pytest.mark.parametrize("command", ["predict", "explain"])
+def test_names_of_files_contain_no_control_characters(command, fukami, trained, tmp_path):
+    file = tmp_path / "a\x1b]0;x\x07.png"
+    file.write_text("no image")
+    result = fukami(command, trained, file)
+    assert result.status == 1
+    assert r"a\x1b]0;x\x07.png" in result.err
+    assert result.err.replace("\n", "").isprintable()
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [("data", "a" * 5000, "no file or folder"), ("data", "{0..999999}.tar", "there is no shard 0.tar"),

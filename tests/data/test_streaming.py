@@ -334,11 +334,13 @@ def test_worker_processes_decode_the_same_images(unreadable_root, monkeypatch):
     source = labeled_images.load_labeled_images(str(unreadable_root), 0.0)[0]
     calls = []
     monkeypatch.setattr(streaming, "count_workers", lambda: calls.append(True) or 2)
+    state = torch.get_rng_state()
     sequential = list(streaming.decode_files(source.items, PREPARE))
     assert not calls
     monkeypatch.setattr(streaming, "MIN_PARALLEL_FILES", 21)
     monkeypatch.setattr(streaming, "SEQUENTIAL_BATCH_SIZE", 4)
     parallel = list(streaming.decode_files(source.items, PREPARE))
+    assert torch.equal(torch.get_rng_state(), state)  # a resumed run decodes once more
     assert calls
     assert len(sequential) == len(parallel) == 21
     for expected, result in zip(sequential, parallel, strict=True):
