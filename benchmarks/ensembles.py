@@ -32,7 +32,7 @@ def train(options):
 def restart(options):
     """Restart each run from its weights (Loshchilov and Hutter 2017), at half the rate and 1/4 of the epochs."""
     for seed in options.seeds:
-        flags = f"--epochs 10 --lr 0.001 --eval-every 5 --init seed-{seed}"
+        flags = f"--init seed-{seed} --head-epochs 0 --clip-norm 0 --epochs 10 --lr 0.001 --eval-every 5"
         run_command(f"{COMMAND} {flags} --seed {seed} --out restarted/seed-{seed}", cwd=options.out)
 
 
