@@ -247,7 +247,8 @@ def compare_with_counterpart(binary, counterpart):
         images = torch.randint(0, 256, (count, channels, side, side), dtype=torch.uint8)
         with torch.inference_mode():
             times = time_in_turn(
-                packed=partial(packed.predict_scores, images), full=partial(full.predict_scores, images)
+                packed=partial(packed.predict_log_probabilities, images),
+                full=partial(full.predict_log_probabilities, images),
             )
         values[f"{prefix}, times faster than {counterpart.name} at float32"] = times["full"] / times["packed"]
     return values

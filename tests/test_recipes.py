@@ -30,11 +30,16 @@ LARGEST_RECIPES = ("faster-rcnn-resnet50-fpn", "fcn-resnet101", "resnet152")  # 
 
 def test_confusion_matrix_equals_scikit_learns(random):
     target, predicted = random.integers(0, 7, (2, 500))
-    matrix = metrics.compute_confusion_matrix(torch.from_numpy(predicted), torch.from_numpy(target), 7)
-    assert np.array_equal(matrix.numpy(), confusion_matrix(target, predicted, labels=range(7)))
-    assert metrics.compute_accuracy(matrix) == {
-        "accuracy": (target == predicted).mean(), "errors": (target != predicted).sum(), "count": 500,
-    }  # fmt: skip
+    scores = torch.nn.functional.one_hot(torch.from_numpy(predicted), 7).float().log_softmax(1)
+    results = metrics.ClassificationResults(7, 1, torch.device("cpu"))
+    for batch in (slice(0, 300), slice(300, 500)):
+        images = torch.zeros(len(scores[batch]), 1, 1, 1)
+        results.update(scores[batch].unsqueeze(0), scores[batch], torch.from_numpy(target)[batch], images)
+    expected = confusion_matrix(target, predicted, labels=range(7))
+    assert np.array_equal(results.confusion_matrix.numpy(), expected)
+    result = results.compute_metrics()
+    assert result["accuracy"] == (target == predicted).mean()
+    assert (result["errors"], result["count"]) == ((target != predicted).sum(), 500)
 
 
 def test_top5_accuracy_equals_scikit_learns():
@@ -196,7 +201,9 @@ def test_every_recipe_trains_two_steps_on_bundled_data(name, digit_files, few_sc
         smaller |= {"size": 63, "eval_every": 1} if name.startswith("rcnn") else {}
     elif family == "segmentation":
         smaller = {"batch_size": 4, "min_size": 32 if "resnet" in name else 64}
-        smaller |= {"filters": 8} if name == "segnet-basic" else {"width_multiplier": 0.125} if "vgg" in name else {}
+        smaller |= (
+            {"num_filters": 8} if name == "segnet-basic" else {"width_multiplier": 0.125} if "vgg" in name else {}
+        )
         smaller |= {"hidden": 16} if name.startswith("fcn") and "vgg" in name else {}
     elif family == "captioning":
         smaller = {"encoder": "resnet20", "size": 32, "batch_size": 4, "hidden": 8, "beam_size": 2, "max_tokens": 5}

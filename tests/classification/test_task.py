@@ -424,12 +424,12 @@ def test_majority_vote_breaks_ties_by_the_average():
     third = [UNSURE_B, SURE_C, LIKELY_B]
     average, vote = build_ensemble(first, second, third), build_ensemble(first, second, third, vote=True)
     images = build_numbered_images(3)
-    assert average.predict_scores(images).argmax(1).tolist() == [0, 2, 1]
-    assert vote.predict_scores(images).argmax(1).tolist() == [1, 2, 1]  # majority; tie of three; majority
-    torch.testing.assert_close(vote.predict_scores(images).exp().sum(1), torch.ones(3))
+    assert average.predict_log_probabilities(images).argmax(1).tolist() == [0, 2, 1]
+    assert vote.predict_log_probabilities(images).argmax(1).tolist() == [1, 2, 1]  # majority; tie of three; majority
+    torch.testing.assert_close(vote.predict_log_probabilities(images).exp().sum(1), torch.ones(3))
     means = torch.tensor([first, second, third]).mean(0)
-    torch.testing.assert_close(average.predict_scores(images).exp(), means)
-    fractions = vote.predict_scores(images).exp()[0]
+    torch.testing.assert_close(average.predict_log_probabilities(images).exp(), means)
+    fractions = vote.predict_log_probabilities(images).exp()[0]
     assert fractions.tolist() == pytest.approx([1 / 3, 2 / 3, 0], abs=2e-3)
 
 
@@ -483,9 +483,11 @@ def test_two_views_of_a_flip_are_the_image_and_its_mirror_image():
     network.eval()
     with torch.inference_mode():
         plain, mirrored = (network(normalize(recipe, view)).softmax(1) for view in (images, images.flip(3)))
-        torch.testing.assert_close(task.predict_scores(images).exp(), plain)
+        torch.testing.assert_close(task.predict_log_probabilities(images).exp(), plain)
         task.set_num_views(2)
-        torch.testing.assert_close(task.predict_scores(images).exp(), (plain + mirrored) / 2, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            task.predict_log_probabilities(images).exp(), (plain + mirrored) / 2, atol=1e-4, rtol=1e-4
+        )
     assert not torch.allclose(plain, mirrored, atol=1e-2)
 
 
@@ -520,7 +522,9 @@ def probabilities(runs):
     val = package.get_recipe("deep-convnet")(**SMALL).load_data().val
     tasks = [checkpoint.load_task(run, device="cpu") for run in runs]
     with torch.inference_mode():
-        rows = [[task.predict_scores(view).exp() for task in tasks] for view in (val.images, val.images.flip(3))]
+        rows = [
+            [task.predict_log_probabilities(view).exp() for task in tasks] for view in (val.images, val.images.flip(3))
+        ]
     return torch.stack([torch.stack(row) for row in rows]), val.targets
 
 
@@ -578,7 +582,9 @@ def test_eval_and_predict_with_two_views(fukami, runs, probabilities, digit_file
     task = checkpoint.load_task(runs[0], device="cpu")
     image = torch.from_numpy(task.transform.read_and_transform(file)).unsqueeze(0)
     with torch.inference_mode():
-        expected = (task.predict_scores(image).exp() + task.predict_scores(image.flip(3)).exp())[0] / 2
+        expected = (task.predict_log_probabilities(image).exp() + task.predict_log_probabilities(image.flip(3)).exp())[
+            0
+        ] / 2
     (prediction,) = fukami("predict", runs[0], file, "--views", "2", "--device", "cpu").json
     assert prediction["label"] == str(expected.argmax().item())
     ranking = {entry["label"]: entry["probability"] for entry in prediction["ranking"]}

@@ -33,7 +33,7 @@ def test_probabilities_equal_those_of_the_numpy_network(fukami, numpy_network, r
     expected = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
     assert expected.std(0).max() > 1e-3
     task = checkpoint.load_task(tmp_path / "runs" / "imported")
-    probabilities = task.predict_scores(torch.from_numpy(images)).softmax(1).detach().numpy()
+    probabilities = task.predict_log_probabilities(torch.from_numpy(images)).softmax(1).detach().numpy()
     np.testing.assert_allclose(probabilities, expected, atol=1e-5)
     assert fukami("eval", "runs/imported", "--data", "digits").json[0]["count"] == 1797
 

@@ -139,7 +139,7 @@ def test_masks_that_are_visible_in_the_fourth_channel(fields, tmp_path, fukami, 
         "epochs": 40,
         "eval_every": 40,
         "batch_size": 4,
-        "filters": 8,
+        "num_filters": 8,
         "lr": 0.01,
         "augment": ("flip", "brightness=0.1"),
     }

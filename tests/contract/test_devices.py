@@ -114,7 +114,7 @@ def create_fcn(data, **fields):
 
 
 def create_segnet(data, **fields):
-    small = {"filters": 8, "min_size": 64}
+    small = {"num_filters": 8, "min_size": 64}
     return package.get_recipe("segnet-basic")(
         **{**SLOW, "data": data("mask_files"), "lr": 1e-2, "batch_size": 2, **small} | fields
     )

@@ -44,7 +44,7 @@ SKIPPED = re.compile(
 SMALL = {
     "anchor-sizes": "24 48", "base-channels": "4", "batch-size": "4", "beam-size": "1", "context-padding": "4",
     "encoder": "resnet20", "epochs": "1", "eval-episodes": "2", "eval-games": "2", "eval-opponent": "random",
-    "eval-samples": "40", "filters": "4", "games": "2", "hidden": "8", "iterations": "2", "learning-starts": "1000",
+    "eval-samples": "40", "num-filters": "4", "games": "2", "hidden": "8", "iterations": "2", "learning-starts": "1000",
     "max-size": "96", "min-size": "64", "min-word-count": "1", "num-blocks": "1", "num-channels": "4",
     "num-games": "16", "num-seeds": "2", "num-steps": "10", "positions": "1200", "self-play-simulations": "2",
     "simulations": "2", "size": "64", "steps": "1200", "weights": "", "width-multiplier": "0.0625",

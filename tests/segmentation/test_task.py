@@ -155,7 +155,7 @@ def test_median_frequency_balancing_by_hand():
 
 @pytest.mark.parametrize(("balance", "power"), [("none", None), ("root", 0.5), ("median", 1)])
 def test_class_weights_are_a_power_of_median_frequency_balancing(mask_files, balance, power):
-    recipe = package.get_recipe("segnet-basic")(data=str(mask_files), filters=4, batch_size=2, balance=balance)
+    recipe = package.get_recipe("segnet-basic")(data=str(mask_files), num_filters=4, batch_size=2, balance=balance)
     data = recipe.load_data()
     task = recipe.build_task(data.labels)
     task.setup(Runtime.start("cpu", "float32"))
@@ -268,7 +268,7 @@ def test_predicted_masks_are_readable_by_pycocotools():
 
 def test_evaluation_at_the_original_mask_size(mask_files):
     """Masks are evaluated at their own size, whatever the input size of the network."""
-    recipe = package.get_recipe("segnet-basic")(data=str(mask_files), min_size=64, filters=8)
+    recipe = package.get_recipe("segnet-basic")(data=str(mask_files), min_size=64, num_filters=8)
     data = recipe.load_data()
     task = recipe.build_task(data.labels)
     task.setup(Runtime.start("cpu", "float32"))
@@ -280,7 +280,7 @@ def test_evaluation_at_the_original_mask_size(mask_files):
 
 def test_classes_are_matched_by_name(mask_files):
     """The order of the classes may differ; unknown classes are reported."""
-    recipe = package.get_recipe("segnet-basic")(data=str(mask_files), filters=8)
+    recipe = package.get_recipe("segnet-basic")(data=str(mask_files), num_filters=8)
     data = recipe.load_data()
     task = recipe.build_task(data.labels[::-1])
     task.setup(Runtime.start("cpu", "float32"))
@@ -574,7 +574,7 @@ def test_command_line_errors(fukami, mask_files, tmp_path):
         (["--init", "no-such-file"], "cannot be read"),
     ):
         options = arguments if "--data" in arguments else [*arguments, "--data", mask_files]
-        result = fukami("train", "segnet-basic", "--filters", "4", *options, "--out", tmp_path / "run")
+        result = fukami("train", "segnet-basic", "--num-filters", "4", *options, "--out", tmp_path / "run")
         assert result.status in (1, 2)
         assert message in result.err, result.err
         assert "Traceback" not in result.err
@@ -606,7 +606,7 @@ def test_show(fukami, mask_files, tmp_path):
 def test_short_training_on_camvid(camvid, tmp_path):
     """A few steps on real images of CamVid."""
     recipe = package.get_recipe("segnet-basic")(
-        data="camvid", min_size=64, filters=16, epochs=1, batch_size=16, lr=0.01
+        data="camvid", min_size=64, num_filters=16, epochs=1, batch_size=16, lr=0.01
     )
     result = package.train(recipe, tmp_path / "run", device="cpu").metrics
     assert result["count"] == 233

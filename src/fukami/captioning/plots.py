@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from fukami.image.charts import BLUE
 from fukami.image.io import UInt8Array
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def plot_common_captions(captions: Sequence[str]) -> Figure:
     figure = Figure(figsize=(8, 0.4 + 0.28 * len(counts)), layout="constrained")
     axes = figure.add_subplot(xlabel="images")
     bars = axes.barh([textwrap.shorten(text, 80) or "(empty)" for text, _ in counts][::-1],
-                     [count for _, count in counts][::-1], color="#4878a8")  # fmt: skip
+                     [count for _, count in counts][::-1], color=BLUE)  # fmt: skip
     axes.bar_label(bars, fontsize=7, padding=2)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)

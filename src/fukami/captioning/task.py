@@ -114,7 +114,7 @@ class CaptioningTask(Task):
         decoding_config: settings of caption decoding.
         frozen_encoder: keep the encoder's weights fixed; its features are computed once and cached on disk.
         cache_limit: maximum size of the feature cache, in GB; 0 disables it.
-        options: optimizer, lr_schedule, epochs, eval_every, accumulate and clip_norm, as for :class:`fukami.Task`.
+        options: training options, as for :class:`fukami.Task`.
     """
 
     label_noun = "word"

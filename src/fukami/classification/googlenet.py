@@ -25,7 +25,7 @@ class GoogLeNet(ClassificationRecipe):
     """
 
     encoder_overrides: ClassVar[dict[str, int]] = {"aux_loss": False}
-    model_arguments: ClassVar[tuple[str, ...]] = ("channels", "aux_loss", "kernel_size")
+    model_arguments: ClassVar[tuple[str, ...]] = ("channels", "aux_loss", "kernel_size", "dropout")
 
     augment: tuple[str, ...] = ("crop=0.3", "flip")
     """Data augmentation of the training images, such as flip crop=0.3 trivial mixup=0.2; the flag without a value
@@ -34,11 +34,14 @@ class GoogLeNet(ClassificationRecipe):
     """Auxiliary classifiers: add the losses of two intermediate classifiers, with the weight 0.3 each."""
     kernel_size: Literal[3, 5] = 3
     """Kernel size of the largest convolutions: 5 in the paper, 3 in torchvision's weights."""
+    dropout: float = 0.2
+    """Dropout probability before the last layer: 0.4 in the paper, 0.2 in torchvision."""
 
     def __post_init__(self) -> None:
         """Validate the fields."""
         super().__post_init__()
         check_range(self, MIN_SIZE, MAX_INPUT_SIZE, "size")
+        check_range(self, 0, 0.99, "dropout")
 
     def build_transform(self, labels: tuple[str, ...]) -> "SquareTransform":
         """Build the image preprocessing; values are in [-1, 1], as torchvision's weights expect."""

@@ -8,17 +8,6 @@ MAX_MISTAKES = 25  # maximum number of stored misclassified images per batch
 TOP5_CLASS_THRESHOLD = 10  # top-5 accuracy is reported above this number of classes
 
 
-def compute_confusion_matrix(predicted: Tensor, target: Tensor, num_classes: int) -> Tensor:
-    """Compute the confusion matrix ``(classes, classes)`` int64: true classes in rows, predicted classes in columns.
-
-    ``predicted`` and ``target`` are class indices ``(N,)``. One ``bincount`` replaces torchmetrics, whose import takes
-    longer than the evaluation.
-    """
-    return torch.bincount(target * num_classes + predicted, minlength=num_classes * num_classes).view(
-        num_classes, num_classes
-    )
-
-
 def compute_accuracy(matrix: Tensor) -> dict[str, float]:
     """Compute ``accuracy`` in [0, 1], ``errors`` and ``count`` from a confusion matrix."""
     count, num_correct = int(matrix.sum()), int(matrix.trace())

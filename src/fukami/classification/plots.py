@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from fukami.image.channels import ArrayImage
+from fukami.image.charts import BLUE, PALE, shorten_label
 
 if TYPE_CHECKING:
     from fukami.classification.precision_comparison import PrecisionResult
@@ -21,7 +22,7 @@ def plot_confusion_matrix(matrix: Tensor, labels: Sequence[str]) -> Figure:
     counts = matrix.numpy()
     fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     mistakes = np.where(np.eye(len(labels), dtype=bool), 0, fractions)
-    names = [_shorten_label(label) for label in labels]
+    names = [shorten_label(label) for label in labels]
     side = 1.6 + 0.09 * max(map(len, names)) + 0.42 * min(len(labels), 30)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.add_subplot(xlabel="predicted", ylabel="true")
@@ -47,9 +48,9 @@ def plot_class_accuracy(matrix: Tensor, labels: Sequence[str]) -> Figure:
     shown = sorted(np.argsort(accuracies, kind="stable")[:MAX_ANNOTATED_CLASSES].tolist())
     figure = Figure(figsize=(5, 0.8 + 0.25 * len(shown)), layout="constrained")
     axes = figure.add_subplot()
-    bars = axes.barh(range(len(shown)), accuracies[shown], color="#4878a8")
+    bars = axes.barh(range(len(shown)), accuracies[shown], color=BLUE)
     axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=3)
-    axes.set_yticks(range(len(shown)), [_shorten_label(labels[index]) for index in shown], fontsize=9)
+    axes.set_yticks(range(len(shown)), [shorten_label(labels[index]) for index in shown], fontsize=9)
     low = accuracies.min()
     axes.set_xlim(max(0.0, low - max(0.3, (100 - low) * 0.5)), 100)
     axes.set_ylim(len(shown) - 0.4, -0.6)
@@ -57,10 +58,6 @@ def plot_class_accuracy(matrix: Tensor, labels: Sequence[str]) -> Figure:
     axes.set_xlabel(f"accuracy{lowest}, %")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-def _shorten_label(label: str) -> str:
-    return label if len(label) <= 20 else f"{label[:18]}..."
 
 
 def convert_images(images: Tensor) -> list[Image.Image]:
@@ -76,9 +73,7 @@ def plot_member_accuracies(
     heights = [100 * value for value in accuracies.tolist()]
     left_figure = Figure(figsize=(5, 3.2), layout="constrained")
     left = left_figure.add_subplot()
-    bars = left.bar(
-        [*names, "ensemble"], [*heights, 100 * ensemble_accuracy], color=[*["#b9cbe0"] * len(names), "#4878a8"]
-    )
+    bars = left.bar([*names, "ensemble"], [*heights, 100 * ensemble_accuracy], color=[*[PALE] * len(names), BLUE])
     low, high = min(*heights, 100 * ensemble_accuracy), max(*heights, 100 * ensemble_accuracy)
     left.set_ylim(max(0.0, low - max(0.05, high - low)), min(100.0, high + max(0.05, (high - low) / 2)))
     left.bar_label(bars, fmt="%.2f", fontsize=8)
@@ -111,7 +106,7 @@ def plot_precisions(results: "Sequence[PrecisionResult]") -> list[tuple[str, Fig
     for title, values in panels:
         figure = Figure(figsize=(3, 0.4 + 0.28 * len(results)), layout="constrained")
         axes = figure.add_subplot()
-        bars = axes.barh([result.precision for result in results], values, color="#4878a8")
+        bars = axes.barh([result.precision for result in results], values, color=BLUE)
         axes.bar_label(
             bars, [f"{value:,.3g}" if value < 1000 else f"{value:,.0f}" for value in values], padding=3, fontsize=8
         )

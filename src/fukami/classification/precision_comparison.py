@@ -194,7 +194,7 @@ def _build_predictor(count: int) -> Callable[[], Tensor]:
     """Return a function that predicts ``count`` random images, already on the device."""
     shape = _task.get_signature().input_shape
     images = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, device=_task.runtime.device)
-    return torch.inference_mode()(lambda: _task.predict_scores(images))
+    return torch.inference_mode()(lambda: _task.predict_log_probabilities(images))
 
 
 def _time_predictions(processes: Sequence[ProcessPoolExecutor], count: int) -> list[float]:

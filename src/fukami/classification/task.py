@@ -70,7 +70,7 @@ class ClassificationTask(Task):
         use_class_weights: weight the loss of each class by its inverse frequency.
         augment: class-preserving augmentation for test-time augmentation.
         feature_cache: how frozen features are cached; None: they are computed in each step.
-        options: optimizer, lr_schedule, epochs, eval_every, accumulate and clip_norm, as for :class:`fukami.Task`.
+        options: training options, as for :class:`fukami.Task`.
     """
 
     supports_cuda_graph = True
@@ -291,7 +291,7 @@ class ClassificationTask(Task):
             cached.append(features)
         return features
 
-    def predict_member_scores(self, images: Tensor, features: Tensor | None = None) -> Tensor:
+    def predict_member_log_probabilities(self, images: Tensor, features: Tensor | None = None) -> Tensor:
         """Predict the log-probabilities ``(members, N, classes)`` of each member, averaged over the views.
 
         With ``features`` only the head is computed. The network computes in the precision of its weights; the result is
@@ -308,9 +308,9 @@ class ClassificationTask(Task):
                 )
             )
 
-    def predict_scores(self, images: Tensor) -> Tensor:
+    def predict_log_probabilities(self, images: Tensor) -> Tensor:
         """Predict the log-probabilities ``(N, classes)``, float32, of images ``(N, C, H, W)`` in 0..255."""
-        return self.combine_members(self.predict_member_scores(images))
+        return self.combine_members(self.predict_member_log_probabilities(images))
 
     def _generate_views(self, images: Tensor) -> Iterator[Tensor]:
         """Yield the images, then their augmented views, with evenly spread parameters equal for all images."""
@@ -335,7 +335,7 @@ class ClassificationTask(Task):
         results = metrics.ClassificationResults(len(self.labels), num_members, device)
         for index, (images, targets) in enumerate(track(batches, "evaluation", unit="batches")):
             if len(images):  # the last batch may have no images for this process
-                scores = self.predict_member_scores(images, self.get_eval_features(batches, index, images))
+                scores = self.predict_member_log_probabilities(images, self.get_eval_features(batches, index, images))
                 results.update(scores, self.combine_members(scores), class_indices[targets.to(device)], images)
         for counts in results.totals:
             self.runtime.all_reduce_sum(counts)
@@ -349,7 +349,10 @@ class ClassificationTask(Task):
 
     def predict_batch(self, images: Tensor) -> list[Prediction]:
         """Classify images; return ``label``, ``probability`` and the ``ranking`` of the most likely classes."""
-        return [self._format_prediction(probabilities) for probabilities in self.predict_scores(images).exp().cpu()]
+        return [
+            self._format_prediction(probabilities)
+            for probabilities in self.predict_log_probabilities(images).exp().cpu()
+        ]
 
     def _format_prediction(self, probabilities: Tensor) -> Prediction:
         top = probabilities.topk(min(TOP_K, len(self.labels)))

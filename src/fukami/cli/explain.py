@@ -203,9 +203,9 @@ def get_input_shape(name: str, task: "Task") -> "Shape":
     """
     from fukami.captioning.task import CaptioningTask
     from fukami.classification.task import ClassificationTask
+    from fukami.data.augment_boxes import SIZE_DIVISOR
     from fukami.detection.rcnn_task import RCNNTask
     from fukami.detection.task import DetectionTask
-    from fukami.engine.padded_images import SIZE_DIVISOR
     from fukami.segmentation.task import SegmentationTask
     from fukami.self_play.task import SelfPlayTask
     from fukami.style.task import StyleTransferTask

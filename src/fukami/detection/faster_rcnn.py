@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from fukami.detection.recipe import DetectionRecipe
-from fukami.engine.recipe import FieldGroup, check_range
+from fukami.engine.recipe import check_range, get_network_name
 from fukami.engine.supervised import OptimizerName
 from fukami.errors import UsageError
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FasterRCNNFields(FieldGroup):
-    """Fields of Faster R-CNN on any backbone."""
+class FasterRCNNRecipe(DetectionRecipe):
+    """Base recipe of Faster R-CNN; each recipe adds its backbone."""
 
     backbone: ClassVar[str] = ""  # name of the classifier whose layers it uses
     backbone_prefix: ClassVar[str] = ""  # name of the submodule with the classifier's layers
@@ -34,7 +34,7 @@ class FasterRCNNFields(FieldGroup):
     """Learning-rate schedule: constant, step=NUM_DROPS, multistep=FRACTION,FRACTION, exponential=FINAL_FACTOR,
     polynomial=POWER, cosine, one-cycle or plateau=PATIENCE."""
     warmup: float = 0.02
-    """Fraction of the training steps with a linear warm-up."""
+    """Fraction of the training steps with a linear learning-rate warm-up."""
     clip_norm: float = 10.0
     """Maximum gradient norm (gradient clipping); 0 disables it."""
     weight_decay: float = 1e-4
@@ -63,6 +63,33 @@ class FasterRCNNFields(FieldGroup):
                 "use another --schedule"
             )
 
+    def build_model(self, num_classes: int) -> "Network":
+        """Build the network for ``num_classes`` classes without the background."""
+        from fukami.models.faster_rcnn import FasterRCNN as Network
+
+        model = self.build_named_model(get_network_name(type(self)), num_classes)
+        assert isinstance(model, Network)
+        return model
+
+    def build_task(self, labels: tuple[str, ...]) -> "DetectionTask":
+        """Build the detector of the classes ``labels``; its first stages are frozen if they have initial weights."""
+        from fukami.detection.alternating_task import AlternatingDetectionTask
+        from fukami.detection.task import DetectionTask
+        from fukami.engine import pretrained
+
+        model = self.build_model(len(labels))
+        if self.init:
+            pretrained.freeze_stages(model.get_submodule(self.backbone_prefix), self.frozen_stages)
+        task_class = AlternatingDetectionTask if self.training == "alternating" else DetectionTask
+        return task_class(
+            model,
+            labels,
+            self.build_preprocessing(),
+            activation_checkpointing=self.activation_checkpointing,
+            confidence=self.confidence,
+            **self.get_training_options(),
+        )
+
     def initialize_task(self, task: "DetectionTask") -> None:
         """Load the weights of ``init``."""
         from fukami.engine import pretrained
@@ -72,7 +99,7 @@ class FasterRCNNFields(FieldGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FasterRCNNResNet50FPN(FasterRCNNFields, DetectionRecipe):
+class FasterRCNNResNet50FPN(FasterRCNNRecipe):
     """Faster R-CNN with a ResNet-50 feature pyramid, as in torchvision (Lin et al. 2017).
 
     Not trained here; training runs at 0.6 images per second of 1152×800 on 2 cores of an AMD EPYC. torchvision's
@@ -103,13 +130,9 @@ class FasterRCNNResNet50FPN(FasterRCNNFields, DetectionRecipe):
             num_classes, roi_pooling=self.roi_pooling, frozen_batch_norm=bool(self.init), anchor_sizes=self.anchor_sizes
         )
 
-    def build_task(self, labels: tuple[str, ...]) -> "DetectionTask":
-        """Build the detector of the classes ``labels``."""
-        return build_detection_task(self, self.build_model(len(labels)), labels)
-
 
 @dataclass(frozen=True, kw_only=True)
-class FasterRCNNVGG16(FasterRCNNFields, DetectionRecipe):
+class FasterRCNNVGG16(FasterRCNNRecipe):
     """Faster R-CNN with VGG-16: a region proposal network and a classifier with shared features (Ren et al. 2015).
 
     Result: 91.66 % mAP on BCCD at 320 pixels after 12 epochs in 81 minutes on 2 cores of an Intel Xeon. The paper: 69.9
@@ -123,6 +146,9 @@ class FasterRCNNVGG16(FasterRCNNFields, DetectionRecipe):
 
     backbone: ClassVar[str] = "vgg16"
     backbone_prefix: ClassVar[str] = "backbone"
+    model_arguments: ClassVar[tuple[str, ...]] = (
+        "anchor_sizes", "roi_pooling", "hidden", "dropout", "batch_norm", "width_multiplier", "stride"
+    )  # fmt: skip
     init_defaults: ClassVar[Mapping[str, object]] = {
         "min_size": 320, "anchor_sizes": (16.0, 32.0, 64.0, 128.0, 256.0), "hidden": 1024,
         "dropout": 0.0, "batch_size": 1, "lr": 3e-3, "schedule": "cosine",
@@ -145,43 +171,3 @@ class FasterRCNNVGG16(FasterRCNNFields, DetectionRecipe):
         check_range(self, 1, math.inf, "hidden")
         check_range(self, 0, 0.99, "dropout")
         check_range(self, 1 / 64, 4, "width_multiplier")
-
-    def build_model(self, num_classes: int) -> "Network":
-        """Build the network for ``num_classes`` classes without the background."""
-        from fukami.models import faster_rcnn_vgg16
-
-        return faster_rcnn_vgg16(
-            num_classes,
-            anchor_sizes=self.anchor_sizes,
-            hidden=self.hidden,
-            dropout=self.dropout,
-            roi_pooling=self.roi_pooling,
-            batch_norm=self.batch_norm,
-            width_multiplier=self.width_multiplier,
-            stride=self.stride,
-        )
-
-    def build_task(self, labels: tuple[str, ...]) -> "DetectionTask":
-        """Build the detector of the classes ``labels``."""
-        return build_detection_task(self, self.build_model(len(labels)), labels)
-
-
-def build_detection_task(
-    recipe: FasterRCNNResNet50FPN | FasterRCNNVGG16, model: "Network", labels: tuple[str, ...]
-) -> "DetectionTask":
-    """Build the task of a Faster R-CNN, whose first stages are frozen if they have initial weights."""
-    from fukami.detection.alternating_task import AlternatingDetectionTask
-    from fukami.detection.task import DetectionTask
-    from fukami.engine import pretrained
-
-    if recipe.init:
-        pretrained.freeze_stages(model.get_submodule(recipe.backbone_prefix), recipe.frozen_stages)
-    task_class = AlternatingDetectionTask if recipe.training == "alternating" else DetectionTask
-    return task_class(
-        model,
-        labels,
-        recipe.build_preprocessing(),
-        activation_checkpointing=recipe.activation_checkpointing,
-        confidence=recipe.confidence,
-        **recipe.get_training_options(),
-    )

@@ -12,6 +12,7 @@ from PIL import Image
 
 from fukami.detection.metrics import MISSED, OUTCOMES, DetectionResults, ErrorCase, FloatArray
 from fukami.image import io as image_io
+from fukami.image.charts import BLUE, PALE, RED, plot_class_bars, shorten_label
 
 if TYPE_CHECKING:
     from fukami.engine.task import FigureContent
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 MAX_CURVES = 24  # maximum number of precision-recall curves
 MAX_ERRORS_SHOWN = 15  # maximum number of false negatives, and of false positives
 CROP_WIDTH = 1.7  # inches of the crop around an error
-BLUE, PALE, RED = "#4878a8", "#c3d3e6", "#c0392b"
 OUTCOME_COLORS = ("#6aa67c", "#e3b34c", "#b58fc4", "#d6723c", "#9a9a9a")  # of OUTCOMES
 ERROR_CAPTIONS = {"localization": "poor localization", "duplicate": "duplicate", "background": "background"}
 
@@ -48,20 +48,10 @@ def plot_evaluation(
 def plot_class_ap(classes: dict[str, dict[str, float]]) -> Figure:
     """Plot VOC's and COCO's average precision of each class, in descending order."""
     ranked = sorted(classes.items(), key=lambda item: -item[1]["ap"])
-    figure = Figure(figsize=(8, 1.1 + 0.27 * len(ranked)), layout="constrained")
-    axes = figure.add_subplot()
-    for name, color, label in (("ap", PALE, "at IoU 0.5 (VOC)"), ("coco_ap", BLUE, "at IoU 0.5 to 0.95 (COCO)")):
-        axes.barh(range(len(ranked)), [100 * metrics[name] for _, metrics in ranked], color=color, label=label)
-    for row, (_, metrics) in enumerate(ranked):
-        axes.text(100 * metrics["ap"] + 0.8, row, f"{100 * metrics['ap']:.1f}", va="center", fontsize=8)
-    names = [f"{_shorten_label(label)}  ({metrics['objects']:,})" for label, metrics in ranked]
-    axes.set_yticks(range(len(ranked)), names, fontsize=9)
-    axes.set_xlim(0, 106)
-    axes.set_ylim(len(ranked) - 0.4, -0.6)
-    axes.set_xlabel("average precision, % (number of objects in brackets)")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=8)
-    return figure
+    names = [f"{shorten_label(label)}  ({metrics['objects']:,})" for label, metrics in ranked]
+    voc, coco = ([metrics[name] for _, metrics in ranked] for name in ("ap", "coco_ap"))
+    bars = {"at IoU 0.5 (VOC)": voc, "at IoU 0.5 to 0.95 (COCO)": coco}
+    return plot_class_bars(names, bars, voc, "average precision, % (number of objects in brackets)")
 
 
 def plot_precision_recall(results: DetectionResults) -> list[tuple[str, Figure]]:
@@ -77,7 +67,7 @@ def plot_precision_recall(results: DetectionResults) -> list[tuple[str, Figure]]
     for class_index in sorted(sorted(areas, key=areas.__getitem__)[:MAX_CURVES]):
         figure = Figure(figsize=(1.75, 1.7), layout="constrained")
         _plot_curve(figure.add_subplot(), results, class_index)
-        curves.append((f"{_shorten_label(results.labels[class_index])} {areas[class_index]:.1%}", figure))
+        curves.append((f"{shorten_label(results.labels[class_index])} {areas[class_index]:.1%}", figure))
     return curves
 
 
@@ -134,7 +124,7 @@ def plot_outcomes(results: DetectionResults) -> Figure:
         widths = percentages[order, outcome]
         axes.barh(range(len(order)), widths, left=left, color=OUTCOME_COLORS[outcome], label=name)
         left += widths
-    axes.set_yticks(range(len(order)), [_shorten_label(results.labels[index]) for index in present[order]], fontsize=9)
+    axes.set_yticks(range(len(order)), [shorten_label(results.labels[index]) for index in present[order]], fontsize=9)
     axes.set_ylim(len(order) - 0.4, -0.6)
     axes.set_xlim(0, 100)
     axes.set_xlabel("% of the objects; blank: no detection")
@@ -188,7 +178,7 @@ def compute_crop(error: ErrorCase, size: tuple[int, int]) -> tuple[int, int, int
 
 def format_caption(error: ErrorCase) -> str:
     """Format the caption of an error."""
-    label, confused_label = _shorten_label(error.label), _shorten_label(error.confused_label)
+    label, confused_label = shorten_label(error.label), shorten_label(error.confused_label)
     if error.kind != MISSED:
         return f"{label} {error.score:.2f} → {confused_label or ERROR_CAPTIONS[error.kind]}"
     if error.score:
@@ -202,7 +192,3 @@ def _draw_outline(
     left, top, right, bottom = box
     shade = tuple(level / 255 for level in color)
     axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec=shade, lw=width, ls=style))
-
-
-def _shorten_label(label: str) -> str:
-    return label if len(label) <= 20 else f"{label[:18]}..."

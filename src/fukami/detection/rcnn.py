@@ -24,6 +24,7 @@ from fukami.errors import UsageError
 if TYPE_CHECKING:
     from fukami.data.padded_loader import PaddedLoader
     from fukami.data.samples import Sample
+    from fukami.detection.frozen_feature_task import BoxRegressionFitter, SVMFitter
     from fukami.detection.rcnn_task import RCNNTask, RegionSettings
     from fukami.image.transform import ResizeTransform
     from fukami.models.rcnn import RCNN as RCNNModel
@@ -38,9 +39,9 @@ SHARED_FIELDS = (  # equal in all stages: they define the network, its regions a
 )  # fmt: skip
 
 GRADIENT_FIELDS = (  # without effect in the stages that do not train by gradient descent
-    "epochs", "eval_every", "batch_size", "accumulate", "activation_checkpointing", "optimizer", "lr", "lr_scaling",
-    "clip_norm", "momentum", "weight_decay", "schedule", "drop_factor", "warmup", "augment", "regions_per_image",
-    "dropout",
+    "epochs", "eval_every", "patience", "batch_size", "accumulate", "activation_checkpointing", "optimizer", "lr",
+    "lr_scaling", "clip_norm", "momentum", "weight_decay", "schedule", "drop_factor", "warmup", "augment",
+    "regions_per_image", "dropout",
 )  # fmt: skip
 
 
@@ -156,57 +157,6 @@ class FinetuningFields(RegionFields):
             pretrained.initialize_classifier(task.model.get_submodule("network"), self.backbone, self.init)
 
 
-def check_gradient_fields(recipe: "RCNNSVM | RCNNBoxes") -> None:
-    """Check that the fields without effect in a stage without gradient descent have their defaults.
-
-    Raises:
-        UsageError: one has another value; the message names it.
-    """
-    changed = [name for name in GRADIENT_FIELDS if getattr(recipe, name) != getattr(type(recipe), name)]
-    if changed:
-        flags = " and ".join(f"--{name.replace('_', '-')}" for name in changed)
-        raise UsageError(f"{get_recipe_name(type(recipe))} does not train by gradient descent: remove {flags}")
-
-
-def find_previous_run(recipe: "RCNNSVM | RCNNBoxes") -> Path:
-    """Find the run folder of the previous stage.
-
-    Raises:
-        UsageError: it does not exist, belongs to another stage, is not finished, or has other field values.
-    """
-    from fukami.engine import checkpoint
-
-    recipe_name, previous_recipe = get_recipe_name(type(recipe)), recipe.previous_recipe
-    if not recipe.init:
-        raise UsageError(f"{recipe_name} continues a run of {previous_recipe}; specify its folder with --init DIR")
-    folder = checkpoint.locate_run(recipe.init)
-    other, _ = checkpoint.read_recipe(folder)
-    if get_recipe_name(type(other)) != previous_recipe:
-        raise UsageError(
-            f"{folder} is a run of {get_recipe_name(type(other))}; {recipe_name} continues a run of {previous_recipe}"
-        )
-    if not checkpoint.is_finished(folder):
-        raise UsageError(
-            f"{folder} is not finished; resume it first: fukami train {previous_recipe} --out {folder} --resume"
-        )
-    different_fields = {
-        name: getattr(other, name) for name in SHARED_FIELDS if getattr(other, name) != getattr(recipe, name)
-    }
-    if different_fields:
-        flags = " ".join(_format_flag(name, value) for name, value in different_fields.items())
-        raise UsageError(f"{folder} was trained with other field values; use the same ones: {flags}")
-    return folder
-
-
-def build_sequential_loader(
-    recipe: "RCNNSVM | RCNNBoxes", split: "tuple[Sample, ...]", labels: tuple[str, ...]
-) -> "PaddedLoader":
-    """Build a loader of one image per batch with its proposals, shuffled by the seed and not augmented."""
-    prepare = recipe.build_preprocessing()
-    samples = recipe.prepare_samples(split, prepare)
-    return recipe.build_padded_loader(samples, labels, prepare, (), batch_size=1, seed=recipe.seed)
-
-
 def load_stage_weights(task: "RCNNTask", folder: Path) -> None:
     """Load the weights of the previous stage's run.
 
@@ -256,7 +206,115 @@ class RCNNFinetune(FinetuningFields, DetectionRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RCNNSVM(RegionFields, DetectionRecipe):
+class SVMFields(FieldGroup):
+    """Fields of the linear SVMs."""
+
+    svm_cost: float = 1e-3
+    """Regularization parameter C of the SVMs, for features of norm 20; positives have weight 2."""
+    svm_iou: float = 0.3
+    """IoU threshold: a region below it with all objects of a class is a negative."""
+
+    def __post_init__(self) -> None:
+        """Validate the fields."""
+        super().__post_init__()
+        check_range(self, 1e-12, math.inf, "svm_cost")
+        check_range(self, 0.01, 1, "svm_iou")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxRegressionFields(FieldGroup):
+    """Fields of the bounding-box regression."""
+
+    box_ridge: float = 1000.0
+    """Regularization parameter λ of the bounding-box regression, for features of norm 20."""
+    box_iou: float = 0.6
+    """Minimum IoU between a training region of the bounding-box regression and an object."""
+
+    def __post_init__(self) -> None:
+        """Validate the fields."""
+        super().__post_init__()
+        check_range(self, 0, math.inf, "box_ridge")
+        check_range(self, 0.01, 1, "box_iou")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenFeatureRecipe(RegionFields, DetectionRecipe):
+    """Base recipe of a stage that continues a run of the previous stage and fits layers to its frozen features."""
+
+    previous_recipe: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """Validate the fields."""
+        super().__post_init__()
+        changed = [name for name in GRADIENT_FIELDS if getattr(self, name) != getattr(type(self), name)]
+        if changed:
+            flags = " and ".join(f"--{name.replace('_', '-')}" for name in changed)
+            raise UsageError(f"{get_recipe_name(type(self))} does not train by gradient descent: remove {flags}")
+
+    def build_fitter(self) -> "SVMFitter | BoxRegressionFitter":
+        """Build the fitter of the stage."""
+        raise NotImplementedError
+
+    def find_previous_run(self) -> Path:
+        """Find the run folder of the previous stage.
+
+        Raises:
+            UsageError: it does not exist, belongs to another stage, is not finished, or has other field values.
+        """
+        from fukami.engine import checkpoint
+
+        recipe_name, previous_recipe = get_recipe_name(type(self)), self.previous_recipe
+        if not self.init:
+            raise UsageError(f"{recipe_name} continues a run of {previous_recipe}; specify its folder with --init DIR")
+        folder = checkpoint.locate_run(self.init)
+        other, _ = checkpoint.read_recipe(folder)
+        if (name := get_recipe_name(type(other))) != previous_recipe:
+            raise UsageError(f"{folder} is a run of {name}; {recipe_name} continues a run of {previous_recipe}")
+        if not checkpoint.is_finished(folder):
+            raise UsageError(
+                f"{folder} is not finished; resume it first: fukami train {previous_recipe} --out {folder} --resume"
+            )
+        different_fields = {
+            name: getattr(other, name) for name in SHARED_FIELDS if getattr(other, name) != getattr(self, name)
+        }
+        if different_fields:
+            flags = " ".join(_format_flag(name, value) for name, value in different_fields.items())
+            raise UsageError(f"{folder} was trained with other field values; use the same ones: {flags}")
+        return folder
+
+    def load_data(self) -> Data:
+        """Load the dataset, after checking that the previous stage's run exists."""
+        self.find_previous_run()
+        return super().load_data()
+
+    def build_loader(self, split: "tuple[Sample, ...]", labels: tuple[str, ...], *, train: bool) -> "PaddedLoader":
+        """Build the loader; training batches have one image each, shuffled by the seed, without augmentation."""
+        if not train:
+            return super().build_loader(split, labels, train=False)
+        prepare = self.build_preprocessing()
+        samples = self.prepare_samples(split, prepare)
+        return self.build_padded_loader(samples, labels, prepare, (), batch_size=1, seed=self.seed)
+
+    def build_task(self, labels: tuple[str, ...]) -> "RCNNTask":
+        """Build the task of the stage for the classes ``labels``."""
+        from fukami.detection.frozen_feature_task import FrozenFeatureTask
+
+        return FrozenFeatureTask(
+            self.build_model(len(labels)),
+            labels,
+            self.build_preprocessing(),
+            self.build_region_settings(),
+            self.build_fitter(),
+            self.confidence,
+        )
+
+    def initialize_task(self, task: "RCNNTask") -> None:
+        """Load the weights of the previous stage."""
+        load_stage_weights(task, self.find_previous_run())
+
+
+@dataclass(frozen=True, kw_only=True)
+class RCNNSVM(SVMFields, FrozenFeatureRecipe):
     """R-CNN's second stage: linear SVMs with hard negative mining (Girshick et al. 2014, section 2.3).
 
     Result: 72.06 % mAP on BCCD at 320 pixels as the second stage of rcnn. The paper: 54.2 % mAP on VOC 2007.
@@ -269,49 +327,16 @@ class RCNNSVM(RegionFields, DetectionRecipe):
 
     init: str = ""
     """Folder of a finished run of rcnn-finetune."""
-    svm_cost: float = 1e-3
-    """Regularization parameter C of the SVMs, for features of norm 20; positives have weight 2."""
-    svm_iou: float = 0.3
-    """IoU threshold: a region below it with all objects of a class is a negative."""
 
-    def __post_init__(self) -> None:
-        """Validate the fields."""
-        super().__post_init__()
-        check_gradient_fields(self)
-        check_range(self, 1e-12, math.inf, "svm_cost")
-        check_range(self, 0.01, 1, "svm_iou")
+    def build_fitter(self) -> "SVMFitter":
+        """Build the fitter of the SVMs."""
+        from fukami.detection.frozen_feature_task import SVMFitter
 
-    def load_data(self) -> Data:
-        """Load the dataset, after checking that the previous stage's run exists."""
-        find_previous_run(self)
-        return super().load_data()
-
-    def build_loader(self, split: "tuple[Sample, ...]", labels: tuple[str, ...], *, train: bool) -> "PaddedLoader":
-        """Build the loader; training batches have one image each, without augmentation."""
-        return (
-            build_sequential_loader(self, split, labels) if train else super().build_loader(split, labels, train=False)
-        )
-
-    def build_task(self, labels: tuple[str, ...]) -> "RCNNTask":
-        """Build the task of the stage for the classes ``labels``."""
-        from fukami.detection.frozen_feature_task import FrozenFeatureTask, SVMFitter
-
-        return FrozenFeatureTask(
-            self.build_model(len(labels)),
-            labels,
-            self.build_preprocessing(),
-            self.build_region_settings(),
-            SVMFitter(cost=self.svm_cost, negative_iou_threshold=self.svm_iou, seed=self.seed),
-            self.confidence,
-        )
-
-    def initialize_task(self, task: "RCNNTask") -> None:
-        """Load the weights of the previous stage."""
-        load_stage_weights(task, find_previous_run(self))
+        return SVMFitter(cost=self.svm_cost, negative_iou_threshold=self.svm_iou, seed=self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RCNNBoxes(RegionFields, DetectionRecipe):
+class RCNNBoxes(BoxRegressionFields, FrozenFeatureRecipe):
     """R-CNN's third stage: bounding-box regression (Girshick et al. 2014, appendix C).
 
     Result: 73.15 % mAP on BCCD at 320 pixels as the last stage of rcnn. The paper: 58.5 % mAP on VOC 2007.
@@ -324,49 +349,16 @@ class RCNNBoxes(RegionFields, DetectionRecipe):
 
     init: str = ""
     """Folder of a finished run of rcnn-svm."""
-    box_ridge: float = 1000.0
-    """Regularization parameter λ of the ridge regression, for features of norm 20."""
-    box_iou: float = 0.6
-    """Minimum IoU between a training region and an object."""
 
-    def __post_init__(self) -> None:
-        """Validate the fields."""
-        super().__post_init__()
-        check_gradient_fields(self)
-        check_range(self, 0, math.inf, "box_ridge")
-        check_range(self, 0.01, 1, "box_iou")
+    def build_fitter(self) -> "BoxRegressionFitter":
+        """Build the fitter of the box regressors."""
+        from fukami.detection.frozen_feature_task import BoxRegressionFitter
 
-    def load_data(self) -> Data:
-        """Load the dataset, after checking that the previous stage's run exists."""
-        find_previous_run(self)
-        return super().load_data()
-
-    def build_loader(self, split: "tuple[Sample, ...]", labels: tuple[str, ...], *, train: bool) -> "PaddedLoader":
-        """Build the loader; training batches have one image each, without augmentation."""
-        return (
-            build_sequential_loader(self, split, labels) if train else super().build_loader(split, labels, train=False)
-        )
-
-    def build_task(self, labels: tuple[str, ...]) -> "RCNNTask":
-        """Build the task of the stage for the classes ``labels``."""
-        from fukami.detection.frozen_feature_task import BoxRegressionFitter, FrozenFeatureTask
-
-        return FrozenFeatureTask(
-            self.build_model(len(labels)),
-            labels,
-            self.build_preprocessing(),
-            self.build_region_settings(),
-            BoxRegressionFitter(ridge=self.box_ridge, min_iou=self.box_iou),
-            self.confidence,
-        )
-
-    def initialize_task(self, task: "RCNNTask") -> None:
-        """Load the weights of the previous stage."""
-        load_stage_weights(task, find_previous_run(self))
+        return BoxRegressionFitter(ridge=self.box_ridge, min_iou=self.box_iou)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RCNN(FinetuningFields, DetectionRecipe):
+class RCNN(FinetuningFields, SVMFields, BoxRegressionFields, DetectionRecipe):
     """R-CNN: region proposals, a fine-tuned network, linear SVMs and bounding-box regression (Girshick et al. 2014).
 
     Result: 73.15 % mAP on BCCD at 320 pixels after all stages in 97 minutes on 2 cores of an Intel Xeon. The paper:
@@ -378,15 +370,6 @@ class RCNN(FinetuningFields, DetectionRecipe):
             --batch-size 2 --lr 3e-3 --clip-norm 10 --epochs 5 --augment flip flip-vertical brightness=0.2
             contrast=0.2
     """
-
-    svm_cost: float = 1e-3
-    """Regularization parameter C of the SVMs, for features of norm 20; positives have weight 2."""
-    svm_iou: float = 0.3
-    """IoU threshold: a region below it with all objects of a class is a negative."""
-    box_ridge: float = 1000.0
-    """Regularization parameter λ of the bounding-box regression, for features of norm 20."""
-    box_iou: float = 0.6
-    """Minimum IoU between a training region of the bounding-box regression and an object."""
 
     def __post_init__(self) -> None:
         """Validate the fields."""

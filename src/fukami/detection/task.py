@@ -48,7 +48,7 @@ class DetectionTask(Task):
         confidence: minimum score of a predicted box. None: the one with the highest F1 in the last evaluation of the
             training, which the buffer ``confidence`` of the model contains, in units of the last digit of a score. As
             an integer it is the same at every precision.
-        options: optimizer, lr_schedule, epochs, eval_every, accumulate and clip_norm, as for :class:`fukami.Task`.
+        options: training options, as for :class:`fukami.Task`.
     """
 
     predict_batch_size = 8

@@ -11,6 +11,7 @@ from fukami.engine.recipe import Recipe
 from fukami.engine.runtime import Runtime
 from fukami.engine.train import prepare_data
 from fukami.errors import Error, UsageError
+from fukami.image.charts import BLUE
 
 SMOOTHING_FACTOR = 0.9  # decay of the moving average of the losses
 MIN_AVERAGED_STEPS = 10  # steps after which the moving average is reliable
@@ -89,7 +90,7 @@ def plot_lr_curve(result: LRFinderResult) -> Figure:
     """Plot the smoothed loss over the learning rate, with lines at the steepest and the minimum loss."""
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     axes = figure.add_subplot(xlabel="learning rate", ylabel="loss", xscale="log")
-    axes.plot(result.lrs, result.losses, color="#4878a8")
+    axes.plot(result.lrs, result.losses, color=BLUE)
     for rate, name in ((result.steepest_lr, "steepest"), (result.min_loss_lr, "minimum")):
         axes.axvline(rate, color="#c44", lw=1, ls=":" if name == "minimum" else "--", label=f"{name}: {rate:.2g}")
     axes.legend(frameon=False)

@@ -7,18 +7,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fukami.data.augment_boxes import SIZE_DIVISOR, compute_valid_mask
 from fukami.data.samples import PaddedBatch
 from fukami.engine.task import ModelSignature
 from fukami.image.transform import ResizeTransform
-
-SIZE_DIVISOR = 32  # the sides of a padded image are multiples of this, in pixels
 
 
 def build_padded_signature(
     kind: Literal["detector", "segmenter"], output: str, transform: ResizeTransform, labels: tuple[str, ...]
 ) -> ModelSignature:
     """Build the signature of a network of padded images; ``output`` describes the outputs in words."""
-    padding = "the sides are multiples of 32, the values 0 to the right of the image and below it"
+    padding = f"the sides are multiples of {SIZE_DIVISOR}, the values 0 to the right of the image and below it"
     metadata = {
         "preprocessing": json.dumps({**transform.describe(), "padding": padding}),
         "labels": json.dumps(labels, ensure_ascii=False),
@@ -37,10 +36,7 @@ def normalize_padded_images(images: Tensor, sizes: Tensor, mean: Tensor, std: Te
 
     ``mean`` and ``std`` are those of the channels, in 0..255, ``(C, 1, 1)`` each.
     """
-    across = torch.arange(images.shape[3], device=images.device)
-    down = torch.arange(images.shape[2], device=images.device).unsqueeze(1)
-    height, width = sizes.view(-1, 2, 1, 1, 1).unbind(1)
-    normalized = ((images - mean) / std) * ((down < height) & (across < width))
+    normalized = ((images - mean) / std) * compute_valid_mask(sizes, images)
     return normalized.contiguous(memory_format=torch.channels_last)
 
 

@@ -204,6 +204,8 @@ def plot_prediction(image: Tensor, heatmap: Tensor, ranking: Sequence[tuple[str,
     """Plot the input image ``(C, H, W)`` in 0..255, the heatmap ``(h, w)`` over it, and the most probable classes."""
     from matplotlib.figure import Figure
 
+    from fukami.image.charts import BLUE
+
     figure = Figure(figsize=(9, 2.9), layout="constrained")
     input_axes, heatmap_axes, bars = figure.subplots(1, 3, width_ratios=(1, 1, 1.2))
     pixels = tile_images(select_visible_channels(image)[None] / 255, 1, gap=0).clip(0, 1)
@@ -220,7 +222,7 @@ def plot_prediction(image: Tensor, heatmap: Tensor, ranking: Sequence[tuple[str,
         axes.set_xticks([])
         axes.set_yticks([])
     names, probabilities = zip(*ranking[:5][::-1], strict=True)
-    rectangles = bars.barh(range(len(names)), [100 * p for p in probabilities], color="#4878a8", height=0.6)
+    rectangles = bars.barh(range(len(names)), [100 * p for p in probabilities], color=BLUE, height=0.6)
     bars.bar_label(rectangles, fmt="%.1f", fontsize=8, padding=3)
     bars.set_yticks(range(len(names)), map(_truncate_name, names), parse_math=False)
     bars.set_xlim(0, 115)

@@ -199,6 +199,8 @@ def plot_costs(layers: Sequence[LayerInfo]) -> "list[tuple[str, Figure]]":
     """Plot multiply-adds, parameters and output memory for each output resolution, in percent of the total."""
     from matplotlib.figure import Figure
 
+    from fukami.image.charts import BLUE
+
     costs: dict[str, list[int]] = {}
     for layer in layers:
         name = (
@@ -215,7 +217,7 @@ def plot_costs(layers: Sequence[LayerInfo]) -> "list[tuple[str, Figure]]":
         values = [row[kind] for row in costs.values()]
         percentages = [100 * value / max(sum(values), 1) for value in values]
         axes.bar_label(
-            axes.barh(range(len(costs)), percentages, color="#4878a8", height=0.65), fmt="%.1f", fontsize=8, padding=3
+            axes.barh(range(len(costs)), percentages, color=BLUE, height=0.65), fmt="%.1f", fontsize=8, padding=3
         )
         axes.set_yticks(range(len(costs)), list(costs))
         axes.set_xlim(0, 119)

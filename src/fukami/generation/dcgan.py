@@ -11,7 +11,7 @@ from fukami.errors import Error, UsageError
 
 if TYPE_CHECKING:
     from fukami.data.labeled_images import LabeledImages
-    from fukami.data.loader import InMemoryLoader
+    from fukami.data.loader import Batch, BatchLoader, InMemoryLoader
     from fukami.generation.task import GANTask
     from fukami.image.transform import SquareTransform
 
@@ -99,30 +99,25 @@ class DCGAN(SupervisedRecipe):
 
     def load_data(self) -> Data:
         """Load the images; the labels are their size and number of channels."""
-        from fukami.generation import data as generation_data
-
-        train_images, reference_images = generation_data.load_dataset(self.data, self.val_fraction)
-        size, channels, transform = self.prepare_transform(train_images)
-        train = self.build_image_loader(
-            train_images, (), transform, self.augment, batch_size=self.batch_size, seed=self.seed
-        )
-        return Data(train, self.build_eval_loader(reference_images, transform), (str(size), str(channels)))
+        return self._load_data(include_train=True)
 
     def load_eval_data(self) -> Data:
         """Load the reference images."""
+        return self._load_data(include_train=False)
+
+    def _load_data(self, *, include_train: bool) -> Data:
         from fukami.generation import data as generation_data
 
         train_images, reference_images = generation_data.load_dataset(self.data, self.val_fraction)
-        size, channels, transform = self.prepare_transform(train_images)
-        return Data((), self.build_eval_loader(reference_images, transform), (str(size), str(channels)))
-
-    def prepare_transform(self, images: "LabeledImages") -> "tuple[int, int, SquareTransform]":
-        """Return the size and the number of channels of the images, and their preprocessing."""
-        from fukami.generation import data as generation_data
-
-        size, channels = generation_data.infer_image_shape(images)
+        size, channels = generation_data.infer_image_shape(train_images)
         size, channels = self.size or size, self.channels or channels
-        return size, channels, self.build_transform(size, channels)
+        transform = self.build_transform(size, channels)
+        train: BatchLoader[Batch] | tuple[()] = ()
+        if include_train:
+            train = self.build_image_loader(
+                train_images, (), transform, self.augment, batch_size=self.batch_size, seed=self.seed
+            )
+        return Data(train, self.build_eval_loader(reference_images, transform), (str(size), str(channels)))
 
     def initialize_task(self, task: "GANTask") -> None:
         """Check that the feature extractor of the evaluation can be loaded, before the training."""

@@ -50,7 +50,7 @@ class GANTask(Task):
         hinge_loss: use the hinge loss (Lim and Ye 2017) instead of cross entropy.
         ema_decay: decay of the exponential moving average of the generator, which then generates the samples (Yazici et
             al. 2019); 0 disables it.
-        options: optimizer, lr_schedule, epochs, eval_every and clip_norm, as for :class:`fukami.Task`.
+        options: training options, as for :class:`fukami.Task`.
     """
 
     metric_mode = "min"

@@ -10,19 +10,16 @@ CellAnchors = Sequence[tuple[float, float, float, float]]
 ASPECT_RATIOS = (0.5, 1.0, 2.0)  # height over width
 
 
-def compute_cell_anchors(
-    sizes: Sequence[float], aspect_ratios: Sequence[float] = ASPECT_RATIOS
-) -> list[tuple[float, float, float, float]]:
-    """Compute the anchors of one position: one for each size and aspect ratio, centered on 0.
+def compute_cell_anchors(sizes: Sequence[float]) -> list[tuple[float, float, float, float]]:
+    """Compute the anchors of one position: one for each aspect ratio and size, centered on 0.
 
     The coordinates are rounded to whole pixels, as in the reference implementations.
 
     Args:
         sizes: anchor sizes: side in pixels of the square with the same area.
-        aspect_ratios: height over width.
     """
     half_sides = [
-        (size / math.sqrt(ratio) / 2, size * math.sqrt(ratio) / 2) for ratio in aspect_ratios for size in sizes
+        (size / math.sqrt(ratio) / 2, size * math.sqrt(ratio) / 2) for ratio in ASPECT_RATIOS for size in sizes
     ]
     return [
         (-round(half_width), -round(half_height), round(half_width), round(half_height))

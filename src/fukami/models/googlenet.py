@@ -1,12 +1,13 @@
 """GoogLeNet: nine Inception modules, each with parallel branches of several filter sizes.
 
 Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, table 1 and figure 3. The network is torchvision's, so its
-published weights load directly. It has four differences from the paper:
+published weights load directly. It has five differences from the paper:
 
 - Batch normalization follows every convolution and replaces the two local response normalizations.
 - The 5×5 branch has 3×3 filters; ``kernel_size=5`` gives the paper's.
 - The fourth pooling is 2×2, not 3×3.
 - The auxiliary heads use adaptive average pooling to 4×4, which also supports images other than 224×224.
+- Dropout before the last layer has the probability 0.2; ``dropout=0.4`` is the paper's.
 """
 
 from typing import Literal

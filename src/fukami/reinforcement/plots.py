@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
+from fukami.image.charts import BLUE
 from fukami.image.io import UInt8Array
 
 GAME_HEIGHT = 420  # height of the game frame in pixels
@@ -21,7 +22,7 @@ def plot_returns(values: Sequence[float], lengths: Sequence[int]) -> list[tuple[
     for heights, title in ((values, "return"), (lengths, "steps")):
         figure = Figure(figsize=(4, 2.6), layout="constrained")
         axes = figure.add_subplot()
-        axes.bar(range(len(heights)), np.asarray(heights)[order], color="#4878a8")
+        axes.bar(range(len(heights)), np.asarray(heights)[order], color=BLUE)
         axes.set_xlabel("episodes, sorted by return", fontsize=8)
         axes.axhline(0, color="#222", lw=0.6)
         axes.spines[["top", "right"]].set_visible(False)

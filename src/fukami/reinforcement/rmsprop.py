@@ -23,15 +23,8 @@ class CenteredRMSprop(torch.optim.Optimizer):
     weights, so a CUDA graph can capture a step.
     """
 
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 2.5e-4,
-        *,
-        decay: float = DECAY,
-        min_squared_gradient: float = MIN_SQUARED_GRADIENT,
-    ) -> None:
-        super().__init__(params, {"lr": lr, "decay": decay, "minimum": min_squared_gradient})
+    def __init__(self, params: ParamsT, lr: float = 2.5e-4) -> None:
+        super().__init__(params, {"lr": lr})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -45,12 +38,12 @@ class CenteredRMSprop(torch.optim.Optimizer):
                     self.state[weight] = {"mean": torch.zeros_like(weight), "square": torch.zeros_like(weight)}
             gradients = [weight.grad for weight in weights]
             means, squares = ([self.state[weight][name] for weight in weights] for name in ("mean", "square"))
-            torch._foreach_lerp_(means, gradients, 1 - group["decay"])
-            torch._foreach_mul_(squares, group["decay"])
-            torch._foreach_addcmul_(squares, gradients, gradients, 1 - group["decay"])
+            torch._foreach_lerp_(means, gradients, 1 - DECAY)
+            torch._foreach_mul_(squares, DECAY)
+            torch._foreach_addcmul_(squares, gradients, gradients, 1 - DECAY)
             roots = torch._foreach_addcmul(squares, means, means, -1)
             torch._foreach_clamp_min_(roots, 0.0)  # rounding of large squares may make a variance negative
-            torch._foreach_add_(roots, group["minimum"])
+            torch._foreach_add_(roots, MIN_SQUARED_GRADIENT)
             torch._foreach_sqrt_(roots)
             steps = torch._foreach_div(gradients, roots)
             torch._foreach_mul_(steps, group["lr"])

@@ -42,8 +42,7 @@ class QLearningTask(Task):
             2016).
         clip_rewards: clip rewards to -1..1, so that one learning rate suits all games.
         reduction: reduction of the loss of a batch, ``"mean"``, or ``"sum"`` as in DeepMind's code.
-        options: optimizer, lr_schedule, epochs, eval_every and clip_norm, as for :class:`fukami.Task`; an epoch is one
-            optimizer step.
+        options: training options, as for :class:`fukami.Task`; an epoch is one optimizer step.
     """
 
     label_noun = "action"

@@ -36,7 +36,7 @@ class FCNVGGFields(FieldGroup):
     """Batch normalization after every convolution except the last."""
 
     def __post_init__(self) -> None:
-        """Check the ranges of the fields."""
+        """Validate the fields."""
         super().__post_init__()
         check_range(self, 1, math.inf, "hidden")
         check_range(self, 0, 0.99, "dropout")
@@ -61,7 +61,7 @@ class SkipFCNFields(FCNVGGFields):
     al. 2015, section 4.2)."""
 
     def __post_init__(self) -> None:
-        """Check the ranges of the fields."""
+        """Validate the fields."""
         super().__post_init__()
         check_range(self, 1e-6, 1, "stage_lr_factor")
         if self.training == "at-once" and self.stage_lr_factor != type(self).stage_lr_factor:

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from fukami.image import io as image_io
+from fukami.image.charts import plot_class_bars, shorten_label
 from fukami.image.io import UInt8Array
 from fukami.segmentation.metrics import SegmentationResults
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 SegmentationExample = tuple[Image.Image, UInt8Array, UInt8Array]
 IMAGES_PER_GROUP = 2  # number of best, median and worst images
 MAX_ANNOTATED_CLASSES = 25  # maximum number of classes for numbers in the cells
-BLUE, PALE = "#4878a8", "#c3d3e6"
 
 
 def plot_evaluation(
@@ -58,21 +58,10 @@ def plot_class_iou(results: SegmentationResults) -> Figure:
     classes = results.compute_class_metrics()
     ranked = sorted(classes.items(), key=lambda item: -item[1]["iou"])
     total_pixels = sum(metrics["pixels"] for metrics in classes.values())
-    figure = Figure(figsize=(8, 1.1 + 0.3 * len(ranked)), layout="constrained")
-    axes = figure.add_subplot()
-    for name, color, label in (("accuracy", PALE, "accuracy"), ("iou", BLUE, "IoU")):
-        axes.barh(range(len(ranked)), [100 * metrics[name] for _, metrics in ranked], color=color, label=label)
-    for row, (_, metrics) in enumerate(ranked):
-        axes.text(100 * max(metrics["iou"], metrics["accuracy"]) + 0.8, row, f"{100 * metrics['iou']:.1f}", va="center",
-                  fontsize=8)  # fmt: skip
-    names = [f"{label[:24]}  ({metrics['pixels'] / total_pixels:.1%})" for label, metrics in ranked]
-    axes.set_yticks(range(len(ranked)), names, fontsize=9)
-    axes.set_xlim(0, 106)
-    axes.set_ylim(len(ranked) - 0.4, -0.6)
-    axes.set_xlabel("%; in brackets the fraction of all labeled pixels; numbers: IoU")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=8)
-    return figure
+    names = [f"{shorten_label(label)}  ({metrics['pixels'] / total_pixels:.1%})" for label, metrics in ranked]
+    accuracy, iou = ([metrics[name] for _, metrics in ranked] for name in ("accuracy", "iou"))
+    xlabel = "%; in brackets the fraction of all labeled pixels; numbers: IoU"
+    return plot_class_bars(names, {"accuracy": accuracy, "IoU": iou}, iou, xlabel)
 
 
 def plot_confusion_matrix(results: SegmentationResults) -> Figure:
@@ -85,7 +74,7 @@ def plot_confusion_matrix(results: SegmentationResults) -> Figure:
     axes = figure.add_subplot(xlabel="predicted", ylabel="true")
     axes.imshow(percentages, cmap="Blues", vmin=0, vmax=100)
     if len(occurring) <= MAX_ANNOTATED_CLASSES:
-        names = [results.labels[index][:20] for index in occurring]
+        names = [shorten_label(results.labels[index]) for index in occurring]
         axes.set_xticks(range(len(occurring)), names, rotation=90)
         axes.set_yticks(range(len(occurring)), names)
         for row, column in np.argwhere(percentages >= 0.5):

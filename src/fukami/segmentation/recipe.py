@@ -70,7 +70,7 @@ class SegmentationRecipe(SplitLoading, ChannelFields, SupervisedRecipe):
     """Learning-rate factor of the backbone layers that init loads."""
 
     def __post_init__(self) -> None:
-        """Check the ranges of the fields."""
+        """Validate the fields."""
         super().__post_init__()
         check_range(self, 0, MAX_IMAGE_SIDE, "min_size", "max_size", "crop_size")
         check_range(self, 0, 1, "backbone_lr_factor")

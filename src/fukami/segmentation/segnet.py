@@ -3,13 +3,10 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from fukami.engine.recipe import check_range
 from fukami.segmentation.recipe import SegmentationRecipe
-
-if TYPE_CHECKING:
-    from fukami.layers.segmentation_model import SegmentationModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +38,7 @@ class SegNetVGG16(SegmentationRecipe):
     """Width of the network, relative to the paper."""
 
     def __post_init__(self) -> None:
-        """Check the ranges of the fields."""
+        """Validate the fields."""
         super().__post_init__()
         check_range(self, 1 / 64, 4, "width_multiplier")
 
@@ -58,22 +55,18 @@ class SegNetBasic(SegmentationRecipe):
             flip crop=0.5 brightness=0.3
     """
 
+    model_arguments: ClassVar[tuple[str, ...]] = ("channels", "num_filters")
+
     batch_size: int = 4
     """Global batch size, over all processes."""
     lr: float = 2e-3
     """Peak learning rate, for the recipe's default batch size."""
     balance: Literal["none", "median", "root"] = "root"
     """Class weights of the loss: none, median-frequency balancing (median) or its square root (root)."""
-    filters: int = 64
+    num_filters: int = 64
     """Number of filters of every convolution."""
 
     def __post_init__(self) -> None:
-        """Check the ranges of the fields."""
+        """Validate the fields."""
         super().__post_init__()
-        check_range(self, 1, math.inf, "filters")
-
-    def build_model(self, num_classes: int) -> "SegmentationModel":
-        """Build the network."""
-        from fukami.models import segnet_basic
-
-        return segnet_basic(num_classes, channels=self.channels, num_filters=self.filters)
+        check_range(self, 1, math.inf, "num_filters")

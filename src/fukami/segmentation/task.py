@@ -47,7 +47,7 @@ class SegmentationTask(Task):
         balance_power: exponent of the class weights of median-frequency balancing: 0 for equal weights, 1 as in the
             paper.
         activation_checkpointing: keep only the activations between the network's stages, and recompute the others.
-        options: optimizer, lr_schedule, epochs, eval_every, accumulate and clip_norm, as for :class:`fukami.Task`.
+        options: training options, as for :class:`fukami.Task`.
     """
 
     ensemble_methods = ("average",)

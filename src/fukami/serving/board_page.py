@@ -13,12 +13,18 @@ from fukami.self_play.connect_four import ConnectFour
 from fukami.self_play.game import Game, Moves, States
 from fukami.self_play.go import Go
 from fukami.self_play.match import GameRecord, read_stones
-from fukami.self_play.plots import choose_style, describe_outcome, has_cell_moves, list_star_points, rank_moves
+from fukami.self_play.plots import (
+    MAX_MOVES,
+    choose_style,
+    describe_outcome,
+    has_cell_moves,
+    list_star_points,
+    rank_moves,
+)
 from fukami.self_play.search import SearchResult
 from fukami.serving.page import TOKEN_OPTION, format_run
 
 SIMULATIONS = (0, 16, 64, 200, 800)  # choices
-MAX_MOVES = 8  # rows of the table
 LABEL_WIDTH, MARGIN, LINE_WIDTH = 0.6, 0.2, 0.02  # around boards, in cells
 
 
