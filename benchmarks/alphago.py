@@ -43,7 +43,7 @@ from fukami.engine import checkpoint
 CONNECT_FOUR = {  # options by minutes
     10: "",
     60: "--positions 520000 --num-blocks 4 --num-channels 64",
-    150: "--positions 700000 --num-blocks 5 --num-channels 64 --eval-every 100000",
+    150: "--positions 560000 --num-blocks 5 --num-channels 64 --eval-every 100000",
 }
 GO_POSITIONS = {"go5": 16_500, "go7": 9_500, "go9": 5_400}  # per minute, evaluations included
 NUM_GO_EVALUATIONS = 10
