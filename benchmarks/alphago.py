@@ -40,10 +40,10 @@ from fukami.data.formats import list_sgf_files
 from fukami.data.sources import identify_source
 from fukami.engine import checkpoint
 
-CONNECT_FOUR = {  # options by minutes
+CONNECT_FOUR = {  # options by minutes: on two cores with AVX2 for 10 and 60, with AVX-512 BF16 for 150
     10: "",
     60: "--positions 520000 --num-blocks 4 --num-channels 64",
-    150: "--positions 560000 --num-blocks 5 --num-channels 64 --eval-every 100000",
+    150: "--positions 1200000 --self-play-simulations 32 --num-blocks 5 --num-channels 64 --eval-every 200000",
 }
 GO_POSITIONS = {"go5": 16_500, "go7": 9_500, "go9": 5_400}  # per minute, evaluations included
 NUM_GO_EVALUATIONS = 10
