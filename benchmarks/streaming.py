@@ -24,7 +24,7 @@ from torchvision.datasets import ImageFolder
 
 from common.record import record
 from fukami.classification.resnet import ResNet50
-from fukami.data import image_folder
+from fukami.data import archives
 from fukami.data.locations import list_data_folders
 from fukami.engine.runtime import Runtime
 
@@ -35,7 +35,7 @@ def find_photographs():
     """Yield the paths of the photographs."""
     for name in ("flickr8k-1000.zip", "voc-animals.zip"):
         archive = next(folder / name for folder in list_data_folders() if (folder / name).is_file())
-        yield from sorted(image_folder.unpack_archive(archive).rglob("*.jpg"))
+        yield from sorted(archives.unpack(archive).rglob("*.jpg"))
 
 
 def write_images(root, count):

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 from PIL import Image
 
-from fukami.data import image_folder
+from fukami.data import archives
 from fukami.data.locations import find_dataset
 
 ANIMALS = {"cat", "cow", "dog", "horse", "person", "sheep"}
@@ -20,7 +20,7 @@ VAL_INTERVAL = 5  # every fifth training image is for validation, as by default
 def find_data(name: str) -> Path:
     """Find the folder of a dataset, or unpack its archive."""
     path = find_dataset(name, f"the archive {name}.zip")
-    return path if path.is_dir() else image_folder.unpack_archive(path) / name
+    return path if path.is_dir() else archives.unpack(path) / name
 
 
 def select_evenly(names: list[str], count: int) -> list[str]:

@@ -52,8 +52,7 @@ def pack(folder: Path, installed: Path | None) -> None:
 
 def pack_data(folder: Path) -> None:
     """Pack all of MNIST and the first images of the other datasets in ``$FUKAMI_DATA``."""
-    from fukami.data import mnist
-    from fukami.data.image_folder import unpack_archive
+    from fukami.data import archives, mnist
     from fukami.data.locations import find_dataset
 
     source = mnist.find_mnist()
@@ -63,13 +62,13 @@ def pack_data(folder: Path) -> None:
         (folder / "mnist" / f"{name}.bz2").write_bytes(bz2.compress(content))  # 1/7 smaller than gzip
     selectors = {"cifar10": select_cifar, "bccd": select_bccd, "camvid": select_camvid}
     for name, count in IMAGES.items():
-        root = unpack_archive(find_dataset(name, "the dataset"))
+        root = archives.unpack(find_dataset(name, "the dataset"))
         root = root / name if (root / name).is_dir() else root
         with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
             for path, content in selectors[name](root, count):
                 compression = zipfile.ZIP_STORED if path.endswith(".jpg") else zipfile.ZIP_DEFLATED
                 archive.writestr(zipfile.ZipInfo(path), content, compression)
-    root = unpack_archive(find_dataset("style", "content and style images of neural style transfer"))
+    root = archives.unpack(find_dataset("style", "content and style images of neural style transfer"))
     for kind in ("content", "style"):
         first = min(path for path in root.rglob("*.jpg") if path.parent.name == kind)
         (folder / "style" / kind).mkdir(parents=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fukami.data import annotation_files, captions, formats, mask_folders, voc
+from fukami.data import annotation_files, captions, coco, formats, image_folder, mask_folders, voc, yolo
 from fukami.data.sources import KINDS, identify_source
 from fukami.errors import Error, UsageError
 
@@ -178,6 +178,14 @@ def test_many_folders_with_equal_names_are_paired_quickly():
     assert list(pairs.values()) == images
 
 
+def test_an_annotation_is_compared_with_at_most_100_images():
+    """Of 400 images of the same name, it belongs to the one whose folder has its folder's name."""
+    folders = [f"{n:03}" for n in range(400)]
+    files = [Path("boxes", folder, "1.xml") for folder in folders]
+    images = [Path("photos", folder, "1.jpg") for folder in folders]
+    assert list(annotation_files.pair_with_images(files, images).values()) == images
+
+
 def test_labelme_shapes(tmp_path):
     """The corners were computed by hand; a broken file is named."""
     write_dataset(tmp_path, "labelme", "txt")
@@ -275,6 +283,106 @@ def test_captions_of_another_file_name(tmp_path):
     write_coco(tmp_path / "notes" / "all.json", caption="a kangaroo")
     source = identify_source(str(tmp_path))
     assert source.describe() == ["captions: 6 images, 6 captions; for show-and-tell"]
+
+
+# names of files and folders
+
+
+def test_hidden_folders_and_macos_metadata_are_skipped(tmp_path):
+    for folder in ("cat", "dog", "cat/.hidden", "cat/__MACOSX/cat"):
+        write_image(tmp_path / folder / "1.png")
+    splits = image_folder.scan_folder(tmp_path)
+    assert [file.relative_to(tmp_path).as_posix() for file in splits["train"].files] == ["cat/1.png", "dog/1.png"]
+    for name in ("game.sgf", "more/game.SGF", ".git/game.sgf", "__MACOSX/._game.sgf"):
+        write_text(tmp_path / "games" / name, "(;)")
+    found = sorted(file.relative_to(tmp_path).as_posix() for file in formats.list_sgf_files(tmp_path / "games"))
+    assert found == ["games/game.sgf", "games/more/game.SGF"]
+    for folder in ("images", "masks", "images/__MACOSX", "masks/.hidden"):
+        write_mask(tmp_path / "pairs" / folder / "1.png", 0)
+    assert len(list(mask_folders.index_folder(tmp_path / "pairs").iterate_pairs())) == 1
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for folder in ("train", "bus", "tram"):
+        write_image(tmp_path / "vehicles" / folder / "1.png")
+        write_image(tmp_path / "splits" / "train" / folder / "1.png")
+        write_image(tmp_path / "splits" / "other" / "1.png")
+    splits = image_folder.scan_folder(tmp_path / "vehicles")
+    assert splits.keys() == {"train"}
+    assert splits["train"].class_names == ("bus", "train", "tram")
+    assert identify_source(str(tmp_path / "vehicles")).describe() == [
+        "class folders: 3 images, 3 classes; for resnet18, vgg16 and other classification recipes"
+    ]
+    assert image_folder.scan_folder(tmp_path / "splits")["train"].class_names == ("bus", "train", "tram")
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("VOC", ".XML"), ("YOLO", ".TXT")])
+def test_annotations_with_suffixes_in_upper_case(kind, suffix, tmp_path):
+    for index in range(COUNT):
+        write_image(tmp_path / "images" / f"{index}.PNG")
+        text = XML.format(3) if kind == "VOC" else "0 .5 .5 .4 .4\n"
+        write_text(tmp_path / "labels" / f"{index}{suffix}", text)
+    dataset = formats.read_boxes(identify_source(str(tmp_path)).require("boxes"))
+    assert [len(image.boxes) for image in dataset.splits[""]] == [1] * COUNT
+
+
+def test_backslashes_separate_folders(tmp_path):
+    r"""As in files written on Windows; a file whose name contains a ``\\`` is found, too."""
+    for name in ("photos/1.png", "photos/a\\b.png"):
+        write_image(tmp_path / name)
+    names = ("photos\\1.png", "photos/a\\b.png")
+    expected = [tmp_path / "photos" / "1.png", tmp_path / "photos" / "a\\b.png"]
+    write_text(tmp_path / "labels.csv", "path,label\n" + "".join(f"{name},cat\n" for name in names))
+    assert [*image_folder.read_csv(tmp_path / "labels.csv")["train"].files] == expected
+    write_text(tmp_path / "captions.csv", "image,caption\n" + "".join(f"{name},a cat\n" for name in names))
+    assert [*captions.parse_caption_files(tmp_path / "captions.csv").splits[""]] == expected
+    write_text(tmp_path / "data.yaml", "train: train.txt\nnames: [cat]\n")
+    write_text(tmp_path / "train.txt", "".join(f"{name}\n" for name in names))
+    assert [image.image_path for image in yolo.read_yolo(tmp_path).splits["train"]] == expected
+    images = [{"id": id, "file_name": name, "width": SIDE, "height": SIDE} for id, name in enumerate(names)]
+    write_text(tmp_path / "all.json", json.dumps({"images": images, "annotations": [], "categories": []}))
+    assert [image.image_path for image in coco.read_coco(tmp_path / "all.json").splits[""]] == expected
+
+
+def test_several_coco_files_of_a_split_are_rejected(tmp_path):
+    for index in range(COUNT):
+        write_image(tmp_path / "images" / f"{index}.png")
+    write_coco(tmp_path / "train.json")
+    write_coco(tmp_path / "val.json")
+    write_text(tmp_path / "image_info_test.json", json.dumps({"images": []}))
+    assert coco.read_coco(tmp_path).splits.keys() == {"train", "val"}
+    write_coco(tmp_path / "keypoints_val.json")
+    message = (
+        r"several COCO files of the same split.*keypoints_val\.json \(val\), train\.json \(train\), val\.json \(val\)"
+    )
+    with pytest.raises(Error, match=message):
+        coco.read_coco(tmp_path)
+    (tmp_path / "keypoints_val.json").rename(tmp_path / "all.json")
+    with pytest.raises(Error, match=r"all\.json \(no split\)"):
+        coco.read_coco(tmp_path)
+
+
+def test_caption_files_of_splits_with_equal_image_names(tmp_path):
+    """Each split has an image ``1.png`` and its own table; metadata called dataset-metadata.json has no captions."""
+    for split in ("train", "val"):
+        write_image(tmp_path / split / "1.png")
+        write_text(tmp_path / split / "captions.csv", f"image,caption\n1.png,a {split} image\n")
+    write_text(tmp_path / "dataset-metadata.json", '{"title": "photos"}')
+    splits = captions.parse_caption_files(tmp_path).splits
+    assert splits == {split: {tmp_path / split / "1.png": [f"a {split} image"]} for split in ("train", "val")}
+    rows = [f"1.png,a {split} image,{split}\n" for split in ("val", "train")]
+    write_text(tmp_path / "all.csv", "image,caption,split\n" + "".join(rows))
+    assert captions.parse_caption_files(tmp_path / "all.csv").splits == splits
+
+
+def test_tables_with_quotation_marks(tmp_path):
+    write_image(tmp_path / "1.png")
+    write_text(tmp_path / "labels.csv", '"path", "label"\n"1.png","cat"\n')
+    assert identify_source(str(tmp_path)).get_title("labels") == "CSV of labels"
+    write_text(tmp_path / "labels.csv", 'path,label\n1.png,"cat\n' + "x" * 200_000)  # longer than a field may be
+    assert identify_source(str(tmp_path)).describe() == [
+        "CSV of labels; for resnet18, vgg16 and other classification recipes"
+    ]
 
 
 # two places

@@ -335,7 +335,7 @@ def test_json_that_is_nested_too_deeply_is_rejected(deep, tmp_path):
     (tmp_path / "x.json").write_text(f'{{"images": {deep}')
     with pytest.raises(Error, match="nested too deeply"):
         coco.read_coco(tmp_path / "x.json")
-    (tmp_path / "dataset.json").write_text(f'{{"images": {deep}')
+    (tmp_path / "dataset.json").write_text(f'{{"sentences": 1, "images": {deep}')
     with pytest.raises(Error, match="nested too deeply"):
         captions.parse_caption_files(tmp_path)
 

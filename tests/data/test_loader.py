@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from fukami import Error, UsageError
-from fukami.data import archives, digits, image_folder, labeled_images, mnist, splits
+from fukami.data import archives, digits, labeled_images, mnist, splits
 from fukami.data.loader import InMemoryLoader
 from fukami.image.transform import SquareTransform
 from fukami.timing import PhaseTimer
@@ -186,18 +186,18 @@ def test_invalid_datasets_are_rejected(tmp_path):
 def test_processes_that_unpack_an_archive_at_the_same_time(split_folder, tmp_path, monkeypatch):
     """The second process to finish uses the folder of the first and leaves no files of its own."""
     archive = Path(shutil.make_archive(str(tmp_path / "images"), "zip", split_folder))
-    target = image_folder.unpack_archive(archive)
+    target = archives.unpack(archive)
     shutil.rmtree(target)
     original, calls = archives._extract, []
 
     def extract_second(folder, *arguments):
         calls.append(folder)
         if len(calls) == 1:
-            assert image_folder.unpack_archive(archive) == target
+            assert archives.unpack(archive) == target
         original(folder, *arguments)
 
     monkeypatch.setattr(archives, "_extract", extract_second)
-    assert image_folder.unpack_archive(archive) == target
+    assert archives.unpack(archive) == target
     assert len(calls) == 2
     assert list(target.parent.iterdir()) == [target]
 

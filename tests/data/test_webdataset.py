@@ -106,6 +106,49 @@ def list_originals(folder, root):
     return files
 
 
+def test_images_without_a_known_suffix_are_written_with_that_of_their_format(tmp_path):
+    Image.new("RGB", (20, 20)).save(tmp_path / "1.image", "PNG")
+    Image.new("RGB", (20, 20)).save(tmp_path / "2", "JPEG")
+    (tmp_path / "labels.csv").write_text("path,label\n1.image,cat\n2,dog\n")
+    webdataset_writer.write_shards(str(tmp_path / "labels.csv"), tmp_path / "out", val_fraction=0.0)
+    source, _, _, labels = labeled_images.load_labeled_images(str(tmp_path / "out"), 0.0)
+    assert labels == ("cat", "dog")
+    assert source.decode(PREPARE).images.shape == (2, 3, 16, 16)
+
+
+def test_a_sample_above_the_limit_is_a_problem(copied, monkeypatch):
+    """The longest sample is not in the index, which would be invalid."""
+    index = json.loads((copied / "index.json").read_text())
+    lengths = [length for shard in index["train"] for length in shard["lengths"]]
+    (copied / "index.json").unlink()
+    monkeypatch.setattr(tar, "MAX_SAMPLE_BYTES", max(lengths) - 1)
+    index = shards.load_index(str(copied))[1]
+    shards.check_index(index)
+    problems = [problem for shard in index["train"] for problem in shard["problems"]]
+    assert len(problems) == lengths.count(max(lengths))
+    assert all(f"has {max(lengths):,} bytes, more than the limit of {max(lengths) - 1:,}" in text for text in problems)
+    monkeypatch.setattr(webdataset_writer, "MAX_IMAGE_BYTES", 1100)
+    counts = webdataset_writer.write_shards(str(copied), copied / "out", val_fraction=0.0)
+    assert counts["train"] + counts["skipped"] == COUNT - len(problems)
+    assert counts["skipped"] > 0
+
+
+@pytest.mark.parametrize(
+    ("spec", "separator", "base"),
+    [
+        ("/train.tar", "/", "/"),
+        ("/", "/", "/"),
+        ("train.tar", "/", ""),
+        ("a/b/{train,val}.tar", "/", "a/b"),
+        ("C:\\a\\train.tar", "\\", "C:/a"),
+        ("https://host/a/train.tar", "\\", "https://host/a"),
+    ],
+)
+def test_base_location(spec, separator, base, monkeypatch):
+    monkeypatch.setattr(shards.os, "sep", separator)
+    assert shards.get_base_location(spec) == base
+
+
 # ---- writing --------------------------------------------------------------------------------------------------------
 
 
@@ -374,6 +417,30 @@ for index, batch in enumerate(build_loader({str(folder)!r}, batch_size=2, seed=0
 
 
 # ---- over HTTP ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("start", [0, 100])
+def test_a_server_that_does_not_tell_the_size_of_a_range(start):
+    """``Content-Range: bytes 100-299/*`` has the first byte of the range (RFC 9110, section 14.4)."""
+    content = bytes(range(256)) * 2
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            first = int(re.fullmatch(r"bytes=(\d+)-", self.headers["Range"])[1])
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/*")
+            self.end_headers()
+            self.wfile.write(content[first:])
+
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        stream = remote.open_stream(f"http://127.0.0.1:{server.server_port}/a.tar")
+        assert stream.read(start, 200) == content[start : start + 200]
+        stream.close()
+        server.shutdown()
 
 
 @contextlib.contextmanager

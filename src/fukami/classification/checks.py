@@ -7,15 +7,14 @@ not stop the rest.
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from fukami.data import findings, image_folder, labeled_images, remote, shards, tar
+from fukami.data.files import list_folders, walk_files
 from fukami.data.findings import Findings, ImageItem, PathNames
 from fukami.data.parsing import exists, is_file, read_text
 from fukami.data.sources import DataSource
@@ -64,24 +63,21 @@ def _check_built_in_dataset(spec: str, report: Findings) -> Iterator[tuple[Image
 def _check_folder(source: DataSource, report: Findings) -> list[ImageItem]:
     """List the images of a folder or an archive by class, and check the layout."""
     layout = _ClassFolders(PathNames(source), report)
-    top_folder = source.path
-    while len(folders := image_folder.list_folders(top_folder)) == 1 and len(image_folder.list_folders(folders[0])) > 1:
-        top_folder = folders[0]  # the single top folder of an archive, as in training
-    splits = [folder for folder in folders if folder.name.lower() in SPLIT_NAMES]
-    if not folders:
-        detail = "contains no folders; expected one folder of images for each class"
-        report.add("empty", detail, file=str(source.location))
-    splits.sort(
-        key=lambda split: SPLITS.index(SPLIT_NAMES[split.name.lower()])
-    )  # train first, so that a leak is reported for the test file
+    found = image_folder.find_splits(source.path)
+    if "" in found:
+        if not list_folders(found[""]):
+            detail = "contains no folders; expected one folder of images for each class"
+            report.add("empty", detail, file=str(source.location))
+        layout.check_loose_files(found[""])
+        return layout.list_class_images(found[""], "")
+    splits = [found[split] for split in SPLITS if split in found]  # train first: a leak is reported for the test file
+    top_folder = splits[0].parent
     layout.check_loose_files(top_folder)
-    if not splits:
-        return layout.list_class_images(top_folder, "")
-    for other in folders:
+    for other in list_folders(top_folder):
         if other not in splits:
             detail = f"is a folder next to {splits[0].name} but no split, and nothing in it is read"
             report.add("ignored", detail, file=layout.format_path(other))
-    if not any(SPLIT_NAMES[split.name.lower()] == "train" for split in splits):
+    if "train" not in found:
         report.add("empty", "has no train folder, so there are no training images", file=layout.format_path(top_folder))
     items = []
     for split in splits:
@@ -110,10 +106,10 @@ class _ClassFolders:
     def list_class_images(self, root: Path, split: str) -> list[ImageItem]:
         """List the images of a split by class, and report files that are not read."""
         items: list[ImageItem] = []
-        for folder in image_folder.list_folders(root):
+        for folder in list_folders(root):
             self.report.image_counts[split][folder.name] += 0
             num_before = len(items)
-            for file in _walk_files(folder):
+            for file in walk_files(folder):
                 if file.suffix.lower() in self.suffixes:
                     items.append(ImageItem(file, self.format_path(file), folder.name, split))
                 else:
@@ -127,20 +123,12 @@ class _ClassFolders:
         description = f"ends in {file.suffix!r}" if file.suffix else "has no suffix"
         image_format = findings.detect_format(file)
         if image_format:
-            suffixes = [suffix for suffix, name in Image.registered_extensions().items() if name == image_format]
-            new_name = file.stem + (".jpg" if ".jpg" in suffixes else next(iter(suffixes), ""))
+            new_name = file.stem + findings.get_suffix(image_format)
             detail = f"is {image_format} by content but {description}, so it is not read; rename it to {new_name}"
             self.report.add("wrong suffix", detail, file=self.format_path(file))
         else:
             detail = f"{description} and is not read; images end in .png, .jpg ..."
             self.report.add("not an image", detail, file=self.format_path(file))
-
-
-def _walk_files(root: Path) -> Iterator[Path]:
-    """Yield every file below a folder in order, including broken links, except hidden files."""
-    for path, folders, files in os.walk(root):
-        folders.sort()
-        yield from (Path(path, name) for name in sorted(files) if not name.startswith("."))
 
 
 # shards

@@ -98,6 +98,8 @@ class Argument:
                 kind(value)
         except ValueError:
             raise UsageError(f"{self.flag} takes {expected}, not {value[:100]!r}") from None
+        if self.name == "seed" and int(value) < 0:
+            raise UsageError(f"--seed should be at least 0, not {int(value)}")
 
 
 def build_argument(name: str, kind: object, is_required: bool) -> Argument:

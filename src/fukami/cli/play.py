@@ -137,8 +137,6 @@ def command(arguments: list[str]) -> None:
         from fukami.engine import checkpoint
         from fukami.reinforcement.task import QLearningTask
 
-        if seed < 0:
-            raise UsageError(f"--seed should be at least 0, not {seed}")
         options = PlayOptions(
             against, games, opening_moves, level, color, game, simulations, episodes, epsilon, max_seconds
         )

@@ -4,29 +4,14 @@ import itertools
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
 from pathlib import Path
 
 from fukami.data.annotations import parse_split
+from fukami.data.files import walk_names
 from fukami.image import io as image_io
 
 MAX_WALKED_FILES = 1_000_000  # files below a folder among which annotations are searched
-
-
-def walk_files(root: Path) -> Iterator[Path]:
-    """Iterate over the first million files below a folder, without hidden files and macOS metadata."""
-    return (Path(folder, name) for folder, name in _walk_names(root))
-
-
-def _walk_names(root: Path) -> Iterator[tuple[str, str]]:
-    """Iterate over the folder and the name of each file; strings take a fifth of the time of paths."""
-
-    def walk() -> Iterator[tuple[str, str]]:
-        for folder, subfolders, names in os.walk(root):
-            subfolders[:] = sorted(name for name in subfolders if not name.startswith((".", "__MACOSX")))
-            yield from ((folder, name) for name in names if not name.startswith("."))
-
-    return itertools.islice(walk(), MAX_WALKED_FILES)
+MAX_CANDIDATES = 100  # images of the same name whose folders are compared with that of an annotation
 
 
 def find_files_of_images(roots: Iterable[Path], suffix: str, images: Path | None = None) -> list[Path]:
@@ -37,15 +22,19 @@ def find_files_of_images(roots: Iterable[Path], suffix: str, images: Path | None
         suffix: suffix of the files, in lower case.
         images: folder of the images; None: the same folders.
     """
-    names = list(itertools.chain.from_iterable(map(_walk_names, roots)))
+    names = list(itertools.chain.from_iterable(map(_walk_first_names, roots)))
     files = sorted(Path(folder, name) for folder, name in names if name.lower().endswith(suffix))
     if not files:
         return []
     suffixes = image_io.get_image_suffixes()
-    image_names = _walk_names(images) if images else names
+    image_names = _walk_first_names(images) if images else names
     stems_and_suffixes = (os.path.splitext(name) for _, name in image_names)  # noqa: PTH122
     stems = {stem for stem, image_suffix in stems_and_suffixes if image_suffix.lower() in suffixes}
     return [file for file in files if file.stem in stems]
+
+
+def _walk_first_names(root: Path) -> Iterator[tuple[str, str]]:
+    return itertools.islice(walk_names(root), MAX_WALKED_FILES)
 
 
 def pair_with_images(files: Sequence[Path], images: Sequence[Path]) -> dict[Path, Path]:
@@ -54,26 +43,29 @@ def pair_with_images(files: Sequence[Path], images: Sequence[Path]) -> dict[Path
     Of several such images, it is the one in the same folder, or else the one whose path shares most folder names in the
     same order: ``boxes/train/1.xml`` belongs to ``photos/train/1.jpg``, not to ``photos/test/1.jpg``.
     """
-    by_stem = defaultdict(list)
-    by_folder: dict[Path, dict[str, Path]] = defaultdict(dict)
+    by_path: dict[tuple[Path, str], Path] = {}
+    by_stem: dict[str, list[Path]] = defaultdict(list)
+    by_folder_name: dict[tuple[str, str], list[Path]] = defaultdict(list)
     for image in images:
+        by_path.setdefault((image.parent, image.stem), image)
         by_stem[image.stem].append(image)
-        by_folder[image.parent].setdefault(image.stem, image)
-
-    @cache
-    def rank_folders(folder: Path) -> list[Path]:
-        return sorted(by_folder, key=lambda other: (other != folder, -count_common_parts(folder.parts, other.parts)))
-
+        by_folder_name[image.parent.name, image.stem].append(image)
     pairs: dict[Path, Path] = {}
     for file in files:
         candidates = by_stem.get(file.stem, [])
-        if len(candidates) == 1:
-            pairs[file] = candidates[0]
-        elif candidates:
-            pairs[file] = next(
-                by_folder[folder][file.stem] for folder in rank_folders(file.parent) if file.stem in by_folder[folder]
-            )
+        if len(candidates) > MAX_CANDIDATES:  # comparing each file with each image would take hours
+            candidates = by_folder_name.get((file.parent.name, file.stem), candidates)[:MAX_CANDIDATES]
+        image_path = by_path.get((file.parent, file.stem)) or choose_nearest(candidates, file)
+        if image_path:
+            pairs[file] = image_path
     return pairs
+
+
+def choose_nearest(paths: Sequence[Path], file: Path) -> Path | None:
+    """Return the first path that shares most folder names with that of a file; None if there are no paths."""
+    if len(paths) < 2:
+        return next(iter(paths), None)
+    return max(paths, key=lambda path: count_common_parts(path.parent.parts, file.parent.parts))
 
 
 def count_common_parts(one: Sequence[str], other: Sequence[str]) -> int:

@@ -332,13 +332,6 @@ def parse_split(name: str) -> str:
     return ANNOTATION_SPLITS.get(name.lower(), "")
 
 
-def list_images(folder: Path, *, recursive: bool = False) -> list[Path]:
-    """List the image files in a folder, sorted; with ``recursive`` also those in its subfolders."""
-    suffixes = image_io.get_image_suffixes()
-    paths = folder.rglob("*") if recursive else folder.iterdir()
-    return sorted(path for path in paths if path.suffix.lower() in suffixes and not path.name.startswith("."))
-
-
 def keep_existing_images(
     annotations: Iterable[ImageAnnotation], dataset: DatasetAnnotations, split: str, source: Path
 ) -> list[ImageAnnotation]:

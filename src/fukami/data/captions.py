@@ -8,15 +8,25 @@ images may lie anywhere below the same folder.
 
 import csv
 import io
+import itertools
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from fukami.data import coco, yolo
-from fukami.data.annotation_files import find_files_of_images, find_split, pair_with_images, walk_files
+from fukami.data.annotation_files import (
+    MAX_CANDIDATES,
+    MAX_WALKED_FILES,
+    choose_nearest,
+    find_files_of_images,
+    find_split,
+    pair_with_images,
+)
 from fukami.data.annotations import ANNOTATION_SPLITS, AnnotationProblem
+from fukami.data.files import walk_files
 from fukami.data.parsing import (
     MAX_SMALL_FILE_BYTES,
     contains_pattern,
@@ -78,17 +88,21 @@ def parse_caption_files(path: Path, images: Path | None = None) -> ParsedCaption
     if not caption_files and not text_files:
         raise Error(f"{path} has no captions: expected {EXPECTED_FILES}")
     image_root = images or root
-    name_to_path = _index_images(image_root, walk_files(images) if images else files)
+    index = _ImageIndex(image_root, walk_files(images) if images else files)
     parsed = ParsedCaptions()
     name_to_split = _read_split_lists(files)
     for file in caption_files:
+        is_of_split = len(caption_files) > 1 or file.suffix.lower() == ".json"
+        file_split = _find_file_split(file, root) if is_of_split else ""
         for row in _read_rows(file):
-            _add_row(parsed, file, row, name_to_path, name_to_split)
-    for file, image in pair_with_images(text_files, sorted({*name_to_path.values()})).items():
-        name, split = image.relative_to(image_root).as_posix(), find_split(image, image_root)
+            split = row.split or name_to_split.get(PurePosixPath(row.image).name, "") or file_split
+            split = "train" if split == "trainval" else split
+            _add_row(parsed, file, row._replace(split=split), index.find(row.image, file, split))
+    for file, image in pair_with_images(text_files, index.images).items():
+        split = name_to_split.get(image.name, "") or find_split(image, image_root)
         for line_number, line in enumerate(read_text(file, max_bytes=MAX_SMALL_FILE_BYTES).split("\n"), 1):
             if line.strip():
-                _add_row(parsed, file, CaptionRow(name, line, line_number, split), name_to_path, name_to_split)
+                _add_row(parsed, file, CaptionRow(image.name, line, line_number, split), image)
     return parsed
 
 
@@ -96,12 +110,12 @@ def find_uncaptioned_images(path: Path, parsed: ParsedCaptions, images: Path | N
     """Return the images at a path that have no caption; ``images`` as for :func:`parse_caption_files`."""
     captioned = {image for split_images in parsed.splits.values() for image in split_images}
     root, files = (images, list(walk_files(images))) if images else _list_files(path)
-    return sorted({*_index_images(root, files).values()} - captioned)
+    return [image for image in _ImageIndex(root, files).images if image not in captioned]
 
 
 def has_captions(path: Path, images: Path | None = None) -> bool:
     """Return whether a file or folder has captions, by the names of the files and the starts of some."""
-    if _find_caption_files(path, walk_files(path) if path.is_dir() else ()):
+    if _find_caption_files(path, itertools.islice(walk_files(path), MAX_WALKED_FILES)):
         return True
     return path.is_dir() and bool(_find_text_files(path, images))
 
@@ -118,13 +132,9 @@ def _find_text_files(root: Path, images: Path | None) -> list[Path]:
     return [] if any(map(yolo.is_box_file, files[: yolo.MAX_INSPECTED_FILES])) else files
 
 
-def _add_row(
-    parsed: ParsedCaptions, file: Path, row: CaptionRow, name_to_path: dict[str, Path], name_to_split: dict[str, str]
-) -> None:
-    """Add a caption to its image, or add the problem of the row."""
-    split = row.split or name_to_split.get(Path(row.image).name, "")
-    split = "train" if split == "trainval" else split
-    image = name_to_path.get(row.image) or name_to_path.get(Path(row.image).name)
+def _add_row(parsed: ParsedCaptions, file: Path, row: CaptionRow, image: Path | None) -> None:
+    """Add a caption to its image (None: it does not exist), or add the problem of the row."""
+    split = row.split
     if image is None:
         name = row.image or "no image"
         parsed.problems.append(
@@ -140,15 +150,31 @@ def _add_row(
         parsed.splits.setdefault(split, {}).setdefault(image, []).append(row.caption.strip())
 
 
-def _index_images(root: Path, files: Iterable[Path]) -> dict[str, Path]:
-    """Index the images below a folder by relative path and by name."""
-    suffixes = image_io.get_image_suffixes()
-    index: dict[str, Path] = {}
-    for path in files:
-        if path.suffix.lower() in suffixes:
-            index.setdefault(path.name, path)
-            index[path.relative_to(root).as_posix()] = path
-    return index
+class _ImageIndex:
+    """The images below a folder, by relative path and by name."""
+
+    def __init__(self, root: Path, files: Iterable[Path]) -> None:
+        suffixes = image_io.get_image_suffixes()
+        self.root = root
+        self.images = sorted(path for path in files if path.suffix.lower() in suffixes)
+        self.by_path = {path.relative_to(root).as_posix(): path for path in self.images}
+        self.by_name: dict[str, list[Path]] = defaultdict(list)
+        for path in self.images:
+            self.by_name[path.name].append(path)
+
+    def find(self, name: str, file: Path, split: str) -> Path | None:
+        r"""Find the image that a caption file names by its path or its name; None if there is none.
+
+        Of several images of the same name, it is one in a folder of the split, and of these the one whose path shares
+        most folder names with that of the file. A ``\`` may separate folders.
+        """
+        if image := self.by_path.get(name) or self.by_path.get(name.replace("\\", "/")):
+            return image
+        candidates = self.by_name.get(name) or self.by_name.get(PurePosixPath(name.replace("\\", "/")).name, [])
+
+        candidates = candidates[:MAX_CANDIDATES]
+        of_split = [image for image in candidates if find_split(image, self.root) == split]
+        return choose_nearest(of_split or candidates, file)
 
 
 def _find_caption_files(path: Path, files: Iterable[Path]) -> list[Path]:
@@ -158,12 +184,17 @@ def _find_caption_files(path: Path, files: Iterable[Path]) -> list[Path]:
         return [path] if suffix in CAPTION_SUFFIXES and (suffix != ".csv" or _detect_columns(path)) else []
     candidates = [file for file in files if file.suffix.lower() in CAPTION_SUFFIXES]
     for pattern in ("dataset*.json", "captions_*.json", "*.token.txt", "*.token", "captions.txt", "*.csv"):
-        matches = [
-            file for file in candidates if file.match(pattern) and (file.suffix != ".csv" or _detect_columns(file))
-        ]
+        matches = [file for file in candidates if file.match(pattern) and _may_have_captions(file)]
         if matches:
-            return matches if pattern.startswith("captions_") else matches[:1]
+            splits = [_find_file_split(file, path) for file in matches]
+            return matches if all(splits) or pattern.startswith("captions_") else matches[:1]
     return next(([file] for file in candidates[:MAX_INSPECTED_FILES] if is_caption_file(file)), [])
+
+
+def _may_have_captions(path: Path) -> bool:
+    """Return whether a file with the name of a caption file has captions; other tools write dataset_info.json."""
+    is_ambiguous = path.suffix.lower() == ".csv" or (path.match("dataset*.json") and path.name != "dataset.json")
+    return not is_ambiguous or is_caption_file(path)
 
 
 def is_caption_file(path: Path) -> bool:
@@ -185,6 +216,12 @@ def _read_split_lists(files: Sequence[Path]) -> dict[str, str]:
     """Read the split of each image from Flickr8k's split lists."""
     lists = ((split, file) for split, pattern in SPLIT_LISTS for file in files if file.match(pattern))
     return {name.strip(): split for split, file in lists for name in read_text(file).splitlines()}
+
+
+def _find_file_split(file: Path, root: Path) -> str:
+    """Return the split that the name of a caption file or of one of its folders denotes; empty if none does."""
+    words = re.split(r"[^a-z]+", file.stem.lower())
+    return next((split for name, split in ANNOTATION_SPLITS.items() if name in words), "") or find_split(file, root)
 
 
 def _read_rows(file: Path) -> Iterator[CaptionRow]:
@@ -237,10 +274,8 @@ def _read_json(file: Path) -> Iterator[CaptionRow]:
         images = content["images"]
         if "annotations" in content:
             names = {to_key(image["id"]): to_text(image["file_name"]) for image in images}
-            words = re.split(r"[^a-z]+", file.stem.lower())
-            split = next((split for name, split in ANNOTATION_SPLITS.items() if name in words), "")
             for entry in content["annotations"]:
-                yield CaptionRow(names.get(to_key(entry["image_id"]), ""), to_text(entry["caption"]), 0, split)
+                yield CaptionRow(names.get(to_key(entry["image_id"]), ""), to_text(entry["caption"]), 0)
             return
         for image in images:
             split_name = to_text(image.get("split"))

@@ -9,20 +9,19 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from fukami.data import image_folder
 from fukami.data.annotations import (
     AnnotationProblem,
     Box,
     DatasetAnnotations,
     ImageAnnotation,
     keep_existing_images,
-    list_images,
     parse_split,
 )
+from fukami.data.files import list_files, list_folders, list_images, locate_file, walk_images
 from fukami.data.locations import list_data_folders
 from fukami.data.parsing import Json, contains_pattern, is_file, read_text, to_key, to_number, to_text
 from fukami.data.samples import CROWD, REGULAR
@@ -65,25 +64,22 @@ def find_coco() -> Path:
     )
 
 
-def find_coco_files(root: Path) -> dict[str, Path]:
-    """Find the COCO files in a folder by split (the key is empty without splits); empty if there are none."""
-    files = {
-        _parse_split(path.stem): path
-        for path in sorted((root / "annotations").glob("instances_*.json"))
-        if _parse_split(path.stem)
-    }
-    split_folders = [
-        folder
-        for folder in image_folder.list_folders(root)
+def find_coco_files(root: Path) -> list[tuple[str, Path]]:
+    """Find the COCO files in a folder, and the split of each (empty without splits)."""
+    instances = [path for path in list_files(root / "annotations", ".json") if path.name.startswith("instances_")]
+    files = [(_parse_split(path.stem), path) for path in instances if _parse_split(path.stem)]
+    files = files or [
+        (parse_split(folder.name), folder / ROBOFLOW_FILE)
+        for folder in list_folders(root)
         if parse_split(folder.name) and (folder / ROBOFLOW_FILE).is_file()
     ]
-    files = files or {parse_split(folder.name): folder / ROBOFLOW_FILE for folder in split_folders}
-    folders = (root, *image_folder.list_folders(root))
-    paths = itertools.chain.from_iterable(sorted(folder.glob("*.json")) for folder in folders)
+    if files:
+        return files
+    paths = itertools.chain.from_iterable(list_files(folder, ".json") for folder in (root, *list_folders(root)))
     candidates = list(filter(_is_box_file, itertools.islice(paths, MAX_INSPECTED_FILES)))
-    if not files and len(candidates) > 1 and all(_parse_split(path.stem) for path in candidates):
-        files = {_parse_split(path.stem): path for path in candidates}
-    return files or ({"": candidates[0]} if len(candidates) == 1 else {})
+    with_boxes = [path for path in candidates if contains_pattern(path, BOX_KEYS)] if len(candidates) > 1 else []
+    candidates = with_boxes or candidates  # a list of test images has no annotations
+    return [(_parse_split(path.stem) if len(candidates) > 1 else "", path) for path in candidates]
 
 
 def read_coco(
@@ -99,10 +95,12 @@ def read_coco(
         on_records: called for each file with its path, its records and the annotations read so far.
 
     Raises:
-        Error: a file is not valid JSON, or not in COCO's format.
+        Error: a file is not valid JSON, or not in COCO's format, or several files have the same split.
     """
     dataset = DatasetAnnotations()
-    for split, path in ({"": root} if root.is_file() else find_coco_files(root)).items():
+    files = [("", root)] if root.is_file() else find_coco_files(root)
+    _check_splits(root, files)
+    for split, path in files:
         records = read_records(path)
         annotations = _parse_annotations(path, records, ImageLocator(path, images), dataset)
         dataset.splits[split] = keep_existing_images(annotations, dataset, split, path)
@@ -113,6 +111,17 @@ def read_coco(
         folders = sorted({path.parent for path in listed})
         dataset.unannotated_images = [path for folder in folders for path in list_images(folder) if path not in listed]
     return dataset
+
+
+def _check_splits(root: Path, files: Sequence[tuple[str, Path]]) -> None:
+    """Check that each of several files has a split of its own."""
+    splits = [split for split, _ in files]
+    if len(files) > 1 and not (all(splits) and len({*splits}) == len(splits)):
+        names = ", ".join(f"{path.relative_to(root)} ({split or 'no split'})" for split, path in files)
+        raise Error(
+            f"{root} has several COCO files of the same split, or without one: {names[:500]}; keep one file per split, "
+            "and name it after the split: train.json, val.json, test.json"
+        )
 
 
 def read_records(path: Path) -> Records:
@@ -244,24 +253,25 @@ class ImageLocator:
     def __init__(self, path: Path, images: Path | None = None) -> None:
         split = re.sub(r"^(instances|person_keypoints|annotations)_", "", path.stem)
         if images:
-            self.folders = [images, images / split, *image_folder.list_folders(images)]
+            self.folders = [images, images / split, *list_folders(images)]
             return
         parent = path.parent.parent
         self.folders = [path.parent, path.parent / "images", path.parent / split, path.parent / "images" / split]
         siblings = [parent / split, parent / "images" / split, parent / "images", parent]
-        is_without_images = next(image_folder.walk_images(path.parent), None) is None
+        is_without_images = next(walk_images(path.parent), None) is None
         is_beside = is_without_images or path.parent.name.lower() in ("annotations", "labels")
         self.folders += siblings if is_beside else []
-        others = image_folder.list_folders(parent if is_without_images else path.parent)
+        others = list_folders(parent if is_without_images else path.parent)
         self.folders += sorted(others, key=lambda folder: parse_split(folder.name) != _parse_split(path.stem))
 
     def __call__(self, name: str) -> Path:
         """Return the path of an image; a path in the first folder if no folder contains it."""
         for folder in self.folders:
-            if is_file(folder / name):
+            path = locate_file(folder, name)
+            if is_file(path):
                 self.folders.remove(folder)
                 self.folders.insert(0, folder)
-                return folder / name
+                return path
         return self.folders[0] / name
 
 

@@ -168,7 +168,7 @@ def _build_masks(
 
 def has_outlines(path: Path) -> bool:
     """Return whether a COCO file or folder has an object outline; files are read only up to the first one."""
-    files = [path] if path.is_file() else coco.find_coco_files(path).values()
+    files = [path] if path.is_file() else [file for _, file in coco.find_coco_files(path)]
     return any(contains_pattern(file, OUTLINE_PATTERN) for file in files)
 
 

@@ -188,6 +188,12 @@ def detect_format(file: Path | bytes) -> str | None:
             return None
 
 
+def get_suffix(image_format: str) -> str:
+    """Return the usual suffix of an image format, such as ``.png``; empty if it has none."""
+    suffixes = [suffix for suffix, name in Image.registered_extensions().items() if name == image_format]
+    return ".jpg" if ".jpg" in suffixes else next(iter(suffixes), "")
+
+
 def hash_pixels(pixels: Levels) -> bytes:
     """Compute a 16-byte digest of the pixels and their shape."""
     content = np.ascontiguousarray(pixels).tobytes()

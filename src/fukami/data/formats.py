@@ -4,8 +4,6 @@ The contents decide, not the names of the folders: XML, JSON and text files with
 images of few values beside images of the same names are masks, and a CSV file is what its columns are.
 """
 
-import csv
-import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -23,6 +21,7 @@ from fukami.data import (
     yolo,
 )
 from fukami.data.annotations import DatasetAnnotations, separate_trainval
+from fukami.data.files import list_folders, walk_files, walk_images
 
 Kind = Literal["labels", "boxes", "masks", "captions", "images", "games"]
 
@@ -116,25 +115,25 @@ def _is_label_table(path: Path) -> bool:
 def _list_class_folders(path: Path) -> list[Path]:
     """List the folders that contain an image, in each split."""
     splits = image_folder.find_splits(path).values()
-    folders = [folder for split in splits for folder in image_folder.list_folders(split)]
-    return [folder for folder in folders if next(image_folder.walk_images(folder), None)]
+    folders = [folder for split in splits for folder in list_folders(split)]
+    return [folder for folder in folders if next(walk_images(folder), None)]
 
 
 def _are_classes(folders: list[Path]) -> bool:
     """Return whether folders of images are surely classes: not a single one, and without annotations of the images."""
     parents = {folder.parent for folder in folders}
-    others = [folder for parent in parents for folder in image_folder.list_folders(parent) if folder not in folders]
+    others = [folder for parent in parents for folder in list_folders(parent) if folder not in folders]
     layout_names = {*mask_folders.IMAGE_FOLDERS, *mask_folders.MASK_FOLDERS}
     if (
         len({folder.name for folder in folders}) < 2
         or {path.name.lower() for path in (*folders, *others)} & layout_names
     ):
         return False
-    coco_files = [file for parent in parents for file in coco.find_coco_files(parent).values()]
+    coco_files = [file for parent in parents for _, file in coco.find_coco_files(parent)]
     if any(parsing.contains_pattern(file, coco.BOX_KEYS) for file in coco_files):
         return False
     sample = (*folders[:MAX_CLASS_FOLDERS], *others[:MAX_CLASS_FOLDERS])
-    num_images = sum(1 for folder in folders[:MAX_CLASS_FOLDERS] for _ in image_folder.walk_images(folder))
+    num_images = sum(1 for folder in folders[:MAX_CLASS_FOLDERS] for _ in walk_images(folder))
     files = [
         *annotation_files.find_files_of_images(sample, ".xml"),
         *filter(yolo.is_box_file, annotation_files.find_files_of_images(sample, ".txt")),
@@ -188,7 +187,7 @@ def _find_images(path: Path, images: Path | None) -> SourceFormat | None:
     folder = images or path
     if parsing.is_file(folder):
         return _find_labels(folder, None)
-    return SourceFormat("image files", folder) if next(image_folder.walk_images(folder), None) else None
+    return SourceFormat("image files", folder) if next(walk_images(folder), None) else None
 
 
 def _find_games(path: Path, _: Path | None) -> SourceFormat | None:
@@ -197,8 +196,9 @@ def _find_games(path: Path, _: Path | None) -> SourceFormat | None:
 
 def list_sgf_files(path: Path) -> Iterator[Path]:
     """List the SGF files of a folder and its subfolders, or the file itself."""
-    files = [path] if parsing.is_file(path) else path.rglob("*")
-    return (file for file in files if file.suffix.lower() == ".sgf")
+    if parsing.is_file(path):
+        return iter([path] if path.suffix.lower() == ".sgf" else [])
+    return walk_files(path, ".sgf")
 
 
 DETECTORS: dict[Kind, Callable[[Path, Path | None], SourceFormat | None]] = {
@@ -214,16 +214,15 @@ DETECTORS: dict[Kind, Callable[[Path, Path | None], SourceFormat | None]] = {
 # counts
 
 
-def _count_labels(found: SourceFormat, _: Path | None) -> str:
+def _count_labels(found: SourceFormat, images: Path | None) -> str:
     if found.name == "shards":  # counting them takes as long as reading them
         return ""
     if found.name == "CSV":
-        rows = csv.DictReader(io.StringIO(parsing.read_text(found.root), newline=""), skipinitialspace=True)
-        rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
-        labels = [(row.get("label") or "").strip() for row in rows]
-        return _format_images(len(labels), len({*labels}))
+        splits = image_folder.read_csv(found.root, images).values()
+        class_names = [name for split in splits for name in split.class_names]
+        return _format_images(len(class_names), len({*class_names}))
     folders = _list_class_folders(found.root)
-    num_images = sum(1 for folder in folders for _ in image_folder.walk_images(folder))
+    num_images = sum(1 for folder in folders for _ in walk_images(folder))
     return _format_images(num_images, len({folder.name for folder in folders}))
 
 
@@ -251,7 +250,7 @@ def _count_captions(found: SourceFormat, images: Path | None) -> str:
 def _count_images(found: SourceFormat, _: Path | None) -> str:
     if found.name != "image files":
         return _count_labels(found, None)
-    return format_count(sum(1 for _ in image_folder.walk_images(found.root)), "image")
+    return format_count(sum(1 for _ in walk_images(found.root)), "image")
 
 
 def _count_games(found: SourceFormat, _: Path | None) -> str:

@@ -3,7 +3,6 @@
 import csv
 import io
 import logging
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fukami.data import archives
+from fukami.data.files import list_folders, locate_file, walk_images
 from fukami.data.parsing import read_text
 from fukami.data.splits import SPLIT_NAMES, SPLITS, Split
 from fukami.errors import Error
-from fukami.image import io as image_io
 from fukami.image.channels import Levels
 from fukami.image.transform import SquareTransform
 from fukami.progress import track
@@ -45,7 +44,7 @@ def scan_folder(path: Path) -> dict[Split, FolderSplit]:
     Raises:
         Error: the path contains no folders of images.
     """
-    folders = find_splits(unpack_archive(path) if path.is_file() else path)
+    folders = find_splits(archives.unpack(path) if path.is_file() else path)
     if "" not in folders:
         return {split: _scan_split(path, folders[split]) for split in SPLITS if split in folders}
     if not list_folders(folders[""]):
@@ -57,7 +56,9 @@ def find_splits(root: Path) -> dict[str, Path]:
     """Find the folders of classes of each split, or of an empty name if the dataset has no splits."""
     while len(folders := list_folders(root)) == 1 and len(list_folders(folders[0])) > 1:
         root = folders[0]  # an archive may contain a single top-level folder
-    by_name = {folder.name.lower(): folder for folder in folders}
+    by_name = {folder.name.lower(): folder for folder in folders if folder.name.lower() in SPLIT_NAMES}
+    if len(by_name) < len(folders) and not any(map(list_folders, by_name.values())):
+        return {"": root}  # a class may be called train
     splits: dict[str, Path] = {}
     for name, split in SPLIT_NAMES.items():
         if name in by_name:
@@ -91,7 +92,7 @@ def read_csv(path: Path, images: Path | None = None) -> dict[Split, FolderSplit]
                     f"{path}, line {reader.line_num}: expected a path, a label and train, val or test; got "
                     f"{str(row)[:200]}"
                 )
-            file = (images or path.parent) / name
+            file = locate_file(images or path.parent, name)
             if archives.is_outside(file, path):
                 raise Error(
                     f"{path}, line {reader.line_num}: {name[:200]} lies outside the archive; put the image there, or "
@@ -164,16 +165,11 @@ def format_errors(errors: Sequence[str]) -> str:
 
 
 def _scan_split(path: Path, root: Path) -> FolderSplit:
-    images = [(file, folder.name) for folder in list_folders(root) for file in find_images(folder)]
+    images = [(file, folder.name) for folder in list_folders(root) for file in sorted(walk_images(folder))]
     if not images:
         raise Error(f"{path}: no images in the folders of {root}; expected {root.name}/CLASS/image.png")
     files, classes = zip(*images, strict=True)
     return FolderSplit(files, classes)
-
-
-def list_folders(root: Path) -> list[Path]:
-    """List the subfolders of a folder, sorted, without hidden folders and macOS metadata."""
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__MACOSX")))
 
 
 def descend_single_folders(path: Path) -> Iterator[Path]:
@@ -182,29 +178,3 @@ def descend_single_folders(path: Path) -> Iterator[Path]:
     while len(folders) == 1:
         yield folders[0]
         folders = list_folders(folders[0])
-
-
-def find_images(root: Path) -> list[Path]:
-    """List the image files below a folder by suffix, sorted, without hidden files and macOS metadata."""
-    suffixes = image_io.get_image_suffixes()
-    return [
-        file
-        for file in sorted(root.rglob("*"))
-        if file.suffix.lower() in suffixes
-        and not file.name.startswith(".")
-        and "__MACOSX" not in file.relative_to(root).parts
-        and file.is_file()
-    ]
-
-
-def walk_images(root: Path) -> Iterator[Path]:
-    """Iterate over the same files as :func:`find_images` in arbitrary order, without listing them first."""
-    suffixes = image_io.get_image_suffixes()
-    for folder, subfolders, files in os.walk(root):
-        subfolders[:] = [name for name in subfolders if not name.startswith((".", "__MACOSX"))]
-        yield from (Path(folder, name) for name in files if Path(name).suffix.lower() in suffixes and name[0] != ".")
-
-
-def unpack_archive(archive: Path) -> Path:
-    """Unpack an archive into the cache folder, unless done before, and return the folder."""
-    return archives.unpack(archive)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fukami.data.annotation_files import find_files_of_images, find_split, pair_with_images
-from fukami.data.annotations import AnnotationProblem, Box, Corners, DatasetAnnotations, ImageAnnotation, list_images
+from fukami.data.annotations import AnnotationProblem, Box, Corners, DatasetAnnotations, ImageAnnotation
+from fukami.data.files import walk_images
 from fukami.data.parsing import contains_pattern, parse_json, read_bytes, to_number, to_text
 from fukami.errors import Error
 
@@ -32,7 +33,7 @@ def read_labelme(root: Path, images: Path | None = None) -> DatasetAnnotations:
     """Read the files below a folder; without ``images``, the images are below the same folder."""
     dataset = DatasetAnnotations()
     files = [file for file in find_files_of_images((root,), ".json", images) if is_labelme_file(file)]
-    paths = list_images(images or root, recursive=True)
+    paths = sorted(walk_images(images or root))
     pairs = pair_with_images(files, paths)
     for file, image in pairs.items():
         split = find_split(file, root) or find_split(image, images or root)

@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fukami.data import class_tables, image_folder, masks
-from fukami.data.annotations import AnnotationProblem, list_images, parse_split
+from fukami.data import class_tables, masks
+from fukami.data.annotations import AnnotationProblem, parse_split
 from fukami.data.class_tables import IGNORE_INDEX, ClassTable
+from fukami.data.files import list_folders, walk_images
 from fukami.data.parsing import read_text
 from fukami.errors import Error
 from fukami.image import io as image_io
@@ -72,8 +73,8 @@ def is_mask_folder(root: Path) -> bool:
 
 def has_masks(root: Path, images: Path) -> bool:
     """Return whether a folder contains an image of the same name as one in ``images``."""
-    stems = {_normalize_stem(path, images) for path in _iterate_images(images)}
-    return any(_normalize_stem(path, root) in stems for path in _iterate_images(root))
+    stems = {_normalize_stem(path, images) for path in walk_images(images)}
+    return any(_normalize_stem(path, root) in stems for path in walk_images(root))
 
 
 def index_folder(root: Path, images: Path | None = None) -> FolderIndex:
@@ -210,14 +211,12 @@ def _match_masks(image_dir: Path | None, mask_dir: Path | None) -> _Matches:
     """Match the images of a folder with the masks of the same name in another folder."""
     assert image_dir is not None
     assert mask_dir is not None
-    image_paths = {_normalize_stem(path, image_dir): path for path in list_images(image_dir, recursive=True)}
+    image_paths = {_normalize_stem(path, image_dir): path for path in walk_images(image_dir)}
     files = [
-        path
-        for path in list_images(mask_dir, recursive=True)
-        if path.suffix.lower() in LOSSLESS_EXTENSIONS and not _is_auxiliary(path)
+        path for path in walk_images(mask_dir) if path.suffix.lower() in LOSSLESS_EXTENSIONS and not _is_auxiliary(path)
     ]
     if not files:  # accept lossy masks only if there are no others
-        files = [path for path in list_images(mask_dir, recursive=True) if not _is_auxiliary(path)]
+        files = [path for path in walk_images(mask_dir) if not _is_auxiliary(path)]
     mask_paths = {_normalize_stem(path, mask_dir): path for path in files}
     detail = "is a mask without an image of the same name; add the image, or remove the mask"
     problems = [
@@ -239,7 +238,7 @@ def _normalize_stem(path: Path, root: Path) -> str:
 
 def _find_folder(root: Path, names: Sequence[str]) -> Path | None:
     """Return the first subfolder with one of the names, ignoring case."""
-    subfolders = {path.name.lower(): path for path in image_folder.list_folders(root)} if root.is_dir() else {}
+    subfolders = {path.name.lower(): path for path in list_folders(root)} if root.is_dir() else {}
     return next((subfolders[name] for name in names if name in subfolders), None)
 
 
@@ -250,7 +249,7 @@ def _is_voc(root: Path) -> bool:
 def _find_camvid_folders(root: Path) -> dict[str, tuple[Path, Path]]:
     """Return the image and the mask folder of each split."""
     folders = {}
-    for image_dir in image_folder.list_folders(root):
+    for image_dir in list_folders(root):
         mask_dir = root / f"{image_dir.name}annot"
         if parse_split(image_dir.name) and mask_dir.is_dir():
             folders[parse_split(image_dir.name)] = (image_dir, mask_dir)
@@ -268,13 +267,13 @@ def _find_paired_folders(root: Path) -> dict[str, tuple[Path, Path]]:
             for split, folder in _find_split_folders(root).items()
         }
         folders = {split: (first, second) for split, (first, second) in candidates.items() if first and second}
-    named = {split: pair for split, pair in folders.items() if next(iter(_iterate_images(pair[1])), None)}
+    named = {split: pair for split, pair in folders.items() if next(iter(walk_images(pair[1])), None)}
     return named or _find_pairs_by_content(root)
 
 
 def _find_split_folders(root: Path) -> dict[str, Path]:
     """Return the subfolders that denote a split."""
-    return {parse_split(path.name): path for path in image_folder.list_folders(root) if parse_split(path.name)}
+    return {parse_split(path.name): path for path in list_folders(root) if parse_split(path.name)}
 
 
 def _divide_splits(image_dir: Path, mask_dir: Path) -> dict[str, tuple[Path, Path]]:
@@ -291,7 +290,7 @@ def _find_pairs_by_content(root: Path) -> dict[str, tuple[Path, Path]]:
     """
     pairs: dict[str, tuple[Path, Path]] = {}
     for parent in (root, *_find_split_folders(root).values()):
-        folders = list(itertools.islice(filter(_has_images, image_folder.list_folders(parent)), MAX_SIBLINGS + 1))
+        folders = list(itertools.islice(filter(_has_images, list_folders(parent)), MAX_SIBLINGS + 1))
         for image_dir, mask_dir in itertools.permutations(folders, 2) if len(folders) <= MAX_SIBLINGS else ():
             is_split = parse_split(image_dir.name) and mask_dir.name.startswith(image_dir.name)
             is_pair = (len(folders) == 2 and not parse_split(mask_dir.name)) or is_split
@@ -303,7 +302,7 @@ def _find_pairs_by_content(root: Path) -> dict[str, tuple[Path, Path]]:
 
 
 def _has_images(folder: Path) -> bool:
-    return next(_iterate_images(folder), None) is not None
+    return next(walk_images(folder), None) is not None
 
 
 def _are_masks(image_dir: Path, mask_dir: Path) -> bool:
@@ -313,7 +312,7 @@ def _are_masks(image_dir: Path, mask_dir: Path) -> bool:
     in total. The images have more, or they are in color and the masks are not.
     """
     images, masks_by_stem = (
-        {_normalize_stem(path, folder): path for path in _iterate_images(folder)} for folder in (image_dir, mask_dir)
+        {_normalize_stem(path, folder): path for path in walk_images(folder)} for folder in (image_dir, mask_dir)
     )
     common = sorted(images.keys() & masks_by_stem.keys())
     if 2 * len(common) <= len(masks_by_stem):
@@ -361,9 +360,3 @@ def _inspect_with_pillow(path: Path) -> _Inspection:
         else:
             values = {*np.unique(np.asarray(image)).tolist()}
         return _Inspection(tuple(sorted(image.size)), len(image.getbands()), values)
-
-
-def _iterate_images(folder: Path) -> Iterator[Path]:
-    """Yield the image files below a folder; a folder without any contains text annotations, not masks."""
-    suffixes = image_io.get_image_suffixes()
-    return (path for path in folder.rglob("*") if path.suffix.lower() in suffixes)

@@ -4,6 +4,7 @@ Nothing here opens a path that a file contains: :func:`fukami.data.annotations.k
 images may be read.
 """
 
+import csv
 import json
 import math
 import os
@@ -67,7 +68,11 @@ def read_columns(path: Path) -> list[str]:
             header = file.readline(MAX_HEADER_LENGTH)
     except OSError:  # reading the file reports the error
         return []
-    return [name.strip().lower() for name in header.strip().split("|" if "|" in header else ",")]
+    try:
+        names = next(csv.reader([header.strip()], delimiter="|" if "|" in header else ",", skipinitialspace=True), [])
+    except csv.Error:  # so does this one
+        return []
+    return [name.strip().lower() for name in names]
 
 
 def contains_pattern(path: Path, pattern: re.Pattern[str]) -> bool:

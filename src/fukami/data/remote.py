@@ -149,10 +149,11 @@ class HttpStream:
     def _request(self, start: int) -> http.client.HTTPResponse:
         request = urllib.request.Request(self.url, headers={"Range": f"bytes={start}-", "User-Agent": "fukami"})
         response: http.client.HTTPResponse = _build_opener().open(request, timeout=TIMEOUT)
-        content_range = re.match(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+        content_range = re.match(r"bytes (\d+)-\d+/(?:(\d+)|\*)", response.headers.get("Content-Range", ""))
         length = response.headers.get("Content-Length")
         if response.status == 206 and content_range:
-            self.position, self.size = int(content_range[1]), int(content_range[2])
+            self.position, total = int(content_range[1]), content_range[2]
+            self.size = int(total) if total else None
         else:
             self.position, self.size = 0, int(length) if length else None
         return response

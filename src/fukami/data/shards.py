@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import logging
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +15,9 @@ from typing import Any, NotRequired, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from fukami.data import archives, image_folder, tar
+from fukami.data import archives, tar
 from fukami.data import remote as data_remote
+from fukami.data.files import walk_images
 from fukami.data.locations import get_cache_folder
 from fukami.data.parsing import Json, exists, is_file, is_folder, parse_json, to_text
 from fukami.data.splits import SPLIT_NAMES, SPLITS, Split
@@ -30,7 +32,6 @@ BRACES = re.compile(r"\{(?:(\d{1,18})\.\.(\d{1,18})|([^{}]*,[^{}]*))\}")
 SCAN_THREADS = 8  # shards scanned at a time
 MAX_SHARDS = 1_000_000  # maximum number of shards of a pattern
 MAX_INDEX_BYTES = 1 << 29  # ImageNet's index has 27 MB
-MAX_SAMPLE_BYTES = 1 << 28
 
 IntArray = npt.NDArray[np.int64]
 
@@ -158,7 +159,7 @@ def is_shard_spec(spec: str) -> bool:
     packed = sum(name.endswith(".tar") or COMPRESSED_TAR.search(name) is not None for name in names) or int(
         INDEX_FILE in names
     )
-    return packed > sum(1 for _ in itertools.islice(image_folder.walk_images(path), packed))
+    return packed > sum(1 for _ in itertools.islice(walk_images(path), packed))
 
 
 def load_shards(spec: str) -> tuple[dict[Split, ShardSplit], tuple[str, ...]]:
@@ -194,7 +195,7 @@ def load_index(spec: str) -> tuple[str, ShardIndex]:
         UsageError, Error: as for :func:`load_shards`.
     """
     names_shards, base = _names_shards(spec), get_base_location(spec)
-    names = [name.rpartition("/")[2] for name in expand_pattern(spec)] if names_shards else []
+    names = [name.rpartition("/")[2] for name in expand_pattern(_use_slashes(spec))] if names_shards else []
     if data_remote.is_url(spec) and not data_remote.is_url(base):
         raise UsageError(
             f"{spec[:200]} is not a URL of shards; expected https://host/path/ or https://host/train-{{000..009}}.tar"
@@ -224,7 +225,16 @@ def load_index(spec: str) -> tuple[str, ShardIndex]:
 
 def get_base_location(spec: str) -> str:
     """Return the folder or URL that shard names are relative to; empty for the current folder."""
-    return spec.rpartition("/")[0] if _names_shards(spec) else spec.rstrip("/")
+    spec = _use_slashes(spec)
+    if not _names_shards(spec):
+        return spec.rstrip("/") or spec[:1]
+    folder, slash, _ = spec.rpartition("/")
+    return folder or slash
+
+
+def _use_slashes(spec: str) -> str:
+    r"""Replace the ``\`` of a path of Windows."""
+    return spec if data_remote.is_url(spec) else spec.replace(os.sep, "/")
 
 
 def _names_shards(spec: str) -> bool:
@@ -290,7 +300,7 @@ def locate_shard(base: str, name: str) -> str:
             f"the shard {name[:200]!r} is not below {base or 'this folder'}, where its {INDEX_FILE} is; copy the "
             f"{INDEX_FILE} next to the shards, and use that folder"
         )
-    return f"{base}/{name}" if base else name
+    return f"{base.rstrip('/')}/{name}" if base else name
 
 
 def expand_pattern(pattern: str) -> list[str]:
@@ -366,7 +376,7 @@ def check_index(index: Any) -> None:
         size = _check_numbers(name, [shard["bytes"]], 1 << 60)[0]
         starts, lengths, classes = (
             _check_numbers(name, shard[column], maximum)
-            for column, maximum in (("starts", size), ("lengths", MAX_SAMPLE_BYTES), ("classes", len(labels) - 1))
+            for column, maximum in (("starts", size), ("lengths", tar.MAX_SAMPLE_BYTES), ("classes", len(labels) - 1))
         )
         if not len(classes) == len(starts) == len(lengths):
             raise ValueError(f"{name} has lists of different lengths")

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import sys
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -329,7 +330,8 @@ class FileStreamingLoader(StreamingLoader[Batch]):
 
 def _leave_process_group(worker_index: int) -> None:
     """Leave the process group, so that Ctrl-C and torchrun's signals reach only the process that saves."""
-    os.setpgrp()
+    if sys.platform != "win32":
+        os.setpgrp()
 
 
 class _RequestSampler:

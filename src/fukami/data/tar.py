@@ -16,6 +16,7 @@ from fukami.errors import Error
 from fukami.image import io as image_io
 
 BLOCK_BYTES = 512
+MAX_SAMPLE_BYTES = 1 << 28  # a sample with its headers; longer ones are not read
 LABEL_EXTENSIONS = ("cls", "json")  # extensions of the members that contain the class
 LONG_NAME_TYPES = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE)  # headers with the name of the next member
 SKIPPED_TYPES = (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK)  # headers that are skipped
@@ -222,6 +223,10 @@ def _add_sample(contents: ShardContents, sample: dict[TarMember, bytes], shard: 
     elif not (label := _find_label(first.key, {member.extension: text for member, text in sample.items()})):
         expected = "a KEY.cls with its number, a KEY.json with a label, or a folder in the key"
         contents.problems.append(f"{shard}/{first.key} has no class; expected {expected}")
+    elif last.end - first.start > MAX_SAMPLE_BYTES:
+        contents.problems.append(
+            f"{shard}/{first.key} has {last.end - first.start:,} bytes, more than the limit of {MAX_SAMPLE_BYTES:,}"
+        )
     else:
         contents.starts.append(first.start)
         contents.lengths.append(last.end - first.start)

@@ -21,9 +21,9 @@ from fukami.data.annotations import (
     Box,
     DatasetAnnotations,
     ImageAnnotation,
-    list_images,
     parse_split,
 )
+from fukami.data.files import list_files, walk_files, walk_images
 from fukami.data.locations import list_data_folders
 from fukami.data.parsing import MAX_SMALL_FILE_BYTES, is_file, read_bytes, read_text
 from fukami.data.samples import DIFFICULT, REGULAR
@@ -60,7 +60,7 @@ def find_voc(year: str) -> Path:
 def is_voc_folder(root: Path) -> bool:
     """Return whether a folder has XML files where VOC and labeling tools write them."""
     folders = [_find_annotation_folder(root), root, *map(root.joinpath, ANNOTATION_SPLITS)]
-    return any(next(folder.glob("*.xml"), None) for folder in folders if folder)
+    return any(list_files(folder, ".xml") for folder in folders if folder)
 
 
 def has_xml_files(root: Path, images: Path | None = None) -> bool:
@@ -78,8 +78,8 @@ def read_voc(root: Path, images: Path | None = None) -> DatasetAnnotations:
     if images is None and annotations:
         images = next((root / name for name in IMAGE_FOLDERS if (root / name).is_dir()), None)
     image_root = images or root
-    files = sorted((annotations or root).rglob("*.xml"))
-    results = _read_annotations(files, list_images(image_root, recursive=True), images, dataset)
+    files = sorted(walk_files(annotations or root, ".xml"))
+    results = _read_annotations(files, sorted(walk_images(image_root)), images, dataset)
     listed = _read_image_lists(root, annotations or root, {file.stem: results[file] for file in files}, dataset)
     for file, result in results.items():
         if not listed or (file.stem not in listed and isinstance(result, AnnotationProblem)):

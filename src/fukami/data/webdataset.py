@@ -301,7 +301,7 @@ def prefetch(source: Iterator[Item], failures: list[BaseException] | None) -> It
 
 
 def decode_shards(samples: ShardSamples, transform: SquareTransform) -> Iterator[Decoded]:
-    """Decode each sample in order, ``(H, W, C)`` uint8, or yield its error; worker processes decode many samples."""
+    """Decode each sample in order, ``(H, W, C)`` uint8 or float32, or yield its error; many with worker processes."""
     indices = torch.arange(len(samples))
     workers = count_workers() if len(samples) >= MIN_PARALLEL_FILES else 0
     requests = read_requests(samples, [indices.numpy()], split_into_batches(indices, SEQUENTIAL_BATCH_SIZE), 0)

@@ -11,16 +11,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fukami.data import labeled_images, shards, tar
+from fukami.data import findings, labeled_images, shards, tar
 from fukami.data import remote as data_remote
 from fukami.data.labeled_images import LabeledImages
 from fukami.data.splits import SPLITS
 from fukami.errors import Error, UsageError
+from fukami.image import io as image_io
 from fukami.image.channels import read_depth
 
 logger = logging.getLogger(__name__)
 MIN_SHARDS = 8  # default minimum, because a batch is read from at most one lane per shard
 MAX_KEY_LENGTH = 80  # characters of each component of a key
+MAX_IMAGE_BYTES = tar.MAX_SAMPLE_BYTES - 8 * tar.BLOCK_BYTES  # without headers, padding and the class
 
 
 def write_shards(
@@ -163,7 +165,12 @@ class KeyedSamples:
         else:
             name, content = str(items[index]), items[index].read_bytes()
         read_depth(content, name)  # verifies the header
-        return Path(name).stem, Path(name).suffix, content
+        if len(content) > MAX_IMAGE_BYTES:
+            raise Error(f"{name} has {len(content):,} bytes, more than the limit of {MAX_IMAGE_BYTES:,} in a shard")
+        suffix = Path(name).suffix
+        if suffix.lower() not in image_io.get_image_suffixes():  # readers find images by their suffix
+            suffix = findings.get_suffix(findings.detect_format(content) or "")
+        return Path(name).stem, suffix, content
 
 
 def _write_shard(path: Path, samples: Iterator[tar.TarSample]) -> shards.ShardEntry:

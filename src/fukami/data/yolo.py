@@ -11,17 +11,17 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from fukami.data import archives, image_folder
-from fukami.data.annotation_files import find_files_of_images, find_split, pair_with_images, walk_files
+from fukami.data import archives
+from fukami.data.annotation_files import find_files_of_images, find_split, pair_with_images
 from fukami.data.annotations import (
     AnnotationProblem,
     Box,
     DatasetAnnotations,
     ImageAnnotation,
     keep_existing_images,
-    list_images,
     parse_split,
 )
+from fukami.data.files import list_folders, list_images, locate_file, walk_files, walk_images
 from fukami.data.parsing import MAX_SMALL_FILE_BYTES, Json, exists, is_file, read_text, to_number
 from fukami.errors import Error, MissingPackageError
 from fukami.image import io as image_io
@@ -85,7 +85,7 @@ def read_yolo(path: Path, images: Path | None = None) -> DatasetAnnotations:
     split_images = {
         split: [*dict.fromkeys(itertools.chain(*map(_list_split_images, paths)))] for split, paths in splits.items()
     }
-    text_files = [file for file in walk_files(root) if file.suffix == ".txt" and file.name not in CLASS_FILES]
+    text_files = [file for file in walk_files(root, ".txt") if file.name not in CLASS_FILES]
     pairs = pair_with_images(text_files, [image for paths in split_images.values() for image in paths])
     image_to_file = {image: file for file, image in pairs.items()}
     if files:
@@ -125,7 +125,7 @@ def _find_splits(root: Path) -> dict[str, list[Path]]:
 def _group_images(root: Path) -> dict[str, list[Path]]:
     """Group the images below a folder by the split that the name of one of their folders denotes."""
     splits: dict[str, list[Path]] = {}
-    for image in list_images(root, recursive=True):
+    for image in sorted(walk_images(root)):
         splits.setdefault(find_split(image, root), []).append(image)
     return splits
 
@@ -304,14 +304,17 @@ def _list_split_images(path: Path) -> list[Path]:
     if path.suffix.lower() in image_io.get_image_suffixes() and is_file(path):
         return [path]
     if path.is_file():
-        named = ((path.parent / line, path.parent / _strip_first_folder(line)) for line in _read_lines(path))
+        named = (
+            (locate_file(path.parent, line), locate_file(path.parent, _strip_first_folder(line)))
+            for line in _read_lines(path)
+        )
         return [other if is_file(other) and not is_file(image) else image for image, other in named]
-    return list_images(path / "images" if (path / "images").is_dir() else path, recursive=True)
+    return sorted(walk_images(path / "images" if (path / "images").is_dir() else path))
 
 
-def _strip_first_folder(name: str) -> Path:
+def _strip_first_folder(name: str) -> str:
     """Remove the first folder of a path; Darknet's paths start with the folder in which it expects the data."""
-    return Path(*Path(name).parts[1:])
+    return str(Path(*Path(name).parts[1:]))
 
 
 def _read_lines(path: Path, *, max_bytes: int | None = None) -> list[str]:
@@ -322,7 +325,7 @@ def _read_lines(path: Path, *, max_bytes: int | None = None) -> list[str]:
 
 def _find_mixed_splits(root: Path) -> dict[str, list[Path]]:
     """Find the splits of a folder with labels next to the images, and a file of class names."""
-    splits = {parse_split(child.name): [child] for child in image_folder.list_folders(root) if parse_split(child.name)}
+    splits = {parse_split(child.name): [child] for child in list_folders(root) if parse_split(child.name)}
     folders = [folder for child in (splits or {"": [root]}).values() for folder in child]
     has_names = any((folder / name).is_file() for folder in (root, *folders) for name in CLASS_FILES)
     if not has_names or not any(
@@ -335,13 +338,11 @@ def _find_mixed_splits(root: Path) -> dict[str, list[Path]]:
 def _find_split_folders(root: Path) -> dict[str, list[Path]]:
     """Find the splits of a folder without a YAML file: ``train/images`` or ``images/train``."""
     outer = {
-        parse_split(child.name): [child / "images"]
-        for child in image_folder.list_folders(root)
-        if _has_text_files(child / "labels")
+        parse_split(child.name): [child / "images"] for child in list_folders(root) if _has_text_files(child / "labels")
     }
     outer = {split: folders for split, folders in outer.items() if split}
     images = root / "images"
-    inner = [child for child in image_folder.list_folders(images) if parse_split(child.name)] if images.is_dir() else []
+    inner = [child for child in list_folders(images) if parse_split(child.name)] if images.is_dir() else []
     if outer or not _has_text_files(root / "labels"):
         return outer
     return {parse_split(child.name): [child] for child in inner}
@@ -349,7 +350,7 @@ def _find_split_folders(root: Path) -> dict[str, list[Path]]:
 
 def _has_text_files(folder: Path) -> bool:
     """Return whether there is a text file below a folder."""
-    return next(folder.rglob("*.txt"), None) is not None
+    return next(walk_files(folder, ".txt"), None) is not None
 
 
 def _read_class_names(root: Path) -> list[str]:
@@ -357,7 +358,7 @@ def _read_class_names(root: Path) -> list[str]:
     for folder in (
         root,
         root / "labels",
-        *(child for child in image_folder.list_folders(root) if parse_split(child.name)),
+        *(child for child in list_folders(root) if parse_split(child.name)),
     ):
         for name in CLASS_FILES:
             if (folder / name).is_file():

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from fukami.data import image_folder
+from fukami.data.files import walk_images
 from fukami.data.findings import Findings, ImageItem, PathNames, hash_images
 from fukami.data.formats import format_count
 from fukami.data.sources import DataSource
@@ -13,7 +13,7 @@ def check_samples(source: DataSource, report: Findings) -> Iterator[tuple[ImageI
     """Yield each readable image of a dataset with the digest of its pixels; problems are added to ``report``."""
     report.unit = "image"
     names = PathNames(source)
-    files = sorted(image_folder.walk_images(source.require("images").root))  # includes dangling links
+    files = sorted(walk_images(source.require("images").root))  # includes dangling links
     yield from hash_images([ImageItem(file, names(file), "", "") for file in files], report)
     count = report.image_counts[""][""]
     if count < MIN_IMAGES:

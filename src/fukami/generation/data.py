@@ -4,7 +4,8 @@ import contextlib
 
 import numpy as np
 
-from fukami.data import image_folder, labeled_images, scenes, shards, sources
+from fukami.data import labeled_images, scenes, shards, sources
+from fukami.data.files import walk_images
 from fukami.data.formats import format_count
 from fukami.data.labeled_images import LabeledImages
 from fukami.data.splits import select_validation
@@ -67,7 +68,7 @@ def _load_source(spec: str) -> LabeledImages:
         return LabeledImages(np.stack([*pixels]), np.zeros(len(pixels), np.int64))
     layout, root = source.require("images")
     if layout == "image files":
-        files = image_folder.find_images(root)
+        files = sorted(walk_images(root))
         return LabeledImages(tuple(files), np.zeros(len(files), np.int64))
     images = labeled_images.load_labeled_images(spec, 0.0).train
     return LabeledImages(images.items, np.zeros(len(images), np.int64))
