@@ -151,9 +151,10 @@ def test_games_and_environments_have_their_own_leaderboards(tmp_path):
         create_run(tmp_path / name, 0.5, recipe="alphago-zero", metric="optimal", fields={"game": fields})
     create_run(tmp_path / "d", 19, recipe="dqn", metric="return", fields={"env": "pong"})
     create_run(tmp_path / "e", 19, recipe="neural-style", metric="score", fields={})
+    create_run(tmp_path / "f", 0.5, fields={"data": "", "images": "photos", "annotations": "labels.csv"})
     boards, _ = leaderboard.load_leaderboards(tmp_path)
     runs = {board.data: "".join(run.name for run in board.runs) for board in boards}
-    assert runs == {"connect4": "ac", "go5, go7": "b", "pong": "d", "no dataset (neural-style)": "e"}
+    assert runs == {"connect4": "ac", "go5, go7": "b", "pong": "d", "no dataset (neural-style)": "e", "labels.csv": "f"}
     notes = {board.data: board.notes for board in boards}
     assert any("the paper of dqn reports 18.9 Pong" in note for note in notes["pong"])
 

@@ -198,7 +198,7 @@ def test_training_describes_the_run_and_prints_at_least_every_30_seconds(fukami,
     """Also while images are read, while a step takes long, and in the evaluations."""
     delay(monkeypatch, clock, SquareTransform, "read_and_transform", 3)
     delay(monkeypatch, clock, Task, "step", 70)
-    delay(monkeypatch, clock, ClassificationTask, "predict_member_scores", 45)
+    delay(monkeypatch, clock, ClassificationTask, "predict_member_log_probabilities", 45)
     options = ("--data", folder, "--epochs", "2", "--batch-size", "4", "--accumulate", "2", *SMALL)
     result = fukami("train", "deep-convnet", *options, "--out", "run")
     assert result.status == 0, result.err
@@ -276,7 +276,7 @@ def test_prediction_evaluation_and_proposals_print_the_count(fukami, folder, clo
     assert len(result.json) == 9
     assert any(text.startswith("predict: 0 of 9 images") for _, text in lines)
     lines.clear()
-    delay(monkeypatch, clock, ClassificationTask, "predict_member_scores", 40)
+    delay(monkeypatch, clock, ClassificationTask, "predict_member_log_probabilities", 40)
     result = fukami("eval", "run")
     assert result.json[0]["count"] == 9
     assert any(text.startswith("evaluation: 0 of 1 batches") for _, text in lines)

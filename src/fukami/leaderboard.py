@@ -282,7 +282,8 @@ def _read_run(path: Path, folder: Path, reasons: dict[str, list[str]]) -> Run:
 
 def _name_data(fields: Mapping[str, Any], recipe: str) -> str:
     """Return the dataset of a run, or the environment or the games that it learned."""
-    data = next((fields[name] for name in ("data", "env", "game") if name in fields), f"no dataset ({recipe})")
+    names = ("annotations", "data", "env", "game")
+    data = next((fields[name] for name in names if fields.get(name)), f"no dataset ({recipe})")
     return _sanitize_text(", ".join(map(str, data[:MAX_CELL_LENGTH])) if isinstance(data, list) else data)
 
 

@@ -1,5 +1,6 @@
 """Typical mistakes on the command line: each ends with one short message that names the fix."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -8,11 +9,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from fukami import get_recipe, models
 from fukami.catalogue import RECIPES
 from fukami.cli import argument_checks
+from fukami.cli.inputs import OutputFolder
 from fukami.cli.main import COMMANDS
 from fukami.cli.train import list_memory_fixes
 from fukami.data.loader import InMemoryLoader
@@ -49,6 +52,8 @@ MISTAKES = [
     ("train resnet18 --seed -1", "--seed should be at least 0, not -1"),
     ("shard digits out --seed -1", "--seed should be at least 0, not -1"),
     ("show digits --augment flip --out a.png --seed=-1", "--seed should be at least 0, not -1"),
+    ("eval deep-convnet --precision all --set memory_limit=0", "evaluates the run as it is; omit --set"),
+    ("eval deep-convnet --precision all --vote", "evaluates the run as it is; omit --vote"),
     ("train resnet18 --channels four", "--channels takes a whole number"),
     ("train resnet18 --channels 99", "channels should be"),
     ("train resnet18 --freeze yes", "use --freeze or --no-freeze"),
@@ -358,3 +363,49 @@ def test_full_shared_memory_is_no_bug(fukami, monkeypatch, message, cause):
     assert result.status == 1
     assert "filled the shared memory /dev/shm; enlarge it (in Docker: --shm-size 8g), or start fewer" in result.err
     assert "this is a bug" not in result.err
+
+
+@pytest.mark.parametrize("command", ["eval {run}", "explain {run}", "predict {run} 1.png"])
+@pytest.mark.parametrize("is_run", [False, True])
+def test_an_output_folder_that_is_a_file_or_a_run(command, is_run, fukami, trained, tmp_path):
+    """The error comes before the work, and the report of the run is kept."""
+    report = (trained / "report.html").read_bytes()
+    Image.new("L", (28, 28)).save(tmp_path / "1.png")
+    (tmp_path / "out").write_text("")
+    out = trained if is_run else "out"
+    result = fukami(*command.format(run=trained).split(), "--out", out)
+    assert result.status == 2
+    assert f"{out} is {'the folder of a run' if is_run else 'a file'}" in result.err
+    assert (trained / "report.html").read_bytes() == report
+    assert not result.out
+
+
+def test_processes_of_another_launcher_need_the_same_folder(tmp_path):
+    """Each would choose its own, as torchrun starts them at the same time."""
+    command = [sys.executable, "-m", "fukami", "train", "deep-convnet", "--data", "digits"]
+    environment = {**os.environ, "WORLD_SIZE": "2", "RANK": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert result.returncode == 2
+    assert result.stderr == "fukami: the processes of a training need the same folder; specify it with --out\n"
+    assert not [*tmp_path.iterdir()]
+
+
+def test_outputs_differ_in_more_than_the_case_of_letters(tmp_path):
+    """Names of files on macOS and Windows do not distinguish the case."""
+    output = OutputFolder(tmp_path, [str(tmp_path / "B.PNG")])
+    paths = [output.reserve_path(name, "png").name for name in ("a/X.jpg", "b/x.jpg", "b.jpg", "x.v2.jpg", "x.v3.jpg")]
+    assert paths == ["X.png", "x-2.png", "b-2.png", "x.v2.png", "x.v3.png"]
+
+
+def test_a_class_name_of_thousands_of_characters(fukami, digit_files, tmp_path):
+    name = next(iter(digit_files.rglob("*.png")))
+    (tmp_path / "labels.csv").write_text(f"path,label\n{name},cat\n{name},{'x' * 1001}\n{name},cat\n")
+    result = fukami("train", "deep-convnet", "--data", "labels.csv", "--epochs", "5", "--batch-size", "2")
+    assert result.status == 1
+    assert "has 1,001 characters, more than the limit of 1,000; shorten it" in result.err
+
+
+def test_the_range_test_needs_one_loss(fukami):
+    result = fukami("find-lr", "dcgan", "--data", "digits", "--num-steps", "10")
+    assert result.status == 2
+    assert "follows one loss of gradient descent, and this recipe has" in result.err

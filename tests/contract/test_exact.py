@@ -135,6 +135,21 @@ def test_a_file_system_without_locks_is_logged(tmp_path, monkeypatch, caplog):
     assert "has no locks; make sure that no other training run writes there" in caplog.text
 
 
+def test_a_lock_file_that_cannot_be_written(tmp_path, monkeypatch):
+    """On Windows its content is locked, too."""
+
+    def write_text(path, text):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "write_text", write_text)
+    with (
+        lock_folder(tmp_path),
+        pytest.raises(UsageError, match="another training run is writing"),
+        lock_folder(tmp_path),
+    ):
+        pass
+
+
 def test_nothing_to_resume(fukami, tmp_path, monkeypatch):
     for line in (
         "--resume --out typo",

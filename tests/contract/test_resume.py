@@ -155,15 +155,16 @@ def test_a_run_with_a_data_loader_resumes_in_mid_epoch(tmp_path):
 
 
 def test_a_resumed_run_logs_its_own_speed(tmp_path, monkeypatch):
-    """The speed does not include the steps of the process before."""
+    """The speed does not include the steps of the process before, which stopped between two log lines."""
     now = [0.0]
     monkeypatch.setattr("fukami.engine.log.time.monotonic", lambda: now[0])
     before, after = (TrainingLogger(tmp_path, RECIPE, Runtime.start("cpu"), 1000, 100) for _ in range(2))
     now[0] = 50.0
     before.log_training(500, {"loss": 1.0}, 0.1, 32, "images")
-    after.load_state_dict(before.state_dict())
+    after.load_state_dict(before.state_dict(507))
+    assert after.bar.format_position(after.bar.n) == "epoch 6/10  step 507/1000"
     now[0] = 54.0
-    after.log_training(510, {"loss": 1.0}, 0.1, 32, "images")
+    after.log_training(517, {"loss": 1.0}, 0.1, 32, "images")
     speeds = [json.loads(line)["images_per_second"] for line in read_log_lines(tmp_path)]
     assert speeds == [500 * 32 / 50, 10 * 32 / 4]
 

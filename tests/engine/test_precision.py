@@ -4,6 +4,7 @@ import contextlib
 import copy
 import json
 import logging
+import math
 import os
 from multiprocessing import resource_tracker
 
@@ -40,6 +41,30 @@ def test_export_to_half_precision_halves_the_bytes(fukami, trained, tmp_path, to
     (full,) = fukami("eval", export["run"], "--precision", "float32").json
     assert full["precision"] == "float32"
     assert full["loss"] == pytest.approx(exported["loss"], rel=0.02)
+
+
+def test_weights_beyond_the_range_of_a_precision(tmp_path):
+    """float16 ends at 65,504, bfloat16 does not."""
+    tensors = {"layer.weight": torch.tensor([1.0, 1e5])}
+    with pytest.raises(Error, match=r"layer\.weight has values above 65,504, the limit of float16"):
+        checkpoint.write_weights(tmp_path, tensors, torch.float16)
+    assert not [*tmp_path.iterdir()]
+    checkpoint.write_weights(tmp_path, tensors, torch.bfloat16)
+    checkpoint.write_weights(tmp_path, {"a": torch.tensor([math.inf])}, torch.float16)  # is not finite before, too
+
+
+def test_calibration_with_other_data_than_the_annotations_of_the_run(digit_files, tmp_path):
+    """A run of images and annotations is calibrated with ``--calibration`` and not with its own data."""
+    name = str(next(iter(digit_files.rglob("*.png"))).relative_to(digit_files))
+    (tmp_path / "labels.csv").write_text(f"path,label\n{name},0\n{name},1\n")
+    recipe = DeepConvNet(
+        images=str(digit_files), annotations=str(tmp_path / "labels.csv"), batch_size=4, val_fraction=0.0
+    )
+    shapes = [
+        [len(batch) for batch in precision._load_calibration_images(lambda batch: batch[0].float(), recipe, spec)]
+        for spec in (None, str(digit_files))
+    ]
+    assert [sum(lengths) for lengths in shapes] == [2, 40]
 
 
 def test_onnx_metadata_suffice_to_reproduce_predictions(fukami, trained, digit_files, tmp_path):

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 import fukami as package
 from fukami import Error, UsageError, leaderboard, models
+from fukami.cli.serve import build_run_info
 from fukami.engine import checkpoint
 from fukami.engine.runtime import Runtime
 from fukami.generation import data as generation_data
@@ -20,6 +21,7 @@ from fukami.generation import metrics as generation_metrics
 from fukami.generation import samples as generation_samples
 from fukami.generation.dcgan import DCGAN
 from fukami.generation.task import GenerationResults
+from fukami.serving import page
 
 SMALL = {"base_channels": 4, "batch_size": 32, "eval_samples": 40, "epochs": 1}
 
@@ -439,6 +441,10 @@ def test_command_line(fukami, colors, tmp_path):
     assert {"frechet_pixels", "kernel_pixels", "duplicate_fraction", "count"} <= metrics.keys()
     assert (tmp_path / "run" / "preview.png").exists()
     assert "data:image/webp" in (tmp_path / "run" / "report.html").read_text()
+    task = checkpoint.load_task(tmp_path / "run")
+    run_info = build_run_info(task, (str(tmp_path / "run"),), "auto", None)
+    assert run_info.keys() == {"recipe", "members", "precision", "versions"}  # a generator has no classes
+    assert b"labels" not in page.render_page(run_info, "http://localhost/")
     options = ["--interpolation-steps", "5", "--arithmetic", "1 2 - 3 + 4", "--nearest"]
     folder = tmp_path / "samples"
     result = fukami("predict", tmp_path / "run", "--num-samples", "6", "--seed", "3", *options, "--out", folder)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -412,6 +413,7 @@ def test_eval_and_predict(run, fukami, mask_files, tmp_path):
     assert metrics["count"] == 4
     assert (tmp_path / "evaluation" / "report.html").is_file()
     files = sorted((mask_files / "val" / "images").iterdir())[:2]
+    files[1] = shutil.copy(files[1], tmp_path / f"{files[0].stem}.v2.png")
     unreadable = tmp_path / "broken.png"
     unreadable.write_bytes(files[0].read_bytes()[:99])
     result = fukami("predict", run, *files, unreadable, "--out", tmp_path / "drawn")

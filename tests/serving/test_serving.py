@@ -855,10 +855,10 @@ def test_every_concurrent_request_gets_a_response(monkeypatch):
 # command
 
 
-def test_responses_contain_no_server_path(monkeypatch, tmp_path):
+def test_responses_contain_no_server_path(task, tmp_path):
     folder = tmp_path / "secret-place"
     shutil.copytree(checkpoint.BUNDLED_WEIGHTS_DIR / "deep-convnet", folder)
-    run_info = command.build_run_info((str(folder), "deep-convnet"), "auto", None)
+    run_info = command.build_run_info(task, (str(folder), "deep-convnet"), "auto", None)
     assert run_info == {**RUN_INFO, "members": 2, "versions": run_info["versions"]}
     client = TestClient(serving.create_app(BlockingTask(), run_info), "http://localhost")
     for path in ("/", "/run", "/openapi.json", "/docs", "/nothing", "/metrics", "/ready"):

@@ -191,12 +191,16 @@ class ShowAndTell(SupervisedRecipe):
 
         from fukami.captioning.loader import CaptionLoader, StreamingCaptionLoader, pad_sequences
         from fukami.data import augment
+        from fukami.data.streaming import count_value_bytes
 
         augmentations = () if self.is_encoder_frozen else self.augment
         crop = augment.parse_transform_values(augmentations).get("crop")
         transform = self.build_transform()
         resized = dataclasses.replace(transform, size=round(self.size * RESIZE_RATIO)) if crop else transform
-        streamed = split.is_on_disk and len(split) * resized.nbytes > self.memory_limit * 1e9
+        streamed = split.is_on_disk and (
+            len(split) * resized.nbytes * max(map(count_value_bytes, split.items[:1]), default=1)
+            > self.memory_limit * 1e9
+        )
         if not streamed:
             split, images = split.load_images(resized, self.max_unreadable)
         indices = {label: index for index, label in enumerate(labels)}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fukami.cli.arguments import run_cli
+from fukami.cli.inputs import create_output_folder
 from fukami.cli.main import InferencePrecision
 from fukami.data.parsing import Json
 from fukami.errors import UsageError, suggest_memory_fixes
@@ -54,6 +55,10 @@ def command(arguments: list[str]) -> None:
 
         if precision == "all" and (len(runs) != 1 or views > 1):
             raise UsageError(f"--precision all compares one run with one view, not {len(runs)} runs with {views} views")
+        if precision == "all" and (vote or set):
+            raise UsageError(f"--precision all evaluates the run as it is; omit {'--vote' if vote else '--set'}")
+        if out:
+            create_output_folder(out)
         overrides = checkpoint.parse_run_overrides(runs, set, recipe)
         task = None
         if precision != "all":

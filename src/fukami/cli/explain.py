@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fukami.cli.arguments import run_cli
-from fukami.cli.inputs import format_json_line, split_runs_and_files
+from fukami.cli.inputs import create_output_folder, format_json_line, split_runs_and_files
 from fukami.errors import Error, UsageError, build_unknown_error, find_name
 from fukami.progress import print_line
 
@@ -57,6 +57,8 @@ def command(arguments: list[str]) -> None:
         """
         if not inputs:
             raise UsageError("specify a model or a run first: fukami explain vgg16, or fukami explain RUN image.jpg")
+        if out:
+            create_output_folder(out)
         if not is_run(inputs[0], len(inputs) > 1):
             explain_model(inputs[0], input_shape, num_classes, out)
         elif input_shape is not None or num_classes is not None:
@@ -472,9 +474,7 @@ def write_page(folder: Path, template: str, **values: object) -> Path:
     from fukami.engine import checkpoint
     from fukami.engine.html import render_page
 
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file; --out should be a folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    create_output_folder(folder)
     page = folder / "index.html"
     checkpoint.write_file(page, render_page(template, **values))
     print(f"page: {page}", file=sys.stderr)

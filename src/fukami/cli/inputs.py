@@ -44,27 +44,48 @@ class OutputFolder:
         protected: input files.
 
     Raises:
-        UsageError: the folder is a file.
+        UsageError: the folder is a file, or the folder of a run.
     """
 
     def __init__(self, folder: Path, protected: Iterable[str]) -> None:
-        if folder.exists() and not folder.is_dir():
-            raise UsageError(f"{folder} is a file; --out should be a folder")
-        folder.mkdir(parents=True, exist_ok=True)
+        create_output_folder(folder)
         self.folder = folder
-        self.used_paths = {Path(file).resolve() for file in protected}
+        self.used_paths = set(map(_normalize_path, protected))
         self.next_numbers: dict[tuple[str, str], int] = {}  # after the last one of a name, so that few are compared
 
     def reserve_path(self, file: str, suffix: str) -> Path:
         """Return a path for an output of the input ``file`` that no other file has."""
         stem = Path(file).stem
-        for number in itertools.count(self.next_numbers.get((stem, suffix), 1)):
+        key = stem.casefold(), suffix
+        for number in itertools.count(self.next_numbers.get(key, 1)):
             path = self.folder / (f"{stem}.{suffix}" if number == 1 else f"{stem}-{number}.{suffix}")
-            if path.resolve() not in self.used_paths:
+            if _normalize_path(path) not in self.used_paths:
                 break
-        self.next_numbers[stem, suffix] = number + 1
-        self.used_paths.add(path.resolve())
+        self.next_numbers[key] = number + 1
+        self.used_paths.add(_normalize_path(path))
         return path
+
+
+def create_output_folder(folder: Path) -> None:
+    """Create the folder of ``--out``, unless it exists.
+
+    Raises:
+        UsageError: it is a file, or the folder of a run, whose report would be overwritten.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; --out should be a folder")
+    if (folder / "recipe.json").exists():
+        raise UsageError(f"{folder} is the folder of a run; use another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def is_same_file(path: Path, other: str | Path) -> bool:
+    """Return whether two paths lead to the same file, on a file system that ignores the case of names, too."""
+    return _normalize_path(path) == _normalize_path(other)
+
+
+def _normalize_path(path: str | Path) -> str:
+    return str(Path(path).resolve()).casefold()
 
 
 def format_json_line(prediction: Mapping[str, object]) -> str:

@@ -53,7 +53,7 @@ class PredictionPage:
             self.drawn.append(DrawnPrediction(prediction["file"], path, scores, caption))
             if isinstance(self.task, SegmentationTask):
                 class_map = self.task.render_class_map(prediction)
-                class_map.save(self.output.reserve_path(f"{path.stem}-classes", "png"))
+                class_map.save(self.output.reserve_path(f"{path.stem}-classes.png", "png"))
 
     @contextlib.contextmanager
     def record_video(self, file: str) -> Iterator[Callable[[Frame, Prediction], None]]:

@@ -6,11 +6,15 @@ import socket
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fukami.cli.arguments import run_cli
 from fukami.cli.main import InferencePrecision
 from fukami.data.parsing import Json
 from fukami.errors import Error, UsageError, require_extra
+
+if TYPE_CHECKING:
+    from fukami.engine.task import Task
 
 SHUTDOWN_SECONDS = 5  # grace period of unfinished requests when the server stops
 MAX_CONNECTIONS = 4096  # open connections; another one replaces the one that has been idle longest
@@ -85,12 +89,7 @@ def command(arguments: list[str]) -> None:
         set_num_views(task, views)
         set_detection_options(task, confidence=confidence, tile_size=tiles)
         hosts = {*LOCAL_HOSTS, host, *allowed_hosts}
-        run_info = build_run_info(runs, precision, recipe)
-        if get_confidence := getattr(task, "get_confidence", None):  # of a detector
-            run_info["confidence"] = get_confidence()
-        if games := getattr(task, "games", ()):  # of self-play
-            del run_info["labels"]
-            run_info |= {"games": [game.name for game in games], "simulations": getattr(task, "simulations", 0)}
+        run_info = build_run_info(task, runs, precision, recipe)
         application = create_app(task, run_info, hosts=hosts, token=secret, request_timeout=request_timeout)
         file_limit = raise_file_limit()
         with listen(host, port) as listener:
@@ -126,21 +125,27 @@ def check_token(token: str) -> str:
     return token
 
 
-def build_run_info(runs: tuple[str, ...], precision: str, recipe: Path | None) -> dict[str, Json]:
-    """Describe the served runs for clients, without paths of this machine."""
+def build_run_info(task: "Task", runs: tuple[str, ...], precision: str, recipe: Path | None) -> dict[str, Json]:
+    """Describe the served runs and their task for clients, without paths of this machine."""
     from fukami.engine import checkpoint
     from fukami.engine.recipe import get_recipe_name
 
     folders = [checkpoint.locate_run(run) for run in runs]
-    records = [checkpoint.read_recipe(folder, recipe) for folder in folders]
-    recipes = dict.fromkeys(Path(get_recipe_name(type(run_recipe))).name for run_recipe, _ in records)
-    return {
-        "recipe": ", ".join(recipes),
+    run_recipes = [checkpoint.read_recipe(folder, recipe)[0] for folder in folders]
+    recipe_names = dict.fromkeys(Path(get_recipe_name(type(run_recipe))).name for run_recipe in run_recipes)
+    run_info: dict[str, Json] = {
+        "recipe": ", ".join(recipe_names),
         "members": len(runs),
-        "labels": list(records[0][1]),
         "precision": checkpoint.read_precision(folders[0]) if precision == "auto" else precision,
         "versions": checkpoint.get_versions(),
     }
+    if task.labels:
+        run_info["labels"] = list(task.labels)
+    if get_confidence := getattr(task, "get_confidence", None):  # of a detector
+        run_info["confidence"] = get_confidence()
+    if games := getattr(task, "games", ()):  # of self-play
+        run_info |= {"games": [game.name for game in games], "simulations": getattr(task, "simulations", 0)}
+    return run_info
 
 
 def raise_file_limit() -> int:

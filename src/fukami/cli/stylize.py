@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fukami.cli.arguments import parse_recipe_arguments
+from fukami.cli.inputs import is_same_file
 from fukami.cli.main import Precision
 from fukami.cli.train import list_memory_fixes
 from fukami.errors import Error, UsageError, suggest_memory_fixes
@@ -75,7 +76,7 @@ def stylize(recipe: "NeuralStyle", options: StylizeOptions, resume_command: str)
         raise UsageError(f"--out should be a .png, .jpg, .webp or .tiff file, not {out}")
     if not out.resolve().parent.is_dir():
         raise UsageError(f"the folder {out.parent} of the image does not exist; create it, or use another --out")
-    if out.resolve() in {Path(file).resolve() for file in (recipe.content, *recipe.style)}:
+    if any(is_same_file(out, file) for file in (recipe.content, *recipe.style)):
         raise UsageError(f"--out {out} would overwrite an input image; use another file")
     folder = out.with_name(f"{out.stem}.run")
     if folder.exists() and not options.resume:

@@ -29,6 +29,7 @@ class BufferFiles:
         self.folder = folder
         self.paths = {name: folder / f"{name}.bin" for name in sizes}
         new_paths = []
+        is_new_folder = not folder.exists()
         for name, path in self.paths.items():
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -41,6 +42,9 @@ class BufferFiles:
             except OSError as error:
                 for new_path in new_paths:
                     new_path.unlink(missing_ok=True)
+                if is_new_folder:
+                    with contextlib.suppress(OSError):
+                        folder.rmdir()
                 raise Error(
                     f"{path} cannot be created ({error.strerror}); the replay buffer needs "
                     f"{sum(sizes.values()) / 1e9:.1f} GB of disk space: free some, or lower {option}"

@@ -645,7 +645,17 @@ def write_file(path: Path, *parts: bytes | memoryview) -> None:
 
 
 def write_recipe(folder: Path, recipe: Recipe, labels: tuple[str, ...], extra: Mapping[str, object]) -> None:
-    """Write ``recipe.json``; ``extra`` is added to it."""
+    """Write ``recipe.json``; ``extra`` is added to it.
+
+    Raises:
+        Error: a class name is too long or not valid UTF-8, or the file cannot be written.
+    """
+    for label in labels:
+        if len(label) > MAX_LABEL_LENGTH:
+            raise Error(
+                f"the class name {label[:40]!r}... has {len(label):,} characters, more than the limit of "
+                f"{MAX_LABEL_LENGTH:,}; shorten it"
+            )
     record = {
         **identify_recipe(type(recipe)),
         "fields": recipe.get_stored_fields(),
@@ -684,9 +694,19 @@ def write_weights(
     """Write the result of :func:`copy_tensors_to_cpu` to a file of the folder.
 
     Floating-point tensors are stored as ``dtype`` unless it is None.
+
+    Raises:
+        Error: a value is out of the range of ``dtype``, or the file cannot be written.
     """
     if dtype is not None:
-        tensors = {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
+        converted = {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
+        for tensor_name, value in converted.items():
+            if value.is_floating_point() and not bool((value.isfinite() | ~tensors[tensor_name].isfinite()).all()):
+                raise Error(
+                    f"{tensor_name} has values above {torch.finfo(dtype).max:,.0f}, the limit of "
+                    f"{str(dtype).removeprefix('torch.')}; use another precision"
+                )
+        tensors = converted
     write_file(folder / name, *encode_tensors(tensors))
 
 

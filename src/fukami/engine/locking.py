@@ -45,7 +45,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
         logger.warning(f"the file system of {folder} has no locks; make sure that no other training run writes there")
     try:
         if lock.is_locked:
-            path.write_text(str(os.getpid()))
+            with contextlib.suppress(OSError):  # on Windows, a locked file cannot be written
+                path.write_text(str(os.getpid()))
         yield
     finally:
         if lock.is_locked:

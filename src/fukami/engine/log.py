@@ -120,7 +120,7 @@ class TrainingLogger:
         self.multiply_adds = 0  # per step, over all processes
         self.previous_seconds = 0.0  # seconds of training before the resumption
         self.start_time = self.last_log_time = time.monotonic()
-        self.step = 0
+        self.step = 0  # of the last log line, or of the checkpoint of a resumed run
         self.bar = TrainingBar(num_steps, steps_per_epoch)
         self.contexts = ExitStack()
 
@@ -246,12 +246,12 @@ class TrainingLogger:
         """Return the seconds of training so far, including those before a resumption."""
         return self.previous_seconds + time.monotonic() - self.start_time
 
-    def state_dict(self) -> StateDict:
-        """Return the state of the log for a checkpoint."""
-        clock = self.runtime.clock.compute_seconds(self.step)
+    def state_dict(self, step: int) -> StateDict:
+        """Return the state of the log for a checkpoint after a step."""
+        clock = self.runtime.clock.compute_seconds(step)
         with self._check_write_errors():
             size = self.path.stat().st_size
-        state = {"step": self.step, "bytes": size, "seconds": self.get_elapsed_seconds(), "last": self.last_metrics}
+        state = {"step": step, "bytes": size, "seconds": self.get_elapsed_seconds(), "last": self.last_metrics}
         return state | {"clock": clock, "multiply_adds": self.multiply_adds}
 
     def load_state_dict(self, state: StateDict) -> None:
@@ -325,6 +325,7 @@ def find_data_title(recipe: Recipe) -> str:
     """Find what the annotations of a recipe's dataset are, as in ``VOC boxes``; empty if it is unknown."""
     data, annotations, images = (getattr(recipe, field, "") for field in ("data", "annotations", "images"))
     packages = {cls.__module__.split(".")[1] for cls in type(recipe).__mro__ if cls.__module__.startswith("fukami.")}
+    packages = {name.replace("_", "-") for name in packages}
     kinds = [kind for kind, description in sources.KINDS.items() if description.family in packages]
     spec = annotations or data
     with contextlib.suppress(Error):  # a custom recipe may name other data

@@ -42,8 +42,8 @@ def find_lr(
     Nothing is saved.
 
     Raises:
-        UsageError: the bounds, the number of steps or the recipe's learning rate are invalid.
-        Error: the loss diverges at the lowest learning rates.
+        UsageError: the bounds, the number of steps or the recipe's learning rate are invalid, or it has no single loss.
+        Error: there are no training batches, or the loss diverges at the lowest learning rates.
     """
     if not (0 < min_lr < max_lr < math.inf) or num_steps < 10:
         raise UsageError(
@@ -53,6 +53,8 @@ def find_lr(
     set_random_seed(recipe.seed)
     data, loader = prepare_data(recipe, runtime)
     set_random_seed(recipe.seed)
+    if len(loader) == 0:
+        raise Error("there are no training batches; use more images, or lower --batch-size")
     task = recipe.build_task(data.labels)
     task.setup(runtime)
     task.prepare_training()
@@ -69,7 +71,10 @@ def find_lr(
             group["lr"].fill_(rate * group["initial_lr"] / highest)
         metrics = task.step(batch)
         if "loss" not in metrics:
-            raise UsageError("this recipe is not trained by gradient descent and has no learning rate to find")
+            raise UsageError(
+                "the range test follows one loss of gradient descent, and this recipe has "
+                f"{' and '.join(metrics) or 'none'}"
+            )
         average = SMOOTHING_FACTOR * average + (1 - SMOOTHING_FACTOR) * metrics["loss"].item()
         smooth = average / (1 - SMOOTHING_FACTOR ** (step + 1))
         if not math.isfinite(smooth) or (losses and smooth > DIVERGENCE_FACTOR * min(losses)):

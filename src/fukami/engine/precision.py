@@ -100,7 +100,7 @@ def _load_calibration_images(prepare_inputs: PrepareInputs, recipe: Recipe, spec
     if spec is None:
         check_data(plain)
         return list(_iterate_inputs(prepare_inputs, wrap_batches(plain.load_data().train)))
-    changes["data"] = spec
+    changes |= {name: value for name, value in (("data", spec), ("images", ""), ("annotations", "")) if name in fields}
     calibration_recipe = dataclasses.replace(recipe, **changes)
     images = list(_iterate_inputs(prepare_inputs, wrap_batches(calibration_recipe.load_data().train)))
     logger = logging.getLogger("fukami")

@@ -372,7 +372,7 @@ class TrainingProgress:
                 "step": step,
                 "task": {name: value.state_dict() for name, value in self.task.state.items()},
                 "loader": loader_state,
-                "log": self.log.state_dict(),
+                "log": self.log.state_dict(step),
                 "metric_buffer": metric_buffer_state,
                 "best": self.best.state_dict(),
                 "random": get_random_states(),

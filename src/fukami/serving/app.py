@@ -45,7 +45,8 @@ def create_app(
 
     Args:
         task: loaded task; it predicts one image or position at a time, in a separate thread.
-        run_info: response of ``/run``: ``recipe``, ``members``, ``labels``, ``precision`` and ``versions``.
+        run_info: response of ``/run``: ``recipe``, ``members``, ``labels`` of a task with classes, ``precision`` and
+            ``versions``.
         hosts: names and addresses of the server; see :class:`fukami.serving.access.AccessMiddleware`.
         token: token that clients have to send; "": none.
         request_timeout: maximum seconds per prediction, including time in the queue.

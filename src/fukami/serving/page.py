@@ -45,11 +45,12 @@ def render_page(
 
     If ``needs_token``, the example command sends the token. ``confidence`` is the minimum score that the form keeps.
     """
-    labels = run_info["labels"]
-    label_text = ", ".join(labels[:20]) + (" ..." if len(labels) > 20 else "")
+    run = format_run(run_info)
+    if labels := run_info.get("labels"):
+        run["labels"] = f"{len(labels)}: {', '.join(labels[:20])}{' ...' if len(labels) > 20 else ''}"
     return html.render_page(
         "serving.html",
-        run={**format_run(run_info), "labels": f"{len(labels)}: {label_text}"},
+        run=run,
         error=error,
         sections=sections,
         confidence="" if confidence is None else confidence,
