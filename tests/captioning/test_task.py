@@ -11,7 +11,6 @@ import torch
 import torchvision
 from PIL import Image
 from safetensors.torch import save_file
-from torch import nn
 from torch.nn import functional as F
 
 from fukami import Error, UsageError, models, train
@@ -312,6 +311,14 @@ def test_samples_follow_the_probabilities():
         fractions = sequences[image, :, 0].bincount(minlength=5) / 4000
         torch.testing.assert_close(fractions, scores[image].exp(), rtol=0, atol=0.03)
         assert log_probs[image].tolist() == sorted(log_probs[image].tolist(), reverse=True)
+        torch.testing.assert_close(log_probs[image], scores[image][sequences[image, :, 0]])
+    cool, log_probs, _ = beam_search.sample(
+        step, state, num_samples=4000, temperature=0.5, generator=generator, **options
+    )
+    for image in range(2):
+        fractions = cool[image, :, 0].bincount(minlength=5) / 4000
+        torch.testing.assert_close(fractions, (scores[image] / 0.5).softmax(0), rtol=0, atol=0.03)
+        torch.testing.assert_close(log_probs[image], scores[image][cool[image, :, 0]])  # without the temperature
     cold, _, _ = beam_search.sample(step, state, num_samples=50, temperature=0.01, generator=generator, **options)
     assert (cold[:, :, 0] == scores.argmax(1, keepdim=True)).all()
 
@@ -604,4 +611,3 @@ def test_caption_is_drawn_below_its_image():
     assert short.width == long.width >= 300
     assert long.height > short.height > 2 * 200
     assert image_io.draw_caption(image, "犬が走る").height >= short.height
-    assert isinstance(nn.Identity(), nn.Module)

@@ -10,7 +10,14 @@ from torchvision.transforms.v2 import functional as v2
 
 from fukami import UsageError
 from fukami.data import augment
-from fukami.data.augment import MAX_MAGNITUDES, AugmentationPipeline, RandomAffine, RandomHue, RandomTransform
+from fukami.data.augment import (
+    MAX_MAGNITUDES,
+    AugmentationPipeline,
+    RandomAffine,
+    RandomErasing,
+    RandomHue,
+    RandomTransform,
+)
 
 ZERO, FULL = 0.5, 1 - 1e-7  # random numbers in [0, 1): the middle is the identity, the end the maximum value
 
@@ -65,6 +72,27 @@ def test_rotation_equals_torchvisions(image, degrees):
     rotated = apply(RandomAffine(rotate=abs(degrees)), image, affine_values(angle=FULL if degrees > 0 else 0.0))
     expected = reference.rotate(image, degrees, InterpolationMode.BILINEAR)
     torch.testing.assert_close(rotated, expected, atol=0.6, rtol=0)
+
+
+@pytest.mark.parametrize("degrees", [90.0, 30.0, -12.0])
+@pytest.mark.parametrize("crop", [(29, 19), (17, 29)])
+def test_rotation_of_an_image_that_is_not_square(image, degrees, crop):
+    image = image[..., : crop[0], : crop[1]]
+    pipeline = AugmentationPipeline((RandomAffine(rotate=abs(degrees)),), 0)
+    rotated, _ = pipeline(image, torch.zeros(1), affine_values(angle=FULL if degrees > 0 else 0.0))
+    expected = reference.rotate(image, degrees, InterpolationMode.BILINEAR)
+    torch.testing.assert_close(rotated, expected, atol=0.8, rtol=0)
+
+
+@pytest.mark.parametrize(("axis", "name"), [(3, "scale_x"), (2, "scale_y")])
+def test_scale_of_one_axis(name, axis):
+    """A square of 8 pixels becomes 10 pixels long along the axis, and its other side is the same."""
+    square = torch.zeros(1, 1, 24, 32)
+    square[..., 8:16, 12:20] = 1
+    pipeline = AugmentationPipeline((RandomAffine(scale=0.25),), 0)
+    scaled, _ = pipeline(square, torch.zeros(1), affine_values(**{name: FULL}))
+    assert scaled.amax(5 - axis).sum().item() == pytest.approx(10, abs=0.3)
+    assert scaled.amax(axis).sum().item() == pytest.approx(8, abs=0.3)
 
 
 def test_scale_changes_the_area_quadratically(image):
@@ -228,6 +256,20 @@ def test_random_erasing_fills_a_rectangle_of_the_expected_area():
     assert 0.01 < fraction.min() < fraction.max() < 0.36
     assert fraction.mean().item() == pytest.approx((0.02 + 0.33) / 2, abs=0.02)
     torch.testing.assert_close(apply("erase=0.3", images[:2], [0.4, 0, 0, 0, 0]), images[:2])
+
+
+def test_the_aspect_ratio_of_an_erased_rectangle_is_in_pixels():
+    """17.5 % of 40×20 pixels with a ratio of 1 : 3.3 are 6.5×21.5 pixels, also in a padded image."""
+    erasing, values = RandomErasing(probability=1.0), torch.tensor([[0.0, 0.5, 0.0, 0.0, 0.0]])
+    image = torch.arange(800.0).view(1, 1, 40, 20) + 1
+    expected = image.clone()
+    expected[..., :21, :7] = image.mean()
+    torch.testing.assert_close(erasing.change_pixels(image, values), expected)
+    padded = torch.nn.functional.pad(image, (0, 12, 0, 8))
+    erased = erasing.change_pixels(padded, values, torch.tensor([[40 / 48, 20 / 32]]))
+    torch.testing.assert_close(erased[..., :40, :20], expected)
+    assert (erased[..., 40:, :] == 0).all()
+    assert (erased[..., 20:] == 0).all()
 
 
 TRIVIAL_NAMES = list(MAX_MAGNITUDES)

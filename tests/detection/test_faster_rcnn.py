@@ -394,6 +394,19 @@ def test_at_most_half_of_the_sampled_anchors_are_positive():
     assert (samples.targets > 0).sum() == 128
 
 
+@pytest.mark.parametrize(("build", "count"), [(faster_rcnn_vgg16, 3), (faster_rcnn_resnet50_fpn, 5)])
+def test_anchors_across_the_border(build, count):
+    """The paper's network ignores them in training (section 3.1.3), the one of torchvision does not."""
+    with torch.device("meta"):
+        network = build(3)
+    objects = torch.tensor([[[0.0, 0, 32, 32]]])
+    truth = GroundTruth(objects, torch.zeros(1, 1).long(), torch.zeros(1, 1).bool(), torch.tensor([3]))
+    corners = torch.tensor([[0.0, 0], [60, 60], [168, 168], [-1, 100], [100, 169]])
+    output = RPNOutput(torch.zeros(1, 5), torch.zeros(1, 5, 4), torch.cat([corners, corners + 32], 1), [5])
+    samples = network.rpn.sample_anchors(output, torch.tensor([[200.0, 200]]), truth, network.limits)
+    assert samples.valid.sum() == count
+
+
 @pytest.mark.parametrize(("training", "before", "after"), [(True, 12_000, 2_000), (False, 6_000, 300)])
 def test_number_of_proposals_before_and_after_suppression(monkeypatch, training, before, after):
     """2,000 in training and 300 in inference (Ren et al. 2017, section 3.3); before it as in the authors' code."""

@@ -66,6 +66,16 @@ def test_network_has_the_papers_layers():
         models.dqn(state_shape=(4, 20))
 
 
+def test_the_states_are_not_changed():
+    states = torch.randint(0, 256, (2, 4, 84, 84)).float().contiguous(memory_format=torch.channels_last)
+    network, copy = models.dqn(), states.clone()
+    network.fit_input_statistics(copy[:, 0])
+    with torch.inference_mode():
+        values = network(states)
+        assert torch.equal(states, copy)
+        torch.testing.assert_close(values, network(states.to(torch.uint8)))
+
+
 def test_action_values_are_float32_in_mixed_precision():
     torch.manual_seed(0)
     network, states = models.dqn(), torch.randint(0, 256, (2, 4, 84, 84), dtype=torch.uint8)

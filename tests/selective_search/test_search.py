@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -254,6 +255,16 @@ def test_quality_mode_contains_the_boxes_of_fast_mode(random):
     image = generate_noise(random, 70, 110)
     fast, quality = ({tuple(box) for box in propose_regions(image, mode)} for mode in ("fast", "quality"))
     assert fast < quality
+
+
+def test_boxes_are_ranked_by_position_times_a_random_number():
+    """Uijlings et al. 2013, section 4.2: the whole image has position 1, and a box keeps the best of its ranks."""
+    whole, a, b, c = [0, 0, 9, 9], [0, 0, 1, 1], [2, 2, 5, 5], [3, 3, 4, 4]
+    numbers = iter([0.9, 0.1, 0.5, 0.2, 0.9, 0.9])
+    generator = SimpleNamespace(random=lambda count: np.array([next(numbers) for _ in range(count)]))
+    hierarchies = [np.array([a, b, whole], np.int32), np.array([c, b, whole], np.int32)]
+    # 3 · 0.9, 2 · 0.1, 1 · 0.5; 3 · 0.2, 2 · 0.9, 1 · 0.9
+    assert search.rank_boxes(hierarchies, generator).tolist() == [b, whole, c, a]
 
 
 def test_the_order_is_position_times_a_random_number(random):

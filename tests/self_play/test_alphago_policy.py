@@ -507,6 +507,8 @@ def test_a_pass_that_wins_the_game_is_played(make, simulations):
             assert task.search(state, simulations).moves[0] != 25  # the opponent has not passed
             result = task.search(after_pass, simulations)
             assert (result.moves[0], result.values[0]) == (25, 1)
+            if simulations:
+                assert result.policies[0].tolist() == [0.0] * 25 + [1.0]
             record = GameRecord(task.game)  # the only game in progress, whose subtree a player reuses
             record.states = [after_pass[0]]
             assert SearchPlayer(task, simulations).choose_moves([record]) == [25]

@@ -243,6 +243,41 @@ def test_the_window_is_restored_from_its_files(tmp_path):
         third.sample(50, np.random.default_rng(1))
 
 
+def test_targets_of_equal_positions_are_averaged():
+    """The earlier ones count as at most eight: after nine zeros, a one makes 1/9, and another one (8/9 + 1) / 9."""
+    game = TicTacToe()
+    window = ReplayWindow(game, 100)
+    window.allocate()
+    positions = build_positions(game, game.build_initial_state()[None])
+    for value in (0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1):
+        window.add(positions._replace(values=np.array([value], np.float32)), 100)
+        slots = window.sample(1, np.random.default_rng(0))
+        if value == 1:
+            mean = window.load(slots, np.zeros(1, np.int64))[1].values[0]
+            assert mean == pytest.approx(1 / 9 if window.total == 10 else 17 / 81)
+
+
+def test_owners_and_policies_turn_with_the_board():
+    """The owner of each point is the color of its stone, and the policy is greatest there, in each orientation."""
+    game = Go(5, komi=0.5)
+    states = play_random_states(game, 60)
+    planes = game.planes(states).reshape(len(states), game.num_planes, -1)
+    stones = (planes[:, 0] - planes[:, 1]).astype(np.float32)
+    policies = np.concatenate([stones, np.zeros((len(states), 1), np.float32)], 1)
+    scores = stones.sum(1)
+    window = ReplayWindow(game, 100)
+    window.allocate()
+    window.add(Positions(states, policies, scores / 25, scores, stones), 100)
+    rng = np.random.default_rng(0)
+    slots = window.sample(200, rng)
+    for orientation in range(len(game.symmetries().cells)):
+        turned, loaded = window.load(slots, np.full(200, orientation))
+        expected = (turned[:, 0] - turned[:, 1]).reshape(200, -1)
+        np.testing.assert_array_equal(loaded.owners, expected)
+        np.testing.assert_allclose(loaded.policies[:, :-1], expected, atol=1e-6)
+        np.testing.assert_array_equal(loaded.scores, expected.sum(1))
+
+
 def test_the_window_is_never_larger_than_its_slots_allow(monkeypatch):
     """A window with few slots contains the same targets as one that never reuses a slot."""
     monkeypatch.setattr(replay, "MIN_RESERVE", 20)
@@ -417,6 +452,22 @@ def test_fast_searches_are_not_learned():
         for positions in group.play_moves():
             counts.append(len(positions.values))
     assert 0.15 < sum(counts) / (20 * 32 - group.lengths.sum()) < 0.35
+
+
+@pytest.mark.parametrize("temperature_moves", [0, 1])
+def test_puct_samples_the_first_moves_in_proportion_to_the_visits(temperature_moves):
+    """Silver et al. 2017, methods, "Play": with the temperature 1 at first, then the most visited move."""
+    group = build_group(3000, search=SearchOptions(4, c_puct=1.5), temperature_moves=temperature_moves)
+    group.play_moves()
+    policies = group.history["policies"][:, 0]
+    moves = (TicTacToe().planes(group.states)[:, 1].reshape(3000, 9) != 0).argmax(1)  # the opponent of the side to move
+    is_best = policies[np.arange(3000), moves] == policies.max(1)
+    if temperature_moves:
+        np.testing.assert_allclose(policies[np.arange(3000), moves].mean(), (policies**2).sum(1).mean(), atol=0.01)
+        np.testing.assert_allclose(np.bincount(moves, minlength=9) / 3000, policies.mean(0), atol=0.02)
+        assert not is_best.all()
+    else:
+        assert is_best.all()
 
 
 def test_openings_have_up_to_the_maximum_of_random_moves():

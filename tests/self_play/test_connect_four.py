@@ -5,7 +5,6 @@ import functools
 import numpy as np
 import pytest
 
-from fukami.errors import Error
 from fukami.self_play import connect_four_solver as solver
 from fukami.self_play.connect_four import ConnectFour, compute_keys, format_position, parse_position, view_bitboards
 from fukami.self_play.connect_four_positions import load_positions
@@ -192,7 +191,7 @@ def test_mirrored_games_are_equal():
     ],
 )
 def test_invalid_positions_have_clear_errors(text, message):
-    with pytest.raises(Error, match=message):
+    with pytest.raises(ValueError, match=message):
         parse_position(text)
 
 

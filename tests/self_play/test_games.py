@@ -141,7 +141,8 @@ def test_positions_of_a_game_with_a_score_are_lines():
         def parse_position(self, text):
             return np.full(9, int(text), np.uint8)
 
-    assert [position.state[0] for position in parse_positions(b"3\n4\n", "positions.txt", Game())] == [3, 4]
+    for content in (b"3\n4\n", b"\xef\xbb\xbf3\r\n4\r\n"):  # also as Windows writes it
+        assert [position.state[0] for position in parse_positions(content, "positions.txt", Game())] == [3, 4]
     assert AlphaGoZero().build_evaluation((Game(),), "test").opponent == "search"
 
 

@@ -203,6 +203,23 @@ def test_gumbel_noise_samples_moves_in_proportion_to_the_policy():
     np.testing.assert_allclose(frequencies, result.network_policies[0], atol=0.03)
 
 
+def test_dirichlet_noise_of_the_root():
+    """A quarter of the root's policy is noise over the legal moves (Silver et al. 2017, methods, "Select").
+
+    Each of n components of Dir(α) has the mean 1/n and the variance (1/n)(1 - 1/n) / (nα + 1).
+    """
+    states = np.repeat(play_all(4), 4000, 0)
+    search = TreeSearch(GAME, evaluate_randomly, SearchOptions(1, c_puct=1.25, dirichlet_alpha=0.5), 4000)
+    explores = np.arange(4000) < 3000
+    priors = search.search(states, rng=np.random.default_rng(0), explores=explores).network_policies[0]
+    mixed = search.tree.root_priors
+    np.testing.assert_array_equal(mixed[3000:], np.broadcast_to(priors, (1000, 9)))
+    assert (mixed[:, 4] == 0).all()
+    legal = np.arange(9) != 4
+    np.testing.assert_allclose(mixed[:3000, legal].mean(0), 0.75 * priors[legal] + 0.25 / 8, atol=0.005)
+    np.testing.assert_allclose(mixed[:3000, legal].std(0), 0.25 * np.sqrt(1 / 8 * 7 / 8 / (8 * 0.5 + 1)), rtol=0.06)
+
+
 @pytest.mark.parametrize(("index", "value"), [(0, np.nan), (0, np.inf), (1, np.nan), (1, -np.inf)])
 @pytest.mark.parametrize("options", [{}, {"c_puct": 1.5}])
 def test_predictions_that_are_not_finite_are_an_error(index, value, options):

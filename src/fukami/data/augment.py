@@ -372,10 +372,13 @@ class RandomErasing(Transform):
     probability: float = 0.25
 
     def change_pixels(self, images: Tensor, random_values: Tensor, valid_fraction: Tensor | None = None) -> Tensor:
-        """Erase a rectangle with an aspect ratio of 0.3 to 3.3."""
+        """Erase a rectangle with an aspect ratio of 0.3 to 3.3 in pixels."""
         is_erased = (random_values[:, 0] < self.probability).view(-1, 1, 1, 1)
         size, aspect, left, top = random_values[:, 1:].unbind(1)
         area, ratio = 0.02 + 0.31 * size, (math.log(3.3) * (2 * aspect - 1)).exp()
+        ratio = ratio * images.shape[2] / images.shape[3]  # of fractions of the width and the height
+        if valid_fraction is not None:
+            ratio = ratio * valid_fraction[:, 0] / valid_fraction[:, 1]
         width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
         x, y = (1 - width) * left + width / 2, (1 - height) * top + height / 2
         mean = images.float().mean((2, 3), keepdim=True)
@@ -390,8 +393,8 @@ class RandomErasing(Transform):
 class MixUpCutMix(Transform):
     """Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019).
 
-    The partner of an image is half a batch away, so that it does not depend on the number of processes. If both are
-    enabled, one of them is sampled for each image.
+    The partner of an image is half a batch away, so that it does not depend on the number of processes if this divides
+    half of the batch size. If both are enabled, one of them is sampled for each image.
 
     Args:
         mixup, cutmix: alpha of the Beta distribution of the image's own weight; 0 disables the transform.

@@ -85,7 +85,7 @@ class DQN(nn.Module):
             autocast = torch.is_autocast_enabled(device)
             dtype = torch.get_autocast_dtype(device) if autocast else next(self.parameters()).dtype
             mean = self.mean.to(dtype).expand_as(states[:1]).contiguous(memory_format=torch.channels_last)
-            states = states.contiguous(memory_format=torch.channels_last).to(dtype)
+            states = states.contiguous(memory_format=torch.channels_last).to(dtype, copy=True)
             states = states.sub_(mean).div_(self.std)  # same memory layout: six times as fast on CPUs
         features = self.layers(states).to(self.values.weight.dtype)
         # differences between large action values are below half precision

@@ -9,7 +9,7 @@ import re
 import numpy as np
 import numpy.typing as npt
 
-from fukami.errors import Error, require_extra
+from fukami.errors import require_extra
 from fukami.self_play.game import Game, Moves, States, Symmetries
 
 with require_extra("self-play", "Connect Four"):
@@ -83,28 +83,36 @@ def parse_position(text: str) -> States:
         The state ``(16,)``.
 
     Raises:
-        Error: the text is not a position of a game that is not over.
+        ValueError: the text is not a position of a game that is not over.
     """
     if len(text) != ROWS * COLUMNS:
-        raise Error(f"a position of Connect Four has {ROWS * COLUMNS} cells, 6 rows of 7 from the bottom; "
-                    f"{text[:60]!r} has {len(text)}")  # fmt: skip
+        raise ValueError(
+            f"a position of Connect Four has {ROWS * COLUMNS} cells, 6 rows of 7 from the bottom; {text[:60]!r} has "
+            f"{len(text)}"
+        )
     if wrong := re.search("[^xo.]", text):
-        raise Error(f"cell {wrong.start() + 1} of the position {text!r} is {wrong.group()!r}; write x for a stone of "
-                    "the side to move, o for one of the opponent and . for an empty cell")  # fmt: skip
+        raise ValueError(
+            f"cell {wrong.start() + 1} of the position {text!r} is {wrong.group()!r}; write x for a stone of the side "
+            "to move, o for one of the opponent and . for an empty cell"
+        )
     for cell in range(COLUMNS, ROWS * COLUMNS):
         if text[cell] != "." and text[cell - COLUMNS] == ".":
-            raise Error(f"the position {text!r} has a stone above an empty cell, in column {cell % COLUMNS + 1}, row "
-                        f"{cell // COLUMNS + 1}; write the rows from the bottom to the top")  # fmt: skip
+            raise ValueError(
+                f"the position {text!r} has a stone above an empty cell, in column {cell % COLUMNS + 1}, row "
+                f"{cell // COLUMNS + 1}; write the rows from the bottom to the top"
+            )
     own, opponent = text.count("x"), text.count("o")
     if opponent - own not in (0, 1):
-        raise Error(f"the position {text!r} has {own} stones x and {opponent} stones o; the side to move, x, has as "
-                    "many stones as o or one less")  # fmt: skip
+        raise ValueError(
+            f"the position {text!r} has {own} stones x and {opponent} stones o; the side to move, x, has as many "
+            "stones as o or one less"
+        )
     bits = [1 << STRIDE * (cell % COLUMNS) + cell // COLUMNS for cell in range(ROWS * COLUMNS)]
     boards = [sum(bit for bit, value in zip(bits, text, strict=True) if value == stone) for stone in "xo"]
     winners = " and ".join(stone for stone, board in zip("xo", boards, strict=True) if has_line(board))
     if winners or own + opponent == ROWS * COLUMNS:
         reason = f"four in a row of {winners}" if winners else "the board is full"
-        raise Error(f"the game is over in the position {text!r}: {reason}; give one in which x can move")
+        raise ValueError(f"the game is over in the position {text!r}: {reason}; give one in which x can move")
     return np.array(boards, np.int64).view(np.uint8)
 
 

@@ -35,6 +35,7 @@ class PassingSearch(TreeSearch):
         pass_move = self.game.num_moves - 1
         is_win = self.game.outcome(self.game.play(states, np.full(len(states), pass_move))) == -1
         result.moves[is_win], result.values[is_win], result.is_proven[is_win] = pass_move, 1, True
+        result.policies[is_win] = np.arange(self.game.num_moves) == pass_move
         return result
 
 

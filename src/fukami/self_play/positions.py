@@ -68,7 +68,7 @@ def parse_positions(content: bytes, name: str, game: Game) -> Iterator[Position]
 def _parse_lines(content: bytes, name: str, game: Game) -> Iterator[Position]:
     """Parse the positions of the lines of a text file; empty lines are skipped."""
     try:
-        text = content.decode()
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise Error(f"{name} is no text file ({error.reason}); write one position per line") from None
     for line, row in enumerate(text.splitlines(), 1):

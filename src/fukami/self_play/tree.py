@@ -331,7 +331,7 @@ def set_log_priors(log_priors, legal, logits):
 
 @njit(cache=True, nogil=True)
 def move_root(tree, game, root, states):
-    """Make the subtree of a node the tree of its game, and free the other nodes; returns whether there was one."""
+    """Make the subtree of a node the tree of its game, and free the other nodes."""
     size = tree.sizes[game]
     new_index = np.full(size, -1, np.int32)
     new_index[root] = 0
