@@ -189,18 +189,17 @@ def drop_tokens(batch):
 
 
 @pytest.mark.parametrize(
-    ("name", "fields", "modify"),
+    ("name", "data", "fields", "modify"),
     [
-        ("segnet-basic", {"data": "scenes", "batch_size": 6, "balance": "median"}, drop_masks),
-        (
-            "show-and-tell",
-            {"data": "scenes", "batch_size": 6, "encoder": "resnet20", "size": 32, "hidden": 8},
-            drop_tokens,
-        ),
+        ("segnet-basic", "mask_files", {"balance": "median", "num_filters": 8}, drop_masks),
+        ("show-and-tell", "caption_files", {"encoder": "resnet20", "size": 32, "hidden": 8}, drop_tokens),
     ],
 )
-def test_parts_with_different_numbers_of_targets_give_the_gradient_of_the_full_batch(name, fields, modify):
-    recipe = package.get_recipe(name)(**fields, augment=())
+def test_parts_with_different_numbers_of_targets_give_the_gradient_of_the_full_batch(
+    name, data, fields, modify, request
+):
+    folder = str(request.getfixturevalue(data))
+    recipe = package.get_recipe(name)(**fields, data=folder, batch_size=6, augment=())
     (plain, batch), (accumulating, _) = (build_task(replace(recipe, accumulate=count)) for count in (1, 3))
     batch = modify(batch)
     for task in (plain, accumulating):
