@@ -128,6 +128,7 @@ assert list_models() == {{"deep_convnet", "resnet"}}, list_models()
     assert '"label": "5"' in result.stdout
 
 
+@pytest.mark.slow
 def test_no_module_creates_a_tensor_on_import():
     """A module may first be imported under ``torch.device("meta")``, where tensors have no values."""
     code = """

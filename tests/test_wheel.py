@@ -81,6 +81,7 @@ def test_installation_brings_at_most_30_packages(bare):
     assert len([*names, "fukami"]) <= MAX_PACKAGES, sorted(names)
 
 
+@pytest.mark.slow
 def test_wheel_trains_evaluates_and_predicts(bare, mask_files, digit_files, tmp_path):
     """The default data of classification and style need no file and no download."""
     shutil.copy(ROOT / "docs" / "digit.png", tmp_path)

@@ -57,6 +57,7 @@ def test_every_entry_runs_with_tiny_workload_and_only_once(tmp_path, forked_pyth
     assert list(csv.DictReader(io.StringIO(results.read_text()))) == rows
 
 
+@pytest.mark.slow
 def test_machine_without_gpu_reports_every_entry(tmp_path, forked_python):
     status, lines, _ = run_gpu_script(forked_python, "--results", tmp_path / "results.csv", CUDA_VISIBLE_DEVICES="")
     assert status == 1
@@ -97,6 +98,7 @@ def test_entries_that_do_not_fit_are_reported_and_others_run(benchmarks, tmp_pat
     assert all("skipped: may take" in line and "0.0 are left" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_command_and_its_children_are_stopped_at_the_time_limit(benchmarks, tmp_path, monkeypatch, capsys):
     """A later call continues with the commands not yet measured, only at the same commit."""
     import gpu

@@ -310,6 +310,7 @@ def test_out_of_memory_in_evaluation_and_in_other_commands(fukami, monkeypatch):
     assert (result.status, result.err) == (1, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS limits the memory of a process on Linux only")
 def test_a_process_with_little_memory(tmp_path):
     """The allocator fails, not a substitute for it."""

@@ -133,6 +133,7 @@ def fields(random, tmp_path):
     return tmp_path / "fields"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory_limit", [4, 0])
 def test_masks_that_are_visible_in_the_fourth_channel(fields, tmp_path, fukami, memory_limit):
     settings = {
@@ -166,6 +167,7 @@ def test_doctor_describes_channels_and_depth(bands, fields, tmp_path, fukami):
         assert result.out == ""
 
 
+@pytest.mark.slow
 def test_show_explain_export_and_serve(bands, tmp_path, fukami):
     recipe = ResNet18(data=str(bands), channels=4, stem="3x3", **SMALL | {"epochs": 1})
     package.train(recipe, tmp_path / "run", **CPU)

@@ -466,6 +466,7 @@ def test_a_full_disk(small_disk, uninterrupted):
     assert process.wait()[0] == 143
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [1, 2, 3, 4, 5, 6, 7, 8])
 def test_a_failing_write_leaves_no_temporary_file(call, frequent_checkpoints, uninterrupted, tmp_path, monkeypatch):
     """Whichever write fails, the resumed run equals an uninterrupted one."""

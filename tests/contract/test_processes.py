@@ -178,6 +178,7 @@ def list_workers(python, process):
     return workers
 
 
+@pytest.mark.slow
 def test_all_processes_restart_after_one_is_killed_and_the_result_is_the_same(uninterrupted, tmp_path, forked_python):
     run = tmp_path / "run"
     process = start_two_processes(forked_python, run)
@@ -191,6 +192,7 @@ def test_all_processes_restart_after_one_is_killed_and_the_result_is_the_same(un
     assert (run / "weights.safetensors").read_bytes() == uninterrupted
 
 
+@pytest.mark.slow
 def test_a_hanging_process_is_named_and_restarted(uninterrupted, tmp_path, forked_python):
     run = tmp_path / "run"
     process = start_two_processes(forked_python, run, "--timeout", "4")
@@ -308,6 +310,7 @@ def wait_for_all(processes, seconds=240):
                 os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_process_killed_on_one_of_two_machines(machines, uninterrupted, tmp_path, forked_python):
     run, log = tmp_path / "run", tmp_path / "log"
     launchers = [start_machine(forked_python, machines, index, RECIPE, run, "2", log) for index in (0, 1)]

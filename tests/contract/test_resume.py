@@ -58,6 +58,7 @@ def test_a_signal_saves_and_the_resumed_run_equals_an_uninterrupted_one(
     assert (tmp_path / "run" / "weights.safetensors").read_bytes() == weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [2, 3, 4, 5, 6, 7, 8])
 def test_a_run_killed_during_a_save_resumes(call, train_uninterrupted, tmp_path):
     """The run is killed while it writes recipe, checkpoint or weights."""

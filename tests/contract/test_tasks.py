@@ -116,10 +116,12 @@ def test_figures_use_the_results_of_the_last_evaluation(family, request, monkeyp
     assert len(evaluations) == 4
 
 
+@pytest.mark.slow
 def test_loaded_run_equals_the_trained_one(make, inputs, tmp_path):
     check_task.check_saves_and_loads(make, inputs, tmp_path)
 
 
+@pytest.mark.slow
 def test_precisions(make, inputs, tmp_path):
     check_task.check_precisions(make, inputs, tmp_path)
 
@@ -128,6 +130,7 @@ def test_unreadable_input(make, inputs, tmp_path):
     check_task.check_unreadable_input(make, inputs, tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes(make, tmp_path):
     check_task.check_two_processes(make, tmp_path)
 

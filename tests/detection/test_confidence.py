@@ -73,6 +73,7 @@ def test_training_saves_the_best_threshold(tmp_path, scene_files, monkeypatch):
     assert task.get_confidence() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float16", "onnx"])
 def test_an_export_keeps_the_threshold(run, precision, fukami):
     folder, _, threshold, _ = run

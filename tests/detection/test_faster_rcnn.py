@@ -128,6 +128,7 @@ def test_losses_equal_those_of_torchvision(theirs, ours, monkeypatch):
         torch.testing.assert_close(losses[name], expected[other], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_torchvision_weights_are_imported_as_a_run(theirs, tmp_path, fukami, random):
     """The file has the format and the names of the published one, and the run predicts the same boxes."""
     network = copy.deepcopy(theirs).eval()
@@ -166,6 +167,7 @@ def test_torchvision_weights_are_imported_as_a_run(theirs, tmp_path, fukami, ran
     assert "expected the state dict of torchvision's" in fukami("import", "other.pt", "--out", "other").err
 
 
+@pytest.mark.slow
 def test_an_exported_detector_predicts_the_same_boxes(few_scenes, fukami, random):
     """Images may have any shape. An export to int8 is an error, since only classifiers support it."""
     small = "--width-multiplier 0.0625 --hidden 16 --min-size 96 --anchor-sizes 16 32 64 --batch-norm --dropout 0"

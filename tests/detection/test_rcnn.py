@@ -156,6 +156,7 @@ def test_unreadable_input(make, inputs, tmp_path):
     check_task.check_unreadable_input(make, inputs, tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes(scene_files, tmp_path):
     check_task.check_two_processes(partial(RCNNFinetune, data=str(scene_files), **QUICK), tmp_path)
 
@@ -518,6 +519,7 @@ def test_training_interrupted_and_resumed_in_each_stage_equals_uninterrupted_tra
         assert checkpoint.load_task(uninterrupted / name, device="cpu").evaluate(recipe.load_data().val)["count"] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.report
 @pytest.mark.parametrize("method", ["evaluate", "plot_evaluation"])
 def test_a_signal_at_the_end_of_a_stage_does_not_start_the_next(

@@ -103,6 +103,7 @@ def test_int8_run_is_evaluated_like_any_other(fukami, trained, digit_files):
     assert ensemble.json[0]["members"] == 2
 
 
+@pytest.mark.slow
 def test_quantization_aware_training(fukami, trained):
     """Training starts from the run in --init, and the exported network has the metrics of the training run."""
     arguments = ["--init", trained, "--quantize", "int8", "--epochs", "1", "--lr", "0.0002", "--out", "aware"]
@@ -248,6 +249,7 @@ def quick_comparison(forked_python, monkeypatch):
     monkeypatch.setattr("multiprocessing.spawn._python_exe", os.fsencode(forked_python.executable))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["trained", "binarized"])
 def test_precision_comparison(fukami, name, request, tmp_path, monkeypatch, quick_comparison):
     """Each precision has its metrics, equal to those of a single evaluation; a skipped one has its reason."""
@@ -281,6 +283,7 @@ def test_precision_comparison(fukami, name, request, tmp_path, monkeypatch, quic
     assert "data:image/svg+xml" in page
 
 
+@pytest.mark.slow
 def test_precision_comparison_of_a_custom_recipe_on_other_data(
     fukami, digit_files, tmp_path, monkeypatch, quick_comparison
 ):

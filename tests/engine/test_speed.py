@@ -333,6 +333,7 @@ def test_weights_that_are_not_finite_do_not_replace_a_checkpoint(tmp_path):
 # ---- compilation ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # torch's own, while it compiles
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compile_starts_at_the_second_step_and_is_kept_by_a_resumption(tmp_path, monkeypatch):

@@ -552,6 +552,7 @@ def test_preview_history_limits_the_number_of_grids():
     assert abs(np.asarray(other.decode_frames()[-1].convert("L")).mean() - (3 * MAX_FRAMES - 1)) < 3
 
 
+@pytest.mark.slow
 def test_training_on_digits_lowers_the_frechet_distance():
     """Eight epochs of 1,600 of the bundled digits bring the samples much closer to digits."""
     recipe = DCGAN(base_channels=8, eval_samples=500, batch_size=32, lr=1e-3)

@@ -160,6 +160,7 @@ def _check_kernel_selection(device):
         assert binary_layers.get_kernels.__wrapped__(torch.device(device)) is binary_cuda
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", random.Random(0).sample(SHAPES, 30), ids=str)
 def test_convolve(check, shape):
     check(_check_convolution, *shape)
@@ -185,6 +186,7 @@ def test_pool(check, size, stride, channels):
     check(_check_pooling, size, stride, channels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{}, {"end_layers": "binary"}, {"scaling_factors": True, "learned_thresholds": True}], ids=str
 )

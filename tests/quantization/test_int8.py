@@ -81,6 +81,7 @@ def test_int8_network_equals_integer_arithmetic():
     np.testing.assert_allclose(scores.numpy(), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FLOAT)
 def test_every_model_runs_on_bytes(name, tmp_path):
     make, shape = FLOAT[name]
@@ -155,6 +156,7 @@ def test_ranges_are_updated_only_in_training():
     torch.testing.assert_close(rounding.activation_range, torch.tensor([-0.99, 3.02]))
 
 
+@pytest.mark.slow
 def test_quantization_aware_training():
     """Mixed precision, a copy of the weights, saving and loading; the digits below use float32."""
     torch.manual_seed(0)
@@ -267,6 +269,7 @@ def test_accuracy_on_digits_is_kept():
         assert (exported(images).argmax(1) != aware.eval()(images).argmax(1)).sum() <= 2
 
 
+@pytest.mark.slow
 def test_mnist_accuracy_drops_by_at_most_a_tenth_of_a_percent(mnist_folder):
 
     task = checkpoint.load_task("deep-convnet", device="cpu")

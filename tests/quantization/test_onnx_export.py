@@ -41,6 +41,7 @@ def randomize_norms(network):
     return network.eval().requires_grad_(False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_every_model_equals_torch(name):
     make, shape = SMALL[name]

@@ -539,6 +539,7 @@ def test_each_stage_lowers_the_learning_rate(tmp_path, factor, rates):
         kind(stage_lr_factor=0.1)
 
 
+@pytest.mark.slow
 def test_import_of_published_weights(fukami, mask_files, tmp_path):
     """A run imported from torchvision's state dict makes the same predictions, with Pascal VOC's class names."""
     import torchvision

@@ -134,6 +134,7 @@ def test_fused_batch_normalization_computes_the_same():
             torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{"num_moves": 82, "shape": (9, 9)}, {"any_size": True}])
 def test_the_noise_of_outcomes_leaves_the_hidden_units_of_the_value_head_in_use(fields):
     """With outcomes that no position predicts, the value should become 0, but not all hidden units, which never learn
@@ -597,6 +598,7 @@ def test_training_learns_tic_tac_toe(tmp_path):
     assert not (run.folder / "replay_window").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{}, {"gating_games": 2}])
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path, fields):
     check_task.check_killed_and_resumed(

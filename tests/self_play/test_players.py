@@ -64,6 +64,7 @@ def test_solver_player_plays_all_optimal_moves(monkeypatch):
     assert (set(moves[:20]), set(moves[20:])) == ({2, 4}, {0})
 
 
+@pytest.mark.slow
 def test_solver_reaches_the_outcome_of_perfect_play():
     """Against random moves, at least the outcome of the position after the opening."""
     result = play_match(ConnectFour(), (SolverPlayer(), RandomPlayer()), 12, opening_moves=12)

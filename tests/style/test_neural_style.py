@@ -301,6 +301,7 @@ def test_content_colors_are_preserved(images):
     assert max(chrominance) < 3  # above 0 because of clipping
 
 
+@pytest.mark.slow
 def test_lower_strength_preserves_more_of_the_content(images):
     metrics = {}
     for strength in (1e-6, 1.0):
@@ -314,6 +315,7 @@ def test_lower_strength_preserves_more_of_the_content(images):
     assert metrics[1e-6]["style_loss"] > metrics[1.0]["style_loss"]
 
 
+@pytest.mark.slow
 def test_tv_weight_smooths_the_image(images):
     variation = {}
     for tv in (0.0, 1e4):
@@ -326,6 +328,7 @@ def test_tv_weight_smooths_the_image(images):
     assert variation[1e4] < 0.7 * variation[0.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
 def test_training_lowers_the_loss(optimizer, images, tmp_path):
     recipe = NeuralStyle(content=str(images / "content.png"), optimizer=optimizer, **{**SMALL, "iterations": 24})
@@ -365,6 +368,7 @@ def test_a_run_is_evaluated_without_the_weights_that_it_names(images, tmp_path, 
     assert task.evaluate(recipe.load_eval_data().eval_batches)["loss"] > 0
 
 
+@pytest.mark.slow
 def test_local_vgg_weights_are_located(tmp_path, monkeypatch, caplog):
     """VGG-19 is preferred, in dataset folders and next to them; weights of other networks are errors."""
     assert pretrained.load_vgg("") == ("vgg16", {})
@@ -474,6 +478,7 @@ def test_the_command_does_not_overwrite_its_inputs(fukami, images):
     assert "test_neural_style.py is not an image" in result.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "colors"), [(2, "content"), (6, "style")])  # before the first preview, and after it
 def test_a_stopped_command_writes_the_current_image(fukami, images, monkeypatch, step, colors):
     """The command that it prints continues the run."""
