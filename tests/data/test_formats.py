@@ -9,8 +9,10 @@ import pytest
 from PIL import Image
 
 from fukami.data import annotation_files, captions, coco, formats, image_folder, mask_folders, voc, yolo
+from fukami.data.annotations import build_samples
 from fukami.data.sources import KINDS, identify_source
 from fukami.errors import Error, UsageError
+from fukami.segmentation import data as segmentation_data
 
 COUNT = 6  # images of each split
 SIDE = 24
@@ -129,19 +131,20 @@ DATASETS = [
 
 @pytest.mark.parametrize(("kind", "layout"), DATASETS)
 def test_doctor_says_what_it_found(kind, layout, tmp_path, fukami):
-    """The dataset has one kind of annotations, without any problem, and no other recipe accepts it."""
+    """The dataset has one kind of annotations, without any problem; only labelme's polygons are boxes and masks."""
     found, sentence = write_dataset(tmp_path / "data", kind, layout)
     source = identify_source(str(tmp_path / "data"))
-    assert {other for other in KINDS if source.has(other)} == {found, "images"}
+    kinds = {found, *(["masks"] if kind == "labelme" else [])}
+    assert {other for other in KINDS if source.has(other)} == {*kinds, "images"}
     result = fukami("doctor", "data")
     assert (result.status, result.out) == (0, ""), result
     assert result.err.startswith(sentence)
     assert "no problem among 6 readable images" in result.err
-    for other in RECIPES.keys() - {found}:
+    for other in RECIPES.keys() - kinds:
         with pytest.raises(UsageError) as error:
             source.require(other)
         assert f"data contains {sentence}" in str(error.value)
-        assert len(str(error.value)) < 400 + len(str(tmp_path))
+        assert len(str(error.value)) < 450 + len(str(tmp_path))
 
 
 def test_a_recipe_of_another_family_refuses(tmp_path, fukami):
@@ -200,6 +203,102 @@ def test_labelme_shapes(tmp_path):
     (problem,) = dataset.unreadable_images
     assert (problem.kind, problem.file.name) == ("unreadable", "5.json")
     assert "is not labelme's JSON (KeyError: 'label')" in problem.detail
+
+
+def test_masks_of_labelme_shapes(tmp_path):
+    """Later shapes are on top; a line has no area; ``__ignore__`` is ignored; circles are those of NumPy."""
+    shapes = [
+        {"label": "pond", "points": [[2, 2], [10, 12]], "shape_type": "rectangle"},
+        {"label": "island", "points": [[4, 4], [8, 4], [8, 8], [4, 8]], "shape_type": "polygon"},
+        {"label": "sun", "points": [[17, 8], [17, 12]], "shape_type": "circle"},
+        {"label": "__ignore__", "points": [[0, 20], [24, 20], [24, 24], [0, 24]], "shape_type": "polygon"},
+        {"label": "path", "points": [[0, 0], [9, 9]], "shape_type": "line"},
+    ]
+    write_image(tmp_path / "a.png")
+    write_text(tmp_path / "a.json", json.dumps({"imageWidth": SIDE, "imageHeight": SIDE, "shapes": shapes}))
+    source = identify_source(str(tmp_path))
+    index = segmentation_data.index_dataset(source)
+    assert index.class_table.labels == ("background", "island", "path", "pond", "sun")
+    rows, columns = np.mgrid[:SIDE, :SIDE] + 0.5
+    expected = np.ones((SIDE, SIDE), int)
+    expected[2:12, 2:10] = 4
+    expected[4:8, 4:8] = 2
+    expected[20:] = 0
+    is_circle = np.hypot(columns - 17, rows - 8) < 4
+    ((image, mask),) = index.splits[""]
+    assert image == tmp_path / "a.png"
+    labels = mask.read()
+    np.testing.assert_array_equal(labels[~is_circle & (labels != 5)], expected[~is_circle & (labels != 5)])
+    assert (labels == 5).sum() == pytest.approx(16 * np.pi, abs=5)
+    (problem,) = index.problems
+    assert (problem.kind, problem.file.name) == ("no area", "a.json")
+    assert problem.detail.startswith("shape 5 has no area")
+    write_text(tmp_path / "a.json", json.dumps({"shapes": [shapes[0]]}))  # a rectangle alone is a box
+    assert not source.has("masks")
+
+
+BOX_TABLE = """filename,width,height,class,xmin,ymin,xmax,ymax
+0.png,24,24,kangaroo,3,4,9,20
+0.png,24,24,wallaby,7,5,17,15
+1.png,24,24,kangaroo,0,0,12,nothing
+2.png,24,24,,,,,
+missing.png,24,24,kangaroo,0,0,5,5
+"""
+
+
+def test_boxes_in_a_table(tmp_path, fukami):
+    """The first image has two boxes, the second an invalid one, the third none, the fourth does not exist."""
+    for index in range(4):
+        write_image(tmp_path / "shop" / "photos" / f"{index}.png")
+    write_text(tmp_path / "shop" / "boxes.csv", BOX_TABLE)
+    source = identify_source(str(tmp_path / "shop"))
+    assert source.describe() == [
+        "CSV of boxes: 3 images, 2 classes; for faster-rcnn-vgg16, rcnn and other detection recipes"
+    ]
+    dataset = formats.read_boxes(source.require("boxes"))
+    assert dataset.labels == ("kangaroo", "wallaby")
+    boxes = {
+        entry.image_path.name: [(box.label, box.corners, box.line) for box in entry.boxes]
+        for entry in dataset.splits[""]
+    }
+    assert boxes["0.png"] == [("kangaroo", (3, 4, 9, 20), 2), ("wallaby", (7, 5, 17, 15), 3)]
+    assert boxes["1.png"][0][0] == "kangaroo"
+    assert boxes["2.png"] == []
+    assert [problem.line for problem in dataset.unreadable_images] == [6]
+    assert [image.name for image in dataset.unannotated_images] == ["3.png"]
+    result = fukami("doctor", "shop")
+    assert "the kangaroo box is not four finite numbers" in (tmp_path / "problems.jsonl").read_text()
+    assert result.status == 1
+
+
+@pytest.mark.parametrize("layout", ["files", "folders", "column"])
+def test_splits_of_box_tables(layout, tmp_path):
+    """Fractions of the image, in a table for each split or in one; images of equal names belong to their split."""
+    header, row = "image,x1,y1,x2,y2,label", "1.png,0.25,0.5,0.75,1,kangaroo"
+    for split in ("train", "valid"):
+        write_image(tmp_path / split / "1.png")
+        name = {"files": f"{split}_labels.csv", "folders": f"{split}/_annotations.csv"}.get(layout)
+        if name:
+            write_text(tmp_path / name, f"{header}\n{row}\n")
+    if layout == "column":
+        write_text(tmp_path / "all.csv", f"{header},split\n{row},train\n{row},valid\n")
+    dataset = formats.read_boxes(identify_source(str(tmp_path)).require("boxes"))
+    assert {split: entry.image_path.parent.name for split, (entry,) in dataset.splits.items()} == {
+        "train": "train", "val": "valid"
+    }  # fmt: skip
+    samples = build_samples(dataset.splits["val"], dataset.labels, (), 0)
+    np.testing.assert_array_equal(samples[0].boxes, [[6, 12, 18, 24]])
+
+
+def test_a_table_of_boxes_is_none_of_labels(tmp_path):
+    write_image(tmp_path / "1.png")
+    write_text(tmp_path / "table.csv", "path,label,x1,y1,x2,y2\n1.png,cat,1,2,9,9\n")
+    for spec in (tmp_path, tmp_path / "table.csv"):
+        source = identify_source(str(spec))
+        assert (source.has("labels"), source.has("boxes")) == (False, True)
+    write_text(tmp_path / "table.csv", "path,label,x1,y1,x2,y2\n1.png,cat,1,2,9,9\n,cat,1,2,9,9\n")
+    with pytest.raises(Error, match=r"table\.csv, line 3: names no image"):
+        formats.read_boxes(source.require("boxes"))
 
 
 def test_json_of_other_contents_is_no_annotation(tmp_path):

@@ -4,7 +4,7 @@ import itertools
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from fukami.data.annotations import parse_split
 from fukami.data.files import walk_names
@@ -84,3 +84,35 @@ def find_split(path: Path, root: Path) -> str:
     """Return the split that a folder between ``root`` and a file denotes; empty if none does."""
     folders = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else ()
     return next((split for split in map(parse_split, folders) if split), "")
+
+
+class ImageIndex:
+    """The images below a folder, by relative path and by name.
+
+    Args:
+        root: the folder.
+        files: files below it; those without the suffix of an image are ignored.
+    """
+
+    def __init__(self, root: Path, files: Iterable[Path]) -> None:
+        suffixes = image_io.get_image_suffixes()
+        self.root = root
+        self.images = sorted(path for path in files if path.suffix.lower() in suffixes)
+        self.by_path = {path.relative_to(root).as_posix(): path for path in self.images}
+        self.by_name: dict[str, list[Path]] = defaultdict(list)
+        for path in self.images:
+            self.by_name[path.name].append(path)
+
+    def find(self, name: str, file: Path, split: str) -> Path | None:
+        r"""Find the image that an annotation file names by its path or its name; None if there is none.
+
+        Of several images of the same name, it is one in a folder of the split, and of these the one whose path shares
+        most folder names with that of the file. A ``\`` may separate folders.
+        """
+        if image := self.by_path.get(name) or self.by_path.get(name.replace("\\", "/")):
+            return image
+        candidates = self.by_name.get(name) or self.by_name.get(PurePosixPath(name.replace("\\", "/")).name, [])
+
+        candidates = candidates[:MAX_CANDIDATES]
+        of_split = [image for image in candidates if find_split(image, self.root) == split]
+        return choose_nearest(of_split or candidates, file)

@@ -10,7 +10,6 @@ import csv
 import io
 import itertools
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -18,9 +17,8 @@ from typing import NamedTuple
 
 from fukami.data import coco, yolo
 from fukami.data.annotation_files import (
-    MAX_CANDIDATES,
     MAX_WALKED_FILES,
-    choose_nearest,
+    ImageIndex,
     find_files_of_images,
     find_split,
     pair_with_images,
@@ -39,7 +37,6 @@ from fukami.data.parsing import (
     to_text,
 )
 from fukami.errors import Error
-from fukami.image import io as image_io
 
 IMAGE_COLUMNS, CAPTION_COLUMNS = (
     ("image", "picture", "path", "file", "image_name", "filename"),
@@ -88,7 +85,7 @@ def parse_caption_files(path: Path, images: Path | None = None) -> ParsedCaption
     if not caption_files and not text_files:
         raise Error(f"{path} has no captions: expected {EXPECTED_FILES}")
     image_root = images or root
-    index = _ImageIndex(image_root, walk_files(images) if images else files)
+    index = ImageIndex(image_root, walk_files(images) if images else files)
     parsed = ParsedCaptions()
     name_to_split = _read_split_lists(files)
     for file in caption_files:
@@ -110,7 +107,7 @@ def find_uncaptioned_images(path: Path, parsed: ParsedCaptions, images: Path | N
     """Return the images at a path that have no caption; ``images`` as for :func:`parse_caption_files`."""
     captioned = {image for split_images in parsed.splits.values() for image in split_images}
     root, files = (images, list(walk_files(images))) if images else _list_files(path)
-    return [image for image in _ImageIndex(root, files).images if image not in captioned]
+    return [image for image in ImageIndex(root, files).images if image not in captioned]
 
 
 def has_captions(path: Path, images: Path | None = None) -> bool:
@@ -148,33 +145,6 @@ def _add_row(parsed: ParsedCaptions, file: Path, row: CaptionRow, image: Path | 
         parsed.problems.append(AnnotationProblem("no caption", file, row.line, f"has no caption of {row.image}", split))
     else:
         parsed.splits.setdefault(split, {}).setdefault(image, []).append(row.caption.strip())
-
-
-class _ImageIndex:
-    """The images below a folder, by relative path and by name."""
-
-    def __init__(self, root: Path, files: Iterable[Path]) -> None:
-        suffixes = image_io.get_image_suffixes()
-        self.root = root
-        self.images = sorted(path for path in files if path.suffix.lower() in suffixes)
-        self.by_path = {path.relative_to(root).as_posix(): path for path in self.images}
-        self.by_name: dict[str, list[Path]] = defaultdict(list)
-        for path in self.images:
-            self.by_name[path.name].append(path)
-
-    def find(self, name: str, file: Path, split: str) -> Path | None:
-        r"""Find the image that a caption file names by its path or its name; None if there is none.
-
-        Of several images of the same name, it is one in a folder of the split, and of these the one whose path shares
-        most folder names with that of the file. A ``\`` may separate folders.
-        """
-        if image := self.by_path.get(name) or self.by_path.get(name.replace("\\", "/")):
-            return image
-        candidates = self.by_name.get(name) or self.by_name.get(PurePosixPath(name.replace("\\", "/")).name, [])
-
-        candidates = candidates[:MAX_CANDIDATES]
-        of_split = [image for image in candidates if find_split(image, self.root) == split]
-        return choose_nearest(of_split or candidates, file)
 
 
 def _find_caption_files(path: Path, files: Iterable[Path]) -> list[Path]:

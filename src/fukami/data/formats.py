@@ -10,11 +10,13 @@ from typing import Literal, NamedTuple
 
 from fukami.data import (
     annotation_files,
+    box_tables,
     captions,
     coco,
     coco_masks,
     image_folder,
     labelme,
+    labelme_masks,
     mask_folders,
     parsing,
     voc,
@@ -37,6 +39,7 @@ BOX_READERS: dict[str, Callable[[Path, Path | None], DatasetAnnotations]] = {
     "YOLO": yolo.read_yolo,
     "VOC": voc.read_voc,
     "labelme": labelme.read_labelme,
+    "box CSV": box_tables.read_box_tables,
 }
 
 
@@ -98,7 +101,8 @@ def _find_labels(path: Path, images: Path | None) -> SourceFormat | None:
     if parsing.is_file(path):
         if path.suffix.lower() != ".csv":
             return None
-        return SourceFormat("CSV", path) if _is_label_table(path) or not captions.has_captions(path) else None
+        is_other = box_tables.has_box_columns(path) or (captions.has_captions(path) and not _is_label_table(path))
+        return None if is_other else SourceFormat("CSV", path)
     table = next(filter(_is_label_table, sorted(path.glob("*.csv"))), None)
     folders = [] if images else _list_class_folders(path)
     if _are_classes(folders) or (
@@ -109,7 +113,7 @@ def _find_labels(path: Path, images: Path | None) -> SourceFormat | None:
 
 
 def _is_label_table(path: Path) -> bool:
-    return {*parsing.read_columns(path)} >= LABEL_COLUMNS
+    return {*parsing.read_columns(path)} >= LABEL_COLUMNS and not box_tables.has_box_columns(path)
 
 
 def _list_class_folders(path: Path) -> list[Path]:
@@ -147,6 +151,8 @@ def _find_boxes(path: Path, images: Path | None) -> SourceFormat | None:
     if parsing.is_file(path):
         if path.suffix.lower() in (".yaml", ".yml"):
             return SourceFormat("YOLO", path)
+        if path.suffix.lower() == ".csv":
+            return SourceFormat("box CSV", path) if box_tables.has_box_columns(path) else None
         is_coco = path.suffix.lower() == ".json" and not captions.is_caption_file(path)
         return SourceFormat("COCO", path) if is_coco else None
     roots = [path] if images else list(image_folder.descend_single_folders(path))
@@ -158,7 +164,9 @@ def _find_boxes(path: Path, images: Path | None) -> SourceFormat | None:
         return SourceFormat("VOC", path)
     if yolo.has_box_files(path, images):
         return SourceFormat("YOLO", path)
-    return SourceFormat("labelme", path) if labelme.has_labelme_files(path, images) else None
+    if labelme.has_labelme_files(path, images):
+        return SourceFormat("labelme", path)
+    return next((SourceFormat("box CSV", root) for root in roots if box_tables.find_box_tables(root)), None)
 
 
 def _find_masks(path: Path, images: Path | None) -> SourceFormat | None:
@@ -172,7 +180,7 @@ def _find_masks(path: Path, images: Path | None) -> SourceFormat | None:
             return SourceFormat("mask folder", root)
         if coco_masks.has_outlines(root):
             return SourceFormat("COCO", root)
-    return None
+    return SourceFormat("labelme", path) if labelme_masks.has_outlines(path, images) else None
 
 
 def _find_captions(path: Path, images: Path | None) -> SourceFormat | None:
@@ -233,8 +241,9 @@ def _count_boxes(found: SourceFormat, images: Path | None) -> str:
 
 
 def _count_masks(found: SourceFormat, images: Path | None) -> str:
-    if found.name == "COCO":
-        annotations, image_masks = coco_masks.read_coco_masks(found.root, images)
+    if found.name in ("COCO", "labelme"):
+        read = coco_masks.read_coco_masks if found.name == "COCO" else labelme_masks.read_labelme_masks
+        annotations, image_masks = read(found.root, images)
         return _format_images(len(image_masks), len(annotations.labels) + 1)
     index = mask_folders.index_folder(found.root, images)
     num_images = sum(pair.mask_path is not None for pair in index.iterate_pairs())

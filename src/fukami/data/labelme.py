@@ -5,6 +5,7 @@ The bounding box of a shape is read: of a rectangle, a polygon, a line or a circ
 
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,18 @@ def has_labelme_files(root: Path, images: Path | None = None) -> bool:
     return any(map(is_labelme_file, find_files_of_images((root,), ".json", images)[:MAX_INSPECTED_FILES]))
 
 
-def read_labelme(root: Path, images: Path | None = None) -> DatasetAnnotations:
-    """Read the files below a folder; without ``images``, the images are below the same folder."""
+def read_labelme(
+    root: Path,
+    images: Path | None = None,
+    on_shapes: Callable[[ImageAnnotation, list[Any]], None] | None = None,
+) -> DatasetAnnotations:
+    """Read the files below a folder.
+
+    Args:
+        root: the folder.
+        images: folder of the images; None: the same.
+        on_shapes: called for each image with its annotation and the list of its shapes.
+    """
     dataset = DatasetAnnotations()
     files = [file for file in find_files_of_images((root,), ".json", images) if is_labelme_file(file)]
     paths = sorted(walk_images(images or root))
@@ -38,12 +49,14 @@ def read_labelme(root: Path, images: Path | None = None) -> DatasetAnnotations:
     for file, image in pairs.items():
         split = find_split(file, root) or find_split(image, images or root)
         try:
-            annotation = _read_annotation(file, image)
+            annotation, shapes = _read_annotation(file, image)
         except Error as error:
             detail = str(error).removeprefix(f"{file} ")
             dataset.unreadable_images.append(AnnotationProblem("unreadable", file, 0, detail, split))
         else:
             dataset.splits.setdefault(split, []).append(annotation)
+            if on_shapes:
+                on_shapes(annotation, shapes)
     used = {*pairs.values()}
     dataset.unannotated_images = [path for path in paths if path not in used]
     entries = [entry for split_entries in dataset.splits.values() for entry in split_entries]
@@ -51,8 +64,8 @@ def read_labelme(root: Path, images: Path | None = None) -> DatasetAnnotations:
     return dataset
 
 
-def _read_annotation(file: Path, image: Path) -> ImageAnnotation:
-    """Read the boxes of an image.
+def _read_annotation(file: Path, image: Path) -> tuple[ImageAnnotation, list[Any]]:
+    """Read the boxes and the shapes of an image.
 
     Raises:
         Error: the file is not JSON, or has no list of shapes.
@@ -67,7 +80,7 @@ def _read_annotation(file: Path, image: Path) -> ImageAnnotation:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Error(f"{file} is not labelme's JSON ({type(error).__name__}: {error}); save it again") from None
     size = (int(width), int(height)) if math.isfinite(width) and math.isfinite(height) else None
-    return ImageAnnotation(image, file, boxes, size)
+    return ImageAnnotation(image, file, boxes, size), list(content["shapes"])
 
 
 def _compute_corners(shape: Any) -> Corners:

@@ -45,15 +45,16 @@ KINDS: dict[Kind, KindDescription] = {
         "detection",
         ("faster-rcnn-vgg16", "rcnn"),
         "contains no bounding boxes in a known format",
-        "images with XML (VOC), text (YOLO) or JSON (labelme) of the same names in any folders, or COCO's JSON",
+        "images with XML (VOC), text (YOLO) or JSON (labelme) of the same names in any folders, COCO's JSON, or a CSV "
+        "file with the columns filename, class, xmin, ymin, xmax and ymax",
     ),
     "masks": KindDescription(
         "masks",
         "segmentation",
         ("fcn8s-vgg16", "segnet-basic"),
         "contains no images with masks",
-        "a folder of images and one of masks with the same file names (also below train/ and val/), or COCO's JSON "
-        "with outlines",
+        "a folder of images and one of masks with the same file names (also below train/ and val/), or the JSON of "
+        "COCO or labelme with polygons",
     ),
     "captions": KindDescription(
         "captions", "captioning", ("show-and-tell",), "contains no captions", captions.EXPECTED_FILES
@@ -76,6 +77,7 @@ KINDS: dict[Kind, KindDescription] = {
 FORMAT_NAMES = {
     "image folder": "class folders",
     "CSV": "CSV of labels",
+    "box CSV": "CSV of boxes",
     "shards": "WebDataset shards",
     "mask folder": "masks in files",
     "caption files": "captions",
