@@ -237,6 +237,37 @@ def test_masks_of_labelme_shapes(tmp_path):
     assert not source.has("masks")
 
 
+@pytest.mark.parametrize("description", [False, True])
+def test_masks_of_yolo_polygons(description, tmp_path):
+    """A box of the whole line is drawn, too; the smaller object is on top; the third image has no object."""
+    folder = tmp_path / "train" if description else tmp_path
+    for index in range(3):
+        write_image(folder / "images" / f"{index}.png")
+    write_text(folder / "labels" / "0.txt", "1 .25 .25 .75 .25 .75 .75 .25 .75\n0 .5 .5 .25 .25\n")
+    write_text(folder / "labels" / "1.txt", "0 0 0 .5 0 0 .5\n9 0 0 .5 0 0 .5\n")
+    write_text(folder / "classes.txt", "pond\nfield\n")
+    if description:
+        write_text(tmp_path / "data.yaml", "train: train/images\nnames: [pond, field]\n")
+    source = identify_source(str(tmp_path))
+    assert [sentence.partition(";")[0] for sentence in source.describe()] == [
+        "YOLO boxes: 3 images, 2 classes",
+        "YOLO masks: 3 images, 3 classes",
+    ]
+    index = segmentation_data.index_dataset(source)
+    assert index.class_table.labels == ("background", "pond", "field")
+    masks = {image.name: mask.read() for image, mask in index.splits["train" if description else ""]}
+    expected = np.ones((SIDE, SIDE), int)
+    expected[6:18, 6:18] = 3
+    expected[9:15, 9:15] = 2
+    np.testing.assert_array_equal(masks["0.png"], expected)
+    assert (masks["1.png"] == 2).sum() == pytest.approx(72, abs=8)  # a triangle of 12×12 / 2 pixels
+    assert (masks["2.png"] == 1).all()
+    assert [problem.kind for problem in index.problems] == ["no class"]
+    for index in range(3):
+        write_text(folder / "labels" / f"{index}.txt", "0 .5 .5 .25 .25\n")
+    assert not source.has("masks")
+
+
 BOX_TABLE = """filename,width,height,class,xmin,ymin,xmax,ymax
 0.png,24,24,kangaroo,3,4,9,20
 0.png,24,24,wallaby,7,5,17,15

@@ -21,6 +21,7 @@ from fukami.data import (
     parsing,
     voc,
     yolo,
+    yolo_masks,
 )
 from fukami.data.annotations import DatasetAnnotations, separate_trainval
 from fukami.data.files import list_folders, walk_files, walk_images
@@ -40,6 +41,13 @@ BOX_READERS: dict[str, Callable[[Path, Path | None], DatasetAnnotations]] = {
     "VOC": voc.read_voc,
     "labelme": labelme.read_labelme,
     "box CSV": box_tables.read_box_tables,
+}
+OUTLINE_READERS: dict[
+    str, Callable[[Path, Path | None], tuple[DatasetAnnotations, dict[Path, coco_masks.COCOMask]]]
+] = {
+    "COCO": coco_masks.read_coco_masks,
+    "labelme": labelme_masks.read_labelme_masks,
+    "YOLO": yolo_masks.read_yolo_masks,
 }
 
 
@@ -180,7 +188,10 @@ def _find_masks(path: Path, images: Path | None) -> SourceFormat | None:
             return SourceFormat("mask folder", root)
         if coco_masks.has_outlines(root):
             return SourceFormat("COCO", root)
-    return SourceFormat("labelme", path) if labelme_masks.has_outlines(path, images) else None
+    if labelme_masks.has_outlines(path, images):
+        return SourceFormat("labelme", path)
+    boxes = _find_boxes(path, images)
+    return boxes if boxes and boxes.name == "YOLO" and yolo.has_polygons(boxes.root) else None
 
 
 def _find_captions(path: Path, images: Path | None) -> SourceFormat | None:
@@ -241,9 +252,8 @@ def _count_boxes(found: SourceFormat, images: Path | None) -> str:
 
 
 def _count_masks(found: SourceFormat, images: Path | None) -> str:
-    if found.name in ("COCO", "labelme"):
-        read = coco_masks.read_coco_masks if found.name == "COCO" else labelme_masks.read_labelme_masks
-        annotations, image_masks = read(found.root, images)
+    if found.name in OUTLINE_READERS:
+        annotations, image_masks = OUTLINE_READERS[found.name](found.root, images)
         return _format_images(len(image_masks), len(annotations.labels) + 1)
     index = mask_folders.index_folder(found.root, images)
     num_images = sum(pair.mask_path is not None for pair in index.iterate_pairs())

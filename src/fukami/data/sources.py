@@ -53,8 +53,8 @@ KINDS: dict[Kind, KindDescription] = {
         "segmentation",
         ("fcn8s-vgg16", "segnet-basic"),
         "contains no images with masks",
-        "a folder of images and one of masks with the same file names (also below train/ and val/), or the JSON of "
-        "COCO or labelme with polygons",
+        "a folder of images and one of masks with the same file names (also below train/ and val/), or polygons in the "
+        "JSON of COCO or labelme or the text of YOLO",
     ),
     "captions": KindDescription(
         "captions", "captioning", ("show-and-tell",), "contains no captions", captions.EXPECTED_FILES

@@ -8,14 +8,19 @@ classes are named by their numbers. A line with a class and the points of a poly
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from fukami.data import archives
 from fukami.data.annotation_files import find_files_of_images, find_split, pair_with_images
 from fukami.data.annotations import (
     AnnotationProblem,
     Box,
+    Corners,
     DatasetAnnotations,
     ImageAnnotation,
     keep_existing_images,
@@ -30,7 +35,16 @@ CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 DARKNET_SUFFIX = ".data"  # dataset descriptions of Darknet and CVAT
 MAX_DESCRIPTION_BYTES = 2 << 20
 MAX_INSPECTED_FILES = 20  # text files that are read to detect the format
+NUM_BOX_VALUES = 5  # of a line with a box: the class, and four numbers
 SPLIT_KEYS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
+
+
+class Polygon(NamedTuple):
+    """Polygon of a label file: class name, line number, and corners relative to the image size ``(N, 2)``."""
+
+    label: str
+    line: int
+    corners: npt.NDArray[np.float64]
 
 
 def is_yolo_dataset(root: Path) -> bool:
@@ -61,18 +75,34 @@ def is_box_file(path: Path) -> bool:
     return class_index is not None and math.isfinite(corners[0])
 
 
+def has_polygons(root: Path) -> bool:
+    """Return whether one of the first label files of a dataset has a polygon."""
+    folder = root.parent if root.is_file() else root
+    files = (file for file in walk_files(folder, ".txt") if file.name not in CLASS_FILES)
+    return any(map(_has_polygon, itertools.islice(filter(is_box_file, files), MAX_INSPECTED_FILES)))
+
+
+def _has_polygon(path: Path) -> bool:
+    return any(len(line.split()) > NUM_BOX_VALUES for line in _read_lines(path, max_bytes=MAX_SMALL_FILE_BYTES))
+
+
 def find_description_files(root: Path) -> list[Path]:
     """Return the files that may describe a folder, ``data.yaml`` first."""
     files = [path for path in root.iterdir() if path.suffix.lower() in (".yaml", ".yml", DARKNET_SUFFIX)]
     return sorted(files, key=lambda path: (path.stem.lower() not in ("data", "dataset"), path))
 
 
-def read_yolo(path: Path, images: Path | None = None) -> DatasetAnnotations:
+def read_yolo(
+    path: Path,
+    images: Path | None = None,
+    on_polygons: Callable[[ImageAnnotation, list[Polygon]], None] | None = None,
+) -> DatasetAnnotations:
     """Read the annotations of a folder of label files, or of those that a YAML file describes.
 
     Args:
         path: the folder or the file.
         images: folder of the images; None: where the description or the layout has them.
+        on_polygons: called for each image with its annotation and the polygons or boxes of its classes.
 
     Raises:
         Error: the description is invalid.
@@ -97,7 +127,7 @@ def read_yolo(path: Path, images: Path | None = None) -> DatasetAnnotations:
         entries = [
             ImageAnnotation(image, path)
             if archives.is_outside(image, path)
-            else _read_annotation(image, image_to_file.get(image), class_names, dataset)
+            else _read_annotation(image, image_to_file.get(image), class_names, dataset, on_polygons)
             for image in image_paths
         ]
         dataset.splits[split] = keep_existing_images(entries, dataset, split, path)
@@ -153,13 +183,18 @@ def find_label_file(image: Path) -> Path:
 
 
 def _read_annotation(
-    image: Path, paired_file: Path | None, names: dict[int, str], dataset: DatasetAnnotations
+    image: Path,
+    paired_file: Path | None,
+    names: dict[int, str],
+    dataset: DatasetAnnotations,
+    on_polygons: Callable[[ImageAnnotation, list[Polygon]], None] | None,
 ) -> ImageAnnotation:
     """Read the boxes of an image from its label file, or else from a file of its stem; none without one, as in YOLO."""
     path = find_label_file(image)
     if paired_file and not is_file(path):
         path = paired_file
     boxes: list[Box] = []
+    polygons: list[Polygon] = []
     if not is_file(path):
         dataset.unannotated_images.append(image)
         return ImageAnnotation(image, path)
@@ -171,8 +206,14 @@ def _read_annotation(
             word = text.split()[0][:50]
             detail = f"has class {word}, but there are {len(names)} classes: 0 to {max(names, default=0)}"
             dataset.orphan_annotations.append(AnnotationProblem("no class", path, line, detail))
-        boxes.append(Box("" if class_index is None else names.get(class_index, ""), corners, line=line))
-    return ImageAnnotation(image, path, tuple(boxes), is_relative=True)
+        box = Box("" if class_index is None else names.get(class_index, ""), corners, line=line)
+        boxes.append(box)
+        if on_polygons and box.label and math.isfinite(corners[0]):
+            polygons.append(Polygon(box.label, line, _parse_polygon(text, corners)))
+    annotation = ImageAnnotation(image, path, tuple(boxes), is_relative=True)
+    if on_polygons:
+        on_polygons(annotation, polygons)
+    return annotation
 
 
 def _add_orphan_labels(dataset: DatasetAnnotations) -> None:
@@ -204,6 +245,15 @@ def _parse_box_line(text: str) -> tuple[int | None, tuple[float, float, float, f
     if len(values) >= 6 and len(values) % 2 == 0:
         return class_index, (min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2]))
     return class_index, (math.nan,) * 4
+
+
+def _parse_polygon(text: str, corners: Corners) -> npt.NDArray[np.float64]:
+    """Parse the corners of a line's polygon or box, relative to the image size, ``(N, 2)``."""
+    values = [to_number(word) for word in text.split()[1:]]
+    if len(values) == NUM_BOX_VALUES - 1:
+        left, top, right, bottom = corners
+        values = [left, top, right, top, right, bottom, left, bottom]
+    return np.array(values, np.float64).reshape(-1, 2)
 
 
 def _read_description(path: Path) -> dict[str, Json]:

@@ -1,15 +1,14 @@
 """Segmentation datasets: loading by name or path."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from fukami.data import class_tables, coco_masks, image_folder, labelme_masks, mask_folders, masks, scenes
+from fukami.data import class_tables, coco_masks, formats, image_folder, mask_folders, masks, scenes
 from fukami.data.annotations import (
     AnnotationProblem,
-    DatasetAnnotations,
     ImageHeader,
     Samples,
     read_header,
@@ -23,10 +22,6 @@ from fukami.data.splits import Splits
 from fukami.errors import Error
 
 logger = logging.getLogger(__name__)
-MASK_READERS: dict[str, Callable[[Path, Path | None], tuple[DatasetAnnotations, dict[Path, coco_masks.COCOMask]]]] = {
-    "COCO": coco_masks.read_coco_masks,
-    "labelme": labelme_masks.read_labelme_masks,
-}
 
 
 class Mismatch(NamedTuple):
@@ -58,7 +53,7 @@ def load_dataset(
 
     Args:
         spec: ``scenes`` (bundled), ``camvid``, ``voc2012``, ``cityscapes``, ``coco``, or the path of a folder (or
-            archive) of images and masks, or of the JSON of COCO or labelme.
+            archive) of images and masks, or with polygons of COCO, labelme or YOLO.
         val_fraction: fraction of the training images used for validation, if the dataset has no validation split;
             None: as for :func:`fukami.data.splits.select_validation`.
         max_unreadable: maximum number of missing or unreadable images per split; they are skipped and logged.
@@ -87,14 +82,14 @@ def load_dataset(
 
 
 def index_dataset(source: DataSource, ignore_index: int = class_tables.IGNORE_INDEX) -> DatasetIndex:
-    """Index the folders of masks, the COCO JSON or the labelme files of a dataset.
+    """Index the folders of masks, or the polygons of COCO, labelme or YOLO, of a dataset.
 
     Raises:
         Error: the dataset has no masks in a known layout, or a file is invalid.
     """
     layout, root = source.require("masks")
-    if layout in MASK_READERS:
-        annotations, image_masks = MASK_READERS[layout](root, source.images)
+    if layout in formats.OUTLINE_READERS:
+        annotations, image_masks = formats.OUTLINE_READERS[layout](root, source.images)
         splits: dict[str, list[tuple[Path, Mask]]] = {
             split: [(entry.image_path, image_masks[entry.image_path]) for entry in entries]
             for split, entries in annotations.splits.items()
