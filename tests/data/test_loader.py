@@ -2,6 +2,8 @@
 
 import gzip
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -184,7 +186,7 @@ def test_invalid_datasets_are_rejected(tmp_path):
 
 
 def test_processes_that_unpack_an_archive_at_the_same_time(split_folder, tmp_path, monkeypatch):
-    """The second process to finish uses the folder of the first and leaves no files of its own."""
+    """Without locks, the second process to finish uses the folder of the first and leaves no files of its own."""
     archive = Path(shutil.make_archive(str(tmp_path / "images"), "zip", split_folder))
     target = archives.unpack(archive)
     shutil.rmtree(target)
@@ -196,10 +198,31 @@ def test_processes_that_unpack_an_archive_at_the_same_time(split_folder, tmp_pat
             assert archives.unpack(archive) == target
         original(folder, *arguments)
 
+    def acquire(lock):
+        raise NotImplementedError
+
     monkeypatch.setattr(archives, "_extract", extract_second)
+    monkeypatch.setattr(archives.FileLock, "acquire", acquire)
     assert archives.unpack(archive) == target
     assert len(calls) == 2
     assert list(target.parent.iterdir()) == [target]
+
+
+def test_an_archive_is_unpacked_once_by_several_processes(split_folder, tmp_path, monkeypatch):
+    """The others wait; a lock separates threads like processes."""
+    archive = Path(shutil.make_archive(str(tmp_path / "images"), "zip", split_folder))
+    original, calls = archives._extract, []
+
+    def extract_slowly(*arguments):
+        calls.append(arguments)
+        time.sleep(0.2)
+        original(*arguments)
+
+    monkeypatch.setattr(archives, "_extract", extract_slowly)
+    with ThreadPoolExecutor(4) as threads:
+        targets = [*threads.map(archives.unpack, [archive] * 4)]
+    assert len({*targets}) == len(calls) == 1
+    assert list(targets[0].parent.iterdir()) == targets[:1]
 
 
 @pytest.mark.parametrize(("size", "channels"), [(28, 3), (32, 1), (16, 3)])

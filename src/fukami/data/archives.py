@@ -6,6 +6,7 @@ hardly compress, and annotations compress at most about a hundredfold.
 """
 
 import bz2
+import contextlib
 import gzip
 import hashlib
 import lzma
@@ -21,6 +22,8 @@ from contextlib import AbstractContextManager, ExitStack
 from itertools import pairwise
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Protocol
+
+from filelock import FileLock
 
 from fukami.data import tar
 from fukami.data.locations import get_cache_folder
@@ -56,8 +59,24 @@ def unpack(archive: Path) -> Path:
     target = _get_unpack_folder() / f"{archive.stem}-{key}"
     if target.exists():
         return target
+    with _create_temporary_folder(target) as temporary:
+        if not target.exists():  # otherwise another process has unpacked it in the meantime
+            _unpack(archive, temporary, target, status.st_size)
+    return target
+
+
+@contextlib.contextmanager
+def _create_temporary_folder(target: Path) -> Iterator[Path]:
+    """Create a temporary folder beside the target, and let one process at a time enter the context.
+
+    Raises:
+        Error: the cache folder cannot be written.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(target.with_name(f".{target.name}.lock"), thread_local=False, fallback_to_soft=False)
+        with contextlib.suppress(NotImplementedError):  # without locks, several processes may unpack it
+            lock.acquire()
         temporary = Path(tempfile.mkdtemp(dir=target.parent))
     except OSError as error:
         raise Error(
@@ -65,17 +84,24 @@ def unpack(archive: Path) -> Path:
             "folder"
         ) from error
     try:
-        _extract(temporary, archive, status.st_size)
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            Path(lock.lock_file).unlink()
+        lock.release()
+
+
+def _unpack(archive: Path, temporary: Path, target: Path, size: int) -> None:
+    try:
+        _extract(temporary, archive, size)
         temporary.rename(target)
     except Exception as error:  # readers raise errors of any type on a corrupted archive
-        if not target.exists():  # otherwise another process unpacked it at the same time
+        if not target.exists():  # otherwise a process without a lock unpacked it at the same time
             reason = str(error) or type(error).__name__
             raise Error(
                 f"{archive} cannot be unpacked ({reason}); use a folder, or a zip or tar archive of one"
             ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return target
 
 
 def find_archive_root(path: Path) -> Path | None:
