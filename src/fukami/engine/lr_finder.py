@@ -12,6 +12,7 @@ from fukami.engine.runtime import Runtime
 from fukami.engine.train import prepare_data
 from fukami.errors import Error, UsageError
 from fukami.image.charts import BLUE
+from fukami.progress import track
 
 SMOOTHING_FACTOR = 0.9  # decay of the moving average of the losses
 MIN_AVERAGED_STEPS = 10  # steps after which the moving average is reliable
@@ -65,7 +66,8 @@ def find_lr(
     rates: list[float] = []
     losses: list[float] = []
     average = 0.0
-    for step, batch in zip(range(num_steps), task.iterate_batches(loader)):  # noqa: B905  the batches have no end
+    steps = track(range(num_steps), "learning-rate range test", unit="steps")
+    for step, batch in zip(steps, task.iterate_batches(loader)):  # noqa: B905  the batches have no end
         rate = min_lr * (max_lr / min_lr) ** (step / (num_steps - 1))
         for group in task.optimizer.param_groups:
             group["lr"].fill_(rate * group["initial_lr"] / highest)
