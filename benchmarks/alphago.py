@@ -131,6 +131,9 @@ def measure_policy(options: argparse.Namespace) -> None:
         rows = {row["line"]: row for row in checkpoint.load_task(run).predict([game])}
         note = f"{rows[LEE_SEDOL_MOVE]['played']} in {LEE_SEDOL_GAME}, without search"
         record("alphago-policy", f"rank of move {LEE_SEDOL_MOVE}", rows[LEE_SEDOL_MOVE]["rank"], note=note, **context)
+        ranks = [row["rank"] for row in rows.values() if "rank" in row]
+        record("alphago-policy", f"moves ranked first in {LEE_SEDOL_GAME}", ranks.count(1) / len(ranks),
+               note=f"{len(ranks)} positions, without search", **context)  # fmt: skip
 
 
 def measure_match(options: argparse.Namespace) -> None:
