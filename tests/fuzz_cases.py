@@ -632,6 +632,28 @@ def write_yolo_dataset(random: Random, folder: Path) -> None:
         (folder / "train.txt").write_bytes(mutate_text(random, "data/images/1.png\ndata/images/2.png\n"))
 
 
+def write_labelme_dataset(random: Random, folder: Path) -> None:
+    """Write labelme's JSON of two images, with shapes of all types."""
+    write_images(folder)
+    shapes = [
+        {"label": "cat", "points": [[1, 1], [5, 1], [5, 5]], "shape_type": "polygon", "flags": {}},
+        {"label": "dog", "points": [[2, 2], [6, 7]], "shape_type": "rectangle"},
+        {"label": "cat", "points": [[4, 4], [4, 6]], "shape_type": "circle"},
+        {"label": "__ignore__", "points": [[0, 0], [3, 3]], "shape_type": "line"},
+    ]
+    text = json.dumps({"imageWidth": 9, "imageHeight": 8, "shapes": shapes, "imageData": None})
+    (folder / "1.json").write_bytes(mutate_json(random, text))
+    (folder / "2.json").write_text(text)
+
+
+def write_box_table(random: Random, folder: Path) -> None:
+    """Write a CSV file of boxes."""
+    write_images(folder)
+    header = "filename,width,height,class,xmin,ymin,xmax,ymax,split\n"
+    text = f"{header}1.png,9,8,cat,1,1,5,5,train\n2.png,9,8,dog,0,0,9,8,val\n"
+    (folder / "boxes.csv").write_bytes(mutate_text(random, text.replace(",", random.choice([",", ", "]))))
+
+
 def write_csv_file(random: Random, folder: Path) -> None:
     """Write a CSV file of images and labels."""
     write_images(folder)
@@ -754,6 +776,8 @@ def build_targets(run: Path | None) -> dict[str, Target]:
         "coco": Target(write_coco_dataset, read_boxes),
         "voc": Target(write_voc_dataset, read_boxes),
         "yolo": Target(write_yolo_dataset, read_boxes),
+        "labelme": Target(write_labelme_dataset, read_boxes),
+        "box table": Target(write_box_table, read_boxes),
         "csv": Target(write_csv_file, read_table),
         "captions": Target(write_captioning_dataset, read_captions),
         "masks": Target(write_segmentation_dataset, read_masks),

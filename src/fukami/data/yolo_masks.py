@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from fukami.data import yolo
 from fukami.data.annotations import DatasetAnnotations, ImageAnnotation, read_headers
 from fukami.data.coco_masks import BACKGROUND, COCOMask, ObjectOutline
@@ -28,8 +30,12 @@ def read_yolo_masks(root: Path, images: Path | None = None) -> tuple[DatasetAnno
         size = (0, 0) if isinstance(header, Error) else header.upright_size
         outlines = []
         for label, line, corners in polygons.get(image, ()):  # an image without a file of labels has no object
-            pixels = corners * size
-            width, height = pixels.max(0) - pixels.min(0)
-            outlines.append(ObjectOutline(values[label], [pixels.ravel()], width * height, f"line {line}"))
+            with np.errstate(
+                invalid="ignore", over="ignore"
+            ):  # drawing the polygon reports numbers that are not finite
+                pixels = corners * size
+                width, height = pixels.max(0) - pixels.min(0)
+                area = float(np.nan_to_num(width * height))
+            outlines.append(ObjectOutline(values[label], [pixels.ravel()], area, f"line {line}"))
         image_masks[image] = COCOMask(size, tuple(outlines), entry.annotation_path)
     return annotations, image_masks
