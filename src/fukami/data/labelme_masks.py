@@ -67,8 +67,8 @@ def compute_polygon(shape: Any) -> npt.NDArray[np.float64] | None:
     points = np.array([[to_number(x), to_number(y)] for x, y in shape["points"]], np.float64).reshape(-1, 2)
     if kind == "circle" and len(points) == 2:
         angles = np.linspace(0, 2 * math.pi, NUM_CIRCLE_CORNERS, endpoint=False)
-        radius = np.linalg.norm(points[1] - points[0])
         with np.errstate(invalid="ignore", over="ignore"):  # drawing the polygon reports numbers that are not finite
+            radius = np.linalg.norm(points[1] - points[0])
             points = points[0] + radius * np.stack([np.cos(angles), np.sin(angles)], 1)
     elif kind == "rectangle" and len(points) == 2:
         (left, top), (right, bottom) = points

@@ -30,9 +30,7 @@ def read_yolo_masks(root: Path, images: Path | None = None) -> tuple[DatasetAnno
         size = (0, 0) if isinstance(header, Error) else header.upright_size
         outlines = []
         for label, line, corners in polygons.get(image, ()):  # an image without a file of labels has no object
-            with np.errstate(
-                invalid="ignore", over="ignore"
-            ):  # drawing the polygon reports numbers that are not finite
+            with np.errstate(invalid="ignore", over="ignore"):  # drawing the polygon reports them
                 pixels = corners * size
                 width, height = pixels.max(0) - pixels.min(0)
                 area = float(np.nan_to_num(width * height))
