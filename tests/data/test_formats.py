@@ -444,6 +444,10 @@ def test_a_class_may_be_called_train(tmp_path):
         "class folders: 3 images, 3 classes; for resnet18, vgg16 and other classification recipes"
     ]
     assert image_folder.scan_folder(tmp_path / "splits")["train"].class_names == ("bus", "train", "tram")
+    for folder in ("train", "test", "other"):
+        write_image(tmp_path / "no classes" / folder / "1.png")
+    with pytest.raises(Error, match="no images in the folders of"):
+        image_folder.scan_folder(tmp_path / "no classes")
 
 
 @pytest.mark.parametrize(("kind", "suffix"), [("VOC", ".XML"), ("YOLO", ".TXT")])
