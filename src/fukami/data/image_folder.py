@@ -57,8 +57,8 @@ def find_splits(root: Path) -> dict[str, Path]:
     while len(folders := list_folders(root)) == 1 and len(list_folders(folders[0])) > 1:
         root = folders[0]  # an archive may contain a single top-level folder
     by_name = {folder.name.lower(): folder for folder in folders if folder.name.lower() in SPLIT_NAMES}
-    if len(by_name) == 1 < len(folders) and not any(map(list_folders, by_name.values())):
-        return {"": root}  # a class may be called train
+    if by_name.keys() == {"train"} and len(folders) > 1 and not list_folders(by_name["train"]):
+        return {"": root}  # the vehicle
     splits: dict[str, Path] = {}
     for name, split in SPLIT_NAMES.items():
         if name in by_name:
