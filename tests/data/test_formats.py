@@ -330,6 +330,9 @@ def test_a_table_of_boxes_is_none_of_labels(tmp_path):
     write_text(tmp_path / "table.csv", "path,label,x1,y1,x2,y2\n1.png,cat,1,2,9,9\n,cat,1,2,9,9\n")
     with pytest.raises(Error, match=r"table\.csv, line 3: names no image"):
         formats.read_boxes(source.require("boxes"))
+    write_text(tmp_path / "other.csv", BOX_TABLE)
+    with pytest.raises(Error, match=r"several annotation files.*other\.csv \(no split\), table\.csv \(no split\)"):
+        formats.read_boxes(identify_source(str(tmp_path)).require("boxes"))
 
 
 def test_json_of_other_contents_is_no_annotation(tmp_path):
@@ -486,9 +489,7 @@ def test_several_coco_files_of_a_split_are_rejected(tmp_path):
     write_text(tmp_path / "image_info_test.json", json.dumps({"images": []}))
     assert coco.read_coco(tmp_path).splits.keys() == {"train", "val"}
     write_coco(tmp_path / "keypoints_val.json")
-    message = (
-        r"several COCO files of the same split.*keypoints_val\.json \(val\), train\.json \(train\), val\.json \(val\)"
-    )
+    message = r"several annotation files of the same split.*keypoints_val\.json \(val\), train\.json \(train\), val\.json \(val\)"
     with pytest.raises(Error, match=message):
         coco.read_coco(tmp_path)
     (tmp_path / "keypoints_val.json").rename(tmp_path / "all.json")

@@ -327,6 +327,22 @@ def separate_trainval(annotations: DatasetAnnotations) -> None:
             ]
 
 
+def check_splits(root: Path, files: Sequence[tuple[str, Path]]) -> None:
+    """Check that each of several annotation files below a folder has a split of its own; "" is none.
+
+    Raises:
+        Error: two files have the same split, or one has none.
+    """
+    splits = [split for split, _ in files]
+    if len(files) > 1 and not (all(splits) and len({*splits}) == len(splits)):
+        names = ", ".join(f"{path.relative_to(root)} ({split or 'no split'})" for split, path in files)
+        suffix = files[0][1].suffix
+        raise Error(
+            f"{root} has several annotation files of the same split, or without one: {names[:500]}; keep one file per "
+            f"split, and name it after the split: train{suffix}, val{suffix}, test{suffix}"
+        )
+
+
 def parse_split(name: str) -> str:
     """Return the split that the name of a folder or a list denotes; empty if it denotes none."""
     return ANNOTATION_SPLITS.get(name.lower(), "")

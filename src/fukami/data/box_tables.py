@@ -19,6 +19,7 @@ from fukami.data.annotations import (
     Corners,
     DatasetAnnotations,
     ImageAnnotation,
+    check_splits,
     keep_existing_images,
     parse_split,
 )
@@ -59,32 +60,35 @@ def has_box_columns(path: Path) -> bool:
     return _find_columns(read_columns(path)) is not None
 
 
-def find_box_tables(root: Path) -> dict[str, Path]:
-    """Find the tables of boxes in a folder by split (the key is empty without splits), as in ``train.csv``.
+def find_box_tables(root: Path) -> list[tuple[str, Path]]:
+    """Find the tables of boxes in a folder, and the split of each (empty without splits), as in ``train.csv``.
 
-    They are in the folder, or one is in each of the folders ``train``, ``val`` and ``test``.
+    They are in the folder, or in the folders ``train``, ``val`` and ``test``.
     """
     tables = list(filter(has_box_columns, list_files(root, ".csv")))
-    splits = {_find_split(table): table for table in tables}
     if tables:
-        return splits if len(splits) == len(tables) and (all(splits) or len(tables) == 1) else {"": tables[0]}
+        return [(_find_split(table) if len(tables) > 1 else "", table) for table in tables]
     folders = [folder for folder in list_folders(root) if parse_split(folder.name)]
-    inner = {parse_split(folder.name): list(filter(has_box_columns, list_files(folder, ".csv"))) for folder in folders}
-    return {split: files[0] for split, files in inner.items() if files}
+    return [
+        (parse_split(folder.name), table)
+        for folder in folders
+        for table in filter(has_box_columns, list_files(folder, ".csv"))
+    ]
 
 
 def read_box_tables(path: Path, images: Path | None = None) -> DatasetAnnotations:
     """Read a table of boxes, or those of a folder; without ``images``, the images are below the same folder.
 
     Raises:
-        Error: a table is not valid CSV, or not in UTF-8.
+        Error: a table is not valid CSV, or not in UTF-8, or several tables have the same split.
     """
     dataset = DatasetAnnotations()
-    tables = {"": path} if is_file(path) else find_box_tables(path)
+    tables = [("", path)] if is_file(path) else find_box_tables(path)
+    check_splits(path, tables)
     root = images or (path.parent if is_file(path) else path)
     index = ImageIndex(root, walk_files(root))
     labels: set[str] = set()
-    for table_split, table in tables.items():
+    for table_split, table in tables:
         grouped: dict[tuple[str, Path], list[_Row]] = {}
         for row in _read_rows(table):
             split = row.split or table_split

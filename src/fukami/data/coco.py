@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from fukami.data.annotations import (
     Box,
     DatasetAnnotations,
     ImageAnnotation,
+    check_splits,
     keep_existing_images,
     parse_split,
 )
@@ -99,7 +100,7 @@ def read_coco(
     """
     dataset = DatasetAnnotations()
     files = [("", root)] if root.is_file() else find_coco_files(root)
-    _check_splits(root, files)
+    check_splits(root, files)
     for split, path in files:
         records = read_records(path)
         annotations = _parse_annotations(path, records, ImageLocator(path, images), dataset)
@@ -111,17 +112,6 @@ def read_coco(
         folders = sorted({path.parent for path in listed})
         dataset.unannotated_images = [path for folder in folders for path in list_images(folder) if path not in listed]
     return dataset
-
-
-def _check_splits(root: Path, files: Sequence[tuple[str, Path]]) -> None:
-    """Check that each of several files has a split of its own."""
-    splits = [split for split, _ in files]
-    if len(files) > 1 and not (all(splits) and len({*splits}) == len(splits)):
-        names = ", ".join(f"{path.relative_to(root)} ({split or 'no split'})" for split, path in files)
-        raise Error(
-            f"{root} has several COCO files of the same split, or without one: {names[:500]}; keep one file per split, "
-            "and name it after the split: train.json, val.json, test.json"
-        )
 
 
 def read_records(path: Path) -> Records:
