@@ -489,8 +489,7 @@ def test_several_coco_files_of_a_split_are_rejected(tmp_path):
     write_text(tmp_path / "image_info_test.json", json.dumps({"images": []}))
     assert coco.read_coco(tmp_path).splits.keys() == {"train", "val"}
     write_coco(tmp_path / "keypoints_val.json")
-    message = r"several annotation files of the same split.*keypoints_val\.json \(val\), train\.json \(train\), val\.json \(val\)"
-    with pytest.raises(Error, match=message):
+    with pytest.raises(Error, match=r"keypoints_val\.json \(val\), train\.json \(train\), val\.json \(val\)"):
         coco.read_coco(tmp_path)
     (tmp_path / "keypoints_val.json").rename(tmp_path / "all.json")
     with pytest.raises(Error, match=r"all\.json \(no split\)"):
