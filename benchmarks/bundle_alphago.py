@@ -3,8 +3,8 @@
     python benchmarks/bundle_alphago.py RUN NAME [--games 200]
 
 RUN is a run of ``benchmarks/alphago.py``, NAME ``alphago-zero-connect4`` or ``alphago-zero-go7``. The card contains the
-test result of the stored weights, and for Connect Four that of ``--games`` games against the exact solver. Results go
-to results.csv.
+test result of the stored weights, and for Connect Four that of ``--games`` games against the exact solver, which take
+half an hour (0: none). Results go to results.csv.
 """
 
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
@@ -35,10 +35,11 @@ def main():
         record(
             options.name, f"optimal, sensible, {recipe.simulations} simulations", metrics["optimal"], command=command
         )
-        match = measure_solver(Namespace(run=options.name, games=options.games, simulations=MATCH_SIMULATIONS))
-        results[f"against the solver, {MATCH_SIMULATIONS} simulations"] = {
-            name: match[name] for name in ("games", "as_first", "as_second")
-        }
+        if options.games:
+            match = measure_solver(Namespace(run=options.name, games=options.games, simulations=MATCH_SIMULATIONS))
+            results[f"against the solver, {MATCH_SIMULATIONS} simulations"] = {
+                name: match[name] for name in ("games", "as_first", "as_second")
+            }
     else:
         record(options.name, f"score, {recipe.simulations} simulations", metrics["score"], command=command,
                note=f"{metrics['count']} games against GNU Go level 1")  # fmt: skip

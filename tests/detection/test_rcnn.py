@@ -614,7 +614,7 @@ def test_find_lr_does_not_support_stages_without_gradient_descent(finetuned, fuk
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
     result = fukami("find-lr", "rcnn-svm", "--init", finetuned, *flags)
     assert result.status == 2
-    assert "not trained by gradient descent" in result.err
+    assert "follows one loss of gradient descent" in result.err
 
 
 def test_export_is_an_error_since_the_proposals_are_not_part_of_the_network(finetuned, fukami):
