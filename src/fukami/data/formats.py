@@ -188,7 +188,7 @@ def _find_masks(path: Path, images: Path | None) -> SourceFormat | None:
             return SourceFormat("mask folder", root)
         if coco_masks.has_outlines(root):
             return SourceFormat("COCO", root)
-    if labelme_masks.has_outlines(path, images):
+    if labelme_masks.has_labelme_outlines(path, images):
         return SourceFormat("labelme", path)
     boxes = _find_boxes(path, images)
     return boxes if boxes and boxes.name == "YOLO" and yolo.has_polygons(boxes.root) else None

@@ -21,7 +21,7 @@ NUM_CIRCLE_CORNERS = 64
 BACKGROUND_LABEL, IGNORED_LABEL = "_background_", "__ignore__"  # names in labelme's own converters
 
 
-def has_outlines(root: Path, images: Path | None = None) -> bool:
+def has_labelme_outlines(root: Path, images: Path | None = None) -> bool:
     """Return whether a folder has a file of an image with a polygon or a circle, not only with rectangles."""
     files = find_files_of_images((root,), ".json", images)[: labelme.MAX_INSPECTED_FILES]
     return any(labelme.is_labelme_file(file) and contains_pattern(file, OUTLINE_PATTERN) for file in files)
