@@ -8,6 +8,7 @@ import csv
 import io
 import math
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,8 +87,12 @@ def read_box_tables(path: Path, images: Path | None = None) -> DatasetAnnotation
     tables = [("", path)] if is_file(path) else find_box_tables(path)
     check_splits(path, tables)
     root = images or (path.parent if is_file(path) else path)
-    index = ImageIndex(root, walk_files(root))
     labels: set[str] = set()
+
+    @cache
+    def build_index() -> ImageIndex:  # only if it is needed: the folder of a single file may have millions of others
+        return ImageIndex(root, walk_files(root))
+
     for table_split, table in tables:
         grouped: dict[tuple[str, Path], list[_Row]] = {}
         for row in _read_rows(table):
@@ -96,7 +101,9 @@ def read_box_tables(path: Path, images: Path | None = None) -> DatasetAnnotation
                 detail = f"has the split {row.split[:50]!r}; expected train, val or test"
                 dataset.orphan_annotations.append(AnnotationProblem("no split", table, row.line, detail))
                 continue
-            image = index.find(row.image, table, split) or locate_file(root, row.image)
+            image = locate_file(root, row.image)
+            if not is_file(image):
+                image = build_index().find(row.image, table, split) or image
             grouped.setdefault((split, image), []).append(row)
             labels.update([row.box.label] if row.box and row.box.label else [])
         is_relative = _are_relative([row.box for rows in grouped.values() for row in rows if row.box])
@@ -109,8 +116,9 @@ def read_box_tables(path: Path, images: Path | None = None) -> DatasetAnnotation
                 if image_split == split
             ]
             dataset.splits.setdefault(split, []).extend(keep_existing_images(entries, dataset, split, table))
-    listed = {entry.image_path for entries in dataset.splits.values() for entry in entries}
-    dataset.unannotated_images = [image for image in index.images if image not in listed]
+    if images or not is_file(path):
+        listed = {entry.image_path for entries in dataset.splits.values() for entry in entries}
+        dataset.unannotated_images = [image for image in build_index().images if image not in listed]
     dataset.labels = tuple(sorted(labels))
     return dataset
 
