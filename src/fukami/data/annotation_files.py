@@ -109,10 +109,9 @@ class ImageIndex:
         Of several images of the same name, it is one in a folder of the split, and of these the one whose path shares
         most folder names with that of the file. A ``\`` may separate folders.
         """
-        if image := self.by_path.get(name) or self.by_path.get(name.replace("\\", "/")):
+        posix = name.replace("\\", "/")
+        if image := self.by_path.get(name) or self.by_path.get(posix):
             return image
-        candidates = self.by_name.get(name) or self.by_name.get(PurePosixPath(name.replace("\\", "/")).name, [])
-
-        candidates = candidates[:MAX_CANDIDATES]
+        candidates = (self.by_name.get(name) or self.by_name.get(PurePosixPath(posix).name, []))[:MAX_CANDIDATES]
         of_split = [image for image in candidates if find_split(image, self.root) == split]
         return choose_nearest(of_split or candidates, file)

@@ -129,6 +129,11 @@ def read_header(path: Path) -> ImageHeader | Error:
         return error
 
 
+def get_upright_size(header: ImageHeader | Error) -> tuple[int, int]:
+    """Return the width and height of an upright image, 0 and 0 if its header cannot be read."""
+    return (0, 0) if isinstance(header, Error) else header.upright_size
+
+
 def read_orientation(image: Image.Image) -> int:
     """Return the EXIF orientation of an image, 1 to 8; 1 if it is missing or invalid."""
     if image.format == "PNG" and not {"exif", "Raw profile type exif", "XML:com.adobe.xmp"} & {*image.info}:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fukami.data import coco
-from fukami.data.annotations import DatasetAnnotations, read_header
+from fukami.data.annotations import DatasetAnnotations, get_upright_size, read_header
 from fukami.data.class_tables import ClassTable
 from fukami.data.parsing import Json, contains_pattern, to_key, to_number, to_text
 from fukami.data.samples import UNLABELED, UInt8Array
@@ -161,8 +161,7 @@ def _build_masks(
         image_path = locate(to_text(fields.get("file_name")))
         width, height = fields.get("width"), fields.get("height")
         if not (type(width) is int and type(height) is int):
-            header = read_header(image_path)
-            width, height = (0, 0) if isinstance(header, Error) else header.upright_size
+            width, height = get_upright_size(read_header(image_path))
         yield image_path, COCOMask((width, height), outlines.get(to_key(fields.get("id")), ()), path)
 
 

@@ -10,11 +10,16 @@ import numpy.typing as npt
 
 from fukami.data import labelme
 from fukami.data.annotation_files import find_files_of_images
-from fukami.data.annotations import AnnotationProblem, DatasetAnnotations, ImageAnnotation, read_header
+from fukami.data.annotations import (
+    AnnotationProblem,
+    DatasetAnnotations,
+    ImageAnnotation,
+    get_upright_size,
+    read_header,
+)
 from fukami.data.coco_masks import BACKGROUND, COCOMask, ObjectOutline
 from fukami.data.parsing import contains_pattern, to_number, to_text
 from fukami.data.samples import UNLABELED
-from fukami.errors import Error
 
 OUTLINE_PATTERN = re.compile(r'"shape_type"\s*:\s*"(polygon|circle)"')
 NUM_CIRCLE_CORNERS = 64
@@ -55,9 +60,8 @@ def read_labelme_masks(root: Path, images: Path | None = None) -> tuple[DatasetA
                 annotations.orphan_annotations.append(AnnotationProblem("no area", file, 0, detail))
             elif label in values:  # the areas put the shapes in the order of the file
                 outlines.append(ObjectOutline(values[label], [polygon], -number, f"shape {number}"))
-        header = None if annotation.size else read_header(image)
-        size = (0, 0) if header is None or isinstance(header, Error) else header.upright_size
-        image_masks[image] = COCOMask(annotation.size or size, tuple(outlines), file)
+        size = annotation.size or get_upright_size(read_header(image))
+        image_masks[image] = COCOMask(size, tuple(outlines), file)
     return annotations, image_masks
 
 

@@ -5,10 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from fukami.data import yolo
-from fukami.data.annotations import DatasetAnnotations, ImageAnnotation, read_headers
+from fukami.data.annotations import DatasetAnnotations, ImageAnnotation, get_upright_size, read_headers
 from fukami.data.coco_masks import BACKGROUND, COCOMask, ObjectOutline
 from fukami.data.yolo import Polygon
-from fukami.errors import Error
 
 
 def read_yolo_masks(root: Path, images: Path | None = None) -> tuple[DatasetAnnotations, dict[Path, COCOMask]]:
@@ -27,7 +26,7 @@ def read_yolo_masks(root: Path, images: Path | None = None) -> tuple[DatasetAnno
     entries = {entry.image_path: entry for entries in annotations.splits.values() for entry in entries}
     image_masks = {}
     for (image, entry), header in zip(entries.items(), read_headers([*entries]), strict=True):
-        size = (0, 0) if isinstance(header, Error) else header.upright_size
+        size = get_upright_size(header)
         outlines = []
         for label, line, corners in polygons.get(image, ()):  # an image without a file of labels has no object
             with np.errstate(invalid="ignore", over="ignore"):  # drawing the polygon reports them
