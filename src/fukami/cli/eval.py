@@ -56,7 +56,7 @@ def command(arguments: list[str]) -> None:
         if precision == "all" and (len(runs) != 1 or views > 1):
             raise UsageError(f"--precision all compares one run with one view, not {len(runs)} runs with {views} views")
         if precision == "all" and (vote or set):
-            raise UsageError(f"--precision all evaluates the run as it is; omit {'--vote' if vote else '--set'}")
+            raise UsageError(f"--precision all evaluates the run without changes; omit {'--vote' if vote else '--set'}")
         if out:
             create_output_folder(out)
         overrides = checkpoint.parse_run_overrides(runs, set, recipe)
