@@ -136,7 +136,7 @@ def mutate_text(random: Random, content: str) -> bytes:
             repeated = lines[random.randrange(len(lines))]
             lines[row:row] = [repeated] * min(random.choice([1, 1000]), MAX_TEXT_BYTES // (len(repeated) + 1))
         else:
-            long = (lines[row] * 500)[:MAX_TEXT_BYTES]
+            long = lines[row] * min(500, MAX_TEXT_BYTES // (len(lines[row]) + 1))
             lines[row] = random.choice(["[" * 5000, "- " * 5000, "<a>" * 5000, "{a: " * 2000, long, " " * 50_000 + "x"])
         content = "\n".join(lines)[:MAX_TEXT_BYTES]
     return content.encode("utf-8", "surrogatepass")
