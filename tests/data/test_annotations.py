@@ -121,6 +121,7 @@ def test_images_without_objects_and_boxes_of_body_parts(tmp_path):
         ({"train": ["a  1", "b -1", "c  0"], "val": "d", "cat_train": "d"}, "abc", "d", ""),  # list of a class, signs
         ({"trainval": "abcd", "val": "cd"}, "ab", "cd", ""),
         ({"trainval": "abcd", "train": "ab"}, "ab", "cd", ""),
+        ({"train": "abba", "val": "cc"}, "ab", "c", ""),  # a name listed twice is one image
     ],
 )
 def test_voc_image_lists(tmp_path, lists, train, val, test):

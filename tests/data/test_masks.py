@@ -188,12 +188,13 @@ def test_voc(tmp_path):
     save(tmp_path / "JPEGImages/other.jpg", np.zeros((1, 2, 3)))
     lists = tmp_path / "ImageSets" / "Segmentation"
     lists.mkdir(parents=True)
-    (lists / "train.txt").write_text("one\n")
+    (lists / "train.txt").write_text("one\none\n")  # a name listed twice is one image
     (lists / "val.txt").write_text("two\n")
     (lists / "trainval.txt").write_text("one\ntwo\n")
     train, val, _, labels = segmentation_data.load_dataset(str(tmp_path), 0.2)
     assert labels[:3] == ("background", "aeroplane", "bicycle")
     assert len(labels) == 21
+    assert (len(train), len(val)) == (1, 1)
     assert read_maps(train) == {"one": [[1, 16]]}
     assert read_maps(val) == {"two": [[0, 13]]}
     save(

@@ -109,8 +109,10 @@ def index_voc(root: Path) -> FolderIndex | None:
     for path in sorted((root / "ImageSets" / "Segmentation").glob("*.txt")):
         split = parse_split(path.stem)
         if split in ("train", "val", "test"):
-            names = [line.strip() for line in read_text(path, errors="replace").splitlines()]
-            for line_number, name in enumerate(names, 1):
+            name_to_line: dict[str, int] = {}  # a name may be listed more than once
+            for line_number, line in enumerate(read_text(path, errors="replace").splitlines(), 1):
+                name_to_line.setdefault(line.strip(), line_number)
+            for name, line_number in name_to_line.items():
                 if name in stem_to_pair:
                     index.splits.setdefault(split, []).append(stem_to_pair[name])
                 elif name:

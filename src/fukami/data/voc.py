@@ -193,17 +193,19 @@ def _read_image_lists(
     dataset: DatasetAnnotations,
 ) -> set[str]:
     """Add the results by stem to the splits of the lists in ``ImageSets/Main``; return the listed stems."""
-    listed: set[str] = set()
+    entries: set[tuple[str, str]] = set()
     for path in sorted((root / "ImageSets" / "Main").glob("*.txt")):
         split = parse_split(path.stem)
         lines = list(_read_image_list(path)) if split else []
         if not any(stem in results for _, stem in lines):  # VOC 2012 lists images whose annotations are not public
             continue
         for line, stem in lines:
+            if (split, stem) in entries:  # listed more than once
+                continue
+            entries.add((split, stem))
             detail = f"lists {stem}, which has no file in {annotations}; add it, or remove the line"
             _add_to_split(results.get(stem, AnnotationProblem("missing", path, line, detail)), split, dataset)
-            listed.add(stem)
-    return listed
+    return {stem for _, stem in entries}
 
 
 def _add_to_split(result: ImageAnnotation | AnnotationProblem, split: str, dataset: DatasetAnnotations) -> None:
