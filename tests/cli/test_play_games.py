@@ -242,6 +242,20 @@ def test_match_against_the_solver(fukami, untrained_runs):
     assert values["losses"] >= 2  # of an untrained network, in positions of which half are lost for either side
 
 
+@pytest.mark.parametrize(("options", "length"), [("--against solver", 0), ("--against random", 2)])
+def test_games_against_the_solver_start_from_the_empty_board(fukami, untrained_runs, monkeypatch, options, length):
+    """Most random openings are lost for one side with perfect play."""
+    lengths, play_match = [], match.play_match
+
+    def play_late_positions(*arguments, opening_moves, **options):
+        lengths.append(opening_moves)
+        return play_match(*arguments, opening_moves=12, **options)
+
+    monkeypatch.setattr(match, "play_match", play_late_positions)
+    result = fukami("play", untrained_runs / "connect4", *options.split(), "--games", 4, "--device", "cpu")
+    assert (result.status, lengths) == (0, [length]), result.err
+
+
 @pytest.mark.parametrize(
     ("run", "options", "message"),
     [

@@ -118,8 +118,8 @@ def command(arguments: list[str]) -> None:
                 gnugo, or the folder of another run. Default: you, in the terminal.
             games: Number of games of the match; the players swap colors after each game.
             opening_moves: Number of random moves at the start of each game of the match; both games of a pair with
-                swapped colors have the same ones. Default: 0 for one or two games, else the smallest number with ten
-                openings for each pair.
+                swapped colors have the same ones. Default: 0 for one or two games and against the solver, which
+                chooses among its optimal moves at random; else the smallest number with ten openings for each pair.
             level: Level of GNU Go, from 0; its own default is 10.
             color: Whether you play first or second.
             game: Game of a run that plays several, such as go7. Default: the first one.
@@ -259,8 +259,8 @@ def play_against(task: "SelfPlayTask", opponent: "Player", name: str, seed: int,
 
     player = SearchPlayer(task, task.simulations, name)
     length = options.opening_moves
-    if length is None:
-        length = choose_opening_length(task.game, options.games)
+    if length is None:  # games against the solver differ, and most random openings are lost for one side
+        length = 0 if options.against == "solver" else choose_opening_length(task.game, options.games)
     try:
         return play_match(task.game, (player, opponent), options.games, opening_moves=length, seed=seed)
     finally:
