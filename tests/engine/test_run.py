@@ -104,7 +104,9 @@ def test_a_folder_is_all_its_files(model, tmp_path, file):
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "a.png").write_bytes(file.read_bytes())
     (tmp_path / "b.png").write_bytes(b"no image")
-    (tmp_path / ".hidden").write_bytes(b"")
+    for name in (".hidden", ".folder/a.png", "__MACOSX/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
     unreadable, prediction = model.predict(tmp_path)
     assert unreadable["file"] == str(tmp_path / "b.png")
     assert "b.png" in unreadable["error"]

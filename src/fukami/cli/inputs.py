@@ -14,13 +14,13 @@ def split_runs_and_files(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
     Raises:
         UsageError: there is no run, or no file.
     """
+    from fukami.data.files import list_inputs
     from fukami.engine import checkpoint
-    from fukami.image.io import list_files
 
     runs = list(itertools.takewhile(_is_run, inputs))
     if not runs and inputs:
         checkpoint.locate_run(inputs[0])  # raises the error
-    files = [file for source in inputs[len(runs) :] for file in list_files(source)]
+    files = [file for source in inputs[len(runs) :] for file in list_inputs(source)]
     if not files:
         raise UsageError(f"specify the runs first and then the input files, not: {' '.join(inputs) or 'nothing'}")
     return runs, files

@@ -5,6 +5,7 @@ from typing import Literal
 
 from fukami.cli import inputs as cli_inputs
 from fukami.cli.arguments import run_cli
+from fukami.data.files import list_inputs
 from fukami.errors import Error, UsageError, convert_memory_errors
 from fukami.image import io as image_io
 from fukami.progress import print_line, track
@@ -34,7 +35,7 @@ def command(arguments: list[str]) -> None:
             stages: Also draw the initial segmentation and the stages of the grouping.
             out: Folder for the drawings, or a .png file for one image.
         """
-        files = [file for path in images for file in image_io.list_files(path)]
+        files = [file for path in images for file in list_inputs(path)]
         if not files:
             raise UsageError("specify at least one image: a file, or a folder with images")
         if max_boxes < 1:

@@ -1,4 +1,4 @@
-"""Files and folders of a dataset, without hidden ones and macOS metadata."""
+"""Files and folders of a dataset or of inputs, without hidden ones and macOS metadata."""
 
 import os
 from collections.abc import Iterator
@@ -25,6 +25,14 @@ def walk_files(root: Path, suffix: str = "") -> Iterator[Path]:
         suffix: suffix of the files, in lower case; empty: any.
     """
     return (Path(folder, name) for folder, name in walk_names(root) if name.lower().endswith(suffix))
+
+
+def list_inputs(source: str | os.PathLike[str]) -> list[str]:
+    """Return the file itself, or all files below a folder, sorted."""
+    path = Path(source)
+    if not os.fspath(source) or not path.is_dir():  # an empty path would be the current folder
+        return [os.fspath(source)]
+    return sorted(str(file) for file in walk_files(path) if is_file(file))
 
 
 def walk_images(root: Path) -> Iterator[Path]:

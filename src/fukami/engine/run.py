@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from PIL.Image import Image
 
+from fukami.data.files import list_inputs
 from fukami.engine import checkpoint
 from fukami.engine.prediction import Prediction
 from fukami.engine.recipe import (
@@ -26,7 +27,6 @@ from fukami.engine.runtime import DEFAULT_TIMEOUT
 from fukami.engine.task import Metrics, Task
 from fukami.engine.train import RunOptions, run_training
 from fukami.errors import Error, UsageError
-from fukami.image import io as image_io
 from fukami.image.io import ImageSource
 
 ModelInput = ImageSource | torch.Tensor
@@ -95,7 +95,7 @@ class Model:
             Error: the only input cannot be read.
         """
         if isinstance(inputs, str | os.PathLike) and os.path.isdir(inputs):  # noqa: PTH112  it may be too long
-            return self.task.predict(image_io.list_files(inputs))
+            return self.task.predict(list_inputs(inputs))
         if isinstance(inputs, (*SINGLE_INPUTS, io.IOBase, Mapping)) or not isinstance(inputs, Iterable):
             if self.task.reads_positions:
                 return self.task.predict([_convert_tensor(inputs)])

@@ -13,7 +13,6 @@ import struct
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, TypedDict
 
 import numpy as np
@@ -65,14 +64,6 @@ class LabeledBox(TypedDict):
     label: str
     score: float
     box: Sequence[float]
-
-
-def list_files(source: str | os.PathLike[str]) -> list[str]:
-    """Return the file itself, or all files in a folder except hidden ones."""
-    path = Path(source)
-    if not os.fspath(source) or not path.is_dir():  # an empty path would be the current folder
-        return [os.fspath(source)]
-    return sorted(str(file) for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
 
 
 def read_image(
