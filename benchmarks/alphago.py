@@ -5,7 +5,7 @@
     python benchmarks/alphago.py policy OUT --data GAMES [--seeds 0] [OPTIONS]
     python benchmarks/alphago.py match RUN [--games 200] [--simulations 64]
     python benchmarks/alphago.py solver RUN [--games 200]
-    python benchmarks/alphago.py rates [--rounds 3]
+    python benchmarks/alphago.py rates [--rounds 3] [--precision float32]
     python benchmarks/alphago.py cost [--game connect4]
 
 ``connect4`` and ``go`` train from the command line, in folders of OUT: the command of a number of minutes is the one
@@ -17,9 +17,9 @@ rank of move 37 of its second game against Lee Sedol, file 00180.sgf of GAMES. `
 Go level 1, ``solver`` one of Connect Four against random optimal moves of the exact solver.
 
 ``rates`` counts the network evaluations per second of self-play with one thread: of ours, of the Monte Carlo tree
-search of open_spiel (the one of its AlphaZero) and of a plain tree search in Python, all with the same network, in
-turn. The other two evaluate it in PyTorch without further optimization. ``cost`` measures positions per second, where
-the time goes, and the memory. Results go to results.csv.
+search of open_spiel (the one of its AlphaZero) and of a plain tree search in Python, in turn, all with the same network
+and precision. The other two evaluate it in PyTorch without further optimization. ``cost`` measures positions per
+second, where the time goes, and the memory. Results go to results.csv.
 """
 
 import argparse
@@ -158,7 +158,7 @@ def measure_solver(options: argparse.Namespace) -> dict:
     return result
 
 
-def make_network() -> tuple:
+def make_network(precision: str) -> tuple:
     """Make the task of the default network with random weights, and its plain evaluation in PyTorch."""
     from fukami.engine.runtime import Runtime
     from fukami.self_play.alphago_zero import AlphaGoZero
@@ -169,22 +169,22 @@ def make_network() -> tuple:
     task = recipe.build_task(())
     for parameter in task.ema_model.heads.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
-    task.setup(Runtime.start("cpu", "float32", num_threads=1))
+    task.setup(Runtime.start("cpu", precision, num_threads=1))
     model = task.ema_model.eval()
 
     def evaluate(planes):
-        with torch.inference_mode():
+        with torch.inference_mode(), task.runtime.autocast():
             prediction = model(torch.from_numpy(planes))
-            return prediction.policy.numpy(), prediction.value.numpy()
+            return prediction.policy.float().numpy(), prediction.value.float().numpy()
 
     return task, evaluate
 
 
-def run_ours(pipe) -> None:
+def run_ours(precision: str, pipe) -> None:
     """Search the moves of self-play in groups; send the evaluations per second."""
     from fukami.self_play.search import CPU_GROUP_SIZE, SearchOptions, TreeSearch
 
-    task, _ = make_network()
+    task, _ = make_network(precision)
     evaluate, counts = task.build_evaluate(), [0]
 
     def count_evaluations(planes):
@@ -204,12 +204,12 @@ def run_ours(pipe) -> None:
     pipe.send(0)
 
 
-def run_open_spiel(pipe) -> None:
+def run_open_spiel(precision: str, pipe) -> None:
     """Search with open_spiel's tree search, whose evaluator calls the same network; send the evaluations per second."""
     import pyspiel
     from open_spiel.python.algorithms import mcts
 
-    _, evaluate = make_network()
+    _, evaluate = make_network(precision)
     counts = [0]
 
     class NetworkEvaluator(mcts.Evaluator):
@@ -256,9 +256,9 @@ class PlainNode:
         self.prior, self.visits, self.value_sum, self.children = prior, 0, 0.0, {}
 
 
-def run_plain(pipe) -> None:
+def run_plain(precision: str, pipe) -> None:
     """Search with a plain tree search in Python, one position at a time; send the evaluations per second."""
-    task, evaluate = make_network()
+    task, evaluate = make_network(precision)
     game, count = task.game, 0
 
     def expand(node, state):
@@ -310,18 +310,19 @@ def run_plain(pipe) -> None:
 
 def measure_rates(options: argparse.Namespace) -> None:
     """Measure the evaluations per second of all searches in turn, each with one thread."""
-    workers, names = [Worker(run_ours), Worker(run_plain)], ["ours", "a plain search in Python"]
+    functions, names = [run_ours, run_plain], ["ours", "a plain search in Python"]
     if check_installed("pyspiel", "open_spiel"):
-        workers.append(Worker(run_open_spiel))
+        functions.append(run_open_spiel)
         names.append("open_spiel's search")
+    workers = [Worker(function, options.precision) for function in functions]
     speeds = measure_in_turn(workers, 1, options.rounds, WARMUP_ROUNDS)
     for worker in workers:
         worker.request(0)
     for name, speed in zip(names[1:], speeds[1:], strict=True):
-        note = f"Connect Four, {SEARCH_SIMULATIONS} simulations, the same network, one thread; "
+        note = f"Connect Four, {SEARCH_SIMULATIONS} simulations, the same network, {options.precision}, one thread; "
         note += f"{speeds[0]:.4g} and {speed:.4g} per second"
         record("alphago-zero rates", f"relative evaluations per second vs. {name}", speeds[0] / speed,
-               command="python benchmarks/alphago.py rates", note=note)  # fmt: skip
+               command=f"python benchmarks/alphago.py rates --precision {options.precision}", note=note)  # fmt: skip
 
 
 def measure_cost(options: argparse.Namespace) -> None:
@@ -364,7 +365,9 @@ def main() -> None:
         command.add_argument("run")
         command.add_argument("--games", type=int, default=200)
         command.add_argument("--simulations", type=int, default=64 if name == "match" else 800)
-    commands.add_parser("rates").add_argument("--rounds", type=int, default=3)
+    rates = commands.add_parser("rates")
+    rates.add_argument("--rounds", type=int, default=3)
+    rates.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     cost = commands.add_parser("cost")
     cost.add_argument("out", type=Path)
     cost.add_argument("--game", default="connect4")
