@@ -58,7 +58,7 @@ class AlphaGoPolicy(Recipe):
     """Fraction of the training steps with a linear warm-up."""
     weight_decay: float = 1e-4
     """Weight decay."""
-    value_weight: float = 1.0
+    value_weight: float = 0.2
     """Weight of the loss of the value; 0: no such loss."""
     value_positions: int = 0
     """Positions per game in the loss of the value; fewer overfit less in several epochs, since all positions of a game
