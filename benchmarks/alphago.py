@@ -122,7 +122,8 @@ def measure_policy(options: argparse.Namespace) -> None:
         fields = " ".join([f"--data {shlex.quote(str(options.data))}", *options.more, f"--seed {seed}"])
         command = f"fukami train alphago-policy {fields}"
         run = options.out / f"policy-seed-{seed}"
-        metrics, seconds = train(command, run)
+        _, seconds = train(command, run)
+        metrics, _ = run_command(f"fukami eval {run}")
         context = {"seed": seed, "seconds": seconds, "command": strip_folders(shlex.split(command))}
         for name, part in (("games", metrics), ("AlphaGo's games", metrics["test_players"])):
             for metric in ("top1", "top5", "cross_entropy", "value_mse", "constant_mse", "winner_accuracy"):

@@ -176,6 +176,20 @@ def test_the_search_computes_the_network_faster_with_equal_results(precision):
     assert len(replaced) == (4 if precision == "float32" else 0)  # not the first, which has two channels
 
 
+@pytest.mark.parametrize("game", ["go5", "connect4"])
+def test_outputs_are_not_rounded_to_bfloat16(game):
+    """Otherwise many moves have equal logits."""
+    task = make(game=(game,), num_channels=16).build_task(())
+    for parameter in task.model.heads.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    states = play_random_states(task.game, 8)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        prediction = task.model.eval()(torch.from_numpy(task.game.planes(states)))
+    for outputs in prediction:
+        assert outputs.dtype == torch.float32
+        assert (outputs != outputs.bfloat16()).float().mean() > 0.9
+
+
 # ---- replay window --------------------------------------------------------------------------------------------------
 
 

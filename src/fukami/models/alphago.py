@@ -180,9 +180,9 @@ class BoardHeads(nn.Module):
 
     def forward(self, features: Tensor) -> BoardPrediction:
         """Compute the prediction from features ``(N, C, H, W)``."""
-        policy = self.policy(self.policy_conv(features).flatten(1))
+        policy = compute_outputs(self.policy, self.policy_conv(features).flatten(1))
         hidden = self.hidden(self.value_conv(features).flatten(1))
-        return BoardPrediction(policy.float(), self.value(hidden).float().tanh().squeeze(1))
+        return BoardPrediction(policy, compute_outputs(self.value, hidden).tanh().squeeze(1))
 
 
 class GoHeads(nn.Module):
@@ -204,14 +204,16 @@ class GoHeads(nn.Module):
         """Compute the prediction from features ``(N, C, H, W)``."""
         pooled = pool_globally(self.pooled_conv(features))
         points = (self.policy_conv(features) + self.policy_bias(pooled)[:, :, None, None]).relu()
-        policy = torch.cat([self.policy(points).flatten(1), self.pass_logit(pooled)], 1)
+        policy = torch.cat(
+            [compute_outputs(self.policy, points).flatten(1), compute_outputs(self.pass_logit, pooled)], 1
+        )
         values = self.value_conv(features)
         hidden = self.hidden(pool_globally(values))
-        prediction = BoardPrediction(policy.float(), self.value(hidden).float().tanh().squeeze(1))
+        prediction = BoardPrediction(policy, compute_outputs(self.value, hidden).tanh().squeeze(1))
         if self.score is None or self.owners is None:
             return prediction
-        score = SCORE_SCALE * self.score(hidden).float().squeeze(1)
-        return GoPrediction(*prediction, score, self.owners(values).float().tanh().flatten(1))
+        score = SCORE_SCALE * compute_outputs(self.score, hidden).squeeze(1)
+        return GoPrediction(*prediction, score, compute_outputs(self.owners, values).tanh().flatten(1))
 
 
 _Heads = BoardHeads | GoHeads
@@ -225,6 +227,16 @@ def pool_globally(features: Tensor) -> Tensor:
     mean = features.mean((2, 3))
     side = (features.shape[2] * features.shape[3]) ** 0.5
     return torch.cat([mean, mean * ((side - MEAN_SIZE) / SIZE_SCALE), features.amax((2, 3))], 1)
+
+
+def compute_outputs(layer: nn.Module, features: Tensor) -> Tensor:
+    """Compute the outputs of a layer in float32, or in half precision if its weights are stored in it.
+
+    Also under autocast: with the eight bits of bfloat16, the best of 362 moves often have equal logits.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        outputs: Tensor = layer(features.to(next(layer.parameters()).dtype))
+    return outputs.float()
 
 
 def init_output_layers(*layers: nn.Module) -> None:
