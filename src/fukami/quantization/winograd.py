@@ -40,6 +40,11 @@ Array = npt.NDArray[np.float32]
 Transform = Callable[..., None]
 
 
+def is_faster_than_direct() -> bool:
+    """Return whether the convolution is faster here than torch's, which is 1.5 times as fast with AVX-512."""
+    return torch.backends.cpu.get_cpu_capability() != "AVX512"
+
+
 def replace_convolutions(network: nn.Module) -> None:
     """Replace the 3×3 convolutions with stride 1 of a network in float32 on the CPU; the network is for inference."""
     for name, module in list(network.named_modules()):

@@ -21,7 +21,7 @@ from fukami.image.channels import ChannelSource
 from fukami.models.alphago import SCORE_SCALE, AlphaGoZero, BoardPrediction, GoPrediction
 from fukami.progress import track
 from fukami.quantization import half_precision
-from fukami.quantization.winograd import replace_convolutions
+from fukami.quantization.winograd import is_faster_than_direct, replace_convolutions
 from fukami.self_play.collector import BoardBatch, SelfPlayCollector
 from fukami.self_play.evaluation import BoardEvaluation, MatchResults, MoveResults
 from fukami.self_play.game import Game, States
@@ -195,7 +195,7 @@ class SelfPlayTask(Task):
         """Return a copy of a network that computes the same, faster."""
         network = model.fuse_batch_norm()
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if self.runtime.precision == "float32":
+        if self.runtime.precision == "float32" and is_faster_than_direct():
             replace_convolutions(network)
         return network
 
