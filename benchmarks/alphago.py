@@ -322,7 +322,8 @@ def measure_rates(options: argparse.Namespace) -> None:
     for name, speed in zip(names[1:], speeds[1:], strict=True):
         note = f"Connect Four, {SEARCH_SIMULATIONS} simulations, the same network, one thread; "
         note += f"{speeds[0]:.4g} and {speed:.4g} per second"
-        record("alphago-zero rates", f"relative evaluations per second in {options.precision} vs. {name}", speeds[0] / speed,
+        metric = f"relative evaluations per second in {options.precision} vs. {name}"
+        record("alphago-zero rates", metric, speeds[0] / speed,
                command=f"python benchmarks/alphago.py rates --precision {options.precision}", note=note)  # fmt: skip
 
 
