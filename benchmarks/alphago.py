@@ -176,7 +176,7 @@ def make_network(precision: str) -> tuple:
     def evaluate(planes):
         with torch.inference_mode(), task.runtime.autocast():
             prediction = model(torch.from_numpy(planes))
-            return prediction.policy.float().numpy(), prediction.value.float().numpy()
+            return prediction.policy.numpy(), prediction.value.numpy()
 
     return task, evaluate
 
