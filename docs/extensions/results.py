@@ -42,24 +42,24 @@ def load_rows() -> list[dict[str, str]]:
 
 
 def find_rows(claim: dict[str, Any]) -> list[dict[str, str]]:
-    """Find the rows of a claim, one for each seed.
+    """Find the rows of a claim, one for each seed; the commit may be followed by flags that select by the command.
 
     Raises:
         LookupError: there are none, or several for a seed.
     """
-    names = ("benchmark", "metric", "commit")
-    rows = [row for row in load_rows() if all(row[name] == claim[name] for name in names)]
+    commit, _, flags = claim["commit"].partition(" ")
+    key = {"benchmark": claim["benchmark"], "metric": claim["metric"], "commit": commit}
+    rows = [row for row in load_rows() if key.items() <= row.items() and flags in row["command"]]
     seeds = [row["seed"] for row in rows]
     if not rows or len(set(seeds)) < len(seeds):
-        raise LookupError(f"{len(rows)} rows of results.csv have {', '.join(claim[name] for name in names)}, with the "
-                          f"seeds {seeds}; expected one for each seed")  # fmt: skip
+        found = f"{len(rows)} rows of results.csv have {', '.join(key.values())} {flags}, with the seeds {seeds}"
+        raise LookupError(f"{found}; expected one for each seed")
     return rows
 
 
 def format_value(claim: dict[str, Any], value: float, language: str = "en") -> str:
     """Format a value of a claim."""
-    text: str = claim["text" if language == "en" else language]
-    return text.format(value * claim.get("scale", 1)).replace("%", " %")
+    return str(claim["text" if language == "en" else language]).format(value * claim.get("scale", 1)).replace("%", " %")
 
 
 def format_claim(claim: dict[str, Any], language: str = "en") -> str:

@@ -56,6 +56,16 @@ def test_a_claim_with_two_rows_of_a_seed_is_an_error(monkeypatch):
         results.format_claim(claim)
 
 
+def test_flags_after_the_commit_select_rows_by_their_command():
+    benchmark = {"benchmark": "dcgan cifar10", "metric": "frechet_vgg16"}
+    (row,) = results.find_rows({**benchmark, "commit": "a665d22 --stable"})
+    assert "--lr 0.0004 --stable" in row["command"]
+    with pytest.raises(LookupError, match="4 rows"):
+        results.find_rows({**benchmark, "commit": "a665d22"})
+    with pytest.raises(LookupError, match="0 rows"):
+        results.find_rows({**benchmark, "commit": "a665d22 --unknown"})
+
+
 def test_what_has_no_claim_is_not_measured():
     assert results.build_page_table("landmarks/alexnet.md") == "Not measured.\n"
     with pytest.raises(LookupError, match=r"no landmark with the page landmarks/unknown\.md"):
