@@ -1,6 +1,7 @@
 # Image that serves a run as a user without privileges:
 #   docker build --tag fukami .
-#   docker run --publish 8000:8000 --volume "$PWD/runs:/runs:ro" fukami serve /runs/resnet18 --host 0.0.0.0
+#   docker run --publish 127.0.0.1:8000:8000 --volume "$PWD/runs:/runs:ro" fukami serve /runs/resnet18 --host 0.0.0.0
+# To open the server to a network, set a token: --env FUKAMI_TOKEN.
 # For NVIDIA GPUs, build with --build-arg TORCH_BACKEND=cu130 and run with --gpus all.
 FROM python:3.13-slim
 ARG TORCH_BACKEND=cpu

@@ -24,7 +24,7 @@ DIRECTIVE = re.compile(r"^```\{results\} *(\S*)\n```$", re.MULTILINE)
 ROLE = re.compile(r"\{(value|seconds)\}`([^`]+)`")
 HEADERS = {
     "en": ("landmark", "source", "task", "published result", "our result", "bundled weights"),
-    "ja": ("手法", "出典", "タスク", "出典の結果", "本実装の結果", "同梱の重み"),
+    "ja": ("手法", "出典", "タスク", "公表値", "本実装の結果", "同梱の重み"),
 }
 NOT_MEASURED = {"en": "not measured", "ja": "未測定"}
 

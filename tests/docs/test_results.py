@@ -32,6 +32,16 @@ def test_the_list_of_recipes_has_the_same_results():
     assert {name: entry.result for name, entry in RECIPES.items() if entry.result} == results.list_recipe_results()
 
 
+def test_the_list_of_recipes_has_the_same_published_results():
+    published = {
+        recipes[0]: landmark["published"].split()[0]
+        for landmark in results.load_landmarks()
+        if (recipes := [claim["recipe"] for claim in landmark.get("claims", ()) if "recipe" in claim])
+    }
+    assert len(published) == 16
+    assert published == {recipe: RECIPES[recipe].paper_result.split()[0] for recipe in published}
+
+
 def test_a_claim_is_the_mean_over_the_seeds():
     values = [float(row["value"]) for row in read_accuracy_rows()]
     assert len(values) == 5

@@ -18,7 +18,7 @@ class GoogLeNet(ClassificationRecipe):
     """GoogLeNet: nine inception blocks and two auxiliary classifiers (Szegedy et al. 2015, table 1).
 
     Result: 65.67 % test accuracy on CIFAR-10 in JPEG files at 32 pixels after 5 epochs in 12 minutes on 2 cores of an
-    AMD EPYC. The paper: 93.33 % top-5 accuracy on ImageNet with 7 networks and 144 crops.
+    AMD EPYC. The paper: 89.93 % top-5 accuracy on ImageNet with one crop.
 
     Example:
         fukami train googlenet --data flowers --init imagenet
