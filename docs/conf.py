@@ -1,5 +1,6 @@
 """Configuration of Sphinx; `make docs` builds the pages of this folder into `_build`."""
 
+import os
 import sys
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -45,10 +46,16 @@ html_theme = "furo"
 html_title = f"fukami {release}"
 html_show_sourcelink = False
 html_theme_options = {"navigation_with_keys": True}
+if repository := os.environ.get("GITHUB_REPOSITORY"):  # in a workflow of GitHub: links from each page to its source
+    html_theme_options |= {
+        "source_repository": f"https://github.com/{repository}/",
+        "source_branch": "main",
+        "source_directory": "docs/",
+    }
 
 
 def setup(app):
-    """Show the docstrings of fields unchanged."""
+    """Show the docstrings of fields unchanged, and set the language of the Japanese pages."""
     fields = {}  # napoleon would parse the text before a colon in their docstrings as a type
 
     def keep(app, what, name, obj, options, lines):
@@ -58,5 +65,10 @@ def setup(app):
     def restore(app, what, name, obj, options, lines):
         lines[:] = fields.pop(name, lines)
 
+    def set_language(app, name, template, context, doctree):
+        if name.startswith("ja/"):
+            context["language"] = "ja"
+
+    app.connect("html-page-context", set_language)
     app.connect("autodoc-process-docstring", keep, priority=400)
     app.connect("autodoc-process-docstring", restore, priority=600)
