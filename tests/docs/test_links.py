@@ -1,4 +1,7 @@
-"""Tests of the links in the READMEs and the other pages of the root; the build of the documentation checks its own."""
+"""Tests of the figures of all pages, and of the links in the READMEs and the other pages of the root.
+
+The build of the documentation checks its own links.
+"""
 
 import re
 from pathlib import Path
@@ -7,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob(".github/**/*.md")]
+FIGURE = re.compile(r"```\{figure\} (\S+)\n((?::.*\n)*)\n((?:.*\n)*?)```")
 LINK = re.compile(r"\]\(([^)\s]+)\)|<(?:img|a)\b[^>]*?(?:src|href)=\"([^\"]+)\"")
 ACTIONS = "../../actions/"  # pages of the repository beside its files: the badge
 
@@ -28,3 +32,19 @@ def test_readmes_have_links_and_images():
     for name in ("README.md", "README.ja.md"):
         assert len(list_links(ROOT / name)) > 40
         assert "docs/figures/hero.webp" in list_links(ROOT / name)
+
+
+def test_figures_have_a_description_and_a_caption_and_the_page_their_origin():
+    pages = {}
+    for path in (ROOT / "docs").rglob("*.md"):
+        text = path.read_text(encoding="utf-8")
+        pages[path.name] = FIGURE.findall(text)
+        assert text.count("{figure}") == len(pages[path.name]), path
+        assert "![" not in text, path
+    assert sum(map(len, pages.values())) > 40
+    for page, figures in pages.items():
+        assert all(":alt: " in options and caption.strip() for _, options, caption in figures), page
+        if figures:
+            assert re.search(
+                r"`[^`]*(scripts/\w+\.py|python |fukami )[^`]*`", "".join(figure[2] for figure in figures)
+            ), page
