@@ -105,7 +105,9 @@ def build_page_table(page: str) -> str:
         spread = f"{low} to {high}, standard deviation {deviation}" if len(values) > 1 else "–"
         lines.append((format_claim(claim), spread, f"{claim['benchmark']}, {claim['metric']}", f"`{claim['commit']}`",
                       rows[0]["hardware"], f"`{rows[0]['command']}`"))  # fmt: skip
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return (
+        "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + "\nThe commands have the flags of their commits.\n"
+    )
 
 
 def format_role(match: re.Match[str]) -> str:

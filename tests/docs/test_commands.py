@@ -104,6 +104,12 @@ def list_commands(text, languages="bash|text"):
     return [command[command.index("fukami") + 1 :] for command in words]
 
 
+def list_inline_commands(text):
+    """List the arguments of the fukami commands in sentences and tables."""
+    text = re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
+    return [shlex.split(command) for command in re.findall(r"`fukami ([^`]+)`", text)]
+
+
 def list_flags(arguments):
     return {argument[2:].partition("=")[0] for argument in arguments if re.match(r"--\w", argument)}
 
@@ -123,7 +129,8 @@ def has_recipe(name, arguments):
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_recipes_and_flags_exist(path, fukami):
-    for name, *arguments in list_commands(path.read_text(encoding="utf-8")):
+    text = path.read_text(encoding="utf-8")
+    for name, *arguments in list_commands(text) + list_inline_commands(text):
         if not re.match("[a-z]", name):
             continue  # --help, --version, a placeholder, or output
         assert name in COMMANDS, name

@@ -1,6 +1,7 @@
 """Tests of the results that the READMEs, the pages and ``fukami list`` state: all are computed from results.csv."""
 
 import csv
+import re
 from pathlib import Path
 from statistics import mean
 
@@ -26,6 +27,26 @@ def test_the_readmes_have_the_current_table(name, language):
     assert results.update_readme(ROOT / name, language) == text
     table = results.MARKERS.search(text)[0]
     assert table.count("| [") == len(results.load_landmarks())
+
+
+def test_the_readmes_state_the_mean_accuracy_of_the_runs_of_the_bundled_weights():
+    claim = {"benchmark": "deep-convnet mnist bundled", "metric": "test accuracy", "commit": "9217520"}
+    rows = results.find_rows(claim)
+    accuracy = f"{100 * mean(float(row['value']) for row in rows):.2f} %"
+    assert len(rows) == 5
+    assert f"the mean of the five is {accuracy}" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"5 シードの平均は {accuracy} です" in (ROOT / "README.ja.md").read_text(encoding="utf-8")
+
+
+def test_the_page_on_history_has_the_errors_of_its_csv_file():
+    with (ROOT / "docs/history/ilsvrc.csv").open(newline="", encoding="utf-8") as file:
+        known = {(row["year"], float(row["top5_error_percent"])) for row in csv.DictReader(file)}
+    page = (ROOT / "docs/history.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (20\d\d)(?:, second)? \|(?:[^|]*\|){3} ([\d.]+) \|", page, re.MULTILINE)
+    assert len(rows) == 10
+    for year, error in rows:
+        digits = len(error.partition(".")[2])
+        assert (year, float(error)) in {(other, round(value, digits)) for other, value in known}, (year, error)
 
 
 def test_the_list_of_recipes_has_the_same_results():
