@@ -6,6 +6,7 @@ python docs/figures/scripts/alphago.py
 
 import csv
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +40,8 @@ ARROWS = [
 ]
 BOX_WIDTH, BOX_HEIGHT = 3.9, 1.25
 CURVE_COLORS = ["#2f6fae", "#c0662b", "#4f8a3f", "#7a4fa0", "#a03d4f", "#3d8a8a"]
+GO_LABELS = {"go5": "5×5", "go7": "7×7", "go9": "9×9"}
+DEFAULT_POSITIONS = 160_000  # of Connect Four
 RESULTS = Path(__file__).parents[3] / "benchmarks" / "results.csv"
 
 
@@ -120,39 +123,31 @@ def draw_training() -> Figure:
     return figure
 
 
-def read_curves(game: str) -> Iterator[tuple[str, str, list[float], list[float]]]:
-    """Read the latest learning curves of a game: the benchmark, the seed, the minutes and the values in percent."""
+def read_curves(game: str) -> Iterator[tuple[str, list[float], list[float]]]:
+    """Read the latest learning curves of a game: the label, the minutes and the values in percent."""
     with RESULTS.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["benchmark"].startswith(f"alphago-zero {game} ")]
     rows = [row for row in rows if row["benchmark"].endswith("learning curve")]
     runs = itertools.groupby(rows, lambda row: (row["benchmark"], row["seed"], row["commit"]))
     curves = {key[:2]: list(part) for key, part in runs}  # of the latest commit
-    for (benchmark, seed), part in curves.items():
-        points = [(float(row["seconds"]) / 60, 100 * float(row["value"])) for row in part]
-        minutes, values = zip(*points, strict=True)
-        yield benchmark.removesuffix(", learning curve"), seed, list(minutes), list(values)
+    for part in curves.values():
+        positions = re.search(r"--positions (\d+)", part[0]["command"])
+        label = GO_LABELS.get(game, f"{int(positions[1]) if positions else DEFAULT_POSITIONS:,} positions")
+        yield label, [float(row["seconds"]) / 60 for row in part], [100 * float(row["value"]) for row in part]
 
 
 def draw_curves() -> Figure:
-    """Draw the strength over the minutes of training, in a panel for Connect Four and one for Go, if measured."""
-    panels = [
-        (label, curves)
-        for label, games in (
-            ("optimal moves, %", ["connect4"]),
-            ("score against GNU Go level 1, %", ["go5", "go7", "go9"]),
-        )
-        if (curves := [curve for game in games for curve in read_curves(game)])
-    ]
+    """Draw the strength over the minutes of training, in a panel for Connect Four and one for Go."""
+    panels = ("Connect Four: optimal moves, %", ["connect4"]), ("Go: score against GNU Go level 1, %", list(GO_LABELS))
     figure = Figure(figsize=(5.4 * len(panels), 3.6), facecolor="white", layout="constrained")
-    for axes, (label, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    for axes, (title, games) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         colors: dict[str, str] = {}
-        for benchmark, _, minutes, values in curves:
-            is_first = benchmark not in colors
-            color = colors.setdefault(benchmark, CURVE_COLORS[len(colors)])
-            name = benchmark.removeprefix("alphago-zero ") if is_first else None
-            axes.plot(minutes, values, color=color, marker="o", ms=3, lw=1.4, label=name)
+        for label, minutes, values in (curve for game in games for curve in read_curves(game)):
+            is_first = label not in colors
+            color = colors.setdefault(label, CURVE_COLORS[len(colors)])
+            axes.plot(minutes, values, color=color, marker="o", ms=3, lw=1.4, label=label if is_first else None)
+        axes.set_title(title, fontsize=10, loc="left")
         axes.set_xlabel("minutes of training")
-        axes.set_ylabel(label)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color=RULE, lw=0.5)
         axes.legend(frameon=False, fontsize=9, loc="lower right")
