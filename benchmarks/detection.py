@@ -180,11 +180,10 @@ class TorchvisionCandidate:
 def train_and_record(name: str, line: str, options: argparse.Namespace) -> None:
     """Train with each seed from the command line, and record the metrics."""
     for seed, result, seconds, command in train_seeds(line, options):
-        note = "AP of each class: "
-        note += ", ".join(f"{label} {metrics['ap']:.3f}" for label, metrics in result["classes"].items())
-        for metric in ("map", "coco_ap"):
-            record(f"faster-rcnn-vgg16 {name}", metric, result[metric], seed=seed, seconds=seconds, command=command,
-                   note=note)  # fmt: skip
+        values = {metric: result[metric] for metric in ("map", "coco_ap")}
+        values |= {f"AP of {label}": metrics["ap"] for label, metrics in result["classes"].items()}
+        for metric, value in values.items():
+            record(f"faster-rcnn-vgg16 {name}", metric, value, seed=seed, seconds=seconds, command=command)
 
 
 def compare_on_animals(options: argparse.Namespace) -> None:

@@ -85,28 +85,14 @@ def train_stages(options: argparse.Namespace, note: Callable[..., None]) -> None
     _, seconds = run_command(f"{command.format(weights=options.weights)} --out {options.out}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     processor_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    context = {"command": recorded_command, "seed": options.seed, "seconds": seconds}
     for name, folder in STAGES.items():
-        lines = (options.out / folder / "metrics.jsonl").read_text().splitlines()
-        metrics = json.loads(lines[-1])
-        note(
-            f"rcnn {options.data}",
-            f"mAP, {name}",
-            metrics["map"],
-            command=recorded_command,
-            seed=options.seed,
-            seconds=seconds,
-        )
-        note(
-            f"rcnn {options.data}", f"COCO AP, {name}", metrics["coco_ap"], command=recorded_command, seed=options.seed
-        )
-    note(
-        f"rcnn {options.data}",
-        "processor seconds",
-        processor_seconds,
-        command=recorded_command,
-        seed=options.seed,
-        seconds=seconds,
-    )
+        metrics = json.loads((options.out / folder / "metrics.jsonl").read_text().splitlines()[-1])
+        values = {"mAP": metrics["map"], "COCO AP": metrics["coco_ap"]}
+        values |= {f"AP of {label}": part["ap"] for label, part in metrics["classes"].items()}
+        for metric, value in values.items():
+            note(f"rcnn {options.data}", f"{metric}, {name}", value, **context)
+    note(f"rcnn {options.data}", "processor seconds", processor_seconds, **context)
 
 
 def measure_speed(options: argparse.Namespace, note: Callable[..., None]) -> None:
