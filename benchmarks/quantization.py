@@ -52,6 +52,8 @@ PLOTTED = {
     "DeepConvNet on MNIST": ("deep-convnet-mnist", "deep-convnet-mnist-int8", "binary-deep-convnet-mnist"),
     "ResNet-20 on CIFAR-10": ("resnet20-cifar10", "resnet20-cifar10-int8"),
 }
+MARKERS = "osDv^x*"  # of the precisions
+COLORS = ["#23303d", "#1f5c99", "#4f9ac0", "#c0662b", "#7a4fa0", "#4f8a3f", "#a03d4f"]
 
 
 def time_in_turn(**functions):
@@ -293,9 +295,9 @@ def format_table(points):
     header = ("", "accuracy", "as float32", "file, kB", "memory for 1, MB", "for 256, MB", "speed, 1", "speed, 256")
     lines = [header, ("---",) * len(header)]
     for label, metrics in points:
-        agreement = "" if label == "1 bit" else f"{metrics['agreement with float32']:.2%}"
+        agreement = "" if label == "1 bit" else f"{100 * metrics['agreement with float32']:.2f} %"
         lines.append((
-            label, f"{metrics['test accuracy']:.2%}", agreement, f"{metrics['bytes of the file'] / 1e3:,.1f}",
+            label, f"{100 * metrics['test accuracy']:.2f} %", agreement, f"{metrics['bytes of the file'] / 1e3:,.1f}",
             f"{metrics['memory for one image, MB']:.1f}", f"{metrics['memory for 256 images, MB']:.1f}",
             f"{metrics['one image']:.2f}×", f"{metrics['256 images']:.2f}×",
         ))  # fmt: skip
@@ -306,7 +308,8 @@ def draw_panels(top, bottom, title, points):
     """Plot the error over the file size, and below it the speedup of each precision over float32."""
     sizes = [metrics["bytes of the file"] / 1e3 for _, metrics in points]
     errors = [100 * (1 - metrics["test accuracy"]) for _, metrics in points]
-    top.scatter(sizes, errors, color="#1f5c99", zorder=3)
+    for (label, _), size, error, marker, color in zip(points, sizes, errors, MARKERS, COLORS, strict=False):
+        top.plot(size, error, marker, ms=8, mew=1.6, mfc="none", color=color, label=label)
     top.set_xscale("log")
     top.set_xlim(min(sizes) / 1.7, max(sizes) * 1.5)
     ticks = sorted({round(size, -1) for size in sizes})
@@ -314,9 +317,7 @@ def draw_panels(top, bottom, title, points):
     top.set_xticks([], minor=True)
     top.set(title=title, xlabel="file, kB", ylabel="test error, %")
     top.set_ylim(0, 1.35 * max(errors))
-    for index, (label, size, error) in enumerate(zip([label for label, _ in points], sizes, errors, strict=True)):
-        top.annotate(label, (size, error), (0, 8 + 11 * (index % 3)), textcoords="offset points", ha="center",
-                       fontsize=8)  # fmt: skip
+    top.legend(frameon=False, fontsize=8, loc="lower center", ncols=2)
     for offset, count, color in ((-0.2, "one image", "#1f5c99"), (0.2, "256 images", "#9cc3e6")):
         positions = [position + offset for position in range(len(points))]
         bars = bottom.bar(positions, [metrics[count] for _, metrics in points], 0.38, label=count, color=color)
