@@ -1,14 +1,17 @@
 """Draw show-and-tell.webp of docs/landmarks/show-and-tell.md: good and bad captions of test images of Flickr8k.
 
-    python docs/figures/scripts/captions.py RUN
+    python docs/figures/scripts/captions.py RUN [--ranks 1 3 75 95]
 
+The script prints all captions in the order of their scores; two correct and two wrong ones are chosen by their ranks.
 RUN is a run of this command, one minute on two cores; flickr8k-1000 is in $FUKAMI_DATA, and FILE contains the
 convolutions of VGG-16 (vgg16_features_imagenet.safetensors):
 
     fukami train show-and-tell --data flickr8k-1000 --encoder vgg16 --init FILE --epochs 10 --eval-every 10
 """
 
+import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +23,11 @@ from fukami.captioning import tokenizer
 from fukami.engine import checkpoint
 
 LINE_LENGTH = 25  # characters per line below an image
-RANKS = (0.05, 0.25, 0.75, 0.95)  # of the captions by CIDEr-D, the best first
 GOOD, BAD, INK, GRAY = "#2b8a3e", "#c92a2a", "#23303d", "#5b6670"
 
 
-def plot_captions(run: Path) -> Figure:
-    """Plot the images at some ranks, each with its score, the generated caption and a human caption."""
+def plot_captions(run: Path, ranks: Sequence[int]) -> Figure:
+    """Plot two images with good and two with bad captions, each with its score, the caption and a human caption."""
     task = checkpoint.load_task(run, device="cpu")
     recipe, _ = checkpoint.read_recipe(run)
     eval_data = recipe.load_eval_data().eval_batches
@@ -33,12 +35,14 @@ def plot_captions(run: Path) -> Figure:
     scores = np.array(captioning_metrics.compute_cider(results.tokenized_captions, results.matched_references))
     indices, captions = list(results.captions), list(results.captions.values())
     order = np.argsort(-scores, kind="stable")
+    for rank, position in enumerate(order.tolist(), start=1):
+        sys.stdout.write(f"{rank:3} {scores[position]:.2f} {captions[position]}\n")
     figure = Figure(figsize=(10, 4.3))
-    for column, rank in enumerate(RANKS):
-        position = int(order[int(rank * len(order))])
+    for column, rank in enumerate(ranks):
+        position = int(order[rank - 1])
         image = eval_data.images[indices[position]].permute(1, 2, 0).numpy()
         reference = tokenizer.detokenize(results.matched_references[position][0], results.tokenizer)
-        is_good = scores[position] > np.median(scores)
+        is_good = column < len(ranks) // 2
         left = 0.01 + 0.2475 * column
         axes = figure.add_axes((left, 0.35, 0.2375, 0.553))
         axes.imshow(image)
@@ -57,5 +61,8 @@ def plot_captions(run: Path) -> Figure:
 if __name__ == "__main__":
     parser = create_parser(__doc__)
     parser.add_argument("run", type=Path, help="Run on flickr8k-1000.")
+    parser.add_argument(
+        "--ranks", type=int, nargs=4, default=[1, 3, 75, 95], help="Two good captions, and two bad ones."
+    )
     options = parser.parse_args()
-    save_image(render_figure(plot_captions(options.run)), options.out / "show-and-tell.webp")
+    save_image(render_figure(plot_captions(options.run, options.ranks)), options.out / "show-and-tell.webp")
