@@ -53,7 +53,6 @@ PLOTTED = {
     "ResNet-20 on CIFAR-10": ("resnet20-cifar10", "resnet20-cifar10-int8"),
 }
 MARKERS = "osDv^x*"  # of the precisions
-COLORS = ["#23303d", "#1f5c99", "#4f9ac0", "#c0662b", "#7a4fa0", "#4f8a3f", "#a03d4f"]
 
 
 def time_in_turn(**functions):
@@ -295,21 +294,21 @@ def format_table(points):
     header = ("", "accuracy", "as float32", "file, kB", "memory for 1, MB", "for 256, MB", "speed, 1", "speed, 256")
     lines = [header, ("---",) * len(header)]
     for label, metrics in points:
-        agreement = "" if label == "1 bit" else f"{100 * metrics['agreement with float32']:.2f} %"
+        agreement = "" if label == "1 bit" else f"{metrics['agreement with float32']:.2%}"
         lines.append((
-            label, f"{100 * metrics['test accuracy']:.2f} %", agreement, f"{metrics['bytes of the file'] / 1e3:,.1f}",
+            label, f"{metrics['test accuracy']:.2%}", agreement, f"{metrics['bytes of the file'] / 1e3:,.1f}",
             f"{metrics['memory for one image, MB']:.1f}", f"{metrics['memory for 256 images, MB']:.1f}",
             f"{metrics['one image']:.2f}×", f"{metrics['256 images']:.2f}×",
         ))  # fmt: skip
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines).replace("%", " %")
 
 
 def draw_panels(top, bottom, title, points):
     """Plot the error over the file size, and below it the speedup of each precision over float32."""
     sizes = [metrics["bytes of the file"] / 1e3 for _, metrics in points]
     errors = [100 * (1 - metrics["test accuracy"]) for _, metrics in points]
-    for (label, _), size, error, marker, color in zip(points, sizes, errors, MARKERS, COLORS, strict=False):
-        top.plot(size, error, marker, ms=8, mew=1.6, mfc="none", color=color, label=label)
+    for (label, _), size, error, marker in zip(points, sizes, errors, MARKERS, strict=False):
+        top.plot(size, error, marker, ms=8, mew=1.6, mfc="none", label=label)
     top.set_xscale("log")
     top.set_xlim(min(sizes) / 1.7, max(sizes) * 1.5)
     ticks = sorted({round(size, -1) for size in sizes})

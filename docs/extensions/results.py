@@ -49,11 +49,11 @@ def find_rows(claim: dict[str, Any]) -> list[dict[str, str]]:
     """
     commit, _, flags = claim["commit"].partition(" ")
     key = {"benchmark": claim["benchmark"], "metric": claim["metric"], "commit": commit}
-    rows = [row for row in load_rows() if key.items() <= row.items() and flags in row["command"]]
+    pattern = rf"{re.escape(flags)}(?!\S)"
+    rows = [row for row in load_rows() if key.items() <= row.items() and re.search(pattern, row["command"])]
     seeds = [row["seed"] for row in rows]
     if not rows or len(set(seeds)) < len(seeds):
-        found = f"{len(rows)} rows of results.csv have {', '.join(key.values())} {flags}, with the seeds {seeds}"
-        raise LookupError(f"{found}; expected one for each seed")
+        raise LookupError(f"{len(rows)} rows have {', '.join(key.values())} {flags}; expected one for each seed")
     return rows
 
 
@@ -105,9 +105,7 @@ def build_page_table(page: str) -> str:
         spread = f"{low} to {high}, standard deviation {deviation}" if len(values) > 1 else "–"
         lines.append((format_claim(claim), spread, f"{claim['benchmark']}, {claim['metric']}", f"`{claim['commit']}`",
                       rows[0]["hardware"], f"`{rows[0]['command']}`"))  # fmt: skip
-    return (
-        "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + "\nThe commands have the flags of their commits.\n"
-    )
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + "\nFlags are those of the commit.\n"
 
 
 def format_role(match: re.Match[str]) -> str:

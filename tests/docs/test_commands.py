@@ -142,7 +142,9 @@ def test_commands_recipes_and_flags_exist(path, fukami):
 
 
 def test_the_pages_have_commands():
-    assert sum(len(list_commands(path.read_text(encoding="utf-8"))) for path in PAGES) > 200
+    texts = [path.read_text(encoding="utf-8") for path in PAGES]
+    assert sum(len(list_commands(text)) for text in texts) > 200
+    assert sum(len(list_inline_commands(text)) for text in texts) > 150
 
 
 # ---- running the commands -------------------------------------------------------------------------------------------

@@ -38,8 +38,8 @@ def test_figures_have_a_description_and_a_caption_and_the_page_their_origin():
     pages = {}
     for path in (ROOT / "docs").rglob("*.md"):
         text = path.read_text(encoding="utf-8")
-        pages[path.name] = FIGURE.findall(text)
-        assert text.count("{figure}") == len(pages[path.name]), path
+        pages[path] = FIGURE.findall(text)
+        assert text.count("{figure}") == len(pages[path]), path
         assert "![" not in text, path
     assert sum(map(len, pages.values())) > 40
     for page, figures in pages.items():
