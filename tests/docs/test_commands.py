@@ -46,8 +46,9 @@ SMALL = {
     "encoder": "resnet20", "epochs": "1", "eval-episodes": "2", "eval-games": "2", "eval-opponent": "random",
     "eval-samples": "40", "num-filters": "4", "games": "2", "hidden": "8", "iterations": "2", "learning-starts": "1000",
     "max-size": "96", "min-size": "64", "min-word-count": "1", "num-blocks": "1", "num-channels": "4",
-    "num-games": "16", "num-seeds": "2", "num-steps": "10", "positions": "1200", "self-play-simulations": "2",
-    "simulations": "2", "size": "64", "steps": "1200", "weights": "", "width-multiplier": "0.0625",
+    "num-games": "16", "num-seeds": "2", "num-steps": "10", "positions": "1200", "processes": "2",
+    "self-play-simulations": "2", "simulations": "2", "size": "64", "steps": "1200", "weights": "",
+    "width-multiplier": "0.0625",
 }  # fmt: skip
 UNCHANGED = {  # fields that these recipes need
     "alphago-policy": ("size",),
@@ -165,7 +166,8 @@ def shrink(fukami, command):
             arguments[index : index + 2] = ["--init", f"runs/{arguments[0]}"] if "--freeze" in arguments else []
     arguments = [DATASETS.get(word, word) for word in arguments]
     flags = get_flags(fukami, name, *arguments[: has_recipe(name, arguments)])
-    flags = flags - ({"games", "num-seeds", *(["simulations"] if name == "play" else [])} - list_flags(arguments))
+    optional = {"games", "num-seeds", "processes", *(["simulations"] if name == "play" else [])}  # only where given
+    flags = flags - (optional - list_flags(arguments))
     small = {flag: value for flag, value in SMALL.items() if flag in flags}
     small = {flag: value for flag, value in small.items() if flag not in UNCHANGED.get("".join(arguments[:1]), ())}
     if "--cycles" in arguments:
