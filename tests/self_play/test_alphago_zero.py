@@ -760,6 +760,15 @@ def test_more_simulations_and_drawings(run, tmp_path, fukami):
     assert (tmp_path / "out" / "index.html").exists()
 
 
+def test_unreadable_positions_are_named_and_counted(run, tmp_path, fukami):
+    file = tmp_path / "positions.txt"
+    file.write_text("\n".join(["." * 42, "?" * 42, "", "." * 41, "x" + "." * 41]))
+    result = fukami("predict", run, file)
+    assert (result.status, [line["line"] for line in result.json]) == (1, [1])
+    assert "3 of 4 positions could not be processed" in result.err
+    assert all(f"line {line}" in result.err for line in (2, 4, 5))
+
+
 def test_averages_over_symmetries_do_not_depend_on_the_orientation(run, tmp_path):
     rows = ["xo..xx.", ".o..o..", ".......", ".......", ".......", "......."]
     file = tmp_path / "positions.txt"

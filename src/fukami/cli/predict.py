@@ -118,12 +118,13 @@ def command(arguments: list[str]) -> None:
         set_detection_options(task, confidence=confidence, tile_size=tiles)
         has_frames = fps > 0 or any(map(video.is_video, files))
         writer = build_writer(format, files, task.labels, out, has_frames=has_frames)
-        failed = 0
+        failed, count = 0, 0
         with writer, PredictionPage(None if format == "yolo" else out, task, files) as page:
             for are_videos, group in itertools.groupby(files, video.is_video):
                 if are_videos:
                     for file in group:
                         failed += _predict_video(task, file, video.read_frames(file, frame_interval), page, writer)
+                        count += 1
                 elif fps:
                     images = list(group)
                     name = Path(images[0]).resolve().parent.name or "video"
@@ -131,12 +132,16 @@ def command(arguments: list[str]) -> None:
                     frames = video.read_image_sequence(images, fps, errors)
                     failed += _predict_video(task, name, frames, page, writer)
                     failed += len(errors)
+                    count += len(images)
                     for error in errors:
                         print_line(f"fukami: {error}")
                 else:
-                    failed += _predict_images(task, list(group), page, writer)
+                    group_failed, group_count = _predict_images(task, list(group), page, writer)
+                    failed += group_failed
+                    count += group_count
         if failed:
-            raise Error(f"{failed} of {len(files)} files could not be processed")
+            unit = "positions" if task.reads_positions else "files"
+            raise Error(f"{failed} of {count} {unit} could not be processed")
 
     run_cli(run, arguments, "fukami predict")
 
@@ -192,12 +197,15 @@ def _generate_images(
     print(f"{folder / 'grid.png'} contains all images", file=sys.stderr)
 
 
-def _predict_images(task: "Task", files: Sequence[str], page: "PredictionPage", writer: PredictionWriter) -> int:
-    """Run inference on images; return the number of files that could not be read or drawn."""
-    failed = 0
+def _predict_images(
+    task: "Task", files: Sequence[str], page: "PredictionPage", writer: PredictionWriter
+) -> tuple[int, int]:
+    """Run inference on images or positions; return how many could not be read or drawn, and how many there are."""
+    failed, count = 0, 0
     predictions = task.iterate_predictions(files, keep_images=page.output is not None)
-    count, unit = (None, "positions") if task.reads_positions else (len(files), "images")
-    for image, prediction in track(predictions, "predict", count, unit):
+    total, unit = (None, "positions") if task.reads_positions else (len(files), "images")
+    for image, prediction in track(predictions, "predict", total, unit):
+        count += 1
         if "error" in prediction:
             failed += 1
             print_line(f"fukami: {prediction['error']}")
@@ -213,7 +221,7 @@ def _predict_images(task: "Task", files: Sequence[str], page: "PredictionPage", 
         except Error as error:
             failed += 1
             print_line(f"fukami: {error}")
-    return failed
+    return failed, count
 
 
 def _predict_video(
