@@ -35,7 +35,7 @@ import numpy as np
 import torch
 
 from common.processes import Worker, check_installed, measure_in_turn
-from common.record import record, run_command, strip_folders
+from common.record import record, run_command, strip_folders, train_run
 from fukami.data.formats import list_sgf_files
 from fukami.data.sources import identify_source
 from fukami.engine import checkpoint
@@ -55,13 +55,8 @@ NUM_POSITIONS = 200  # moves per round of the compared tree searches
 
 def train(command: str, run: Path) -> tuple[dict, float]:
     """Train a run, or continue it; return its metrics and the seconds of the training, without the final test."""
-    log = run / "metrics.jsonl"
-    is_finished = log.exists() and '"phase": "test"' in log.read_text()
-    if not is_finished:
-        resume = ["--resume"] if (run / "last.ckpt").exists() else []
-        arguments = [sys.executable, "-m", *shlex.split(command), "--out", str(run), *resume]
-        subprocess.run(arguments, stdout=subprocess.DEVNULL, check=True)
-    return json.loads(log.read_text().splitlines()[-1]), read_evaluations(run)[-1]["seconds"]
+    metrics, _ = train_run(command, run)
+    return metrics, read_evaluations(run)[-1]["seconds"]
 
 
 def read_evaluations(run: Path) -> list[dict]:

@@ -7,15 +7,13 @@
 `speed` times 2,000 regions of a 500×375 image, and Selective Search. The paper (section 2.2) reports 13 s on a GPU and
 53 s on a CPU, including proposals. Regions and weights are random, which does not affect the time. The time includes
 warping, features, scores, non-maximum suppression and bounding box regression. `train` trains the three stages on a
-dataset that is small enough for a CPU, and records wall-clock and processor seconds of the command. `proposals`
-computes upper bounds of recall on BCCD's test split: the fraction of objects that a proposal covers, and the fraction
-that overlaps another object of its class, so that suppression keeps only one of them. Results go to results.csv, except
-with --trial.
+dataset that is small enough for a CPU, or continues an interrupted training in OUT. `proposals` computes upper bounds
+of recall on BCCD's test split: the fraction of objects that a proposal covers, and the fraction that overlaps another
+object of its class, so that suppression keeps only one of them. Results go to results.csv, except with --trial.
 """
 
 import argparse
 import json
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -25,7 +23,7 @@ import numpy as np
 import torch
 from torchvision.ops import box_iou
 
-from common.record import record, run_command
+from common.record import record, train_run
 from fukami.data import scenes
 from fukami.data.samples import PROPOSAL, REGULAR
 from fukami.detection.rcnn import RCNN
@@ -81,10 +79,7 @@ def train_stages(options: argparse.Namespace, note: Callable[..., None]) -> None
     """Train R-CNN, and record the mAP of each stage on the test split."""
     command = f"fukami train rcnn --data {options.data} {FLAGS[options.data]} --seed {options.seed}"
     recorded_command = command.format(weights=Path(options.weights).name)
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    _, seconds = run_command(f"{command.format(weights=options.weights)} --out {options.out}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    processor_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    _, seconds = train_run(command.format(weights=options.weights), options.out)
     context = {"command": recorded_command, "seed": options.seed, "seconds": seconds}
     for name, folder in STAGES.items():
         metrics = json.loads((options.out / folder / "metrics.jsonl").read_text().splitlines()[-1])
@@ -92,7 +87,6 @@ def train_stages(options: argparse.Namespace, note: Callable[..., None]) -> None
         values |= {f"AP of {label}": part["ap"] for label, part in metrics["classes"].items()}
         for metric, value in values.items():
             note(f"rcnn {options.data}", f"{metric}, {name}", value, **context)
-    note(f"rcnn {options.data}", "processor seconds", processor_seconds, **context)
 
 
 def measure_speed(options: argparse.Namespace, note: Callable[..., None]) -> None:

@@ -68,17 +68,29 @@ def run_command(command: str, *, cwd: Path | None = None, threads: int | None = 
     return json.loads(process.stdout.splitlines()[-1]), time.monotonic() - start
 
 
+def train_run(command: str, run: Path) -> tuple[dict, float]:
+    """Train a run, or continue an interrupted one; return its result, and the seconds of the training and the test.
+
+    The seconds are those of the logs, of the run and of the stages inside it; they exclude interruptions.
+    """
+    resume = ["--resume"] if run.exists() else []
+    result, _ = run_command(shlex.join([*shlex.split(command), "--out", str(run), *resume]))
+    logs = [json.loads(log.read_text().splitlines()[-1]) for log in run.rglob("metrics.jsonl")]
+    return result, sum(log["seconds"] for log in logs)
+
+
 def train_seeds(line: str, options: Namespace) -> Iterator[tuple[int, dict, float, str]]:
     """Train with each of ``options.seeds``; yield the seed, the printed result, the seconds and the command.
 
     ``{weights}`` in the line is replaced by ``options.weights``; ``options.more`` contains additional arguments.
-    ``options.out`` is a folder for the runs; without it, a run is deleted when the next one starts.
+    ``options.out`` is a folder for the runs, in which interrupted ones continue; without it, a run is deleted when the
+    next one starts.
     """
     for seed in options.seeds:
         arguments = [*line.format(weights=options.weights).split(), *options.more, "--seed", str(seed)]
         with tempfile.TemporaryDirectory() as folder:
-            out = f"{options.out or folder}/{arguments[2]}-seed-{seed}"
-            result, seconds = run_command(shlex.join([*arguments, "--out", out]))
+            run = Path(options.out or folder) / f"{arguments[2]}-seed-{seed}"
+            result, seconds = train_run(shlex.join(arguments), run)
             yield seed, result, seconds, strip_folders(arguments)
 
 

@@ -1,6 +1,6 @@
-"""Draw show-and-tell.webp of docs/landmarks/show-and-tell.md: good and bad captions of test images of Flickr8k.
+"""Draw show-and-tell.webp of docs/landmarks/show-and-tell.md: correct and wrong captions of test images of Flickr8k.
 
-    python docs/figures/scripts/captions.py RUN [--ranks 1 3 75 95]
+    python docs/figures/scripts/captions.py RUN [--ranks 9 13 95 97]
 
 The script prints all captions in the order of their scores; two correct and two wrong ones are chosen by their ranks.
 RUN is a run of this command, one minute on two cores; flickr8k-1000 is in $FUKAMI_DATA, and FILE contains the
@@ -23,11 +23,11 @@ from fukami.captioning import tokenizer
 from fukami.engine import checkpoint
 
 LINE_LENGTH = 25  # characters per line below an image
-GOOD, BAD, INK, GRAY = "#2b8a3e", "#c92a2a", "#23303d", "#5b6670"
+CORRECT, WRONG, INK, GRAY = "#2b8a3e", "#c92a2a", "#23303d", "#5b6670"
 
 
 def plot_captions(run: Path, ranks: Sequence[int]) -> Figure:
-    """Plot two images with good and two with bad captions, each with its score, the caption and a human caption."""
+    """Plot two images with correct and two with wrong captions, with scores and human captions."""
     task = checkpoint.load_task(run, device="cpu")
     recipe, _ = checkpoint.read_recipe(run)
     eval_data = recipe.load_eval_data().eval_batches
@@ -42,13 +42,13 @@ def plot_captions(run: Path, ranks: Sequence[int]) -> Figure:
         position = int(order[rank - 1])
         image = eval_data.images[indices[position]].permute(1, 2, 0).numpy()
         reference = tokenizer.detokenize(results.matched_references[position][0], results.tokenizer)
-        is_good = column < len(ranks) // 2
+        is_correct = column < len(ranks) // 2
         left = 0.01 + 0.2475 * column
         axes = figure.add_axes((left, 0.35, 0.2375, 0.553))
         axes.imshow(image)
         axes.axis("off")
-        axes.set_title(f"{'good' if is_good else 'bad'}: CIDEr-D {scores[position]:.2f}", fontsize=12,
-                       fontweight="bold", color=GOOD if is_good else BAD)  # fmt: skip
+        axes.set_title(f"{'correct' if is_correct else 'wrong'}: CIDEr-D {scores[position]:.2f}", fontsize=12,
+                       fontweight="bold", color=CORRECT if is_correct else WRONG)  # fmt: skip
         caption = textwrap.fill(captions[position] or "(empty)", LINE_LENGTH)
         human = textwrap.fill(f"human: {reference}", LINE_LENGTH)
         style = {"fontsize": 10.5, "va": "top", "linespacing": 1.25}
@@ -62,7 +62,7 @@ if __name__ == "__main__":
     parser = create_parser(__doc__)
     parser.add_argument("run", type=Path, help="Run on flickr8k-1000.")
     parser.add_argument(
-        "--ranks", type=int, nargs=4, default=[1, 3, 75, 95], help="Two good captions, and two bad ones."
+        "--ranks", type=int, nargs=4, default=[9, 13, 95, 97], help="Two correct captions, and two wrong ones."
     )
     options = parser.parse_args()
     save_image(render_figure(plot_captions(options.run, options.ranks)), options.out / "show-and-tell.webp")
