@@ -3,49 +3,58 @@
 python docs/figures/scripts/gallery.py
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
 FIGURES = Path(__file__).parents[1]
-SIZE = (480, 300)
-COLUMNS, MARGIN, HERO_WIDTH = 4, 6, 1280
-TILES = {  # figure, and the cut as fractions of its width and height: left, top, right, bottom
-    "classification": ("explain-grad-cam.webp", (0.01, 0, 0.68, 0.5)),
-    "detection": ("faster-rcnn-animals.webp", (0, 0, 0.5, 0.46)),
-    "segmentation": ("driving.webp", (0, 0, 1, 1)),
-    "captioning": ("show-and-tell.webp", (0, 0, 0.51, 1)),
-    "style": ("style-gallery.webp", (0.2, 0.48, 1, 1)),
-    "generation": ("dcgan-grid.webp", (0, 0, 0.585, 1)),
-    "reinforcement": ("dqn-pong.webp", (0, 0, 1, 1)),
-    "self-play": ("alphago-game.webp", (0, 0, 1, 1)),
+Part = tuple[str, tuple[float, float, float, float]]  # figure, and left, top, right, bottom of the part, 0 to 1
+SIZE = (480, 320)  # pixels of an image of the gallery, and of a part of hero.webp
+GAP = 8
+GALLERY: dict[str, list[Part]] = {
+    "classification": [
+        ("explain-grad-cam.webp", (0.085, 0.543, 0.266, 0.916)),
+        ("explain-grad-cam.webp", (0.378, 0.543, 0.559, 0.916)),
+    ],
+    "detection": [("faster-rcnn-animals.webp", (0.506, 0.05, 0.988, 0.447))],
+    "segmentation": [("driving.webp", (0, 0.1, 1, 0.989))],
+    "captioning": [("show-and-tell.webp", (0, 0, 0.5, 1))],
+    "style": [
+        ("style-gallery.webp", (0.221, 0.613, 0.33, 0.811)),
+        ("style-gallery.webp", (0.422, 0.613, 0.531, 0.811)),
+    ],
+    "generation": [("dcgan-grid.webp", (0, 0, 0.667, 0.667))],
+    "reinforcement": [("dqn-pong.webp", (0, 0, 1, 1))],
+    "self-play": [("alphago-game.webp", (0, 0, 1, 1))],
 }
+HERO: list[Part] = [
+    *GALLERY["detection"],
+    *GALLERY["segmentation"],
+    ("style-gallery.webp", (0.201, 0.613, 0.397, 0.794)),
+    *GALLERY["self-play"],
+]
 
 
-def cut(figure: str, box: tuple[float, float, float, float]) -> Image.Image:
-    """Cut a tile from the middle frame of a figure; white fills the rest of the tile."""
+def cut(part: Part, size: tuple[int, int]) -> Image.Image:
+    """Cut a part of the middle frame of a figure, and resize it to ``size``, with white margins if necessary."""
+    figure, box = part
     with Image.open(FIGURES / figure) as image:
         image.seek(getattr(image, "n_frames", 1) // 2)
-        left, top, right, bottom = box
-        width, height = image.size
-        part = image.convert("RGB").crop((round(left * width), round(top * height), round(right * width),
-                                          round(bottom * height)))  # fmt: skip
-    return ImageOps.pad(part, SIZE, color="white")
+        left, top, right, bottom = (round(edge * side) for edge, side in zip(box, 2 * image.size, strict=True))
+        return ImageOps.pad(image.convert("RGB").crop((left, top, right, bottom)), size, color="white")
 
 
-def main() -> None:
-    """Write the tiles and the grid of all."""
-    rows = -(-len(TILES) // COLUMNS)
-    width, height = SIZE[0] + MARGIN, SIZE[1] + MARGIN
-    grid = Image.new("RGB", (COLUMNS * width - MARGIN, rows * height - MARGIN), "white")
-    for index, (name, (figure, box)) in enumerate(TILES.items()):
-        tile = cut(figure, box)
-        tile.save(FIGURES / "gallery" / f"{name}.webp", quality=85, method=6)
-        grid.paste(tile, (index % COLUMNS * width, index // COLUMNS * height))
-    grid.resize((HERO_WIDTH, round(HERO_WIDTH * grid.height / grid.width))).save(
-        FIGURES / "hero.webp", quality=85, method=6
-    )
+def arrange(parts: Sequence[Part], width: int) -> Image.Image:
+    """Arrange parts in a row of images of ``width`` pixels each."""
+    row = Image.new("RGB", (len(parts) * (width + GAP) - GAP, SIZE[1]), "white")
+    for index, part in enumerate(parts):
+        row.paste(cut(part, (width, SIZE[1])), (index * (width + GAP), 0))
+    return row
 
 
 if __name__ == "__main__":
-    main()
+    for name, parts in GALLERY.items():
+        width = (SIZE[0] + GAP) // len(parts) - GAP
+        arrange(parts, width).save(FIGURES / "gallery" / f"{name}.webp", quality=85, method=6)
+    arrange(HERO, SIZE[0]).save(FIGURES / "hero.webp", quality=85, method=6)
