@@ -2,7 +2,7 @@
 
     python docs/figures/scripts/faster_rcnn.py CELLS ANIMALS
 
-CELLS is a run of this command, 81 minutes on two cores, and ANIMALS of the next one, 50 minutes; both datasets are in
+CELLS is a run of this command, 42 minutes on two cores, and ANIMALS of the next one, 50 minutes; both datasets are in
 $FUKAMI_DATA, and FILE contains the convolutions of VGG-16 (vgg16_features_imagenet.safetensors):
 
     fukami train faster-rcnn-vgg16 --data bccd --init FILE --min-size 320 --max-size 448 --stride 8 --hidden 1024 \\
@@ -46,7 +46,7 @@ def load_run(run: str) -> tuple[fukami.Task, tuple[Sample, ...]]:
 @torch.inference_mode()
 def compute_first_stage(task: fukami.Task, photograph: Image.Image) -> tuple[np.ndarray, np.ndarray]:
     """Compute the objectness map ``(h, w)``, the maximum of all anchors, and the proposals ``(n, 4)`` of an image."""
-    pixels = torch.from_numpy(np.asarray(photograph)).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(np.array(photograph)).permute(2, 0, 1)[None]
     padded, sizes = padded_images.resize_and_pad(pixels, task.transform)
     images, padded_size = task.normalize_images(padded, sizes), (padded.shape[-2], padded.shape[-1])
     logits = task.model.rpn(task.model.backbone(images), padded_size).logits
