@@ -73,7 +73,7 @@ def train_run(command: str, run: Path) -> tuple[dict, float]:
 
     The seconds are those of the logs, of the run and of the stages inside it; they exclude interruptions.
     """
-    resume = ["--resume"] if run.exists() else []
+    resume = ["--resume"] if (run / "recipe.json").is_file() else []
     result, _ = run_command(shlex.join([*shlex.split(command), "--out", str(run), *resume]))
     logs = [json.loads(log.read_text().splitlines()[-1]) for log in run.rglob("metrics.jsonl")]
     return result, sum(log["seconds"] for log in logs)
