@@ -18,13 +18,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from doc_pages import PAGES, ROOT, cut_command, join_lines
 from fukami.catalogue import RECIPES
 from fukami.cli.main import COMMANDS
 from fukami.image.video import VideoWriter
 from fukami.self_play import connect_four_positions, evaluation
 
-ROOT = Path(__file__).parents[2]
-PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 PLACEHOLDER = re.compile(r"[A-Z]+|<.*")
 
 # commands that do not run here: servers, downloads, files of other programs, other images, placeholders
@@ -98,9 +97,9 @@ INPUTS = {  # of runs of other games
 def list_commands(text, languages="bash|text"):
     """List the arguments of the fukami commands in code blocks; a backslash continues a line, two spaces end it."""
     blocks = re.findall(rf"^ *```(?:{languages})[^\n]*\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
-    lines = [line for block in blocks for line in re.sub(r"\s*\\\n\s*", " ", block).splitlines()]
+    lines = [line for block in blocks for line in join_lines(block).splitlines()]
     commands = [command.strip() for line in lines for command in line.split(" && ")]
-    commands = [re.split(r"  +|#| [|>] ", line)[0] for line in commands if re.match(r"(\w+=\S+ )*fukami ", line)]
+    commands = [cut_command(line) for line in commands if re.match(r"(\w+=\S+ )*fukami ", line)]
     words = [shlex.split(line) for line in commands]
     return [command[command.index("fukami") + 1 :] for command in words]
 

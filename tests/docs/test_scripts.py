@@ -5,12 +5,11 @@ import re
 import runpy
 import shlex
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+from doc_pages import PAGES, ROOT, cut_command, join_lines
+
 VALUES = {"NETWORK": "segnet-vgg16"}  # of placeholders that are one of several choices
 
 
@@ -21,8 +20,8 @@ class ParsedError(Exception):
 def list_scripts():
     """List the commands of scripts on all pages; a backslash continues a line, and two spaces or ``;`` end it."""
     text = "\n".join(path.read_text(encoding="utf-8") for path in PAGES)
-    commands = re.findall(r"python ((?:benchmarks|docs)/\S+\.py[^`;\n]*)", re.sub(r"\s*\\\n\s*", " ", text))
-    return sorted({re.split(r"  +|#| [|>] ", command)[0].strip() for command in commands})
+    commands = re.findall(r"python ((?:benchmarks|docs)/\S+\.py[^`;\n]*)", join_lines(text))
+    return sorted({cut_command(command) for command in commands})
 
 
 SCRIPTS = list_scripts()
