@@ -3,7 +3,7 @@
     python docs/figures/scripts/captions.py RUN [--ranks 9 13 95 97]
 
 The script prints all captions in the order of their scores; two correct and two wrong ones are chosen by their ranks.
-RUN is a run of this command, one minute on two cores; flickr8k-1000 is in $FUKAMI_DATA, and FILE contains the
+RUN is a run of this command, four minutes on two cores; flickr8k-1000 is in $FUKAMI_DATA, and FILE contains the
 convolutions of VGG-16 (vgg16_features_imagenet.safetensors):
 
     fukami train show-and-tell --data flickr8k-1000 --encoder vgg16 --init FILE --epochs 10 --eval-every 10

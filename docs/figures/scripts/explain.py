@@ -6,7 +6,7 @@
     python docs/figures/scripts/explain.py grad-cam RUN PHOTOGRAPH PHOTOGRAPH
 
 WEIGHTS: convolutional layers of VGG-16 trained on ImageNet, as safetensors with torchvision's names. IMAGES: a folder.
-RUN is a run of the second command, 7 minutes on two cores, on people and animals that the first command cuts out of
+RUN is a run of the second command, 13 minutes on two cores, on people and animals that the first command cuts out of
 voc-animals in $FUKAMI_DATA; each PHOTOGRAPH is of the validation split of voc-animals:
 
     PYTHONPATH=benchmarks python -c "from pathlib import Path; from common.datasets import write_animal_crops; \\

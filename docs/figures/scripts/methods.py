@@ -6,7 +6,7 @@
     python docs/figures/scripts/methods.py subset FILE     writes the CSV file of the next training
     python docs/figures/scripts/methods.py ensemble RUNS
 
-RUNS is the folder of these five runs, 20 minutes on two cores. FILE lists 5,000 training images of CIFAR-10 and its
+RUNS is the folder of these five runs, 12 minutes on two cores. FILE lists 5,000 training images of CIFAR-10 and its
 test images, which are image files (cifar10.zip) in $FUKAMI_DATA:
 
     fukami train resnet20 --data FILE --val-fraction 0 --epochs 20 --eval-every 20 --batch-size 50 --lr 0.1 \\
