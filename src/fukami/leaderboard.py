@@ -25,6 +25,7 @@ from fukami.engine import checkpoint, report
 from fukami.engine.html import render_page
 from fukami.engine.recipe import MAX_RECIPE_BYTES
 from fukami.errors import Error, UsageError
+from fukami.image.charts import GRAY
 
 LOWER_IS_BETTER = {
     "loss",
@@ -601,18 +602,20 @@ def _draw_costs(axes: Axes, board: Leaderboard, name: str) -> None:
         if cost := getattr(run, name):
             costs.append(cost)
             axes.plot(cost, run.result, "o", **_choose_style(index))
+            rank = board.compute_rank(run)
             axes.annotate(
-                str(board.compute_rank(run)),
+                str(rank),
                 (cost, run.result),
-                (5, 3),
+                (5, 3) if rank % 2 else (-5, 3),  # neighbors of similar cost and result are apart
                 textcoords="offset points",
+                ha="left" if rank % 2 else "right",
                 fontsize=8,
                 clip_on=True,
             )
     for entry in board.published if name == "parameters" else ():
         if entry.parameters:
             costs.append(entry.parameters)
-            axes.plot(entry.parameters, entry.accuracy, "x", color="#888888")
+            axes.plot(entry.parameters, entry.accuracy, "x", color=GRAY)
     _set_axes(axes, board, [run.result for run in board.runs], show_all=True)
     axes.set_xscale("log")
     axes.set_xticks([step * 10.0**power for power in range(-2, 13) for step in (1, 3)])

@@ -77,7 +77,7 @@ def main() -> None:
         browser.new_page(viewport=VIEWPORT, color_scheme="light") as tab,
     ):
         tab.goto((options.classifier / "report.html").as_uri())
-        capture(tab, options.out / "page-report.webp", last="h2:text-is('Training curves') + div", max_height=1500)
+        capture(tab, options.out / "page-report.webp", last="h2:text-is('Training curves') + div", max_height=1268)
 
         predictions = Path(folder) / "predictions"
         command = [*FUKAMI, "predict", str(options.classifier), options.images.name, "--out", str(predictions)]
@@ -89,7 +89,7 @@ def main() -> None:
         command = [*FUKAMI, "board", options.runs.name, "--out", str(board)]
         subprocess.run(command, cwd=options.runs.parent, check=True, stdout=subprocess.DEVNULL)
         tab.goto(board.as_uri())
-        capture(tab, options.out / "page-leaderboard.webp", last="h3:text-is('Commands')", max_height=900)
+        capture(tab, options.out / "page-leaderboard.webp", last="h3:text-is('Cost') + div", max_height=900)
 
         with serve(options.detector) as address:
             tab.goto(address)

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from fukami.image.channels import ArrayImage
-from fukami.image.charts import BLUE, PALE, shorten_label
+from fukami.image.charts import BLUE, GRAY, GRID, shorten_label
 
 if TYPE_CHECKING:
     from fukami.classification.precision_comparison import PrecisionResult
@@ -41,15 +41,17 @@ def plot_confusion_matrix(matrix: Tensor, labels: Sequence[str]) -> Figure:
 def plot_class_accuracy(matrix: Tensor, labels: Sequence[str]) -> Figure:
     """Plot the accuracy of each class, or of the ``MAX_ANNOTATED_CLASSES`` classes with the lowest.
 
-    The axis starts just below the lowest.
+    The axis starts below the lowest: points and no bars, whose lengths would not be in proportion.
     """
     counts = matrix.numpy()
     accuracies = 100 * np.diag(counts) / np.maximum(counts.sum(1), 1)
     shown = sorted(np.argsort(accuracies, kind="stable")[:MAX_ANNOTATED_CLASSES].tolist())
     figure = Figure(figsize=(5, 0.8 + 0.25 * len(shown)), layout="constrained")
     axes = figure.add_subplot()
-    bars = axes.barh(range(len(shown)), accuracies[shown], color=BLUE)
-    axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=3)
+    axes.plot(accuracies[shown], range(len(shown)), "o", color=BLUE, clip_on=False)
+    for row, accuracy in enumerate(accuracies[shown]):
+        axes.annotate(f"{accuracy:.1f}", (accuracy, row), (8, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.grid(axis="y", color=GRID)
     axes.set_yticks(range(len(shown)), [shorten_label(labels[index]) for index in shown], fontsize=9)
     low = accuracies.min()
     axes.set_xlim(max(0.0, low - max(0.3, (100 - low) * 0.5)), 100)
@@ -68,15 +70,22 @@ def convert_images(images: Tensor) -> list[Image.Image]:
 def plot_member_accuracies(
     accuracies: Tensor, ensemble_accuracy: float, disagreement: Tensor
 ) -> list[tuple[str, Figure]]:
-    """Plot the accuracies of the members ``(M,)`` and of the ensemble, and the pairwise disagreements ``(M, M)``."""
+    """Plot the accuracies of the members ``(M,)`` and of the ensemble, and the pairwise disagreements ``(M, M)``.
+
+    The axis of the accuracies does not start at zero, so that their differences are visible: points and no bars.
+    """
     names = [str(member) for member in range(1, len(accuracies) + 1)]
     heights = [100 * value for value in accuracies.tolist()]
     left_figure = Figure(figsize=(5, 3.2), layout="constrained")
     left = left_figure.add_subplot()
-    bars = left.bar([*names, "ensemble"], [*heights, 100 * ensemble_accuracy], color=[*[PALE] * len(names), BLUE])
+    left.plot(names, heights, "o", color=GRAY)
+    left.plot(["ensemble"], [100 * ensemble_accuracy], "o", color=BLUE)
+    for position, height in enumerate((*heights, 100 * ensemble_accuracy)):
+        left.annotate(f"{height:.2f}", (position, height), (0, 7), textcoords="offset points", ha="center", fontsize=8)
     low, high = min(*heights, 100 * ensemble_accuracy), max(*heights, 100 * ensemble_accuracy)
-    left.set_ylim(max(0.0, low - max(0.05, high - low)), min(100.0, high + max(0.05, (high - low) / 2)))
-    left.bar_label(bars, fmt="%.2f", fontsize=8)
+    left.set_ylim(max(0.0, low - max(0.05, high - low)), high + max(0.05, (high - low) / 2))
+    left.margins(x=0.1)
+    left.grid(axis="x", color=GRID)
     left.spines[["top", "right"]].set_visible(False)
     right_figure = Figure(figsize=(3.2, 3.2), layout="constrained")
     right = right_figure.add_subplot()

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 
 BLUE, PALE, RED = "#4878a8", "#c3d3e6", "#c0392b"
+GRAY, GRID = "#888888", "#dddddd"
 MAX_LABEL_LENGTH = 20  # characters of a class name
 
 
