@@ -169,7 +169,7 @@ def test_published_results_are_listed(fukami, tmp_path):
         assert f"\n{mark}" in result.out
     note = "DropConnect: Wan et al. 2013, as listed by Benenson; extra training data: none"
     assert f"\n    pub. {note}\n" in result.out
-    assert "pub. deep-convnet: Saitoh, Deep Learning from Scratch 2016\n" in result.out
+    assert "pub. deep-convnet: study note on Saitoh, Deep Learning from Scratch 2016\n" in result.out
     assert f'<p class="note">Pub. {note}.</p>' in (tmp_path / "mnist" / "board.html").read_text()
 
     create_run(tmp_path / "digits" / "a", 0.95)

@@ -6,6 +6,7 @@ In the pages, these are replaced before they are parsed; the factor, such as 100
     ```{results} PAGE        table of the results of a landmark's page, with their rows
     {value}`BENCHMARK; METRIC; COMMIT; FORMAT; FACTOR`      the mean of the values over the seeds, times the factor
     {seconds}`BENCHMARK; METRIC; COMMIT; FORMAT; FACTOR`    the mean of the durations, times the factor
+    {range}`BENCHMARK; METRIC; COMMIT; FORMAT; FACTOR`      the lowest and the highest value, times the factor
 """
 
 import csv
@@ -21,10 +22,10 @@ ROOT = Path(__file__).parents[2]
 MARKERS = re.compile(r"(<!-- results -->\n).*?(<!-- end of results -->)", re.DOTALL)
 NUMBER = re.compile(r"\{[^}]*\}")
 DIRECTIVE = re.compile(r"^```\{results\} *(\S*)\n```$", re.MULTILINE)
-ROLE = re.compile(r"\{(value|seconds)\}`([^`]+)`")
+ROLE = re.compile(r"\{(value|seconds|range)\}`([^`]+)`")
 HEADERS = {
-    "en": ("landmark", "source", "task", "published result", "our result", "bundled weights"),
-    "ja": ("手法", "出典", "タスク", "公表値", "本実装の結果", "同梱の重み"),
+    "en": ("landmark", "source", "task", "published result", "our result and its data", "bundled weights"),
+    "ja": ("手法", "出典", "タスク", "公表値", "本実装の結果とデータ", "同梱の重み"),
 }
 NOT_MEASURED = {"en": "not measured", "ja": "未測定"}
 
@@ -94,8 +95,9 @@ def build_page_table(page: str) -> str:
     landmarks = [landmark for landmark in load_landmarks() if landmark["page"] == page]
     if not landmarks:
         raise LookupError(f"results.toml has no landmark with the page {page}")
+    published = "".join("- {name} ({source}), {task}: {published}\n".format_map(landmark) for landmark in landmarks)
     if not (claims := [claim for landmark in landmarks for claim in landmark.get("claims", ())]):
-        return "Not measured.\n"
+        return f"Published result:\n\n{published}\nOur result: not measured.\n"
     lines = [("result", "spread over the seeds", "benchmark", "commit", "hardware", "command"), ("---",) * 6]
     for claim in claims:
         rows = find_rows(claim)
@@ -105,15 +107,18 @@ def build_page_table(page: str) -> str:
         spread = f"{low} to {high}, standard deviation {deviation}" if len(values) > 1 else "–"
         lines.append((format_claim(claim), spread, f"{claim['benchmark']}, {claim['metric']}", f"`{claim['commit']}`",
                       rows[0]["hardware"], f"`{rows[0]['command']}`"))  # fmt: skip
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + "\nFlags are those of the commit.\n"
+    table = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return f"Published result:\n\n{published}\nOur results; flags are those of the commit:\n\n{table}"
 
 
 def format_role(match: re.Match[str]) -> str:
     """Format the number of a role in the text of a page."""
     benchmark, metric, commit, spec, *factor = " ".join(match[2].split()).split("; ")
     rows = find_rows({"benchmark": benchmark, "metric": metric, "commit": commit})
-    number = mean(float(row[match[1]]) for row in rows) * float(Fraction(*factor or "1"))
-    return f"{number:{spec}}".replace("%", " %")
+    column, scale = "seconds" if match[1] == "seconds" else "value", float(Fraction(*factor or "1"))
+    numbers = [float(row[column]) * scale for row in rows]
+    statistics = (min(numbers), max(numbers)) if match[1] == "range" else (mean(numbers),)
+    return " to ".join(f"{number:{spec}}" for number in statistics).replace("% to", " to").replace("%", " %")
 
 
 def replace_directives(text: str, prefix: str) -> str:
@@ -126,12 +131,6 @@ def update_readme(path: Path, language: str) -> str:
     """Return the text of a README with the current table."""
     text = path.read_text(encoding="utf-8")
     return MARKERS.sub(lambda match: match[1] + build_table(language, "docs/") + match[2], text)
-
-
-def list_recipe_results() -> dict[str, str]:
-    """Return the texts of the results by recipe, for those with a measured one."""
-    claims = [claim for landmark in load_landmarks() for claim in landmark.get("claims", ())]
-    return {claim["recipe"]: format_claim(claim) for claim in claims if "recipe" in claim}
 
 
 def setup(app: Any) -> dict[str, bool]:

@@ -84,7 +84,7 @@ RECIPES = {
         "classification.deep_convnet:DeepConvNet",
         "classification",
         2016,
-        "Saitoh, Deep Learning from Scratch",
+        "study note on Saitoh, Deep Learning from Scratch",
         "99.35 % MNIST",
         "99.58 % MNIST, mean of 5 seeds",
     ),

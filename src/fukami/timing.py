@@ -1,4 +1,4 @@
-"""Wall-clock time of each phase of a training."""
+"""Wall-clock time of each phase of a training run."""
 
 import time
 from collections import defaultdict
@@ -81,7 +81,7 @@ class PhaseTimer:
         return {phase: seconds[phase] for phase in PHASES if seconds.get(phase, 0.0) > 0}
 
     def add(self, seconds: dict[str, float]) -> None:
-        """Add seconds per phase, such as those measured before a training was resumed."""
+        """Add seconds per phase, such as those measured before a run was resumed."""
         for phase, value in seconds.items():
             self.seconds[phase] += value
 

@@ -1,6 +1,7 @@
 """Tests of the results that the READMEs, the pages and ``fukami list`` state: all are computed from results.csv."""
 
 import csv
+import inspect
 import re
 from pathlib import Path
 from statistics import mean
@@ -9,6 +10,7 @@ import pytest
 import results
 
 from fukami.catalogue import RECIPES
+from fukami.engine.recipe import get_recipe
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,8 +51,21 @@ def test_the_page_on_history_has_the_errors_of_its_csv_file():
         assert (year, float(error)) in {(other, round(value, digits)) for other, value in known}, (year, error)
 
 
+def list_recipe_results():
+    """Return the claims of results.toml by recipe."""
+    claims = [claim for landmark in results.load_landmarks() for claim in landmark.get("claims", ())]
+    return {claim["recipe"]: results.format_claim(claim) for claim in claims if "recipe" in claim}
+
+
 def test_the_list_of_recipes_has_the_same_results():
-    assert {name: entry.result for name, entry in RECIPES.items() if entry.result} == results.list_recipe_results()
+    assert {name: entry.result for name, entry in RECIPES.items() if entry.result} == list_recipe_results()
+
+
+@pytest.mark.parametrize(("recipe", "result"), list_recipe_results().items())
+def test_the_docstring_of_a_recipe_has_the_same_result(recipe, result):
+    number = re.search(r"\d+\.\d+", result)[0]
+    (documented,) = re.findall(r"^Result: (.*?)\n\n", inspect.getdoc(get_recipe(recipe)), re.MULTILINE | re.DOTALL)
+    assert number in documented
 
 
 def test_the_list_of_recipes_has_the_same_published_results():
@@ -67,7 +82,7 @@ def test_a_claim_is_the_mean_over_the_seeds():
     values = [float(row["value"]) for row in read_accuracy_rows()]
     assert len(values) == 5
     expected = f"{100 * mean(values):.2f} % MNIST, mean of 5 seeds"
-    assert results.list_recipe_results()["deep-convnet"] == expected
+    assert list_recipe_results()["deep-convnet"] == expected
     page = results.build_page_table("landmarks/deep-convnet.md")
     assert f"| {100 * min(values):.2f} % to {100 * max(values):.2f} %, standard deviation 0.04 % |" in page
 
@@ -99,7 +114,9 @@ def test_flags_after_the_commit_select_rows_by_their_command():
 
 
 def test_what_has_no_claim_is_not_measured():
-    assert results.build_page_table("landmarks/alexnet.md") == "Not measured.\n"
+    page = results.build_page_table("landmarks/alexnet.md")
+    published = "- AlexNet (Krizhevsky et al. 2012, table 2), classification, ImageNet top-1: 59.3 % (one network)\n"
+    assert page == f"Published result:\n\n{published}\nOur result: not measured.\n"
     with pytest.raises(LookupError, match=r"no landmark with the page landmarks/unknown\.md"):
         results.build_page_table("landmarks/unknown.md")
     (row,) = (row for row in results.build_table("en", "").splitlines() if "[AlexNet]" in row)
@@ -124,5 +141,8 @@ def test_roles_in_the_text_are_replaced_by_the_mean_over_the_seeds():
     minutes = mean(float(row["seconds"]) for row in rows) / 60
     expected = f"of {accuracy * 100:.2f} % (errors: {accuracy * 10_000:.0f}) in {minutes:.1f} minutes"
     assert results.replace_directives(text, "") == expected
+    values = [100 * float(row["value"]) for row in rows]
+    expected = f"({min(values):.2f} to {max(values):.2f} %)"
+    assert results.replace_directives(f"({{range}}`{name}; .2%`)", "") == expected
     with pytest.raises(LookupError, match="0 rows"):
         results.replace_directives("{value}`deep-convnet mnist default; test accuracy; 0000000; .2%`", "")

@@ -75,7 +75,7 @@ class TableWriter(PredictionWriter):
 
 
 class CsvWriter(PredictionWriter):
-    """Writer of CSV: a row for each box or class fraction, or for the likeliest class or caption.
+    """Writer of CSV: a row for each box or class fraction, or for the most probable class or caption.
 
     With ``has_frames`` each row has the frame of the video and its time.
     """
@@ -200,7 +200,7 @@ def build_writer(
 
 
 def select_rows(prediction: Mapping[str, Any]) -> list[PredictionRow]:
-    """Return the rows of a prediction; of alternatives, such as classes and captions, only the likeliest.
+    """Return the rows of a prediction; of alternatives, such as classes and captions, only the most probable one.
 
     A prediction of another form has a row for each number.
     """

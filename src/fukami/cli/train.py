@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fukami.engine.recipe import Recipe
     from fukami.engine.task import Metrics
 
-# Fields that the memory of a training grows with.
+# Fields that the memory of a training run grows with.
 MEMORY_FLAGS = {
     "batch_size": "--batch-size",
     "size": "--size",
@@ -79,7 +79,7 @@ def command(arguments: list[str]) -> None:
     from fukami.engine import checkpoint
 
     if options.out is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UsageError("the processes of a training need the same folder; specify it with --out")
+        raise UsageError("the processes of a training run need the same folder; specify it with --out")
     folder = options.out or checkpoint.choose_run_folder(name, options.resume)
     recipes = {folder: recipe}
     if options.num_seeds > 1:
@@ -159,7 +159,7 @@ def evaluate_seeds(
 
 
 def list_memory_fixes(recipe: "Recipe") -> list[str]:
-    """List the options that reduce the memory of a training, without those that the recipe rejects."""
+    """List the options that reduce the memory of a training run, without those that the recipe rejects."""
     from fukami.self_play.alphago_policy import AlphaGoPolicy
 
     fields = vars(recipe)

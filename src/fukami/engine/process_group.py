@@ -1,4 +1,4 @@
-"""Process group of a training: joining it, and reporting a process that hangs."""
+"""Process group of a training run: joining it, and reporting a process that hangs."""
 
 import datetime
 import logging

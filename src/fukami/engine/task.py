@@ -103,7 +103,7 @@ class Task:
     # metric of the validation data; None: the last weights are the result
     ensemble_methods: tuple[str, ...] = ()  # of average and vote, those of which an ensemble of these tasks is capable
     reads_positions = False  # whether inputs are files of positions of a game, and not images
-    min_steps = 1  # minimum number of optimizer steps of a training
+    min_steps = 1  # minimum number of optimizer steps of a training run
     predict_batch_size = 1  # maximum number of images per prediction batch
 
     def __init__(
