@@ -17,9 +17,9 @@ GALLERY: dict[str, list[Part]] = {
         ("explain-grad-cam.webp", (0.085, 0.543, 0.266, 0.916)),
         ("explain-grad-cam.webp", (0.378, 0.543, 0.559, 0.916)),
     ],
-    "detection": [("faster-rcnn-animals.webp", (0.506, 0.05, 0.988, 0.447))],
+    "detection": [("page-serve.webp", (0.0204, 0.38, 0.8194, 0.845))],
     "segmentation": [("driving.webp", (0, 0.1, 1, 0.989))],
-    "captioning": [("show-and-tell.webp", (0, 0, 0.5, 1))],
+    "captioning": [("show-and-tell.webp", (0, 0, 0.25, 1)), ("show-and-tell.webp", (0.75, 0, 1, 1))],
     "style": [
         ("style-gallery.webp", (0.221, 0.613, 0.33, 0.811)),
         ("style-gallery.webp", (0.422, 0.613, 0.531, 0.811)),
