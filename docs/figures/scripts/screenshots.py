@@ -2,8 +2,12 @@
 
     python docs/figures/scripts/screenshots.py CLASSIFIER DETECTOR IMAGES RUNS
 
-CLASSIFIER is a run on cut-outs of photographs, and DETECTOR a run on voc-animals: the commands and times are those of
-explain.py and faster_rcnn.py. IMAGES is a folder of photographs, such as some of the validation split of voc-animals.
+CLASSIFIER is a run of this command, a minute on two cores, on the crops of explain.py, with the convolutions of VGG-16 in
+FILE. DETECTOR is a run on voc-animals; faster_rcnn.py contains its command and time. IMAGES is a folder of photographs,
+such as some of the validation split of voc-animals:
+
+    fukami train vgg16 --data crops --init FILE --size 128 --freeze --out CLASSIFIER
+
 RUNS is a folder of runs, here of these commands, 4 minutes on two cores, with MNIST in $FUKAMI_DATA:
 
     fukami train deep-convnet --data mnist --epochs 3 --out RUNS/deep-convnet
@@ -77,7 +81,7 @@ def main() -> None:
         browser.new_page(viewport=VIEWPORT, color_scheme="light") as tab,
     ):
         tab.goto((options.classifier / "report.html").as_uri())
-        capture(tab, options.out / "page-report.webp", last="h2:text-is('Training curves') + div", max_height=1268)
+        capture(tab, options.out / "page-report.webp", last="h2:text-is('Training curves') + div", max_height=1178)
 
         predictions = Path(folder) / "predictions"
         command = [*FUKAMI, "predict", str(options.classifier), options.images.name, "--out", str(predictions)]
