@@ -387,7 +387,9 @@ def test_processes_of_another_launcher_need_the_same_folder(tmp_path):
     environment = {**os.environ, "WORLD_SIZE": "2", "RANK": "1"}
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert result.returncode == 2
-    assert result.stderr == "fukami: rank 1: the processes of a training run need the same folder; specify it with --out\n"
+    assert (
+        result.stderr == "fukami: rank 1: the processes of a training run need the same folder; specify it with --out\n"
+    )
     assert not [*tmp_path.iterdir()]
 
 

@@ -1,5 +1,6 @@
 """Tests of malicious runs: none of their code runs, and nothing outside their folder is read, written or downloaded."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import typing
 
 import pytest
 import torch
@@ -20,7 +22,14 @@ from fukami.classification.deep_convnet import DeepConvNet
 from fukami.detection import rcnn
 from fukami.engine import checkpoint, report
 from fukami.engine.checkpoint_file import decode_checkpoint, encode_checkpoint
-from fukami.engine.recipe import _matches_type, build_recipe, get_recipe, identify_recipe
+from fukami.engine.recipe import (
+    _matches_type,
+    build_recipe,
+    get_field_names,
+    get_recipe,
+    identify_recipe,
+    list_recipes,
+)
 from fukami.errors import Error, UsageError
 
 SOURCE = """
@@ -85,6 +94,25 @@ def test_no_command_runs_the_recipe_file_that_a_run_names(command, recipe, fukam
         expected = 0 if command[0] == "board" else 1 if not changes and command[0] != "train" else 2
         assert result.status == expected, result.err
         assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_no_field_of_a_run_executes_a_file(name, trained, tmp_path):
+    """Each field that is a text or a sequence of texts has the path of a recipe file."""
+    run = copy_run(trained, tmp_path / "run")
+    evil = tmp_path / "evil.py"
+    evil.write_text("import os\nos.environ['HARMED'] = 'yes'\n" + SOURCE)
+    recipe = get_recipe(name)
+    kinds = typing.get_type_hints(recipe)
+    labels = ["<end>", "<begin>", "<unknown>", "a"]  # also valid as the vocabulary of captions
+    for field in sorted(get_field_names(recipe)):
+        if kinds[field] in (str, tuple[str, ...]):
+            change_record(
+                run, recipe=name, fields={field: str(evil) if kinds[field] is str else [str(evil)]}, labels=labels
+            )
+            with contextlib.suppress(Error):
+                checkpoint.load_task(run)
+            assert "HARMED" not in os.environ, field
 
 
 def test_commands_need_the_file_of_a_custom_recipe(custom_run, fukami, tmp_path):

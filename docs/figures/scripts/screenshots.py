@@ -2,9 +2,9 @@
 
     python docs/figures/scripts/screenshots.py CLASSIFIER DETECTOR IMAGES RUNS
 
-CLASSIFIER is a run of this command, a minute on two cores, on the crops of explain.py, with the convolutions of VGG-16 in
-FILE. DETECTOR is a run on voc-animals; faster_rcnn.py contains its command and time. IMAGES is a folder of photographs,
-such as some of the validation split of voc-animals:
+CLASSIFIER is a run of this command, a minute on two cores, on the crops of explain.py, with the convolutions of VGG-16
+in FILE. DETECTOR is a run on voc-animals; faster_rcnn.py contains its command and time. IMAGES is a folder of
+photographs, such as some of the validation split of voc-animals:
 
     fukami train vgg16 --data crops --init FILE --size 128 --freeze --out CLASSIFIER
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from fukami.captioning import tokenizer
 from fukami.captioning.tokenizer import TokenizerName
-from fukami.engine.recipe import MAX_INPUT_SIZE, Data, Recipe, check_range, get_recipe
+from fukami.engine.recipe import MAX_INPUT_SIZE, Data, Recipe, check_range, get_built_in_recipe
 from fukami.engine.supervised import RESIZE_RATIO, OptimizerName, SupervisedRecipe, build_augmentation
 from fukami.errors import UsageError
 
@@ -135,7 +135,7 @@ class ShowAndTell(SupervisedRecipe):
         Raises:
             UsageError: the recipe is unknown or no classifier, or it has no such fields.
         """
-        kind = get_recipe(self.encoder)
+        kind = get_built_in_recipe(self.encoder)  # a run names its encoder, and may be from anybody
         if not hasattr(kind, "as_encoder"):
             raise UsageError(f"the encoder should be a classifier such as googlenet or resnet50, not {self.encoder}")
         encoder_recipe: EncoderRecipe = kind.as_encoder(self.encoder_options, self.size)

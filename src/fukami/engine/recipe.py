@@ -295,8 +295,15 @@ def get_recipe(name: str) -> type[Recipe]:
         UsageError: there is no such recipe.
         Error: the file fails, or does not define exactly one recipe.
     """
-    if name.endswith(".py"):
-        return load_recipe_file(Path(name))
+    return load_recipe_file(Path(name)) if name.endswith(".py") else get_built_in_recipe(name)
+
+
+def get_built_in_recipe(name: str) -> type[Recipe]:
+    """Return a built-in recipe; unlike :func:`get_recipe` it executes no file, whatever ``name`` is.
+
+    Raises:
+        UsageError: there is no such recipe.
+    """
     known_name = find_name(name, RECIPES)
     if known_name is None:
         raise build_unknown_error("recipe", name, RECIPES)
