@@ -412,3 +412,36 @@ def test_the_range_test_needs_one_loss(fukami):
     result = fukami("find-lr", "dcgan", "--data", "digits", "--num-steps", "10")
     assert result.status == 2
     assert "follows one loss of gradient descent, and this recipe has" in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("eval", "deep-convnet", "--vote"), "a single network is no ensemble; specify several runs, or omit --vote"),
+        (
+            ("predict", "deep-convnet", "a.png", "--seed", "1"),
+            "--arithmetic and --nearest apply to generated",
+        ),
+        (("predict", "deep-convnet", "a.png", "--frame-interval", "5"), "--frame-interval is for videos"),
+        (("explain", "vgg16", "--recipe", "mine.py"), "--recipe is for a run, and vgg16 is a model"),
+        (("play", "alphago-zero-connect4", "--seed", "1"), "--seed is for a match or an agent; add --against"),
+        (("stylize", "a.png", "--style", "b.png", "--out", "c.png", "--resume"), "nothing to resume in c.run"),
+        (("train", "alphago-zero", "--game", "go9", "GO-9"), "game names a game twice: go9 GO-9"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_flags_without_effect_are_rejected(fukami, tmp_path, arguments, message):
+    Image.new("L", (28, 28)).save(tmp_path / "a.png")
+    Image.new("L", (28, 28)).save(tmp_path / "b.png")
+    result = fukami(*arguments)
+    assert result.status == 2
+    assert message in result.err
+
+
+def test_labels_with_dollar_signs_are_drawn_literally(fukami, tmp_path):
+    """Matplotlib would take the text between two of them as mathematics, and fail at the quotation marks."""
+    for label in ('a "$5" or "$6"', "b"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for index in range(5):
+            Image.new("RGB", (16, 16), (index, 0, 0)).save(tmp_path / "data" / label / f"{index}.png")
+    assert fukami("show", "--augment", "flip", "--out", "grid.png", "--", "data").status == 0

@@ -145,3 +145,17 @@ def test_formats_that_do_not_fit_are_refused():
         prediction_formats.build_writer("coco", ["a.mp4"], (), None, has_frames=True)
     with pytest.raises(UsageError, match="add --out"):
         prediction_formats.build_writer("yolo", ["a.png"], (), None, has_frames=False)
+
+
+def test_a_position_and_a_state_have_a_row_with_the_best_move():
+    position = {
+        "file": "a.txt",
+        "line": 1,
+        "move": "4",
+        "value": 0.2,
+        "policy": {"3": 0.1, "4": 0.8},
+        "simulations": 64,
+    }
+    assert prediction_formats.select_rows(position) == [prediction_formats.PredictionRow("4", 0.8)]
+    state = {"file": "a.png", "action": "up", "values": {"stay": 0.5, "up": 0.75}}
+    assert prediction_formats.select_rows(state) == [prediction_formats.PredictionRow("up", 0.75)]

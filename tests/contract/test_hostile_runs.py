@@ -398,6 +398,7 @@ def test_fields_of_another_type_are_rejected(field, value, trained, tmp_path):
         ("rcnn-finetune", {"min_size": 10**6, "max_size": 10**6}), ("rcnn", {"size": 10**6}),
         ("faster-rcnn-vgg16", {"min_size": 800, "max_size": 10**6}), ("fcn8s-vgg16", {"max_size": 10**6}),
         ("show-and-tell", {"beam_size": 10**6}), ("show-and-tell", {"max_tokens": 10**6}),
+        ("show-and-tell", {"num_captions": 10**6}), ("dqn", {"frame_stack": 10**6}),
     ],
 )  # fmt: skip
 def test_huge_images_and_searches_are_rejected(recipe, fields):

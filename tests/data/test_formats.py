@@ -2,6 +2,7 @@
 
 import csv
 import json
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -625,3 +626,48 @@ def test_a_run_of_images_and_annotations_in_two_places(tmp_path, fukami, caplog)
     refused = fukami("train", "resnet20", "--images", photos, "--out", "other")
     assert refused.status == 2
     assert "--images and --annotations belong together" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("training_set/training_set", "test_set/test_set"),
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("a-train", "a-test"),
+    ],
+)
+def test_splits_are_words_of_folder_names(tmp_path, train, test):
+    """Layouts of archives on Kaggle; a further folder without classes is no split."""
+    for split, name in ((train, "1"), (test, "2")):
+        for label in ("cat", "dog"):
+            write_image(tmp_path / split / label / f"{name}.png")
+    write_image(tmp_path / "seg_pred" / "3.png")
+    splits = image_folder.scan_folder(tmp_path)
+    assert {split: folder.class_names for split, folder in splits.items()} == {
+        "train": ("cat", "dog"),
+        "test": ("cat", "dog"),
+    }
+
+
+def test_classes_may_contain_words_of_splits(tmp_path):
+    for label in ("train_station", "test_tube"):
+        write_image(tmp_path / label / "1.png")
+    assert image_folder.scan_folder(tmp_path)["train"].class_names == ("test_tube", "train_station")
+
+
+def test_a_test_folder_without_classes_is_omitted(tmp_path, caplog):
+    for label in ("cat", "dog"):
+        write_image(tmp_path / "train" / label / "1.png")
+    write_image(tmp_path / "test" / "2.png")
+    assert image_folder.scan_folder(tmp_path).keys() == {"train"}
+    assert "test has no folders of classes, so there is no test split" in caplog.text
+
+
+def test_composed_and_decomposed_names_are_equal(tmp_path):
+    """macOS decomposes the characters of file names."""
+    write_image(tmp_path / unicodedata.normalize("NFD", "ガ.png"))
+    (tmp_path / "labels.csv").write_text(unicodedata.normalize("NFC", "path,label\nガ.png,a\n"), encoding="utf-8")
+    (file,) = image_folder.read_csv(tmp_path / "labels.csv")["train"].files
+    assert file.is_file()
+    index = annotation_files.ImageIndex(tmp_path, [*tmp_path.iterdir()])
+    assert index.find(unicodedata.normalize("NFC", "ガ.png"), tmp_path / "a.json", "") == file

@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import os
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from fukami.data.masks import ArrayMask, MaskFile
 from fukami.data.samples import PaddedBatch, Sample
 from fukami.data.sources import identify_source
 from fukami.errors import Error, UsageError
+from fukami.image import io as image_io
 from fukami.image.transform import ResizeTransform
 from fukami.segmentation import data as segmentation_data
 
@@ -510,14 +513,67 @@ def test_unreadable_masks_are_not_counted(tmp_path):
 
 
 def test_mask_names_are_matched_without_their_suffixes():
-    names = ("a_mask", "a-label", "a_P", "a.seg", "0016E5_L", "x_gtFine_labelIds", "x_leftImg8bit", "mask")
-    assert [mask_folders.STEM_SUFFIXES.sub("", name) or name for name in names] == [
-        "a",
-        "a",
-        "a",
-        "a",
-        "0016E5",
-        "x",
-        "x",
-        "mask",
-    ]
+    names = ("a_mask", "a-label", "a_P", "a.seg", "0016E5_L", "x_gtFine_labelIds", "x_leftImg8bit", "mask", "a_L_gt")
+    stems = [mask_folders._list_stems(Path(f"{name}.png"), Path())[-1] for name in names]
+    assert stems == ["a", "a", "a", "a", "0016E5", "x", "x", "mask", "a"]
+
+
+def test_images_whose_names_end_like_masks_keep_their_masks(tmp_path):
+    for value, name in enumerate(("road_p", "road_l", "road", "0001_L")):
+        save_pair(tmp_path, f"images/{name}.png", f"masks/{name}.png", [[0, value]])
+    save_pair(tmp_path, "images/0002_L.png", "masks/0002_L_mask.png", [[0, 4]])
+    train, _, _, _ = segmentation_data.load_dataset(str(tmp_path), 0)
+    values = {Path(sample.name).stem: sample.mask.read().max() for sample in train}
+    assert values == {"road_p": 1, "road_l": 2, "road": 3, "0001_L": 4, "0002_L": 5}
+
+
+def test_an_image_that_coco_lists_twice_has_the_objects_of_both_entries(tmp_path):
+    write_coco(tmp_path, ["cat"])
+    content = json.loads((tmp_path / "annotations.json").read_text())
+    content["images"].append({**content["images"][0], "id": 2})
+    outline = [[5, 4, 9, 4, 9, 8, 5, 8]]
+    content["annotations"].append({**content["annotations"][0], "id": 2, "image_id": 2, "segmentation": outline})
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    ((_, mask),) = segmentation_data.index_dataset(identify_source(str(tmp_path), "masks")).splits[""]
+    pixels = mask.read()
+    assert (pixels[:4, :4] == 2).all()
+    assert (pixels[4:, 5:] == 2).all()
+    assert (pixels == 2).sum() == 32
+
+
+@pytest.mark.parametrize("outline", [[[0, 0, 4, 4]], [[1.0]], [[0, 0, 4, 4], [1, 1]]])
+def test_an_outline_without_area_is_not_drawn(tmp_path, outline):
+    """The mask library would take four numbers as a box."""
+    write_coco(tmp_path, ["cat"])
+    content = json.loads((tmp_path / "annotations.json").read_text())
+    content["annotations"][0]["segmentation"] = outline
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    ((_, mask),) = segmentation_data.index_dataset(identify_source(str(tmp_path), "masks")).splits[""]
+    assert (mask.read() == 1).all()
+
+
+def test_outlines_of_a_stored_image_rotate_with_it(tmp_path):
+    """The entry states the size of the stored image, which is rotated by its EXIF data; Pillow rotates the mark."""
+    write_coco(tmp_path, ["cat"])
+    image = Image.new("RGB", (9, 8), "white")
+    image.paste((255, 0, 0), (0, 0, 4, 4))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "1.png", exif=exif)
+    train, _, _, _ = segmentation_data.load_dataset(str(tmp_path), 0)
+    pixels = np.asarray(image_io.read_image(tmp_path / "1.png"))
+    assert pixels.shape == (9, 8, 3)
+    assert np.array_equal(train[0].mask.read() == 2, (pixels == (255, 0, 0)).all(2))
+
+
+def test_cached_counts_depend_on_the_classes_of_the_polygons(tmp_path, monkeypatch):
+    """A class that is renamed in another split changes the values of all masks."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    counts = []
+    for names in (["cat", "zebra"], ["zebra", "cat"]):
+        write_coco(tmp_path, names)
+        train, _, _, labels = segmentation_data.load_dataset(str(tmp_path / "annotations.json"), 0)
+        file = (tmp_path / "annotations.json").stat()
+        os.utime(tmp_path / "annotations.json", ns=(file.st_atime_ns, 10**18))
+        counts.append(dict(zip(labels, class_frequency.count_class_pixels(train, 3)[0].tolist(), strict=True)))
+    assert counts == [{"background": 56, "cat": 0, "zebra": 16}, {"background": 56, "zebra": 0, "cat": 16}]

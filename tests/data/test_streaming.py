@@ -94,6 +94,22 @@ def test_streamed_batches_equal_those_from_memory(source, options):
     )
 
 
+def test_iteration_with_indices_skips_unreadable_images(root, tmp_path, monkeypatch):
+    """Also a whole batch of them; the indices are those of the files."""
+    monkeypatch.setattr(streaming, "SEQUENTIAL_BATCH_SIZE", 4)
+    shutil.copytree(root, tmp_path / "copy")
+    for name in ("dark/1", "light/1", "light/2", "light/3", "light/4"):
+        (tmp_path / "copy" / f"{name}.png").write_bytes(b"no image")
+    source = labeled_images.load_labeled_images(str(tmp_path / "copy"), 0.0)[0]
+    loader = stream(source, batch_size=5, seed=1)
+    indices = torch.cat([indices for indices, _ in loader.iterate_with_indices()])
+    names = [f"{Path(loader.names[index]).parent.name}/{Path(loader.names[index]).stem}" for index in indices.tolist()]
+    expected = [f"{label}/{index}" for label in LABELS for index in range(7)]
+    assert names == [name for name in expected if name not in ("dark/1", "light/1", "light/2", "light/3", "light/4")]
+    targets = torch.cat([targets for _, (_, targets) in loader.iterate_with_indices()])
+    assert targets.tolist() == [LABELS.index(name.partition("/")[0]) for name in names]
+
+
 def test_iteration_in_order_yields_all_images_and_keeps_the_training_state(source, monkeypatch):
     monkeypatch.setattr(streaming, "SEQUENTIAL_BATCH_SIZE", 8)
     loader, other = (stream(source, batch_size=5, seed=1, min_area=0.3) for _ in range(2))

@@ -446,3 +446,11 @@ def test_an_invalid_record_next_to_weights_is_ignored(tmp_path, text):
     (tmp_path / "recipe.json").write_text(text)
     assert pretrained._read_labels(str(tmp_path)) == ()
     assert pretrained._read_export_precision(tmp_path) is None
+
+
+def test_processes_need_the_folder_of_the_run(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="need the same folder; specify it with out"):
+        package.train("deep-convnet", epochs=1)
+    assert not [*tmp_path.iterdir()]

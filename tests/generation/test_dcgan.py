@@ -63,6 +63,15 @@ def build_task(few_digits):
     return build
 
 
+def test_other_reference_images_have_the_size_and_channels_of_the_run(build_task, colors):
+    task, data = build_task()
+    assert data.labels == ("28", "1")
+    other = DCGAN(**SMALL).with_data(str(colors), data.labels).load_eval_data()
+    (images,) = {tuple(images.shape[1:]) for images, _ in other.eval_batches}
+    assert images == (1, 28, 28)
+    assert task.evaluate(other.eval_batches)["count"] == 24
+
+
 def test_networks_have_the_papers_layers():
     """Figure 1: channels and sizes of the feature maps, and the number of parameters."""
     generator, discriminator = models.dcgan_generator(), models.dcgan_discriminator()

@@ -268,3 +268,9 @@ def test_batches_of_different_depths(random, tmp_path):
     ((images, _),) = loader
     assert np.array_equal(images[0].permute(1, 2, 0), arrays[0])
     assert np.allclose(images[1].permute(1, 2, 0), arrays[1] / 257, atol=1e-4)
+
+
+def test_ink_of_cmyk_is_no_data(tmp_path):
+    Image.new("CMYK", (8, 8), (255, 0, 0, 0)).save(tmp_path / "x.jpg", quality=95)
+    with pytest.raises(Error, match="has 3 channels"):
+        read_channels(tmp_path / "x.jpg", 4)

@@ -14,6 +14,7 @@ from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 from torch import nn
 
 from fukami import Error
+from fukami.data import annotations
 from fukami.data.streaming import ImageDecoder
 from fukami.engine.runtime import Runtime
 from fukami.engine.task import Task
@@ -60,6 +61,27 @@ def test_exif_rotation(photo, tmp_path):
         exif[0x0112] = orientation
         path = save(Image.fromarray(np.ascontiguousarray(pixels)), tmp_path / f"{orientation}.png", exif=exif)
         assert np.array_equal(np.asarray(image_io.read_image(path)), photo), orientation
+
+
+def test_corrupt_exif_is_no_orientation(photo, tmp_path):
+    """Pillow raises a SyntaxError, unless the file states no density."""
+    plain = save(Image.fromarray(photo), tmp_path / "plain.jpg", dpi=(72, 72), quality=95)
+    content = plain.read_bytes()
+    segment = b"Exif\0\0garbage!"
+    end = 2 + 2 + int.from_bytes(content[4:6])  # of the JFIF segment
+    (tmp_path / "x.jpg").write_bytes(
+        content[:end] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2) + segment + content[end:]
+    )
+    expected = np.asarray(image_io.read_image(plain))
+    assert np.array_equal(np.asarray(image_io.read_image(tmp_path / "x.jpg")), expected)
+    header = annotations.read_header(tmp_path / "x.jpg")
+    assert header == (photo.shape[1], photo.shape[0], 1)
+
+
+def test_suffixes_are_those_of_the_formats_that_are_read():
+    suffixes = image_io.get_image_suffixes()
+    assert {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".ppm"} <= suffixes
+    assert not suffixes & {".h5", ".mpg", ".eps", ".ps", ".fits", ".hdf", ".pdf"}
 
 
 def test_16_bits_are_scaled_and_not_clipped(tmp_path):

@@ -212,6 +212,24 @@ def test_tiles_have_no_seams(monkeypatch):
     assert (task.decode_masks(untiled) != task.decode_masks(task.predict([image])[0])).mean() > differ.mean()
 
 
+def test_blended_probabilities_sum_to_one(monkeypatch):
+    """Also at the border of the image, where only one tile contributes."""
+    monkeypatch.setattr(segmentation_task, "TILE_SIZE", 64)
+    monkeypatch.setattr(segmentation_task, "TILE_OVERLAP", 32)
+    task = build_task(nn.Conv2d(3, 4, 3, padding=1), tuple("abcd"))
+    images = torch.randint(0, 256, (1, 3, 160, 96), dtype=torch.uint8)
+    with torch.inference_mode():
+        scores = task.predict_scores(images, torch.tensor([[160.0, 96.0]]))
+    torch.testing.assert_close(scores.sum(1), torch.ones(1, 160, 96))
+
+
+def test_too_many_scores_are_rejected(monkeypatch):
+    monkeypatch.setattr(segmentation_task, "MAX_SCORES", 4 * 160 * 96 - 1)
+    task = build_task(nn.Conv2d(3, 4, 3, padding=1), tuple("abcd"))
+    with pytest.raises(Error, match="the scores of 4 classes for 96×160 pixels would take"):
+        task.predict_scores(torch.zeros(1, 3, 160, 96), torch.tensor([[160.0, 96.0]]))
+
+
 @pytest.mark.parametrize("weight", [None, [1.0, 2.0, 0.5]])
 def test_loss_by_hand(weight):
     """Cross entropy over the labeled pixels, with or without class weights, plus half the auxiliary loss."""

@@ -2,8 +2,10 @@
 
 import html
 import json
+import os
 import re
 import shutil
+import sys
 import threading
 import time
 import warnings
@@ -283,6 +285,14 @@ def test_the_limit_of_positions_is_that_of_all_files(client):
     assert predictions[0]["file"] == "a" * 200
     assert "exceeds 1,000 positions per request" in predictions[700]["error"]
     assert "move" in predictions[701]
+    files = [
+        ("file", ("a.txt", f"{VALID_POSITION}\n".encode() * 1000)),
+        *(("file", ("b.txt", VALID_POSITION.encode())),) * 3,
+    ]
+    predictions = client.post("/predict", files=files).json()
+    assert len(predictions) == 1003
+    assert "move" in predictions[999]
+    assert all("exceeds 1,000 positions" in prediction["error"] for prediction in predictions[1000:])
 
 
 @pytest.mark.parametrize("path", ["/predict", "/"])
@@ -397,10 +407,21 @@ def test_command_describes_the_run(fukami, monkeypatch, tmp_path, connect_four):
     checkpoint.write_weights(tmp_path / "run", tensors)
     checkpoint.write_recipe(tmp_path / "run", recipe, (), {})
     received = {}
-    monkeypatch.setattr(serving, "create_app", lambda task, run_info, **_: received.update(run_info))
+    worker = SimpleNamespace(used_slots=0)
+    application = SimpleNamespace(state=SimpleNamespace(worker=worker))
+    monkeypatch.setattr(serving, "create_app", lambda task, run_info, **_: received.update(run_info) or application)
     monkeypatch.setattr(uvicorn, "Server", lambda config: SimpleNamespace(run=lambda **_: 0))
     monkeypatch.setattr(uvicorn, "Config", lambda *arguments, **options: options)
-    assert fukami("serve", "run", "--port", "0", "--device", "cpu", "--set", "simulations=9").status == 130
+    statuses = []
+    monkeypatch.setattr(os, "_exit", statuses.append)
+    command = ("serve", "run", "--port", "0", "--device", "cpu", "--set", "simulations=9")
+    assert fukami(*command).status == 130
+    assert statuses == []
+    worker.used_slots = 1  # a prediction still runs, for which Python would wait at its exit
+    assert fukami(*command).status == 130
+    monkeypatch.setattr(uvicorn, "Server", lambda config: SimpleNamespace(run=lambda **_: sys.exit(143)))
+    fukami(*command)
+    assert statuses == [130, 143]
     versions = received.pop("versions")
     assert received == {
         "recipe": "alphago-zero", "members": 1, "precision": "float32", "games": ["go5", "go7"], "simulations": 9

@@ -867,7 +867,8 @@ def test_responses_contain_no_server_path(task, tmp_path):
 
 def test_token_from_the_environment_is_removed_from_it(monkeypatch, fukami):
     settings = {}
-    monkeypatch.setattr(serving, "create_app", lambda task, run_info, **options: settings.update(options))
+    application = SimpleNamespace(state=SimpleNamespace(worker=SimpleNamespace(used_slots=0)))
+    monkeypatch.setattr(serving, "create_app", lambda *_, **options: settings.update(options) or application)
     monkeypatch.setattr(
         uvicorn, "Server", lambda config: settings.update(config=config) or SimpleNamespace(run=lambda **_: 0)
     )
@@ -896,3 +897,10 @@ def test_file_limit_is_raised_to_the_maximum():
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert process.stdout.split() == ["900", "900"]
+
+
+def test_confidence_of_a_task_without_boxes_is_rejected_before_decoding(task, monkeypatch):
+    client = TestClient(serving.create_app(task, RUN_INFO), "http://localhost")
+    response = client.post("/predict", files={"file": ("a.png", b"no image")}, data={"confidence": "0.5"})
+    assert response.status_code == 422
+    assert response.json() == {"error": "this run predicts no boxes; omit the field confidence"}

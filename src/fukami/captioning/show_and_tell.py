@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fukami.image.transform import SquareTransform
 
 EVAL_BATCH_SIZE = 50
-MAX_BEAM_SIZE, MAX_TOKENS = 100, 1000  # upper bounds of the fields
+MAX_BEAM_SIZE, MAX_TOKENS, MAX_CAPTIONS = 100, 1000, 1000  # upper bounds of the fields
 
 
 class EncoderRecipe(Protocol):
@@ -103,14 +103,15 @@ class ShowAndTell(SupervisedRecipe):
     temperature: float = 1.0
     """Softmax temperature of sampling; below 1, likely tokens become more likely."""
     num_captions: int = 5
-    """Number of captions per image, the most likely first."""
+    """Number of captions per image, the most likely first; at most the beam size, and 1 with greedy decoding."""
     max_tokens: int = 30
     """Maximum number of tokens of a caption: words or characters, depending on the tokenizer."""
 
     def __post_init__(self) -> None:
         """Check the ranges of the fields."""
         super().__post_init__()
-        check_range(self, 1, math.inf, "min_word_count", "hidden", "num_captions")
+        check_range(self, 1, math.inf, "min_word_count", "hidden")
+        check_range(self, 1, MAX_CAPTIONS, "num_captions")
         check_range(self, 1, MAX_BEAM_SIZE, "beam_size")
         check_range(self, 1, MAX_TOKENS, "max_tokens")
         check_range(self, 0, math.inf, "finetune_epochs", "cache_limit", "length_penalty")

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from fukami.captioning import data as captioning_data
@@ -13,6 +14,7 @@ from fukami.data import augment, augment_boxes, labeled_images, padded_loader
 from fukami.data.annotations import find_rarest_classes
 from fukami.data.samples import PaddedBatch, Sample
 from fukami.detection import data as detection_data
+from fukami.engine.report import sanitize_texts
 from fukami.engine.supervised import RESIZE_RATIO
 from fukami.errors import Error, UsageError
 from fukami.image import io as image_io
@@ -243,14 +245,19 @@ def select_balanced(targets: "np.ndarray[tuple[int], np.dtype[np.int64]]", count
 
 def save_grid(rows: ImageRows, out: Path) -> None:
     """Save the rows as one image file."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    image_plots.plot_variants(rows).savefig(out, dpi=110)
+    _save_figure(image_plots.plot_variants(rows), out)
 
 
 def save_boxed_grid(rows: BoxedRows, out: Path) -> None:
     """Save rows with boxes as one image file."""
+    _save_figure(image_plots.plot_boxes(rows), out)
+
+
+def _save_figure(figure: Figure, out: Path) -> None:
+    """Save a figure, in which a label may contain any characters."""
+    sanitize_texts(figure)
     out.parent.mkdir(parents=True, exist_ok=True)
-    image_plots.plot_boxes(rows).savefig(out, dpi=110)
+    figure.savefig(out, dpi=110)
 
 
 def _get_image_size(item: "Path | bytes | np.ndarray", channels: int) -> tuple[int, int]:

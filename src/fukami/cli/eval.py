@@ -66,12 +66,12 @@ def command(arguments: list[str]) -> None:
                 *runs, device=device, precision=precision, vote=vote, overrides=overrides, recipe=recipe
             )
         folder = checkpoint.locate_run(runs[0])
-        run_recipe, _ = checkpoint.read_recipe(folder, recipe)
+        run_recipe, labels = checkpoint.read_recipe(folder, recipe)
         run_recipe = dataclasses.replace(run_recipe, **overrides)
         if data is None:
             check_data(run_recipe)
         else:
-            run_recipe = run_recipe.with_data(data)
+            run_recipe = run_recipe.with_data(data, labels)
         precision_name = checkpoint.read_precision(folder) if precision == "auto" else precision
         summary: dict[str, Json] = {
             "data": getattr(run_recipe, "annotations", "") or getattr(run_recipe, "data", None),

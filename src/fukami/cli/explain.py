@@ -60,6 +60,8 @@ def command(arguments: list[str]) -> None:
         if out:
             create_output_folder(out)
         if not is_run(inputs[0], len(inputs) > 1):
+            if recipe:
+                raise UsageError(f"--recipe is for a run, and {inputs[0]} is a model; omit it")
             explain_model(inputs[0], input_shape, num_classes, out)
         elif input_shape is not None or num_classes is not None:
             raise UsageError(f"--input-shape and --num-classes apply to models; remove them for the run {inputs[0]}")
@@ -227,7 +229,8 @@ def get_input_shape(name: str, task: "Task") -> "Shape":
         return 3, task.size[1], task.size[0]
     if isinstance(task, ClassificationTask | CaptioningTask):
         return task.transform.channels, task.transform.size, task.transform.size
-    raise UsageError(f"explain supports the networks of fukami's own tasks; {name} is a run of {type(task).__name__}")
+    supported = "classification, captioning, detection, segmentation, style transfer and self-play"
+    raise UsageError(f"explain supports runs of {supported}; {name} is a run of {type(task).__name__}")
 
 
 def load_classifier(name: str, recipe: Path | None) -> "tuple[Path, ClassificationTask, Shape]":

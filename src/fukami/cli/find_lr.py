@@ -38,6 +38,7 @@ def command(arguments: list[str]) -> None:
     recipe, options = parse_recipe_arguments(get_recipe(name), FindLROptions, flags, f"fukami find-lr {name}")
     if options.out.suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
         raise UsageError(f"--out should name a .png, .jpg, .pdf or .svg file, not {options.out}")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     from fukami.engine import lr_finder
 
     with suggest_memory_fixes(*list_memory_fixes(recipe)):
@@ -49,7 +50,6 @@ def command(arguments: list[str]) -> None:
             device=options.device,
             precision=options.precision,
         )
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     lr_finder.plot_lr_curve(curve).savefig(options.out, dpi=110)
     result = {"lr": curve.steepest_lr, "min_loss_lr": curve.min_loss_lr, "steps": len(curve.lrs)}
     print(json.dumps({**result, "figure": str(options.out)}))

@@ -161,6 +161,8 @@ def command(arguments: list[str]) -> None:
         _set_simulations(task, simulations)
         if not against:
             options.check_unused(MATCH_OPTIONS, "a match; add --against")
+            if seed:
+                raise UsageError("--seed is for a match or an agent; add --against")
             play_in_terminal(task, color, out)
             return
         options.check_unused(("color",), "a game in the terminal; omit it, or --against")
@@ -192,6 +194,10 @@ def _check_out(out: Path | None) -> None:
         raise UsageError(f"--out should be an .mp4, .gif or .webp file, not {out}")
     if out is not None and not out.resolve().parent.is_dir():
         raise UsageError(f"the folder {out.parent} of the video does not exist; create it, or use another --out")
+    if out is not None and out.suffix.lower() == ".mp4":
+        from fukami.image.video import import_av
+
+        import_av()  # a missing package is reported before the games and not after them
 
 
 def _set_simulations(task: "SelfPlayTask", simulations: int | None) -> None:

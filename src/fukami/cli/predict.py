@@ -101,9 +101,9 @@ def command(arguments: list[str]) -> None:
                 raise UsageError(f"{unused[0]} is for predictions, and --num-samples generates images; omit it")
             _generate_images(inputs, generation, out, device, precision, recipe)
             return
-        if generation.interpolation_steps or generation.arithmetic or generation.nearest:
+        if generation != NO_GENERATION:
             raise UsageError(
-                "--interpolation-steps, --arithmetic and --nearest apply to generated images; add --num-samples"
+                "--seed, --interpolation-steps, --arithmetic and --nearest apply to generated images; add --num-samples"
             )
         if frame_interval < 1:
             raise UsageError(f"--frame-interval should be a whole number of at least 1, not {frame_interval}")
@@ -116,7 +116,10 @@ def command(arguments: list[str]) -> None:
         )
         set_num_views(task, views)
         set_detection_options(task, confidence=confidence, tile_size=tiles)
-        has_frames = fps > 0 or any(map(video.is_video, files))
+        has_videos = any(map(video.is_video, files))
+        if frame_interval != 1 and not has_videos:
+            raise UsageError("--frame-interval is for videos, and there are none among the inputs; omit it")
+        has_frames = fps > 0 or has_videos
         writer = build_writer(format, files, task.labels, out, has_frames=has_frames)
         failed, count = 0, 0
         with writer, PredictionPage(None if format == "yolo" else out, task, files) as page:

@@ -208,6 +208,10 @@ def select_rows(prediction: Mapping[str, Any]) -> list[PredictionRow]:
         return list_rows(prediction)[:1]
     if "boxes" in prediction or "fractions" in prediction:
         return list_rows(prediction)
+    if "move" in prediction:
+        return [PredictionRow(prediction["move"], prediction["policy"].get(prediction["move"], 0.0))]
+    if "action" in prediction:
+        return [PredictionRow(prediction["action"], prediction["values"][prediction["action"]])]
     numbers = {**prediction, **prediction.get("values", {})}
     return [
         PredictionRow(name, value)

@@ -68,6 +68,7 @@ def stylize(recipe: "NeuralStyle", options: StylizeOptions, resume_command: str)
     """
     from PIL import Image
 
+    from fukami.engine.checkpoint import check_run_exists
     from fukami.engine.train import RunOptions, run_training
 
     out = options.out
@@ -81,10 +82,11 @@ def stylize(recipe: "NeuralStyle", options: StylizeOptions, resume_command: str)
     folder = out.with_name(f"{out.stem}.run")
     if folder.exists() and not options.resume:
         raise UsageError(f"{folder} contains an interrupted run; continue it with --resume, or remove the folder")
+    if options.resume:
+        check_run_exists(folder)
     try:
-        is_resumed = (folder / "recipe.json").is_file()
         run_options = RunOptions(
-            options.device, options.precision, compile=False, resume=is_resumed, resume_command=resume_command
+            options.device, options.precision, compile=False, resume=options.resume, resume_command=resume_command
         )
         with suggest_memory_fixes(*list_memory_fixes(recipe)):
             metrics = run_training(recipe, folder, run_options)

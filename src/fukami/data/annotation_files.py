@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -86,6 +87,11 @@ def find_split(path: Path, root: Path) -> str:
     return next((split for split in map(parse_split, folders) if split), "")
 
 
+def normalize_name(name: str) -> str:
+    """Compose the characters of a file name (NFC): those of macOS are decomposed."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
 class ImageIndex:
     """The images below a folder, by relative path and by name.
 
@@ -98,10 +104,10 @@ class ImageIndex:
         suffixes = image_io.get_image_suffixes()
         self.root = root
         self.images = sorted(path for path in files if path.suffix.lower() in suffixes)
-        self.by_path = {path.relative_to(root).as_posix(): path for path in self.images}
+        self.by_path = {normalize_name(path.relative_to(root).as_posix()): path for path in self.images}
         self.by_name: dict[str, list[Path]] = defaultdict(list)
         for path in self.images:
-            self.by_name[path.name].append(path)
+            self.by_name[normalize_name(path.name)].append(path)
 
     def find(self, name: str, file: Path, split: str) -> Path | None:
         r"""Find the image that an annotation file names by its path or its name; None if there is none.
@@ -109,6 +115,7 @@ class ImageIndex:
         Of several images of the same name, it is one in a folder of the split, and of these the one whose path shares
         most folder names with that of the file. A ``\`` may separate folders.
         """
+        name = normalize_name(name)
         posix = name.replace("\\", "/")
         if image := self.by_path.get(name) or self.by_path.get(posix):
             return image

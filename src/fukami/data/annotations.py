@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image
+from PIL import Image
 
 from fukami.data import archives, image_folder
 from fukami.data.parsing import is_file
@@ -108,6 +108,10 @@ class ImageHeader(NamedTuple):
         """Width and height of the upright image."""
         return (self.height, self.width) if self.orientation > 4 else (self.width, self.height)
 
+    def is_stored_size(self, size: tuple[int, int] | None) -> bool:
+        """Return whether a stated size is that of the stored image and not that of the upright one."""
+        return size == (self.width, self.height) != self.upright_size
+
 
 def read_header(path: Path) -> ImageHeader | Error:
     """Return the header of an image without decoding it, or the error if it cannot be read."""
@@ -138,8 +142,7 @@ def read_orientation(image: Image.Image) -> int:
     """Return the EXIF orientation of an image, 1 to 8; 1 if it is missing or invalid."""
     if image.format == "PNG" and not {"exif", "Raw profile type exif", "XML:com.adobe.xmp"} & {*image.info}:
         return 1  # Pillow would decode the whole file to search for EXIF
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    return orientation if orientation in range(1, 9) else 1
+    return image_io.get_orientation(image)
 
 
 def read_headers(paths: Sequence[Path]) -> Iterator[ImageHeader | Error]:
@@ -161,13 +164,13 @@ def orient_corners(corners: Corners, header: ImageHeader) -> Corners:
 def compute_pixel_corners(annotation: ImageAnnotation, header: ImageHeader) -> list[Corners]:
     """Compute the corners of an image's boxes in pixels of the upright image, neither validated nor clipped.
 
-    If the stated size equals the stored size, the boxes refer to the stored image. Otherwise they refer to the upright
-    image, as with tools that state no size.
+    If the stated size equals the stored size and not the upright one, the boxes refer to the stored image. Otherwise
+    they refer to the upright image, which annotation tools show.
     """
     width, height = header.upright_size
     if annotation.is_relative:
         return [(b[0] * width, b[1] * height, b[2] * width, b[3] * height) for _, b, *_ in annotation.boxes]
-    is_stored_size = annotation.size == (header.width, header.height)
+    is_stored_size = header.is_stored_size(annotation.size)
     return [orient_corners(box.corners, header) if is_stored_size else box.corners for box in annotation.boxes]
 
 

@@ -12,6 +12,7 @@ import hashlib
 import lzma
 import math
 import os
+import re
 import shutil
 import stat
 import tarfile
@@ -30,6 +31,8 @@ from fukami.data.locations import get_cache_folder
 from fukami.errors import Error
 
 RULES_VERSION = 1  # version of these checks; a new version unpacks every archive again
+ZIP_UTF8_FLAG = 0x800  # of the name of a member
+JAPANESE_CHARACTER = re.compile("[\u3040-\u30ff\u4e00-\u9fff]")  # kana or kanji
 MAX_RATIO = 100  # maximum ratio of the unpacked size to the archive's size
 BASE_LIMIT_BYTES = 32 << 20  # unpacked size that any archive may have
 MAX_MEMBERS = 5_000_000
@@ -213,13 +216,30 @@ def _iterate_members(archive: Path, stack: ExitStack, max_bytes: int) -> Iterato
 class _ZipEntry:
     def __init__(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
         self.archive, self.info = archive, info
-        self.name, self.size, self.is_folder = info.filename, info.file_size, info.is_dir()
+        self.name, self.size, self.is_folder = _decode_zip_name(info), info.file_size, info.is_dir()
 
     def read_chunks(self) -> Iterator[bytes]:
         """Yield the content; :mod:`zipfile` stops at the stated size and verifies the checksum."""
         with self.archive.open(self.info) as file:
             while chunk := file.read(CHUNK_BYTES):
                 yield chunk
+
+
+def _decode_zip_name(info: zipfile.ZipInfo) -> str:
+    """Decode the name of a member without the mark of UTF-8, which :mod:`zipfile` decodes as code page 437.
+
+    macOS writes UTF-8 without the mark, and Japanese versions of Windows write code page 932.
+    """
+    if info.flag_bits & ZIP_UTF8_FLAG or info.filename.isascii():
+        return info.filename
+    content = info.filename.encode("cp437", "replace")
+    with contextlib.suppress(UnicodeDecodeError):
+        return content.decode()
+    with contextlib.suppress(UnicodeDecodeError):
+        name = content.decode("cp932")
+        if JAPANESE_CHARACTER.search(name):
+            return name
+    return info.filename
 
 
 def _iterate_zip(archive: zipfile.ZipFile, size: int) -> Iterator[_Member]:

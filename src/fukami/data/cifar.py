@@ -1,11 +1,12 @@
 """CIFAR-10 and CIFAR-100: 60,000 color images of 32×32 pixels (Krizhevsky 2009), read by torchvision."""
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from fukami.data.locations import get_cache_folder, list_data_folders
+from fukami.data.locations import get_cache_folder, list_data_folders, lock_downloads
 from fukami.errors import Error
 
 ArraySplit = tuple[npt.NDArray[np.uint8], npt.NDArray[np.integer]]  # images (N, H, W) or (N, H, W, 3), and labels
@@ -30,7 +31,9 @@ def load_cifar(name: str) -> Path | tuple[tuple[ArraySplit, ArraySplit], tuple[s
         return local_path
     folder = get_cache_folder() if local_path is None else local_path.parent
     try:
-        splits = [reader(str(folder), train=train, download=folder == get_cache_folder()) for train in (True, False)]
+        is_cached = folder == get_cache_folder()
+        with lock_downloads() if is_cached else contextlib.nullcontext():
+            splits = [reader(str(folder), train=train, download=is_cached) for train in (True, False)]
     except Exception as error:  # readers raise errors of any type on a corrupted file
         raise Error(
             f"{name} was not found in {', '.join(map(str, list_data_folders()))}, or is corrupted, and the download "

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from fukami.data.coco_masks import COCOMask
 from fukami.data.locations import get_cache_folder
 from fukami.data.samples import Sample
 from fukami.errors import Error
@@ -70,6 +71,7 @@ def _get_cache_path(samples: Sequence[Sample], num_classes: int) -> Path:
             path,
             stat and (stat.st_size, stat.st_mtime_ns),
             getattr(sample.mask, "class_table", None),
+            sample.mask.fingerprint() if isinstance(sample.mask, COCOMask) else None,  # its file has no mask values
             sample.name,
         )
         digest.update(repr(key).encode())

@@ -4,7 +4,7 @@ import hashlib
 import math
 import re
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,9 +18,11 @@ from fukami.data.parsing import Json, contains_pattern, to_key, to_number, to_te
 from fukami.data.samples import UNLABELED, UInt8Array
 from fukami.errors import Error
 from fukami.image import io as image_io
+from fukami.image.channels import orient_pixels
 
 BACKGROUND = "background"
 OUTLINE_PATTERN = re.compile(r'"segmentation"\s*:\s*(\[\s*\[|\{)')
+MIN_POLYGON_VALUES = 6  # x and y of three corners
 MAX_CORNER_DISTANCE = 16  # maximum coordinate of a polygon's corner, in multiples of the image's longer side
 MAX_PERIMETER = 1e6  # pixels of a polygon's outline; rasterizing takes 50 bytes each
 MAX_RENDERED_PIXELS = 5e10  # image pixels times objects, each rasterized at the full image size: about a minute
@@ -43,11 +45,13 @@ class COCOMask:
         size: width and height of the image.
         objects: the outlines.
         file: the annotation file.
+        orientation: EXIF orientation of the image, if the outlines refer to the stored image and not the upright one.
     """
 
     size: tuple[int, int]
     objects: tuple[ObjectOutline, ...]
     file: Path
+    orientation: int = 1
 
     def read(self) -> UInt8Array:
         """Rasterize the mask.
@@ -69,11 +73,11 @@ class COCOMask:
                 pixels[_decode_outline(shape.outline, width, height)] = shape.mask_value
             except Exception as error:  # faster_coco_eval raises various errors for invalid outlines
                 raise Error(f"{self.file}: {shape.identifier} has an invalid outline ({error})") from error
-        return pixels
+        return np.ascontiguousarray(orient_pixels(pixels[..., None], self.orientation)[..., 0])
 
     def fingerprint(self) -> bytes:
         """Return a digest of the outlines."""
-        digest = hashlib.blake2b(repr(self.size).encode(), digest_size=16)
+        digest = hashlib.blake2b(repr((self.size, self.orientation)).encode(), digest_size=16)
         for shape in self.objects:
             digest.update(f"{shape.mask_value} {shape.area} ".encode())
             polygons = shape.outline if isinstance(shape.outline, list) else [shape.outline]
@@ -91,6 +95,9 @@ def _decode_outline(outline: Any, width: int, height: int) -> npt.NDArray[np.boo
     from faster_coco_eval.core import mask
 
     if isinstance(outline, list):
+        outline = [polygon for polygon in outline if len(polygon) >= MIN_POLYGON_VALUES]  # others have no area
+        if not outline:
+            return np.zeros((height, width), bool)
         for polygon in outline:
             corners = polygon[: len(polygon) // 2 * 2].reshape(-1, 2)
             if not np.isfinite(corners).all() or np.abs(corners).max(initial=0) > MAX_CORNER_DISTANCE * max(
@@ -131,7 +138,9 @@ def read_coco_masks(root: Path, images: Path | None = None) -> tuple[DatasetAnno
 
     def add_masks(path: Path, records: coco.Records, annotations: DatasetAnnotations) -> None:
         locate = coco.ImageLocator(path, images)
-        image_masks.update(_build_masks(path, records, locate, annotations.labels))
+        for image, mask in _build_masks(path, records, locate, annotations.labels):
+            known = image_masks.get(image)  # an image that is listed twice has the objects of both entries
+            image_masks[image] = replace(known, objects=known.objects + mask.objects) if known else mask
 
     return coco.read_coco(root, images, add_masks), image_masks
 

@@ -1,6 +1,7 @@
 """Files and folders of a dataset or of inputs, without hidden ones and macOS metadata."""
 
 import os
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,9 +61,16 @@ def list_folders(root: Path) -> list[Path]:
 
 
 def locate_file(folder: Path, name: str) -> Path:
-    r"""Return the path of a file that an annotation names; a ``\`` separates folders, unless it is part of the name."""
+    r"""Return the path of a file that an annotation names; a ``\`` separates folders, unless it is part of the name.
+
+    Composed and decomposed characters are equal: file names of macOS have the latter.
+    """
     path = folder / name
-    return folder / name.replace("\\", "/") if "\\" in name and not is_file(path) else path
+    if ("\\" not in name and name.isascii()) or is_file(path):
+        return path
+    posix = name.replace("\\", "/")
+    forms = [folder / posix, *(folder / unicodedata.normalize(form, posix) for form in ("NFC", "NFD"))]
+    return next(filter(is_file, forms), forms[0])
 
 
 def is_hidden(name: str) -> bool:

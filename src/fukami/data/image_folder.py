@@ -3,6 +3,7 @@
 import csv
 import io
 import logging
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,12 @@ def scan_folder(path: Path) -> dict[Split, FolderSplit]:
         Error: the path contains no folders of images.
     """
     folders = find_splits(archives.unpack(path) if path.is_file() else path)
+    if len(folders) > 1 and "test" in folders and not list_folders(folders["test"]):
+        logger.warning(
+            f"{folders['test']} has no folders of classes, so there is no test split; fukami predict classifies its "
+            "images"
+        )
+        del folders["test"]
     if "" not in folders:
         return {split: _scan_split(path, folders[split]) for split in SPLITS if split in folders}
     if not list_folders(folders[""]):
@@ -63,7 +70,22 @@ def find_splits(root: Path) -> dict[str, Path]:
     for name, split in SPLIT_NAMES.items():
         if name in by_name:
             splits.setdefault(split, by_name[name])
-    return splits or {"": root}
+    return splits or _find_split_words(folders) or {"": root}
+
+
+def _find_split_words(folders: Sequence[Path]) -> dict[str, Path]:
+    """Find splits by words of folder names, such as ``training_set`` and ``seg_test``; none if there is only one split.
+
+    A folder that contains only a folder of its name stands for that one, as in some archives.
+    """
+    splits: dict[str, Path] = {}
+    for folder in folders:
+        words = [word for word in re.split("[^a-z]+", folder.name.lower()) if word in SPLIT_NAMES]
+        while [inner.name for inner in list_folders(folder)] == [folder.name]:
+            folder = folder / folder.name
+        if len(words) == 1 and list_folders(folder):
+            splits.setdefault(SPLIT_NAMES[words[0]], folder)
+    return splits if "train" in splits and len(splits) > 1 else {}
 
 
 def read_csv(path: Path, images: Path | None = None) -> dict[Split, FolderSplit]:

@@ -172,8 +172,10 @@ class BatchLoader(Loader, Generic[BatchT]):
         if self.seed is not None and len(self.targets) == 0:
             raise Error("there is no training image; use a folder with images, or a smaller --val-fraction")
         if self.seed is not None and self.batch_size % runtime.world_size:
+            reason = ", all the training images" if self.batch_size == len(self.targets) else ""
             raise UsageError(
-                f"{runtime.world_size} processes cannot share a batch of {self.batch_size} evenly; change --batch-size"
+                f"{runtime.world_size} processes cannot share a batch of {self.batch_size} evenly{reason}; change "
+                "--batch-size"
             )
         self.rank, self.world_size = runtime.rank, runtime.world_size
 
@@ -197,7 +199,11 @@ class BatchLoader(Loader, Generic[BatchT]):
         return iter(self)
 
     def iterate_in_order(self) -> Iterator[BatchT]:
-        """Iterate over every image once, in order and not augmented; the training position does not change."""
+        """Iterate over all readable images, in order and not augmented; the training state does not change."""
+        return (batch for _, batch in self.iterate_with_indices())
+
+    def iterate_with_indices(self) -> Iterator[tuple[Tensor, BatchT]]:
+        """Iterate as :meth:`iterate_in_order`, with the index of each image ``(N,)``."""
         raise NotImplementedError
 
     def iterate_local_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -356,11 +362,11 @@ class InMemoryLoader(BatchLoader[Batch]):
             yield images.clone(), targets.clone()  # a captured CUDA graph writes its outputs to the same memory
         self.finish_epoch()
 
-    def iterate_in_order(self) -> Iterator[Batch]:
-        """Iterate over every image once, in order and not augmented; the training position does not change."""
-        for start in range(0, len(self.targets), SEQUENTIAL_BATCH_SIZE):
-            batch = slice(start, start + SEQUENTIAL_BATCH_SIZE)
-            yield self.resize_images(self.images[batch]), self.targets[batch]
+    def iterate_with_indices(self) -> Iterator[tuple[Tensor, Batch]]:
+        """Iterate over all images in order, with their indices."""
+        for indices in torch.split(torch.arange(len(self.targets)), SEQUENTIAL_BATCH_SIZE):
+            batch = slice(int(indices[0]), int(indices[-1]) + 1)
+            yield indices, (self.resize_images(self.images[batch]), self.targets[batch])
 
     def resize_images(self, images: Tensor) -> Tensor:
         """Resize images ``(N, C, H, W)`` to the network's input size."""

@@ -1,6 +1,8 @@
 """Locations of built-in datasets: the data folder and the cache folder."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from fukami.data.parsing import exists
@@ -35,3 +37,16 @@ def find_dataset_path(name: str) -> Path | None:
 def get_cache_folder() -> Path:
     """Return the cache folder, ``$XDG_CACHE_HOME/fukami`` or ``~/.cache/fukami``, without creating it."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fukami"
+
+
+@contextlib.contextmanager
+def lock_downloads() -> Iterator[None]:
+    """Lock the cache folder, so that one process at a time downloads into it or reads what another one may download."""
+    from filelock import FileLock
+
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError, NotImplementedError):  # nothing is downloaded into a folder without locks
+            get_cache_folder().mkdir(parents=True, exist_ok=True)
+            lock = FileLock(get_cache_folder() / ".downloads.lock", thread_local=False, fallback_to_soft=False)
+            stack.enter_context(lock)
+        yield

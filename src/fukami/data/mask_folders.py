@@ -28,8 +28,8 @@ MASK_FOLDERS = (
     "masks", "mask", "labels", "label", "annotations", "annotation", "segmentations", "segmentation", "gt",
     "groundtruth", "segmentationclass", "gtfine",
 )  # fmt: skip
-STEM_SUFFIXES = re.compile(
-    r"([_.-](mask|masks|label|labels|seg|segmentation|gt|l|p|gtfine_labelids|gtfine_labeltrainids|leftimg8bit))+$", re.I
+STEM_SUFFIX = re.compile(
+    r"[_.-](mask|masks|label|labels|seg|segmentation|gt|l|p|gtfine_labelids|gtfine_labeltrainids|leftimg8bit)$", re.I
 )
 LOSSLESS_EXTENSIONS = {".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}  # JPEG changes the values of a mask
 MAX_MASK_VALUES = 64  # values or colors of a mask in a folder of any name; a photograph has more
@@ -73,8 +73,8 @@ def is_mask_folder(root: Path) -> bool:
 
 def has_masks(root: Path, images: Path) -> bool:
     """Return whether a folder contains an image of the same name as one in ``images``."""
-    stems = {_normalize_stem(path, images) for path in walk_images(images)}
-    return any(_normalize_stem(path, root) in stems for path in walk_images(root))
+    stems = {_list_stems(path, images)[-1] for path in walk_images(images)}
+    return any(_list_stems(path, root)[-1] in stems for path in walk_images(root))
 
 
 def index_folder(root: Path, images: Path | None = None) -> FolderIndex:
@@ -213,18 +213,25 @@ def _match_masks(image_dir: Path | None, mask_dir: Path | None) -> _Matches:
     """Match the images of a folder with the masks of the same name in another folder."""
     assert image_dir is not None
     assert mask_dir is not None
-    image_paths = {_normalize_stem(path, image_dir): path for path in walk_images(image_dir)}
+    images = list(walk_images(image_dir))
+    by_stem = {_list_stems(path, image_dir)[-1]: path for path in images}
+    by_stem |= {_list_stems(path, image_dir)[0]: path for path in images}
     files = [
         path for path in walk_images(mask_dir) if path.suffix.lower() in LOSSLESS_EXTENSIONS and not _is_auxiliary(path)
     ]
     if not files:  # accept lossy masks only if there are no others
         files = [path for path in walk_images(mask_dir) if not _is_auxiliary(path)]
-    mask_paths = {_normalize_stem(path, mask_dir): path for path in files}
     detail = "is a mask without an image of the same name; add the image, or remove the mask"
-    problems = [
-        AnnotationProblem("no image", path, 0, detail) for name, path in mask_paths.items() if name not in image_paths
-    ]
-    return _Matches([FilePair(path, mask_paths.get(name)) for name, path in image_paths.items()], problems)
+    masks_of_images: dict[Path, Path] = {}
+    problems = []
+    files.sort(key=lambda path: _list_stems(path, mask_dir)[0] in by_stem)  # a mask of the same name has priority
+    for path in files:
+        image = next((by_stem[stem] for stem in _list_stems(path, mask_dir) if stem in by_stem), None)
+        if image is None:
+            problems.append(AnnotationProblem("no image", path, 0, detail))
+        else:
+            masks_of_images[image] = path
+    return _Matches([FilePair(path, masks_of_images.get(path)) for path in images], problems)
 
 
 def _is_auxiliary(path: Path) -> bool:
@@ -232,10 +239,15 @@ def _is_auxiliary(path: Path) -> bool:
     return path.stem.endswith(("_gtFine_color", "_gtFine_instanceIds", "_gtFine_instanceTrainIds"))
 
 
-def _normalize_stem(path: Path, root: Path) -> str:
-    """Return the relative name of an image or mask without suffixes such as ``_mask``."""
+def _list_stems(path: Path, root: Path) -> list[str]:
+    """List the relative name of an image or mask without suffix, and without further suffixes such as ``_mask``."""
     inside = path.relative_to(root).with_suffix("")
-    return (inside.parent / (STEM_SUFFIXES.sub("", inside.name) or inside.name)).as_posix()
+    stems = [inside.name]
+    while shorter := STEM_SUFFIX.sub("", stems[-1]):
+        if shorter == stems[-1]:
+            break
+        stems.append(shorter)
+    return [(inside.parent / stem).as_posix() for stem in stems]
 
 
 def _find_folder(root: Path, names: Sequence[str]) -> Path | None:
@@ -314,7 +326,7 @@ def _are_masks(image_dir: Path, mask_dir: Path) -> bool:
     in total. The images have more, or they are in color and the masks are not.
     """
     images, masks_by_stem = (
-        {_normalize_stem(path, folder): path for path in walk_images(folder)} for folder in (image_dir, mask_dir)
+        {_list_stems(path, folder)[-1]: path for path in walk_images(folder)} for folder in (image_dir, mask_dir)
     )
     common = sorted(images.keys() & masks_by_stem.keys())
     if 2 * len(common) <= len(masks_by_stem):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fukami.data.locations import get_cache_folder, list_data_folders
+from fukami.data.locations import get_cache_folder, list_data_folders, lock_downloads
 from fukami.errors import Error
 
 # md5 of the unpacked files, so that gzip files of any origin and unpacked files verify alike
@@ -41,13 +41,17 @@ def load_mnist() -> tuple[tuple[UInt8Array, UInt8Array], tuple[UInt8Array, UInt8
 def find_mnist() -> Path:
     """Return the folder of the four files: in ``$FUKAMI_DATA``, in the cache folder, or downloaded."""
     local_folder = find_local_mnist()
-    if local_folder is not None:
+    if local_folder is not None and not local_folder.is_relative_to(get_cache_folder()):
         return local_folder
     from torchvision.datasets import MNIST
 
     try:
-        MNIST(str(get_cache_folder()), download=True)
-    except (OSError, RuntimeError) as error:
+        with lock_downloads():  # files in the cache folder may be incomplete while another process downloads them
+            local_folder = find_local_mnist()
+            if local_folder is not None:
+                return local_folder
+            MNIST(str(get_cache_folder()), download=True)
+    except Exception as error:  # a corrupted download raises errors of various types
         raise Error(
             f"MNIST was not found in {', '.join(str(p) for p in list_data_folders())}, and the download failed "
             f"({error}); put the four files {', '.join(f'{name}.gz' for name in CHECKSUMS)} into a folder mnist/ "

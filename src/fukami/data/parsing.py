@@ -17,13 +17,14 @@ from typing import Any
 from fukami.errors import Error
 
 Json = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None  # a value of a JSON file
+MAX_FILE_BYTES = 2 << 30  # largest file; the largest one of COCO has 0.5 GB
 MAX_SMALL_FILE_BYTES = 8 << 20  # largest annotation file of one image, or class table
 MAX_HEADER_LENGTH = 1 << 16  # characters of a table's header line
 CHUNK_LENGTH, CHUNK_OVERLAP = 1 << 20, 64  # characters searched at a time
 MAX_SEARCHED_CHUNKS = 256
 
 
-def read_text(path: Path, *, max_bytes: int | None = None, errors: str = "strict") -> str:
+def read_text(path: Path, *, max_bytes: int = MAX_FILE_BYTES, errors: str = "strict") -> str:
     """Read a text file in UTF-8, with or without a byte order mark.
 
     Args:
@@ -46,13 +47,13 @@ def decode_text(path: Path, content: bytes, *, errors: str = "strict") -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_bytes(path: Path, *, max_bytes: int | None = None) -> bytes:
+def read_bytes(path: Path, *, max_bytes: int = MAX_FILE_BYTES) -> bytes:
     """Read the content of a regular file; raises as :func:`read_text`."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise Error(f"{path} is not a regular file; use a regular file")
-        if max_bytes is not None and status.st_size > max_bytes:
+        if status.st_size > max_bytes:
             raise Error(f"{path} has {status.st_size:,} bytes, more than the limit of {max_bytes:,} for such a file")
         return path.read_bytes()
     except (OSError, ValueError) as error:  # a name that is invalid for files raises ValueError

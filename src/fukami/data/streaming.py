@@ -135,6 +135,8 @@ def count_value_bytes(source: Path | bytes | npt.NDArray[np.generic]) -> int:
         return 1
     try:
         return 4 if read_depth(source)[1] else 1
+    except MissingPackageError:
+        raise
     except Error:  # the image is reported when it is decoded
         return 1
 
@@ -315,10 +317,14 @@ class FileStreamingLoader(StreamingLoader[Batch]):
             raise Error(f"no image can be read; the first: {next(iter(self.unreadable_images))}")
         self.finish_epoch()
 
-    def iterate_in_order(self) -> Iterator[Batch]:
-        """Iterate over all images in order, without crops and augmentation; the training state does not change."""
+    def iterate_with_indices(self) -> Iterator[tuple[Tensor, Batch]]:
+        """Iterate over the readable images in order, with their indices."""
         for requests, decoded in zip(plan := _plan_requests(len(self.targets)), self._build_reader(plan), strict=True):
-            yield self._move_to_device(decoded, torch.tensor([index for index, _ in requests]))
+            indices = torch.tensor([index for index, _ in requests])
+            if decoded.kept:
+                yield indices[decoded.kept], self._move_to_device(decoded, indices)
+            else:
+                self._record_unreadable(decoded.errors)
 
     def iterate_requests(self) -> Iterator[list[Any]]:
         """Iterate over the decoding requests of the remaining batches, independently of the loader."""

@@ -141,14 +141,14 @@ class ShardStreamingLoader(FileStreamingLoader):
             raise self.failures.pop()
         super().finish_epoch()
 
-    def iterate_in_order(self) -> Iterator[Batch]:
-        """Iterate over all images in order, without crops and augmentation; the training state does not change."""
+    def iterate_with_indices(self) -> Iterator[tuple[Tensor, Batch]]:
+        """Iterate over the readable images in order, with their indices."""
         indices = torch.arange(len(self.targets))
         plan = split_into_batches(indices, SEQUENTIAL_BATCH_SIZE)
         reader = self._build_reader(read_requests(self.samples, [indices.numpy()], plan, 0))
         for (batch_indices, _), decoded in zip(plan, reader, strict=True):
             if decoded.kept:
-                yield self._move_to_device(decoded, batch_indices)
+                yield batch_indices[decoded.kept], self._move_to_device(decoded, batch_indices)
             else:  # a missing range of images
                 self._record_unreadable(decoded.errors)
 

@@ -27,7 +27,7 @@ from fukami.data.annotations import (
     parse_split,
 )
 from fukami.data.files import list_folders, list_images, locate_file, walk_files, walk_images
-from fukami.data.parsing import MAX_SMALL_FILE_BYTES, Json, exists, is_file, read_text, to_number
+from fukami.data.parsing import MAX_FILE_BYTES, MAX_SMALL_FILE_BYTES, Json, exists, is_file, read_text, to_number
 from fukami.errors import Error, MissingPackageError
 from fukami.image import io as image_io
 
@@ -35,6 +35,7 @@ CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 DARKNET_SUFFIX = ".data"  # dataset descriptions of Darknet and CVAT
 MAX_DESCRIPTION_BYTES = 2 << 20
 MAX_INSPECTED_FILES = 20  # text files that are read to detect the format
+KEYPOINT_FIELD = "kpt_shape"  # of the description of a dataset of poses
 NUM_BOX_VALUES = 5  # of a line with a box: the class, and four numbers
 SPLIT_KEYS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 
@@ -76,8 +77,13 @@ def is_box_file(path: Path) -> bool:
 
 
 def has_polygons(root: Path) -> bool:
-    """Return whether one of the first label files of a dataset has a polygon."""
+    """Return whether one of the first label files of a dataset has a polygon, and not keypoints after a box."""
     folder = root.parent if root.is_file() else root
+    descriptions = (
+        [root] if root.is_file() else [file for file in find_description_files(root) if _has_class_names(file)]
+    )
+    if descriptions and KEYPOINT_FIELD in _read_description(descriptions[0]):
+        return False
     files = (file for file in walk_files(folder, ".txt") if file.name not in CLASS_FILES)
     return any(map(_has_polygon, itertools.islice(filter(is_box_file, files), MAX_INSPECTED_FILES)))
 
@@ -111,6 +117,7 @@ def read_yolo(
     files = [path] if path.is_file() else [file for file in find_description_files(path) if _has_class_names(file)]
     root = path.parent if path.is_file() else path
     description = _read_description(files[0]) if files else {}
+    has_keypoints = KEYPOINT_FIELD in description
     splits = _group_images(images) if images else _find_described_splits(files, description) or _find_splits(root)
     split_images = {
         split: [*dict.fromkeys(itertools.chain(*map(_list_split_images, paths)))] for split, paths in splits.items()
@@ -127,7 +134,7 @@ def read_yolo(
         entries = [
             ImageAnnotation(image, path)
             if archives.is_outside(image, path)
-            else _read_annotation(image, image_to_file.get(image), class_names, dataset, on_polygons)
+            else _read_annotation(image, image_to_file.get(image), class_names, dataset, on_polygons, has_keypoints)
             for image in image_paths
         ]
         dataset.splits[split] = keep_existing_images(entries, dataset, split, path)
@@ -188,8 +195,12 @@ def _read_annotation(
     names: dict[int, str],
     dataset: DatasetAnnotations,
     on_polygons: Callable[[ImageAnnotation, list[Polygon]], None] | None,
+    has_keypoints: bool,
 ) -> ImageAnnotation:
-    """Read the boxes of an image from its label file, or else from a file of its stem; none without one, as in YOLO."""
+    """Read the boxes of an image from its label file, or else from a file of its stem; none without one, as in YOLO.
+
+    With ``has_keypoints``, a line has keypoints after the box, which are skipped.
+    """
     path = find_label_file(image)
     if paired_file and not is_file(path):
         path = paired_file
@@ -201,6 +212,8 @@ def _read_annotation(
     for line, text in enumerate(read_text(path, max_bytes=MAX_SMALL_FILE_BYTES, errors="replace").splitlines(), 1):
         if not text.strip():
             continue
+        if has_keypoints:
+            text = " ".join(text.split()[:NUM_BOX_VALUES])
         class_index, corners = _parse_box_line(text)
         if class_index is None or class_index not in names:
             word = text.split()[0][:50]
@@ -367,7 +380,7 @@ def _strip_first_folder(name: str) -> str:
     return str(Path(*Path(name).parts[1:]))
 
 
-def _read_lines(path: Path, *, max_bytes: int | None = None) -> list[str]:
+def _read_lines(path: Path, *, max_bytes: int = MAX_FILE_BYTES) -> list[str]:
     """Read the non-empty lines of a file."""
     lines = read_text(path, max_bytes=max_bytes, errors="replace").splitlines()
     return [line.strip() for line in lines if line.strip()]

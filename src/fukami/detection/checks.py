@@ -77,7 +77,7 @@ def _check_annotations(dataset: DatasetAnnotations, names: PathNames, findings: 
 def _check_entry(entry: ImageAnnotation, header: ImageHeader, file: str, split: str, findings: Findings) -> None:
     """Validate the boxes of an image and the image size that its annotation states."""
     width, height = header.upright_size
-    is_stored_size = entry.size == (header.width, header.height)
+    is_stored_size = header.is_stored_size(entry.size)
     if entry.size and not is_stored_size and entry.size != header.upright_size:
         stated = "×".join(map(str, entry.size))
         detail = f"states {stated} pixels, and {entry.image_path.name} has {width}×{height}; the file's size is used"

@@ -39,7 +39,13 @@ def load_dataset(
         return Splits(train, val, (), scenes.LABELS)
     dataset = read_annotations(source)
     if not dataset.labels:
-        raise Error(f"{spec} has no box of any class; annotate its images first")
+        problem = next(iter(dataset.unreadable_images), None)
+        reason = (
+            f"the first file that cannot be read: {problem.file}: {problem.detail}"
+            if problem
+            else "annotate its images first"
+        )
+        raise Error(f"{spec} has no box of any class; {reason}")
 
     def load(splits: Sequence[str]) -> Samples:
         entries = [entry for name in splits for entry in dataset.splits.get(name, ())]

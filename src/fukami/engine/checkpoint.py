@@ -119,7 +119,7 @@ def load_task(
     if not runs:
         raise UsageError("specify at least one run: a folder, or the name of bundled weights")
     first, *others = (_load_run(locate_run(run), device, precision, overrides or {}, recipe) for run in runs)
-    return build_ensemble([first, *others], vote=vote) if others else first
+    return build_ensemble([first, *others], vote=vote) if others or vote else first
 
 
 def read_resumed_recipe(runs: Sequence[Path], recipe: type[Recipe], *, check: bool) -> Recipe | None:

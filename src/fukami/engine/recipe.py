@@ -167,10 +167,14 @@ class Recipe(FieldGroup):
             f"{type(self).__name__} has stages and does not define continue_from_stage(task, run)"
         )
 
-    def with_data(self, data: str) -> Self:
+    def with_data(self, data: str, labels: tuple[str, ...] = ()) -> Self:
         """Return this recipe with another dataset to evaluate on.
 
         The evaluation uses the dataset's test split, or all of it if it has none and the run was not trained on it.
+
+        Args:
+            data: name or path of the dataset.
+            labels: labels of the run, which a recipe may need to read other data.
 
         Raises:
             UsageError: the recipe generates its own data.

@@ -1,9 +1,10 @@
 """DCGAN, a generative adversarial network for images (Radford et al. 2016)."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from fukami.engine.recipe import Data, check_range
 from fukami.engine.supervised import OptimizerName, SupervisedRecipe
@@ -96,6 +97,11 @@ class DCGAN(SupervisedRecipe):
         from fukami.image.transform import SquareTransform
 
         return SquareTransform(channels=channels, size=size, mean=(0.5,), std=(0.5,))
+
+    def with_data(self, data: str, labels: tuple[str, ...] = ()) -> Self:
+        """Return this recipe with other reference images, in the size and the channels of the run, its labels."""
+        shape: dict[str, Any] = dict(zip(("size", "channels"), map(int, labels), strict=False))
+        return dataclasses.replace(super().with_data(data, labels), **shape)
 
     def load_data(self) -> Data:
         """Load the images; the labels are their size and number of channels."""

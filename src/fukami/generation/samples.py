@@ -1,7 +1,7 @@
 """Files of generated images: samples, latent interpolation, latent arithmetic and nearest training images."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -119,13 +119,13 @@ def write_nearest_images(
     nearest_distances = torch.full((len(images), NUM_NEAREST), torch.inf)
     nearest_indices = torch.zeros(len(images), NUM_NEAREST, dtype=torch.long)
     nearest_images: dict[int, Tensor] = {}
-    for first, batch in _enumerate_offsets(batch_images for batch_images, _ in loader.iterate_in_order()):
+    for batch_indices, (batch, _) in loader.iterate_with_indices():
         distances = torch.cdist(features, feature_extractor.extract(batch.cpu(), device))
         nearest_distances, order = torch.cat([nearest_distances, distances], 1).topk(NUM_NEAREST, largest=False)
-        candidates = torch.arange(first, first + len(batch)).expand(len(images), -1)
+        candidates = batch_indices.expand(len(images), -1)
         nearest_indices = torch.cat([nearest_indices, candidates], 1).gather(1, order)
         kept = set(nearest_indices.flatten().tolist())
-        new_images = {index: batch[index - first].cpu() for index in kept if index >= first}
+        new_images = {index: batch[i].cpu() for i, index in enumerate(batch_indices.tolist()) if index in kept}
         nearest_images = {index: image for index, image in (nearest_images | new_images).items() if index in kept}
     rows = [
         torch.stack([image, *(nearest_images[index] for index in indices)])
@@ -137,11 +137,3 @@ def write_nearest_images(
         {"nearest": names[index], "distance": distance, "features": feature_extractor.name}
         for index, distance in zip(nearest_indices[:, 0].tolist(), nearest_distances[:, 0].tolist(), strict=True)
     ]
-
-
-def _enumerate_offsets(batches: Iterable[Tensor]) -> Iterator[tuple[int, Tensor]]:
-    """Yield each batch with the number of images before it."""
-    first = 0
-    for batch in batches:
-        yield first, batch
-        first += len(batch)

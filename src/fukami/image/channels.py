@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 
 from fukami.errors import Error, convert_memory_errors
 from fukami.image import io as image_io
@@ -177,7 +177,7 @@ def _decode_pillow(
     is_deep_png = source != b"" and _is_deep_png(image) and image.mode != "I;16"
     if channels in (0, *PILLOW_CHANNELS) and not (is_deep_png or _has_many_levels(image)):
         return image_io.decode_image(image)
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    orientation = image_io.get_orientation(image)
     if is_deep_png:
         return ArrayImage(_match_channels(orient_pixels(_read_png(source), orientation), channels, True, name))
     image.load()
@@ -186,7 +186,7 @@ def _decode_pillow(
     has_alpha = image.has_transparency_data
     if has_alpha:
         image = image_io.convert_mode(image, "LA" if image.mode in ("L", "LA", "La", "1") else "RGBA")
-    elif image.mode in ("1", "P"):
+    elif image.mode in ("1", "P", "CMYK", "YCbCr", "LAB", "HSV"):  # no channels of data
         image = image.convert("L" if image.mode == "1" else "RGB")
     values = np.asarray(image)
     levels = _convert_levels(values.reshape(*values.shape[:2], -1), name)

@@ -404,10 +404,21 @@ def _select_font(text: str, font_size: int) -> tuple[str, Font]:
     return _escape_text(text), ImageFont.load_default(font_size)
 
 
+def get_orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of an open image, 1 to 8; 1 if it is missing, invalid or unreadable."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # corrupted metadata
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow raises errors of various types
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
 def decode_image(image: Image.Image) -> Image.Image:
     """Decode an image: upright, 8 bits, transparency on white, "L" or "RGB"."""
     image.load()
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+    if get_orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         image = Image.fromarray(
@@ -546,5 +557,6 @@ def _count_further_scans(content: bytes) -> int:
 
 
 def get_image_suffixes() -> set[str]:
-    """Return the suffixes of image files that Pillow can read."""
-    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    """Return the suffixes of the image files that are read."""
+    formats = {*FORMATS, "MPO"}  # Pillow opens an MPO file as a JPEG
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in formats}

@@ -76,7 +76,7 @@ def read_frames(path: str | os.PathLike[str], every: int = 1) -> Iterator[Frame]
         MissingPackageError: PyAV is not installed.
         Error: the file is missing, not a video, or corrupted, possibly after some frames.
     """
-    av, name, index, end_seconds = _import_av(), os.fspath(path), -1, 0.0
+    av, name, index, end_seconds = import_av(), os.fspath(path), -1, 0.0
     try:
         with av.open(name) as container:
             if not container.streams.video:
@@ -144,7 +144,7 @@ class VideoWriter:
 
     def add(self, image: Image.Image, timestamp: float, frame_rate: Fraction) -> None:
         """Add an image at ``timestamp`` seconds; all get the size of the first, rounded up to even numbers."""
-        av = _import_av()
+        av = import_av()
         if self.container is None:
             codec = _select_codec(av)
             container = av.open(str(self.path), "w", format="mp4", options={"movflags": "faststart"})
@@ -199,7 +199,12 @@ def batch_frames(frames: Iterator[Frame], chunk_size: int) -> Iterator[list[Fram
         raise failed
 
 
-def _import_av() -> ModuleType:
+def import_av() -> ModuleType:
+    """Import PyAV, which decodes and encodes videos.
+
+    Raises:
+        MissingPackageError: it is not installed.
+    """
     with require_extra("video", "a video"):
         import av
     return av

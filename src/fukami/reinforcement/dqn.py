@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 MAX_EVAL_EPISODES = 10_000  # each has an environment of its own
+MAX_FRAME_STACK = 32  # frames of a state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +85,12 @@ class DQN(Recipe):
         """Validate the fields."""
         super().__post_init__()
         check_range(self, 1, MAX_EVAL_EPISODES, "eval_episodes")
+        check_range(self, 1, MAX_FRAME_STACK, "frame_stack")
         check_range(
             self,
             1,
             math.inf,
             "num_envs",
-            "frame_stack",
             "train_frequency",
             "target_update_interval",
             "batch_size",

@@ -52,6 +52,15 @@ class EvaluationEpisodes:
         step with the environments, the action values, the actions ``(E,)`` and the returns so far ``(E,)``.
         """
         envs = self.make_envs(len(self))
+        try:
+            return self._run(envs, predict_values, callback)
+        finally:
+            envs.close()
+
+    def _run(
+        self, envs: VectorEnv, predict_values: Callable[[Tensor], Tensor], callback: StepCallback | None
+    ) -> tuple[list[float], list[int], float]:
+        """Run the episodes in environments."""
         count = envs.num_envs
         buffer = ReplayBuffer(count, envs.frame_shape, self.frame_stack, is_saved=False)
         buffer.allocate(torch.device("cpu"))
@@ -81,5 +90,4 @@ class EvaluationEpisodes:
                 lengths += running
                 running = running & ~(result.terminated | result.truncated)
                 bar.update(count - int(running.sum()) - bar.n)
-        envs.close()
         return returns.tolist(), lengths.tolist(), value_sum / num_states

@@ -101,7 +101,8 @@ class AtariEnv:
 
     def close(self) -> None:
         """Close the environments."""
-        self.envs.close()
+        for envs in filter(None, (self.envs, self.render_envs)):
+            envs.close()
 
 
 def _make_atari_envs(game: str, count: int, height: int, width: int, grayscale: bool = True) -> AtariVectorEnv:

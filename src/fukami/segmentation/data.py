@@ -1,5 +1,6 @@
 """Segmentation datasets: loading by name or path."""
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ def index_dataset(source: DataSource, ignore_index: int = class_tables.IGNORE_IN
     if layout in formats.OUTLINE_READERS:
         annotations, image_masks = formats.OUTLINE_READERS[layout](root, source.images)
         splits: dict[str, list[tuple[Path, Mask]]] = {
-            split: [(entry.image_path, image_masks[entry.image_path]) for entry in entries]
+            split: [(path, image_masks[path]) for path in dict.fromkeys(entry.image_path for entry in entries)]
             for split, entries in annotations.splits.items()
         }
         class_table = coco_masks.build_coco_class_table(annotations)
@@ -145,13 +146,20 @@ def _load_pairs(pairs: Sequence[tuple[Path, Mask]], max_unreadable: int) -> Samp
         elif mismatch := find_mismatch(image, header, mask):
             errors.append(mismatch.detail)
         else:
-            kept.append(Sample.from_mask(image, header.upright_size, str(image), mask))
+            kept.append(Sample.from_mask(image, header.upright_size, str(image), _orient_mask(mask, header)))
     if errors and not kept:
         raise Error(f"none of the {len(errors)} images can be used; the first: {errors[0]}")
     if errors:
         logger.warning(f"{len(errors)} of {len(pairs)} images are skipped:\n{image_folder.format_errors(errors)}")
     image_folder.check_unreadable(errors, max_unreadable)
     return tuple(kept)
+
+
+def _orient_mask(mask: Mask, header: ImageHeader) -> Mask:
+    """Return a mask with the image's EXIF orientation if its outlines refer to the stored image, by its size."""
+    if isinstance(mask, coco_masks.COCOMask) and header.is_stored_size(mask.size):
+        return dataclasses.replace(mask, orientation=header.orientation)
+    return mask
 
 
 def find_mismatch(image_path: Path, image_header: ImageHeader, mask: Mask) -> Mismatch | None:
@@ -167,7 +175,8 @@ def find_mismatch(image_path: Path, image_header: ImageHeader, mask: Mask) -> Mi
         size, source = (header.width, header.height), f"its mask {mask.path}"
     else:
         return None
-    if size == image_header.upright_size:
+    has_outlines = isinstance(mask, coco_masks.COCOMask)
+    if size == image_header.upright_size or (has_outlines and image_header.is_stored_size(size)):
         return None
     image_size = "×".join(map(str, image_header.upright_size))
     detail = (

@@ -13,6 +13,7 @@ from fukami.data.loader import Loader
 from fukami.engine import padded_images
 from fukami.engine.prediction import Prediction
 from fukami.engine.task import ModelSignature, Task, TrainingOptions, match_labels
+from fukami.errors import Error
 from fukami.image import io as image_io
 from fukami.image.channels import build_preview, read_channels
 from fukami.image.tiles import compute_tile_starts
@@ -34,6 +35,7 @@ TILE_SIZE, TILE_OVERLAP = 1024, 256  # pixels; larger images are predicted in ov
 AUX_LOSS_WEIGHT = 0.5  # weight of the auxiliary loss, as in torchvision's reference training
 MAX_LEGEND_CLASSES = 21  # maximum number of classes named below an image, the largest first
 MAX_STRIP_SCORES = 2**25  # scores that are resized at a time
+MAX_SCORES = 2**29  # scores of an image, float32
 
 
 class SegmentationTask(Task):
@@ -139,15 +141,25 @@ class SegmentationTask(Task):
 
         Images larger than a tile are predicted in overlapping tiles, whose probabilities are blended to avoid seams;
         for these, probabilities are returned.
+
+        Raises:
+            Error: the scores of an image would exceed ``MAX_SCORES``.
         """
+        height, width = images.shape[-2:]
+        if height * width * len(self.labels) > MAX_SCORES:
+            raise Error(
+                f"the scores of {len(self.labels)} classes for {width}×{height} pixels would take "
+                f"{height * width * len(self.labels) * 4 / 1e9:.1f} GB, and at most {MAX_SCORES * 4 / 1e9:.1f} GB are "
+                "used: use a smaller image, or limit the input of the network, such as with --set max_size=2000"
+            )
         dtype = next(self.model.parameters()).dtype
         inputs = self.normalize_images(images, sizes).to(dtype)
         with half_precision.enable_float32_fallback(self.model):
             if max(inputs.shape[-2:]) <= TILE_SIZE:
                 scores: Tensor = self.model(inputs)
                 return scores.float()
-            height, width = inputs.shape[-2:]
             blended = torch.zeros(len(inputs), len(self.labels), height, width, device=inputs.device)
+            weights = torch.zeros(height, width, device=inputs.device)
             for top in compute_tile_starts(height, TILE_SIZE, TILE_OVERLAP):
                 for left in compute_tile_starts(width, TILE_SIZE, TILE_OVERLAP):
                     window = np.s_[..., top : top + TILE_SIZE, left : left + TILE_SIZE]
@@ -156,7 +168,8 @@ class SegmentationTask(Task):
                         tile.shape[-1], blended
                     )
                     blended[window] += weight * self.model(tile).float().softmax(1)
-        return blended
+                    weights[window[1:]] += weight
+        return blended.div_(weights)
 
     def predict_maps(self, batch: "PaddedBatch") -> Iterator["np.typing.NDArray[np.uint8]"]:
         """Yield the predicted map ``(h, w)`` of class index + 1 of each image, at its original size."""

@@ -4,11 +4,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fukami.engine import schedules
 from fukami.engine.recipe import Data, Recipe, check_range
-from fukami.errors import Error, UsageError
+from fukami.errors import Error, UsageError, find_name
 from fukami.self_play import gnugo
 
 if TYPE_CHECKING:
@@ -137,8 +138,11 @@ class AlphaGoZero(Recipe):
             raise UsageError("full-search-fraction should be more than 0, or there is nothing to learn from")
         if not self.game:
             raise UsageError("game should name at least one game, such as connect4")
-        if len(set(self.game)) < len(self.game):
-            raise UsageError("game names a game twice; name each once")
+        from fukami.self_play.games import GAMES
+
+        games = {find_name(name, GAMES) or str(Path(name)) for name in self.game}
+        if len(games) < len(self.game):
+            raise UsageError(f"game names a game twice: {' '.join(self.game)[:200]}; name each once")
         schedules.parse_schedule(self.schedule)
 
     def get_stored_fields(self) -> dict[str, Any]:

@@ -305,7 +305,7 @@ class SelfPlayCollector(Loader):
                 window.add(positions, size)
 
     def sample_batch(self) -> BoardBatch:
-        """Sample a batch of different positions of one game, each in a random orientation."""
+        """Sample a batch of positions of one game with replacement, each in a random orientation."""
         # the number of new positions differs between the processes, and the decision must not
         reserve = min(window.num_reserve for window in self.windows)
         self._needs_checkpoint = self.runtime.all_reduce_any(self.total - self.checkpoint_total > reserve // 3)

@@ -171,7 +171,10 @@ def select_inner_move(tree, game, node, value_scale, c_puct, logits):
 
 @njit(cache=True, nogil=True)
 def select_by_puct(tree, game, node, c_puct, priors):
-    """Select the move of greatest Q + U, U = c_puct · P · sqrt(visits of all) / (1 + visits) (Silver et al. 2017)."""
+    """Select the move of greatest Q + U, U = c_puct · P · sqrt(1 + visits of all) / (1 + visits) (Silver et al. 2017).
+
+    Q of a move without visits is the mixed value of its position.
+    """
     mixed_value = mix_value(tree, game, node)
     total = 1
     for move in range(len(priors)):

@@ -62,6 +62,7 @@ def create_app(
         worker.decoder.close()
 
     app = FastAPI(openapi_url=None, lifespan=lifespan)
+    app.state.worker = worker
     app.add_middleware(AccessMiddleware, hosts=hosts, token=token)
     app.add_middleware(request_body.DrainMiddleware)
     app.add_middleware(MetricsMiddleware, metrics=metrics, paths=PATHS)
@@ -130,6 +131,8 @@ def _add_image_routes(app: FastAPI, worker: Worker, run_info: dict[str, Json], *
             request_body.watch_disconnect(opened) as disconnected,
         ):
             confidence = parse_confidence(uploads.options.get("confidence"))
+            if confidence is not None and not hasattr(worker.task, "confidence"):
+                raise HTTPException(422, "this run predicts no boxes; omit the field confidence")
             with worker.acquire_slot(confidence) as slot:
                 calls = [partial(function, worker, slot, name, file) for name, file in uploads.files]
                 return [await worker.run(slot, disconnected, call) for call in calls], confidence

@@ -103,14 +103,15 @@ def add_routes(app: FastAPI, worker: Worker, run_info: dict[str, Json], *, needs
     async def predict_files(request: Request, uploads: Uploads) -> list[dict[str, Json]]:
         """Predict the positions of files, as ``fukami predict`` prints them."""
         predictions: list[dict[str, Json]] = []
+        count = 0  # positions, also invalid ones
         async with request_body.watch_disconnect(request) as disconnected:
             with worker.acquire_slot() as slot:
                 for name, file in ((name[:MAX_NAME_LENGTH], file) for name, file in uploads.files):
                     try:
                         game = predictor.find_game(uploads.options.get("game"))
-                        limit = MAX_POSITIONS - len(predictions)
-                        read = partial(predictor.read_positions, slot, game, name, file.read(), limit)
+                        read = partial(predictor.read_positions, slot, game, name, file.read(), MAX_POSITIONS - count)
                         positions = await worker.run(slot, disconnected, read)
+                        count += len(positions)
                         for start in range(0, len(positions), CHUNK_SIZE):
                             chunk = positions[start : start + CHUNK_SIZE]
                             search = partial(predictor.predict_positions, slot, game, name, chunk)
