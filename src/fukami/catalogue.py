@@ -149,7 +149,7 @@ RECIPES = {
         2014,
         RCNN,
         "58.5 % mAP VOC 2007",
-        "73.15 % mAP on BCCD, 320 pixels, one seed",
+        "73.60 % mAP on BCCD with VGG-16, 320 pixels, one seed",
     ),
     "rcnn-boxes": Entry("detection.rcnn:RCNNBoxes", "detection", 2014, RCNN, "58.5 % mAP VOC 2007"),
     "rcnn-finetune": Entry(

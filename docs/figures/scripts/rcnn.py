@@ -2,8 +2,8 @@
 
     python docs/figures/scripts/rcnn.py RUN
 
-RUN is a run of this command, 97 minutes on two cores; bccd is in $FUKAMI_DATA, and FILE contains the convolutions of
-VGG-16 (vgg16_features_imagenet.safetensors):
+RUN is a run of this command, 104 minutes on two cores beside small other work. bccd is in $FUKAMI_DATA, and FILE
+contains the convolutions of VGG-16 (vgg16_features_imagenet.safetensors):
 
     fukami train rcnn --data bccd --backbone vgg16 --init FILE --min-size 320 --max-size 448 --size 64 \\
       --context-padding 5 --hidden 1024 --dropout 0.3 --regions-per-image 32 --batch-size 2 --lr 3e-3 --clip-norm 10 \\
@@ -82,7 +82,7 @@ def main() -> None:
     """Draw the stages for a test photograph."""
     parser = create_parser(__doc__)
     parser.add_argument("run", type=Path, help="Run on bccd.")
-    parser.add_argument("--index", type=int, default=3, help="Index of the test photograph.")
+    parser.add_argument("--index", type=int, default=45, help="Index of the test photograph.")
     options = parser.parse_args()
     recipe, _ = checkpoint.read_recipe(options.run)
     task = checkpoint.load_task(options.run, device="cpu")
