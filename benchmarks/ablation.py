@@ -20,7 +20,10 @@ from common.record import record, run_command
 from fukami.data import cifar, image_folder
 from fukami.data.streaming import count_workers
 
-BASE = "fukami train resnet20 --data cifar10-1000.csv --batch-size 50 --lr 0.1 --epochs 60 --eval-every 60"
+BASE = (
+    "fukami train resnet20 --data cifar10-1000.csv --val-fraction 0 --batch-size 50 --lr 0.1 --epochs 60 "
+    "--eval-every 60"
+)
 IMAGES_PER_CLASS = 100  # training images per class
 AUGMENTATIONS = [
     "", "rotate=15", "shift=4", "scale=0.2", "shear=0.2", "crop=0.4", "pad-crop=4", "flip", "brightness=0.4",

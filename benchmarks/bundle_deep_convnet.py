@@ -38,13 +38,14 @@ def export(options):
     last_lines = {run: json.loads((run / "metrics.jsonl").read_text().splitlines()[-1]) for run in runs}
     best = max(runs, key=lambda run: last_lines[run]["accuracy"])
     for run in runs:
-        command = f"{COMMAND} --seed {run.name}"
+        command, recipe_record = f"{COMMAND} --seed {run.name}", json.loads((run / "recipe.json").read_text())
+        note = f"{recipe_record['precision']} training on {recipe_record['device']}"
         record("deep-convnet mnist bundled", "test accuracy", last_lines[run]["accuracy"], command=command,
-               seed=run.name, seconds=last_lines[run]["seconds"], note="bfloat16 training on an H100")  # fmt: skip
+               seed=run.name, seconds=last_lines[run]["seconds"], note=note)  # fmt: skip
     folder = write_bundled_run(best, "deep-convnet")
     recipe, _ = checkpoint.read_recipe(folder)
-    val = recipe.load_data().val
-    precisions = {precision: checkpoint.load_task(folder, precision=precision).evaluate(val)
+    test = recipe.load_eval_data().eval_batches
+    precisions = {precision: checkpoint.load_task(folder, precision=precision).evaluate(test)
                   for precision in ("float32", "bfloat16", "float16")}  # fmt: skip
     accuracies = [line["accuracy"] for line in last_lines.values()]
     card = {

@@ -202,7 +202,7 @@ def evaluate_features(options: argparse.Namespace) -> None:
     from fukami.engine import checkpoint
 
     task = checkpoint.load_task(options.archive)
-    train, _val, test, labels = labeled_images.load_labeled_images("cifar10", 0.2)
+    train, _, test, labels = labeled_images.load_labeled_images("cifar10", 0.0)
     splits = [split.decode(task.transform) for split in (train, test)]
     features = [extract_features(task, split.images) for split in splits]
     deviation, mean = torch.std_mean(features[0], 0)

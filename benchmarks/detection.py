@@ -151,7 +151,7 @@ class TorchvisionCandidate:
 
     def allow_all_kernels(self) -> contextlib.AbstractContextManager[None]:
         """Allow nondeterministic cuDNN kernels, which ours disables in the same process."""
-        return torch.backends.cudnn.flags(deterministic=False, allow_tf32=self.mixed)
+        return torch.backends.cudnn.flags(enabled=True, deterministic=False, allow_tf32=self.mixed)
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:

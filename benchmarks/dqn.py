@@ -139,8 +139,9 @@ def run_ours(options: argparse.Namespace, pipe) -> None:
 
     before = read_memory("VmRSS")
     recipe = get_recipe("dqn")(
-        env=options.game, num_envs=NUM_ENVS, steps=10**6, buffer_size=20_000, learning_starts=1_000, lr=1e-4
-    )
+        env=options.game, num_envs=NUM_ENVS, steps=10**6, buffer_size=20_000, learning_starts=1_000, lr=1e-4,
+        epsilon_start=0.02, epsilon_end=0.02,
+    )  # fmt: skip
     runtime = Runtime.start(DEVICE, options.precision)
     torch.manual_seed(0)
     data = recipe.load_data()

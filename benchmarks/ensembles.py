@@ -49,8 +49,9 @@ def evaluate(options):
     for variant, flags in VARIANTS.items():
         result, _ = run_command(f"fukami eval {' '.join(map(str, runs))} {flags}")
         note = f"{result['errors']} errors; members {mean:.4f} on average, disagreement {result['disagreement']:.4f}"
+        seeds = " ".join(run.name.removeprefix("seed-") for run in runs)
         record(f"deep-convnet mnist ensemble of {len(runs)}", f"test accuracy, {variant}", result["accuracy"],
-               command=f"fukami eval {names} {flags}".rstrip(), seed=f"0 to {len(runs) - 1}", note=note)  # fmt: skip
+               command=f"fukami eval {names} {flags}".rstrip(), seed=seeds, note=note)  # fmt: skip
 
 
 def main():

@@ -238,7 +238,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024, 2048])
     parser.add_argument("--iterations", type=int, default=500)
-    parser.add_argument("--rounds", type=int, default=10, help="Number of turns of each program in race.")
+    parser.add_argument(
+        "--rounds", type=int, default=25, help="Number of turns of each program in race; L-BFGS takes 20 iterations."
+    )
     parser.add_argument(
         "--stylize-iterations", type=int, help="Iterations at the full size in seconds; by default the recipe's."
     )

@@ -14,7 +14,9 @@ on the same machine; layers and network on one thread.
 import argparse
 import copy
 import csv
+import shlex
 import statistics
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -78,10 +80,11 @@ def measure_layers(options):
         for side in (16, 32):
             times = time_in_turn(**build_convolutions(channels, side))
             for dtype in ("float32", "bfloat16", "int8"):
+                variants = "" if dtype == "int8" else ", the faster of channels last and packed"
                 record("1-bit layer", f"3×3, {channels} channels, {side}×{side}: times faster than {dtype}",
                        find_fastest(times, dtype) / times["binary"], command="python benchmarks/quantization.py layers",
-                       note=f"one thread, one image; {dtype} is oneDNN's, the faster of channels last and packed; "
-                       f"1 bit from words to words, with thresholds")  # fmt: skip
+                       note=f"one thread, one image; {dtype} is oneDNN's{variants}; 1 bit from words to words, with "
+                       "thresholds", device="cpu")  # fmt: skip
 
 
 def build_convolutions(channels, side):
@@ -144,7 +147,8 @@ def measure_network(options):
     for precision, name in names.items():
         record("binary-convnet, whole", f"times faster than {name}", times[precision] / times["binary"],
                command="python benchmarks/quantization.py network",
-               note="one thread, one image; batch normalization of the full-precision network is folded")  # fmt: skip
+               note="one thread, one image; batch normalization of the full-precision network is folded",
+               device="cpu")  # fmt: skip
 
 
 @torch.inference_mode()
@@ -179,7 +183,8 @@ def compare_with_dense(benchmark, metric_prefix, packed, packed_input, dense, x)
     )
     for dtype in ("float32", "bfloat16"):
         record(benchmark, f"{metric_prefix}times faster than {dtype}, {len(x)} images", times[dtype] / times["binary"],
-               command="python benchmarks/quantization.py gpu", note="cuDNN without TF32")  # fmt: skip
+               command=f"python benchmarks/quantization.py {shlex.join(sys.argv[1:])}",
+               note="cuDNN without TF32" if x.is_cuda else "", device=x.device.type)  # fmt: skip
 
 
 def build_float_network(binary):

@@ -13,6 +13,7 @@ one in plain Python, image by image, on the same features. Results go to results
 import argparse
 import statistics
 import sys
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -20,6 +21,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
+from common.datasets import write_captions
 from common.record import record, strip_folders, train_seeds
 
 METRICS = (
@@ -34,6 +36,7 @@ METRICS = (
     "copied_fraction",
 )
 SAMPLE = "flickr8k-1000"
+DATA_NOTE = "a sample of Flickr8k: 800 images for training, 100 for validation, 100 for the test"
 ROUNDS = 5
 FLICKR8K = f"fukami train show-and-tell --data {SAMPLE} --encoder vgg16 --init {{weights}} --epochs 10 --eval-every 10"
 SCENES = (
@@ -51,17 +54,16 @@ def train_and_record(benchmark: str, line: str, options: argparse.Namespace, not
 
 
 def evaluate_flickr8k(options: argparse.Namespace) -> None:
-    """Train and evaluate the network and the baselines."""
-    train_and_record("show-and-tell flickr8k sample", FLICKR8K, options, describe_data(options))
-    evaluate_baselines(options)
+    """Train and evaluate the network and the baselines on the sample with a test split."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(options.out or folder) / SAMPLE
+        if not data.exists():
+            write_captions(data)
+        train_and_record("show-and-tell flickr8k sample", FLICKR8K.replace(SAMPLE, str(data)), options, DATA_NOTE)
+        evaluate_baselines(options, data)
 
 
-def describe_data(options: argparse.Namespace) -> str:
-    """Describe the training and evaluation data."""
-    return "a sample of Flickr8k: 800 images to train on, 100 to evaluate on"
-
-
-def evaluate_baselines(options: argparse.Namespace) -> None:
+def evaluate_baselines(options: argparse.Namespace, folder: Path) -> None:
     """Evaluate the most common training caption and the nearest neighbor's caption (cosine similarity)."""
     from fukami.captioning import data as captioning_data
     from fukami.captioning import metrics as captioning_metrics
@@ -69,18 +71,18 @@ def evaluate_baselines(options: argparse.Namespace) -> None:
     from fukami.engine.recipe import get_recipe
     from fukami.engine.runtime import Runtime
 
-    recipe = get_recipe("show-and-tell")(data=SAMPLE, encoder="vgg16", init=options.weights)
+    recipe = get_recipe("show-and-tell")(data=str(folder), encoder="vgg16", init=options.weights)
     data = recipe.load_data()
     task = recipe.build_task(data.labels)
     task.setup(Runtime.start())
     task.prepare_training()
-    for split in (data.train, data.val):
+    for split in (data.train, data.test):
         split.setup(task.runtime)
     recipe.initialize_task(task)
     train_features, test_features = (
-        F.normalize(task.extract_features(split), dim=1) for split in (data.train, data.val)
+        F.normalize(task.extract_features(split), dim=1) for split in (data.train, data.test)
     )
-    captions = captioning_data.load_dataset(SAMPLE, recipe.val_fraction)[0].captions
+    captions = captioning_data.load_dataset(str(folder), recipe.val_fraction)[0].captions
     sentences = [
         [tokenizer.tokenize(caption, recipe.tokenizer) for caption in image_captions] for image_captions in captions
     ]
@@ -92,9 +94,9 @@ def evaluate_baselines(options: argparse.Namespace) -> None:
         ("commonest sentence", [most_common] * len(test_features)),
         ("nearest neighbor", [sentences[index][0] for index in nearest]),
     ):
-        scores = captioning_metrics.evaluate_captions(predictions, data.val.references, data.val.training_captions)
+        scores = captioning_metrics.evaluate_captions(predictions, data.test.references, data.test.training_captions)
         for metric in METRICS:
-            record(f"flickr8k sample, {name}", metric, scores[metric], command=command, note=describe_data(options))
+            record(f"flickr8k sample, {name}", metric, scores[metric], command=command, note=DATA_NOTE)
 
 
 def evaluate_scenes(options: argparse.Namespace) -> None:

@@ -88,7 +88,7 @@ def compute_median(speeds):
 def save_images(options, folder):
     """Save the images and targets of a workload for the others, and return the number of images."""
     color = not options.workload.startswith("deep-convnet")
-    (train, *_) = labeled_images.load_labeled_images(options.data, 0.2)
+    (train, *_) = labeled_images.load_labeled_images(options.data, 0.0)
     decoded = train.decode(SquareTransform(channels=3 if color else 1, size=32 if color else 28))
     images = decoded.images.permute(0, 2, 3, 1) if color else decoded.images[:, 0]
     np.save(folder / "images.npy", np.ascontiguousarray(images))
@@ -98,7 +98,7 @@ def save_images(options, folder):
 
 def write_repeated(options, folder):
     """Write a CSV file with each training image ``--repeat`` times, so that epochs of a small dataset are longer."""
-    train, _, _, labels = labeled_images.load_labeled_images(options.data, 0.2)
+    train, _, _, labels = labeled_images.load_labeled_images(options.data, 0.0)
     rows = [(path, labels[target]) for path, target in zip(train.items, train.targets, strict=True)]
     with (folder / "repeated.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("path", "label"), *rows * options.repeat])
@@ -108,7 +108,7 @@ def write_repeated(options, folder):
 def run_ours(options, workload, folder):
     """Train until enough speeds are logged in metrics.jsonl; return them and the settings."""
     command = [sys.executable, "-m", "fukami", "train", *workload.arguments, "--batch-size", str(options.batch_size)]
-    command += ["--data", options.data] if options.data else []
+    command += ["--data", options.data, "--val-fraction", "0"] if options.data else []
     if options.workload == "resnet50":
         command += ["--size", str(options.size), "--num-images", str(BATCHES_PER_EPOCH * options.batch_size)]
     command += ["--precision", options.precision, *["--compile"] * bool(options.compile), "--out", str(folder / "run")]

@@ -35,9 +35,9 @@ FIELDS = [
 ]
 
 
-def describe_hardware() -> str:
-    """Return the name of the GPU, or of the CPU with its number of cores and instruction set."""
-    if torch.cuda.is_available():
+def describe_hardware(device: str = "auto") -> str:
+    """Return the name of the GPU, or, for the device ``cpu``, of the CPU with its cores and instruction set."""
+    if torch.cuda.is_available() and device != "cpu":
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
@@ -108,8 +108,9 @@ def record(
     seed: int | str = "",
     seconds: float | str = "",
     note: str = "",
+    device: str = "auto",
 ) -> None:
-    """Append a row to the results, and print it."""
+    """Append a row to the results, and print it; ``device`` is ``cpu`` if a GPU of the machine was not used."""
     row = {
         "date": datetime.date.today().isoformat(),
         "commit": get_commit(),
@@ -118,7 +119,7 @@ def record(
         "value": f"{value:.6g}",
         "seed": seed,
         "seconds": seconds if isinstance(seconds, str) else f"{seconds:.1f}",
-        "hardware": describe_hardware(),
+        "hardware": describe_hardware(device),
         "versions": f"python {platform.python_version()}, torch {torch.__version__}",
         "command": command,
         "note": note,

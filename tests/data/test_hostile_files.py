@@ -10,6 +10,8 @@ import resource
 import shutil
 import stat
 import struct
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -664,6 +666,46 @@ def add_huge_tensor(model, onnx):
     model.graph.node.insert(0, onnx.helper.make_node("ConstantOfShape", ["huge"], ["filled"]))
 
 
+def add_huge_tensor_in_a_branch(model, onnx):
+    shape = onnx.numpy_helper.from_array(np.array([1 << 28], np.int64), "huge")
+    output = onnx.helper.make_tensor_value_info("filled", onnx.TensorProto.FLOAT, None)
+    nodes = [onnx.helper.make_node("ConstantOfShape", ["huge"], ["filled"])]
+    branch = onnx.helper.make_graph(nodes, "branch", [], [output], [shape])
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "condition"))
+    node = onnx.helper.make_node("If", ["condition"], ["result"], then_branch=branch, else_branch=branch)
+    model.graph.node.insert(0, node)
+
+
+def add_huge_tensor_in_a_function(model, onnx):
+    opset = [onnx.helper.make_opsetid("", model.opset_import[0].version)]
+    shape = onnx.numpy_helper.from_array(np.array([1 << 28], np.int64))
+    nodes = [onnx.helper.make_node("Constant", [], ["shape"], value=shape),
+             onnx.helper.make_node("ConstantOfShape", ["shape"], ["c"])]  # fmt: skip
+    model.functions.append(onnx.helper.make_function("local", "f", ["a"], ["c"], nodes, opset))
+    model.opset_import.append(onnx.helper.make_opsetid("local", 1))
+    model.graph.node.insert(0, onnx.helper.make_node("f", [model.graph.input[0].name], ["filled"], domain="local"))
+
+
+def add_constant_of_unknown_size(model, onnx):
+    """Add a power as a shape, which shape inference does not compute."""
+    for name in ("base", "exponent"):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([28], np.int64), name))
+    model.graph.node.insert(0, onnx.helper.make_node("ConstantOfShape", ["power"], ["filled"]))
+    model.graph.node.insert(0, onnx.helper.make_node("Pow", ["base", "exponent"], ["power"]))
+
+
+def add_function_with_default(model, onnx):
+    """Add a function whose default weights are in another file."""
+    opset = [onnx.helper.make_opsetid("", 18)]
+    tensor = onnx.numpy_helper.from_array(np.zeros(4, np.float32))
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    node = onnx.helper.make_node("Constant", [], ["c"])
+    node.attribute.append(onnx.AttributeProto(name="value", ref_attr_name="w", type=onnx.AttributeProto.TENSOR))
+    function = onnx.helper.make_function("local", "f", ["a"], ["c"], [node], opset)
+    function.attribute_proto.append(onnx.helper.make_attribute("w", tensor))
+    model.functions.append(function)
+
+
 @pytest.mark.parametrize(
     ("modify", "message"),
     [
@@ -675,6 +717,10 @@ def add_huge_tensor(model, onnx):
         (add_nested_functions, "more than 1,000,000 operators"),
         (add_recursive_function, "more than 1,000,000 operators"),
         (add_sparse_tensor, "sparse weights"),
+        (add_huge_tensor_in_a_branch, "computes a tensor of 268,435,456 numbers"),
+        (add_huge_tensor_in_a_function, "computes a tensor of 268,435,456 numbers"),
+        (add_constant_of_unknown_size, "a constant of an unknown size, 'filled'"),
+        (add_function_with_default, "functions with defaults or overloads"),
     ],
 )
 def test_onnx_files_with_external_data_or_unsupported_operations_are_rejected(modify, message, tmp_path, monkeypatch):
@@ -686,3 +732,28 @@ def test_onnx_files_with_external_data_or_unsupported_operations_are_rejected(mo
     OnnxNetwork(modify_onnx(lambda model, onnx: None))
     with pytest.raises(Error, match=message):
         OnnxNetwork(modify_onnx(modify))
+
+
+def test_the_memory_of_an_onnx_network_is_limited():
+    """The size of a tensor is a power of the number of images, which shape inference does not compute."""
+    code = """
+import numpy as np, onnx
+from fukami.errors import Error
+from fukami.quantization import onnx_export
+onnx_export.get_total_memory = lambda: 400 << 20
+h = onnx.helper
+planes = h.make_tensor_value_info("images", onnx.TensorProto.FLOAT, ["batch", 1])
+scores = h.make_tensor_value_info("scores", onnx.TensorProto.FLOAT, None)
+exponent = onnx.numpy_helper.from_array(np.array([27], np.int64), "exponent")
+nodes = [h.make_node("Shape", ["images"], ["sides"], end=1), h.make_node("Pow", ["sides", "exponent"], ["shape"]),
+         h.make_node("ConstantOfShape", ["shape"], ["huge"]), h.make_node("ReduceSum", ["huge"], ["sum"]),
+         h.make_node("Add", ["images", "sum"], ["scores"])]
+graph = h.make_graph(nodes, "g", [planes], [scores], [exponent])
+model = h.make_model(graph, opset_imports=[h.make_opsetid("", 18)], ir_version=9)
+try:
+    onnx_export.OnnxNetwork(model.SerializeToString())(__import__("torch").zeros(2, 1))
+except Error as error:
+    print("Available memory" in str(error))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.stdout == "True\n", result.stderr

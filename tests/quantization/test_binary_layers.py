@@ -354,3 +354,12 @@ def test_corrupted_export_is_rejected(fukami, binarized, tmp_path):
     rejected = fukami("eval", "bits")
     assert rejected.status == 1
     assert "weights.safetensors is corrupted" in rejected.err
+
+
+def test_a_packed_fully_connected_layer_rejects_another_number_of_inputs():
+    """The kernels would read beyond the words of the image."""
+    packed = pack_model(binary_convnet(10, size=32, widths=(32, 70), hidden=(40,)).eval())
+    packed(torch.randn(1, 3, 32, 32))
+    for size in (28, 40):
+        with pytest.raises(Error, match="words and needs"):
+            packed(torch.randn(1, 3, size, size))

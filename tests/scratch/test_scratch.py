@@ -477,6 +477,10 @@ BOMBS = {
     "ndarray itself": build_pickle(b"cnumpy\nndarray\n", HUGE, b"\x85\x85R"),
     "a huge dtype": build_pickle(b"cnumpy\ndtype\nX\x0a\x00\x00\x00V999999999\x89\x88\x87R"),
     "an array that is never filled": build_pickle(EMPTY),
+    "a key whose hash takes 2**40 steps": build_pickle(
+        b"}N\x85q\x00", *(b"h\x00h\x00\x86q\x00" for _ in range(40)), b"K\x01s"
+    ),
+    "a set": build_pickle(b"\x8f(K\x01\x90"),
     "a huge memo": build_pickle(b"Nr\xff\xff\xff\x7f"),
     "a huge length": build_pickle(b"\x96", struct.pack("<Q", 2**40), b"abc"),
     "one buffer for many arrays": b"\x80\x02}("

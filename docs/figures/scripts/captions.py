@@ -1,4 +1,4 @@
-"""Draw show-and-tell.webp of docs/landmarks/show-and-tell.md: correct and wrong captions of test images of Flickr8k.
+"""Draw show-and-tell.webp of docs/landmarks/show-and-tell.md: correct and wrong captions of images of Flickr8k.
 
     python docs/figures/scripts/captions.py RUN [--ranks 9 13 95 97]
 

@@ -146,7 +146,7 @@ def get_traceable_module(model: nn.Module) -> nn.Module:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Count the trainable parameters, including those of auxiliary branches that only training uses."""
+    """Count the parameters, including frozen ones and those of auxiliary branches that only training uses."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 

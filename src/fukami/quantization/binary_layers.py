@@ -184,10 +184,15 @@ class PackedLayer(nn.Module):
         """Map words ``(N, H, W, words)`` or ``(N, words)`` to words, ``(N, outputs, H', W')`` or ``(N, outputs)``.
 
         Raises:
-            Error: the input is smaller than the kernel.
+            Error: the input is smaller than the kernel, or a fully connected layer has another number of words.
         """
         kernels = get_kernels(x.device)
         x = x.flatten(1)[None, None] if self.is_linear else x
+        if self.is_linear and x.shape[-1] != (num_words := self.weight_shape[3] * -(-self.weight_shape[4] // 64)):
+            raise Error(
+                f"a fully connected layer has an input of {x.shape[-1]} words and needs {num_words}; use images of the "
+                "training size"
+            )
         height, width = x.shape[1:3]
         size = (x.device, height, width)
         if x.device not in self.prepacked:

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import io
 import logging
 import math
@@ -16,9 +17,11 @@ from torch import Tensor, nn
 from fukami.errors import Error, require_extra
 from fukami.layers.detection_types import Detections
 from fukami.layers.ensemble import Ensemble
+from fukami.system import get_total_memory
 
 with require_extra("export", "the precision int8 or onnx"):
     import onnx
+    import onnx.inliner
     import onnxruntime
 
 
@@ -40,6 +43,7 @@ class Signature:
 
 CLASSIFIER = Signature(("images",), ("scores",), 2, ({0: "N"},))
 ALLOWED_DOMAINS = ("", "ai.onnx", "com.microsoft")  # domains of the exported operators
+MAX_MEMORY_FRACTION = 0.75  # of the memory of the machine
 LOOP_OPS = {"Loop", "Scan", "SequenceMap"}
 MAX_OPERATORS = 1_000_000  # with those of functions; the largest exports have some thousands
 MAX_FUNCTION_DEPTH = 50
@@ -132,7 +136,9 @@ class OnnxNetwork(nn.Module):
     def __init__(self, content: bytes) -> None:
         super().__init__()
         check_model(content)
+        limit_memory()
         options = onnxruntime.SessionOptions()
+        options.add_session_config_entry("session.use_env_allocators", "1")
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 4  # fatal only; errors are raised as fukami.Error
         if _has_int16_overflow():
@@ -180,6 +186,16 @@ class OnnxNetwork(nn.Module):
         return [torch.from_numpy(output) for output in outputs]
 
 
+@functools.cache
+def limit_memory() -> None:
+    """Limit the memory of all networks of ONNX Runtime in this process: a file determines the shapes of its tensors."""
+    information = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    max_bytes = int(MAX_MEMORY_FRACTION * get_total_memory())
+    onnxruntime.create_and_register_allocator(information, onnxruntime.OrtArenaCfg(max_bytes, -1, -1, -1))
+
+
 def check_model(content: bytes) -> None:
     """Check that an ONNX file is self-contained and limited in operators and memory.
 
@@ -193,20 +209,19 @@ def check_model(content: bytes) -> None:
     except Exception as error:  # an error class of protobuf
         raise Error(f"the ONNX file is corrupted ({error}); export it again") from None
     check_functions(model)
-    allowed_domains = {*ALLOWED_DOMAINS, *(function.domain for function in model.functions)}
-    for graph in (model.graph, *model.functions):
-        for node, tensors in _walk_nodes(graph):
-            for tensor in tensors:
-                if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
-                    raise Error(
-                        f"the ONNX file has the weights {tensor.name[:100]!r} in another file (external data), which "
-                        "is not supported; export the network again, to one file"
-                    )
-            if node is not None and (node.domain not in allowed_domains or node.op_type in LOOP_OPS):
+    model = onnx.inliner.inline_local_functions(model)
+    for node, tensors in _walk_nodes(model.graph):
+        for tensor in tensors:
+            if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
                 raise Error(
-                    f"the ONNX file has the operator {node.domain[:50]}.{node.op_type[:50]}, which exports of fukami "
-                    "never contain; export the network again"
+                    f"the ONNX file has the weights {tensor.name[:100]!r} in another file (external data), which is "
+                    "not supported; export the network again, to one file"
                 )
+        if node is not None and (node.domain not in ALLOWED_DOMAINS or node.op_type in LOOP_OPS):
+            raise Error(
+                f"the ONNX file has the operator {node.domain[:50]}.{node.op_type[:50]}, which exports of fukami "
+                "never contain; export the network again"
+            )
     largest = _count_largest_tensor(model)
     if largest > max(MAX_TENSOR_ELEMENTS, len(content)):  # transposed weights of a large layer may exceed the limit
         raise Error(f"the ONNX file computes a tensor of {largest:,} numbers for any input; export the network again")
@@ -216,8 +231,14 @@ def check_functions(model: onnx.ModelProto) -> None:
     """Check that the functions of a model expand to a limited number of operators.
 
     Raises:
-        Error: they do not, or call each other in a circle.
+        Error: they do not, call each other in a circle, or have defaults of attributes or overloads, which other
+            checks would not see.
     """
+    if any(function.attribute_proto or function.overload for function in model.functions):
+        raise Error(
+            "the ONNX file has functions with defaults or overloads, which exports of fukami never contain; export the "
+            "network again"
+        )
     functions = {(function.domain, function.name): function for function in model.functions}
     counts: dict[tuple[str, str], int] = {}
 
@@ -267,7 +288,11 @@ def _count_largest_tensor(model: onnx.ModelProto) -> int:
     """Count the elements of the largest tensor of a model whose shape does not depend on the input.
 
     Weights are removed from ``model`` first; their size is limited by that of the file.
+
+    Raises:
+        Error: the shape of a constant is not known.
     """
+    constants = {"", *(tensor.name for tensor in model.graph.initializer)}
     shapes = []
     for tensor in model.graph.initializer:
         if len(tensor.raw_data) <= MAX_SHAPE_BYTES:
@@ -280,8 +305,34 @@ def _count_largest_tensor(model: onnx.ModelProto) -> int:
         graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     except Exception:  # ONNX Runtime reports the same error
         return 0
-    values = (value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.output))
-    return max((math.prod(max(side.dim_value, 1) for side in sides) for sides in values), default=0)
+    return _count_largest_in_graph(graph, constants)
+
+
+def _count_largest_in_graph(graph: onnx.GraphProto, constants: set[str]) -> int:
+    """Count the elements of the largest tensor of a graph and its branches; ``constants`` are those outside of it.
+
+    ONNX Runtime computes constants when it loads a file, without a limit of memory, so their shapes must be known.
+    """
+    constants = {*constants, *(tensor.name for tensor in graph.initializer)}
+    shapes = {
+        value.name: value.type.tensor_type.shape.dim
+        for value in (*graph.value_info, *graph.output)
+        if value.type.tensor_type.HasField("shape")
+    }
+    largest = max((math.prod(max(side.dim_value, 1) for side in sides) for sides in shapes.values()), default=0)
+    for node in graph.node:
+        if constants.issuperset(node.input):
+            constants.update(node.output)
+            for name in filter(None, node.output):
+                if name not in shapes or not all(side.HasField("dim_value") for side in shapes[name]):
+                    raise Error(
+                        f"the ONNX file has a constant of an unknown size, {name[:100]!r}, which exports of fukami "
+                        "never contain; export the network again"
+                    )
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                largest = max(largest, _count_largest_in_graph(inner, constants))
+    return largest
 
 
 def _has_int16_overflow() -> bool:

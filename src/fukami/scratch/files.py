@@ -6,7 +6,7 @@ import pickletools
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -63,10 +63,11 @@ def read_params(path: str | Path) -> dict[str, Array]:
 
 
 def _unpickle(content: bytes) -> dict[str, Array]:
-    if any(
-        "PUT" in code.name and int(argument or 0) > len(content) for code, argument, _ in pickletools.genops(content)
-    ):
-        raise ValueError("a memo index exceeds the file size")  # genops also raises for lengths beyond the end
+    for code, argument, _ in pickletools.genops(content):  # raises for lengths beyond the end
+        if "PUT" in code.name and int(argument or 0) > len(content):
+            raise ValueError("a memo index exceeds the file size")
+        if code.name in ("EMPTY_SET", "FROZENSET"):
+            raise TypeError("it contains a set")
     loaded, arrays, size = _Unpickler(io.BytesIO(content), encoding="latin1").load(), dict[str, Array](), 0
     if type(loaded) is not dict:
         raise TypeError(f"it contains a {type(loaded).__name__}, not a dict")
@@ -80,7 +81,37 @@ def _unpickle(content: bytes) -> dict[str, Array]:
     return arrays
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    """Unpickler in Python, which checks the keys of dicts: hashing nested tuples could take any time."""
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]
+    append: Callable[[object], None]
+    pop_mark: Callable[[], list[Any]]
+
+    def load_dict(self) -> None:
+        """Create a dict of the items since the last mark."""
+        items = self.pop_mark()
+        self.append({})
+        self._set_items(items)
+
+    def load_setitem(self) -> None:
+        """Set an item of a dict."""
+        value = self.stack.pop()
+        self._set_items([self.stack.pop(), value])
+
+    def load_setitems(self) -> None:
+        """Set the items of a dict since the last mark."""
+        self._set_items(self.pop_mark())
+
+    def _set_items(self, items: list[Any]) -> None:
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if type(key) is not str:
+                raise TypeError(f"it has a dict with a key of the type {type(key).__name__}, not a string")
+            self.stack[-1][key] = value
+
+    dispatch |= {pickle.DICT[0]: load_dict, pickle.SETITEM[0]: load_setitem, pickle.SETITEMS[0]: load_setitems}
+
     def find_class(self, module: str, name: str) -> Callable[..., object]:
         if (target := f"{module}.{name}") not in ALLOWED_GLOBALS | {"collections.OrderedDict"}:
             raise pickle.UnpicklingError(f"it refers to {target[:100]}, which is not part of an array")
