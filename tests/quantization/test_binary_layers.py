@@ -356,6 +356,7 @@ def test_corrupted_export_is_rejected(fukami, binarized, tmp_path):
     assert "weights.safetensors is corrupted" in rejected.err
 
 
+@torch.inference_mode()
 def test_a_packed_fully_connected_layer_rejects_another_number_of_inputs():
     """The kernels would read beyond the words of the image."""
     packed = pack_model(binary_convnet(10, size=32, widths=(32, 70), hidden=(40,)).eval())
