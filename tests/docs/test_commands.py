@@ -252,6 +252,11 @@ def run_command(fukami, few_scenes, request, trained_runs, monkeypatch):
         for name, (file, text) in INPUTS.items():
             if name in words:
                 Path(file).write_text(text)
+        if words[0] == "stylize" and "--resume" in words:  # the run beside the image
+            index = words.index("--out")
+            fields = [word for word in (*words[2:index], *words[index + 2 :]) if word != "--resume"]
+            folder = str(Path(words[index + 1]).with_suffix(".run"))
+            assert fukami("train", "neural-style", "--content", words[1], *fields, "--out", folder).status == 0
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"quit\n")))
         result = fukami(*words)
         statuses = (0, 1) if words[0] == "doctor" else (0,)  # 1: a problem, such as a class without validation images
