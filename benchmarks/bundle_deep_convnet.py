@@ -38,7 +38,8 @@ def export(options):
     last_lines = {run: json.loads((run / "metrics.jsonl").read_text().splitlines()[-1]) for run in runs}
     best = max(runs, key=lambda run: last_lines[run]["accuracy"])
     for run in runs:
-        command, recipe_record = f"{COMMAND} --seed {run.name}", json.loads((run / "recipe.json").read_text())
+        command = f"{COMMAND} --seed {run.name}"
+        recipe_record = json.loads((run / "recipe.json").read_text())
         note = f"{recipe_record['precision']} training on {recipe_record['device']}"
         record("deep-convnet mnist bundled", "test accuracy", last_lines[run]["accuracy"], command=command,
                seed=run.name, seconds=last_lines[run]["seconds"], note=note)  # fmt: skip

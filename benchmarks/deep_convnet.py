@@ -28,7 +28,7 @@ GOAL = 0.9935  # 65 errors of 10,000: the note's result
 LIGHT = ("shift=1", "rotate=5", "scale=0.05", "shear=0.05")  # augmentation of the short training runs
 # our fastest training run to the goal: high learning rate, small batches, little augmentation
 SPRINT = f"fukami train deep-convnet --data mnist --epochs 3 --batch-size 50 --lr 0.003 --augment {' '.join(LIGHT)}"
-TESTED = Path(__file__).parent / "common" / "tested_epochs.py"  # the recipe of the runs to an accuracy
+TESTED = "benchmarks/common/tested_epochs.py"  # the recipe of the runs to an accuracy
 PLAIN = "python benchmarks/common/plain_loop.py"
 
 
@@ -72,7 +72,7 @@ def summarize_default(options):
 
 def train_sprint(seed):
     """Train; return the command, the seconds to the first evaluation at the goal, and the final accuracy."""
-    command = f"{SPRINT} --seed {seed}".replace("deep-convnet", "benchmarks/common/tested_epochs.py", 1)
+    command = f"{SPRINT} --seed {seed}".replace("deep-convnet", TESTED, 1)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         start, reached = time.monotonic(), None
@@ -176,7 +176,7 @@ def record_plain_ratio(options, ours, lines, command, seed):
 
 def build_goal_command(options, seed):
     """Build the command line of our fastest training run on a GPU."""
-    command = f"fukami train benchmarks/common/tested_epochs.py --data {options.data} --epochs {options.epochs}"
+    command = f"fukami train {TESTED} --data {options.data} --epochs {options.epochs}"
     command = f"{command} --batch-size {options.batch_size} --lr {options.lr} --augment"
     return [*command.split(), *LIGHT, "--seed", str(seed)]
 
@@ -188,7 +188,7 @@ def train_to_goal(options, seed, pipe):
     """
     import fukami
 
-    recipe = fukami.get_recipe(str(TESTED))(
+    recipe = fukami.get_recipe(TESTED)(
         data=options.data, epochs=options.epochs, batch_size=options.batch_size, lr=options.lr, augment=LIGHT, seed=seed
     )
     while start := pipe.recv():

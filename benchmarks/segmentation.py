@@ -232,8 +232,9 @@ def compare_patches(options: argparse.Namespace) -> None:
     command = f"python benchmarks/segmentation.py {strip_folders(sys.argv[1:])}"
     with torch.inference_mode():
         seconds = []
-        for function in (lambda: classify(image), classify_patches):
-            function() if function is not classify_patches else classify(image[..., :PATCH_SIZE, :PATCH_SIZE])
+        patch = image[..., :PATCH_SIZE, :PATCH_SIZE]
+        for function, warmup in ((lambda: classify(image), image), (classify_patches, patch)):
+            classify(warmup)
             start = time.monotonic()
             result = function()
             if CUDA:

@@ -686,6 +686,15 @@ def add_huge_tensor_in_a_function(model, onnx):
     model.graph.node.insert(0, onnx.helper.make_node("f", [model.graph.input[0].name], ["filled"], domain="local"))
 
 
+def add_function_of_another_version(model, onnx):
+    """Replace an operator by a function that is not inlined, since it has another version."""
+    opset = [onnx.helper.make_opsetid("", model.opset_import[0].version - 1)]
+    shape = onnx.numpy_helper.from_array(np.array([1 << 28], np.int64))
+    nodes = [onnx.helper.make_node("Constant", [], ["shape"], value=shape),
+             onnx.helper.make_node("ConstantOfShape", ["shape"], ["c"])]  # fmt: skip
+    model.functions.append(onnx.helper.make_function("", model.graph.node[0].op_type, ["a"], ["c"], nodes, opset))
+
+
 def add_constant_of_unknown_size(model, onnx):
     """Add a power as a shape, which shape inference does not compute."""
     for name in ("base", "exponent"):
@@ -720,6 +729,7 @@ def add_function_with_default(model, onnx):
         (add_huge_tensor_in_a_branch, "computes a tensor of 268,435,456 numbers"),
         (add_huge_tensor_in_a_function, "computes a tensor of 268,435,456 numbers"),
         (add_constant_of_unknown_size, "a constant of an unknown size, 'filled'"),
+        (add_function_of_another_version, "functions of other operator versions"),
         (add_function_with_default, "functions with defaults or overloads"),
     ],
 )

@@ -451,6 +451,6 @@ def test_an_invalid_record_next_to_weights_is_ignored(tmp_path, text):
 def test_processes_need_the_folder_of_the_run(monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="need the same folder; specify it with out"):
+    with pytest.raises(UsageError, match="need the same folder; specify it with --out"):
         package.train("deep-convnet", epochs=1)
     assert not [*tmp_path.iterdir()]

@@ -190,11 +190,13 @@ def _check_out(out: Path | None) -> None:
     Raises:
         UsageError: it has another format, or its folder does not exist.
     """
-    if out is not None and out.suffix.lower() not in (".mp4", ".gif", ".webp"):
+    if out is None:
+        return
+    if out.suffix.lower() not in (".mp4", ".gif", ".webp"):
         raise UsageError(f"--out should be an .mp4, .gif or .webp file, not {out}")
-    if out is not None and not out.resolve().parent.is_dir():
+    if not out.resolve().parent.is_dir():
         raise UsageError(f"the folder {out.parent} of the video does not exist; create it, or use another --out")
-    if out is not None and out.suffix.lower() == ".mp4":
+    if out.suffix.lower() == ".mp4":
         from fukami.image.video import import_av
 
         import_av()  # a missing package is reported before the games and not after them

@@ -106,16 +106,13 @@ def command(arguments: list[str]) -> None:
                 backlog=min(BACKLOG, file_limit // 4),  # all of them may be accepted at once
                 timeout_graceful_shutdown=SHUTDOWN_SECONDS,
             )
-            status = 130
             try:
                 uvicorn.Server(config).run(sockets=[listener])
                 raise KeyboardInterrupt  # uvicorn just returns if the shell ignores Ctrl-C for background jobs
-            except SystemExit as error:
-                status = int(error.code or 0)
-                raise
-            finally:
+            except (KeyboardInterrupt, SystemExit) as error:
                 if application.state.worker.used_slots:  # Python would wait for the end of a running prediction
-                    os._exit(status)
+                    os._exit(getattr(error, "code", 130))
+                raise
 
     run_cli(run, arguments, "fukami serve")
 

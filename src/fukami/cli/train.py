@@ -78,8 +78,6 @@ def command(arguments: list[str]) -> None:
     options.check()
     from fukami.engine import checkpoint
 
-    if options.out is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UsageError("the processes of a training run need the same folder; specify it with --out")
     folder = options.out or checkpoint.choose_run_folder(name, options.resume)
     recipes = {folder: recipe}
     if options.num_seeds > 1:

@@ -81,9 +81,11 @@ def _find_split_words(folders: Sequence[Path]) -> dict[str, Path]:
     splits: dict[str, Path] = {}
     for folder in folders:
         words = [word for word in re.split("[^a-z]+", folder.name.lower()) if word in SPLIT_NAMES]
+        if len(words) != 1:
+            continue  # folders of classes are not listed, which may have millions of images
         while [inner.name for inner in list_folders(folder)] == [folder.name]:
             folder = folder / folder.name
-        if len(words) == 1 and list_folders(folder):
+        if list_folders(folder):
             splits.setdefault(SPLIT_NAMES[words[0]], folder)
     return splits if "train" in splits and len(splits) > 1 else {}
 

@@ -213,9 +213,8 @@ def _match_masks(image_dir: Path | None, mask_dir: Path | None) -> _Matches:
     """Match the images of a folder with the masks of the same name in another folder."""
     assert image_dir is not None
     assert mask_dir is not None
-    images = list(walk_images(image_dir))
-    by_stem = {_list_stems(path, image_dir)[-1]: path for path in images}
-    by_stem |= {_list_stems(path, image_dir)[0]: path for path in images}
+    images = {path: _list_stems(path, image_dir) for path in walk_images(image_dir)}
+    by_stem = {stems[-1]: path for path, stems in images.items()} | {stems[0]: path for path, stems in images.items()}
     files = [
         path for path in walk_images(mask_dir) if path.suffix.lower() in LOSSLESS_EXTENSIONS and not _is_auxiliary(path)
     ]
@@ -224,9 +223,10 @@ def _match_masks(image_dir: Path | None, mask_dir: Path | None) -> _Matches:
     detail = "is a mask without an image of the same name; add the image, or remove the mask"
     masks_of_images: dict[Path, Path] = {}
     problems = []
-    files.sort(key=lambda path: _list_stems(path, mask_dir)[0] in by_stem)  # a mask of the same name has priority
+    mask_stems = {path: _list_stems(path, mask_dir) for path in files}
+    files.sort(key=lambda path: mask_stems[path][0] in by_stem)  # a mask of the same name has priority
     for path in files:
-        image = next((by_stem[stem] for stem in _list_stems(path, mask_dir) if stem in by_stem), None)
+        image = next((by_stem[stem] for stem in mask_stems[path] if stem in by_stem), None)
         if image is None:
             problems.append(AnnotationProblem("no image", path, 0, detail))
         else:
@@ -243,9 +243,7 @@ def _list_stems(path: Path, root: Path) -> list[str]:
     """List the relative name of an image or mask without suffix, and without further suffixes such as ``_mask``."""
     inside = path.relative_to(root).with_suffix("")
     stems = [inside.name]
-    while shorter := STEM_SUFFIX.sub("", stems[-1]):
-        if shorter == stems[-1]:
-            break
+    while (shorter := STEM_SUFFIX.sub("", stems[-1])) not in ("", stems[-1]):
         stems.append(shorter)
     return [(inside.parent / stem).as_posix() for stem in stems]
 

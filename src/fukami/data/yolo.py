@@ -6,6 +6,7 @@ Without any of them, a text file belongs to the image of the same stem, whatever
 classes are named by their numbers. A line with a class and the points of a polygon is converted to its bounding box.
 """
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -79,11 +80,9 @@ def is_box_file(path: Path) -> bool:
 def has_polygons(root: Path) -> bool:
     """Return whether one of the first label files of a dataset has a polygon, and not keypoints after a box."""
     folder = root.parent if root.is_file() else root
-    descriptions = (
-        [root] if root.is_file() else [file for file in find_description_files(root) if _has_class_names(file)]
-    )
-    if descriptions and KEYPOINT_FIELD in _read_description(descriptions[0]):
-        return False
+    with contextlib.suppress(Error):  # reading the dataset reports an invalid description
+        if KEYPOINT_FIELD in _find_description(root)[1]:
+            return False
     files = (file for file in walk_files(folder, ".txt") if file.name not in CLASS_FILES)
     return any(map(_has_polygon, itertools.islice(filter(is_box_file, files), MAX_INSPECTED_FILES)))
 
@@ -96,6 +95,16 @@ def find_description_files(root: Path) -> list[Path]:
     """Return the files that may describe a folder, ``data.yaml`` first."""
     files = [path for path in root.iterdir() if path.suffix.lower() in (".yaml", ".yml", DARKNET_SUFFIX)]
     return sorted(files, key=lambda path: (path.stem.lower() not in ("data", "dataset"), path))
+
+
+def _find_description(path: Path) -> tuple[list[Path], dict[str, Json]]:
+    """Return the files that describe a dataset, a folder or such a file, and the content of the first one.
+
+    Raises:
+        Error: it is not valid YAML.
+    """
+    files = [path] if path.is_file() else [file for file in find_description_files(path) if _has_class_names(file)]
+    return files, _read_description(files[0]) if files else {}
 
 
 def read_yolo(
@@ -114,9 +123,8 @@ def read_yolo(
         Error: the description is invalid.
     """
     dataset = DatasetAnnotations()
-    files = [path] if path.is_file() else [file for file in find_description_files(path) if _has_class_names(file)]
     root = path.parent if path.is_file() else path
-    description = _read_description(files[0]) if files else {}
+    files, description = _find_description(path)
     has_keypoints = KEYPOINT_FIELD in description
     splits = _group_images(images) if images else _find_described_splits(files, description) or _find_splits(root)
     split_images = {

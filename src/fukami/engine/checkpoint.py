@@ -143,7 +143,12 @@ def choose_run_folder(recipe: str, resume: bool) -> Path:
     """Return a new folder ``runs/RECIPE``, ``runs/RECIPE-2`` ...; with ``resume`` the last one that exists.
 
     ``recipe`` is the name of the recipe, or the path of a custom recipe's file.
+
+    Raises:
+        UsageError: this is one of several processes, which would choose different folders.
     """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UsageError("the processes of a training run need the same folder; specify it with --out")
     base = Path("runs") / Path(recipe).stem.replace("_", "-")
     candidates = (base if n == 1 else base.with_name(f"{base.name}-{n}") for n in range(1, 10**6))
     latest = base

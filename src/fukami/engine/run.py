@@ -188,8 +188,6 @@ def train(
         kind, base = type(recipe), recipe
     else:
         kind, base = _find_recipe_class(recipe), None
-    if out is None and os.environ.get("WORLD_SIZE", "1") != "1":
-        raise UsageError("the processes of a training run need the same folder; specify it with out")
     folder = checkpoint.choose_run_folder(get_recipe_name(kind), resume) if out is None else Path(out)
     if resume and base is None:
         base = checkpoint.read_resumed_recipe([folder], kind, check="data" not in fields)

@@ -210,6 +210,8 @@ def check_model(content: bytes) -> None:
         raise Error(f"the ONNX file is corrupted ({error}); export it again") from None
     check_functions(model)
     model = onnx.inliner.inline_local_functions(model)
+    if model.functions:
+        raise Error("the ONNX file has functions of other operator versions; export the network again")
     for node, tensors in _walk_nodes(model.graph):
         for tensor in tensors:
             if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
@@ -259,17 +261,15 @@ def check_functions(model: onnx.ModelProto) -> None:
         raise Error(f"the ONNX file has more than {MAX_OPERATORS:,} operators; export the network again")
 
 
-def _walk_nodes(
-    graph: onnx.GraphProto | onnx.FunctionProto,
-) -> Iterator[tuple[onnx.NodeProto | None, list[onnx.TensorProto]]]:
-    """Yield every operator of a graph or function, including subgraphs, with its tensors.
+def _walk_nodes(graph: onnx.GraphProto) -> Iterator[tuple[onnx.NodeProto | None, list[onnx.TensorProto]]]:
+    """Yield every operator of a graph, including subgraphs, with its tensors.
 
     Raises:
         Error: the weights are sparse.
     """
-    if getattr(graph, "sparse_initializer", ()):
+    if graph.sparse_initializer:
         raise Error("the ONNX file has sparse weights, which exports of fukami never contain; export the network again")
-    yield None, [*getattr(graph, "initializer", ())]
+    yield None, [*graph.initializer]
     for node in graph.node:
         tensors: list[onnx.TensorProto] = []
         for attribute in node.attribute:

@@ -1,5 +1,6 @@
 """Evaluation of an agent over whole episodes."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -51,11 +52,8 @@ class EvaluationEpisodes:
         ``predict_values`` maps states ``(E, H, ...)`` to action values ``(E, A)``. ``callback`` is called before each
         step with the environments, the action values, the actions ``(E,)`` and the returns so far ``(E,)``.
         """
-        envs = self.make_envs(len(self))
-        try:
+        with contextlib.closing(self.make_envs(len(self))) as envs:
             return self._run(envs, predict_values, callback)
-        finally:
-            envs.close()
 
     def _run(
         self, envs: VectorEnv, predict_values: Callable[[Tensor], Tensor], callback: StepCallback | None
