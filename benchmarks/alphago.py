@@ -38,7 +38,7 @@ from common.processes import Worker, check_installed, measure_in_turn
 from common.record import record, run_command, strip_folders, train_run
 from fukami.data.formats import list_sgf_files
 from fukami.data.sources import identify_source
-from fukami.engine import checkpoint
+from fukami.engine.load_run import load_task
 
 CONNECT_FOUR = {  # options by minutes: on two cores with AVX2 for 10 and 60, with AVX-512 BF16 for 150
     10: "",
@@ -124,7 +124,7 @@ def measure_policy(options: argparse.Namespace) -> None:
             for metric in ("top1", "top5", "cross_entropy", "value_mse", "constant_mse", "winner_accuracy"):
                 record("alphago-policy", f"{metric}, {name}", part[metric], note=f"test; {part['count']:,} positions",
                        **context)  # fmt: skip
-        rows = {row["line"]: row for row in checkpoint.load_task(run).predict([game])}
+        rows = {row["line"]: row for row in load_task(run).predict([game])}
         note = f"{rows[LEE_SEDOL_MOVE]['played']} in {LEE_SEDOL_GAME}, without search"
         record("alphago-policy", f"rank of move {LEE_SEDOL_MOVE}", rows[LEE_SEDOL_MOVE]["rank"], note=note, **context)
         ranks = [row["rank"] for row in rows.values() if "rank" in row]

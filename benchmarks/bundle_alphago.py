@@ -13,7 +13,7 @@ from pathlib import Path
 from alphago import measure_solver, read_evaluations
 from common.bundle import write_bundled_run, write_card
 from common.record import describe_hardware, record, run_command
-from fukami.engine import checkpoint
+from fukami.engine import run_record
 from fukami.engine.recipe import build_train_command
 
 MATCH_SIMULATIONS = 800
@@ -26,7 +26,7 @@ def main():
     parser.add_argument("name")
     parser.add_argument("--games", type=int, default=200)
     options = parser.parse_args()
-    recipe, _ = checkpoint.read_recipe(options.run)
+    recipe, _ = run_record.read_recipe(options.run)
     folder = write_bundled_run(options.run, options.name)
     command = f"fukami eval {options.name}"
     metrics, _ = run_command(command)

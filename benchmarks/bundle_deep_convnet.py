@@ -17,7 +17,8 @@ from pathlib import Path
 
 from common.bundle import write_bundled_run, write_card
 from common.record import record
-from fukami.engine import checkpoint
+from fukami.engine import run_record
+from fukami.engine.load_run import load_task
 
 COMMAND = (
     "fukami train deep-convnet --data mnist --epochs 60 --weight-decay 0.05 --dropout 0.4 "
@@ -44,9 +45,9 @@ def export(options):
         record("deep-convnet mnist bundled", "test accuracy", last_lines[run]["accuracy"], command=command,
                seed=run.name, seconds=last_lines[run]["seconds"], note=note)  # fmt: skip
     folder = write_bundled_run(best, "deep-convnet")
-    recipe, _ = checkpoint.read_recipe(folder)
+    recipe, _ = run_record.read_recipe(folder)
     test = recipe.load_eval_data().eval_batches
-    precisions = {precision: checkpoint.load_task(folder, precision=precision).evaluate(test)
+    precisions = {precision: load_task(folder, precision=precision).evaluate(test)
                   for precision in ("float32", "bfloat16", "float16")}  # fmt: skip
     accuracies = [line["accuracy"] for line in last_lines.values()]
     card = {

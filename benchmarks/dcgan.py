@@ -199,9 +199,9 @@ def time_steps(step, options: argparse.Namespace, pipe) -> None:
 def evaluate_features(options: argparse.Namespace) -> None:
     """Train a linear SVM on the discriminator's maps, each max-pooled to 4×4 (section 5.1)."""
     from fukami.data import labeled_images
-    from fukami.engine import checkpoint
+    from fukami.engine.load_run import load_task
 
-    task = checkpoint.load_task(options.archive)
+    task = load_task(options.archive)
     train, _, test, labels = labeled_images.load_labeled_images("cifar10", 0.0)
     splits = [split.decode(task.transform) for split in (train, test)]
     features = [extract_features(task, split.images) for split in splits]

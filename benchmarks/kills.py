@@ -128,7 +128,7 @@ def find_differences(one: Path, other: Path) -> list[str]:
     import torch
     from torch.utils import _pytree as pytree
 
-    from fukami.engine.checkpoint_file import decode_checkpoint
+    from fukami.engine.checkpoint import decode_checkpoint
 
     different = [
         name

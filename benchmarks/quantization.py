@@ -28,7 +28,7 @@ from torch.utils import mkldnn
 from torch.utils.benchmark import Timer
 
 from common.record import FILE, record, run_command
-from fukami.engine import checkpoint
+from fukami.engine.load_run import load_task
 from fukami.layers.binary import BinaryConv2d, BinaryLinear, Sign
 from fukami.models import binary_convnet
 from fukami.quantization import binary_reference
@@ -244,8 +244,8 @@ def compare_precisions(options):
 def compare_with_counterpart(binary, counterpart):
     """Measure the speedup of a packed binary run over its counterpart in float32."""
     packed, full = (
-        checkpoint.load_task(binary, device="cpu", precision="binary"),
-        checkpoint.load_task(counterpart, device="cpu"),
+        load_task(binary, device="cpu", precision="binary"),
+        load_task(counterpart, device="cpu"),
     )
     (channels, side, _), _ = full.get_signature()
     values = {}

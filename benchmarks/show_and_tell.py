@@ -108,10 +108,11 @@ def evaluate_scenes(options: argparse.Namespace) -> None:
 
 def measure_throughput(options: argparse.Namespace) -> None:
     """Measure the images per second of a run's beam search and of one in plain Python."""
-    from fukami.engine import checkpoint
+    from fukami.engine import run_record
+    from fukami.engine.load_run import load_task
 
-    task = checkpoint.load_task(options.run, overrides={"beam_size": options.beam_size, "num_captions": 1})
-    recipe, _ = checkpoint.read_recipe(Path(options.run))
+    task = load_task(options.run, overrides={"beam_size": options.beam_size, "num_captions": 1})
+    recipe, _ = run_record.read_recipe(Path(options.run))
     data = recipe.load_eval_data().eval_batches
     features = task.extract_features(data)
     our_seconds, plain_seconds = [], []
@@ -137,10 +138,10 @@ def measure_throughput(options: argparse.Namespace) -> None:
 
 def read_recipe_name(run: str) -> str:
     """Return the name of a run's recipe."""
-    from fukami.engine import checkpoint
+    from fukami.engine import run_record
     from fukami.engine.recipe import get_recipe_name
 
-    return get_recipe_name(type(checkpoint.read_recipe(Path(run))[0]))
+    return get_recipe_name(type(run_record.read_recipe(Path(run))[0]))
 
 
 def search_caption(task, features, beam_size: int) -> str:

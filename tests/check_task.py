@@ -25,8 +25,9 @@ from torch.utils import _pytree as pytree
 import fukami
 from forked_python import PRELOADED
 from fukami.cli.main import main
-from fukami.engine import async_checkpoint, checkpoint
-from fukami.engine.checkpoint_file import decode_checkpoint
+from fukami.engine import async_checkpoint
+from fukami.engine.checkpoint import decode_checkpoint
+from fukami.engine.load_run import load_task
 from fukami.engine.recipe import build_train_command
 from fukami.engine.resumable_loader import wrap_batches
 from fukami.engine.runtime import Runtime
@@ -83,13 +84,13 @@ def check_saves_and_loads(make, inputs, tmp_path):
     """Check that a loaded run has the metrics of the training run, and that its predictions can be written as JSON."""
     recipe = make()
     result = fukami.train(recipe, tmp_path / "run", device="cpu", precision="float32").metrics
-    task = checkpoint.load_task(tmp_path / "run", device="cpu")
+    task = load_task(tmp_path / "run", device="cpu")
     loaded = task.evaluate(recipe.load_data().val)
     assert {**loaded, "loss": 0, "split": "val"} == {**result, "loss": 0}
     predictions = task.predict(inputs)
     assert json.loads(json.dumps(predictions)) == predictions
     assert [prediction["file"] for prediction in predictions] == [str(path) for path in inputs]
-    repeated = checkpoint.load_task(tmp_path / "run", device="cpu").predict(inputs)
+    repeated = load_task(tmp_path / "run", device="cpu").predict(inputs)
     assert repeated == predictions
 
 
@@ -102,9 +103,9 @@ def check_precisions(make, inputs, tmp_path):
     assert all(value.isfinite().all() for value in weights.values())
     assert {value.dtype for value in weights.values()} <= {torch.float32, torch.long}
     val = recipe.load_data().val
-    expected = checkpoint.load_task(tmp_path / "run", device="cpu").evaluate(val)
+    expected = load_task(tmp_path / "run", device="cpu").evaluate(val)
     for precision in ("bfloat16", "float16"):
-        task = checkpoint.load_task(tmp_path / "run", device="cpu", precision=precision)
+        task = load_task(tmp_path / "run", device="cpu", precision=precision)
         assert next(task.model.parameters()).dtype == getattr(torch, precision)
         metrics = task.evaluate(val)
         assert metrics["count"] == expected["count"]

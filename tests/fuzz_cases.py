@@ -47,7 +47,8 @@ from fukami.captioning import data as captioning_data
 from fukami.cli import doctor, import_weights
 from fukami.data import class_tables, image_folder, labeled_images, remote, shards, sources
 from fukami.detection import data as detection_data
-from fukami.engine import checkpoint, pretrained
+from fukami.engine import checkpoint, run_record, state_dicts
+from fukami.engine.load_run import load_task
 from fukami.errors import Error
 from fukami.generation import data as generation_data
 from fukami.image.channels import ArrayImage, read_channels
@@ -782,7 +783,7 @@ def build_targets(run: Path | None) -> dict[str, Target]:
         "captions": Target(write_captioning_dataset, read_captions),
         "masks": Target(write_segmentation_dataset, read_masks),
         "onnx": Target(build_onnx_mutator(create_onnx_model()), read_onnx),
-        "weights": Target(write_weights_file, lambda folder: pretrained.read_state_dict(folder / "weights.pth")),
+        "weights": Target(write_weights_file, lambda folder: state_dicts.read_state_dict(folder / "weights.pth")),
         "params": Target(
             write_params_file, lambda folder: import_weights.import_deep_convnet(folder / "params.pkl", folder / "out")
         ),
@@ -791,7 +792,7 @@ def build_targets(run: Path | None) -> dict[str, Target]:
         return targets
 
     def load(folder: Path) -> None:
-        checkpoint.load_task(folder / "run", device="cpu")
+        load_task(folder / "run", device="cpu")
 
     def decode_checkpoint(folder: Path) -> None:
         checkpoint.read_checkpoint(folder / "run", torch.device("cpu"))
@@ -800,7 +801,7 @@ def build_targets(run: Path | None) -> dict[str, Target]:
         leaderboard.load_leaderboards(folder)
 
     def read_recipe(folder: Path) -> None:
-        checkpoint.read_recipe(folder / "run")
+        run_record.read_recipe(folder / "run")
 
     def build_target(name: str, mutate: Callable[[Random, bytes], bytes], read: Callable[[Path], object]) -> Target:
         return Target(build_run_mutator(run, name, mutate), read)

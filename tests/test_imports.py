@@ -31,7 +31,7 @@ LEVELS = (
     {"data", "models", "quantization"},
     {"explain"},
     {"image", "layers"},
-    {"progress", "system", "timing"},
+    {"atomic_file", "progress", "system", "timing"},
     {"catalogue", "errors"},
 )
 THIRD_PARTY = {

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from fukami import leaderboard
-from fukami.engine import checkpoint
+from fukami.engine import run_folder
 
 COSTS = {"parameters": 123_552, "multiply_adds": 8_772_340}
 
@@ -293,7 +293,7 @@ def test_unfinished_and_corrupted_runs_are_listed(fukami, tmp_path):
 def test_parameters_of_a_run_without_its_recipe_come_from_the_weights(tmp_path):
     folder = create_run(tmp_path / "a", 0.5, recipe="mine.py", parameters=None, multiply_adds=None)
     (folder / "weights.safetensors").write_bytes(
-        (checkpoint.BUNDLED_WEIGHTS_DIR / "deep-convnet" / "weights.safetensors").read_bytes()
+        (run_folder.BUNDLED_WEIGHTS_DIR / "deep-convnet" / "weights.safetensors").read_bytes()
     )
     (board,), _ = leaderboard.load_leaderboards(tmp_path)
     assert board.runs[0].parameters == 123_552

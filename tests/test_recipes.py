@@ -22,7 +22,8 @@ from fukami.classification import metrics
 from fukami.classification.deep_convnet import DeepConvNet
 from fukami.classification.recipe import ClassificationRecipe
 from fukami.classification.resnet import ResNet18, ResNet20
-from fukami.engine import checkpoint, recipe
+from fukami.engine import recipe, run_folder, run_record, run_weights
+from fukami.engine.load_run import load_task
 from fukami.engine.runtime import Runtime
 from fukami.layers.ensemble import Ensemble
 from fukami.segmentation.recipe import SegmentationRecipe
@@ -68,7 +69,7 @@ def test_an_ensemble_averages_the_probabilities():
 
 
 def test_evaluation_equals_a_manual_loop(trained):
-    task = checkpoint.load_task(trained, device="cpu")
+    task = load_task(trained, device="cpu")
     val = DeepConvNet().load_data().val
     with torch.inference_mode():
         scores = torch.cat([task.model(images.float() / 255) for images, _ in val])
@@ -177,7 +178,7 @@ def test_a_recipe_that_extends_a_built_in_one_has_its_network():
 # the later stages of R-CNN need the run of an earlier one: test_rcnn.py trains them
 def test_run_of_an_older_version_is_rejected_with_both_versions(tmp_path):
     """Its fields had other names; the error names the version that wrote them and this one."""
-    record = json.loads((checkpoint.BUNDLED_WEIGHTS_DIR / "deep-convnet" / "recipe.json").read_text())
+    record = json.loads((run_folder.BUNDLED_WEIGHTS_DIR / "deep-convnet" / "recipe.json").read_text())
     fields = {"dataset" if name == "data" else name: value for name, value in record["fields"].items()}
     versions = {**record["versions"], "fukami": "0.0.9"}
     (tmp_path / "recipe.json").write_text(json.dumps({**record, "fields": fields, "versions": versions}))
@@ -185,7 +186,7 @@ def test_run_of_an_older_version_is_rejected_with_both_versions(tmp_path):
     with pytest.raises(
         Error, match=rf"'dataset'; did you mean 'data'.* fukami 0\.0\.9 wrote the run, and this is fukami {installed}"
     ):
-        checkpoint.read_recipe(tmp_path)
+        run_record.read_recipe(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -272,22 +273,22 @@ def run(trained, tmp_path):
 
 
 def test_corrupted_weights_are_rejected_and_all_mismatches_are_listed(run):
-    weights = load_file(checkpoint.locate_weights(run))
+    weights = load_file(run_weights.locate_weights(run))
     bad = {**weights, "model.extra": torch.zeros(1), "model.0.bias": torch.zeros(3)}
     del bad["model.0.weight"]
-    save_file(bad, checkpoint.locate_weights(run))
+    save_file(bad, run_weights.locate_weights(run))
     with pytest.raises(
         Error, match=r"0\.bias is \(3,\) instead of \(16,\); .*0\.weight is missing; .*extra is unexpected"
     ):
-        checkpoint.load_task(run)
+        load_task(run)
     for content in (b"", b"garbage", save_bytes(weights)[:5000], b"\xff" * 64):
-        checkpoint.locate_weights(run).write_bytes(content)
+        run_weights.locate_weights(run).write_bytes(content)
         with pytest.raises(Error, match=r"best\.safetensors is corrupted"):
-            checkpoint.load_task(run)
+            load_task(run)
     (run / "best.safetensors").unlink()
     (run / "weights.safetensors").unlink()
     with pytest.raises(Error, match=r"no weights\.safetensors yet"):
-        checkpoint.load_task(run)
+        load_task(run)
 
 
 def save_bytes(tensors):
@@ -312,7 +313,7 @@ def save_bytes(tensors):
 def test_corrupted_recipes_are_rejected(run, content):
     (run / "recipe.json").write_text(content)
     with pytest.raises(Error):
-        checkpoint.load_task(run)
+        load_task(run)
 
 
 def test_loading_never_unpickles(run, monkeypatch):
@@ -324,20 +325,20 @@ def test_loading_never_unpickles(run, monkeypatch):
     for module, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load")):
         monkeypatch.setattr(module, name, forbidden)
     (run / "last.ckpt").write_bytes(b"corrupted")
-    assert checkpoint.load_task(run).labels == tuple("0123456789")
+    assert load_task(run).labels == tuple("0123456789")
 
 
 def test_bundled_weights_have_the_accuracy_of_their_card(mnist_folder):
     """The errors in float32 and float16 are nearly those of the card, as in the note."""
-    record = json.loads((checkpoint.BUNDLED_WEIGHTS_DIR / "deep-convnet" / "recipe.json").read_text())
+    record = json.loads((run_folder.BUNDLED_WEIGHTS_DIR / "deep-convnet" / "recipe.json").read_text())
     test = DeepConvNet(data="mnist").load_eval_data().test
     errors = record["card"]["test errors of 10,000"]
     for precision in ("float32", "float16"):
-        result = checkpoint.load_task("deep-convnet", device="cpu", precision=precision).evaluate(test)
+        result = load_task("deep-convnet", device="cpu", precision=precision).evaluate(test)
         assert result["count"] == 10_000
         assert abs(result["errors"] - errors[precision]) <= 2
         assert result["accuracy"] >= 0.9965
-    stored = load_file(checkpoint.BUNDLED_WEIGHTS_DIR / "deep-convnet" / "weights.safetensors")
+    stored = load_file(run_folder.BUNDLED_WEIGHTS_DIR / "deep-convnet" / "weights.safetensors")
     assert {value.dtype for value in stored.values()} == {torch.float16}
 
 

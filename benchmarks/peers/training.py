@@ -15,7 +15,7 @@ from torch import nn
 from torchvision.models import VGG16_Weights, vgg16, vgg16_bn
 from torchvision.transforms import v2
 
-from fukami.engine import checkpoint
+from fukami.engine import run_record
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NUM_WORKERS = 2
@@ -28,7 +28,7 @@ def read_arguments():
     parser.add_argument("data", type=Path)
     parser.add_argument("run", type=Path)
     options = parser.parse_args()
-    recipe, _ = checkpoint.read_recipe(options.run)
+    recipe, _ = run_record.read_recipe(options.run)
     precision = json.loads((options.run / "recipe.json").read_text())["precision"]
     torch.manual_seed(recipe.seed)
     return options.data, recipe, precision

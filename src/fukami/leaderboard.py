@@ -18,10 +18,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from safetensors import safe_open
 
+from fukami import atomic_file
 from fukami.catalogue import RECIPES
 from fukami.data.parsing import Json, exists
 from fukami.data.sources import BUILT_IN
-from fukami.engine import checkpoint, report
+from fukami.engine import report, run_folder, run_weights
 from fukami.engine.html import render_page
 from fukami.engine.recipe import MAX_RECIPE_BYTES
 from fukami.errors import Error, UsageError
@@ -237,7 +238,7 @@ def _read_run(path: Path, folder: Path, reasons: dict[str, list[str]]) -> Run:
     lines: Iterable[bytes] = ()
     saved_parameters: int | None = None
     try:
-        checkpoint.check_run_files(path)
+        run_folder.check_run_files(path)
         record, lines, saved_parameters = _read_record(path), _read_metrics_lines(path), _count_saved_parameters(path)
         if not record:
             reasons["recipe.json is corrupted"].append(name)
@@ -270,7 +271,7 @@ def _read_run(path: Path, folder: Path, reasons: dict[str, list[str]]) -> Run:
         data=_name_data(fields, recipe) if record else "unknown data",
         evaluations=tuple(evaluations),
         test=test,
-        has_best_weights=checkpoint.locate_weights(path).name == "best.safetensors",
+        has_best_weights=run_weights.locate_weights(path).name == "best.safetensors",
         steps_per_epoch=steps_per_epoch,
         parameters=_get_count(record, "parameters") or saved_parameters,
         multiply_adds=_get_count(record, "multiply_adds"),
@@ -359,7 +360,7 @@ def _get_count(record: Mapping[str, Json], name: str) -> int | None:
 def _count_saved_parameters(path: Path) -> int | None:
     """Count the parameters in the header of the saved weights, for runs without a recorded number."""
     try:
-        with safe_open(checkpoint.locate_weights(path), "pt") as file:
+        with safe_open(run_weights.locate_weights(path), "pt") as file:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  not a mapping
     except Exception:  # not written yet, or corrupted: fukami eval reports the reason
         return None
@@ -528,7 +529,7 @@ def write_page(boards: Sequence[Leaderboard], folder: Path, out: Path) -> None:
         "leaderboard.html", folder=folder.resolve().name, boards=[_build_section(board) for board in boards]
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_file(out, page)
+    atomic_file.write_file(out, page)
 
 
 def _build_section(board: Leaderboard) -> dict[str, object]:

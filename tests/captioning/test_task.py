@@ -22,7 +22,8 @@ from fukami.captioning.show_and_tell import ShowAndTell
 from fukami.captioning.task import CaptioningTask, DecodingConfig
 from fukami.data import scenes
 from fukami.data.sources import identify_source
-from fukami.engine import async_checkpoint, checkpoint
+from fukami.engine import async_checkpoint
+from fukami.engine.load_run import load_task
 from fukami.engine.runtime import Runtime
 from fukami.image import io as image_io
 from fukami.image.transform import SquareTransform
@@ -454,7 +455,7 @@ def test_training_learns_the_colors(folder, tmp_path):
     ).metrics
     assert metrics["count"] == 3
     assert metrics["exact_fraction"] == 1.0
-    task = checkpoint.load_task(tmp_path / "run", device="cpu")
+    task = load_task(tmp_path / "run", device="cpu")
     (prediction,) = task.predict([folder / "Images" / "28.png"])
     assert "green" in prediction["caption"]
     assert prediction["captions"][0]["caption"] == prediction["caption"]
@@ -481,7 +482,7 @@ def test_features_of_a_frozen_encoder_are_computed_once(folder, tmp_path, monkey
     results = [train(recipe, tmp_path / name, device="cpu", precision="float32").metrics for name in ("one", "two")]
     assert sum(batch_sizes) == 27 + 27 + 3  # training images, their mirror images, and validation images
     assert results[0] == results[1]
-    weights = checkpoint.load_task(tmp_path / "one", device="cpu").model.encoder.state_dict()
+    weights = load_task(tmp_path / "one", device="cpu").model.encoder.state_dict()
     assert all(torch.equal(value, encoder.state_dict()[key]) for key, value in weights.items())
 
 
@@ -491,7 +492,7 @@ def test_fine_tuning_changes_the_encoder_after_the_frozen_stage(folder, tmp_path
     save_file(encoder.state_dict(), tmp_path / "encoder.safetensors")
     recipe = build_recipe(folder, init=str(tmp_path / "encoder.safetensors"), finetune_epochs=1, epochs=2)
     train(recipe, tmp_path / "run", device="cpu", precision="float32")
-    frozen, finetuned = (checkpoint.load_task(tmp_path / "run" / stage, device="cpu").model for stage in ("frozen", ""))
+    frozen, finetuned = (load_task(tmp_path / "run" / stage, device="cpu").model for stage in ("frozen", ""))
     key = "conv1.weight"
     assert torch.equal(frozen.encoder.state_dict()[key], encoder.state_dict()[key])
     assert not torch.equal(finetuned.encoder.state_dict()[key], encoder.state_dict()[key])

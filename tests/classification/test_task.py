@@ -21,9 +21,10 @@ from fukami.classification.deep_convnet import DeepConvNet
 from fukami.classification.recipe import ClassificationRecipe
 from fukami.classification.task import ClassificationTask
 from fukami.data.loader import InMemoryLoader
-from fukami.engine import checkpoint, ensemble
+from fukami.engine import ensemble, run_weights
 from fukami.engine.best_weights import BestWeights
-from fukami.engine.checkpoint_file import decode_checkpoint
+from fukami.engine.checkpoint import decode_checkpoint
+from fukami.engine.load_run import load_task
 from fukami.engine.runtime import Runtime
 from fukami.engine.supervised import build_augmentation
 from fukami.image.transform import SquareTransform
@@ -238,16 +239,16 @@ def test_the_best_weights_are_loaded_into_the_tensors_of_the_network(tmp_path):
     recipe = DeepConvNet(epochs=1)
     task = recipe.build_task(recipe.load_data().labels)
     task.setup(Runtime.start(**CPU))
-    tensors = checkpoint.collect_tensors(task.get_modules())
+    tensors = run_weights.collect_tensors(task.get_modules())
     best = BestWeights(task, keep=True)
     best.update(1, {"accuracy": 0.5})
     expected = {name: value.clone() for name, value in tensors.items()}
-    checkpoint.write_weights(tmp_path, checkpoint.copy_tensors_to_cpu(task.get_modules()))
+    run_weights.write_weights(tmp_path, run_weights.copy_tensors_to_cpu(task.get_modules()))
     with torch.no_grad():
         for value in tensors.values():
             value.add_(1)
     best.load(tmp_path)
-    for name, value in checkpoint.collect_tensors(task.get_modules()).items():
+    for name, value in run_weights.collect_tensors(task.get_modules()).items():
         assert value.data_ptr() == tensors[name].data_ptr()
         assert value.stride() == tensors[name].stride()
         assert torch.equal(value, expected[name])
@@ -359,7 +360,7 @@ def test_snapshot_ensemble_has_the_weights_at_the_ends_of_the_cycles(tmp_path, f
     assert result["member_accuracy"] == pytest.approx(accuracies.mean().item())
     assert result["best_member"] == pytest.approx(accuracies.max().item())
     task = replace(recipe, history=[]).build_task(LABELS)
-    checkpoint.assign_weights(task.get_modules(), load_file(tmp_path / "run" / "weights.safetensors"), Path("run"))
+    run_weights.assign_weights(task.get_modules(), load_file(tmp_path / "run" / "weights.safetensors"), Path("run"))
     task.setup(Runtime.start(**CPU))
     task.prepare_training()
     again = task.evaluate(val)
@@ -520,7 +521,7 @@ def runs(tmp_path_factory):
 def probabilities(runs):
     """Predictions of the runs for the test images and their mirror images ``(2, runs, N, classes)``, and targets."""
     val = package.get_recipe("deep-convnet")(**SMALL).load_data().val
-    tasks = [checkpoint.load_task(run, device="cpu") for run in runs]
+    tasks = [load_task(run, device="cpu") for run in runs]
     with torch.inference_mode():
         rows = [
             [task.predict_log_probabilities(view).exp() for task in tasks] for view in (val.images, val.images.flip(3))
@@ -579,7 +580,7 @@ def test_eval_and_predict_with_two_views(fukami, runs, probabilities, digit_file
         assert metrics["errors"] == (mean.argmax(1) != targets).sum()
         assert metrics["loss"] == pytest.approx(F.nll_loss(mean.log(), targets).item(), rel=1e-3)
     file = next(digit_files.rglob("*.png"))
-    task = checkpoint.load_task(runs[0], device="cpu")
+    task = load_task(runs[0], device="cpu")
     image = torch.from_numpy(task.transform.read_and_transform(file)).unsqueeze(0)
     with torch.inference_mode():
         expected = (task.predict_log_probabilities(image).exp() + task.predict_log_probabilities(image.flip(3)).exp())[

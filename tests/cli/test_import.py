@@ -9,7 +9,7 @@ import torch
 from safetensors.numpy import save_file
 
 from fukami import scratch
-from fukami.engine import checkpoint
+from fukami.engine.load_run import load_task
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_probabilities_equal_those_of_the_numpy_network(fukami, numpy_network, r
     scores = numpy_network.predict(images.astype(np.float64) / 255)
     expected = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
     assert expected.std(0).max() > 1e-3
-    task = checkpoint.load_task(tmp_path / "runs" / "imported")
+    task = load_task(tmp_path / "runs" / "imported")
     probabilities = task.predict_log_probabilities(torch.from_numpy(images)).softmax(1).detach().numpy()
     np.testing.assert_allclose(probabilities, expected, atol=1e-5)
     assert fukami("eval", "runs/imported", "--data", "digits").json[0]["count"] == 1797
@@ -42,7 +42,7 @@ def test_widths_are_read_from_the_file(fukami, tmp_path):
     first = {"filter_num": 8, "filter_size": 3, "pad": 1, "stride": 1}
     scratch.DeepConvNet(conv_param_1=first, hidden_size=30).save_params(tmp_path / "params.pkl")
     assert fukami("import", "params.pkl", "--out", "run").status == 0
-    assert checkpoint.load_task(tmp_path / "run").model[0].weight.shape == (8, 1, 3, 3)
+    assert load_task(tmp_path / "run").model[0].weight.shape == (8, 1, 3, 3)
 
 
 def test_hostile_pickle_is_rejected_without_execution(fukami, tmp_path):

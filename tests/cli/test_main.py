@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import fukami as package
 from fukami.catalogue import RECIPES
-from fukami.engine import checkpoint
+from fukami.engine.load_run import load_task
 
 COMMANDS = [
     "doctor", "shard", "show", "propose", "list", "train", "find-lr", "board", "eval", "predict", "explain", "play",
@@ -361,7 +361,7 @@ def test_five_files_lead_from_the_command_to_the_loss(fukami, tmp_path):
 def test_python_api(trained, digit_files, tmp_path):
     recipe = package.get_recipe("deep-convnet")(epochs=1)
     metrics = package.train(recipe, tmp_path / "run").metrics
-    task = checkpoint.load_task(tmp_path / "run")
+    task = load_task(tmp_path / "run")
     evaluated = task.evaluate(recipe.load_data().val)
     assert evaluated["errors"] == metrics["errors"]
     image = Image.open(next(digit_files.rglob("*.png")))

@@ -20,7 +20,7 @@ from fukami.cli.main import COMMANDS
 from fukami.cli.train import list_memory_fixes
 from fukami.data.loader import InMemoryLoader
 from fukami.data.streaming import FileStreamingLoader
-from fukami.engine import checkpoint
+from fukami.engine import run_folder
 from fukami.errors import Error, suggest_memory_fixes
 
 MAX_LENGTH = 400  # characters of a message
@@ -128,7 +128,7 @@ def folder(tmp_path_factory, digit_files):
     save_file(
         {f"features.{key}": torch.zeros(value.shape) for key, value in tensors.items()}, tmp_path / "vgg.safetensors"
     )
-    shutil.copytree(checkpoint.BUNDLED_WEIGHTS_DIR / "deep-convnet", tmp_path / "runs" / "resnet18")
+    shutil.copytree(run_folder.BUNDLED_WEIGHTS_DIR / "deep-convnet", tmp_path / "runs" / "resnet18")
     return tmp_path
 
 

@@ -14,7 +14,8 @@ from rich.console import Console
 
 from fukami import get_recipe
 from fukami.cli.play_terminal import TerminalGame, render_board
-from fukami.engine import checkpoint
+from fukami.engine import run_record, run_weights
+from fukami.engine.load_run import load_task
 from fukami.self_play import evaluation, match
 from fukami.self_play.connect_four import ConnectFour
 from fukami.self_play.gnugo import GnuGo
@@ -36,8 +37,8 @@ def untrained_runs(tmp_path_factory):
         with torch.random.fork_rng():
             torch.manual_seed(0)
             task = recipe.build_task(())
-        checkpoint.write_weights(folder, checkpoint.copy_tensors_to_cpu(task.get_modules()))
-        checkpoint.write_recipe(folder, recipe, (), {})
+        run_weights.write_weights(folder, run_weights.copy_tensors_to_cpu(task.get_modules()))
+        run_record.write_recipe(folder, recipe, (), {})
     return root
 
 
@@ -147,7 +148,7 @@ def test_boards_have_colors(game):
 
 
 def test_terminal_without_unicode_has_letters(untrained_runs):
-    task = checkpoint.load_task(untrained_runs / "connect4", device="cpu")
+    task = load_task(untrained_runs / "connect4", device="cpu")
     for encoding, symbol in (("ascii", "Y"), ("utf-8", "●")):
         stream = io.TextIOWrapper(io.BytesIO(), encoding)
         console = Console(file=stream, force_terminal=True, color_system="truecolor", highlight=False, markup=False)
@@ -362,7 +363,7 @@ def test_video_shows_the_first_game(untrained_runs, tmp_path, monkeypatch):
     """Positions before each move are searched in one batch."""
     from fukami.cli import play
 
-    task = checkpoint.load_task(untrained_runs / "connect4", device="cpu")
+    task = load_task(untrained_runs / "connect4", device="cpu")
     record = play_moves(ConnectFour(), 0, 1, 2)
     shapes = []
     search = task.search

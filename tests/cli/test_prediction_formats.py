@@ -15,7 +15,7 @@ from bright import Bright
 from fukami import UsageError
 from fukami.cli import prediction_formats
 from fukami.data import yolo
-from fukami.engine import checkpoint
+from fukami.engine import load_run
 
 BOX = [0.0, 0.0, 90.0, 60.0]  # of a bright image of 90×60
 
@@ -23,8 +23,8 @@ BOX = [0.0, 0.0, 90.0, 60.0]  # of a bright image of 90×60
 @pytest.fixture
 def images(tmp_path, monkeypatch):
     """Two images with a lamp and one without, predicted by a task that finds lamps in bright images."""
-    monkeypatch.setattr(checkpoint, "load_task", lambda *runs, **options: Bright(None))
-    monkeypatch.setattr(checkpoint, "parse_run_overrides", lambda *arguments: {})
+    monkeypatch.setattr(load_run, "load_task", lambda *runs, **options: Bright(None))
+    monkeypatch.setattr(load_run, "parse_run_overrides", lambda *arguments: {})
     for name, level in (("1", 255), ("2", 0), ("3", 255)):
         Image.new("L", (90, 60), level).save(tmp_path / f"{name}.png")
     return [f"{name}.png" for name in "123"]

@@ -23,11 +23,12 @@ from fukami.data import augment
 from fukami.data.random_states import set_random_seed
 from fukami.data.samples import PROPOSAL, REGULAR, PaddedBatch
 from fukami.detection.task import DetectionTask
-from fukami.engine import async_checkpoint, checkpoint
+from fukami.engine import async_checkpoint
 from fukami.engine import export as engine_export
 from fukami.engine import train as engine_train
-from fukami.engine.checkpoint_file import decode_checkpoint
+from fukami.engine.checkpoint import decode_checkpoint
 from fukami.engine.cuda_graph import GraphedCallable
+from fukami.engine.load_run import load_task
 from fukami.engine.resumable_loader import wrap_batches
 from fukami.engine.runtime import Runtime
 from fukami.engine.task import Task, apply_gradients, supports_capture
@@ -518,7 +519,7 @@ def test_predictions_equal_those_of_the_cpu(family, device, make, digit_files, t
     require_device(device)
     recipe, out = make(family, **LONGER_RUNS.get(family, {})), tmp_path / "run"
     result = package.train(recipe, out, device=device, precision="float32").metrics
-    device_task, cpu_task = (checkpoint.load_task(out, device=name) for name in (device, "cpu"))
+    device_task, cpu_task = (load_task(out, device=name) for name in (device, "cpu"))
     assert next(device_task.model.parameters()).device.type == device
     assert next(cpu_task.model.parameters()).device.type == "cpu"
     name = next(iter(result))
@@ -699,7 +700,7 @@ def test_exports_predict_on_a_device_as_on_the_cpu(device, run, digit_files, tmp
     for to in ("float16", "bfloat16")[: 2 if device == "cuda" else 1]:
         out = tmp_path / to
         engine_export.export_run(run(device), to, out)
-        predictions, expected = (checkpoint.load_task(out, device=name).predict(inputs) for name in (device, "cpu"))
+        predictions, expected = (load_task(out, device=name).predict(inputs) for name in (device, "cpu"))
         for prediction, expected_prediction in zip(predictions, expected, strict=True):
             assert prediction["probability"] == pytest.approx(expected_prediction["probability"], abs=0.05)
 
@@ -711,8 +712,8 @@ def test_a_packed_binary_network_predicts_as_the_unpacked_one(device, request, d
     binarized = request.getfixturevalue("binarized")
     engine_export.export_run(binarized, "binary", tmp_path / "bits")
     packed, unpacked = (
-        checkpoint.load_task(tmp_path / "bits", device=device),
-        checkpoint.load_task(binarized, device=device),
+        load_task(tmp_path / "bits", device=device),
+        load_task(binarized, device=device),
     )
     name = binary_layers.get_kernels(next(packed.model.parameters()).device).__name__
     assert name in (f"fukami.quantization.binary_{device}", "fukami.quantization.binary_reference")
@@ -723,7 +724,7 @@ def test_a_packed_binary_network_predicts_as_the_unpacked_one(device, request, d
 
 def test_explanations_equal_those_of_the_cpu(device, run, digit_files):
     """Compare Grad-CAM heatmaps and feature maps."""
-    tasks = [checkpoint.load_task(run(device), device=name) for name in ("cpu", device)]
+    tasks = [load_task(run(device), device=name) for name in ("cpu", device)]
     image = torch.from_numpy(tasks[0].transform.read_and_transform(sorted(digit_files.rglob("*.png"))[0]))
     layers = explain_summary.summarize_layers(tasks[0].model, (1, 28, 28))
     names = [layer.name for layer in explain_summary.find_stages(layers)]
@@ -747,12 +748,12 @@ def test_a_server_predicts_on_a_device(device, run, digit_files):
     from fukami.serving import app as serving
 
     file = sorted(digit_files.rglob("*.png"))[0]
-    task = checkpoint.load_task(run(device), device=device)
+    task = load_task(run(device), device=device)
     info = {"recipe": "deep-convnet", "members": 1, "labels": list("0123456789"), "precision": "float32"}
     form = [("file", (file.name, file.read_bytes(), "image/png"))]
     with TestClient(serving.create_app(task, info | {"versions": {}}), base_url="http://localhost") as client:
         (prediction,) = client.post("/predict", files=form).json()
-    (expected,) = checkpoint.load_task(run(device), device="cpu").predict([file])
+    (expected,) = load_task(run(device), device="cpu").predict([file])
     assert prediction["label"] == expected["label"]
     assert prediction["probability"] == pytest.approx(expected["probability"], abs=1e-3)
 

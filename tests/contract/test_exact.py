@@ -21,6 +21,7 @@ from PIL import Image
 
 import fukami as package
 from check_task import CommandProcess, build_command, list_child_processes, load_log, read_log_lines, wait_until
+from fukami import atomic_file
 from fukami.captioning.show_and_tell import ShowAndTell
 from fukami.classification.deep_convnet import DeepConvNet
 from fukami.classification.task import ClassificationTask
@@ -28,8 +29,8 @@ from fukami.data.loader import InMemoryLoader
 from fukami.data.manifest import Manifest
 from fukami.data.random_states import get_random_states
 from fukami.detection.faster_rcnn import FasterRCNNVGG16
-from fukami.engine import async_checkpoint, checkpoint
-from fukami.engine.checkpoint_file import decode_checkpoint, encode_checkpoint
+from fukami.engine import async_checkpoint, run_record
+from fukami.engine.checkpoint import decode_checkpoint, encode_checkpoint
 from fukami.engine.locking import lock_folder
 from fukami.engine.resumable_loader import ResumableLoader
 from fukami.engine.resume import CHECKPOINT_FORMAT
@@ -528,9 +529,9 @@ def test_nothing_is_written_through_a_link_in_a_run(name, trained, fukami, tmp_p
 def test_temporary_files_of_a_killed_process_are_removed(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
-    (run / ".recipe.json.tmp").write_text("half")
+    (run / ".recipe.json.123-456.tmp").write_text("half")
     package.train(replace(RECIPE, epochs=1), run, **CPU)
-    (run / ".weights.safetensors.tmp").write_text("half")
+    (run / ".weights.safetensors.123-456.tmp").write_text("half")
     (run / ".other").write_text("kept")
     package.train(replace(RECIPE, epochs=1), run, **CPU, resume=True)
     assert [path.name for path in run.iterdir() if path.name.startswith(".")] == [".other"]
@@ -539,7 +540,7 @@ def test_temporary_files_of_a_killed_process_are_removed(tmp_path):
 def test_a_save_interrupted_between_its_two_files(tmp_path, uninterrupted, monkeypatch):
     """Only the last save writes a checkpoint; after resuming, the weights belong to it."""
     monkeypatch.setattr(async_checkpoint, "MIN_CHECKPOINT_INTERVAL", 1e9)
-    real_write, names = checkpoint.write_file, []
+    real_write, names = atomic_file.write_file, []
 
     def write(path, *parts):
         names.append(path.name)
@@ -547,10 +548,10 @@ def test_a_save_interrupted_between_its_two_files(tmp_path, uninterrupted, monke
             raise WriteError(path, OSError(errno.EIO, "Input/output error"))
         real_write(path, *parts)
 
-    monkeypatch.setattr(checkpoint, "write_file", write)
+    monkeypatch.setattr(atomic_file, "write_file", write)
     with pytest.raises(Error, match="Input/output error"):
         package.train(RECIPE, tmp_path / "run", **CPU)
-    monkeypatch.setattr(checkpoint, "write_file", real_write)
+    monkeypatch.setattr(atomic_file, "write_file", real_write)
     package.train(RECIPE, tmp_path / "run", **CPU, resume=True)
     assert (tmp_path / "run" / "weights.safetensors").read_bytes() == (
         uninterrupted / "weights.safetensors"
@@ -627,7 +628,7 @@ def test_a_checkpoint_of_other_versions(tmp_path, caplog):
     assert "equal numbers are not guaranteed" in message
     assert torch.__version__ in message
     (entry,) = json.loads((run / "recipe.json").read_text())["resumed"]
-    assert entry["versions"] == checkpoint.get_versions()
+    assert entry["versions"] == run_record.get_versions()
     edit_checkpoint(run, format=CHECKPOINT_FORMAT + 1, versions={"fukami": "9.1"})
     with pytest.raises(
         Error, match=rf"has the format {CHECKPOINT_FORMAT + 1} and was written by fukami 9.1; this is fukami"
@@ -664,7 +665,7 @@ def test_a_resumed_run_uses_the_same_number_of_threads(tmp_path, monkeypatch, ca
     finally:
         torch.set_num_threads(num_threads)
     record = json.loads((run / "recipe.json").read_text())
-    checkpoint.write_file(run / "recipe.json", json.dumps({**record, "threads": 10**9}).encode())
+    atomic_file.write_file(run / "recipe.json", json.dumps({**record, "threads": 10**9}).encode())
     with pytest.raises(Error, match=r"'threads' should be 1 to 1024"):
         package.train(recipe, run, **CPU, resume=True)
 

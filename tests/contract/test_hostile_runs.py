@@ -16,12 +16,13 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 import fukami as package
-from fukami import leaderboard
+from fukami import atomic_file, leaderboard
 from fukami.classification import plots as classification_plots
 from fukami.classification.deep_convnet import DeepConvNet
 from fukami.detection import rcnn
-from fukami.engine import checkpoint, report
-from fukami.engine.checkpoint_file import decode_checkpoint, encode_checkpoint
+from fukami.engine import checkpoint, report, run_weights
+from fukami.engine.checkpoint import decode_checkpoint, encode_checkpoint
+from fukami.engine.load_run import load_task
 from fukami.engine.recipe import (
     _matches_type,
     build_recipe,
@@ -111,7 +112,7 @@ def test_no_field_of_a_run_executes_a_file(name, trained, tmp_path):
                 run, recipe=name, fields={field: str(evil) if kinds[field] is str else [str(evil)]}, labels=labels
             )
             with contextlib.suppress(Error):
-                checkpoint.load_task(run)
+                load_task(run)
             assert "HARMED" not in os.environ, field
 
 
@@ -129,11 +130,9 @@ def test_commands_need_the_file_of_a_custom_recipe(custom_run, fukami, tmp_path)
     assert fukami("export", "run", "--to", "float16", "--out", "half", "--recipe", "mine.py").status == 0
     assert fukami("eval", "half", "--recipe", "mine.py").status == 0
     with pytest.raises(UsageError, match="code is never loaded from a run"):
-        checkpoint.load_task(custom_run)
-    assert checkpoint.load_task(custom_run, recipe=tmp_path / "mine.py").labels == tuple("0123456789")
-    assert checkpoint.load_task(custom_run, recipe=package.get_recipe(str(tmp_path / "mine.py"))).labels == tuple(
-        "0123456789"
-    )
+        load_task(custom_run)
+    assert load_task(custom_run, recipe=tmp_path / "mine.py").labels == tuple("0123456789")
+    assert load_task(custom_run, recipe=package.get_recipe(str(tmp_path / "mine.py"))).labels == tuple("0123456789")
 
 
 def test_another_recipe_than_the_recorded_one_is_rejected(custom_run, fukami, tmp_path):
@@ -148,9 +147,9 @@ def test_another_recipe_than_the_recorded_one_is_rejected(custom_run, fukami, tm
         assert hashlib.sha256(other.encode()).hexdigest() in result.err
     assert not (tmp_path / "harmed").exists()
     with pytest.raises(UsageError, match=recorded):
-        checkpoint.load_task(custom_run, recipe=DeepConvNet)
+        load_task(custom_run, recipe=DeepConvNet)
     with pytest.raises(UsageError, match="not a custom recipe"):
-        checkpoint.load_task("deep-convnet", recipe=tmp_path / "mine.py")
+        load_task("deep-convnet", recipe=tmp_path / "mine.py")
 
 
 def test_resuming_an_edited_recipe_is_rejected(fukami, tmp_path):
@@ -176,10 +175,10 @@ def test_a_recipe_of_a_notebook_is_passed_as_a_class(trained, tmp_path):
         assert identify_recipe(recipe) == {"recipe": "Mine", "recipe_sha256": None}
         run = copy_run(trained, tmp_path / "run")
         change_record(run, **identify_recipe(recipe))
-        assert checkpoint.load_task(run, recipe=recipe).labels == tuple("0123456789")
+        assert load_task(run, recipe=recipe).labels == tuple("0123456789")
         (tmp_path / "mine.py").write_text(SOURCE)
         with pytest.raises(UsageError, match="pass the class"):
-            checkpoint.load_task(run, recipe=tmp_path / "mine.py")
+            load_task(run, recipe=tmp_path / "mine.py")
     finally:
         del sys.modules["notebook"]
 
@@ -197,11 +196,11 @@ def test_a_recipe_of_a_notebook_is_passed_as_a_class(trained, tmp_path):
 )
 def test_mismatched_weights_are_rejected(message, convert, trained, tmp_path):
     run = copy_run(trained, tmp_path / "run")
-    tensors = load_file(checkpoint.locate_weights(run))
+    tensors = load_file(run_weights.locate_weights(run))
     last = [key for key, value in tensors.items() if value.shape == (10, 50)]
-    save_file(tensors | {last[0]: convert(tensors[last[0]])}, checkpoint.locate_weights(run))
+    save_file(tensors | {last[0]: convert(tensors[last[0]])}, run_weights.locate_weights(run))
     with pytest.raises(Error, match=f"{last[0]}.*{message}"):
-        checkpoint.load_task(run)
+        load_task(run)
 
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "metrics.jsonl", "last.ckpt", "elsewhere"])
@@ -229,8 +228,9 @@ def test_checkpoints_are_not_written_through_links(fukami, trained, tmp_path):
     """Links may replace the temporary file of an earlier crash, or files in subfolders."""
     run = copy_run(trained, tmp_path / "run")
     (tmp_path / "outside").write_text("untouched")
-    (run / ".last.ckpt.tmp").symlink_to(tmp_path / "outside")
-    checkpoint.write_file(run / "last.ckpt", b"new")
+    temporary = f".last.ckpt.{os.getpid()}-{threading.get_native_id()}.tmp"
+    (run / temporary).symlink_to(tmp_path / "outside")
+    atomic_file.write_file(run / "last.ckpt", b"new")
     assert (tmp_path / "outside").read_text() == "untouched"
     assert (run / "last.ckpt").read_bytes() == b"new"
     (run / "replay_buffer").mkdir()
@@ -388,7 +388,7 @@ def test_fields_of_another_type_are_rejected(field, value, trained, tmp_path):
     fields = json.loads((run / "recipe.json").read_text())["fields"]
     change_record(run, fields=fields | {field: value})
     with pytest.raises(Error, match=r"field|network|between|at least"):
-        checkpoint.load_task(run)
+        load_task(run)
 
 
 @pytest.mark.parametrize(
@@ -423,7 +423,7 @@ def test_huge_networks_are_rejected(recipe, field, value, trained, tmp_path):
     run = copy_run(trained, tmp_path / "run")
     change_record(run, recipe=recipe, fields={field: value})
     with pytest.raises(Error, match=r"more than 50,000 layers|should be between [01] and "):
-        checkpoint.load_task(run)
+        load_task(run)
 
 
 def test_long_class_names_are_rejected(trained, tmp_path):
@@ -432,7 +432,7 @@ def test_long_class_names_are_rejected(trained, tmp_path):
     labels = json.loads((run / "recipe.json").read_text())["labels"]
     change_record(run, labels=["a" * 1001, *labels[1:]])
     with pytest.raises(Error, match=r"a class name of more than 1,000 characters"):
-        checkpoint.load_task(run)
+        load_task(run)
 
 
 def test_sparse_weight_files_are_not_loaded(trained, tmp_path):
@@ -442,12 +442,12 @@ def test_sparse_weight_files_are_not_loaded(trained, tmp_path):
     run = copy_run(trained, tmp_path / "run")
     header = {"model.0.weight": {"dtype": "F32", "shape": [2**31], "data_offsets": [0, 2**33]}}
     text = json.dumps(header).encode()
-    with checkpoint.locate_weights(run).open("wb") as file:
+    with run_weights.locate_weights(run).open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + 2**33)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(Error, match=r"model\.0\.weight is \(2147483648,\) instead of"):
-        checkpoint.load_task(run)
+        load_task(run)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000  # kB
 
 
@@ -626,10 +626,10 @@ def test_the_leaderboard_accepts_huge_numbers_in_the_record(fukami, trained, tmp
 
 def test_the_weights_of_a_stage_are_checked(trained, tmp_path):
     run = copy_run(trained, tmp_path / "run")
-    tensors = load_file(checkpoint.locate_weights(run))
+    tensors = load_file(run_weights.locate_weights(run))
     name = min(tensors)
-    save_file(tensors | {name: torch.full_like(tensors[name], torch.nan)}, checkpoint.locate_weights(run))
-    task = checkpoint.load_task(trained)
+    save_file(tensors | {name: torch.full_like(tensors[name], torch.nan)}, run_weights.locate_weights(run))
+    task = load_task(trained)
     with pytest.raises(Error, match=f"{name} has values that are not finite"):
         rcnn.load_stage_weights(task, run)
 

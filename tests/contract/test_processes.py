@@ -22,7 +22,7 @@ import check_task
 from check_task import CommandProcess, build_command, build_thread_environment, read_log_lines, wait_until
 from fukami.classification.deep_convnet import DeepConvNet
 from fukami.classification.resnet import ResNet20
-from fukami.engine.checkpoint_file import decode_checkpoint
+from fukami.engine.checkpoint import decode_checkpoint
 from fukami.engine.runtime import Runtime
 from fukami.layers.sync_layers import convert_sync_layers
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import fukami
 from check_task import CommandProcess, build_command, load_log, read_log_lines, wait_until
 from fukami.classification.deep_convnet import DeepConvNet
-from fukami.engine.checkpoint_file import decode_checkpoint
+from fukami.engine.checkpoint import decode_checkpoint
 from fukami.engine.log import TrainingLogger
 from fukami.engine.resume import SignalHandler
 from fukami.engine.runtime import Runtime

@@ -26,7 +26,7 @@ from fukami import Error
 from fukami.data import archives, captions, coco, image_folder, labeled_images, mnist, tar, voc, yaml_file, yolo
 from fukami.data.sources import identify_source
 from fukami.detection import data as detection_data
-from fukami.engine import pretrained, tensor_files
+from fukami.engine import pretrained, state_dicts, tensor_files
 from fukami.image import io as image_io
 from fukami.segmentation import data as segmentation_data
 from fuzz_cases import LAUGHS, OUTSIDE, QUADRATIC, create_archive_bomb, create_png
@@ -534,11 +534,11 @@ UNUSABLE_TENSORS = {
 def test_unusable_tensors_are_named(kind, tmp_path):
     tensor, message = UNUSABLE_TENSORS[kind]
     with pytest.raises(Error, match=rf"x\.pth contains tensors that cannot be weights: b {message}"):
-        pretrained.read_state_dict(save(tmp_path / "x.pth", {"a": torch.ones(2), "b": tensor}))
+        state_dicts.read_state_dict(save(tmp_path / "x.pth", {"a": torch.ones(2), "b": tensor}))
     if kind in ("nan", "inf", "complex", "eight bits"):
         save_file({"a": torch.ones(2), "b": tensor}, tmp_path / "x.safetensors")
         with pytest.raises(Error, match=rf"x\.safetensors contains tensors that cannot be weights: b {message}"):
-            pretrained.read_state_dict(tmp_path / "x.safetensors")
+            state_dicts.read_state_dict(tmp_path / "x.safetensors")
 
 
 def test_weights_of_another_dtype_or_shape_are_named():
@@ -561,8 +561,8 @@ def test_compressed_weights_are_rejected(tmp_path):
             new.writestr(name, old.read(name))
     assert (tmp_path / "x.pth").stat().st_size < 20_000
     with pytest.raises(Error, match=r"it is compressed, which torch\.save never does"):
-        pretrained.read_state_dict(tmp_path / "x.pth")
-    assert pretrained.read_state_dict(stored)["a"].shape == (1 << 20,)
+        state_dicts.read_state_dict(tmp_path / "x.pth")
+    assert state_dicts.read_state_dict(stored)["a"].shape == (1 << 20,)
 
 
 def test_huge_weights_are_rejected_before_they_are_read(tmp_path, monkeypatch):
@@ -582,11 +582,11 @@ def test_huge_weights_are_rejected_before_they_are_read(tmp_path, monkeypatch):
             file.write(start)
             file.truncate(size)
         with pytest.raises(Error, match=message):
-            pretrained.read_state_dict(tmp_path / name)
+            state_dicts.read_state_dict(tmp_path / name)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
     os.mkfifo(tmp_path / "pipe.pth")
     with pytest.raises(Error, match="is not a regular file"):
-        pretrained.read_state_dict(tmp_path / "pipe.pth")
+        state_dicts.read_state_dict(tmp_path / "pipe.pth")
 
 
 def test_the_advice_of_torch_to_disable_weights_only_is_not_repeated(tmp_path):
@@ -595,7 +595,7 @@ def test_the_advice_of_torch_to_disable_weights_only_is_not_repeated(tmp_path):
             return print, ("run",)
 
     with pytest.raises(Error, match=r"it contains (builtins\.)?print, which is not a tensor") as caught:
-        pretrained.read_state_dict(save(tmp_path / "x.pth", {"a": Code()}))
+        state_dicts.read_state_dict(save(tmp_path / "x.pth", {"a": Code()}))
     assert "weights_only" not in str(caught.value)
 
 

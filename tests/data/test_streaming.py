@@ -26,7 +26,7 @@ from fukami.classification.deep_convnet import DeepConvNet
 from fukami.data import augment, labeled_images, streaming
 from fukami.data.loader import InMemoryLoader
 from fukami.data.streaming import FileStreamingLoader, ImageDecoder
-from fukami.engine.checkpoint_file import decode_checkpoint
+from fukami.engine.checkpoint import decode_checkpoint
 from fukami.image import io as image_io
 from fukami.image.transform import SquareTransform
 from fukami.timing import PhaseTimer

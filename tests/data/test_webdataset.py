@@ -30,7 +30,7 @@ from fukami.data import augment, labeled_images, remote, shards, tar, webdataset
 from fukami.data.loader import InMemoryLoader
 from fukami.data.streaming import FileStreamingLoader, ImageDecoder
 from fukami.data.webdataset import ShardStreamingLoader
-from fukami.engine.checkpoint_file import decode_checkpoint
+from fukami.engine.checkpoint import decode_checkpoint
 from fukami.image.transform import SquareTransform
 
 LABELS = ("dark", "light", "red")

@@ -11,7 +11,7 @@ from fukami import UsageError
 from fukami.detection.alternating_task import NOT_STARTED, STEP_BOUNDARIES, AlternatingDetectionTask
 from fukami.detection.faster_rcnn import FasterRCNNVGG16
 from fukami.detection.task import DetectionTask
-from fukami.engine import checkpoint
+from fukami.engine.load_run import load_task
 from fukami.engine.runtime import Runtime
 
 
@@ -133,7 +133,7 @@ def test_training_interrupted_and_resumed_in_each_step_equals_uninterrupted_trai
 def test_a_finished_run_predicts_without_the_proposal_network(recipe, tmp_path, scene_files):
     fukami.train(recipe, tmp_path / "run", device="cpu", precision="float32")
     assert not any("proposal_network" in name for name in load_file(tmp_path / "run" / "weights.safetensors"))
-    task = checkpoint.load_task(tmp_path / "run", device="cpu")
+    task = load_task(tmp_path / "run", device="cpu")
     files = [scene_files / "valid" / "8.png"]
     predictions = task.predict(files)
     assert predictions[0]["boxes"]

@@ -12,7 +12,8 @@ from fukami import Error, UsageError
 from fukami.detection.faster_rcnn import FasterRCNNVGG16
 from fukami.detection.metrics import DetectionResults
 from fukami.detection.task import encode_confidence
-from fukami.engine import checkpoint
+from fukami.engine import run_weights
+from fukami.engine.load_run import load_task
 from fukami.engine.recipe import parse_overrides
 from fukami.serving import app as serving
 
@@ -39,14 +40,14 @@ def trained_detector(tmp_path_factory, scene_files):
 def run(trained_detector, scene_files):
     """Run of the detector, an image, and the score of a box in the middle, which becomes the run's threshold."""
     image = scene_files / "valid" / "8.png"
-    task = checkpoint.load_task(trained_detector, device="cpu", overrides={"confidence": 0.0})
+    task = load_task(trained_detector, device="cpu", overrides={"confidence": 0.0})
     scores = [box["score"] for box in task.predict([image])[0]["boxes"]]
     assert len(scores) > 10
     threshold = scores[len(scores) // 2]
-    tensors = checkpoint.read_weights(trained_detector)
+    tensors = run_weights.read_weights(trained_detector)
     tensors["model.confidence"] = torch.tensor(round(10_000 * threshold))
     weights = {name: value.clone() for name, value in tensors.items()}
-    checkpoint.write_weights(trained_detector, weights, name=checkpoint.locate_weights(trained_detector).name)
+    run_weights.write_weights(trained_detector, weights, name=run_weights.locate_weights(trained_detector).name)
     return trained_detector, image, threshold, sum(score >= threshold for score in scores)
 
 
@@ -65,7 +66,7 @@ def test_training_saves_the_best_threshold(tmp_path, scene_files, monkeypatch):
     monkeypatch.setattr(DetectionResults, "find_best_threshold", find_and_record)
     metrics = package.train(recipe, tmp_path / "run", device="cpu", precision="float32").metrics
     assert len(found) == 1
-    task = checkpoint.load_task(tmp_path / "run", device="cpu")
+    task = load_task(tmp_path / "run", device="cpu")
     assert task.get_confidence() == 0.4322
     for confidence in (0.0, 1.0):
         task.confidence = confidence
@@ -78,7 +79,7 @@ def test_training_saves_the_best_threshold(tmp_path, scene_files, monkeypatch):
 def test_an_export_keeps_the_threshold(run, precision, fukami):
     folder, _, threshold, _ = run
     assert fukami("export", folder, "--to", precision, "--out", "exported").status == 0
-    assert checkpoint.load_task("exported", device="cpu").get_confidence() == threshold
+    assert load_task("exported", device="cpu").get_confidence() == threshold
 
 
 def test_all_outputs_have_the_same_boxes(run, fukami, tmp_path, monkeypatch):
@@ -93,7 +94,7 @@ def test_all_outputs_have_the_same_boxes(run, fukami, tmp_path, monkeypatch):
     (others,) = fukami("predict", folder, image, "--confidence", "0").json
     assert others["boxes"][:count] == prediction["boxes"]
     assert len(others["boxes"]) > count
-    task = checkpoint.load_task(folder, device="cpu")
+    task = load_task(folder, device="cpu")
     info = {"recipe": "r", "labels": list(task.labels), "versions": {}, "confidence": threshold}
     client = TestClient(serving.create_app(task, info), "http://localhost")
     with client:
@@ -143,7 +144,7 @@ def test_scores_are_compared_as_they_are_written():
 
 
 def test_an_onnx_file_without_threshold_is_an_error(run):
-    task = checkpoint.load_task(run[0], device="cpu")
+    task = load_task(run[0], device="cpu")
     network = torch.nn.Linear(1, 1)
     for metadata in ({}, {"confidence": "x"}, {"confidence": "inf"}):
         network.metadata = metadata

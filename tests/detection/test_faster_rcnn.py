@@ -17,7 +17,7 @@ from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, RoIPool, box_
 from fukami import Error, UsageError
 from fukami.detection.faster_rcnn import FasterRCNNVGG16
 from fukami.detection.task import DetectionTask
-from fukami.engine import pretrained
+from fukami.engine import fine_tuning, pretrained, state_dicts
 from fukami.engine.runtime import Runtime
 from fukami.image import io as image_io
 from fukami.image.transform import ResizeTransform
@@ -205,9 +205,9 @@ def test_a_detector_is_initialized_from_a_classifier_or_another_detector(theirs,
     pretrained.initialize_detector(network, "backbone.body", "resnet50", str(tmp_path / "detector.pt"))
     assert torch.equal(network.roi_heads.box_head.fc7.weight, theirs.roi_heads.box_head.fc7.weight)
     assert "box_predictor.cls_score.weight" in caplog.text  # the classes differ
-    for labels, is_kept in ((pretrained.get_coco_categories(), True), (tuple(map(str, range(90))), False)):
+    for labels, is_kept in ((state_dicts.get_coco_categories(), True), (tuple(map(str, range(90))), False)):
         network = faster_rcnn_resnet50_fpn(90)
-        monkeypatch.setattr(pretrained, "_fetch_torchvision_weights", lambda name: theirs.state_dict())
+        monkeypatch.setattr(state_dicts, "_fetch_torchvision_weights", lambda name: theirs.state_dict())
         pretrained.initialize_detector(network, "backbone.body", "resnet50", "coco", labels)
         is_equal = torch.equal(
             network.roi_heads.box_predictor.cls_score.weight, theirs.roi_heads.box_predictor.cls_score.weight
@@ -221,11 +221,11 @@ def test_a_detector_is_initialized_from_a_classifier_or_another_detector(theirs,
 
 def test_frozen_stages():
     network = faster_rcnn_resnet50_fpn(3)
-    pretrained.freeze_stages(network.get_submodule("backbone.body"), 2)
+    fine_tuning.freeze_stages(network.get_submodule("backbone.body"), 2)
     frozen = {name.split(".")[2] for name, p in network.named_parameters() if not p.requires_grad}
     assert frozen == {"conv1", "layer1"}
     network = faster_rcnn_vgg16(3, hidden=8, width_multiplier=0.125)
-    pretrained.freeze_stages(network.get_submodule("backbone"), 2)
+    fine_tuning.freeze_stages(network.get_submodule("backbone"), 2)
     frozen = {int(name.split(".")[2]) for name, p in network.named_parameters() if not p.requires_grad}
     assert frozen == {0, 2, 5, 7}  # conv1_1 to conv2_2 (Girshick 2015, section 4.5)
 

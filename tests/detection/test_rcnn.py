@@ -14,7 +14,7 @@ from sklearn.svm import LinearSVC
 
 import check_task
 import fukami as package
-from fukami import UsageError
+from fukami import UsageError, atomic_file
 from fukami.data import augment_boxes, feature_cache
 from fukami.data.samples import CROWD, DIFFICULT, PROPOSAL, REGULAR, PaddedBatch
 from fukami.detection import data as detection_data
@@ -22,7 +22,8 @@ from fukami.detection import frozen_feature_task
 from fukami.detection.frozen_feature_task import BoxRegressionFitter, SVMFitter
 from fukami.detection.rcnn import RCNN, RCNNSVM, RCNNBoxes, RCNNFinetune
 from fukami.detection.rcnn_task import RCNNFinetuneTask, filter_proposals
-from fukami.engine import checkpoint
+from fukami.engine import run_record
+from fukami.engine.load_run import load_task
 from fukami.engine.runtime import Runtime
 from fukami.layers import boxes
 from fukami.layers.roi_warp import warp_regions
@@ -510,13 +511,13 @@ def test_training_interrupted_and_resumed_in_each_stage_equals_uninterrupted_tra
     resumed_result = package.train(recipe, resumed, device="cpu", precision="float32", resume=True).metrics
     assert resumed_result == result
     for name in ("finetune", "svm", "."):
-        assert checkpoint.is_finished(resumed / name)
+        assert run_record.is_finished(resumed / name)
         one, other = ((run / name / "weights.safetensors").read_bytes() for run in (uninterrupted, resumed))
         assert one == other
-    task = checkpoint.load_task(uninterrupted, device="cpu")
+    task = load_task(uninterrupted, device="cpu")
     assert task.evaluate(recipe.load_data().val) | {"split": "val"} == result
     for name in ("finetune", "svm"):  # each stage is a run
-        assert checkpoint.load_task(uninterrupted / name, device="cpu").evaluate(recipe.load_data().val)["count"] == 4
+        assert load_task(uninterrupted / name, device="cpu").evaluate(recipe.load_data().val)["count"] == 4
 
 
 @pytest.mark.slow
@@ -539,7 +540,7 @@ def test_a_signal_at_the_end_of_a_stage_does_not_start_the_next(
     assert exit_info.value.code == 143
     assert not (tmp_path / "run" / "svm").exists()
     package.train(recipe, tmp_path / "run", device="cpu", precision="float32", resume=True)
-    assert checkpoint.is_finished(tmp_path / "run")
+    assert run_record.is_finished(tmp_path / "run")
 
 
 @pytest.fixture
@@ -566,7 +567,7 @@ def test_finished_stages_are_not_trained_again(finetuned, monkeypatch):
 
     monkeypatch.setattr(RCNNFinetuneTask, "step", fail)
     package.train(RCNN(**{**QUICK, "epochs": 1}), finetuned.parent, device="cpu")
-    assert checkpoint.is_finished(finetuned.parent)
+    assert run_record.is_finished(finetuned.parent)
 
 
 def test_an_unsuitable_previous_stage_is_an_error(finetuned, tmp_path):
@@ -580,11 +581,11 @@ def test_an_unsuitable_previous_stage_is_an_error(finetuned, tmp_path):
     with pytest.raises(UsageError, match=r"is a run of rcnn-finetune; rcnn-boxes continues a run of rcnn-svm"):
         package.train(RCNNBoxes(init=str(finetuned), **SMALL), tmp_path / "out", device="cpu")
     record = json.loads((finetuned / "recipe.json").read_text())
-    checkpoint.write_file(finetuned / "recipe.json", json.dumps({**record, "labels": ["other"]}).encode())
+    atomic_file.write_file(finetuned / "recipe.json", json.dumps({**record, "labels": ["other"]}).encode())
     with pytest.raises(UsageError, match=r"has the classes other, and the data have circle"):
         package.train(RCNNSVM(init=str(finetuned), **SMALL), tmp_path / "out", device="cpu")
     del record["time"]
-    checkpoint.write_file(finetuned / "recipe.json", json.dumps(record).encode())
+    atomic_file.write_file(finetuned / "recipe.json", json.dumps(record).encode())
     with pytest.raises(UsageError, match=r"is not finished; .* fukami train rcnn-finetune --out .* --resume"):
         package.train(RCNNSVM(init=str(finetuned), **SMALL), tmp_path / "out2", device="cpu")
 

@@ -18,7 +18,8 @@ from torch import nn
 
 from fukami.classification import precision_comparison
 from fukami.classification.deep_convnet import DeepConvNet
-from fukami.engine import checkpoint, precision
+from fukami.engine import precision, run_weights
+from fukami.engine.load_run import load_task
 from fukami.engine.runtime import Runtime
 from fukami.errors import Error, UsageError
 from fukami.quantization import half_precision
@@ -47,10 +48,10 @@ def test_weights_beyond_the_range_of_a_precision(tmp_path):
     """float16 ends at 65,504, bfloat16 does not."""
     tensors = {"layer.weight": torch.tensor([1.0, 1e5])}
     with pytest.raises(Error, match=r"layer\.weight has values above 65,504, the limit of float16"):
-        checkpoint.write_weights(tmp_path, tensors, torch.float16)
+        run_weights.write_weights(tmp_path, tensors, torch.float16)
     assert not [*tmp_path.iterdir()]
-    checkpoint.write_weights(tmp_path, tensors, torch.bfloat16)
-    checkpoint.write_weights(tmp_path, {"a": torch.tensor([math.inf])}, torch.float16)  # is not finite before, too
+    run_weights.write_weights(tmp_path, tensors, torch.bfloat16)
+    run_weights.write_weights(tmp_path, {"a": torch.tensor([math.inf])}, torch.float16)  # is not finite before, too
 
 
 def test_calibration_with_other_data_than_the_annotations_of_the_run(digit_files, tmp_path):
@@ -75,9 +76,7 @@ def test_onnx_metadata_suffice_to_reproduce_predictions(fukami, trained, digit_f
     preprocessing, labels = json.loads(metadata["preprocessing"]), json.loads(metadata["labels"])
     assert preprocessing["values"] == "(image / 255 - mean) / std"
     files = sorted(digit_files.rglob("*.png"))[:3]
-    images = np.stack(
-        [checkpoint.load_task(trained).transform.read_and_transform(file) for file in files]
-    )  # as in MNIST
+    images = np.stack([load_task(trained).transform.read_and_transform(file) for file in files])  # as in MNIST
     mean, std = (np.array(preprocessing[name]).reshape(1, -1, 1, 1) for name in ("mean", "std"))
     (scores,) = session.run(["scores"], {"images": ((images / 255 - mean) / std).astype(np.float32)})
     probabilities = np.exp(scores - scores.max(1, keepdims=True))
@@ -194,11 +193,11 @@ def test_a_failed_export_leaves_no_run(trained, tmp_path, monkeypatch):
     def fail(*arguments):
         raise OSError("no space left")
 
-    monkeypatch.setattr(checkpoint, "write_weights", fail)
+    monkeypatch.setattr(run_weights, "write_weights", fail)
     with pytest.raises(OSError, match="no space"):
         export_run(trained, "float16", tmp_path / "half")
     with pytest.raises(UsageError, match="neither a run's folder"):
-        checkpoint.load_task(tmp_path / "half")
+        load_task(tmp_path / "half")
 
 
 def test_runs_exported_to_binary_cannot_be_explained_or_trained(fukami, binarized):

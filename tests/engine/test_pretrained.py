@@ -12,7 +12,7 @@ from torch import nn
 
 import fukami as package
 from fukami import Error, UsageError, models
-from fukami.engine import pretrained
+from fukami.engine import fine_tuning, pretrained, state_dicts
 from fukami.engine.runtime import Runtime
 
 SHARED = Path(__file__).parents[3] / "shared"
@@ -68,7 +68,7 @@ def build_small_recipe(color_images, name="resnet20", **fields):
 def test_only_the_head_depends_on_the_number_of_classes(name, options, expected):
     """All other parameters have the same shapes for another number of classes."""
     network, other = (build_meta_model(name, classes, **options) for classes in (7, 8))
-    head = pretrained.find_head(network)
+    head = fine_tuning.find_head(network)
     assert set(head) == expected
     assert len(head) == len(expected)
     others = dict(other.named_parameters())
@@ -90,14 +90,14 @@ def test_only_the_head_depends_on_the_number_of_classes(name, options, expected)
 )  # fmt: skip
 def test_learning_rates_decay_from_the_head_down(name, stages):
     network = build_meta_model(name, 5)
-    groups = pretrained.build_layerwise_groups(network, 0.4, 0.5)
+    groups = fine_tuning.build_layerwise_groups(network, 0.4, 0.5)
     assert [group["lr"] for group in groups] == [0.4 * 0.5**depth for depth in range(len(stages))]
     lrs = {id(p): group["lr"] for group in groups for p in group["params"]}
     assert sum(len(group["params"]) for group in groups) == len(lrs) == len(list(network.parameters()))
     for depth, prefix in enumerate(stages):
         stage_lrs = {lrs[id(p)] for key, p in network.named_parameters() if key.startswith(f"{prefix}.")}
         assert stage_lrs == {0.4 * 0.5**depth}, prefix
-    head = pretrained.find_head(network)
+    head = fine_tuning.find_head(network)
     assert {lrs[id(p)] for key, p in network.named_parameters() if key.partition(".")[0] in head} == {0.4}
 
 
@@ -105,7 +105,7 @@ def test_stages_of_a_network_with_normalization_first_and_own_parameters():
     """A normalization belongs to the convolution before it, and forms a stage if it is the first layer."""
     network = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
     network.register_parameter("token", nn.Parameter(torch.zeros(1)))
-    groups = pretrained.build_layerwise_groups(network, 1.0, 0.5)
+    groups = fine_tuning.build_layerwise_groups(network, 1.0, 0.5)
     lrs = {id(p): group["lr"] for group in groups for p in group["params"]}
     named_lrs = {key: lrs[id(p)] for key, p in network.named_parameters() if not key.endswith("bias")}
     assert named_lrs == {"4.weight": 1, "1.weight": 0.5, "2.weight": 0.5, "0.weight": 0.25, "token": 0.25}
@@ -444,8 +444,8 @@ def test_the_last_snapshot_of_a_run_is_loaded(digit_files, tmp_path):
 )
 def test_an_invalid_record_next_to_weights_is_ignored(tmp_path, text):
     (tmp_path / "recipe.json").write_text(text)
-    assert pretrained._read_labels(str(tmp_path)) == ()
-    assert pretrained._read_export_precision(tmp_path) is None
+    assert state_dicts.read_init_labels(str(tmp_path)) == ()
+    assert state_dicts._read_export_precision(tmp_path) is None
 
 
 def test_processes_need_the_folder_of_the_run(monkeypatch, tmp_path):

@@ -7,7 +7,7 @@ from PIL import Image
 
 import fukami
 from fukami import Error, UsageError
-from fukami.engine import checkpoint
+from fukami.engine import run_record
 from fukami.image import io as image_io
 
 
@@ -41,7 +41,7 @@ def test_runs_are_numbered_as_on_the_command_line(tmp_path, monkeypatch):
 def test_a_recipe_object_takes_fields_too(tmp_path):
     recipe = fukami.get_recipe("deep-convnet")(epochs=7)
     run = fukami.train(recipe, tmp_path / "run", epochs=1, device="cpu")
-    stored, _ = checkpoint.read_recipe(run.folder)
+    stored, _ = run_record.read_recipe(run.folder)
     assert stored.epochs == 1
 
 
@@ -193,7 +193,7 @@ def test_a_missing_folder_is_answered_with_similar_names(tmp_path, monkeypatch):
 
 def test_lists_and_paths_are_values_of_fields(tmp_path, digit_files):
     run = fukami.train("deep-convnet", tmp_path / "run", data=digit_files, augment=["shift=1"], epochs=2, device="cpu")
-    stored, _ = checkpoint.read_recipe(run.folder)
+    stored, _ = run_record.read_recipe(run.folder)
     assert (stored.data, stored.augment) == (str(digit_files), ("shift=1",))
 
 

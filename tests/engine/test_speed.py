@@ -23,7 +23,7 @@ from fukami.classification.task import ClassificationTask
 from fukami.engine import async_checkpoint, checkpoint
 from fukami.engine.async_checkpoint import CheckpointWriter
 from fukami.engine.bench import measure_peak_throughput
-from fukami.engine.checkpoint_file import decode_checkpoint
+from fukami.engine.checkpoint import decode_checkpoint
 from fukami.engine.runtime import Runtime
 from fukami.explain import summary as explain_summary
 from fukami.layers.activation_checkpointing import enable_activation_checkpointing

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 import fukami as package
 from fukami import Error, UsageError, leaderboard, models
 from fukami.cli.serve import build_run_info
-from fukami.engine import checkpoint
+from fukami.engine.load_run import load_task
 from fukami.engine.runtime import Runtime
 from fukami.generation import data as generation_data
 from fukami.generation import features as generation_features
@@ -303,7 +303,7 @@ def test_features_of_digits_come_from_the_bundled_classifier(few_digits):
     assert extractor.name == "digits"
     val = DCGAN(**SMALL).load_data().val
     features = extractor.extract(val.images, torch.device("cpu"))
-    task = checkpoint.load_task("deep-convnet", device="cpu")
+    task = load_task("deep-convnet", device="cpu")
     with torch.inference_mode():
         expected = task.model(val.images.float() / 255)
         torch.testing.assert_close(extractor.classifier(features), expected)
@@ -450,7 +450,7 @@ def test_command_line(fukami, colors, tmp_path):
     assert {"frechet_pixels", "kernel_pixels", "duplicate_fraction", "count"} <= metrics.keys()
     assert (tmp_path / "run" / "preview.png").exists()
     assert "data:image/webp" in (tmp_path / "run" / "report.html").read_text()
-    task = checkpoint.load_task(tmp_path / "run")
+    task = load_task(tmp_path / "run")
     run_info = build_run_info(task, (str(tmp_path / "run"),), "auto", None)
     assert run_info.keys() == {"recipe", "members", "precision", "versions"}  # a generator has no classes
     assert b"labels" not in page.render_page(run_info, "http://localhost/")

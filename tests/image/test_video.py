@@ -12,7 +12,8 @@ from PIL import Image
 
 from bright import Bright
 from fukami import Error
-from fukami.engine import checkpoint
+from fukami.engine import load_run
+from fukami.engine.load_run import load_task
 from fukami.image import io as image_io
 from fukami.image import video
 
@@ -150,7 +151,7 @@ def test_writing_without_an_h264_encoder(tmp_path, monkeypatch):
 
 def test_predict_boxes_in_images_and_videos(fukami, tmp_path, monkeypatch):
     """A folder of both: a JSON line and a drawing for each image and every second frame; errors are reported."""
-    monkeypatch.setattr(checkpoint, "load_task", lambda *runs, **options: Bright(None))
+    monkeypatch.setattr(load_run, "load_task", lambda *runs, **options: Bright(None))
     (tmp_path / "in").mkdir()
     write_moving_square(tmp_path / "in" / "a.mp4", count=11)
     (tmp_path / "in" / "b.avi").write_text("text")
@@ -204,7 +205,7 @@ def test_classifier_predicts_frames_like_images(fukami, tmp_path):
     assert "a.mp4, frame 2: " in result.err
     assert [line["frame"] for line in result.json] == [0, 1]
     frame = next(video.read_frames(source))
-    (expected,) = checkpoint.load_task("deep-convnet", device="cpu").predict([frame.image])
+    (expected,) = load_task("deep-convnet", device="cpu").predict([frame.image])
     assert (result.json[0]["file"], result.json[0]["label"]) == (str(source), expected["label"])
     assert len(list(video.read_frames(tmp_path / "drawn" / "a.mp4"))) == 2
     assert fukami("predict", "deep-convnet", source, "--frame-interval", "0").status == 2

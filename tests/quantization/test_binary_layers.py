@@ -13,7 +13,7 @@ import check_task
 import fukami as package
 from fukami.classification.binary import BinaryDeepConvNet
 from fukami.classification.deep_convnet import DeepConvNet
-from fukami.engine import checkpoint
+from fukami.engine.load_run import load_task
 from fukami.errors import Error
 from fukami.layers import binary
 from fukami.layers.binary import BinaryConv2d, BinaryLinear, Sign
@@ -102,7 +102,7 @@ def test_training_clips_latent_weights(options, tmp_path):
     """A high learning rate would drive them far away, but they stay in [-1, 1]; gradients at the bound pass."""
     recipe = BinaryDeepConvNet(epochs=1, lr=0.5, batch_size=100, widths=(8,) * 6, hidden=16, **options)
     package.train(recipe, tmp_path / "run", device="cpu", precision="float32")
-    latent = binary.get_latent_weights(checkpoint.load_task(tmp_path / "run", device="cpu").model)
+    latent = binary.get_latent_weights(load_task(tmp_path / "run", device="cpu").model)
     assert len(latent) == 6  # the first and the last of eight layers have full precision
     largest = torch.stack([weight.abs().max() for weight in latent])
     assert (largest == 1).any()

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from fukami import models
 from fukami.data import labeled_images
-from fukami.engine import checkpoint
+from fukami.engine.load_run import load_task
 from fukami.errors import Error
 from fukami.layers.ensemble import Ensemble
 from fukami.models.googlenet import Inception
@@ -243,7 +243,7 @@ def test_other_layers_are_not_quantized():
 def test_accuracy_on_digits_is_kept():
     """The bundled weights on another dataset, with post-training quantization and quantization-aware training."""
 
-    task = checkpoint.load_task("deep-convnet", device="cpu")
+    task = load_task("deep-convnet", device="cpu")
     _, digits, _, _ = labeled_images.load_labeled_images("digits", 0.2)
     digits = digits.decode(task.transform)
     images, targets = task.normalize_images(digits.images), digits.targets
@@ -272,7 +272,7 @@ def test_accuracy_on_digits_is_kept():
 @pytest.mark.slow
 def test_mnist_accuracy_drops_by_at_most_a_tenth_of_a_percent(mnist_folder):
 
-    task = checkpoint.load_task("deep-convnet", device="cpu")
+    task = load_task("deep-convnet", device="cpu")
     train, _val, test, _ = labeled_images.load_labeled_images("mnist", 0.2)
     test = test.decode(task.transform)
     images, targets = task.normalize_images(test.images[:2000]), test.targets[:2000]

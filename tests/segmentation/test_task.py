@@ -17,8 +17,8 @@ import fukami as package
 from fukami import Error, UsageError
 from fukami.data import scenes
 from fukami.data.samples import PaddedBatch
-from fukami.engine import checkpoint
 from fukami.engine.ensemble import build_ensemble
+from fukami.engine.load_run import load_task
 from fukami.engine.runtime import Runtime
 from fukami.image import io as image_io
 from fukami.image.tiles import compute_tile_starts
@@ -479,7 +479,7 @@ def test_serve_and_explain(run, fukami, mask_files):
     from fukami.serving import metrics, worker
     from fukami.serving.app import predict_section
 
-    task = checkpoint.load_task(run, device="cpu")
+    task = load_task(run, device="cpu")
     path = sorted((mask_files / "val" / "images").iterdir())[0]
     server = worker.Worker(task, metrics.Metrics())
     with path.open("rb") as file:
@@ -506,12 +506,12 @@ def test_export(name, mask_files, tmp_path, fukami):
     recipe = package.get_recipe(name)(data=str(mask_files), min_size=64, epochs=1, batch_size=4, lr=1e-4, **smaller)
     package.train(recipe, tmp_path / "run", device="cpu", precision="float32")
     files = sorted((mask_files / "val" / "images").iterdir())[:2]
-    task = checkpoint.load_task(tmp_path / "run", device="cpu")
+    task = load_task(tmp_path / "run", device="cpu")
     expected = task.predict(files)
     for to, tolerance in (("onnx", 0.001), ("float16", 0.06), ("bfloat16", 0.3)):
         exported = fukami("export", tmp_path / "run", "--to", to, "--out", tmp_path / to)
         assert exported.status == 0, exported.err
-        predictions = checkpoint.load_task(tmp_path / to, device="cpu").predict(files)
+        predictions = load_task(tmp_path / to, device="cpu").predict(files)
         for one, other in zip(predictions, expected, strict=True):
             assert (task.decode_masks(one) != task.decode_masks(other)).mean() <= tolerance, to
     result = fukami("export", tmp_path / "run", "--to", "int8")
@@ -566,7 +566,7 @@ def test_import_of_published_weights(fukami, mask_files, tmp_path):
     reference = torchvision.models.segmentation.fcn_resnet50(weights=None, weights_backbone=None, aux_loss=True).eval()
     torch.save(reference.state_dict(), tmp_path / "fcn.pth")
     assert fukami("import", tmp_path / "fcn.pth", "--out", tmp_path / "run").status == 0
-    task = checkpoint.load_task(tmp_path / "run", device="cpu")
+    task = load_task(tmp_path / "run", device="cpu")
     assert task.labels[15] == "person"
     path = sorted((mask_files / "val" / "images").iterdir())[0]
     image = task.transform(task.transform.read_image(path))

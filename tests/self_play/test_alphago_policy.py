@@ -15,7 +15,8 @@ from torch.nn import functional as F
 import check_task
 import fukami as package
 from fukami import Error, UsageError
-from fukami.engine import checkpoint
+from fukami.engine import run_record
+from fukami.engine.load_run import load_task
 from fukami.engine.runtime import Runtime
 from fukami.self_play import sgf
 from fukami.self_play.alphago_policy import AlphaGoPolicy
@@ -405,8 +406,8 @@ def test_figure_shows_both_kinds_of_games(make):
 
 def test_loaded_run_has_the_metrics_of_the_training(run, games):
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    task = checkpoint.load_task(run, device="cpu")
-    recipe, _ = checkpoint.read_recipe(run)
+    task = load_task(run, device="cpu")
+    recipe, _ = run_record.read_recipe(run)
     metrics = task.evaluate(recipe.load_eval_data().test)
     assert last["split"] == "test"
     assert {name: last[name] for name in metrics} == metrics
@@ -421,7 +422,7 @@ def test_evaluation_on_other_games_uses_all_of_them(make, games, tmp_path):
 
 
 def test_prediction_ranks_the_moves_of_a_game(run, games):
-    task = checkpoint.load_task(run, device="cpu")
+    task = load_task(run, device="cpu")
     path = games / "07.sgf"
     predictions = task.predict([path])
     assert json.loads(json.dumps(predictions)) == predictions
@@ -442,7 +443,7 @@ def test_prediction_ranks_the_moves_of_a_game(run, games):
 
 
 def test_search_uses_puct(run):
-    task = checkpoint.load_task(run, device="cpu")
+    task = load_task(run, device="cpu")
     assert task.search_options.c_puct == 5.0
     state = task.game.build_initial_state()[None]
     result = task.search(state, 30)

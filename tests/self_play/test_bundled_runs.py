@@ -8,20 +8,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fukami.engine import checkpoint
+from fukami.engine import run_folder
+from fukami.engine.load_run import load_task
 from fukami.self_play.connect_four_positions import load_positions
 from fukami.self_play.evaluation import MatchEvaluation, compute_optimal_fraction
 
-RUNS = sorted(path.name for path in checkpoint.BUNDLED_WEIGHTS_DIR.glob("alphago-zero-*"))
+RUNS = sorted(path.name for path in run_folder.BUNDLED_WEIGHTS_DIR.glob("alphago-zero-*"))
 MAX_BYTES = 4e6  # of all runs
 
 
 def load_card(name):
-    return json.loads((checkpoint.BUNDLED_WEIGHTS_DIR / name / "recipe.json").read_text())["card"]
+    return json.loads((run_folder.BUNDLED_WEIGHTS_DIR / name / "recipe.json").read_text())["card"]
 
 
 def test_weights_are_small_and_in_float16():
-    paths = [checkpoint.BUNDLED_WEIGHTS_DIR / name / "weights.safetensors" for name in RUNS]
+    paths = [run_folder.BUNDLED_WEIGHTS_DIR / name / "weights.safetensors" for name in RUNS]
     assert sum(path.stat().st_size for path in paths) < MAX_BYTES
     assert {value.dtype for path in paths for value in load_file(path).values()} <= {torch.float16, torch.int64}
 
@@ -29,7 +30,7 @@ def test_weights_are_small_and_in_float16():
 @pytest.mark.parametrize("simulations", [0, pytest.param(64, marks=pytest.mark.slow)])
 def test_connect_four_plays_as_many_optimal_moves_as_its_card_states(simulations):
     expected = load_card("alphago-zero-connect4")["test"]["sensible"][str(simulations)]
-    task = checkpoint.load_task("alphago-zero-connect4", device="cpu", precision="float32")
+    task = load_task("alphago-zero-connect4", device="cpu", precision="float32")
     states, optimal = load_positions("test", "sensible")
     assert len(states) == 1000
     with task.evaluation_mode():
@@ -45,7 +46,7 @@ def test_go_wins_most_games_against_gnugo():
         pytest.skip("GNU Go is not installed")
     card = load_card("alphago-zero-go7")["test"]
     assert (card["score"], card["count"], card["simulations"]) == (0.905, 200, 64)
-    task = checkpoint.load_task("alphago-zero-go7", device="cpu", precision="float32")
+    task = load_task("alphago-zero-go7", device="cpu", precision="float32")
     with task.evaluation_mode():
         results = MatchEvaluation("gnugo", 16, seed=7).run(task)
     assert results.compute_metrics()["wins"] >= 12

@@ -18,7 +18,7 @@ import uvicorn
 
 from fukami import get_recipe
 from fukami.cli import serve as command
-from fukami.engine import checkpoint
+from fukami.engine import run_record, run_weights
 from fukami.engine.runtime import Runtime
 from fukami.models.alphago import alphago_zero
 from fukami.self_play.connect_four import ConnectFour
@@ -403,9 +403,9 @@ def test_access_is_that_of_images(connect_four):
 def test_command_describes_the_run(fukami, monkeypatch, tmp_path, connect_four):
     recipe = get_recipe("alphago-zero")(game=("go5", "go7"), num_blocks=1, num_channels=4, simulations=4)
     (tmp_path / "run").mkdir()
-    tensors = checkpoint.copy_tensors_to_cpu(recipe.build_task(()).get_modules())
-    checkpoint.write_weights(tmp_path / "run", tensors)
-    checkpoint.write_recipe(tmp_path / "run", recipe, (), {})
+    tensors = run_weights.copy_tensors_to_cpu(recipe.build_task(()).get_modules())
+    run_weights.write_weights(tmp_path / "run", tensors)
+    run_record.write_recipe(tmp_path / "run", recipe, (), {})
     received = {}
     worker = SimpleNamespace(used_slots=0)
     application = SimpleNamespace(state=SimpleNamespace(worker=worker))

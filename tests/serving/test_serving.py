@@ -32,7 +32,8 @@ from prometheus_client.parser import text_string_to_metric_families
 import fukami as package
 from bright import Bright
 from fukami.cli import serve as command
-from fukami.engine import checkpoint
+from fukami.engine import run_folder
+from fukami.engine.load_run import load_task
 from fukami.image import io as image_io
 from fukami.serving import access, connections, request_body, worker
 from fukami.serving import app as serving
@@ -55,7 +56,7 @@ DIGIT = Path(__file__).parents[2] / "docs" / "digit.png"
 
 @pytest.fixture(scope="module")
 def task():
-    return checkpoint.load_task("deep-convnet")
+    return load_task("deep-convnet")
 
 
 @pytest.fixture(scope="module")
@@ -857,7 +858,7 @@ def test_every_concurrent_request_gets_a_response(monkeypatch):
 
 def test_responses_contain_no_server_path(task, tmp_path):
     folder = tmp_path / "secret-place"
-    shutil.copytree(checkpoint.BUNDLED_WEIGHTS_DIR / "deep-convnet", folder)
+    shutil.copytree(run_folder.BUNDLED_WEIGHTS_DIR / "deep-convnet", folder)
     run_info = command.build_run_info(task, (str(folder), "deep-convnet"), "auto", None)
     assert run_info == {**RUN_INFO, "members": 2, "versions": run_info["versions"]}
     client = TestClient(serving.create_app(BlockingTask(), run_info), "http://localhost")

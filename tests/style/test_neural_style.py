@@ -17,7 +17,8 @@ from torch import nn
 
 import check_task
 from fukami import Error, UsageError, models, train
-from fukami.engine import checkpoint, pretrained
+from fukami.engine import pretrained, run_record
+from fukami.engine.load_run import load_task
 from fukami.engine.runtime import Runtime
 from fukami.image import io as image_io
 from fukami.style import data as style_data
@@ -346,14 +347,14 @@ def test_a_run_stylizes_other_images(images, tmp_path):
     content = images / "content.png"
     recipe = NeuralStyle(content=str(content), style=(str(images / "style.png"),), **SMALL)
     train(recipe, tmp_path / "run", device="cpu", precision="float32")
-    task = checkpoint.load_task(tmp_path / "run", device="cpu")
+    task = load_task(tmp_path / "run", device="cpu")
     Image.open(content).crop((0, 0, 60, 72)).save(tmp_path / "tall.png")
     same, tall = task.predict([content, tmp_path / "tall.png"])
     assert (same["width"], same["height"], tall["width"], tall["height"]) == (96, 72, 80, 96)
     image = image_io.read_image(content)
     assert np.array_equal(task.draw(image, same), image_io.read_image(tmp_path / "run" / "preview.png"))
     assert task.draw(image, tall).size == (80, 96)
-    other = checkpoint.load_task(tmp_path / "run", device="cpu")
+    other = load_task(tmp_path / "run", device="cpu")
     assert np.array_equal(other.draw(image, json.loads(json.dumps(same))), task.draw(image, same))
     (narrow,) = task.predict([Image.new("RGB", (400, 20))])
     assert "too narrow" in narrow["error"]
@@ -363,8 +364,8 @@ def test_a_run_is_evaluated_without_the_weights_that_it_names(images, tmp_path, 
     recipe = NeuralStyle(content=str(images / "content.png"), style=(str(images / "style.png"),), **SMALL)
     train(recipe, tmp_path / "run", device="cpu", precision="float32")
     monkeypatch.setattr(pretrained, "load_vgg", lambda weights: pytest.fail("the weights are read"))
-    recipe, _ = checkpoint.read_recipe(tmp_path / "run")
-    task = checkpoint.load_task(tmp_path / "run", device="cpu")
+    recipe, _ = run_record.read_recipe(tmp_path / "run")
+    task = load_task(tmp_path / "run", device="cpu")
     assert task.evaluate(recipe.load_eval_data().eval_batches)["loss"] > 0
 
 

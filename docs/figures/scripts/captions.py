@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 
 from fukami.captioning import metrics as captioning_metrics
 from fukami.captioning import tokenizer
-from fukami.engine import checkpoint
+from fukami.engine import run_record
+from fukami.engine.load_run import load_task
 
 LINE_LENGTH = 25  # characters per line below an image
 CORRECT, WRONG, INK, GRAY = "#2b8a3e", "#c92a2a", "#23303d", "#5b6670"
@@ -28,8 +29,8 @@ CORRECT, WRONG, INK, GRAY = "#2b8a3e", "#c92a2a", "#23303d", "#5b6670"
 
 def plot_captions(run: Path, ranks: Sequence[int]) -> Figure:
     """Plot two images with correct and two with wrong captions, with scores and human captions."""
-    task = checkpoint.load_task(run, device="cpu")
-    recipe, _ = checkpoint.read_recipe(run)
+    task = load_task(run, device="cpu")
+    recipe, _ = run_record.read_recipe(run)
     eval_data = recipe.load_eval_data().eval_batches
     results = task.collect_results(eval_data)
     scores = np.array(captioning_metrics.compute_cider(results.tokenized_captions, results.matched_references))

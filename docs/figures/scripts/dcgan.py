@@ -19,7 +19,8 @@ from images import create_parser, save_image
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from fukami.engine import checkpoint
+from fukami.engine import run_record
+from fukami.engine.load_run import load_task
 from fukami.generation import features as generation_features
 from fukami.generation.task import GANTask, draw_image_grid
 from fukami.image import io as image_io
@@ -93,7 +94,7 @@ def draw_arithmetic(task: GANTask) -> Image.Image:
 
 def draw_nearest_images(task: GANTask, images: Tensor, run: Path, weights: str) -> Image.Image:
     """Draw images beside their nearest training images by the cosine similarity of the features of VGG-16."""
-    recipe, _ = checkpoint.read_recipe(run)
+    recipe, _ = run_record.read_recipe(run)
     extractor = generation_features.load_feature_extractor(weights, images.shape[-1], images.shape[1])
     train = torch.cat([batch for batch, _ in recipe.load_data().train.iterate_in_order()]).cpu()
     features, train_features = (
@@ -109,7 +110,7 @@ if __name__ == "__main__":
     parser.add_argument("run", type=Path, help="Run on anime-faces-4000.")
     parser.add_argument("weights", help="File of VGG-16's convolutions.")
     options = parser.parse_args()
-    task = checkpoint.load_task(options.run, device="cpu")
+    task = load_task(options.run, device="cpu")
     latents = task.sample_latents(NUM_SAMPLES, seed=1)
     samples = task.generate_images(latents)
     save_image(draw_image_grid(samples, GRID_COLUMNS), options.out / "dcgan-grid.webp")

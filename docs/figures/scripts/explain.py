@@ -24,7 +24,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from fukami import models
-from fukami.engine import checkpoint
+from fukami.engine import run_folder, run_record
+from fukami.engine.load_run import load_task
 from fukami.explain import feature_visualization, receptive_field, stacked_filters
 from fukami.explain import summary as explain_summary
 from fukami.image import io as image_io
@@ -69,7 +70,7 @@ def plot_fields(weights_file: Path, folder: Path, out: Path) -> None:
 
 def plot_features(out: Path) -> None:
     """Plot the feature maps and the top patches of deep-convnet for docs/digit.png."""
-    task = checkpoint.load_task("deep-convnet")
+    task = load_task("deep-convnet")
     (model,) = task.get_modules().values()
     pixels = torch.from_numpy(task.transform.read_and_transform(DOCS / "digit.png"))
     stages = explain_summary.find_stages(explain_summary.summarize_layers(model, tuple(pixels.shape)))
@@ -77,7 +78,7 @@ def plot_features(out: Path) -> None:
         model, task.normalize_images(pixels), [layer.name for layer in stages]
     )
     save(feature_visualization.plot_feature_maps(maps), out / "explain-maps.png")
-    recipe, _ = checkpoint.read_recipe(checkpoint.locate_run("deep-convnet"))
+    recipe, _ = run_record.read_recipe(run_folder.locate_run("deep-convnet"))
     batches = [images for images, _ in recipe.load_data().train.iterate_in_order()]
     units = [(layer, feature_visualization.select_strongest_maps(maps[layer.name], 6)) for layer in stages]
     patches = feature_visualization.find_top_patches(model, batches, units, normalize=task.normalize_images)
@@ -89,7 +90,7 @@ def plot_features(out: Path) -> None:
 
 def draw_grad_cam(run: Path, photographs: list[Path]) -> Image.Image:
     """Draw the Grad-CAM of the predicted class of each photograph, as on the page of ``fukami explain``."""
-    task = checkpoint.load_task(run, device="cpu")
+    task = load_task(run, device="cpu")
     (model,) = task.get_modules().values()
     rows = []
     for path, prediction in zip(photographs, task.predict(photographs), strict=True):

@@ -23,7 +23,8 @@ from torch.nn import functional as F
 
 import fukami
 from fukami.data.samples import Sample
-from fukami.engine import checkpoint, padded_images
+from fukami.engine import padded_images, run_record
+from fukami.engine.load_run import load_task
 from fukami.engine.prediction import Prediction
 from fukami.image import io as image_io
 from fukami.layers import boxes
@@ -36,9 +37,9 @@ PROPOSAL_COLOR: Color = "#1864ab"
 
 def load_run(run: str) -> tuple[fukami.Task, tuple[Sample, ...]]:
     """Load a run, and the samples of its test split, or else of its validation split."""
-    recipe, _ = checkpoint.read_recipe(Path(run))
+    recipe, _ = run_record.read_recipe(Path(run))
     splits = recipe.load_splits(include_train=False)
-    task = checkpoint.load_task(run, device="cpu")
+    task = load_task(run, device="cpu")
     task.model.eval()
     return task, splits.test or splits.val
 

@@ -26,7 +26,8 @@ from PIL import Image
 import fukami
 from fukami.cli import augmentation_grids
 from fukami.data import cifar, image_folder
-from fukami.engine import checkpoint, lr_finder, schedules
+from fukami.engine import lr_finder, run_record, schedules
+from fukami.engine.load_run import load_task
 
 OPERATIONS = ("flip", "pad-crop=4", "rotate=15", "brightness", "saturation", "hue=0.05", "cutmix")
 SCHEDULES = [  # values of --schedule, in rows
@@ -93,8 +94,8 @@ def write_subset(file: Path) -> None:
 def plot_ensemble(runs: Path, out: Path) -> None:
     """Plot the members of an ensemble as in the report of ``fukami train ... --num-seeds 5``, with bars from zero."""
     folders = [runs / f"seed-{seed}" for seed in range(NUM_SEEDS)]
-    task = checkpoint.load_task(*folders, device="cpu")
-    recipe, _ = checkpoint.read_recipe(folders[0])
+    task = load_task(*folders, device="cpu")
+    recipe, _ = run_record.read_recipe(folders[0])
     figures = dict(task.plot_evaluation(recipe.load_eval_data().eval_batches))
     panels = []
     for title, figure in figures["Ensemble members"]:

@@ -19,7 +19,8 @@ from torch import Tensor
 
 import fukami
 from fukami.data.samples import PROPOSAL, PaddedBatch
-from fukami.engine import checkpoint
+from fukami.engine import run_record
+from fukami.engine.load_run import load_task
 from fukami.image import io as image_io
 from fukami.layers import boxes
 from fukami.layers.roi_warp import warp_regions
@@ -84,8 +85,8 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="Run on bccd.")
     parser.add_argument("--index", type=int, default=45, help="Index of the test photograph.")
     options = parser.parse_args()
-    recipe, _ = checkpoint.read_recipe(options.run)
-    task = checkpoint.load_task(options.run, device="cpu")
+    recipe, _ = run_record.read_recipe(options.run)
+    task = load_task(options.run, device="cpu")
     splits = recipe.load_splits(include_train=False)
     sample = (splits.test or splits.val)[options.index]
     photograph = image_io.read_image(sample.source).convert("RGB")

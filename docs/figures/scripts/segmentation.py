@@ -24,7 +24,7 @@ from PIL import Image
 
 import fukami
 from fukami.data.samples import Sample
-from fukami.engine import checkpoint
+from fukami.engine.load_run import load_task
 from fukami.image import io as image_io
 from fukami.segmentation import data as segmentation_data
 from fukami.selective_search.plots import arrange_panels
@@ -66,7 +66,7 @@ def predict(task: fukami.Task, image: Image.Image) -> tuple[np.ndarray, Image.Im
 def draw_fcn(run: Path) -> Image.Image:
     """Draw two images, their ground truth and the predictions of each stage of staged training."""
     stages = {"FCN-32s": "fcn32s-vgg16", "FCN-16s": "fcn16s-vgg16", "FCN-8s": ""}
-    tasks = {name: checkpoint.load_task(run / folder, device="cpu") for name, folder in stages.items()}
+    tasks = {name: load_task(run / folder, device="cpu") for name, folder in stages.items()}
     labels = tasks["FCN-8s"].labels
     samples = load_samples()
     panels: list[Panel] = []
@@ -85,7 +85,7 @@ def draw_fcn(run: Path) -> Image.Image:
 
 def draw_segnet(run: Path) -> Image.Image:
     """Draw test images with their ground truth and the predictions."""
-    task = checkpoint.load_task(run, device="cpu")
+    task = load_task(run, device="cpu")
     samples = load_samples()
     panels: list[Panel] = []
     for index in EXAMPLES:
@@ -96,7 +96,7 @@ def draw_segnet(run: Path) -> Image.Image:
 
 def write_video(run: Path, path: Path) -> None:
     """Write an animation of the predictions of consecutive images, with a legend."""
-    task = checkpoint.load_task(run, device="cpu")
+    task = load_task(run, device="cpu")
     samples = load_samples()
     frames = []
     for index in VIDEO_FRAMES:

@@ -20,8 +20,9 @@ from torch.utils.benchmark import Timer
 
 from fukami.classification.task import ClassificationTask
 from fukami.data.parsing import Json
-from fukami.engine import checkpoint, precision
 from fukami.engine import export as engine_export
+from fukami.engine import precision, run_folder, run_record
+from fukami.engine.load_run import load_task
 from fukami.engine.recipe import check_data
 from fukami.engine.runtime import Runtime
 from fukami.errors import Error, UsageError
@@ -97,10 +98,10 @@ def compare_precisions(
         UsageError: the run is an export, or is not a classifier's.
         Error: the run is corrupted.
     """
-    folder = checkpoint.locate_unconverted_run(run)
+    folder = run_folder.locate_unconverted_run(run)
     resolved_device = str(Runtime.start(device, "float32").device)
     if data is None:
-        check_data(checkpoint.read_recipe(folder, recipe_file)[0])
+        check_data(run_record.read_recipe(folder, recipe_file)[0])
     results: list[PrecisionResult] = []
     unsupported: dict[str, str] = {}
     with ExitStack() as stack:
@@ -134,12 +135,12 @@ def _load_run(folder: Path, device: str, threads: int, recipe: Path | None) -> L
     """Load a run in this process; return the peak memory of loading and first predictions, and the dtypes."""
     global _task
     torch.set_num_threads(threads)
-    run_precision = checkpoint.read_precision(folder)
+    run_precision = run_record.read_precision(folder)
     resolved_device = Runtime.start(*precision.resolve_device_and_precision(device, run_precision)).device
     dtypes = precision.describe_dtypes(run_precision, resolved_device)
     _import_libraries(folder, run_precision, resolved_device, recipe)
     before = _measure_peak_memory()
-    task = checkpoint.load_task(folder, device=device, recipe=recipe)
+    task = load_task(folder, device=device, recipe=recipe)
     if not isinstance(task, ClassificationTask):
         raise UsageError(
             f"only the precisions of a classifier can be compared, and the run is a {type(task).__name__}; specify a "
@@ -156,7 +157,7 @@ def _load_run(folder: Path, device: str, threads: int, recipe: Path | None) -> L
 
 def _import_libraries(folder: Path, run_precision: str, device: torch.device, source: Path | None) -> None:
     """Import all libraries before memory is measured, by building the task once on the meta device."""
-    recipe, labels = checkpoint.read_recipe(folder, source)
+    recipe, labels = run_record.read_recipe(folder, source)
     with use_meta_device():
         recipe.build_task(labels)
     if run_precision in precision.ONNX_PRECISIONS:
@@ -184,7 +185,7 @@ def _measure_peak_memory() -> int:
 @torch.inference_mode()
 def _evaluate_run(folder: Path, data: str | None, source: Path | None) -> tuple[dict[str, float], list[int]]:
     """Evaluate the run; return the metrics and the predicted classes."""
-    recipe, _ = checkpoint.read_recipe(folder, source)
+    recipe, _ = run_record.read_recipe(folder, source)
     recipe = recipe if data is None else recipe.with_data(data)
     results = _task.collect_results(recipe.load_eval_data().eval_batches)
     return results.compute_metrics(), torch.cat(results.predictions).tolist()

@@ -170,7 +170,7 @@ class ClassificationRecipe(SplitLoading, ChannelFields, SupervisedRecipe):
     def build_task(self, labels: tuple[str, ...]) -> "ClassificationTask":
         """Build the classification task."""
         from fukami.classification.task import ClassificationTask, FeatureCacheConfig
-        from fukami.engine import pretrained, schedules
+        from fukami.engine import fine_tuning, schedules
 
         model, transform = self.build_model(len(labels)), self.build_transform(labels)
         if self.quantize == "int8":
@@ -178,8 +178,8 @@ class ClassificationRecipe(SplitLoading, ChannelFields, SupervisedRecipe):
 
             model = int8.prepare_fake_quantization(model)
         if self.freeze:
-            pretrained.freeze_features(model)
-        build_groups = partial(pretrained.build_layerwise_groups, model, self.peak_lr, self.layer_lr_decay)
+            fine_tuning.freeze_features(model)
+        build_groups = partial(fine_tuning.build_layerwise_groups, model, self.peak_lr, self.layer_lr_decay)
         options = self.get_training_options(build_groups if self.layer_lr_decay != 1 else None)
         if self.cycles > 1:
             options["lr_schedule"] = schedules.repeat_schedule(options["lr_schedule"], self.cycles)

@@ -15,8 +15,8 @@ from torch.quasirandom import SobolEngine
 
 from fukami.classification import metrics
 from fukami.data.loader import Batch, BatchLoader, InMemoryLoader, Loader
+from fukami.engine.fine_tuning import find_head
 from fukami.engine.prediction import Prediction
-from fukami.engine.pretrained import find_head
 from fukami.engine.task import ModelSignature, Task, TrainingOptions, match_labels
 from fukami.errors import Error, UsageError, format_names
 from fukami.image import io as image_io

@@ -50,7 +50,8 @@ def command(arguments: list[str]) -> None:
         """
         import dataclasses
 
-        from fukami.engine import checkpoint
+        from fukami.engine import run_folder, run_record
+        from fukami.engine.load_run import load_task, parse_run_overrides
         from fukami.engine.recipe import check_data
 
         if precision == "all" and (len(runs) != 1 or views > 1):
@@ -59,20 +60,18 @@ def command(arguments: list[str]) -> None:
             raise UsageError(f"--precision all evaluates the run without changes; omit {'--vote' if vote else '--set'}")
         if out:
             create_output_folder(out)
-        overrides = checkpoint.parse_run_overrides(runs, set, recipe)
+        overrides = parse_run_overrides(runs, set, recipe)
         task = None
         if precision != "all":
-            task = checkpoint.load_task(
-                *runs, device=device, precision=precision, vote=vote, overrides=overrides, recipe=recipe
-            )
-        folder = checkpoint.locate_run(runs[0])
-        run_recipe, labels = checkpoint.read_recipe(folder, recipe)
+            task = load_task(*runs, device=device, precision=precision, vote=vote, overrides=overrides, recipe=recipe)
+        folder = run_folder.locate_run(runs[0])
+        run_recipe, labels = run_record.read_recipe(folder, recipe)
         run_recipe = dataclasses.replace(run_recipe, **overrides)
         if data is None:
             check_data(run_recipe)
         else:
             run_recipe = run_recipe.with_data(data, labels)
-        precision_name = checkpoint.read_precision(folder) if precision == "auto" else precision
+        precision_name = run_record.read_precision(folder) if precision == "auto" else precision
         summary: dict[str, Json] = {
             "data": getattr(run_recipe, "annotations", "") or getattr(run_recipe, "data", None),
             "precision": precision_name,

@@ -80,15 +80,15 @@ def is_run(name: str, has_images: bool) -> bool:
         UsageError: it is neither, or there are images for a model.
     """
     from fukami import models
-    from fukami.engine import checkpoint
+    from fukami.engine import run_folder
 
     try:
-        checkpoint.locate_run(name)
+        run_folder.locate_run(name)
     except UsageError:
         if find_name(name, models.__all__) is None:
             if Path(name).exists():
                 raise
-            bundled = (path.parent.name for path in checkpoint.BUNDLED_WEIGHTS_DIR.glob("*/recipe.json"))
+            bundled = (path.parent.name for path in run_folder.BUNDLED_WEIGHTS_DIR.glob("*/recipe.json"))
             raise build_unknown_error("model or run", name, [*models.__all__, *bundled]) from None
     else:
         return True
@@ -110,9 +110,10 @@ def explain_model(name: str, input_shape: str | None, num_classes: int | None, o
 
 def explain_run(name: str, out: Path | None, recipe: Path | None) -> None:
     """Print the layer table of a run's network, and write its page to ``out``, if specified."""
-    from fukami.engine import checkpoint
+    from fukami.engine import run_folder
+    from fukami.engine.load_run import load_task
 
-    task = checkpoint.load_task(checkpoint.locate_unconverted_run(name), recipe=recipe)
+    task = load_task(run_folder.locate_unconverted_run(name), recipe=recipe)
     shape = get_input_shape(name, task)
     text, layers, field = summarize_network(get_network(task), shape, "the run's weights")
     print(text)
@@ -122,20 +123,20 @@ def explain_run(name: str, out: Path | None, recipe: Path | None) -> None:
 
 def explain_images(inputs: Sequence[str], out: Path | None, recipe: Path | None) -> None:
     """Write the page that explains a run's predictions for images, and print a JSON line for each."""
-    from fukami.engine import checkpoint
+    from fukami.engine import run_folder, run_record
 
     runs, files = split_runs_and_files(inputs)
     if len(runs) > 1:
         raise UsageError(f"explain takes one run, not {' and '.join(runs)}")
     folder, task, shape = load_classifier(runs[0], recipe)
-    run_recipe, _ = checkpoint.read_recipe(folder, recipe)
+    run_recipe, _ = run_record.read_recipe(folder, recipe)
     predictions = task.predict(files)
     for prediction in predictions:
         if "error" in prediction:
             print_line(f"fukami: {prediction['error']}")
     valid_predictions = [prediction for prediction in predictions if "error" not in prediction]
     if valid_predictions:
-        is_bundled = folder.parent == checkpoint.BUNDLED_WEIGHTS_DIR
+        is_bundled = folder.parent == run_folder.BUNDLED_WEIGHTS_DIR
         page_folder = out or (Path("explain") if is_bundled else folder / "explain")
         values = explain_predictions(run_recipe, task, shape, valid_predictions)
         page = write_page(page_folder, "explain_images.html", name=runs[0], **values)
@@ -240,10 +241,11 @@ def load_classifier(name: str, recipe: Path | None) -> "tuple[Path, Classificati
         UsageError: the run is not a classifier, or is an export that replaced the network's layers.
     """
     from fukami.classification.task import ClassificationTask
-    from fukami.engine import checkpoint
+    from fukami.engine import run_folder
+    from fukami.engine.load_run import load_task
 
-    folder = checkpoint.locate_unconverted_run(name)
-    task = checkpoint.load_task(name, recipe=recipe)
+    folder = run_folder.locate_unconverted_run(name)
+    task = load_task(name, recipe=recipe)
     if not isinstance(task, ClassificationTask):
         raise UsageError(f"images are explained for classifiers only; {name} is a run of {type(task).__name__}")
     return folder, task, get_input_shape(name, task)
@@ -474,11 +476,11 @@ def load_training_images(recipe: "Recipe", cost: int) -> "tuple[list[Tensor], st
 
 def write_page(folder: Path, template: str, **values: object) -> Path:
     """Write the page, print its path and return it."""
-    from fukami.engine import checkpoint
+    from fukami import atomic_file
     from fukami.engine.html import render_page
 
     create_output_folder(folder)
     page = folder / "index.html"
-    checkpoint.write_file(page, render_page(template, **values))
+    atomic_file.write_file(page, render_page(template, **values))
     print(f"page: {page}", file=sys.stderr)
     return page

@@ -36,7 +36,8 @@ def command(arguments: list[str]) -> None:
             set: Recipe fields that affect the search, such as c_puct=1.5.
             recipe: File of the custom recipe that the run was trained with; a run never contains code.
         """
-        from fukami.engine import checkpoint
+        from fukami.engine import run_folder
+        from fukami.engine.load_run import load_task, parse_run_overrides
         from fukami.self_play.alphago_zero import check_simulations
         from fukami.self_play.go import Go
         from fukami.self_play.gtp import GtpEngine
@@ -44,13 +45,13 @@ def command(arguments: list[str]) -> None:
         from fukami.self_play.task import SelfPlayTask
 
         check_simulations(simulations)
-        overrides = checkpoint.parse_run_overrides((folder,), set, recipe)
-        task = checkpoint.load_task(folder, device=device, precision=precision, overrides=overrides, recipe=recipe)
+        overrides = parse_run_overrides((folder,), set, recipe)
+        task = load_task(folder, device=device, precision=precision, overrides=overrides, recipe=recipe)
         games = [game for game in task.games if isinstance(game, Go)] if isinstance(task, SelfPlayTask) else []
         if not games or not isinstance(task, SelfPlayTask):
             raise UsageError(f"{folder} does not play Go, and GTP is for Go; use a run of alphago-zero --game go9")
         player = SearchPlayer(task, task.simulations if simulations is None else simulations)
-        name = f"fukami {checkpoint.locate_run(folder).resolve().name}".encode("ascii", "replace").decode()
+        name = f"fukami {run_folder.locate_run(folder).resolve().name}".encode("ascii", "replace").decode()
         engine = GtpEngine(games, player, name, version("fukami"))
         engine.run(io.TextIOWrapper(sys.stdin.buffer, "latin-1", newline="\n"), sys.stdout)
 

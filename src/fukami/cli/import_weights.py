@@ -7,7 +7,7 @@ import torch
 from fukami.classification.deep_convnet import DeepConvNet
 from fukami.data.class_tables import VOC_LABELS
 from fukami.detection.faster_rcnn import FasterRCNNResNet50FPN
-from fukami.engine import checkpoint, pretrained
+from fukami.engine import pretrained, run_folder, run_record, run_weights, state_dicts
 from fukami.engine.recipe import build_recipe
 from fukami.engine.tensor_files import find_faults
 from fukami.errors import Error
@@ -73,9 +73,9 @@ def import_deep_convnet(file: Path, out: Path) -> None:
     task = recipe.build_task(labels)
     for index, layer in enumerate(_list_weighted_layers(task.model), start=1):
         layer.load_state_dict({"weight": tensors[f"W{index}"], "bias": tensors[f"b{index}"]})
-    with checkpoint.lock_run(out, recipe, resume=False):
-        checkpoint.write_weights(out, checkpoint.copy_tensors_to_cpu(task.get_modules()))
-        checkpoint.write_recipe(out, recipe, labels, {"imported": str(file)})
+    with run_folder.lock_run(out, recipe, resume=False):
+        run_weights.write_weights(out, run_weights.copy_tensors_to_cpu(task.get_modules()))
+        run_record.write_recipe(out, recipe, labels, {"imported": str(file)})
 
 
 def _list_weighted_layers(model: torch.nn.Module) -> list[torch.nn.Conv2d | torch.nn.Linear]:
@@ -106,9 +106,9 @@ def import_torchvision(source: str, out: Path) -> None:
         Error: the weights do not exist, or belong to another network.
     """
     tensors = (
-        pretrained.load_torchvision_weights(PUBLISHED_FCNS[source])
+        state_dicts.load_torchvision_weights(PUBLISHED_FCNS[source])
         if source in PUBLISHED_FCNS
-        else pretrained.load_detector_weights(source)
+        else state_dicts.load_detector_weights(source)
     )
     if "classifier.4.weight" in tensors and any(key.startswith("backbone.layer4.") for key in tensors):
         import_segmenter(source, tensors, out)
@@ -133,9 +133,9 @@ def import_segmenter(source: str, tensors: dict[str, torch.Tensor], out: Path) -
         raise pretrained.build_mismatch_error(source, recipe_class.__name__, tensors, mismatches)
     task = recipe.build_task(labels)
     task.model.load_state_dict(tensors)
-    with checkpoint.lock_run(out, recipe, resume=False):
-        checkpoint.write_weights(out, checkpoint.copy_tensors_to_cpu(task.get_modules()))
-        checkpoint.write_recipe(out, recipe, labels, {"imported": source})
+    with run_folder.lock_run(out, recipe, resume=False):
+        run_weights.write_weights(out, run_weights.copy_tensors_to_cpu(task.get_modules()))
+        run_record.write_recipe(out, recipe, labels, {"imported": source})
 
 
 def import_detector(source: str, out: Path) -> None:
@@ -150,12 +150,12 @@ def import_detector(source: str, out: Path) -> None:
         UsageError: ``out`` is in use.
         Error: the weights do not exist, or belong to another network.
     """
-    tensors = pretrained.load_detector_weights(source)
+    tensors = state_dicts.load_detector_weights(source)
     bias = tensors.get("roi_heads.box_predictor.cls_score.bias", torch.zeros(0))
     classes = sum(bias.shape[:1]) - 1
     if classes < 1:
         raise Error(f"{source} contains no detector; expected the state dict of torchvision's fasterrcnn_resnet50_fpn")
-    categories = pretrained.get_coco_categories()
+    categories = state_dicts.get_coco_categories()
     labels = categories if classes == len(categories) else tuple(map(str, range(1, classes + 1)))
     recipe = FasterRCNNResNet50FPN(data="coco", init=source)
     with use_meta_device():
@@ -167,6 +167,6 @@ def import_detector(source: str, out: Path) -> None:
         raise pretrained.build_mismatch_error(source, "Faster R-CNN", tensors, mismatches)
     task = recipe.build_task(labels)
     pretrained.initialize_detector(task.model, recipe.backbone_prefix, recipe.backbone, source, labels)
-    with checkpoint.lock_run(out, recipe, resume=False):
-        checkpoint.write_weights(out, checkpoint.copy_tensors_to_cpu(task.get_modules()))
-        checkpoint.write_recipe(out, recipe, labels, {"imported": source})
+    with run_folder.lock_run(out, recipe, resume=False):
+        run_weights.write_weights(out, run_weights.copy_tensors_to_cpu(task.get_modules()))
+        run_record.write_recipe(out, recipe, labels, {"imported": source})

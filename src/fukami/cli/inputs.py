@@ -15,11 +15,11 @@ def split_runs_and_files(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
         UsageError: there is no run, or no file.
     """
     from fukami.data.files import list_inputs
-    from fukami.engine import checkpoint
+    from fukami.engine import run_folder
 
     runs = list(itertools.takewhile(_is_run, inputs))
     if not runs and inputs:
-        checkpoint.locate_run(inputs[0])  # raises the error
+        run_folder.locate_run(inputs[0])  # raises the error
     files = [file for source in inputs[len(runs) :] for file in list_inputs(source)]
     if not files:
         raise UsageError(f"specify the runs first and then the input files, not: {' '.join(inputs) or 'nothing'}")
@@ -27,10 +27,10 @@ def split_runs_and_files(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _is_run(name: str) -> bool:
-    from fukami.engine import checkpoint
+    from fukami.engine import run_folder
 
     try:
-        checkpoint.locate_run(name)
+        run_folder.locate_run(name)
     except UsageError:
         return False
     return True

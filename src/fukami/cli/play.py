@@ -134,7 +134,8 @@ def command(arguments: list[str]) -> None:
                 in game=./my_game.py, also for the other run.
             recipe: File of the custom recipe that the run was trained with; a run never contains code.
         """
-        from fukami.engine import checkpoint
+        from fukami.engine import run_folder, run_record
+        from fukami.engine.load_run import load_task, parse_run_overrides
         from fukami.reinforcement.task import QLearningTask
 
         options = PlayOptions(
@@ -142,13 +143,13 @@ def command(arguments: list[str]) -> None:
         )
         _check_out(out)
         options.check_ranges()
-        load = functools.partial(checkpoint.load_task, device=device, precision=precision)
-        task = load(folder, recipe=recipe, overrides=checkpoint.parse_run_overrides((folder,), set, recipe))
+        load = functools.partial(load_task, device=device, precision=precision)
+        task = load(folder, recipe=recipe, overrides=parse_run_overrides((folder,), set, recipe))
         if isinstance(task, QLearningTask):
             options.check_unused(BOARD_OPTIONS, "a run of self-play, and this run is that of an agent")
             if out is None:
                 raise UsageError("--out must be specified for an agent: an .mp4, .gif or .webp file")
-            run_recipe = cast("DQN", checkpoint.read_recipe(checkpoint.locate_run(folder), recipe)[0])
+            run_recipe = cast("DQN", run_record.read_recipe(run_folder.locate_run(folder), recipe)[0])
             record_agent(task, run_recipe, out, seed, options)
             return
         from fukami.self_play.task import SelfPlayTask
@@ -168,9 +169,9 @@ def command(arguments: list[str]) -> None:
         options.check_unused(("color",), "a game in the terminal; omit it, or --against")
 
         def load_run(run: str) -> "Task":
-            names = {checkpoint.read_recipe_name(checkpoint.locate_run(other)) for other in (folder, run)}
+            names = {run_record.read_recipe_name(run_folder.locate_run(other)) for other in (folder, run)}
             games = [value for value in set if value.startswith("game=")]
-            overrides = checkpoint.parse_run_overrides((run,), games, recipe)
+            overrides = parse_run_overrides((run,), games, recipe)
             return load(run, recipe=recipe if len(names) == 1 else None, overrides=overrides)
 
         opponent = load_opponent(task, options, seed, load_run)

@@ -89,7 +89,7 @@ def command(arguments: list[str]) -> None:
         from fukami.classification.task import set_num_views
         from fukami.cli.prediction_page import PredictionPage
         from fukami.detection.options import set_detection_options
-        from fukami.engine import checkpoint
+        from fukami.engine.load_run import load_task, parse_run_overrides
         from fukami.image import video
 
         if generation.num_samples:
@@ -110,10 +110,8 @@ def command(arguments: list[str]) -> None:
         if fps != 0 and not MIN_FPS <= fps <= MAX_FPS:
             raise UsageError(f"--fps should be frames per second, 0 or from {MIN_FPS:g} to {MAX_FPS:g}, not {fps:g}")
         runs, files = split_runs_and_files(inputs)
-        overrides = checkpoint.parse_run_overrides(runs, set, recipe)
-        task = checkpoint.load_task(
-            *runs, device=device, precision=precision, vote=vote, overrides=overrides, recipe=recipe
-        )
+        overrides = parse_run_overrides(runs, set, recipe)
+        task = load_task(*runs, device=device, precision=precision, vote=vote, overrides=overrides, recipe=recipe)
         set_num_views(task, views)
         set_detection_options(task, confidence=confidence, tile_size=tiles)
         has_videos = any(map(video.is_video, files))
@@ -158,7 +156,8 @@ def _generate_images(
     recipe_file: Path | None,
 ) -> None:
     """Generate images, write them to the folder ``out`` and print a JSON line for each."""
-    from fukami.engine import checkpoint
+    from fukami.engine import run_folder, run_record
+    from fukami.engine.load_run import load_task
     from fukami.engine.recipe import check_data
     from fukami.generation import samples as generation_samples
     from fukami.generation.task import GANTask
@@ -175,7 +174,7 @@ def _generate_images(
         )
     if out is None:
         raise UsageError("--num-samples needs a folder for the images; add --out")
-    task = checkpoint.load_task(runs[0], device=device, precision=precision, recipe=recipe_file)
+    task = load_task(runs[0], device=device, precision=precision, recipe=recipe_file)
     if not isinstance(task, GANTask):
         raise UsageError(f"{runs[0]} is not the run of a generator; remove --num-samples, and specify files")
     terms = generation_samples.parse_arithmetic(options.arithmetic, options.num_samples) if options.arithmetic else []
@@ -187,7 +186,7 @@ def _generate_images(
     if terms:
         generation_samples.write_arithmetic(task, latents, terms, folder)
     if options.nearest:
-        recipe, _ = checkpoint.read_recipe(checkpoint.locate_run(runs[0]), recipe_file)
+        recipe, _ = run_record.read_recipe(run_folder.locate_run(runs[0]), recipe_file)
         check_data(recipe)
         nearest_images = generation_samples.write_nearest_images(
             images, recipe.load_data().train, task.load_feature_extractor(), task.runtime.device, folder

@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 from PIL.Image import Image
 
+from fukami import atomic_file
 from fukami.cli.inputs import OutputFolder
-from fukami.engine import checkpoint
 from fukami.engine.html import render_page
 from fukami.engine.prediction import Prediction
 from fukami.engine.task import Task
@@ -79,7 +79,7 @@ class PredictionPage:
     ) -> None:
         if self.output:
             page = render_page("predictions.html", **build_values(self.drawn))
-            checkpoint.write_file(self.output.folder / "index.html", page)
+            atomic_file.write_file(self.output.folder / "index.html", page)
 
 
 def build_values(drawn: Sequence[DrawnPrediction]) -> dict[str, object]:

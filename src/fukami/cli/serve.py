@@ -69,7 +69,7 @@ def command(arguments: list[str]) -> None:
         """
         from fukami.classification.task import set_num_views
         from fukami.detection.options import set_detection_options
-        from fukami.engine import checkpoint
+        from fukami.engine.load_run import load_task, parse_run_overrides
 
         with require_extra("serve", "fukami serve"):
             import uvicorn
@@ -82,10 +82,8 @@ def command(arguments: list[str]) -> None:
         secret = check_token(token or secret)
         if not request_timeout > 0:
             raise UsageError(f"--request-timeout should be more than 0 seconds, not {request_timeout:g}")
-        overrides = checkpoint.parse_run_overrides(runs, set, recipe)
-        task = checkpoint.load_task(
-            *runs, device=device, precision=precision, vote=vote, overrides=overrides, recipe=recipe
-        )
+        overrides = parse_run_overrides(runs, set, recipe)
+        task = load_task(*runs, device=device, precision=precision, vote=vote, overrides=overrides, recipe=recipe)
         set_num_views(task, views)
         set_detection_options(task, confidence=confidence, tile_size=tiles)
         hosts = {*LOCAL_HOSTS, host, *allowed_hosts}
@@ -132,17 +130,17 @@ def check_token(token: str) -> str:
 
 def build_run_info(task: "Task", runs: tuple[str, ...], precision: str, recipe: Path | None) -> dict[str, Json]:
     """Describe the served runs and their task for clients, without paths of this machine."""
-    from fukami.engine import checkpoint
+    from fukami.engine import run_folder, run_record
     from fukami.engine.recipe import get_recipe_name
 
-    folders = [checkpoint.locate_run(run) for run in runs]
-    run_recipes = [checkpoint.read_recipe(folder, recipe)[0] for folder in folders]
+    folders = [run_folder.locate_run(run) for run in runs]
+    run_recipes = [run_record.read_recipe(folder, recipe)[0] for folder in folders]
     recipe_names = dict.fromkeys(Path(get_recipe_name(type(run_recipe))).name for run_recipe in run_recipes)
     run_info: dict[str, Json] = {
         "recipe": ", ".join(recipe_names),
         "members": len(runs),
-        "precision": checkpoint.read_precision(folders[0]) if precision == "auto" else precision,
-        "versions": checkpoint.get_versions(),
+        "precision": run_record.read_precision(folders[0]) if precision == "auto" else precision,
+        "versions": run_record.get_versions(),
     }
     if task.labels:
         run_info["labels"] = list(task.labels)

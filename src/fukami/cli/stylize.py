@@ -68,7 +68,7 @@ def stylize(recipe: "NeuralStyle", options: StylizeOptions, resume_command: str)
     """
     from PIL import Image
 
-    from fukami.engine.checkpoint import check_run_exists
+    from fukami.engine.run_folder import check_run_exists
     from fukami.engine.train import RunOptions, run_training
 
     out = options.out
@@ -109,10 +109,10 @@ def stylize(recipe: "NeuralStyle", options: StylizeOptions, resume_command: str)
 
 def _save_image(recipe: "NeuralStyle", folder: Path, out: Path) -> None:
     """Save the image of a run's last checkpoint to ``out``."""
-    from fukami.engine import checkpoint
+    from fukami.engine.load_run import load_task
     from fukami.style.task import StyleTransferTask
 
-    task = checkpoint.load_task(folder, device="cpu")
+    task = load_task(folder, device="cpu")
     assert isinstance(task, StyleTransferTask)
     task.content_image = recipe.load_images().content  # has the colors, with --colors content
     task.render_image().save(out, quality=95)

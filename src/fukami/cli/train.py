@@ -76,9 +76,9 @@ def command(arguments: list[str]) -> None:
     default = _load_resumed_recipe(flags, recipe_class) if "--resume" in flags else None
     recipe, options = parse_recipe_arguments(recipe_class, TrainOptions, flags, f"fukami train {name}", default)
     options.check()
-    from fukami.engine import checkpoint
+    from fukami.engine import run_folder
 
-    folder = options.out or checkpoint.choose_run_folder(name, options.resume)
+    folder = options.out or run_folder.choose_run_folder(name, options.resume)
     recipes = {folder: recipe}
     if options.num_seeds > 1:
         seeds = range(recipe.seed, recipe.seed + options.num_seeds)
@@ -134,11 +134,11 @@ def evaluate_seeds(
 ) -> None:
     """Evaluate the runs of several seeds as an ensemble, or print the means of their metrics without one."""
     from fukami.cli import eval as cli_eval
-    from fukami.engine import checkpoint
+    from fukami.engine.load_run import load_task
 
     folders = list(map(str, recipes))
     recipe_file = name if name.endswith(".py") else None
-    task = checkpoint.load_task(folders[0], device="cpu", recipe=recipe_file and Path(recipe_file))
+    task = load_task(folders[0], device="cpu", recipe=recipe_file and Path(recipe_file))
     if not task.ensemble_methods:
         numbers = {
             key: [result[key] for result in results]
@@ -187,10 +187,10 @@ def _accepts(recipe: "Recipe", name: str, value: Any) -> bool:
 
 def _check_resumable(runs: list[Path], folder: Path) -> None:
     """Check that at least one of the runs to resume exists."""
-    from fukami.engine import checkpoint
+    from fukami.engine import run_folder
 
     if not any((run / "recipe.json").is_file() for run in runs):
-        checkpoint.check_run_exists(folder)
+        run_folder.check_run_exists(folder)
 
 
 def _remove_flag(flag: str, arguments: list[str]) -> list[str]:
@@ -202,12 +202,12 @@ def _remove_flag(flag: str, arguments: list[str]) -> list[str]:
 
 def _load_resumed_recipe(arguments: list[str], recipe: "type[Recipe]") -> "Recipe | None":
     """Load the recipe of the run to resume, so that its flags need not be repeated; None if there is no run."""
-    from fukami.engine import checkpoint
+    from fukami.engine import run_folder, run_record
     from fukami.engine.recipe import get_recipe_name
 
     folders = [value for flag, value in zip(arguments, [*arguments[1:], ""], strict=True) if flag == "--out"]
     folders += [flag.removeprefix("--out=") for flag in arguments if flag.startswith("--out=")]
-    folder = Path(folders[-1]) if folders else checkpoint.choose_run_folder(get_recipe_name(recipe), resume=True)
+    folder = Path(folders[-1]) if folders else run_folder.choose_run_folder(get_recipe_name(recipe), resume=True)
     seeds = sorted(folder.glob("seed-*"), key=lambda run: (len(run.name), run.name))
     has_data = any(argument.partition("=")[0] == "--data" for argument in arguments)
-    return checkpoint.read_resumed_recipe([folder, *seeds], recipe, check=not has_data)
+    return run_record.read_resumed_recipe([folder, *seeds], recipe, check=not has_data)

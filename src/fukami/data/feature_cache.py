@@ -5,7 +5,6 @@ import hashlib
 import logging
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from fukami.atomic_file import replace_file
 from fukami.data import locations
 
 logger = logging.getLogger(__name__)
@@ -73,9 +73,8 @@ class FeatureCache:
             return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
+            with replace_file(path, sync=False) as file:
                 file.write(content)
-            os.replace(file.name, path)  # noqa: PTH105
         except OSError as error:
             self.remaining_bytes = -1.0
             logger.warning(

@@ -1,6 +1,5 @@
 """Manifest of a run: names, sizes and labels of its data, from which a resumed run detects changed data."""
 
-import contextlib
 import hashlib
 import json
 import os
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from fukami.atomic_file import replace_file
 from fukami.data.parsing import Json
 from fukami.errors import Error, WriteError
 
@@ -66,19 +66,11 @@ class Manifest:
         path = folder / MANIFEST_FILE
         if not self.splits:
             return None
-        temporary = path.with_name(f".{path.name}.tmp")
         try:
-            temporary.unlink(missing_ok=True)  # left by a crash
-            with temporary.open("xb") as file:
-                digest = self._hash(file.write)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            with replace_file(path) as file:
+                return self._hash(file.write)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
             raise WriteError(path, error) from error
-        return digest
 
     def compare(self, folder: Path, digest: str | None) -> str:
         """Describe the differences from the list with this digest that :meth:`write` wrote into the folder."""

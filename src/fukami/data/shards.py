@@ -15,6 +15,7 @@ from typing import Any, NotRequired, TypedDict
 import numpy as np
 import numpy.typing as npt
 
+from fukami.atomic_file import replace_file
 from fukami.data import archives, tar
 from fukami.data import remote as data_remote
 from fukami.data.files import walk_images
@@ -271,12 +272,8 @@ def build_index(base: str, names: Sequence[str]) -> ShardIndex:
 
 def save_index(index: ShardIndex, path: Path) -> None:
     """Write the index to a file atomically."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_text(json.dumps(index, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replace_file(path) as file:
+        file.write(json.dumps(index, ensure_ascii=False, separators=(",", ":")).encode())
 
 
 def get_index_cache_path(base: str) -> Path:

@@ -75,11 +75,11 @@ class FasterRCNNRecipe(DetectionRecipe):
         """Build the detector of the classes ``labels``; its first stages are frozen if they have initial weights."""
         from fukami.detection.alternating_task import AlternatingDetectionTask
         from fukami.detection.task import DetectionTask
-        from fukami.engine import pretrained
+        from fukami.engine import fine_tuning
 
         model = self.build_model(len(labels))
         if self.init:
-            pretrained.freeze_stages(model.get_submodule(self.backbone_prefix), self.frozen_stages)
+            fine_tuning.freeze_stages(model.get_submodule(self.backbone_prefix), self.frozen_stages)
         task_class = AlternatingDetectionTask if self.training == "alternating" else DetectionTask
         return task_class(
             model,

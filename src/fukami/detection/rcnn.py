@@ -163,13 +163,13 @@ def load_stage_weights(task: "RCNNTask", folder: Path) -> None:
     Raises:
         UsageError: the run has other classes.
     """
-    from fukami.engine import checkpoint
+    from fukami.engine import run_record, run_weights
 
-    labels = checkpoint.read_labels(folder)
+    labels = run_record.read_labels(folder)
     if labels != task.labels:
         raise UsageError(f"{folder} has the classes {', '.join(labels)}, and the data have {', '.join(task.labels)}")
-    tensors = checkpoint.read_weights(folder)
-    checkpoint.check_tensors(task.get_modules(), tensors, checkpoint.locate_weights(folder))
+    tensors = run_weights.read_weights(folder)
+    run_weights.check_tensors(task.get_modules(), tensors, run_weights.locate_weights(folder))
     task.model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items()})
 
 
@@ -261,16 +261,16 @@ class FrozenFeatureRecipe(RegionFields, DetectionRecipe):
         Raises:
             UsageError: it does not exist, belongs to another stage, is not finished, or has other field values.
         """
-        from fukami.engine import checkpoint
+        from fukami.engine import run_folder, run_record
 
         recipe_name, previous_recipe = get_recipe_name(type(self)), self.previous_recipe
         if not self.init:
             raise UsageError(f"{recipe_name} continues a run of {previous_recipe}; specify its folder with --init DIR")
-        folder = checkpoint.locate_run(self.init)
-        other, _ = checkpoint.read_recipe(folder)
+        folder = run_folder.locate_run(self.init)
+        other, _ = run_record.read_recipe(folder)
         if (name := get_recipe_name(type(other))) != previous_recipe:
             raise UsageError(f"{folder} is a run of {name}; {recipe_name} continues a run of {previous_recipe}")
-        if not checkpoint.is_finished(folder):
+        if not run_record.is_finished(folder):
             raise UsageError(
                 f"{folder} is not finished; resume it first: fukami train {previous_recipe} --out {folder} --resume"
             )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fukami.engine import checkpoint
+from fukami.engine import checkpoint, run_weights
 from fukami.errors import Error, WriteError
 
 MIN_CHECKPOINT_INTERVAL, MAX_CHECKPOINT_FRACTION = (
@@ -113,9 +113,9 @@ class CheckpointWriter:
             for file in files:
                 _sync_file(file)
             # the state last: a run that resumes from an older state writes the weights again
-            checkpoint.write_weights(self.folder, weights)
+            run_weights.write_weights(self.folder, weights)
             if best_weights is not None:
-                checkpoint.write_weights(self.folder, best_weights, name="best.safetensors")
+                run_weights.write_weights(self.folder, best_weights, name="best.safetensors")
             checkpoint.write_checkpoint(self.folder, state)
         except WriteError as error:
             self.error = Error(f"cannot write the checkpoint of step {state['step']}: {error}")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fukami.data.loader import StateDict
-from fukami.engine import checkpoint
+from fukami.engine import run_weights
 from fukami.engine.task import Metrics, Task
 
 
@@ -43,15 +43,15 @@ class BestWeights:
             return
         self.step, self.metrics, self.num_worse = step, metrics, 0
         if self.keep:
-            tensors = checkpoint.collect_tensors(self.task.get_modules())
+            tensors = run_weights.collect_tensors(self.task.get_modules())
             self.unsaved = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
 
     def load(self, folder: Path) -> None:
         """Load the best weights, which the run's folder contains, into the networks, which stay on their device."""
-        modules, tensors = self.task.get_modules(), checkpoint.read_weights(folder)
-        checkpoint.check_tensors(modules, tensors, checkpoint.locate_weights(folder))
+        modules, tensors = self.task.get_modules(), run_weights.read_weights(folder)
+        run_weights.check_tensors(modules, tensors, run_weights.locate_weights(folder))
         with torch.no_grad():
-            for name, target in checkpoint.collect_tensors(modules).items():
+            for name, target in run_weights.collect_tensors(modules).items():
                 target.copy_(tensors[name])
         self.task.last_evaluation = None
 

@@ -5,7 +5,9 @@ from typing import TypedDict
 
 from torch import nn
 
-from fukami.engine import checkpoint, precision
+from fukami import atomic_file
+from fukami.engine import precision, run_folder, run_record, run_weights
+from fukami.engine.load_run import load_task
 from fukami.engine.runtime import PRECISIONS
 from fukami.errors import UsageError
 from fukami.progress import Waiting
@@ -20,7 +22,7 @@ def export_run(
     to: str,
     out: Path,
     calibration: str | None = None,
-    recipe: checkpoint.RecipeSource | None = None,
+    recipe: run_record.RecipeSource | None = None,
 ) -> ExportSummary:
     """Export the run to the precision ``to``, as a new run in the folder ``out``.
 
@@ -39,28 +41,28 @@ def export_run(
         UsageError: there is no such run, or it is exported already; ``out`` is not empty.
         Error: a layer cannot be converted; the message names it and the reason.
     """
-    source = checkpoint.locate_unconverted_run(run)
+    source = run_folder.locate_unconverted_run(run)
     if calibration is not None and to != "int8":
         raise UsageError(f"{to} needs no calibration; omit --calibration, or export to int8")
     if out.is_dir() and any(out.iterdir()):
         raise UsageError(f"{out} exists and is not empty; use another --out")
-    experiment, labels = checkpoint.read_recipe(source, recipe)
-    task = checkpoint.load_task(run, device="cpu", precision="float32", recipe=recipe)
+    experiment, labels = run_record.read_recipe(source, recipe)
+    task = load_task(run, device="cpu", precision="float32", recipe=recipe)
     before = task.get_modules()
     with Waiting(f"exporting {run} to {to}"):
         modules = before if to in PRECISIONS else precision.convert_task(task, to, experiment, calibration)
-    with checkpoint.lock_run(out, experiment, resume=False):
+    with run_folder.lock_run(out, experiment, resume=False):
         if to in precision.ONNX_PRECISIONS:
             from fukami.quantization.onnx_export import OnnxNetwork
 
             files = [out / f"{name}.onnx" for name in modules]
             for file, module in zip(files, modules.values(), strict=True):
                 assert isinstance(module, OnnxNetwork)
-                checkpoint.write_file(file, module.content)
+                atomic_file.write_file(file, module.content)
         else:
             files = [out / "weights.safetensors"]
-            checkpoint.write_weights(out, checkpoint.copy_tensors_to_cpu(modules), PRECISIONS.get(to))
-        checkpoint.write_recipe(out, experiment, labels, {"exported": {"to": to, "from": str(run)}})
+            run_weights.write_weights(out, run_weights.copy_tensors_to_cpu(modules), PRECISIONS.get(to))
+        run_record.write_recipe(out, experiment, labels, {"exported": {"to": to, "from": str(run)}})
     size = sum(file.stat().st_size for file in files)
     ratio = round(sum(map(_count_bytes, before.values())) / size, 2)
     return {

@@ -16,7 +16,7 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from fukami.engine import checkpoint
+from fukami.engine import run_record
 from fukami.engine.process_group import HUNG_EXIT_STATUS
 from fukami.errors import Error, UsageError
 from fukami.system import count_cpus
@@ -45,7 +45,7 @@ def launch_processes(args: Sequence[str], num_processes: int, device: str, runs:
             f"--processes {num_processes} needs a GPU per process, and there are {gpus}; use fewer, or --device cpu"
         )
     threads = [
-        checkpoint.resolve_compute_config(run, "auto", "auto", False).num_threads for run in runs if "--resume" in args
+        run_record.resolve_compute_config(run, "auto", "auto", False).num_threads for run in runs if "--resume" in args
     ]
     num_threads = next((number for number in threads if number), max(1, count_cpus() // num_processes))
     os.environ.setdefault("OMP_NUM_THREADS", str(num_threads))

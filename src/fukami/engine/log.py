@@ -14,10 +14,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from fukami import atomic_file
 from fukami.data import sources
 from fukami.data.formats import format_count
 from fukami.data.loader import StateDict
-from fukami.engine import checkpoint
+from fukami.engine import run_record
 from fukami.engine.recipe import Data, Recipe, build_resume_command, build_train_command, get_recipe_name
 from fukami.engine.resumable_loader import wrap_batches
 from fukami.engine.runtime import Runtime
@@ -141,7 +142,7 @@ class TrainingLogger:
                 shape = (task.transform.channels, task.transform.size, task.transform.size)
             costs = count_costs(list(task.get_modules().values()), shape)
             extra = {**costs, **describe_compute_config(self.recipe, self.runtime, compile)}
-            checkpoint.write_recipe(self.folder, self.recipe, labels, extra)
+            run_record.write_recipe(self.folder, self.recipe, labels, extra)
             with self._check_write_errors():
                 self.path.write_bytes(b"")
 
@@ -184,7 +185,7 @@ class TrainingLogger:
         if preview is not None and self.runtime.is_main:
             buffer = io.BytesIO()
             preview.save(buffer, "PNG")
-            checkpoint.write_file(self.folder / "preview.png", buffer.getvalue())
+            atomic_file.write_file(self.folder / "preview.png", buffer.getvalue())
         self._print(f"{self.format_progress()}  |  {_format_metrics(metrics)}")
 
     def print_start(self, task: Task, data: Data) -> None:
@@ -230,7 +231,7 @@ class TrainingLogger:
 
         result: Metrics = {**metrics, "split": split} if metrics else {}
         if self.runtime.is_main:
-            checkpoint.record_value(self.folder, "time", self.summarize_time())
+            run_record.record_value(self.folder, "time", self.summarize_time())
             report.write_report(self.folder, figures, result, self.get_elapsed_seconds())
         return result
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from PIL.Image import Image
 
+from fukami import atomic_file
 from fukami.catalogue import RECIPES
-from fukami.engine import checkpoint
 from fukami.engine.html import build_data_url, render_page
 from fukami.engine.task import Metrics
 from fukami.errors import Error
@@ -180,7 +180,7 @@ def _write_page(folder: Path, page: bytes) -> Path:
     """Write ``report.html`` into the folder, which is created if it does not exist."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.html"
-    checkpoint.write_file(path, page)
+    atomic_file.write_file(path, page)
     return path
 
 

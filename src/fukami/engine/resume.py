@@ -10,7 +10,7 @@ from typing import Self
 import torch
 
 from fukami.data.manifest import Manifest
-from fukami.engine import checkpoint
+from fukami.engine import run_record
 from fukami.errors import Error, UsageError
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ def get_checkpoint_metadata(manifest: str | None) -> CheckpointMetadata:
     Args:
         manifest: the digest of the data's manifest.
     """
-    versions, threads = checkpoint.get_versions(), torch.get_num_threads()
+    versions, threads = run_record.get_versions(), torch.get_num_threads()
     return {"format": CHECKPOINT_FORMAT, "versions": versions, "threads": threads, "manifest": manifest}
 
 
@@ -79,7 +79,7 @@ def check_checkpoint_metadata(
             f"{current['threads']} (OMP_NUM_THREADS): sums may be rounded differently"
         )
     if changes:
-        checkpoint.record_resumption(folder, {"step": state["step"], **changes})
+        run_record.record_resumption(folder, {"step": state["step"], **changes})
     return current
 
 

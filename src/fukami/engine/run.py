@@ -13,7 +13,8 @@ import torch
 from PIL.Image import Image
 
 from fukami.data.files import list_inputs
-from fukami.engine import checkpoint
+from fukami.engine import run_folder, run_record
+from fukami.engine.load_run import load_task
 from fukami.engine.prediction import Prediction
 from fukami.engine.recipe import (
     Recipe,
@@ -188,9 +189,9 @@ def train(
         kind, base = type(recipe), recipe
     else:
         kind, base = _find_recipe_class(recipe), None
-    folder = checkpoint.choose_run_folder(get_recipe_name(kind), resume) if out is None else Path(out)
+    folder = run_folder.choose_run_folder(get_recipe_name(kind), resume) if out is None else Path(out)
     if resume and base is None:
-        base = checkpoint.read_resumed_recipe([folder], kind, check="data" not in fields)
+        base = run_record.read_resumed_recipe([folder], kind, check="data" not in fields)
     values = parse_fields(kind, fields)
     experiment = kind(**values) if base is None else replace(base, **values)
     options = RunOptions(device, precision, compile, resume, allow_changed_data, timeout)
@@ -216,7 +217,7 @@ def load(
     precision: str = "auto",
     vote: bool = False,
     overrides: Mapping[str, Any] | None = None,
-    recipe: checkpoint.RecipeSource | None = None,
+    recipe: run_record.RecipeSource | None = None,
 ) -> Model:
     """Load the model of a run, ready to predict and evaluate; several runs form an ensemble.
 
@@ -234,10 +235,8 @@ def load(
         UsageError: a run does not exist, cannot be computed at this precision, or needs another ``recipe``.
         Error: a run is corrupted, its weights do not match its recipe, or a layer cannot be converted.
     """
-    task = checkpoint.load_task(
-        *runs, device=device, precision=precision, vote=vote, overrides=overrides, recipe=recipe
-    )
-    first, _ = checkpoint.read_recipe(checkpoint.locate_run(runs[0]), recipe)
+    task = load_task(*runs, device=device, precision=precision, vote=vote, overrides=overrides, recipe=recipe)
+    first, _ = run_record.read_recipe(run_folder.locate_run(runs[0]), recipe)
     return Model(task, replace(first, **(overrides or {})), [os.fspath(run) for run in runs])
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fukami.data.padded_loader import PaddedLoader
     from fukami.data.samples import Sample
     from fukami.data.splits import Splits
-    from fukami.engine.pretrained import ParameterGroup
+    from fukami.engine.fine_tuning import ParameterGroup
     from fukami.engine.schedules import Schedule
     from fukami.engine.task import OptimizerFactory, TrainingOptions
     from fukami.image.transform import ResizeTransform, SquareTransform

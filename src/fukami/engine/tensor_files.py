@@ -1,6 +1,7 @@
-"""Tensors from untrusted files: loaded without executing code, and checked before they are used."""
+"""Tensors in files: those of untrusted files are loaded without executing code, and checked before they are used."""
 
 import io
+import json
 import re
 import stat
 import zipfile
@@ -14,9 +15,39 @@ from torch import Tensor
 from fukami.errors import Error
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+DTYPE_NAMES = {
+    torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64",
+    torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64", torch.complex64: "C64",
+}  # fmt: skip
 MAX_SAFETENSORS_BYTES = 16 << 30  # of a file, which is mapped and not read
 MAX_TORCH_BYTES = 4 << 30  # of a file of torch.save; VGG-19 has 0.6 GB
 MAX_TENSOR_BYTES = 4 << 30  # of a tensor; the largest one of VGG has 0.4 GB
+
+
+def encode_tensors(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> list[bytes | memoryview]:
+    """Encode tensors on the CPU as a safetensors file: the header, and the memory of each tensor.
+
+    ``safetensors.torch.save`` copies all tensors into one ``bytes``, which takes 6 times as long as writing the file.
+
+    Raises:
+        TypeError: a tensor has a dtype that is not in ``DTYPE_NAMES``.
+    """
+    header: dict[str, object] = {} if metadata is None else {"__metadata__": metadata}
+    parts, end = [], 0
+    # the largest elements first, so that each tensor of a mapped file is aligned
+    for name, value in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])):
+        if value.dtype not in DTYPE_NAMES:
+            raise TypeError(
+                f"{name} is a tensor of {value.dtype}, which cannot be saved; use {', '.join(map(str, DTYPE_NAMES))}"
+            )
+        start, end = end, end + value.nbytes
+        header[name] = {"dtype": DTYPE_NAMES[value.dtype], "shape": [*value.shape], "data_offsets": [start, end]}
+        parts.append(value.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+    encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    return [len(encoded).to_bytes(8, "little"), encoded, *parts]
 
 
 def load_weights_file(path: Path) -> object:

@@ -14,7 +14,7 @@ from torch import Tensor
 from fukami.data.loader import Loader, StateDict
 from fukami.data.manifest import Manifest
 from fukami.data.random_states import get_random_states, set_random_seed, set_random_states
-from fukami.engine import checkpoint
+from fukami.engine import checkpoint, run_folder, run_record, run_weights
 from fukami.engine.async_checkpoint import CheckpointWriter
 from fukami.engine.best_weights import BestWeights
 from fukami.engine.log import TrainingLogger, describe_compute_config, describe_run
@@ -158,8 +158,8 @@ def prepare_run(recipe: Recipe, folder: Path, options: RunOptions) -> Iterator[t
 
     Yields the runtime, whether to compile, and the folder of the last stage.
     """
-    with checkpoint.lock_run(folder, recipe, options.resume):
-        config = checkpoint.resolve_compute_config(folder, options.device, options.precision, options.compile)
+    with run_folder.lock_run(folder, recipe, options.resume):
+        config = run_record.resolve_compute_config(folder, options.device, options.precision, options.compile)
         threads = config.num_threads or options.num_threads
         runtime = Runtime.start(config.device, config.precision, timeout=options.timeout, num_threads=threads)
         if config.compile:
@@ -228,12 +228,12 @@ def train_stages(recipe: Recipe, folder: Path, runtime: Runtime, options: RunOpt
     """Train the unfinished stages that precede the recipe, and return the folder of the last one."""
     stages = recipe.stages(folder)
     if stages and runtime.is_main and not (folder / "recipe.json").is_file():  # so that the run can be resumed
-        checkpoint.write_recipe(folder, recipe, (), describe_compute_config(recipe, runtime, options.compile))
+        run_record.write_recipe(folder, recipe, (), describe_compute_config(recipe, runtime, options.compile))
     for number, (name, stage) in enumerate(stages.items(), 1):
         if runtime.is_main:
             print_line(f"stage {number} of {len(stages) + 1}: {name}")
-        if checkpoint.is_finished(folder / name):
-            checkpoint.check_same_recipe(folder / name, stage)
+        if run_record.is_finished(folder / name):
+            run_record.check_same_recipe(folder / name, stage)
             continue
         resume = (folder / name / "recipe.json").is_file()
         stage_options = replace(
@@ -378,7 +378,7 @@ class TrainingProgress:
                 "random": get_random_states(),
             }
             files = [self.log.path, *self.loader.checkpoint_files]
-            writer.save(state, checkpoint.collect_tensors(self.task.get_modules()), files, self.best.unsaved)
+            writer.save(state, run_weights.collect_tensors(self.task.get_modules()), files, self.best.unsaved)
             self.best.unsaved = None
 
     def restore(self, folder: Path, manifest: Manifest, allow_changed_data: bool) -> int:

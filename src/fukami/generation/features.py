@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torchvision.models import inception_v3
 
-from fukami.engine import pretrained
+from fukami.engine import pretrained, state_dicts
 from fukami.engine.supervised import IMAGENET_MEAN, IMAGENET_STD
 from fukami.errors import Error
 
@@ -83,7 +83,7 @@ def load_feature_extractor(name: str, size: int, channels: int) -> FeatureExtrac
             "digits"
             if (size, channels) == (28, 1)
             else "inception"
-            if pretrained.find_weights_file(*INCEPTION_PREFIXES)
+            if state_dicts.find_weights_file(*INCEPTION_PREFIXES)
             else "vgg"
         )
         name = "pixels" if name == "vgg" and not pretrained.load_vgg("")[1] else name
@@ -92,15 +92,15 @@ def load_feature_extractor(name: str, size: int, channels: int) -> FeatureExtrac
     if name == "pixels":
         return FeatureExtractor("pixels", PixelFeatures())
     if name == "inception":
-        file = pretrained.find_weights_file(*INCEPTION_PREFIXES)
+        file = state_dicts.find_weights_file(*INCEPTION_PREFIXES)
         if file is None:
             raise Error(
                 f"no weights file {'* or '.join(INCEPTION_PREFIXES)}* found; specify its path as --eval-features"
             )
-        return _build_inception(pretrained.read_state_dict(file), str(file))
+        return _build_inception(state_dicts.read_state_dict(file), str(file))
     if name == "vgg":
         return _build_vgg("")
-    tensors = pretrained.read_state_dict(Path(name))
+    tensors = state_dicts.read_state_dict(Path(name))
     return _build_inception(tensors, name) if any(key.startswith("Mixed_7c.") for key in tensors) else _build_vgg(name)
 
 
@@ -204,9 +204,9 @@ MAX_DIGIT_SIZE = 32  # pixels; the feature maps of larger images do not fit the 
 
 def _build_digits() -> FeatureExtractor:
     """Build the bundled DeepConvNet without its last layer."""
-    from fukami.engine import checkpoint
+    from fukami.engine.load_run import load_task
 
-    task = checkpoint.load_task("deep-convnet", device="cpu")
+    task = load_task("deep-convnet", device="cpu")
     *layers, classifier_layer = task.model.children()
     return FeatureExtractor("digits", nn.Sequential(ToGrayscale(), *layers).eval(), classifier_layer)
 

@@ -125,11 +125,11 @@ class SegmentationRecipe(SplitLoading, ChannelFields, SupervisedRecipe):
 
     def build_task(self, labels: tuple[str, ...]) -> "SegmentationTask":
         """Build the task for the classes ``labels``."""
-        from fukami.engine import pretrained
+        from fukami.engine import fine_tuning
         from fukami.segmentation.task import SegmentationTask
 
         model = self.build_model(len(labels))
-        build_groups = partial(pretrained.build_backbone_groups, model, self.peak_lr, self.backbone_lr_factor)
+        build_groups = partial(fine_tuning.build_backbone_groups, model, self.peak_lr, self.backbone_lr_factor)
         use_groups = self.init and self.backbone_lr_factor != 1
         return SegmentationTask(
             model,

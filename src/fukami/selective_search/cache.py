@@ -1,9 +1,7 @@
 """Region proposals of a dataset, computed in parallel and cached on disk under a checksum of their inputs."""
 
-import contextlib
 import hashlib
 import os
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fukami.atomic_file import replace_file
 from fukami.data import locations
 from fukami.errors import Error, build_unknown_error
 from fukami.image import io as image_io
@@ -111,16 +110,12 @@ def _read_cached(path: Path, key: str) -> Boxes | None:
 
 
 def _write_cached(path: Path, key: str, boxes: Boxes) -> None:
-    """Write the boxes to a file atomically, so that no reader finds an incomplete file, even after a crash."""
-    temporary = path.with_name(f".{key}.{os.getpid()}-{threading.get_ident()}")  # unique to this process and thread
+    """Write the boxes to a file of the cache."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with replace_file(path, sync=False) as file:
             np.savez_compressed(file, boxes=boxes.astype(np.int32), key=np.array(key))
-        temporary.replace(path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         folder = path.parent.parent
         raise Error(
             f"{folder} cannot be written ({error.strerror}); make room there, or set XDG_CACHE_HOME to another folder"

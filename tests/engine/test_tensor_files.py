@@ -5,7 +5,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from fukami.engine.checkpoint_file import DTYPE_NAMES, encode_tensors
+from fukami.engine.tensor_files import DTYPE_NAMES, encode_tensors
 
 
 def test_files_equal_those_of_safetensors():
