@@ -99,6 +99,22 @@ def test_features_are_computed_once_per_view(images, weights, tmp_path, count_im
     assert count_images == {"training": 2, "evaluation": 24 + 4 + 2}
 
 
+def test_fewer_views_are_computed_if_not_all_fit_into_the_memory_limit(
+    images, weights, tmp_path, count_images, monkeypatch, caplog
+):
+    """The features of two views of 12 images exceed the limit by a byte."""
+    recipe = VGG11(data=str(images), init=str(weights), **SMALL, augment=("flip",), feature_views=2, epochs=5)
+    cache_features = ClassificationTask.cache_features
+
+    def cache_with_limit(self, loader, config):
+        cache_features(self, loader, replace(config, max_bytes=2 * 12 * 512 * 4 - 1))
+
+    monkeypatch.setattr(ClassificationTask, "cache_features", cache_with_limit)
+    train(recipe, tmp_path / "run")
+    assert count_images == {"training": 2, "evaluation": 12 + 4 + 2}
+    assert "1 of 2 views fit into the memory limit" in caplog.text
+
+
 def test_features_of_the_evaluation_are_cached_up_to_the_limit(images, weights, tmp_path, count_images, monkeypatch):
     """The features of the four validation images exceed the limit by a byte: each of five evaluations computes them."""
     recipe = VGG11(data=str(images), init=str(weights), **SMALL, augment=(), epochs=5)

@@ -191,9 +191,16 @@ class ClassificationTask(Task):
             first = self.compute_features(head, images[:1])
             is_last = torch.equal(module(first), self.model(self.normalize_images(images[:1])))
             num_views = config.num_views if loader.augmentation else 1
-            num_views = int(min(num_views, config.max_bytes / (len(loader.targets) * first.nbytes)))
-            if auxiliary or not is_last or targets.ndim > 1 or num_views == 0:
+            max_views = int(config.max_bytes / (len(loader.targets) * first.nbytes))
+            if auxiliary or not is_last or targets.ndim > 1 or max_views == 0:
                 return
+            if max_views < num_views:
+                if self.runtime.is_main:
+                    logger.warning(
+                        f"only the frozen features of {max_views} of {num_views} views fit into the memory limit, and "
+                        "each view is used more often; increase --memory-limit"
+                    )
+                num_views = max_views
             features = first.new_zeros(num_views, len(loader.targets), *first.shape[1:])
             with ProgressBar("frozen features", num_views * len(loader.targets), "images") as bar:
                 for view in range(num_views):

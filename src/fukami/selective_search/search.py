@@ -21,7 +21,7 @@ Boxes = npt.NDArray[np.float32]
 
 
 class SearchSettings(NamedTuple):
-    """Diversification strategies (Uijlings et al. 2013, section 5.3); each combination is one grouping."""
+    """Diversification strategies (Uijlings et al. 2013, section 5.1.3); each combination is one grouping."""
 
     color_spaces: tuple[str, ...]
     scales: tuple[int, ...]

@@ -24,7 +24,7 @@ class NeuralStyle(Recipe):
     43.6 % of that loop's time, both in float32; 114 seconds in bfloat16. The paper: up to an hour on an NVIDIA K40.
 
     Example:
-        fukami train neural-style --content photograph.jpg --style artwork.jpg
+        fukami train neural-style --content photograph.jpg --style artwork.jpg --weights imagenet
     """
 
     content: str = ""
