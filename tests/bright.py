@@ -7,7 +7,7 @@ import torch
 
 from fukami import Data, Recipe, Task
 from fukami.detection.metrics import DetectionResults, GroundTruth, Prediction
-from fukami.image import io as image_io
+from fukami.image import draw as image_draw
 
 LABELS = ("lamp", "night")
 
@@ -43,7 +43,7 @@ class Bright(Task):
         return {"width": width, "height": height, "boxes": boxes}
 
     def draw(self, image, prediction):
-        return image_io.draw_boxes(image, prediction["boxes"], LABELS)
+        return image_draw.draw_boxes(image, prediction["boxes"], LABELS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,7 @@ from PIL import Image
 from fukami import leaderboard
 from fukami.captioning import data as captioning_data
 from fukami.cli import doctor, import_weights
-from fukami.data import class_tables, image_folder, labeled_images, remote, shards, sources
+from fukami.data import class_tables, label_tables, labeled_images, remote, shards, sources
 from fukami.detection import data as detection_data
 from fukami.engine import checkpoint, run_record, state_dicts
 from fukami.engine.load_run import load_task
@@ -704,7 +704,7 @@ def read_masks(folder: Path) -> None:
 def read_table(folder: Path) -> None:
     """Read all rows of the CSV file."""
     doctor.validate_dataset(str(folder / "list.csv"))
-    image_folder.read_csv(folder / "list.csv")
+    label_tables.read_csv(folder / "list.csv")
 
 
 def read_captions(folder: Path) -> None:

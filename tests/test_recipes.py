@@ -25,7 +25,7 @@ from fukami.classification.resnet import ResNet18, ResNet20
 from fukami.engine import recipe, run_folder, run_record, run_weights
 from fukami.engine.load_run import load_task
 from fukami.engine.runtime import Runtime
-from fukami.layers.ensemble import Ensemble
+from fukami.layers.ensemble import Ensemble, compute_member_log_probs
 from fukami.segmentation.recipe import SegmentationRecipe
 
 LARGEST_RECIPES = ("faster-rcnn-resnet50-fpn", "fcn-resnet101", "resnet152")  # their tests take longest
@@ -43,6 +43,24 @@ def test_confusion_matrix_equals_scikit_learns(random):
     result = results.compute_metrics()
     assert result["accuracy"] == (target == predicted).mean()
     assert (result["errors"], result["count"]) == ((target != predicted).sum(), 500)
+
+
+def test_only_the_most_confident_mistakes_are_kept():
+    """As many as the report shows, whatever the number of images."""
+    torch.manual_seed(0)
+    scores, targets = torch.randn(400, 4).log_softmax(1), torch.randint(0, 4, (400,))
+    results = metrics.ClassificationResults(4, 1, torch.device("cpu"))
+    images = torch.arange(400.0).view(400, 1, 1, 1)
+    for batch in range(0, 400, 40):
+        part = slice(batch, batch + 40)
+        results.update(scores[part].unsqueeze(0), scores[part], targets[part], images[part])
+    confidence, predicted = scores.exp().max(1)
+    expected = torch.where(predicted == targets, 0, confidence).topk(metrics.MAX_MISTAKES).indices
+    kept, kept_images, kept_targets, kept_predictions = results.mistakes
+    assert kept_images.flatten().tolist() == expected.tolist()
+    assert torch.equal(kept, confidence[expected])
+    assert torch.equal(kept_targets, targets[expected])
+    assert torch.equal(kept_predictions, predicted[expected])
 
 
 def test_top5_accuracy_equals_scikit_learns():
@@ -66,6 +84,14 @@ def test_an_ensemble_averages_the_probabilities():
     x = torch.randn(5, 4)
     expected = sum(F.softmax(member(x), 1) for member in members) / 3
     torch.testing.assert_close(Ensemble(members)(x).exp(), expected)
+
+
+def test_members_of_an_ensemble_may_compute_on_the_cpu():
+    """As ONNX Runtime does, while another member is on a GPU; the meta device stands for the GPU."""
+    on_cpu, on_device = torch.nn.Module(), torch.nn.Linear(4, 3, device="meta")
+    on_cpu.forward = lambda x: torch.zeros(len(x), 3)
+    result = compute_member_log_probs(Ensemble([on_cpu, on_device]), torch.zeros(5, 4, device="meta"))
+    assert (result.device.type, result.shape) == ("meta", (2, 5, 3))
 
 
 def test_evaluation_equals_a_manual_loop(trained):

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-import threading
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -21,9 +21,8 @@ def replace_file(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
     Raises:
         OSError: the file cannot be written; the old content is kept.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        temporary.unlink(missing_ok=True)  # left by a crash
         with temporary.open("xb") as file:
             yield file
             if sync:

@@ -7,13 +7,14 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+# names of packages by the names that they are imported by, where they differ
 PACKAGES = {
     "ale_py": "ale-py",
     "av": "PyAV",
     "prometheus_client": "prometheus-client",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
-}  # names of packages by the names that they are imported by, where they differ
+}
 
 OUT_OF_MEMORY_PATTERN = re.compile("DefaultCPUAllocator|out of memory|ALLOC_FAILED|bad_alloc|Cannot allocate memory")
 # Errors of torch's DataLoader and of its worker processes, which send their batches through /dev/shm.

@@ -28,6 +28,7 @@ from fukami.engine.recipe import MAX_RECIPE_BYTES
 from fukami.errors import Error, UsageError
 from fukami.image.charts import GRAY
 
+# metrics for which lower is better
 LOWER_IS_BETTER = {
     "loss",
     "errors",
@@ -42,7 +43,7 @@ LOWER_IS_BETTER = {
     "mae",
     "rmse",
     "distance",
-}  # metrics for which lower is better
+}
 SECONDARY_METRICS = ("loss", "errors", "content_loss", "style_loss", "variation")  # main only without other metrics
 PERCENT_METRICS = ("accuracy", "map", "miou")  # metrics shown in percent
 BUFFER_NAMES = ("running_mean", "running_var", "num_batches_tracked")  # saved tensors that are not parameters
@@ -170,9 +171,8 @@ class Leaderboard:
     runs: list[Run] = field(default_factory=list)
     unfinished: list[Run] = field(default_factory=list)
     published: list[PublishedResult] = field(default_factory=list)
-    claims: list[str] = field(
-        default_factory=list
-    )  # results of the recipes' papers on this dataset by another metric or protocol
+    # results of the recipes' papers on this dataset by another metric or protocol
+    claims: list[str] = field(default_factory=list)
 
     def compute_rank(self, run: Run) -> int:
         """Compute the rank of a run, starting at 1; ties share a rank."""

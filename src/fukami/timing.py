@@ -72,9 +72,8 @@ class PhaseTimer:
                 for phase, (start, end) in self.events.items()
             }
             total = sum(seconds.get(phase, 0.0) for phase in (*STEP_PHASES, "waiting"))
-            steps_per_entry = num_steps / max(
-                self.entry_counts["optimizer"], 1
-            )  # a replayed CUDA graph enters no phase
+            # a replayed CUDA graph enters no phase
+            steps_per_entry = num_steps / max(self.entry_counts["optimizer"], 1)
             factor = min(steps_per_entry, total / max(sum(busy.values()), 1e-9))
             seconds |= {phase: factor * busy[phase] for phase in busy}
             seconds["waiting"] = total - sum(seconds[phase] for phase in busy)

@@ -25,6 +25,7 @@ from fukami.data.sources import identify_source
 from fukami.engine import async_checkpoint
 from fukami.engine.load_run import load_task
 from fukami.engine.runtime import Runtime
+from fukami.image import draw as image_draw
 from fukami.image import io as image_io
 from fukami.image.transform import SquareTransform
 
@@ -555,6 +556,11 @@ def test_default_decoding_is_the_papers():
     assert (DecodingConfig().strategy, DecodingConfig().beam_size, DecodingConfig().length_penalty) == ("beam", 20, 0)
 
 
+def test_a_vocabulary_without_special_tokens_is_rejected():
+    with pytest.raises(ValueError, match="does not begin with <end>, <begin>, <unknown>"):
+        ShowAndTell(encoder="resnet20").build_task(("a",))
+
+
 @pytest.mark.parametrize("decoding", ["beam", "greedy", "sample"])
 def test_begin_and_unknown_tokens_are_never_generated(decoding):
     """They are excluded even when they have the highest scores."""
@@ -608,7 +614,7 @@ def test_weights_of_another_classifier_are_rejected(folder, tmp_path):
 
 def test_caption_is_drawn_below_its_image():
     image = Image.new("RGB", (300, 200), "blue")
-    short, long = (image_io.draw_caption(image, caption) for caption in ("a dog", "a dog and " * 20))
+    short, long = (image_draw.draw_caption(image, caption) for caption in ("a dog", "a dog and " * 20))
     assert short.width == long.width >= 300
     assert long.height > short.height > 2 * 200
-    assert image_io.draw_caption(image, "犬が走る").height >= short.height
+    assert image_draw.draw_caption(image, "犬が走る").height >= short.height

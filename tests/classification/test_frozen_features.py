@@ -1,6 +1,7 @@
 """Frozen features are computed once; the head is trained on them; and the defaults with initial weights."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -97,6 +98,21 @@ def test_features_are_computed_once_per_view(images, weights, tmp_path, count_im
     recipe = VGG11(data=str(images), init=str(weights), **SMALL, augment=("flip",), feature_views=2, epochs=5)
     train(recipe, tmp_path / "run")
     assert count_images == {"training": 2, "evaluation": 24 + 4 + 2}
+
+
+def test_any_number_of_views_fits_into_an_unlimited_memory(images, weights, tmp_path, count_images, caplog):
+    recipe = VGG11(
+        data=str(images),
+        init=str(weights),
+        **SMALL,
+        augment=("flip",),
+        feature_views=2,
+        epochs=5,
+        memory_limit=math.inf,
+    )
+    train(recipe, tmp_path / "run")
+    assert count_images == {"training": 2, "evaluation": 24 + 4 + 2}
+    assert "memory limit" not in caplog.text
 
 
 def test_fewer_views_are_computed_if_not_all_fit_into_the_memory_limit(

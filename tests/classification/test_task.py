@@ -554,6 +554,13 @@ def test_num_seeds_trains_a_run_per_seed(fukami, tmp_path):
     assert "--num-seeds should be at least 1, not 0" in none.err
 
 
+def test_seeds_without_evaluation_data_have_no_ensemble(digit_files, fukami):
+    options = ["--data", digit_files, "--val-fraction", "0", "--epochs", "2", "--hidden", "8", "--num-seeds", "2"]
+    result = fukami("train", "deep-convnet", *options, "--batch-size", "10", "--out", "both")
+    assert result.status == 0, result.err
+    assert [line["run"] for line in result.json] == ["both/seed-0", "both/seed-1"]
+
+
 def test_seeds_of_a_custom_recipe_are_an_ensemble(fukami, tmp_path):
     source = "from fukami.classification.deep_convnet import DeepConvNet\n\nclass Mine(DeepConvNet):\n    pass\n"
     (tmp_path / "mine.py").write_text(source)
@@ -628,11 +635,10 @@ def test_show_draws_augmented_images(fukami, digit_files, tmp_path):
 
 
 def test_sample_images_returns_images_and_variants(digit_files):
-    from fukami.cli import augmentation_grids
+    from fukami.cli.augmentation_grids import GridOptions, sample_images
 
-    rows = augmentation_grids.sample_images(
-        str(digit_files), ["flip=1"], size=32, channels=1, num_images=12, num_variants=2
-    )
+    options = GridOptions(["flip=1"], size=32, channels=1, num_images=12, num_variants=2)
+    rows = sample_images(str(digit_files), options)
     assert len(rows) == 12
     assert {label for label, _ in rows} == set("0123456789")  # every class appears before any is repeated
     files = {label: [np.asarray(Image.open(f).convert("L").resize((32, 32), Image.Resampling.BICUBIC)) for f in
@@ -642,8 +648,8 @@ def test_sample_images_returns_images_and_variants(digit_files):
         assert len(variants) == 2
         for image in variants:
             torch.testing.assert_close(image, plain.flip(2), atol=0.01, rtol=0)
-    assert all(len(images) == 1 for _, images in augmentation_grids.sample_images(str(digit_files), [], num_images=2))
-    crops = augmentation_grids.sample_images(str(digit_files), ["crop=0.2"], num_images=3, num_variants=1)
+    assert all(len(images) == 1 for _, images in sample_images(str(digit_files), GridOptions(num_images=2)))
+    crops = sample_images(str(digit_files), GridOptions(["crop=0.2"], num_images=3, num_variants=1))
     assert {image.shape for _, images in crops for image in images} == {(3, 112, 112)}
 
 

@@ -14,6 +14,7 @@ from pycocotools.cocoeval import COCOeval
 from bright import Bright
 from fukami import UsageError
 from fukami.cli import prediction_formats
+from fukami.cli.inputs import OutputFolder
 from fukami.data import yolo
 from fukami.engine import load_run
 
@@ -159,3 +160,10 @@ def test_a_position_and_a_state_have_a_row_with_the_best_move():
     assert prediction_formats.select_rows(position) == [prediction_formats.PredictionRow("4", 0.8)]
     state = {"file": "a.png", "action": "up", "values": {"stay": 0.5, "up": 0.75}}
     assert prediction_formats.select_rows(state) == [prediction_formats.PredictionRow("up", 0.75)]
+
+
+def test_names_of_outputs_are_shortened(tmp_path):
+    """A file of 246 bytes would have a longer name with another suffix."""
+    folder = OutputFolder(tmp_path / "out", ())
+    names = [folder.reserve_path(f"{'語' * 82}.jpg", "classes.png").name for _ in range(2)]
+    assert names == [f"{'語' * 66}.classes.png", f"{'語' * 66}-2.classes.png"]

@@ -10,17 +10,18 @@ import subprocess
 import sys
 import threading
 import typing
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
 
 import fukami as package
-from fukami import atomic_file, leaderboard
+from fukami import leaderboard
 from fukami.classification import plots as classification_plots
 from fukami.classification.deep_convnet import DeepConvNet
 from fukami.detection import rcnn
-from fukami.engine import checkpoint, report, run_weights
+from fukami.engine import checkpoint, report, run_folder, run_weights
 from fukami.engine.checkpoint import decode_checkpoint, encode_checkpoint
 from fukami.engine.load_run import load_task
 from fukami.engine.recipe import (
@@ -224,15 +225,57 @@ def test_links_and_pipes_in_a_run_are_rejected(file, kind, fukami, trained, tmp_
     assert not (tmp_path / "nothing").exists()
 
 
+def test_links_of_a_run_with_initial_weights_are_rejected(fukami, trained, tmp_path):
+    run = copy_run(trained, tmp_path / "run")
+    weights = run_weights.locate_weights(run)
+    weights.rename(tmp_path / "outside.safetensors")
+    weights.symlink_to(tmp_path / "outside.safetensors")
+    result = fukami("train", "deep-convnet", "--init", "run", "--epochs", "1", "--out", "new")
+    assert result.status == 1
+    assert f"{weights.name} is a link" in result.err
+
+
+def test_a_temporary_file_that_is_renamed_meanwhile_is_no_error(trained, tmp_path, monkeypatch):
+    """A training may write a checkpoint while its run is evaluated."""
+    run = copy_run(trained, tmp_path / "run")
+    iterate = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda path: [*iterate(path), path / ".last.ckpt.0.tmp"])
+    run_folder.check_run_files(run)
+
+
+@pytest.mark.parametrize("change", ["labels", "output", "size"])
+def test_an_onnx_file_of_another_run_is_rejected(change, fukami, trained, tmp_path):
+    import onnx
+
+    copy_run(trained, tmp_path / "run")
+    assert fukami("export", "run", "--to", "onnx", "--out", "exported").status == 0
+    file = tmp_path / "exported" / "model.onnx"
+    if change == "labels":
+        change_record(tmp_path / "exported", labels=list("abcdefghijk"))
+    elif change == "output":
+        model = onnx.load(file)
+        (entry,) = (entry for entry in model.metadata_props if entry.key == "output")
+        entry.value = "scores of each pixel"
+        onnx.save(model, file)
+    else:  # a sparse file, which takes no disk space
+        with file.open("r+b") as content:
+            content.truncate(20 << 30)
+    with pytest.raises(Error, match="more than the limit" if change == "size" else "does not match its recipe"):
+        load_task(tmp_path / "exported")
+
+
+def test_an_exported_run_is_not_resumed(fukami, trained, tmp_path):
+    copy_run(trained, tmp_path / "run")
+    assert fukami("export", "run", "--to", "float16", "--out", "exported").status == 0
+    result = fukami("train", "deep-convnet", "--out", "exported", "--resume")
+    assert result.status == 2
+    assert "exported or imported, so there is no training to resume" in result.err
+
+
 def test_checkpoints_are_not_written_through_links(fukami, trained, tmp_path):
     """Links may replace the temporary file of an earlier crash, or files in subfolders."""
     run = copy_run(trained, tmp_path / "run")
     (tmp_path / "outside").write_text("untouched")
-    temporary = f".last.ckpt.{os.getpid()}-{threading.get_native_id()}.tmp"
-    (run / temporary).symlink_to(tmp_path / "outside")
-    atomic_file.write_file(run / "last.ckpt", b"new")
-    assert (tmp_path / "outside").read_text() == "untouched"
-    assert (run / "last.ckpt").read_bytes() == b"new"
     (run / "replay_buffer").mkdir()
     (run / "replay_buffer" / "frames.bin").symlink_to(tmp_path / "outside")
     result = fukami("train", "deep-convnet", "--out", "run", "--resume")
@@ -545,7 +588,9 @@ def test_a_record_of_other_types_is_not_resumed(name, value, fukami, trained, tm
     ("name", "value"),
     [("threads", torch.ones(3)), ("versions", torch.ones(3)), ("format", torch.ones(3)), ("manifest", 5),
      ("log", {"seconds": 1.0, "bytes": 0, "last": {"accuracy": "all"}}),
-     ("log", {"seconds": 1.0, "bytes": 0, "last": {"accuracy": torch.ones(1)}})],
+     ("log", {"seconds": 1.0, "bytes": 0, "last": {"accuracy": torch.ones(1)}}),
+     ("log", {"seconds": 1.0, "bytes": 0, "last": {}, "step": "x"}),
+     ("log", {"seconds": 1.0, "bytes": 0, "last": {}, "step": 10**400})],
 )  # fmt: skip
 def test_a_checkpoint_of_other_types_is_rejected(name, value, fukami, trained, tmp_path):
     run = copy_run(trained, tmp_path / "run")

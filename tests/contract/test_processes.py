@@ -25,6 +25,7 @@ from fukami.classification.resnet import ResNet20
 from fukami.engine.checkpoint import decode_checkpoint
 from fukami.engine.runtime import Runtime
 from fukami.layers.sync_layers import convert_sync_layers
+from fukami.quantization.int8 import FakeQuantActivation
 
 STEPS = 25
 
@@ -94,6 +95,22 @@ def test_losses_do_not_depend_on_the_number_of_processes(recipe, world_sizes, tm
     for world_size in world_sizes:
         losses = run_processes(compute_losses, world_size, tmp_path, recipe)
         torch.testing.assert_close(losses, expected, rtol=0, atol=1e-5)
+
+
+def compute_activation_ranges(rank, world_size):
+    """Compute the ranges of all processes in quantization-aware training, one per row."""
+    activation = FakeQuantActivation()
+    for step in range(3):
+        batch = torch.randn(12, 5, generator=torch.Generator().manual_seed(step))
+        activation(batch[rank::world_size])
+    rows = [torch.zeros(2) for _ in range(world_size)]
+    dist.all_gather(rows, activation.activation_range)
+    return torch.stack(rows)
+
+
+def test_ranges_of_quantization_are_those_of_the_global_batch(tmp_path):
+    expected = run_processes(compute_activation_ranges, 1, tmp_path)
+    assert torch.equal(run_processes(compute_activation_ranges, 2, tmp_path), expected.expand(2, 2))
 
 
 def create_network():

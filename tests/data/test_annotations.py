@@ -120,6 +120,7 @@ def test_images_without_objects_and_boxes_of_body_parts(tmp_path):
         ({"trainval": "abc", "test": "d"}, "b", "ac", "d"),  # a part of trainval is used for validation
         ({"train": "ab", "test": "cd"}, "b", "a", "cd"),
         ({"train": ["a  1", "b -1", "c  0"], "val": "d", "cat_train": "d"}, "abc", "d", ""),  # list of a class, signs
+        ({"train": ["a.jpg", "JPEGImages/b.jpg"], "val": ["JPEGImages\\c", "d"]}, "ab", "cd", ""),
         ({"trainval": "abcd", "val": "cd"}, "ab", "cd", ""),
         ({"trainval": "abcd", "train": "ab"}, "ab", "cd", ""),
         ({"train": "abba", "val": "cc"}, "ab", "c", ""),  # a name listed twice is one image
@@ -445,12 +446,13 @@ def test_keypoints_of_yolo_are_skipped(tmp_path, dimensions):
     ["names: [cat, dog]", "names:\n  0: cat\n  1: dog", "nc: 2\nnames:\n- cat\n- dog"],
     ids=["list", "dict", "nc"],
 )
-@pytest.mark.parametrize("layout", ["ultralytics", "roboflow", "list"])
+@pytest.mark.parametrize("layout", ["ultralytics", "roboflow", "windows", "list"])
 def test_yolo_yaml(tmp_path, names, layout):
-    if layout == "roboflow":
+    if layout in ("roboflow", "windows"):
         for split in ("train", "valid"):
             write_yolo(tmp_path / split, "", split, "1 0.5 0.5 0.5 0.5")
         paths = "train: ../train/images\nval: ../valid/images\ntest: ../test/images"
+        paths = paths.replace("/", "\\") if layout == "windows" else paths
     else:
         write_yolo(tmp_path, "train", "train", "1 0.5 0.5 0.5 0.5")
         write_yolo(tmp_path, "val", "valid", "1 0.5 0.5 0.5 0.5")
@@ -494,6 +496,39 @@ def test_yolo_without_names(tmp_path):
             detection_data.load_dataset(str(tmp_path / "data.yaml"), 0.0)
 
 
+def test_text_files_elsewhere_are_not_the_labels_of_an_image_without_objects(tmp_path):
+    """Such as predictions beside the dataset."""
+    write_yolo(tmp_path, "train", "a", "0 .5 .5 .5 .5")
+    write_image(tmp_path / "images" / "train" / "background.jpg")
+    (tmp_path / "predictions").mkdir()
+    (tmp_path / "predictions" / "background.txt").write_text("0 .5 .5 .2 .2\n")
+    (tmp_path / "labels" / "train" / "._a.txt").write_bytes(b"\0")  # of macOS
+    dataset = yolo.read_yolo(tmp_path)
+    assert {entry.image_path.stem: len(entry.boxes) for entry in dataset.splits["train"]} == {"a": 1, "background": 0}
+    assert dataset.orphan_annotations == []
+
+
+def test_a_list_of_yolo_with_a_line_that_is_no_file(tmp_path):
+    write_yolo(tmp_path, "train", "a", "0 .5 .5 .5 .5")
+    (tmp_path / "train.txt").write_text("/\nimages/train/a.jpg\n")
+    (tmp_path / "data.yaml").write_text("train: train.txt\nnames: [cat]\n")
+    dataset = yolo.read_yolo(tmp_path)
+    assert [entry.image_path.stem for entry in dataset.splits["train"]] == ["a"]
+    assert len(dataset.unreadable_images) == 1
+
+
+def test_at_most_four_descriptions_are_parsed(tmp_path, monkeypatch):
+    """YAML takes ten seconds per megabyte; only files with the word names are candidates."""
+    from fukami.data import yaml_file
+
+    parsed = []
+    monkeypatch.setattr(yaml_file, "load_yaml", lambda path: parsed.append(path.name) or {})
+    for index in range(20):
+        (tmp_path / f"{index:02}.yaml").write_text("# names\n" if index % 2 else "other: 1\n")
+    assert not yolo.is_yolo_dataset(tmp_path)
+    assert parsed == ["01.yaml", "03.yaml", "05.yaml", "07.yaml"]
+
+
 def write_flat_yolo(root, stem, *lines):
     """Write an image and its labels to the same folder."""
     write_image(root / f"{stem}.jpg")
@@ -529,6 +564,9 @@ def test_yolo_as_exported_by_tools(tmp_path, tool):
     assert sorted(get_stems(train) + get_stems(val)) == ["a", "b"]
     if tool == "labelImg, splits":
         assert [get_stems(train), get_stems(val)] == [["a"], ["b"]]
+    if tool == "CVAT":
+        described = detection_data.load_dataset(str(tmp_path / "obj.data"), 0.5)
+        assert [sample.name for split in described[:3] for sample in split] == [s.name for s in (*train, *val)]
     for sample in (*train, *val):
         assert sample.boxes.tolist() == [[10, 7.5, 30, 22.5]]
         assert sample.classes.tolist() == [1]

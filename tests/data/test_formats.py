@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fukami.data import annotation_files, captions, coco, formats, image_folder, mask_folders, voc, yolo
+from fukami.data import annotation_files, captions, coco, formats, image_folder, label_tables, mask_folders, voc, yolo
 from fukami.data.annotations import build_samples
 from fukami.data.sources import KINDS, identify_source
 from fukami.errors import Error, UsageError
@@ -471,7 +471,7 @@ def test_backslashes_separate_folders(tmp_path):
     names = ("photos\\1.png", "photos/a\\b.png")
     expected = [tmp_path / "photos" / "1.png", tmp_path / "photos" / "a\\b.png"]
     write_text(tmp_path / "labels.csv", "path,label\n" + "".join(f"{name},cat\n" for name in names))
-    assert [*image_folder.read_csv(tmp_path / "labels.csv")["train"].files] == expected
+    assert [*label_tables.read_csv(tmp_path / "labels.csv")["train"].files] == expected
     write_text(tmp_path / "captions.csv", "image,caption\n" + "".join(f"{name},a cat\n" for name in names))
     assert [*captions.parse_caption_files(tmp_path / "captions.csv").splits[""]] == expected
     write_text(tmp_path / "data.yaml", "train: train.txt\nnames: [cat]\n")
@@ -492,6 +492,9 @@ def test_several_coco_files_of_a_split_are_rejected(tmp_path):
     write_coco(tmp_path / "keypoints_val.json")
     with pytest.raises(Error, match=r"keypoints_val\.json \(val\), train\.json \(train\), val\.json \(val\)"):
         coco.read_coco(tmp_path)
+    for split in ("train", "val"):
+        write_coco(tmp_path / "folders" / split / "labels.json")
+    assert coco.read_coco(tmp_path / "folders").splits.keys() == {"train", "val"}
     (tmp_path / "keypoints_val.json").rename(tmp_path / "all.json")
     with pytest.raises(Error, match=r"all\.json \(no split\)"):
         coco.read_coco(tmp_path)
@@ -508,6 +511,53 @@ def test_caption_files_of_splits_with_equal_image_names(tmp_path):
     rows = [f"1.png,a {split} image,{split}\n" for split in ("val", "train")]
     write_text(tmp_path / "all.csv", "image,caption,split\n" + "".join(rows))
     assert captions.parse_caption_files(tmp_path / "all.csv").splits == splits
+
+
+@pytest.mark.parametrize("prefix", ["", "./", "images/", "C:\\data\\images\\"])
+def test_images_of_equal_names_are_distinguished_by_their_folders(prefix, tmp_path):
+    """Paths are relative to a folder below that of the table, or absolute on another computer."""
+    folders = [f"video{index}" for index in range(120)]
+    for folder in folders:
+        write_image(tmp_path / "images" / folder / "frames" / "1.png")
+    names = [f"{prefix}{folder}/frames/1.png" for folder in folders]
+    write_text(tmp_path / "a" / "captions.csv", "image,caption\n" + "".join(f"{name},a {name}\n" for name in names))
+    write_text(
+        tmp_path / "b" / "boxes.csv", "image,x1,y1,x2,y2,label\n" + "".join(f"{name},1,2,9,9,cat\n" for name in names)
+    )
+    found = captions.parse_caption_files(tmp_path / "a", tmp_path).splits[""]
+    assert [path.parent.parent.name for path in found] == folders
+    dataset = formats.read_boxes(formats.SourceFormat("box CSV", tmp_path / "b"), tmp_path)
+    assert [entry.image_path.parent.parent.name for entry in dataset.splits[""]] == folders
+
+
+@pytest.mark.parametrize(("names", "splits"), [(("train", "test"), {"train": 4, "test": 2}), (("a", "b"), None)])
+def test_tables_of_labels_are_splits(names, splits, tmp_path, fukami):
+    for index in range(6):
+        write_image(tmp_path / "shop" / "images" / f"{index}.png")
+    for name, rows in zip(names, (range(4), range(4, 6)), strict=True):
+        lines = "".join(f"images/{index}.png,{'ab'[index % 2]}\n" for index in rows)
+        write_text(tmp_path / "shop" / f"{name}.csv", f"path,label\n{lines}")
+    source = identify_source(str(tmp_path / "shop"))
+    assert source.get_title("labels") == "CSV of labels"
+    if splits is None:
+        with pytest.raises(Error, match=r"several annotation files.*a\.csv \(no split\), b\.csv \(no split\)"):
+            label_tables.read_csv(tmp_path / "shop")
+        assert "several annotation files" in fukami("doctor", "shop").out
+        return
+    assert {split: len(part.files) for split, part in label_tables.read_csv(tmp_path / "shop").items()} == splits
+    result = fukami("doctor", "shop")
+    assert "no problem among 6 readable images of 2 classes" in result.err, result.err
+
+
+def test_polygons_of_a_description_elsewhere(tmp_path):
+    """As in Ultralytics' layout, in which the images are in another folder."""
+    for index in range(COUNT):
+        write_image(tmp_path / "datasets" / "images" / "train" / f"{index}.png")
+        write_text(tmp_path / "datasets" / "labels" / "train" / f"{index}.txt", "0 .1 .1 .5 .3 .4 .9\n")
+    write_text(tmp_path / "project" / "seg.yaml", "path: ../datasets\ntrain: images/train\nnames: [cat]\n")
+    for spec in (tmp_path / "project", tmp_path / "project" / "seg.yaml"):
+        train, _, _, labels = segmentation_data.load_dataset(str(spec), 0.0)
+        assert (len(train), labels) == (COUNT, ("background", "cat"))
 
 
 def test_tables_with_quotation_marks(tmp_path):
@@ -667,7 +717,16 @@ def test_composed_and_decomposed_names_are_equal(tmp_path):
     """macOS decomposes the characters of file names."""
     write_image(tmp_path / unicodedata.normalize("NFD", "ガ.png"))
     (tmp_path / "labels.csv").write_text(unicodedata.normalize("NFC", "path,label\nガ.png,a\n"), encoding="utf-8")
-    (file,) = image_folder.read_csv(tmp_path / "labels.csv")["train"].files
+    (file,) = label_tables.read_csv(tmp_path / "labels.csv")["train"].files
     assert file.is_file()
+    composed, decomposed = (unicodedata.normalize(form, "ガ") for form in ("NFC", "NFD"))
+    for kind, suffix, text in (("VOC", "xml", XML.format(2)), ("YOLO", "txt", "0 .5 .5 .4 .4\n")):
+        write_image(tmp_path / kind / "images" / f"{decomposed}.png")
+        write_text(tmp_path / kind / "labels" / f"{composed}.{suffix}", text)
+        dataset = formats.read_boxes(identify_source(str(tmp_path / kind)).require("boxes"))
+        assert [len(entry.boxes) for entry in dataset.splits[""]] == [1]
+    write_image(tmp_path / "masks" / "images" / f"{decomposed}.png")
+    write_mask(tmp_path / "masks" / "masks" / f"{composed}.png", 0)
+    assert len(segmentation_data.load_dataset(str(tmp_path / "masks"), 0.0).train) == 1
     index = annotation_files.ImageIndex(tmp_path, [*tmp_path.iterdir()])
     assert index.find(unicodedata.normalize("NFC", "ガ.png"), tmp_path / "a.json", "") == file

@@ -23,7 +23,19 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from fukami import Error
-from fukami.data import archives, captions, coco, image_folder, labeled_images, mnist, tar, voc, yaml_file, yolo
+from fukami.cli import doctor
+from fukami.data import (
+    archives,
+    captions,
+    coco,
+    label_tables,
+    labeled_images,
+    mnist,
+    tar,
+    voc,
+    yaml_file,
+    yolo,
+)
 from fukami.data.sources import identify_source
 from fukami.detection import data as detection_data
 from fukami.engine import pretrained, state_dicts, tensor_files
@@ -325,7 +337,7 @@ def test_xml_in_a_python_specific_encoding_is_not_decoded(tmp_path, monkeypatch)
     [
         ("a: &a [x, x]\nnames: [*a, *a]\n", "line 1: is not valid YAML .anchors"),
         ("names: " + "[" * 20_000, "nested too deeply"),
-        ("names: " + "x" * (3 << 20), "more than the limit of 2,097,152"),
+        ("names: " + "x" * (3 << 20), "more than the limit of 262,144"),
         ("names: [a\n", "is not valid YAML"),
     ],
 )
@@ -338,7 +350,7 @@ def test_unsafe_or_invalid_yaml_is_rejected(text, message, tmp_path):
 def test_yaml_names_are_plain_text(tmp_path):
     """Booleans, dates and base-60 numbers are not converted; long base-60 numbers take hours to compute."""
     (tmp_path / "images").mkdir()
-    text = "train: images\nval:\ntest: ~\nnames: [yes, no, 2001-01-01, '7', 1:30, " + "1" + ":59" * 100_000 + "]"
+    text = "train: images\nval:\ntest: ~\nnames: [yes, no, 2001-01-01, '7', 1:30, " + "1" + ":59" * 70_000 + "]"
     (tmp_path / "data.yaml").write_text(text)
     (tmp_path / "images" / "1.png").write_bytes(create_png())
     assert yolo.read_yolo(tmp_path).labels[:5] == ("yes", "no", "2001-01-01", "7", "1:30")
@@ -358,7 +370,7 @@ def test_json_that_is_nested_too_deeply_is_rejected(deep, tmp_path):
 def test_an_oversized_csv_field_is_an_error_with_its_line(text, tmp_path):
     (tmp_path / "x.csv").write_text(text)
     with pytest.raises(Error, match=r"x\.csv, line \d+: is not valid CSV"):
-        image_folder.read_csv(tmp_path / "x.csv")
+        label_tables.read_csv(tmp_path / "x.csv")
 
 
 def build_coco(outline, width=9, height=8):
@@ -382,12 +394,17 @@ ZIGZAG = [value for index in range(100_000) for value in (index % 2 * 9, index %
         {"size": [1 << 20, 1 << 20], "counts": [1 << 40]},
         {"size": [8, 9], "counts": [1 << 40]},
         {"size": [8, 9], "counts": "oooooooooooo"},
+        {"size": [8, 9], "counts": [3, 4]},  # the library would not set the other pixels
+        {"size": [8, 9], "counts": []},
+        {"size": [8, 9], "counts": [80, -8]},
+        {"size": [8, 9], "counts": "34"},
+        [[[0, 0], [4, 0], [4, 4]]],
         {"counts": [72]},
         [[1e12, 0, 5, 5, 0, 5]],
         [[float("nan"), 0, 5, 5, 0, 5]],
         [ZIGZAG],
     ],
-    ids=range(8),
+    ids=range(13),
 )
 def test_an_invalid_outline_is_an_error_with_its_annotation(outline, tmp_path):
     (tmp_path / "1.png").write_bytes(create_png())
@@ -436,6 +453,9 @@ def test_a_csv_in_an_archive_cannot_refer_to_images_outside(secret, tmp_path, ca
     write_zip(tmp_path / "x.zip", [("labels.csv", text), ("1.png", create_png())])
     with pytest.raises(Error, match=r"labels.csv, line 2: .*secret.png lies outside the archive"):
         labeled_images.load_labeled_images(str(tmp_path / "x.zip"))
+    findings = doctor.validate_dataset(str(tmp_path / "x.zip"))
+    assert [problem.detail.split(",")[0] for problem in findings.problems][:1] == ["lies outside the archive"]
+    assert findings.image_counts == {}
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")

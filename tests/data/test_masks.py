@@ -59,6 +59,9 @@ def read_maps(samples):
         ("labelmap.txt", "# label:color_rgb:parts:actions\nroad:128,64,128::\nsky:70,130,180::\n", ("road", "sky"), {},
          {(128, 64, 128): 0, (70, 130, 180): 1}),
         ("_classes.csv", "Pixel Value, Class\n0, background\n1, crack\n", ("background", "crack"), {0: 0, 1: 1}, {}),
+        ("labelmap.txt", "person:192,128,128:head,hand:jumping\n", ("person",), {}, {(192, 128, 128): 0}),
+        ("classes.csv", "sky\nroad\n", ("sky", "road"), {0: 0, 1: 1}, {}),
+        ("classes.csv", "name\nsky\nroad\n", ("sky", "road"), {0: 0, 1: 1}, {}),
         ("codes.txt", "sky\nunlabeled\ntree\n", ("sky", "tree"), {0: 0, 1: -1, 2: 1}, {}),
     ],
 )  # fmt: skip
@@ -106,6 +109,8 @@ def test_masks_by_value_and_by_color(tmp_path):
     assert MaskFile(save(tmp_path / "gray.png", pixels), class_table).read().tolist() == expected
     assert MaskFile(save(tmp_path / "palette.png", pixels, palette), class_table).read().tolist() == expected
     assert MaskFile(save(tmp_path / "rgb.png", np.stack([pixels] * 3, 2)), class_table).read().tolist() == expected
+    Image.fromarray(np.stack([pixels, np.full_like(pixels, 99)], 2)).save(tmp_path / "alpha.png")
+    assert MaskFile(tmp_path / "alpha.png", class_table).read().tolist() == expected
     Image.fromarray(pixels.astype(np.uint16)).save(tmp_path / "deep.png")
     assert MaskFile(tmp_path / "deep.png", class_table).read().tolist() == expected
     by_color = class_tables.ClassTable(
@@ -210,6 +215,10 @@ def test_voc(tmp_path):
     )
     train, val, _, _ = segmentation_data.load_dataset(str(tmp_path), 0.2)
     assert (read_maps(train), read_maps(val)) == ({"one": [[1, 16]]}, {"two": [[0, 13]]})
+    save(tmp_path / "SegmentationClass/one.png", np.zeros((1, 2, 3)))  # without objects, so without colors
+    (lists / "train.txt").write_text("JPEGImages/one.jpg\n")
+    train, val, _, _ = segmentation_data.load_dataset(str(tmp_path), 0.2)
+    assert (read_maps(train), read_maps(val)) == ({"one": [[1, 1]]}, {"two": [[0, 13]]})
 
 
 @pytest.mark.parametrize(("ending", "road", "other"), [("labelIds", 7, 6), ("labelTrainIds", 0, 255)])
@@ -550,6 +559,19 @@ def test_an_outline_without_area_is_not_drawn(tmp_path, outline):
     (tmp_path / "annotations.json").write_text(json.dumps(content))
     ((_, mask),) = segmentation_data.index_dataset(identify_source(str(tmp_path), "masks")).splits[""]
     assert (mask.read() == 1).all()
+
+
+def test_an_object_without_an_outline_is_its_box(tmp_path):
+    write_coco(tmp_path, ["cat"])
+    content = json.loads((tmp_path / "annotations.json").read_text())
+    box = {**content["annotations"][0], "id": 2, "bbox": [5, 4, 4, 4], "segmentation": []}
+    content["annotations"].append(box)
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    ((_, mask),) = segmentation_data.index_dataset(identify_source(str(tmp_path), "masks")).splits[""]
+    pixels = mask.read()
+    assert (pixels[:4, :4] == 2).all()
+    assert (pixels[4:, 5:] == 2).all()
+    assert (pixels == 2).sum() == 32
 
 
 def test_outlines_of_a_stored_image_rotate_with_it(tmp_path):

@@ -86,7 +86,7 @@ def test_all_outputs_have_the_same_boxes(run, fukami, tmp_path, monkeypatch):
     """JSON, drawing, page and HTTP; a flag and a request override the run's threshold, until the next request."""
     folder, image, threshold, count = run
     drawn = []
-    monkeypatch.setattr("fukami.image.io.draw_boxes", lambda picture, boxes, labels: drawn.append(boxes) or picture)
+    monkeypatch.setattr("fukami.image.draw.draw_boxes", lambda picture, boxes, labels: drawn.append(boxes) or picture)
     (prediction,) = fukami("predict", folder, image, "--out", tmp_path / "drawn").json
     assert len(prediction["boxes"]) == count
     assert min(box["score"] for box in prediction["boxes"]) == threshold

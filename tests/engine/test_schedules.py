@@ -181,3 +181,10 @@ def test_plateau_of_a_metric_for_which_less_is_better():
     for value in (0.9, 0.7, 0.8, 0.7):
         plateau.on_evaluation({"frechet_vgg16": value}, "min")
     assert (plateau.best, plateau(0.5)) == (0.7, 0.5)
+
+
+@pytest.mark.parametrize("value", ["x", -1, 10**400, 1.5, None])
+def test_a_checkpoint_of_a_plateau_schedule_is_validated(value):
+    schedule = schedules.ReduceOnPlateau(2, 0.1)
+    with pytest.raises(ValueError, match="num_drops should be an integer"):
+        schedule.load_state_dict({"best": 1.0, "num_bad_evals": 0, "num_drops": value})

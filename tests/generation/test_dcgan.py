@@ -297,6 +297,19 @@ def test_duplicate_fraction_does_not_depend_on_the_feature_extractor(build_task)
     assert fractions == [pytest.approx(expected, abs=0.01)] * 2
 
 
+def test_the_features_of_digits_do_not_change_the_number_of_threads(monkeypatch):
+    """A resumed run keeps its number, even with fewer processors; the number of threads affects the rounding."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("fukami.engine.runtime.count_cpus", lambda: 1)
+    num_threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        generation_features.load_feature_extractor("digits", 28, 1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(num_threads)
+
+
 def test_features_of_digits_come_from_the_bundled_classifier(few_digits):
     """The classifier layer returns the classifier's logits; real digits are legible."""
     extractor = generation_features.load_feature_extractor("auto", 28, 1)

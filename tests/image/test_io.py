@@ -19,6 +19,7 @@ from fukami.data.streaming import ImageDecoder
 from fukami.engine.runtime import Runtime
 from fukami.engine.task import Task
 from fukami.image import digit_extraction
+from fukami.image import draw as image_draw
 from fukami.image import io as image_io
 from fukami.image.transform import ResizeTransform, SquareTransform
 
@@ -364,7 +365,7 @@ def test_batch_continues_after_files_that_exhaust_memory(fukami, monkeypatch, di
     (tmp_path / "wide.png").write_bytes(png(99_999_999, 1))
     Image.open(large).resize((41, 43)).save(tmp_path / "large.png")
     Image.open(drawn).resize((37, 39)).save(tmp_path / "drawn.png")
-    prepare, draw = SquareTransform.__call__, image_io.draw_prediction
+    prepare, draw = SquareTransform.__call__, image_draw.draw_prediction
     monkeypatch.setattr(
         SquareTransform,
         "__call__",
@@ -457,7 +458,7 @@ def test_resize_and_crop_uses_the_center(photo):
 @pytest.mark.parametrize("size", [(40, 30), (3, 900), (900, 3), (1, 1), (1500, 1000)])
 def test_predictions_are_drawn_for_images_of_any_shape(size):
     model_input = np.full((1, 28, 28), 200, np.uint8)
-    drawn = image_io.draw_prediction(Image.new("RGB", size, (250, 0, 0)), model_input, "深み (99 %)")
+    drawn = image_draw.draw_prediction(Image.new("RGB", size, (250, 0, 0)), model_input, "深み (99 %)")
     pixels = np.asarray(drawn)
     assert (pixels[0, 0] == 255).all()
     assert ((pixels == (250, 0, 0)).all(-1)).any()
@@ -501,7 +502,7 @@ def make_random_boxes(random, count, size, labels):
 def test_labels_do_not_overlap_and_stay_in_the_image(random, size):
     boxes = [tuple(each["box"]) for each in make_random_boxes(random, 60, size, ["cat"])]
     sizes = [(float(width), 20.0) for width in random.uniform(40, 110, 60)]
-    places = image_io.place_labels(boxes, sizes, size)
+    places = image_draw.place_labels(boxes, sizes, size)
     assert places[0] is not None
     shown = [position for position in places if position]
     assert len(shown) > 10
@@ -517,12 +518,14 @@ def test_labels_do_not_overlap_and_stay_in_the_image(random, size):
 def test_boxes_are_drawn_at_any_size(random, size):
     """Boxes have class colors and labels; small images are enlarged, and the input is not modified."""
     image = Image.new("L", size, 255)
-    drawn = image_io.draw_boxes(image, make_random_boxes(random, 9, size, ["cat", "dög", "犬"]), ("cat", "dög"))
+    drawn = image_draw.draw_boxes(image, make_random_boxes(random, 9, size, ["cat", "dög", "犬"]), ("cat", "dög"))
     assert max(drawn.size) >= 480
     assert drawn.width * size[1] == drawn.height * size[0]
-    assert {image_io.get_class_color(0), image_io.get_class_color(1)} <= {color for _, color in drawn.getcolors(2**20)}
+    assert {image_draw.get_class_color(0), image_draw.get_class_color(1)} <= {
+        color for _, color in drawn.getcolors(2**20)
+    }
     assert image.getextrema() == (255, 255)
-    assert image_io.draw_boxes(image, [], ("cat",)).getextrema() == ((255, 255),) * 3
+    assert image_draw.draw_boxes(image, [], ("cat",)).getextrema() == ((255, 255),) * 3
 
 
 def test_boxes_are_drawn_on_their_edges_with_the_highest_score_on_top():
@@ -531,13 +534,13 @@ def test_boxes_are_drawn_on_their_edges_with_the_highest_score_on_top():
     boxes = [
         {"label": label, "score": score, "box": box} for label, score in (("cat", 0.5), ("dog", 0.9), ("cow", 0.1))
     ]
-    drawn = np.asarray(image_io.draw_boxes(ground, boxes, ("cat", "dog", "cow")))
+    drawn = np.asarray(image_draw.draw_boxes(ground, boxes, ("cat", "dog", "cow")))
     for y, x in ((200, 100), (200, 499), (80, 450), (299, 300)):
-        assert tuple(drawn[y, x]) == image_io.get_class_color(1)
+        assert tuple(drawn[y, x]) == image_draw.get_class_color(1)
     assert drawn[200, 300].max() == drawn[40, 550].max() == 0
 
 
 def test_class_colors_differ():
-    colors = np.array([image_io.get_class_color(index) for index in range(20)])
+    colors = np.array([image_draw.get_class_color(index) for index in range(20)])
     distances = np.abs(colors[:, None] - colors[None]).sum(-1) + 999 * np.eye(20)
     assert distances.min() > 40

@@ -487,6 +487,21 @@ def test_actions_are_random_before_the_training(build_task):
     assert train.epsilon == pytest.approx(0.1)
 
 
+def test_values_of_many_episodes_are_predicted_in_parts(monkeypatch):
+    sizes = []
+    episodes = DQN(eval_episodes=600).build_episodes()
+
+    def predict_values(states):
+        sizes.append(len(states))
+        return torch.zeros(len(states), 3)
+
+    returns, _, _ = episodes.run(predict_values)
+    assert len(returns) == 600
+    assert sizes[:3] == [256, 256, 88]
+    with pytest.raises(UsageError, match="--eval-episodes times --frame-stack is 320,000"):
+        DQN(eval_episodes=10_000, frame_stack=32, buffer_size=10_000)
+
+
 def test_the_buffer_of_an_evaluation_has_only_the_frames_of_the_states():
     buffer = ReplayBuffer(3, (84, 84), 4, is_saved=False)
     assert buffer.num_slots == 4

@@ -20,6 +20,7 @@ from fukami.data.samples import PaddedBatch
 from fukami.engine.ensemble import build_ensemble
 from fukami.engine.load_run import load_task
 from fukami.engine.runtime import Runtime
+from fukami.image import draw as image_draw
 from fukami.image import io as image_io
 from fukami.image.tiles import compute_tile_starts
 from fukami.image.transform import ResizeTransform
@@ -356,17 +357,19 @@ def test_ensembles_average_probabilities():
 
 def test_overlays_have_the_colors_of_the_classes():
     """A well-known class has its conventional color; the background leaves the image unchanged."""
-    colors = image_io.get_class_colors(("background", "road", "otter"))
+    colors = image_draw.get_class_colors(("background", "road", "otter"))
     assert colors[:2] == [(0, 0, 0), (128, 64, 128)]
-    assert colors[2] == image_io.get_class_color(2)
+    assert colors[2] == image_draw.get_class_color(2)
     classes = np.zeros((8, 12), np.uint8)
     classes[:, 6:] = 1
-    overlay = np.asarray(image_io.overlay_mask(Image.new("L", (12, 8), 200), classes, colors))
+    overlay = np.asarray(image_draw.overlay_mask(Image.new("L", (12, 8), 200), classes, colors))
     assert (overlay[:, :6] == 200).all()
-    tinted = [round(200 * (1 - image_io.OVERLAY_ALPHA) + image_io.OVERLAY_ALPHA * level) for level in (128, 64, 128)]
+    tinted = [
+        round(200 * (1 - image_draw.OVERLAY_ALPHA) + image_draw.OVERLAY_ALPHA * level) for level in (128, 64, 128)
+    ]
     assert (overlay[:, 7:] == tinted).all()
     assert (overlay[:, 6] > overlay[:, 7]).all()  # the line between the two classes
-    palette = image_io.apply_palette(classes, colors)
+    palette = image_draw.apply_palette(classes, colors)
     assert np.array_equal(np.asarray(palette), classes)
     assert palette.convert("RGB").getpixel((9, 3)) == (128, 64, 128)
 
@@ -376,12 +379,12 @@ def test_legends_of_a_video_have_one_size():
     names = [f"class {index}" for index in range(30)]
     entries = [(name, (9, 9, 9)) for name in names]
     images = [
-        image_io.draw_legend(Image.new("RGB", (640, 360)), entries[:count], names, 21) for count in (0, 1, 13, 30)
+        image_draw.draw_legend(Image.new("RGB", (640, 360)), entries[:count], names, 21) for count in (0, 1, 13, 30)
     ]
     assert len({image.size for image in images}) == 1
     assert images[0].size[0] == 640
     assert len({image.tobytes() for image in images}) == 4
-    assert image_io.draw_legend(Image.new("RGB", (64, 36)), entries[:1], names, 2).width == 64 * 8
+    assert image_draw.draw_legend(Image.new("RGB", (64, 36)), entries[:1], names, 2).width == 64 * 8
 
 
 def test_report_shows_the_best_median_and_worst_images():

@@ -495,6 +495,29 @@ def test_openings_have_up_to_the_maximum_of_random_moves():
     assert set(group.opening_lengths.tolist()) == {0, 1, 2, 3, 4}
 
 
+class LargestNumbers(np.random.Generator):
+    """Generator of the largest numbers below 1."""
+
+    def random(self, size=None):
+        return np.full(size, 1 - 2**-53)
+
+
+def test_a_sampled_move_has_visits(monkeypatch):
+    """Also if the sum of the policy in float32 is above the last cumulative sum, because of rounding."""
+    rng = np.random.default_rng(0)
+    policies = np.zeros((1, 9), np.float32)
+    while policies.sum() <= policies.cumsum(1)[0, -1]:
+        policies[0, 1:] = rng.dirichlet(np.ones(8))
+    group = build_group(1, search=SearchOptions(4, c_puct=1.5), temperature_moves=1)
+    result = group.search.search(group.states, np.array([4]), rng, np.array([True]))
+    result = result._replace(policies=policies, is_proven=np.array([False]))
+    monkeypatch.setattr(group.search, "search", lambda *arguments: result)
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: LargestNumbers(np.random.PCG64(0)))
+    group.play_moves()
+    move = (TicTacToe().planes(group.states)[0, 1].flatten() != 0).argmax()
+    assert policies[0, move] > 0
+
+
 @pytest.mark.parametrize("c_puct", [0.0, 1.5])
 def test_games_in_progress_are_restored(c_puct):
     fields = {"search": SearchOptions(4, c_puct=c_puct), "random_opening_moves": 3, "temperature_moves": 5}

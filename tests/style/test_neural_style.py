@@ -470,6 +470,14 @@ def test_the_command_reports_errors(fukami, images, out, options, message):
     assert list(Path().iterdir()) == []
 
 
+def test_a_folder_that_cannot_be_resumed_is_kept(fukami, images):
+    Path("art.run").mkdir()
+    Path("art.run", "recipe.json").write_text("{}")
+    Path("art.run", "notes").symlink_to(images)
+    assert fukami(*build_command(images, "art.png", "--resume")).status == 1
+    assert Path("art.run", "recipe.json").exists()
+
+
 def test_the_command_does_not_overwrite_its_inputs(fukami, images):
     result = fukami(*build_command(images, images / "style.png"))
     assert result.status == 2

@@ -26,6 +26,7 @@ from fukami.data.samples import Sample
 from fukami.engine import padded_images, run_record
 from fukami.engine.load_run import load_task
 from fukami.engine.prediction import Prediction
+from fukami.image import draw as image_draw
 from fukami.image import io as image_io
 from fukami.layers import boxes
 from fukami.selective_search.plots import arrange_panels
@@ -68,7 +69,7 @@ def draw_detections(task: fukami.Task, photograph: Image.Image, prediction: Pred
         {**box, "box": [edge * ratio + margins[index % 2] for index, edge in enumerate(box["box"])]}
         for box in prediction["boxes"]
     ]
-    return image_io.draw_boxes(padded, detections, task.labels)
+    return image_draw.draw_boxes(padded, detections, task.labels)
 
 
 def draw_stages(run: str, index: int) -> Image.Image:

@@ -28,6 +28,7 @@ from fukami.cli import augmentation_grids
 from fukami.data import cifar, image_folder
 from fukami.engine import lr_finder, run_record, schedules
 from fukami.engine.load_run import load_task
+from fukami.image import plots as image_plots
 
 OPERATIONS = ("flip", "pad-crop=4", "rotate=15", "brightness", "saturation", "hue=0.05", "cutmix")
 SCHEDULES = [  # values of --schedule, in rows
@@ -71,9 +72,9 @@ def plot_lr_range_test(out: Path) -> None:
 def draw_augmentation(out: Path) -> None:
     """Draw the grid of augmented images of ``fukami show cifar10``."""
     path = out / "augmentation.png"
-    augmentation_grids.save_grid(
-        augmentation_grids.sample_images("cifar10", OPERATIONS, num_images=6, num_variants=6, seed=2), path
-    )
+    options = augmentation_grids.GridOptions(OPERATIONS, num_variants=6, seed=2)
+    rows = augmentation_grids.sample_images("cifar10", options)
+    augmentation_grids.save_grid(image_plots.plot_variants(rows), path)
     Image.open(path).convert("RGB").save(path, optimize=True)
 
 

@@ -21,6 +21,7 @@ import fukami
 from fukami.data.samples import PROPOSAL, PaddedBatch
 from fukami.engine import run_record
 from fukami.engine.load_run import load_task
+from fukami.image import draw as image_draw
 from fukami.image import io as image_io
 from fukami.layers import boxes
 from fukami.layers.roi_warp import warp_regions
@@ -63,7 +64,7 @@ def draw_detections(task: fukami.Task, photograph: Image.Image, batch: PaddedBat
     scores, classes = task.score_regions(task.get_features(image, proposals).float()).max(1)
     positive = scores >= MIN_SCORE
     ratio = photograph.width / float(batch.sizes[0, 1])
-    colors = [image_io.get_class_color(index) for index in classes[positive].tolist()]
+    colors = [image_draw.get_class_color(index) for index in classes[positive].tolist()]
     candidates = draw_outlines(photograph, proposals[positive].numpy() * ratio, colors, PANEL_WIDTH)
     (results,) = task.detect_batch(batch)
     to_panel = PANEL_WIDTH / float(batch.sizes[0, 1])
@@ -74,7 +75,7 @@ def draw_detections(task: fukami.Task, photograph: Image.Image, batch: PaddedBat
         )
         if score >= MIN_SCORE
     ]
-    drawing = image_io.draw_boxes(resize_to_width(photograph, PANEL_WIDTH), detections, task.labels)
+    drawing = image_draw.draw_boxes(resize_to_width(photograph, PANEL_WIDTH), detections, task.labels)
     titles = f"{len(colors)} regions classified as objects", f"{len(detections)} detections"
     return arrange_panels([(candidates, titles[0]), (drawing, titles[1])], 2)
 
@@ -95,9 +96,9 @@ def main() -> None:
     is_object = (batch.classes[0] >= 0) & (batch.kinds[0] != PROPOSAL)
 
     ratio = photograph.width / float(batch.sizes[0, 1])
-    colors = [image_io.get_class_color(index) for index in range(NUM_PROPOSALS)]
+    colors = [image_draw.get_class_color(index) for index in range(NUM_PROPOSALS)]
     annotated = draw_outlines(
-        photograph, sample.boxes, [image_io.get_class_color(index) for index in sample.classes.tolist()], PANEL_WIDTH
+        photograph, sample.boxes, [image_draw.get_class_color(index) for index in sample.classes.tolist()], PANEL_WIDTH
     )
     first = draw_outlines(photograph, proposals[:NUM_PROPOSALS].numpy() * ratio, colors, PANEL_WIDTH)
     panels = [

@@ -8,8 +8,7 @@ FCN is a run of the first command, 50 minutes on two cores, and SEGNET of the se
 $FUKAMI_DATA, and FILE contains the convolutions of VGG-16 (vgg16_features_imagenet.safetensors):
 
     fukami train fcn8s-vgg16 --data camvid --training staged --stage-lr-factor 0.3 --augment flip crop=0.5 \\
-      brightness=0.3 --balance root --eval-every 8 --init FILE --batch-norm --hidden 512 --lr 2e-3 \\
-      --backbone-lr-factor 0.1 --min-size 180 --epochs 8 --batch-size 2 --no-compile
+      brightness=0.3 --eval-every 8 --init FILE --epochs 8
     fukami train segnet-vgg16 --data camvid --augment flip crop=0.5 brightness=0.3 --balance root --eval-every 10 \\
       --init FILE --lr 3e-3 --backbone-lr-factor 0.08 --min-size 180 --epochs 36 --batch-size 2 --no-compile
 """
@@ -25,6 +24,7 @@ from PIL import Image
 import fukami
 from fukami.data.samples import Sample
 from fukami.engine.load_run import load_task
+from fukami.image import draw as image_draw
 from fukami.image import io as image_io
 from fukami.segmentation import data as segmentation_data
 from fukami.selective_search.plots import arrange_panels
@@ -44,15 +44,15 @@ def load_samples() -> tuple[Sample, ...]:
 
 def draw_legend(image: Image.Image, labels: tuple[str, ...]) -> Image.Image:
     """Draw the names and colors of all classes below an image."""
-    entries = list(zip(labels, image_io.get_class_colors(labels), strict=True))
-    return image_io.draw_legend(image, entries, labels, len(entries))
+    entries = list(zip(labels, image_draw.get_class_colors(labels), strict=True))
+    return image_draw.draw_legend(image, entries, labels, len(entries))
 
 
 def draw_inputs(sample: Sample, labels: tuple[str, ...]) -> list[Panel]:
     """Draw an image and its ground truth; unlabeled pixels are white."""
     image = image_io.read_image(sample.source)
-    colors = [image_io.WHITE, *image_io.get_class_colors(labels)]
-    truth = image_io.overlay_mask(image, sample.mask.read(), colors)
+    colors = [image_io.WHITE, *image_draw.get_class_colors(labels)]
+    truth = image_draw.overlay_mask(image, sample.mask.read(), colors)
     return [(resize_to_width(image, PANEL_WIDTH), "image"), (resize_to_width(truth, PANEL_WIDTH), "ground truth")]
 
 
@@ -60,7 +60,7 @@ def predict(task: fukami.Task, image: Image.Image) -> tuple[np.ndarray, Image.Im
     """Predict the class index of each pixel; also return the image with the classes overlaid."""
     (prediction,) = task.predict([image])
     classes = task.decode_masks(prediction)
-    return classes, image_io.overlay_mask(image, classes, image_io.get_class_colors(task.labels))
+    return classes, image_draw.overlay_mask(image, classes, image_draw.get_class_colors(task.labels))
 
 
 def draw_fcn(run: Path) -> Image.Image:
@@ -78,7 +78,7 @@ def draw_fcn(run: Path) -> Image.Image:
             is_wrong = (truth > 0) & (classes + 1 != truth)
             title = f"{name}: {1 - is_wrong.sum() / (truth > 0).sum():.1%} of the pixels correct"
             panels.append((resize_to_width(overlay, PANEL_WIDTH), title))
-        errors = image_io.overlay_mask(image.convert("L"), is_wrong.astype(np.uint8), [image_io.BLACK, RED])
+        errors = image_draw.overlay_mask(image.convert("L"), is_wrong.astype(np.uint8), [image_draw.BLACK, RED])
         panels.append((resize_to_width(errors, PANEL_WIDTH), "errors of FCN-8s"))
     return draw_legend(arrange_panels(panels, 3), labels)
 

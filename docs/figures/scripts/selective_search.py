@@ -11,6 +11,7 @@ from images import create_parser, draw_outlines, save_image
 from PIL import Image, ImageDraw, ImageFont
 
 from fukami.detection import data as detection_data
+from fukami.image import draw as image_draw
 from fukami.image import io as image_io
 from fukami.layers import boxes
 from fukami.selective_search import grouping, search
@@ -67,7 +68,7 @@ def main() -> None:
     )
 
     proposals = search.propose_regions(pixels)
-    colors = [image_io.get_class_color(index) for index in range(NUM_BOXES)]
+    colors = [image_draw.get_class_color(index) for index in range(NUM_BOXES)]
     first = draw_outlines(image, proposals[:NUM_BOXES], colors, PANEL_WIDTH)
     panels = [
         (first, f"the first {NUM_BOXES} of {len(proposals):,} boxes"),

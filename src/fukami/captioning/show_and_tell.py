@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from fukami.captioning import tokenizer
-from fukami.captioning.tokenizer import TokenizerName
+from fukami.captioning.tokenizer import SPECIAL_TOKENS, TokenizerName
 from fukami.engine.recipe import MAX_INPUT_SIZE, Data, Recipe, check_range, get_built_in_recipe
 from fukami.engine.supervised import RESIZE_RATIO, OptimizerName, SupervisedRecipe, build_augmentation
 from fukami.errors import UsageError
@@ -235,6 +235,8 @@ class ShowAndTell(SupervisedRecipe):
         from fukami import models
         from fukami.captioning.task import CaptioningTask, DecodingConfig
 
+        if labels[: len(SPECIAL_TOKENS)] != SPECIAL_TOKENS:
+            raise ValueError(f"the vocabulary does not begin with {', '.join(SPECIAL_TOKENS)}")
         model = models.show_and_tell(
             self.encoder_recipe.build_model(1), len(labels), hidden=self.hidden, dropout=self.dropout
         )

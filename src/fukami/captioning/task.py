@@ -19,7 +19,7 @@ from fukami.data.loader import Loader
 from fukami.engine.prediction import Prediction
 from fukami.engine.task import Metrics, ModelSignature, Task, TrainingOptions
 from fukami.errors import Error, UsageError
-from fukami.image import io as image_io
+from fukami.image import draw as image_draw
 from fukami.image.channels import round_levels
 from fukami.image.transform import SquareTransform, get_normalization
 from fukami.models.show_and_tell import LSTMState, ShowAndTell
@@ -134,13 +134,11 @@ class CaptioningTask(Task):
         **options: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(model, **options)
-        self.labels, self.transform, self.decoding_config, self.frozen_encoder, self.cache_limit = (
-            labels,
-            transform,
-            decoding_config,
-            frozen_encoder,
-            cache_limit,
-        )
+        self.labels = labels
+        self.transform = transform
+        self.decoding_config = decoding_config
+        self.frozen_encoder = frozen_encoder
+        self.cache_limit = cache_limit
 
     def setup(self, runtime: "Runtime") -> None:
         """Move the network to the device."""
@@ -301,7 +299,7 @@ class CaptioningTask(Task):
 
     def draw(self, image: Image.Image, prediction: Prediction) -> Image.Image:
         """Draw the image with its caption below."""
-        return image_io.draw_caption(image, prediction["caption"])
+        return image_draw.draw_caption(image, prediction["caption"])
 
     @torch.inference_mode()
     def plot_evaluation(self, batches: Iterable[Batch]) -> "Iterator[tuple[str, FigureContent]]":

@@ -8,13 +8,14 @@ not stop the rest.
 import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from fukami.data import findings, image_folder, labeled_images, remote, shards, tar
-from fukami.data.files import list_folders, walk_files
+from fukami.data import archives, findings, image_folder, label_tables, labeled_images, remote, shards, tar
+from fukami.data.annotations import check_splits
+from fukami.data.files import list_folders, locate_file, walk_files
 from fukami.data.findings import Findings, ImageItem, PathNames
 from fukami.data.parsing import exists, is_file, read_text
 from fukami.data.sources import DataSource
@@ -36,9 +37,7 @@ def check_samples(source: DataSource, report: Findings) -> Iterator[tuple[ImageI
     elif layout == "shards":
         yield from findings.hash_images(_check_shards(source.spec, report), report)
     else:
-        items = (
-            _check_csv(root, source.images or root.parent, report) if layout == "CSV" else _check_folder(source, report)
-        )
+        items = _check_tables(root, source.images, report) if layout == "CSV" else _check_folder(source, report)
         yield from findings.hash_images(items, report)
 
 
@@ -175,8 +174,27 @@ def _check_shard(
 # lists
 
 
-def _check_csv(path: Path, folder: Path, report: Findings) -> list[ImageItem]:
-    """List the images of a folder in a CSV file with the columns ``path``, ``label`` and optionally ``split``."""
+def _check_tables(path: Path, images: Path | None, report: Findings) -> list[ImageItem]:
+    """List the images of a CSV file, or of those in a folder; paths are relative to ``images``, or to the file."""
+    tables = label_tables.find_label_tables(path)
+    try:
+        check_splits(path, tables)
+    except Error as error:
+        report.add("unreadable", str(error).removeprefix(f"{path} "), file=str(path))
+        return []
+    items = [
+        item if item.split else replace(item, split=table_split)
+        for table_split, table in tables
+        for item in _check_csv(table, images or table.parent, report, has_splits=bool(table_split))
+    ]
+    return _remove_duplicates(sorted(items, key=lambda item: item.split not in ("", "train")), report)
+
+
+def _check_csv(path: Path, folder: Path, report: Findings, *, has_splits: bool) -> list[ImageItem]:
+    """List the images of a folder in a CSV file with the columns ``path``, ``label`` and optionally ``split``.
+
+    With ``has_splits``, rows without a split belong to that of the file.
+    """
     try:
         with io.StringIO(read_text(path), newline="") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
@@ -196,10 +214,10 @@ def _check_csv(path: Path, folder: Path, report: Findings) -> list[ImageItem]:
     if not rows:
         report.add("empty", "lists no images", file=str(path))
     items = [item for line, row in rows if (item := _check_row(folder, path, line, row, report))]
-    if len({bool(item.split) for item in items}) > 1:
+    if not has_splits and len({bool(item.split) for item in items}) > 1:
         detail = "has rows with a split and rows without one, which are used for training; set all splits or none"
         report.add("no split", detail, file=str(path))
-    return _remove_duplicates(sorted(items, key=lambda item: item.split not in ("", "train")), report)
+    return items
 
 
 def _check_row(folder: Path, path: Path, line: int, row: dict[str, str | None], report: Findings) -> ImageItem | None:
@@ -209,7 +227,10 @@ def _check_row(folder: Path, path: Path, line: int, row: dict[str, str | None], 
     if not image_path:
         report.add("missing", f"{location} has no path", file=str(path))
         return None
-    file = folder / image_path
+    file = locate_file(folder, image_path)
+    if archives.is_outside(file, path):
+        report.add("missing", f"lies outside the archive, but {location} lists it", file=str(file))
+        return None
     if not is_file(file):
         reason = "is not a file" if exists(file) else "does not exist"
         report.add("missing", f"{reason}, but {location} lists it", file=str(file))

@@ -33,7 +33,7 @@ class ClassificationResults:
         self.num_top5_correct = build_counter()
         self.total_loss = torch.zeros((), device=device)  # sum of the cross entropy
         self.predictions: list[Tensor] = []  # predicted classes of each batch, (N,)
-        self.mistakes: list[tuple[Tensor, ...]] = []  # per batch: confidence, image, target and prediction
+        self.mistakes: tuple[Tensor, ...] = ()  # confidence, image, target and prediction of the most confident ones
 
     @property
     def totals(self) -> tuple[Tensor, ...]:
@@ -53,7 +53,16 @@ class ClassificationResults:
         self.num_disagreements += (member_predictions.unsqueeze(0) != member_predictions.unsqueeze(1)).sum(2)
         worst = torch.where(predicted != targets, confidence, 0).topk(min(MAX_MISTAKES, len(targets)))
         indices = worst.indices
-        self.mistakes.append((worst.values, images[indices.to(images.device)], targets[indices], predicted[indices]))
+        mistakes: tuple[Tensor, ...] = (
+            worst.values,
+            images[indices.to(images.device)],
+            targets[indices],
+            predicted[indices],
+        )
+        if self.mistakes:
+            mistakes = tuple(torch.cat(pair) for pair in zip(self.mistakes, mistakes, strict=True))
+        kept = mistakes[0].topk(min(MAX_MISTAKES, len(mistakes[0]))).indices
+        self.mistakes = tuple(column[kept.to(column.device)] for column in mistakes)
 
     def compute_metrics(self) -> dict[str, float]:
         """Compute ``accuracy`` in [0, 1], ``errors``, ``count`` and ``loss``, and ``top5_accuracy`` for many classes.

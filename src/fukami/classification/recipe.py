@@ -98,10 +98,11 @@ class ClassificationRecipe(SplitLoading, ChannelFields, SupervisedRecipe):
             raise UsageError("--freeze keeps the initial weights of the features; specify trained weights with --init")
         if self.head_epochs and (not self.init or self.freeze):
             raise UsageError("--head-epochs precede the fine-tuning of initial weights: set --init, and omit --freeze")
-        if self.quantize != "none" and (not self.init or self.freeze or self.layer_lr_decay != 1 or self.cycles > 1):
+        is_partial = self.freeze or self.head_epochs > 0 or self.layer_lr_decay != 1
+        if self.quantize != "none" and (not self.init or is_partial or self.cycles > 1):
             raise UsageError(
                 f"--quantize {self.quantize} fine-tunes the whole network of a run: specify the run with --init, and "
-                "omit --freeze, --layer-lr-decay and --cycles"
+                "omit --freeze, --head-epochs, --layer-lr-decay and --cycles"
             )
 
     def get_conditional_defaults(self) -> Mapping[str, object]:

@@ -19,7 +19,7 @@ from fukami.engine.fine_tuning import find_head
 from fukami.engine.prediction import Prediction
 from fukami.engine.task import ModelSignature, Task, TrainingOptions, match_labels
 from fukami.errors import Error, UsageError, format_names
-from fukami.image import io as image_io
+from fukami.image import draw as image_draw
 from fukami.image.transform import SquareTransform, get_normalization
 from fukami.layers import binary
 from fukami.layers.activation_checkpointing import enable_activation_checkpointing
@@ -97,13 +97,11 @@ class ClassificationTask(Task):
         self.activation_checkpointing = activation_checkpointing
         self.labels = labels
         self.transform = transform
-        self.label_smoothing, self.ema_decay, self.cycles, self.use_class_weights, self.augment = (
-            label_smoothing,
-            ema_decay,
-            cycles,
-            use_class_weights,
-            augment,
-        )
+        self.label_smoothing = label_smoothing
+        self.ema_decay = ema_decay
+        self.cycles = cycles
+        self.use_class_weights = use_class_weights
+        self.augment = augment
         self.feature_cache = feature_cache
         self.cached_head = ""  # name of the head whose input the training batches contain, after caching
         self.eval_features: tuple[Iterable[Batch], list[Tensor]] | None = None  # of these batches
@@ -191,7 +189,7 @@ class ClassificationTask(Task):
             first = self.compute_features(head, images[:1])
             is_last = torch.equal(module(first), self.model(self.normalize_images(images[:1])))
             num_views = config.num_views if loader.augmentation else 1
-            max_views = int(config.max_bytes / (len(loader.targets) * first.nbytes))
+            max_views = int(min(num_views, config.max_bytes / (len(loader.targets) * first.nbytes)))
             if auxiliary or not is_last or targets.ndim > 1 or max_views == 0:
                 return
             if max_views < num_views:
@@ -372,7 +370,7 @@ class ClassificationTask(Task):
     def draw(self, image: Image.Image, prediction: Prediction) -> Image.Image:
         """Draw the image next to the preprocessed one, with the predicted label."""
         caption = f"{prediction['label']}  ({prediction['probability']:.1%})"
-        return image_io.draw_prediction(image, self.transform.transform_preview(image), caption)
+        return image_draw.draw_prediction(image, self.transform.transform_preview(image), caption)
 
     def plot_evaluation(self, batches: Iterable[Batch]) -> "Iterator[tuple[str, FigureContent]]":
         """Yield figures of the confusion matrix, class accuracies, ensemble members and most confident errors."""
@@ -392,9 +390,8 @@ class ClassificationTask(Task):
                 "Ensemble members",
                 classification_plots.plot_member_accuracies(accuracies, int(matrix.trace()) / count, disagreement),
             )
-        confidence, images, targets, predicted = (torch.cat(column) for column in zip(*results.mistakes, strict=True))
-        candidates = confidence.topk(min(metrics.MAX_MISTAKES, len(confidence))).indices.tolist()
-        worst = [i for i in candidates if confidence[i] > 0]
+        confidence, images, targets, predicted = results.mistakes
+        worst = confidence.nonzero().flatten().tolist()
         captions = [f"{self.labels[targets[i]]} → {self.labels[predicted[i]]}  {confidence[i]:.0%}" for i in worst]
         if worst:
             shown = classification_plots.convert_images(images[worst].cpu())

@@ -102,10 +102,7 @@ def explain_model(name: str, input_shape: str | None, num_classes: int | None, o
     from fukami import models
 
     model, shape = build_model(find_name(name, models.__all__) or name, input_shape, num_classes)
-    text, layers, field = summarize_network(model, shape, "random weights")
-    print(text)
-    if out:
-        write_page(out, "explain_network.html", name=name, **plot_network(text, layers, field))
+    _explain_network(name, model, shape, "random weights", out)
 
 
 def explain_run(name: str, out: Path | None, recipe: Path | None) -> None:
@@ -115,7 +112,12 @@ def explain_run(name: str, out: Path | None, recipe: Path | None) -> None:
 
     task = load_task(run_folder.locate_unconverted_run(name), recipe=recipe)
     shape = get_input_shape(name, task)
-    text, layers, field = summarize_network(get_network(task), shape, "the run's weights")
+    _explain_network(name, get_network(task), shape, "the run's weights", out)
+
+
+def _explain_network(name: str, network: "nn.Module", shape: "Shape", weights: str, out: Path | None) -> None:
+    """Print the layer table of a network, and write its page to ``out``, if specified; ``weights`` describes them."""
+    text, layers, field = summarize_network(network, shape, weights)
     print(text)
     if out:
         write_page(out, "explain_network.html", name=name, **plot_network(text, layers, field))

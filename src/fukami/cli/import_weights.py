@@ -15,10 +15,8 @@ from fukami.layers.meta_device import use_meta_device
 from fukami.scratch import read_params
 from fukami.segmentation.fcn import FCNResNet50, FCNResNet101
 
-TORCH_MAGIC = (
-    b"PK",
-    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19",
-)  # first bytes that torch.save writes, since 1.6 and before
+# first bytes that torch.save writes, since 1.6 and before
+TORCH_MAGIC = (b"PK", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19")
 PUBLISHED_FCNS = {"coco-fcn": "fcn_resnet50", "coco-fcn-resnet101": "fcn_resnet101"}
 # The note's networks scale the hidden units and the scores by 1 - ratio at test time.
 DROPOUT_SCALE = 0.5

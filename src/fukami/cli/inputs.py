@@ -4,8 +4,12 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fukami.errors import UsageError
+
+if TYPE_CHECKING:
+    from fukami.engine.task import Task
 
 
 def split_runs_and_files(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -36,6 +40,38 @@ def _is_run(name: str) -> bool:
     return True
 
 
+def load_predictor(
+    runs: Sequence[str],
+    device: str,
+    precision: str,
+    *,
+    vote: bool,
+    views: int,
+    confidence: float | None,
+    tiles: int,
+    overrides: Sequence[str],
+    recipe: Path | None,
+) -> "Task":
+    """Load the task of runs for predictions; the arguments are those of ``fukami predict`` and ``fukami serve``.
+
+    Raises:
+        UsageError: an option is invalid, or does not apply to the runs.
+        Error: a run cannot be loaded.
+    """
+    from fukami.classification.task import set_num_views
+    from fukami.detection.options import set_detection_options
+    from fukami.engine.load_run import load_task, parse_run_overrides
+
+    fields = parse_run_overrides(runs, overrides, recipe)
+    task = load_task(*runs, device=device, precision=precision, vote=vote, overrides=fields, recipe=recipe)
+    set_num_views(task, views)
+    set_detection_options(task, confidence=confidence, tile_size=tiles)
+    return task
+
+
+MAX_STEM_BYTES = 200  # of the name of an output, which may have a longer suffix than the input; 255 is the limit
+
+
 class OutputFolder:
     """Output folder that assigns a unique path to each output and never overwrites an input.
 
@@ -55,7 +91,7 @@ class OutputFolder:
 
     def reserve_path(self, file: str, suffix: str) -> Path:
         """Return a path for an output of the input ``file`` that no other file has."""
-        stem = Path(file).stem
+        stem = Path(file).stem.encode(errors="surrogateescape")[:MAX_STEM_BYTES].decode(errors="ignore")
         key = stem.casefold(), suffix
         for number in itertools.count(self.next_numbers.get(key, 1)):
             path = self.folder / (f"{stem}.{suffix}" if number == 1 else f"{stem}-{number}.{suffix}")

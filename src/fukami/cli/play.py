@@ -144,13 +144,14 @@ def command(arguments: list[str]) -> None:
         _check_out(out)
         options.check_ranges()
         load = functools.partial(load_task, device=device, precision=precision)
-        task = load(folder, recipe=recipe, overrides=parse_run_overrides((folder,), set, recipe))
+        overrides = parse_run_overrides((folder,), set, recipe)
+        task = load(folder, recipe=recipe, overrides=overrides)
         if isinstance(task, QLearningTask):
             options.check_unused(BOARD_OPTIONS, "a run of self-play, and this run is that of an agent")
             if out is None:
                 raise UsageError("--out must be specified for an agent: an .mp4, .gif or .webp file")
-            run_recipe = cast("DQN", run_record.read_recipe(run_folder.locate_run(folder), recipe)[0])
-            record_agent(task, run_recipe, out, seed, options)
+            run_recipe, _ = run_record.read_recipe(run_folder.locate_run(folder), recipe)
+            record_agent(task, dataclasses.replace(cast("DQN", run_recipe), **overrides), out, seed, options)
             return
         from fukami.self_play.task import SelfPlayTask
 

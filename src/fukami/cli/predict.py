@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fukami.cli.arguments import run_cli
-from fukami.cli.inputs import OutputFolder, format_json_line, split_runs_and_files
+from fukami.cli.inputs import OutputFolder, format_json_line, load_predictor, split_runs_and_files
 from fukami.cli.main import InferencePrecision
 from fukami.cli.prediction_formats import OutputFormat, PredictionWriter, build_writer
 from fukami.errors import Error, UsageError, convert_memory_errors
@@ -86,17 +86,13 @@ def command(arguments: list[str]) -> None:
             recipe: File of the custom recipe that the run was trained with; a run never contains code.
             generation: Options of image generation.
         """
-        from fukami.classification.task import set_num_views
         from fukami.cli.prediction_page import PredictionPage
-        from fukami.detection.options import set_detection_options
-        from fukami.engine.load_run import load_task, parse_run_overrides
         from fukami.image import video
 
         if generation.num_samples:
-            if format != "auto":
-                raise UsageError(f"--format {format} is for predictions, and --num-samples generates images; omit it")
             options = {"--frame-interval": frame_interval != 1, "--fps": fps, "--vote": vote, "--views": views != 1,
-                       "--confidence": confidence is not None, "--tiles": tiles, "--set": set}  # fmt: skip
+                       "--confidence": confidence is not None, "--tiles": tiles, "--format": format != "auto",
+                       "--set": set}  # fmt: skip
             if unused := [name for name, is_specified in options.items() if is_specified]:
                 raise UsageError(f"{unused[0]} is for predictions, and --num-samples generates images; omit it")
             _generate_images(inputs, generation, out, device, precision, recipe)
@@ -110,36 +106,17 @@ def command(arguments: list[str]) -> None:
         if fps != 0 and not MIN_FPS <= fps <= MAX_FPS:
             raise UsageError(f"--fps should be frames per second, 0 or from {MIN_FPS:g} to {MAX_FPS:g}, not {fps:g}")
         runs, files = split_runs_and_files(inputs)
-        overrides = parse_run_overrides(runs, set, recipe)
-        task = load_task(*runs, device=device, precision=precision, vote=vote, overrides=overrides, recipe=recipe)
-        set_num_views(task, views)
-        set_detection_options(task, confidence=confidence, tile_size=tiles)
+        task = load_predictor(
+            runs, device, precision, vote=vote, views=views, confidence=confidence, tiles=tiles, overrides=set,
+            recipe=recipe,
+        )  # fmt: skip
         has_videos = any(map(video.is_video, files))
         if frame_interval != 1 and not has_videos:
             raise UsageError("--frame-interval is for videos, and there are none among the inputs; omit it")
         has_frames = fps > 0 or has_videos
         writer = build_writer(format, files, task.labels, out, has_frames=has_frames)
-        failed, count = 0, 0
         with writer, PredictionPage(None if format == "yolo" else out, task, files) as page:
-            for are_videos, group in itertools.groupby(files, video.is_video):
-                if are_videos:
-                    for file in group:
-                        failed += _predict_video(task, file, video.read_frames(file, frame_interval), page, writer)
-                        count += 1
-                elif fps:
-                    images = list(group)
-                    name = Path(images[0]).resolve().parent.name or "video"
-                    errors: list[Error] = []
-                    frames = video.read_image_sequence(images, fps, errors)
-                    failed += _predict_video(task, name, frames, page, writer)
-                    failed += len(errors)
-                    count += len(images)
-                    for error in errors:
-                        print_line(f"fukami: {error}")
-                else:
-                    group_failed, group_count = _predict_images(task, list(group), page, writer)
-                    failed += group_failed
-                    count += group_count
+            failed, count = _predict_files(task, files, frame_interval, fps, page, writer)
         if failed:
             unit = "positions" if task.reads_positions else "files"
             raise Error(f"{failed} of {count} {unit} could not be processed")
@@ -199,6 +176,48 @@ def _generate_images(
     print(f"{folder / 'grid.png'} contains all images", file=sys.stderr)
 
 
+def _predict_files(
+    task: "Task",
+    files: Sequence[str],
+    frame_interval: int,
+    fps: float,
+    page: "PredictionPage",
+    writer: PredictionWriter,
+) -> tuple[int, int]:
+    """Run inference on files in order; return how many could not be processed, and how many there are.
+
+    Args:
+        task: task of the run.
+        files: images, positions and videos.
+        frame_interval: interval between predicted frames of a video.
+        fps: frame rate of consecutive images as frames of one video; 0: separate images.
+        page: page of the predictions.
+        writer: writer of the predictions.
+    """
+    from fukami.image import video
+
+    failed, count = 0, 0
+    for are_videos, group in itertools.groupby(files, video.is_video):
+        if are_videos:
+            for file in group:
+                failed += _predict_video(task, file, video.read_frames(file, frame_interval), page, writer)
+                count += 1
+        elif fps:
+            images = list(group)
+            name = Path(images[0]).resolve().parent.name or "video"
+            errors: list[Error] = []
+            failed += _predict_video(task, name, video.read_image_sequence(images, fps, errors), page, writer)
+            failed += len(errors)
+            count += len(images)
+            for error in errors:
+                print_line(f"fukami: {error}")
+        else:
+            group_failed, group_count = _predict_images(task, list(group), page, writer)
+            failed += group_failed
+            count += group_count
+    return failed, count
+
+
 def _predict_images(
     task: "Task", files: Sequence[str], page: "PredictionPage", writer: PredictionWriter
 ) -> tuple[int, int]:
@@ -220,7 +239,7 @@ def _predict_images(
                     page.add(image, prediction)
         except UsageError:
             raise
-        except Error as error:
+        except (Error, OSError) as error:
             failed += 1
             print_line(f"fukami: {error}")
     return failed, count

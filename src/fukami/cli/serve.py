@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fukami.cli.arguments import run_cli
+from fukami.cli.inputs import load_predictor
 from fukami.cli.main import InferencePrecision
 from fukami.data.parsing import Json
 from fukami.errors import Error, UsageError, require_extra
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from fukami.engine.task import Task
 
 SHUTDOWN_SECONDS = 5  # grace period of unfinished requests when the server stops
@@ -67,52 +70,56 @@ def command(arguments: list[str]) -> None:
             set: Recipe fields that affect prediction, such as beam_size=3.
             recipe: File of the custom recipe that the run was trained with; a run never contains code.
         """
-        from fukami.classification.task import set_num_views
-        from fukami.detection.options import set_detection_options
-        from fukami.engine.load_run import load_task, parse_run_overrides
-
         with require_extra("serve", "fukami serve"):
-            import uvicorn
+            import uvicorn  # noqa: F401
 
             from fukami.serving.access import LOCAL_HOSTS
             from fukami.serving.app import create_app
-            from fukami.serving.connections import Connection
 
         secret = os.environ.pop("FUKAMI_TOKEN", "")  # child processes do not inherit it
         secret = check_token(token or secret)
         if not request_timeout > 0:
             raise UsageError(f"--request-timeout should be more than 0 seconds, not {request_timeout:g}")
-        overrides = parse_run_overrides(runs, set, recipe)
-        task = load_task(*runs, device=device, precision=precision, vote=vote, overrides=overrides, recipe=recipe)
-        set_num_views(task, views)
-        set_detection_options(task, confidence=confidence, tile_size=tiles)
+        task = load_predictor(
+            runs, device, precision, vote=vote, views=views, confidence=confidence, tiles=tiles, overrides=set,
+            recipe=recipe,
+        )  # fmt: skip
         hosts = {*LOCAL_HOSTS, host, *allowed_hosts}
         run_info = build_run_info(task, runs, precision, recipe)
         application = create_app(task, run_info, hosts=hosts, token=secret, request_timeout=request_timeout)
-        file_limit = raise_file_limit()
-        with listen(host, port) as listener:
-            name = f"[{host}]" if ":" in host else host
-            address = f"http://{name}:{listener.getsockname()[1]}"
-            print(f"serving {', '.join(runs)} at {address}; Ctrl-C stops it", file=sys.stderr, flush=True)
-            config = uvicorn.Config(
-                application,
-                http=partial(Connection, max_connections=min(MAX_CONNECTIONS, file_limit // 2)),  # type: ignore[arg-type]
-                ws="none",
-                log_config=None,
-                log_level="error",  # clients can trigger any number of warnings
-                server_header=False,
-                backlog=min(BACKLOG, file_limit // 4),  # all of them may be accepted at once
-                timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-            )
-            try:
-                uvicorn.Server(config).run(sockets=[listener])
-                raise KeyboardInterrupt  # uvicorn just returns if the shell ignores Ctrl-C for background jobs
-            except (KeyboardInterrupt, SystemExit) as error:
-                if application.state.worker.used_slots:  # Python would wait for the end of a running prediction
-                    os._exit(getattr(error, "code", 130))
-                raise
+        _run_server(application, host, port, ", ".join(runs))
 
     run_cli(run, arguments, "fukami serve")
+
+
+def _run_server(application: "FastAPI", host: str, port: int, title: str) -> None:
+    """Serve an application until Ctrl-C; ``title`` names the runs in the message at the start."""
+    import uvicorn
+
+    from fukami.serving.connections import Connection
+
+    file_limit = raise_file_limit()
+    with listen(host, port) as listener:
+        name = f"[{host}]" if ":" in host else host
+        address = f"http://{name}:{listener.getsockname()[1]}"
+        print(f"serving {title} at {address}; Ctrl-C stops it", file=sys.stderr, flush=True)
+        config = uvicorn.Config(
+            application,
+            http=partial(Connection, max_connections=min(MAX_CONNECTIONS, file_limit // 2)),  # type: ignore[arg-type]
+            ws="none",
+            log_config=None,
+            log_level="error",  # clients can trigger any number of warnings
+            server_header=False,
+            backlog=min(BACKLOG, file_limit // 4),  # all of them may be accepted at once
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        )
+        try:
+            uvicorn.Server(config).run(sockets=[listener])
+            raise KeyboardInterrupt  # uvicorn just returns if the shell ignores Ctrl-C for background jobs
+        except (KeyboardInterrupt, SystemExit) as error:
+            if application.state.worker.used_slots:  # Python would wait for the end of a running prediction
+                os._exit(getattr(error, "code", 130))
+            raise
 
 
 def check_token(token: str) -> str:

@@ -39,34 +39,26 @@ def command(arguments: list[str]) -> None:
         from fukami.cli import augmentation_grids
         from fukami.data.sources import identify_source
         from fukami.engine.channels import check_channels
+        from fukami.image import plots as image_plots
 
         if out.suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
             raise UsageError(f"--out should name a .png, .jpg, .pdf or .svg file, not {out}")
         check_channels(channels, augment)
         source = identify_source(data)
+        options = augmentation_grids.GridOptions(augment, size, channels, num_images, num_variants, seed)
         if source.has("boxes"):
-            if channels != 3:
-                raise UsageError("images with boxes are in color; remove --channels")
-            boxed_rows = augmentation_grids.sample_boxed_images(
-                data, augment, size=size, num_images=num_images, num_variants=num_variants, seed=seed
-            )
-            augmentation_grids.save_boxed_grid(boxed_rows, out)
+            boxed_rows = augmentation_grids.sample_boxed_images(data, options)
+            figure = image_plots.plot_boxes(boxed_rows)
             labels = [", ".join(sorted({name for _, name in row[0][1]})) for row in boxed_rows]
-            print(json.dumps({"file": str(out), "labels": labels, "variants": num_variants}))
-            return
-        if source.has("masks"):
-            rows = augmentation_grids.sample_masked_images(
-                data, augment, size=size, channels=channels, num_images=num_images, num_variants=num_variants, seed=seed
-            )
-        elif source.has("captions"):
-            rows = augmentation_grids.sample_captioned_images(
-                data, augment, size=size, num_images=num_images, num_variants=num_variants, seed=seed
-            )
         else:
-            rows = augmentation_grids.sample_images(
-                data, augment, size=size, channels=channels, num_images=num_images, num_variants=num_variants, seed=seed
-            )
-        augmentation_grids.save_grid(rows, out)
-        print(json.dumps({"file": str(out), "labels": [name for name, _ in rows], "variants": num_variants}))
+            if source.has("masks"):
+                rows = augmentation_grids.sample_masked_images(data, options)
+            elif source.has("captions"):
+                rows = augmentation_grids.sample_captioned_images(data, options)
+            else:
+                rows = augmentation_grids.sample_images(data, options)
+            figure, labels = image_plots.plot_variants(rows), [name for name, _ in rows]
+        augmentation_grids.save_grid(figure, out)
+        print(json.dumps({"file": str(out), "labels": labels, "variants": num_variants}))
 
     run_cli(run, arguments, "fukami show")

@@ -98,7 +98,7 @@ def stylize(recipe: "NeuralStyle", options: StylizeOptions, resume_command: str)
     except UsageError:  # another process may use the run
         raise
     except Error:
-        if not (folder / "last.ckpt").exists():
+        if not (options.resume or (folder / "last.ckpt").exists()):
             shutil.rmtree(folder, ignore_errors=True)
         raise
     _save_image(recipe, folder, out)

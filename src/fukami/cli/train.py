@@ -125,7 +125,7 @@ def train_recipes(recipes: "dict[Path, Recipe]", options: TrainOptions, name: st
     if os.environ.get("WORLD_SIZE", "1") != "1":
         torch.distributed.destroy_process_group()
         os.environ["WORLD_SIZE"] = "1"
-    if is_main and len(recipes) > 1:
+    if is_main and len(recipes) > 1 and all(results):  # without data for evaluation there are no results
         evaluate_seeds(recipes, options, name, results)
 
 

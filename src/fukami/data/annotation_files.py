@@ -4,7 +4,7 @@ import itertools
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from fukami.data.annotations import parse_split
@@ -13,6 +13,7 @@ from fukami.image import io as image_io
 
 MAX_WALKED_FILES = 1_000_000  # files below a folder among which annotations are searched
 MAX_CANDIDATES = 100  # images of the same name whose folders are compared with that of an annotation
+MAX_LAST_PARTS = 4  # last parts of a path by which images are indexed
 
 
 def find_files_of_images(roots: Iterable[Path], suffix: str, images: Path | None = None) -> list[Path]:
@@ -30,8 +31,8 @@ def find_files_of_images(roots: Iterable[Path], suffix: str, images: Path | None
     suffixes = image_io.get_image_suffixes()
     image_names = _walk_first_names(images) if images else names
     stems_and_suffixes = (os.path.splitext(name) for _, name in image_names)  # noqa: PTH122
-    stems = {stem for stem, image_suffix in stems_and_suffixes if image_suffix.lower() in suffixes}
-    return [file for file in files if file.stem in stems]
+    stems = {normalize_name(stem) for stem, image_suffix in stems_and_suffixes if image_suffix.lower() in suffixes}
+    return [file for file in files if normalize_name(file.stem) in stems]
 
 
 def _walk_first_names(root: Path) -> Iterator[tuple[str, str]]:
@@ -48,15 +49,17 @@ def pair_with_images(files: Sequence[Path], images: Sequence[Path]) -> dict[Path
     by_stem: dict[str, list[Path]] = defaultdict(list)
     by_folder_name: dict[tuple[str, str], list[Path]] = defaultdict(list)
     for image in images:
-        by_path.setdefault((image.parent, image.stem), image)
-        by_stem[image.stem].append(image)
-        by_folder_name[image.parent.name, image.stem].append(image)
+        stem = normalize_name(image.stem)
+        by_path.setdefault((image.parent, stem), image)
+        by_stem[stem].append(image)
+        by_folder_name[image.parent.name, stem].append(image)
     pairs: dict[Path, Path] = {}
     for file in files:
-        candidates = by_stem.get(file.stem, [])
+        stem = normalize_name(file.stem)
+        candidates = by_stem.get(stem, [])
         if len(candidates) > MAX_CANDIDATES:  # comparing each file with each image would take hours
-            candidates = by_folder_name.get((file.parent.name, file.stem), candidates)[:MAX_CANDIDATES]
-        image_path = by_path.get((file.parent, file.stem)) or choose_nearest(candidates, file)
+            candidates = by_folder_name.get((file.parent.name, stem), candidates)[:MAX_CANDIDATES]
+        image_path = by_path.get((file.parent, stem)) or choose_nearest(candidates, file)
         if image_path:
             pairs[file] = image_path
     return pairs
@@ -92,6 +95,12 @@ def normalize_name(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
+def find_stem(name: str, stems: Container[str]) -> str:
+    r"""Return the stem that a line of a list names: ``1``, ``1.jpg`` or ``images/1.jpg``; or else the line itself."""
+    last = PurePosixPath(normalize_name(name).replace("\\", "/")).name
+    return next((stem for stem in (last, PurePosixPath(last).stem) if stem in stems), name)
+
+
 class ImageIndex:
     """The images below a folder, by relative path and by name.
 
@@ -104,21 +113,32 @@ class ImageIndex:
         suffixes = image_io.get_image_suffixes()
         self.root = root
         self.images = sorted(path for path in files if path.suffix.lower() in suffixes)
-        self.by_path = {normalize_name(path.relative_to(root).as_posix()): path for path in self.images}
-        self.by_name: dict[str, list[Path]] = defaultdict(list)
-        for path in self.images:
-            self.by_name[normalize_name(path.name)].append(path)
+        self.names = [normalize_name(path.relative_to(root).as_posix()) for path in self.images]
+        self.by_path = dict(zip(self.names, self.images, strict=True))
+        self.by_last_parts: dict[int, dict[str, list[Path]]] = {}  # by the number of parts
 
     def find(self, name: str, file: Path, split: str) -> Path | None:
         r"""Find the image that an annotation file names by its path or its name; None if there is none.
 
-        Of several images of the same name, it is one in a folder of the split, and of these the one whose path shares
-        most folder names with that of the file. A ``\`` may separate folders.
+        It is an image whose path ends with as many of the name's last parts as possible. Of several, it is one in a
+        folder of the split, and of these the one whose path shares most folder names with that of the file. A ``\``
+        may separate folders.
         """
         name = normalize_name(name)
-        posix = name.replace("\\", "/")
-        if image := self.by_path.get(name) or self.by_path.get(posix):
+        parts = PurePosixPath(name.replace("\\", "/")).parts
+        if image := self.by_path.get(name) or self.by_path.get("/".join(parts)):
             return image
-        candidates = (self.by_name.get(name) or self.by_name.get(PurePosixPath(posix).name, []))[:MAX_CANDIDATES]
+        candidates = self._group_by_last_parts(1).get(name, [])
+        for length in range(min(len(parts), MAX_LAST_PARTS), 0, -1):
+            candidates = candidates or self._group_by_last_parts(length).get("/".join(parts[-length:]), [])
+        candidates = candidates[:MAX_CANDIDATES]
         of_split = [image for image in candidates if find_split(image, self.root) == split]
         return choose_nearest(of_split or candidates, file)
+
+    def _group_by_last_parts(self, length: int) -> dict[str, list[Path]]:
+        """Group the images by the last parts of their paths, such as ``train/1.jpg`` for two."""
+        if length not in self.by_last_parts:
+            groups = self.by_last_parts[length] = defaultdict(list)
+            for name, image in zip(self.names, self.images, strict=True):
+                groups["/".join(name.rsplit("/", length)[-length:])].append(image)
+        return self.by_last_parts[length]

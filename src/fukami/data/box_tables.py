@@ -68,7 +68,7 @@ def find_box_tables(root: Path) -> list[tuple[str, Path]]:
     """
     tables = list(filter(has_box_columns, list_files(root, ".csv")))
     if tables:
-        return [(_find_split(table) if len(tables) > 1 else "", table) for table in tables]
+        return [(find_table_split(table) if len(tables) > 1 else "", table) for table in tables]
     folders = [folder for folder in list_folders(root) if parse_split(folder.name)]
     return [
         (parse_split(folder.name), table)
@@ -131,7 +131,7 @@ def _find_columns(names: list[str]) -> _Columns | None:
     return _Columns(image, label, corners) if image and label and corners else None
 
 
-def _find_split(table: Path) -> str:
+def find_table_split(table: Path) -> str:
     """Return the split that the name of a table denotes, as in ``train_labels.csv``; empty if it denotes none."""
     return next(filter(None, map(parse_split, table.stem.lower().replace("-", "_").split("_"))), "")
 

@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from fukami.data.locations import get_cache_folder
 from fukami.data.samples import Sample
 from fukami.errors import Error
 from fukami.progress import track
+from fukami.system import start_decoding_threads
 
 logger = logging.getLogger(__name__)
 ClassCounts = npt.NDArray[np.int64]
@@ -36,7 +36,7 @@ def count_class_pixels(samples: Sequence[Sample], num_classes: int) -> ClassCoun
                 return cached
         except (OSError, ValueError):  # missing or invalid
             pass
-    with ThreadPoolExecutor() as threads:
+    with start_decoding_threads() as threads:
         sample_counts = threads.map(lambda sample: _count_sample(sample, num_classes), samples)
         counts = sum(
             track(sample_counts, "counting the pixels of classes", len(samples), "masks"),

@@ -18,6 +18,7 @@ from fukami.errors import Error
 Color = tuple[int, int, int]
 IGNORED_NAMES = {"void", "unlabelled", "unlabeled", "ignore", "ignored"}  # names of unlabeled pixels
 IGNORE_INDEX = 255  # mask value of unlabeled pixels in most datasets
+HEADERS = {"name", "names", "class", "classes", "class_name", "class name", "label", "labels"}  # of names alone
 TABLE_FILES = (
     "classes.txt", "classes.csv", "class_dict.csv", "_classes.csv", "labels.txt", "codes.txt", "label_colors.txt",
     "labelmap.txt", "class_names.txt",
@@ -121,7 +122,8 @@ def read_class_table(path: Path) -> ClassTable:
         for line_number, line in enumerate(lines, 1)
         if line.strip() and line[0] not in "#;"
     ]
-    if rows and path.suffix.lower() == ".csv" and not rows[0][1]:
+    has_numbers = any(numbers for _, numbers in rows)
+    if rows and path.suffix.lower() == ".csv" and not rows[0][1] and (has_numbers or rows[0][0].lower() in HEADERS):
         rows = rows[1:]  # column names
     if not rows:
         raise Error(f"{path} contains no class; write a line for each, such as road 128 64 128, or its name only")
@@ -145,6 +147,8 @@ def read_class_table(path: Path) -> ClassTable:
 
 def _parse_row(path: Path, line_number: int, line: str) -> tuple[str, tuple[int, ...]]:
     """Parse the class name and the numbers of a line: none, a value, or a color."""
+    if line.count(":") > 1:  # CVAT's label map: name, color, parts, actions
+        line = ":".join(line.split(":")[:2])
     try:
         separated = next(csv.reader([line], skipinitialspace=True)) if "," in line and ":" not in line else None
     except csv.Error as error:

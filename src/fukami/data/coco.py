@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from fukami.data.annotation_files import find_split
 from fukami.data.annotations import (
     AnnotationProblem,
     Box,
@@ -80,7 +81,9 @@ def find_coco_files(root: Path) -> list[tuple[str, Path]]:
     candidates = list(filter(_is_box_file, itertools.islice(paths, MAX_INSPECTED_FILES)))
     with_boxes = [path for path in candidates if contains_pattern(path, BOX_KEYS)] if len(candidates) > 1 else []
     candidates = with_boxes or candidates  # a list of test images has no annotations
-    return [(_parse_split(path.stem) if len(candidates) > 1 else "", path) for path in candidates]
+    if len(candidates) == 1:
+        return [("", candidates[0])]
+    return [(_parse_split(path.stem) or find_split(path, root), path) for path in candidates]
 
 
 def read_coco(

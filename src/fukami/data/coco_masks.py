@@ -95,6 +95,8 @@ def _decode_outline(outline: Any, width: int, height: int) -> npt.NDArray[np.boo
     from faster_coco_eval.core import mask
 
     if isinstance(outline, list):
+        if any(np.ndim(polygon) != 1 for polygon in outline):
+            raise ValueError("a polygon is not a list of numbers")
         outline = [polygon for polygon in outline if len(polygon) >= MIN_POLYGON_VALUES]  # others have no area
         if not outline:
             return np.zeros((height, width), bool)
@@ -111,14 +113,35 @@ def _decode_outline(outline: Any, width: int, height: int) -> npt.NDArray[np.boo
         if list(outline.get("size", ())) != [height, width]:
             raise ValueError(f"its size is not that of the image, [{height}, {width}]")
         counts = outline["counts"]
-        if isinstance(counts, str):
-            run_lengths = {**outline, "counts": counts.encode()}
-        else:
-            run_lengths = mask.frPyObjects(outline, height, width)
+        lengths = _parse_run_lengths(counts) if isinstance(counts, str) else counts
+        # faster_coco_eval would not set the pixels after the last run, and needs other checks
+        if min(lengths, default=0) < 0 or sum(lengths) != width * height:
+            raise ValueError(f"its run lengths are those of {sum(lengths):,} pixels, not of {width * height:,}")
+        return np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(width, height).T
     pixels = mask.decode(run_lengths)
     if pixels.shape != (height, width):
         raise ValueError("it has no corners")
     return np.asarray(pixels, bool)
+
+
+def _parse_run_lengths(text: str) -> list[int]:
+    """Parse the compressed run lengths of COCO's tools: six bits in each character, differences from the third on.
+
+    Raises:
+        ValueError: a run length has more than 60 bits.
+    """
+    lengths: list[int] = []
+    value = shift = 0
+    for code in text.encode():
+        value |= (code - 48 & 31) << shift
+        shift += 5
+        if shift > 60:
+            raise ValueError("a run length is too long")
+        if not code - 48 & 32:
+            value -= (1 << shift) if code - 48 & 16 else 0
+            lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
+            value = shift = 0
+    return lengths
 
 
 def build_coco_class_table(annotations: DatasetAnnotations) -> ClassTable:
@@ -158,7 +181,7 @@ def _build_masks(
     category_to_value = {key: name_to_value[name] for key, name in used.items()}
     shapes: dict[Hashable, list[ObjectOutline]] = {}
     for _, fields in records["annotations"]:
-        outline, category = fields.get("segmentation"), to_key(fields.get("category_id"))
+        outline, category = fields.get("segmentation") or _outline_box(fields), to_key(fields.get("category_id"))
         if category in category_to_value and outline:
             value = UNLABELED if fields.get("iscrowd") in (1, "1") else category_to_value[category]
             area = to_number(fields.get("area") or _compute_box_area(fields.get("bbox")))
@@ -186,6 +209,15 @@ def _compact_outline(outline: Any) -> Any:
         return [np.array(polygon, np.float64) for polygon in outline] if isinstance(outline, list) else outline
     except (TypeError, ValueError, OverflowError):  # rasterizing the outline reports the error
         return outline
+
+
+def _outline_box(fields: dict[str, Json]) -> list[list[float]]:
+    """Return the outline of the box of an annotation without an outline, as for other formats; empty without a box."""
+    box = fields.get("bbox")
+    if not (isinstance(box, Sequence) and len(box) == 4):
+        return []
+    left, top, width, height = map(to_number, box)
+    return [[left, top, left + width, top, left + width, top + height, left, top + height]]
 
 
 def _compute_box_area(box: Json) -> float:

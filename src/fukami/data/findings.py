@@ -7,7 +7,6 @@ import unicodedata
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -21,6 +20,7 @@ from fukami.data.splits import SPLIT_NAMES
 from fukami.errors import Error, MissingPackageError, convert_memory_errors
 from fukami.image.channels import PILLOW_CHANNELS, ArrayImage, Levels, read_channels, read_depth
 from fukami.progress import ProgressBar
+from fukami.system import start_decoding_threads
 
 MAX_IMBALANCE = 10  # maximum ratio of the largest class to another class
 MAX_LISTED = 3  # locations in the summary of a kind of problem
@@ -30,10 +30,8 @@ CHUNK_SIZE = 1024  # number of files checked at a time
 ERROR_LOCATION = re.compile(
     r"^(?P<file>.*?\.(json|ya?ml|data))(, line (?P<line>\d+))?:? (?P<detail>.*)$", re.DOTALL | re.I
 )
-EQUIVALENT_FORMATS = {
-    ("JPEG", "MPO"),
-    ("BMP", "DIB"),
-}  # (format by suffix, format by content) that readers treat as the same
+# (format by suffix, format by content) that readers treat as the same
+EQUIVALENT_FORMATS = {("JPEG", "MPO"), ("BMP", "DIB")}
 Depth = tuple[int, bool]  # channels of an image, and whether they have more than 8 bits
 
 
@@ -139,7 +137,7 @@ class Findings:
 def hash_images(items: Iterable[ImageItem], findings: Findings) -> Iterator[tuple[ImageItem, bytes]]:
     """Check images in threads; yield the readable ones with a digest of their pixels, and add the problems of all."""
     total = len(items) if isinstance(items, list) else None
-    with ProgressBar("checking", total, "images") as bar, ThreadPoolExecutor() as threads:
+    with ProgressBar("checking", total, "images") as bar, start_decoding_threads() as threads:
         remaining = iter(items)
         while chunk := list(islice(remaining, CHUNK_SIZE)):
             for item, (digest, depth, problems) in zip(chunk, threads.map(check_image, chunk), strict=True):
@@ -196,8 +194,7 @@ def get_suffix(image_format: str) -> str:
 
 def hash_pixels(pixels: Levels) -> bytes:
     """Compute a 16-byte digest of the pixels and their shape."""
-    content = np.ascontiguousarray(pixels).tobytes()
-    return hashlib.blake2b(content, digest_size=16, key=repr(pixels.shape).encode()).digest()
+    return hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16, key=repr(pixels.shape).encode()).digest()
 
 
 # the whole dataset
@@ -205,14 +202,14 @@ def hash_pixels(pixels: Levels) -> bytes:
 
 def check_duplicates(hashed_images: Iterable[tuple[ImageItem, bytes]], findings: Findings) -> None:
     """Add a problem for each duplicate image: in another class, in another split, or in the same ones."""
-    previous: dict[bytes, list[ImageItem]] = {}
+    previous: dict[bytes, dict[tuple[str, str], ImageItem]] = {}  # the first item of each class and split
     for item, digest in hashed_images:
-        others = previous.setdefault(digest, [])
+        others = previous.setdefault(digest, {})
         if others:
-            worst = min(others, key=lambda other: (other.label == item.label, other.split == item.split))
+            worst = min(others.values(), key=lambda other: (other.label == item.label, other.split == item.split))
             kind, detail = describe_conflict(item, worst)
             findings.add(kind, f"is the same image as {worst.name}{detail}", file=item.name)
-        others.append(item)
+        others.setdefault((item.label, item.split), item)
 
 
 def describe_conflict(item: ImageItem, other: ImageItem) -> tuple[str, str]:

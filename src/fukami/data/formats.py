@@ -15,6 +15,7 @@ from fukami.data import (
     coco,
     coco_masks,
     image_folder,
+    label_tables,
     labelme,
     labelme_masks,
     mask_folders,
@@ -28,7 +29,6 @@ from fukami.data.files import list_folders, walk_files, walk_images
 
 Kind = Literal["labels", "boxes", "masks", "captions", "images", "games"]
 
-LABEL_COLUMNS = {"path", "label"}
 MAX_CLASS_FOLDERS = 4  # class folders, and other folders beside them, that are searched for annotations of each image
 BOX_LAYOUTS: dict[str, Callable[[Path], object]] = {
     "COCO": coco.find_coco_files,
@@ -109,19 +109,17 @@ def _find_labels(path: Path, images: Path | None) -> SourceFormat | None:
     if parsing.is_file(path):
         if path.suffix.lower() != ".csv":
             return None
-        is_other = box_tables.has_box_columns(path) or (captions.has_captions(path) and not _is_label_table(path))
+        is_other = box_tables.has_box_columns(path) or (
+            captions.has_captions(path) and not label_tables.is_label_table(path)
+        )
         return None if is_other else SourceFormat("CSV", path)
-    table = next(filter(_is_label_table, sorted(path.glob("*.csv"))), None)
+    tables = label_tables.find_label_tables(path)
     folders = [] if images else _list_class_folders(path)
     if _are_classes(folders) or (
-        folders and not table and not any(find_format(kind, path) for kind in ("boxes", "masks", "captions"))
+        folders and not tables and not any(find_format(kind, path) for kind in ("boxes", "masks", "captions"))
     ):
         return SourceFormat("image folder", path)
-    return SourceFormat("CSV", table) if table else None
-
-
-def _is_label_table(path: Path) -> bool:
-    return {*parsing.read_columns(path)} >= LABEL_COLUMNS and not box_tables.has_box_columns(path)
+    return SourceFormat("CSV", tables[0][1] if len(tables) == 1 else path) if tables else None
 
 
 def _list_class_folders(path: Path) -> list[Path]:
@@ -157,7 +155,7 @@ def _are_classes(folders: list[Path]) -> bool:
 
 def _find_boxes(path: Path, images: Path | None) -> SourceFormat | None:
     if parsing.is_file(path):
-        if path.suffix.lower() in (".yaml", ".yml"):
+        if path.suffix.lower() in yolo.DESCRIPTION_SUFFIXES:
             return SourceFormat("YOLO", path)
         if path.suffix.lower() == ".csv":
             return SourceFormat("box CSV", path) if box_tables.has_box_columns(path) else None
@@ -179,8 +177,9 @@ def _find_boxes(path: Path, images: Path | None) -> SourceFormat | None:
 
 def _find_masks(path: Path, images: Path | None) -> SourceFormat | None:
     if parsing.is_file(path):
-        has_outlines = path.suffix.lower() == ".json" and coco_masks.has_outlines(path)
-        return SourceFormat("COCO", path) if has_outlines else None
+        if path.suffix.lower() == ".json" and coco_masks.has_outlines(path):
+            return SourceFormat("COCO", path)
+        return _find_polygons(path, images)
     if images and mask_folders.has_masks(path, images):
         return SourceFormat("mask folder", path)
     for root in (path,) if images else image_folder.descend_single_folders(path):
@@ -190,6 +189,11 @@ def _find_masks(path: Path, images: Path | None) -> SourceFormat | None:
             return SourceFormat("COCO", root)
     if labelme_masks.has_labelme_outlines(path, images):
         return SourceFormat("labelme", path)
+    return _find_polygons(path, images)
+
+
+def _find_polygons(path: Path, images: Path | None) -> SourceFormat | None:
+    """Find the polygons of YOLO."""
     boxes = _find_boxes(path, images)
     return boxes if boxes and boxes.name == "YOLO" and yolo.has_polygons(boxes.root) else None
 
@@ -237,7 +241,7 @@ def _count_labels(found: SourceFormat, images: Path | None) -> str:
     if found.name == "shards":  # counting them takes as long as reading them
         return ""
     if found.name == "CSV":
-        splits = image_folder.read_csv(found.root, images).values()
+        splits = label_tables.read_csv(found.root, images).values()
         class_names = [name for split in splits for name in split.class_names]
         return _format_images(len(class_names), len({*class_names}))
     folders = _list_class_folders(found.root)

@@ -1,7 +1,5 @@
-"""Image folders with one subfolder per class, archives of them, and CSV files of images and labels."""
+"""Image folders with one subfolder per class, and archives of them."""
 
-import csv
-import io
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fukami.data import archives
-from fukami.data.files import list_folders, locate_file, walk_images
-from fukami.data.parsing import read_text
+from fukami.data.files import list_folders, walk_images
 from fukami.data.splits import SPLIT_NAMES, SPLITS, Split
 from fukami.errors import Error
 from fukami.image.channels import Levels
@@ -88,46 +85,6 @@ def _find_split_words(folders: Sequence[Path]) -> dict[str, Path]:
         if list_folders(folder):
             splits.setdefault(SPLIT_NAMES[words[0]], folder)
     return splits if "train" in splits and len(splits) > 1 else {}
-
-
-def read_csv(path: Path, images: Path | None = None) -> dict[Split, FolderSplit]:
-    """Read the splits of a CSV file with columns ``path``, ``label`` and optionally ``split``.
-
-    Paths are relative to ``images``, or to the file's folder without it. A split is one of train, training, val, valid,
-    validation, test, testing; a row without one is training data.
-
-    Raises:
-        Error: a column is missing, a field is empty, a split has another name, or the file is not in UTF-8.
-    """
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), skipinitialspace=True)
-    splits: dict[Split, list[tuple[Path, str]]] = {split: [] for split in SPLITS}
-    try:
-        columns = [name.strip().lower() for name in reader.fieldnames or ()]
-        if not {"path", "label"} <= set(columns):
-            actual = ", ".join(columns)[:200] or "nothing"
-            raise Error(
-                f"{path}: the first line should name the columns path and label (and optionally split), not {actual}"
-            )
-        reader.fieldnames = columns
-        for row in reader:
-            name, label, split = ((row.get(column) or "").strip() for column in ("path", "label", "split"))
-            if not name or not label or (split and split.lower() not in SPLIT_NAMES):
-                raise Error(
-                    f"{path}, line {reader.line_num}: expected a path, a label and train, val or test; got "
-                    f"{str(row)[:200]}"
-                )
-            file = locate_file(images or path.parent, name)
-            if archives.is_outside(file, path):
-                raise Error(
-                    f"{path}, line {reader.line_num}: {name[:200]} lies outside the archive; put the image there, or "
-                    "unpack a trusted archive yourself"
-                )
-            splits[SPLIT_NAMES.get(split.lower(), "train")].append((file, label))
-    except csv.Error as error:
-        raise Error(f"{path}, line {reader.line_num}: is not valid CSV ({error}); fix it") from None
-    if not any(splits.values()):
-        raise Error(f"{path} contains no image; expected a line for each, as in: cats/1.jpg,cat")
-    return {split: FolderSplit(*map(tuple, zip(*rows, strict=True))) for split, rows in splits.items() if rows}
 
 
 def stack_images(

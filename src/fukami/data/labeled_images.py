@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fukami.data import cifar, digits, image_folder, imagenet, mnist, shards, sources
+from fukami.data import cifar, digits, image_folder, imagenet, label_tables, mnist, shards, sources
 from fukami.data.splits import SPLITS, Split, Splits, select_validation
 from fukami.errors import Error, UsageError
 from fukami.image import io as image_io
@@ -116,7 +116,7 @@ def load_labeled_images(spec: str, val_fraction: float | None = None, *, images:
         parts = {split: LabeledImages(*part) for split, part in shard_splits.items()}
         return _complete_splits(parts, labels, val_fraction)
     if layout != "built-in":
-        splits = image_folder.read_csv(root, source.images) if layout == "CSV" else image_folder.scan_folder(root)
+        splits = label_tables.read_csv(root, source.images) if layout == "CSV" else image_folder.scan_folder(root)
         return _build_splits(splits, val_fraction)
     if spec == "imagenet":
         return _build_splits(imagenet.scan_imagenet(), val_fraction)

@@ -21,6 +21,7 @@ Batch = tuple[Tensor, Tensor]
 StateDict: TypeAlias = dict[str, Any]  # of a checkpoint: tensors, numbers, strings, and lists and dicts of these
 BatchT = TypeVar("BatchT", covariant=True)
 SEQUENTIAL_BATCH_SIZE = 256  # batch size of an iteration in order, without training
+MAX_COUNT = 10**15  # of steps, moves or evaluations in a checkpoint
 
 
 class Loader:
@@ -384,3 +385,14 @@ class InMemoryLoader(BatchLoader[Batch]):
     def _augment(self, indices: Tensor, random_values: Tensor) -> Batch:
         images, targets = self.images[indices], self.targets[indices]
         return self.augmentation(images, targets, random_values) if self.augmentation else (images, targets)
+
+
+def check_counts(state: StateDict, *names: str) -> None:
+    """Check numbers of steps, moves or evaluations in a checkpoint.
+
+    Raises:
+        ValueError: one is not an integer from 0 to ``MAX_COUNT``.
+    """
+    for name in names:
+        if type(state[name]) is not int or not 0 <= state[name] <= MAX_COUNT:
+            raise ValueError(f"{name} should be an integer from 0 to {MAX_COUNT}, not {state[name]!r:.100}")

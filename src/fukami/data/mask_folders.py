@@ -6,7 +6,6 @@ In folders of other names, masks are images of few values beside images of the s
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fukami.data import class_tables, masks
+from fukami.data.annotation_files import find_stem, normalize_name
 from fukami.data.annotations import AnnotationProblem, parse_split
 from fukami.data.class_tables import IGNORE_INDEX, ClassTable
 from fukami.data.files import list_folders, walk_images
@@ -22,6 +22,7 @@ from fukami.errors import Error
 from fukami.image import io as image_io
 from fukami.image import tiff
 from fukami.progress import track
+from fukami.system import start_decoding_threads
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "pictures", "photos", "jpegimages", "leftimg8bit")
 MASK_FOLDERS = (
@@ -35,6 +36,7 @@ LOSSLESS_EXTENSIONS = {".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}  # JPEG
 MAX_MASK_VALUES = 64  # values or colors of a mask in a folder of any name; a photograph has more
 MAX_SIBLINGS = 12  # folders among which those of images and masks are searched by content
 MAX_INSPECTED_PAIRS = 8  # images and masks that are decoded to detect masks
+MAX_INSPECTED_MASKS = 100  # masks of VOC's layout that are decoded to detect colors; those without objects have none
 BINARY_VALUES = {0, IGNORE_INDEX}  # values of binary masks
 
 
@@ -102,16 +104,17 @@ def index_voc(root: Path) -> FolderIndex | None:
         return None
     matches = _match_masks(_find_folder(root, IMAGE_FOLDERS), _find_folder(root, ("segmentationclass",)))
     table = class_tables.find_class_table(root)
-    first = next((pair.mask_path for pair in matches.pairs if pair.mask_path), None)
-    class_table = table or (class_tables.VOC_COLORED if first and masks.is_colored(first) else class_tables.VOC)
+    mask_paths = (pair.mask_path for pair in matches.pairs if pair.mask_path)
+    is_colored = not table and any(map(masks.is_colored, itertools.islice(mask_paths, MAX_INSPECTED_MASKS)))
+    class_table = table or (class_tables.VOC_COLORED if is_colored else class_tables.VOC)
     index = FolderIndex(class_table, problems=matches.problems)
-    stem_to_pair = {pair.image_path.stem: pair for pair in matches.pairs}
+    stem_to_pair = {normalize_name(pair.image_path.stem): pair for pair in matches.pairs}
     for path in sorted((root / "ImageSets" / "Segmentation").glob("*.txt")):
         split = parse_split(path.stem)
         if split in ("train", "val", "test"):
             name_to_line: dict[str, int] = {}  # a name may be listed more than once
             for line_number, line in enumerate(read_text(path, errors="replace").splitlines(), 1):
-                name_to_line.setdefault(line.strip(), line_number)
+                name_to_line.setdefault(find_stem(line.strip(), stem_to_pair), line_number)
             for name, line_number in name_to_line.items():
                 if name in stem_to_pair:
                     index.splits.setdefault(split, []).append(stem_to_pair[name])
@@ -186,7 +189,7 @@ def _infer_class_table(paths: Iterable[Path | None]) -> ClassTable:
         except Error:  # reading the mask reports the error
             return set()
 
-    with ThreadPoolExecutor() as threads:
+    with start_decoding_threads() as threads:
         values: set[int] = set().union(*track(threads.map(read_values, mask_paths), "reading masks", len(mask_paths)))
     if values == BINARY_VALUES:
         return ClassTable(("background", "foreground"), {0: 0, IGNORE_INDEX: 1})
@@ -241,7 +244,7 @@ def _is_auxiliary(path: Path) -> bool:
 
 def _list_stems(path: Path, root: Path) -> list[str]:
     """List the relative name of an image or mask without suffix, and without further suffixes such as ``_mask``."""
-    inside = path.relative_to(root).with_suffix("")
+    inside = Path(normalize_name(path.relative_to(root).as_posix())).with_suffix("")
     stems = [inside.name]
     while (shorter := STEM_SUFFIX.sub("", stems[-1])) not in ("", stems[-1]):
         stems.append(shorter)

@@ -67,7 +67,7 @@ class MaskFile:
         """Return the name and size of the file and the digest of the class table."""
         return f"{self.path.name} {file_size(self.path)} ".encode() + self.class_table.digest
 
-    def read_codes(self) -> npt.NDArray[np.int32]:
+    def read_codes(self) -> npt.NDArray[np.integer]:
         """Return the value of each pixel ``(H, W)``, or its color encoded as one number."""
         return read_codes(self.path, bool(self.class_table.color_to_class))
 
@@ -108,8 +108,10 @@ class ColoredMaskError(Error):
     """Error for a mask in color without a class table."""
 
 
-def read_codes(path: Path, by_color: bool) -> npt.NDArray[np.int32]:
+def read_codes(path: Path, by_color: bool) -> npt.NDArray[np.integer]:
     """Read the value of each pixel of a mask file, ``(H, W)``, or its color encoded as one number.
+
+    An alpha channel is ignored.
 
     Raises:
         ColoredMaskError: the file is in color although ``by_color`` is false.
@@ -125,10 +127,14 @@ def read_codes(path: Path, by_color: bool) -> npt.NDArray[np.int32]:
                     f"{path} is in color, and no class table gives the classes colors; put one next to the folders, "
                     "classes.txt with a line such as road 128 64 128 for each class"
                 )
-            return levels[..., 0].astype(np.int32)
-        if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
+            return levels[..., 0]
+        if image.mode == "LA":
+            return np.asarray(image)[..., 0]
+        if image.mode == "1":
+            return np.asarray(image).astype(np.uint8)
+        if image.mode not in ("L", "P", "I", "I;16", "I;16B"):
             raise Error(f"{path} has pixels of mode {image.mode}; a mask has one integer or color per pixel")
-        return np.asarray(image).astype(np.int32)
+        return np.asarray(image)
 
 
 def decode_color(code: int) -> Color:
@@ -137,12 +143,15 @@ def decode_color(code: int) -> Color:
 
 
 def is_colored(path: Path) -> bool:
-    """Return whether a mask file has colors other than shades of gray."""
-    with image_io.open_image(path) as image:
-        if image.mode not in ("RGB", "RGBA"):
-            return False
-        levels = np.asarray(image)[..., :3]
-        return bool((levels != levels[..., :1]).any())
+    """Return whether a mask file has colors other than shades of gray; false if it cannot be read."""
+    try:
+        with image_io.open_image(path) as image:
+            if image.mode not in ("RGB", "RGBA"):
+                return False
+            levels = np.asarray(image)[..., :3]
+            return bool((levels != levels[..., :1]).any())
+    except Error:  # reading the mask reports the error
+        return False
 
 
 def resize_mask(mask: UInt8Array, width: int, height: int) -> UInt8Array:

@@ -13,11 +13,11 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from fukami.data import archives, captions, cifar, coco, formats, locations, mnist, parsing, shards, voc
+from fukami.data import archives, captions, cifar, coco, formats, locations, mnist, parsing, shards, voc, yolo
 from fukami.data.formats import Kind, SourceFormat
 from fukami.errors import Error, MissingPackageError, UsageError, suggest_names
 
-ANNOTATION_SUFFIXES = (*captions.CAPTION_SUFFIXES, ".yaml", ".yml", ".sgf")  # files that are no archives
+ANNOTATION_SUFFIXES = (*captions.CAPTION_SUFFIXES, *yolo.DESCRIPTION_SUFFIXES, ".sgf")  # files that are no archives
 MAX_SIBLINGS = 1000  # names beside a missing path that are compared with it
 
 
@@ -74,6 +74,7 @@ KINDS: dict[Kind, KindDescription] = {
         "SGF files of games of Go, in a folder or an archive",
     ),
 }
+# by format; other formats are named with their kind, as in "VOC boxes"
 FORMAT_NAMES = {
     "image folder": "class folders",
     "CSV": "CSV of labels",
@@ -83,7 +84,7 @@ FORMAT_NAMES = {
     "caption files": "captions",
     "image files": "images without annotations",
     "SGF": "SGF",
-}  # by format; other formats are named with their kind, as in "VOC boxes"
+}
 
 
 @dataclass(frozen=True)

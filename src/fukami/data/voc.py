@@ -14,7 +14,13 @@ from pathlib import Path
 from xml.etree import ElementTree
 from xml.parsers import expat
 
-from fukami.data.annotation_files import find_files_of_images, find_split, pair_with_images
+from fukami.data.annotation_files import (
+    find_files_of_images,
+    find_split,
+    find_stem,
+    normalize_name,
+    pair_with_images,
+)
 from fukami.data.annotations import (
     ANNOTATION_SPLITS,
     AnnotationProblem,
@@ -25,7 +31,7 @@ from fukami.data.annotations import (
 )
 from fukami.data.files import list_files, walk_files, walk_images
 from fukami.data.locations import list_data_folders
-from fukami.data.parsing import MAX_SMALL_FILE_BYTES, is_file, read_bytes, read_text
+from fukami.data.parsing import MAX_SMALL_FILE_BYTES, is_file, read_bytes, read_text, to_number
 from fukami.data.samples import DIFFICULT, REGULAR
 from fukami.errors import Error
 
@@ -80,9 +86,10 @@ def read_voc(root: Path, images: Path | None = None) -> DatasetAnnotations:
     image_root = images or root
     files = sorted(walk_files(annotations or root, ".xml"))
     results = _read_annotations(files, sorted(walk_images(image_root)), images, dataset)
-    listed = _read_image_lists(root, annotations or root, {file.stem: results[file] for file in files}, dataset)
+    by_stem = {normalize_name(file.stem): results[file] for file in files}
+    listed = _read_image_lists(root, annotations or root, by_stem, dataset)
     for file, result in results.items():
-        if not listed or (file.stem not in listed and isinstance(result, AnnotationProblem)):
+        if not listed or (normalize_name(file.stem) not in listed and isinstance(result, AnnotationProblem)):
             split = find_split(file, root)
             if not split and isinstance(result, ImageAnnotation):
                 split = find_split(result.image_path, image_root)
@@ -151,7 +158,7 @@ def _build_tree(content: bytes | str) -> ElementTree.Element:
 def parse_annotation(path: Path, image: Path, root: ElementTree.Element) -> ImageAnnotation:
     """Convert a parsed file to the annotation of its image."""
     size = root.find("size")
-    stated = None if size is None else tuple(_parse_number(size, side) for side in ("width", "height"))
+    stated = None if size is None else tuple(to_number(size.findtext(side)) for side in ("width", "height"))
     boxes = tuple(_parse_box(element) for element in root.iter("object"))
     image_size = (int(stated[0]), int(stated[1])) if stated and all(map(math.isfinite, stated)) else None
     return ImageAnnotation(image, path, boxes, image_size, _get_line(root if size is None else size))
@@ -163,15 +170,8 @@ def _parse_box(element: ElementTree.Element) -> Box:
     box = element.find("bndbox")
     if box is None:
         return Box(label, (math.nan,) * 4, kind, _get_line(element))
-    left, top, right, bottom = (_parse_number(box, side) for side in BOX_FIELDS)
+    left, top, right, bottom = (to_number(box.findtext(side)) for side in BOX_FIELDS)
     return Box(label, (left - 1, top - 1, right, bottom), kind, _get_line(box), starts_at_zero=min(left, top) == 0)
-
-
-def _parse_number(element: ElementTree.Element, name: str) -> float:
-    try:
-        return float(element.findtext(name) or "nan")
-    except ValueError:
-        return math.nan
 
 
 def _get_line(element: ElementTree.Element) -> int:
@@ -196,7 +196,7 @@ def _read_image_lists(
     entries: set[tuple[str, str]] = set()
     for path in sorted((root / "ImageSets" / "Main").glob("*.txt")):
         split = parse_split(path.stem)
-        lines = list(_read_image_list(path)) if split else []
+        lines = [(line, find_stem(name, results)) for line, name in _read_image_list(path)] if split else []
         if not any(stem in results for _, stem in lines):  # VOC 2012 lists images whose annotations are not public
             continue
         for line, stem in lines:

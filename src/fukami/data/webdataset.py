@@ -188,9 +188,8 @@ def compute_buffer_order(count: int, buffer_size: int, generator: torch.Generato
     by_slot = slots.argsort(stable=True)  # samples grouped by slot, in order
     has_successor = slots[by_slot[1:]] == slots[by_slot[:-1]]
     order = torch.empty(count, dtype=torch.int64)
-    order[by_slot[1:][has_successor] - buffer_length] = by_slot[:-1][
-        has_successor
-    ]  # a sample leaves when the next one of its slot enters
+    # a sample leaves when the next one of its slot enters
+    order[by_slot[1:][has_successor] - buffer_length] = by_slot[:-1][has_successor]
     remaining = torch.cat([by_slot[:-1][~has_successor], by_slot[-1:]])
     order[count - buffer_length :] = remaining[torch.randperm(buffer_length, generator=generator)]
     return order

@@ -8,7 +8,7 @@ from fukami.errors import Error, require_extra
 with require_extra("detect", "YOLO's data.yaml"):
     import yaml
 
-MAX_YAML_BYTES = 2 << 20  # PyYAML reads a megabyte in ten seconds
+MAX_YAML_BYTES = 256 << 10  # PyYAML reads a megabyte in ten seconds; the names of a thousand classes have 30 kB
 NULL_VALUES = ("", "~", "null", "Null", "NULL", "none", "None")  # spellings of a missing value
 
 

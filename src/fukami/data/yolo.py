@@ -9,6 +9,7 @@ classes are named by their numbers. A line with a class and the points of a poly
 import contextlib
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fukami.data import archives
-from fukami.data.annotation_files import find_files_of_images, find_split, pair_with_images
+from fukami.data.annotation_files import find_files_of_images, find_split, normalize_name, pair_with_images
 from fukami.data.annotations import (
     AnnotationProblem,
     Box,
@@ -27,15 +28,28 @@ from fukami.data.annotations import (
     keep_existing_images,
     parse_split,
 )
-from fukami.data.files import list_folders, list_images, locate_file, walk_files, walk_images
-from fukami.data.parsing import MAX_FILE_BYTES, MAX_SMALL_FILE_BYTES, Json, exists, is_file, read_text, to_number
+from fukami.data.files import list_files, list_folders, list_images, locate_file, walk_files, walk_images
+from fukami.data.parsing import (
+    MAX_FILE_BYTES,
+    MAX_SMALL_FILE_BYTES,
+    Json,
+    contains_pattern,
+    exists,
+    is_file,
+    read_text,
+    to_number,
+)
 from fukami.errors import Error, MissingPackageError
 from fukami.image import io as image_io
 
 CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 DARKNET_SUFFIX = ".data"  # dataset descriptions of Darknet and CVAT
+DESCRIPTION_SUFFIXES = (".yaml", ".yml", DARKNET_SUFFIX)
+NAMES_KEY = re.compile(r"\bnames\b")  # key of the class names
 MAX_DESCRIPTION_BYTES = 2 << 20
+MAX_DESCRIPTIONS = 4  # files of a folder that are parsed to find the class names
 MAX_INSPECTED_FILES = 20  # text files that are read to detect the format
+MAX_INSPECTED_IMAGES = 1000  # images whose text files are searched to detect the format
 KEYPOINT_FIELD = "kpt_shape"  # of the description of a dataset of poses
 NUM_BOX_VALUES = 5  # of a line with a box: the class, and four numbers
 SPLIT_KEYS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
@@ -80,11 +94,17 @@ def is_box_file(path: Path) -> bool:
 def has_polygons(root: Path) -> bool:
     """Return whether one of the first label files of a dataset has a polygon, and not keypoints after a box."""
     folder = root.parent if root.is_file() else root
+    images: Iterable[Path] = ()  # of the described splits, which may be elsewhere
     with contextlib.suppress(Error):  # reading the dataset reports an invalid description
-        if KEYPOINT_FIELD in _find_description(root)[1]:
+        files, description = _find_description(root)
+        if KEYPOINT_FIELD in description:
             return False
-    files = (file for file in walk_files(folder, ".txt") if file.name not in CLASS_FILES)
-    return any(map(_has_polygon, itertools.islice(filter(is_box_file, files), MAX_INSPECTED_FILES)))
+        paths = itertools.chain.from_iterable(_find_described_splits(files, description).values())
+        images = itertools.islice(itertools.chain.from_iterable(map(_list_split_images, paths)), MAX_INSPECTED_IMAGES)
+        images = [image for image in images if not archives.is_outside(image, root)]
+    label_files = itertools.chain(filter(is_file, map(find_label_file, images)), walk_files(folder, ".txt"))
+    box_files = filter(is_box_file, (file for file in label_files if file.name not in CLASS_FILES))
+    return any(map(_has_polygon, itertools.islice(box_files, MAX_INSPECTED_FILES)))
 
 
 def _has_polygon(path: Path) -> bool:
@@ -92,9 +112,15 @@ def _has_polygon(path: Path) -> bool:
 
 
 def find_description_files(root: Path) -> list[Path]:
-    """Return the files that may describe a folder, ``data.yaml`` first."""
-    files = [path for path in root.iterdir() if path.suffix.lower() in (".yaml", ".yml", DARKNET_SUFFIX)]
-    return sorted(files, key=lambda path: (path.stem.lower() not in ("data", "dataset"), path))
+    """Return the files that may describe a folder, at most four: ``data.yaml`` first, and others with class names."""
+    files = [path for path in root.iterdir() if path.suffix.lower() in DESCRIPTION_SUFFIXES]
+    files.sort(key=lambda path: (not _has_usual_name(path), path))
+    described = (path for path in files if _has_usual_name(path) or contains_pattern(path, NAMES_KEY))
+    return list(itertools.islice(described, MAX_DESCRIPTIONS))
+
+
+def _has_usual_name(path: Path) -> bool:
+    return path.stem.lower() in ("data", "dataset")
 
 
 def _find_description(path: Path) -> tuple[list[Path], dict[str, Json]]:
@@ -130,24 +156,33 @@ def read_yolo(
     split_images = {
         split: [*dict.fromkeys(itertools.chain(*map(_list_split_images, paths)))] for split, paths in splits.items()
     }
-    text_files = [file for file in walk_files(root, ".txt") if file.name not in CLASS_FILES]
-    pairs = pair_with_images(text_files, [image for paths in split_images.values() for image in paths])
-    image_to_file = {image: file for file, image in pairs.items()}
+    label_files = _find_label_files(path, root, split_images)
     if files:
         class_names = _parse_class_names(files[0], description)
     else:
-        class_names = dict(enumerate(_read_class_names(root))) or _number_classes(image_to_file.values())
+        class_names = dict(enumerate(_read_class_names(root))) or _number_classes(label_files.values())
     dataset.labels = tuple(dict.fromkeys(class_names[index] for index in sorted(class_names)))
     for split, image_paths in split_images.items():
         entries = [
             ImageAnnotation(image, path)
             if archives.is_outside(image, path)
-            else _read_annotation(image, image_to_file.get(image), class_names, dataset, on_polygons, has_keypoints)
+            else _read_annotation(image, label_files.get(image), class_names, dataset, on_polygons, has_keypoints)
             for image in image_paths
         ]
         dataset.splits[split] = keep_existing_images(entries, dataset, split, path)
     _add_orphan_labels(dataset)
     return dataset
+
+
+def _find_label_files(path: Path, root: Path, split_images: dict[str, list[Path]]) -> dict[Path, Path]:
+    """Find the text file of each image that has one: in the usual place, or if there are none, that of its stem."""
+    images = [image for paths in split_images.values() for image in paths]
+    inside = (image for image in images if image.name and not archives.is_outside(image, path))
+    usual = {image: file for image in inside if is_file(file := find_label_file(image))}
+    if usual:
+        return usual
+    text_files = [file for file in walk_files(root, ".txt") if file.name not in CLASS_FILES]
+    return {image: file for file, image in pair_with_images(text_files, images).items()}
 
 
 def _find_described_splits(files: Sequence[Path], description: dict[str, Json]) -> dict[str, list[Path]]:
@@ -199,24 +234,21 @@ def find_label_file(image: Path) -> Path:
 
 def _read_annotation(
     image: Path,
-    paired_file: Path | None,
+    path: Path | None,
     names: dict[int, str],
     dataset: DatasetAnnotations,
     on_polygons: Callable[[ImageAnnotation, list[Polygon]], None] | None,
     has_keypoints: bool,
 ) -> ImageAnnotation:
-    """Read the boxes of an image from its label file, or else from a file of its stem; none without one, as in YOLO.
+    """Read the boxes of an image from its text file; none without one, as in YOLO.
 
     With ``has_keypoints``, a line has keypoints after the box, which are skipped.
     """
-    path = find_label_file(image)
-    if paired_file and not is_file(path):
-        path = paired_file
     boxes: list[Box] = []
     polygons: list[Polygon] = []
-    if not is_file(path):
+    if path is None:
         dataset.unannotated_images.append(image)
-        return ImageAnnotation(image, path)
+        return ImageAnnotation(image, find_label_file(image) if image.name else image)
     for line, text in enumerate(read_text(path, max_bytes=MAX_SMALL_FILE_BYTES, errors="replace").splitlines(), 1):
         if not text.strip():
             continue
@@ -247,9 +279,9 @@ def _add_orphan_labels(dataset: DatasetAnnotations) -> None:
     for folder, labels in sorted(label_folders.items()):
         if labels == folder or not labels.is_dir():
             continue  # text files next to images may be anything
-        stems = {path.stem for path in list_images(folder)}
-        for path in sorted(labels.glob("*.txt")):
-            if path.stem not in stems and path.name not in CLASS_FILES:
+        stems = {normalize_name(path.stem) for path in list_images(folder)}
+        for path in list_files(labels, ".txt"):
+            if normalize_name(path.stem) not in stems and path.name not in CLASS_FILES:
                 detail = f"there is no image {path.stem} in {folder}; put it there, or remove its labels"
                 dataset.orphan_annotations.append(AnnotationProblem("missing", path, 0, detail))
 
@@ -298,7 +330,7 @@ def _has_class_names(path: Path) -> bool:
     except MissingPackageError:
         raise
     except Error:
-        return path.stem.lower() in ("data", "dataset")
+        return _has_usual_name(path)
 
 
 def _parse_class_names(path: Path, description: dict[str, Json]) -> dict[int, str]:
@@ -335,17 +367,17 @@ def _locate_paths(path: Path, description: dict[str, Json], key: str) -> Iterato
     Raises:
         Error: a folder or list does not exist.
     """
-    base, values = Path(_check_text(path, description.get("path") or ".", "path")), description[key]
+    base = Path(_use_slashes(_check_text(path, description.get("path") or ".", "path"), path.parent))
+    values = description[key]
     for value in values if isinstance(values, list) else [values]:
-        stripped = name = _check_text(path, value, key)
+        stripped = name = _use_slashes(_check_text(path, value, key), path.parent / base, path.parent)
         while stripped.startswith("../"):  # Roboflow's paths are relative to a folder further down
             stripped = stripped[3:]
         candidates = [path.parent / base / name, base / name, path.parent / name, path.parent / stripped]
         if path.suffix.lower() == DARKNET_SUFFIX:
             candidates.append(path.parent / _strip_first_folder(name))
-        archive_root = (
-            path.parent if key == "names" else archives.find_archive_root(path)
-        )  # class names become the labels of a run
+        # class names become the labels of a run
+        archive_root = path.parent if key == "names" else archives.find_archive_root(path)
         location = next(
             (
                 candidate
@@ -361,6 +393,11 @@ def _locate_paths(path: Path, description: dict[str, Json], key: str) -> Iterato
                 f"{path} refers to {name}, but there is no {candidates[0]}; put the images there, or fix the file"
             )
         yield location
+
+
+def _use_slashes(name: str, *folders: Path) -> str:
+    r"""Replace each ``\`` of a path by a slash, as written on Windows, unless one of the folders has such a name."""
+    return name if any(exists(folder / name) for folder in folders) else name.replace("\\", "/")
 
 
 def _check_text(path: Path, value: Json, key: str) -> str:
@@ -385,7 +422,7 @@ def _list_split_images(path: Path) -> list[Path]:
 
 def _strip_first_folder(name: str) -> str:
     """Remove the first folder of a path; Darknet's paths start with the folder in which it expects the data."""
-    return str(Path(*Path(name).parts[1:]))
+    return str(Path(*Path(name.replace("\\", "/")).parts[1:]))
 
 
 def _read_lines(path: Path, *, max_bytes: int = MAX_FILE_BYTES) -> list[str]:

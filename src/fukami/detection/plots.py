@@ -11,6 +11,7 @@ from matplotlib.typing import LineStyleType
 from PIL import Image
 
 from fukami.detection.metrics import MISSED, OUTCOMES, DetectionResults, ErrorCase, FloatArray
+from fukami.image import draw as image_draw
 from fukami.image import io as image_io
 from fukami.image.charts import BLUE, PALE, RED, plot_class_bars, shorten_label
 
@@ -146,11 +147,11 @@ def plot_errors(
         figure = Figure(figsize=(CROP_WIDTH, CROP_WIDTH * (bottom - top) / (right - left)))
         axes = figure.add_axes((0, 0, 1, 1))
         axes.imshow(np.asarray(crop), extent=(left, right, bottom, top))
-        color = image_io.get_class_color(labels.index(error.label))
-        _draw_outline(axes, error.box, image_io.choose_text_color(color), 3.2)
+        color = image_draw.get_class_color(labels.index(error.label))
+        _draw_outline(axes, error.box, image_draw.choose_text_color(color), 3.2)
         _draw_outline(axes, error.box, color, 1.8)
         if error.related_box is not None:
-            _draw_outline(axes, error.related_box, image_io.BLACK, 1.2)
+            _draw_outline(axes, error.related_box, image_draw.BLACK, 1.2)
             _draw_outline(axes, error.related_box, image_io.WHITE, 1.2, (0, (3, 2)))
         axes.set_xlim(left, right)
         axes.set_ylim(bottom, top)

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fukami.data.parsing import to_number
 from fukami.detection import metrics as detection_metrics
 from fukami.detection import tiles
 from fukami.detection.metrics import DetectionResults
@@ -16,7 +17,7 @@ from fukami.engine import padded_images
 from fukami.engine.prediction import Prediction
 from fukami.engine.task import Metrics, ModelSignature, Task, TrainingOptions, match_labels
 from fukami.errors import Error
-from fukami.image import io as image_io
+from fukami.image import draw as image_draw
 from fukami.image.channels import build_preview, read_channels
 from fukami.image.transform import ResizeTransform, get_normalization
 from fukami.layers.activation_checkpointing import enable_activation_checkpointing
@@ -99,10 +100,10 @@ class DetectionTask(Task):
         """
         super().replace_modules(modules)
         if isinstance(metadata := getattr(self.model, "metadata", None), dict):
-            try:
-                register_confidence(self.model, float(metadata["confidence"]))
-            except (KeyError, ValueError, OverflowError):
-                raise Error("the ONNX file has no valid confidence in its metadata; export the run again") from None
+            confidence = to_number(metadata.get("confidence"))
+            if not 0 <= confidence <= 1:
+                raise Error("the ONNX file has no valid confidence in its metadata; export the run again")
+            register_confidence(self.model, confidence)
 
     def get_confidence(self) -> float:
         """Return the minimum score of a predicted box."""
@@ -234,7 +235,7 @@ class DetectionTask(Task):
 
     def draw(self, image: Image.Image, prediction: Prediction) -> Image.Image:
         """Draw the boxes on the image."""
-        return image_io.draw_boxes(image, prediction["boxes"], self.labels)
+        return image_draw.draw_boxes(image, prediction["boxes"], self.labels)
 
     @torch.inference_mode()
     def plot_evaluation(self, batches: Iterable["PaddedBatch"]) -> "Iterator[tuple[str, FigureContent]]":

@@ -16,10 +16,8 @@ from torch.utils import _pytree as pytree
 from fukami.engine import checkpoint, run_weights
 from fukami.errors import Error, WriteError
 
-MIN_CHECKPOINT_INTERVAL, MAX_CHECKPOINT_FRACTION = (
-    1.0,
-    0.02,
-)  # seconds between two checkpoints, unless writing would take more than this fraction of the time
+MIN_CHECKPOINT_INTERVAL = 1.0  # seconds between two checkpoints
+MAX_CHECKPOINT_FRACTION = 0.02  # maximum fraction of the time in which checkpoints are written
 
 
 class CheckpointWriter:

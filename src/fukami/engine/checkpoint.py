@@ -19,12 +19,8 @@ from fukami.engine.tensor_files import encode_tensors
 from fukami.errors import Error
 
 TENSOR_KEY, TUPLE_KEY, ITEMS_KEY = "$tensor", "$tuple", "$items"  # JSON keys of tensors, tuples and dicts by items
-CHECKPOINT_FIELDS = {
-    "format": (int,),
-    "versions": (dict,),
-    "threads": (int,),
-    "manifest": (str, type(None)),
-}  # types of the metadata of a checkpoint
+# types of the metadata of a checkpoint
+CHECKPOINT_FIELDS = {"format": (int,), "versions": (dict,), "threads": (int,), "manifest": (str, type(None))}
 
 
 def write_checkpoint(folder: Path, state: StateDict) -> None:

@@ -5,7 +5,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.nn.modules.module import (
@@ -13,6 +13,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
+from fukami.data.parsing import read_bytes
 from fukami.engine import precision as precisions
 from fukami.engine import run_folder, run_record, run_weights
 from fukami.engine.ensemble import build_ensemble
@@ -22,6 +23,11 @@ from fukami.engine.task import Task
 from fukami.errors import Error, UsageError
 from fukami.layers.meta_device import use_meta_device
 
+if TYPE_CHECKING:
+    from fukami.quantization.onnx_export import OnnxNetwork
+
+ONNX_METADATA = ("labels", "output", "game")  # metadata that an ONNX file and its run have in common
+MAX_ONNX_BYTES = 2 << 30  # the limit of ONNX
 MAX_MODEL_PARTS = 50_000  # layers and tensors of a network; ResNet-152 has about a thousand
 
 
@@ -75,11 +81,14 @@ def _load_run(
     if stored_precision in precisions.ONNX_PRECISIONS:
         from fukami.quantization.onnx_export import OnnxNetwork
 
-        modules = {name: OnnxNetwork(_read_file(folder / f"{name}.onnx")) for name in modules}
+        contents = {name: read_bytes(folder / f"{name}.onnx", max_bytes=MAX_ONNX_BYTES) for name in modules}
+        modules = {name: OnnxNetwork(content) for name, content in contents.items()}
     else:
         run_weights.load_weights(modules, folder)
     if built_in or stored_precision in precisions.CONVERTED_PRECISIONS:
         task.replace_modules(modules)
+    if stored_precision in precisions.ONNX_PRECISIONS:
+        _check_metadata(folder, task)
     task.setup(Runtime.start(*precisions.resolve_device_and_precision(device, precision)))
     for module in modules.values():
         module.to(PRECISIONS.get(precision, torch.float32)).eval()
@@ -117,8 +126,14 @@ def _build_task(folder: Path, recipe: Recipe, labels: tuple[str, ...]) -> Task:
             hook.remove()
 
 
-def _read_file(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise Error(f"{path} cannot be read ({error.strerror}); the run cannot be used") from error
+def _check_metadata(folder: Path, task: Task) -> None:
+    """Check that the networks of ONNX files have the classes and the outputs of their run.
+
+    Raises:
+        Error: they were exported from another run.
+    """
+    expected = task.get_signature().metadata
+    for name, module in task.get_modules().items():
+        metadata = cast("OnnxNetwork", module).metadata
+        if any(metadata.get(key) != expected[key] for key in ONNX_METADATA if key in expected):
+            raise Error(f"{folder / name}.onnx does not match its recipe.json; export the run again")

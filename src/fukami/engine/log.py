@@ -17,7 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from fukami import atomic_file
 from fukami.data import sources
 from fukami.data.formats import format_count
-from fukami.data.loader import StateDict
+from fukami.data.loader import StateDict, check_counts
 from fukami.engine import run_record
 from fukami.engine.recipe import Data, Recipe, build_resume_command, build_train_command, get_recipe_name
 from fukami.engine.resumable_loader import wrap_batches
@@ -261,7 +261,8 @@ class TrainingLogger:
         if not all(isinstance(value, int | float | dict) for value in self.last_metrics.values()):
             raise TypeError("the last evaluation has a value that is not a number")
         json.dumps(self.last_metrics)
-        self.step, self.last_log_time = state.get("step", 0), time.monotonic()
+        check_counts(state, "step")
+        self.step, self.last_log_time = state["step"], time.monotonic()
         self.bar.n = self.bar.initial = self.step
         self.multiply_adds = int(state.get("multiply_adds", 0))
         self.runtime.clock.add(state.get("clock", {}))

@@ -34,12 +34,13 @@ WEBP_QUALITY = 85  # 0 to 100
 RESULT_NAMES = {"val": "validation result", "test": "test result"}
 # keys of a log line that are no metrics
 NON_METRIC_KEYS = {"step", "phase", "split", "seconds", "count", "objects", "pixels"}
-COMMANDS = ("eval {run}", "predict {run} IMAGE --out predictions", "serve {run}")  # those that use a run ...
+COMMANDS = ("eval {run}", "predict {run} IMAGE --out predictions", "serve {run}")  # those that use a run
+# the same of tasks whose input is not an image
 TASK_COMMANDS = {
     "generation": ("eval {run}", "predict {run} --num-samples 64 --out samples"),
     "reinforcement": ("eval {run}", "play {run} --out episode.mp4"),
     "self-play": ("eval {run}", "play {run}", "predict {run} FILE", "serve {run}"),
-}  # ... and of tasks whose input is not an image
+}
 
 
 class EncodedImage(NamedTuple):
@@ -73,9 +74,8 @@ def write_report(folder: Path, figures: "Sequence[tuple[str, FigureContent]]", r
     train_lines = [line for line in lines if line["phase"] == "train"]
     eval_lines = [line for line in lines if line["phase"] == "eval"]
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    device = (
-        f"{record['device']}, {record['precision']}, {record['threads']} threads, {record['processes']} process(es)"
-    )
+    device = f"{record['device']}, {record['precision']}, {record.get('threads', '?')} threads"
+    device += f", {record['processes']} process(es)"
     last_line = {
         name: value for line in train_lines[-1:] for name, value in line.items() if name not in ("step", "phase")
     }
@@ -303,6 +303,7 @@ def plot_curves(train_lines: Sequence[Metrics], eval_lines: Sequence[Metrics]) -
 
 def list_curves(train_lines: Sequence[Metrics], eval_lines: Sequence[Metrics]) -> list[str]:
     """List the metrics of the training curves, and the learning rate."""
+    # metrics that have another figure or repeat another metric
     unplotted = NON_METRIC_KEYS | {
         "images_per_second",
         "lr",
@@ -314,7 +315,7 @@ def list_curves(train_lines: Sequence[Metrics], eval_lines: Sequence[Metrics]) -
         "disagreement",
         "map_11",
         "coco_ap50",
-    }  # metrics that have another figure or repeat another metric
+    }
     numbers = (
         key for line in [*train_lines, *eval_lines] for key, value in line.items() if isinstance(value, int | float)
     )

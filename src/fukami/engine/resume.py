@@ -121,6 +121,5 @@ class SignalHandler:
         if self.received_signal and kind is None:
             self.exit()  # the signal arrived after the last step, such as during the report: run nothing after it
         if self.received_signal and kind is not None and issubclass(kind, Exception):
-            signal.raise_signal(
-                self.received_signal
-            )  # the training failed before it could exit: the previous handler gets the signal
+            # the training failed before it could exit: the previous handler gets the signal
+            signal.raise_signal(self.received_signal)

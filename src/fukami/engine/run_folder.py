@@ -18,6 +18,7 @@ from fukami.engine.recipe import Recipe
 from fukami.errors import Error, UsageError, WriteError, find_name
 
 BUNDLED_WEIGHTS_DIR = Path(__file__).parents[1] / "weights"
+# files that are replaced atomically
 RUN_FILES = (
     "recipe.json",
     "weights.safetensors",
@@ -26,7 +27,7 @@ RUN_FILES = (
     "manifest.jsonl",
     "preview.png",
     "report.html",
-)  # files that are replaced atomically
+)
 
 
 def locate_run(run: str | os.PathLike[str]) -> Path:
@@ -98,7 +99,10 @@ def check_run_files(folder: Path, *, for_writing: bool = False) -> None:
         Error: there is such an entry; the message names it.
     """
     for path in sorted(folder.rglob("*") if for_writing else folder.iterdir()):
-        status = path.lstat()
+        try:
+            status = path.lstat()
+        except FileNotFoundError:  # a temporary file of a training that runs now
+            continue
         regular, linked = stat.S_ISREG(status.st_mode), for_writing and status.st_nlink > 1
         if not (stat.S_ISDIR(status.st_mode) or (regular and not linked)):
             kind = "a link" if stat.S_ISLNK(status.st_mode) else "a hard link" if regular else "not a regular file"

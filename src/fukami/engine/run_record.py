@@ -153,6 +153,10 @@ def resolve_compute_config(folder: Path, device: str, precision: str, compile: b
     if not (folder / "recipe.json").is_file():
         return ComputeConfig(device, precision, compile, None)
     record = _read_record(folder)
+    if "exported" in record or "imported" in record:
+        raise UsageError(
+            f"{folder} was exported or imported, so there is no training to resume; start one with --init {folder}"
+        )
     for name, kind in RESUME_FIELDS.items():
         if type(record.get(name)) is not kind:
             raise Error(f"{folder / 'recipe.json'} is corrupted: {name!r} should be of type {kind.__name__}, not "

@@ -23,12 +23,8 @@ from fukami.system import count_cpus
 from fukami.timing import PhaseTimer
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-TRAINING_PRECISIONS = (
-    "float32",
-    "tf32",
-    "bfloat16",
-    "float16",
-)  # tf32: float32 tensors, multiplied with 10 mantissa bits
+# tf32: float32 tensors, multiplied with 10 mantissa bits
+TRAINING_PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 DEFAULT_TIMEOUT = 600.0  # seconds
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # mallopt parameters of glibc's malloc.h
 RECOMPILE_LIMIT = 2**30  # practically unlimited; torch would stop compiling after 8

@@ -7,14 +7,12 @@ only the step. Only ``plateau`` has a state, which depends on the evaluations.
 import math
 from collections.abc import Callable, Mapping
 
-from fukami.data.loader import StateDict
+from fukami.data.loader import StateDict, check_counts
 from fukami.errors import UsageError, build_unknown_error
 
 Schedule = Callable[[float], float]
-ONE_CYCLE_DIV_FACTOR, ONE_CYCLE_FINAL_FACTOR = (
-    25.0,
-    1e4,
-)  # one-cycle: peak / initial learning rate, and initial / final learning rate
+ONE_CYCLE_DIV_FACTOR = 25.0  # peak / initial learning rate
+ONE_CYCLE_FINAL_FACTOR = 1e4  # initial / final learning rate
 
 
 def compute_constant_factor(progress: float) -> float:
@@ -123,7 +121,8 @@ class ReduceOnPlateau:
 
     def load_state_dict(self, state: StateDict) -> None:
         """Restore the state of a checkpoint."""
-        self.best, self.num_bad_evals, self.num_drops = state["best"], state["num_bad_evals"], state["num_drops"]
+        check_counts(state, "num_bad_evals", "num_drops")
+        self.best, self.num_bad_evals, self.num_drops = float(state["best"]), state["num_bad_evals"], state["num_drops"]
 
 
 SCHEDULES = ("constant", "step", "multistep", "exponential", "polynomial", "cosine", "one-cycle", "plateau")

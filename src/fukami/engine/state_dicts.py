@@ -111,8 +111,10 @@ def get_coco_categories() -> tuple[str, ...]:
 
 def _read_weights_file(path: Path) -> dict[str, Tensor]:
     """Read the state dict of a file without executing code, and check its tensors."""
-    from fukami.engine import run_weights
+    from fukami.engine import run_folder, run_weights
 
+    if path.is_dir():
+        run_folder.check_run_files(path)
     file = run_weights.locate_weights(path) if path.is_dir() else path
     precision = _read_export_precision(path)
     if precision in ("int8", "binary", "onnx"):

@@ -96,11 +96,10 @@ class Task:
     labels: tuple[str, ...] = ()  # names of the classes
     label_noun = "class"  # what a label names, for messages
     transform: SquareTransform | ResizeTransform | None = None  # preprocessing of images
-    supports_cuda_graph = (
-        False  # True if every step launches the same GPU work on the same shapes, so that the loop may capture it
-    )
-    metric_mode: Literal["max", "min"] | None = "max"  # whether the best weights have the greatest or the smallest main
-    # metric of the validation data; None: the last weights are the result
+    supports_cuda_graph = False  # whether every step launches the same GPU work on the same shapes
+    # whether the best weights have the greatest or the smallest main metric of the validation data; None: the last
+    # weights are the result
+    metric_mode: Literal["max", "min"] | None = "max"
     ensemble_methods: tuple[str, ...] = ()  # of average and vote, those of which an ensemble of these tasks is capable
     reads_positions = False  # whether inputs are files of positions of a game, and not images
     min_steps = 1  # minimum number of optimizer steps of a training run

@@ -206,7 +206,9 @@ def _build_digits() -> FeatureExtractor:
     """Build the bundled DeepConvNet without its last layer."""
     from fukami.engine.load_run import load_task
 
+    num_threads = torch.get_num_threads()
     task = load_task("deep-convnet", device="cpu")
+    torch.set_num_threads(num_threads)  # loading a run limits them to the processors, but a resumed run keeps its own
     *layers, classifier_layer = task.model.children()
     return FeatureExtractor("digits", nn.Sequential(ToGrayscale(), *layers).eval(), classifier_layer)
 

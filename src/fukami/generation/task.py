@@ -17,6 +17,7 @@ from fukami.data.loader import Batch, BatchLoader, StateDict
 from fukami.engine.prediction import Prediction
 from fukami.engine.task import Metrics, Task, TrainingOptions, apply_gradients
 from fukami.generation import metrics as generation_metrics
+from fukami.image import draw as image_draw
 from fukami.image import io as image_io
 from fukami.image.transform import SquareTransform
 from fukami.models.dcgan import Discriminator, Generator
@@ -71,11 +72,9 @@ class GANTask(Task):
         **options: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(generator, **options)
-        self.discriminator, self.transform, self.load_feature_extractor = (
-            discriminator,
-            transform,
-            load_feature_extractor,
-        )
+        self.discriminator = discriminator
+        self.transform = transform
+        self.load_feature_extractor = load_feature_extractor
         self.hinge_loss, self.ema_decay = hinge_loss, ema_decay
         self.latent_dim = generator.latent_dim
         self.ema_generator = copy.deepcopy(generator) if ema_decay else generator
@@ -273,7 +272,7 @@ class GANTask(Task):
 
     def draw(self, image: Image.Image, prediction: Prediction) -> Image.Image:
         """Draw the image next to the preprocessed one, with the probability that it is real."""
-        return image_io.draw_prediction(
+        return image_draw.draw_prediction(
             image, self.transform.transform_preview(image), f"{prediction['real_probability']:.1%} real"
         )
 

@@ -44,7 +44,8 @@ def compute_member_log_probs(model: nn.Module, images: Tensor) -> Tensor:
         scores: Tensor = model(images.to(dtype))
         return scores.float().log_softmax(1).unsqueeze(0)
     members = [*model.models[: int(model.num_active) - 1], model.models[-1]]
-    return torch.stack([average_log_probs(compute_member_log_probs(member, images)) for member in members])
+    log_probs = [average_log_probs(compute_member_log_probs(member, images)) for member in members]
+    return torch.stack([part.to(images.device) for part in log_probs])  # ONNX Runtime computes on the CPU
 
 
 def average_log_probs(log_probs: Tensor) -> Tensor:

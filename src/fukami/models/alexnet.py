@@ -20,13 +20,8 @@ from torch import nn
 
 from fukami.layers.stem import StemConv2d
 
-CONV_LAYERS = (
-    (64, 11, True),
-    (192, 5, True),
-    (384, 3, False),
-    (256, 3, False),
-    (256, 3, True),
-)  # output channels, kernel size, pooled
+# output channels, kernel size, pooled
+CONV_LAYERS = ((64, 11, True), (192, 5, True), (384, 3, False), (256, 3, False), (256, 3, True))
 
 
 def alexnet(

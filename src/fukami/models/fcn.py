@@ -99,14 +99,8 @@ class FCNVGG(SegmentationModel):
     """FCN on VGG-16, whose scores are upsampled by ``stride`` to the image (Long et al. 2015, section 4)."""
 
     backbone_prefix = "features"  # layers of the classifier
-    class_prefixes = (
-        "head.score.",
-        "score4.",
-        "score3.",
-        "upsample4.",
-        "upsample3.",
-        "upsample.",
-    )  # class-specific layers
+    # class-specific layers
+    class_prefixes = ("head.score.", "score4.", "score3.", "upsample4.", "upsample3.", "upsample.")
 
     def __init__(
         self,

@@ -40,9 +40,8 @@ def pack_model(network: nn.Module) -> nn.Module:
         )
     device = next(network.parameters()).device
     network = copy.deepcopy(network).eval()
-    return _pack_module(network.cpu() if device.type == "cuda" else network).to(
-        device
-    )  # thresholds are searched on the CPU
+    # thresholds are searched on the CPU
+    return _pack_module(network.cpu() if device.type == "cuda" else network).to(device)
 
 
 def _pack_module(module: nn.Module) -> nn.Module:

@@ -51,9 +51,10 @@ def convolve(
     windows = padded.unfold(1, kh, stride).unfold(2, kw, stride).permute(0, 1, 2, 4, 5, 3).flatten(3)
     weights = prepacked.flatten(1)
     chunk_size = max(1, MAX_CHUNK_WORDS // windows.numel())
+    # (N, H', W', outputs)
     counts = torch.cat(
         [popcount(windows.unsqueeze(3) ^ chunk).sum(4) for chunk in torch.split(weights, chunk_size)], dim=3
-    )  # (N, H', W', outputs)
+    )
     counts += count_offsets[offset_index, :outputs]
     if num_terms is None:
         return pack_words(counts <= 0)

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
@@ -208,6 +209,10 @@ class FakeQuantActivation(nn.Module):
 
     def _update_range(self, x: Tensor) -> None:
         low, high = torch.aminmax(x)
+        if not self.calibrating and dist.is_available() and dist.is_initialized():  # the range of the whole batch
+            bounds = torch.stack((-low, high))
+            dist.all_reduce(bounds, dist.ReduceOp.MAX)
+            low, high = -bounds[0], bounds[1]
         new_range = torch.stack((low.clamp(max=0), high.clamp(min=0)))
         if self.calibrating:
             new_range = torch.stack(
@@ -271,9 +276,8 @@ class QuantizedLayer(nn.Module):
         weight = layer.weight.detach()
         bias = torch.zeros(len(weight)) if layer.bias is None else layer.bias.detach()
         scale = compute_weight_scales(weight).flatten()
-        scale = torch.maximum(
-            scale, bias.abs() / (MAX_BIAS * input_scale)
-        )  # for a channel with tiny weights and a large bias
+        # for a channel with tiny weights and a large bias
+        scale = torch.maximum(scale, bias.abs() / (MAX_BIAS * input_scale))
         shape = (-1, *[1] * (weight.ndim - 1))
         self.register_buffer("weight", (weight / scale.view(shape)).round().to(torch.int8).contiguous())
         self.register_buffer("weight_scale", scale)

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Literal
 
 from fukami.engine import schedules
 from fukami.engine.recipe import Data, Recipe, check_range
+from fukami.errors import UsageError
 
 if TYPE_CHECKING:
     from fukami.engine.task import OptimizerFactory
     from fukami.reinforcement.evaluation import EvaluationEpisodes
     from fukami.reinforcement.task import QLearningTask
 
-
 MAX_EVAL_EPISODES = 10_000  # each has an environment of its own
 MAX_FRAME_STACK = 32  # frames of a state
+MAX_EVAL_FRAMES = 2**15  # of the states of all evaluation episodes; a gigabyte with 84×84 pixels as float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,11 @@ class DQN(Recipe):
         super().__post_init__()
         check_range(self, 1, MAX_EVAL_EPISODES, "eval_episodes")
         check_range(self, 1, MAX_FRAME_STACK, "frame_stack")
+        if self.eval_episodes * self.frame_stack > MAX_EVAL_FRAMES:
+            raise UsageError(
+                f"--eval-episodes times --frame-stack is {self.eval_episodes * self.frame_stack:,}, and may be at most "
+                f"{MAX_EVAL_FRAMES:,}: the episodes run in parallel"
+            )
         check_range(
             self,
             1,

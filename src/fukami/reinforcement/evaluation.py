@@ -14,6 +14,8 @@ from fukami.progress import ProgressBar
 from fukami.reinforcement.replay import ReplayBuffer
 from fukami.reinforcement.vector_env import VectorEnv
 
+MAX_BATCH_SIZE = 256  # states whose values are predicted at a time
+
 StepCallback = Callable[[VectorEnv, npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.float64]], None]
 
 
@@ -72,7 +74,7 @@ class EvaluationEpisodes:
                 states = buffer.stack_frames(
                     torch.full((count,), buffer.current_step), torch.arange(count), self.frame_stack
                 )
-                values = predict_values(states).cpu().numpy()
+                values = torch.cat([predict_values(part).cpu() for part in torch.split(states, MAX_BATCH_SIZE)]).numpy()
                 value_sum, num_states = (
                     value_sum + float(values.max(1)[running].sum()),
                     num_states + float(running.sum()),

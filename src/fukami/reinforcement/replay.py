@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fukami.data.loader import Loader, StateDict
+from fukami.data.loader import Loader, StateDict, check_counts
 from fukami.engine.buffer_files import BufferFiles
 from fukami.errors import UsageError
 from fukami.reinforcement.vector_env import VectorEnv
@@ -358,6 +358,7 @@ class ExperienceCollector(Loader):
 
     def load_state_dict(self, state: StateDict) -> None:
         """Restore the progress: reset each environment with its episode's seed and replay the episode's actions."""
+        check_counts(state, "num_vector_steps", "num_optimizer_steps", "current_step")
         self.num_vector_steps, self.num_optimizer_steps = state["num_vector_steps"], state["num_optimizer_steps"]
         self.buffer.current_step = self.checkpoint_step = state["current_step"]
         self.episode_indices = state["episode_indices"].cpu().numpy()

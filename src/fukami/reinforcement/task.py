@@ -64,12 +64,10 @@ class QLearningTask(Task):
         **options: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(model, **options)
-        self.labels, self.state_shape, self.gamma, self.target_update_interval = (
-            labels,
-            state_shape,
-            gamma,
-            target_update_interval,
-        )
+        self.labels = labels
+        self.state_shape = state_shape
+        self.gamma = gamma
+        self.target_update_interval = target_update_interval
         self.double, self.clip_rewards, self.reduction = double, clip_rewards, reduction
         self.target_network = copy.deepcopy(model)
 

@@ -14,12 +14,8 @@ from fukami.errors import Error
 from fukami.scratch.layers import Array
 
 Split = tuple[Array, Array]
-ALLOWED_GLOBALS = {
-    "numpy.ndarray",
-    "numpy.dtype",
-    "_codecs.encode",
-}  # and the two below, under their names in NumPy 1 and NumPy 2
-ALLOWED_GLOBALS |= {
+ALLOWED_GLOBALS = {"numpy.ndarray", "numpy.dtype", "_codecs.encode"}
+ALLOWED_GLOBALS |= {  # under their names in NumPy 1 and NumPy 2
     f"numpy.{c}.{f}" for c in ("core", "_core") for f in ("multiarray._reconstruct", "numeric._frombuffer")
 }
 

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from fukami.data.sources import DataSource
 from fukami.errors import Error
 from fukami.progress import track
 from fukami.segmentation import data as segmentation_data
+from fukami.system import start_decoding_threads
 
 MAX_VALUES_LISTED = 5  # unknown values or colors reported per mask
 ImageMaskPair = tuple[Path, Mask]
@@ -56,7 +56,7 @@ def _check_pairs(source: DataSource, report: Findings) -> tuple[dict[str, list[I
     labels = index.class_table.labels
     for split in order:
         report.annotation_counts[split].update(dict.fromkeys(labels, 0))
-        with ThreadPoolExecutor() as threads:
+        with start_decoding_threads() as threads:
             pairs = index.splits[split]
             checked = threads.map(partial(_check_mask, labels), pairs)
             for counts, problems in track(checked, "checking masks", len(pairs)):

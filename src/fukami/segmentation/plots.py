@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from fukami.image import draw as image_draw
 from fukami.image import io as image_io
 from fukami.image.charts import plot_class_bars, shorten_label
 from fukami.image.io import UInt8Array
@@ -87,14 +88,14 @@ def draw_examples(
     rows: Sequence[tuple[str, Image.Image, UInt8Array, UInt8Array]], labels: Sequence[str]
 ) -> list[tuple[str, Image.Image | Figure]]:
     """Draw images, each followed by its true and its predicted mask, and a legend of the classes that occur."""
-    colors = [image_io.WHITE, *image_io.get_class_colors(labels)]
+    colors = [image_io.WHITE, *image_draw.get_class_colors(labels)]
     occurring = sorted({int(value) for _, _, *maps in rows for pixels in maps for value in np.unique(pixels)} - {0})
     grid: list[tuple[str, Image.Image | Figure]] = []
     for name, image, truth, prediction in rows:
         grid += [
             (name, image.convert("RGB")),
-            ("truth", image_io.overlay_mask(image, truth, colors)),
-            ("prediction", image_io.overlay_mask(image, prediction, colors)),
+            ("truth", image_draw.overlay_mask(image, truth, colors)),
+            ("prediction", image_draw.overlay_mask(image, prediction, colors)),
         ]
     legend = Figure(figsize=(3, 0.2 + 0.25 * len(occurring)), layout="constrained")
     axes = legend.add_subplot()

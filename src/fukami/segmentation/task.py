@@ -14,7 +14,7 @@ from fukami.engine import padded_images
 from fukami.engine.prediction import Prediction
 from fukami.engine.task import ModelSignature, Task, TrainingOptions, match_labels
 from fukami.errors import Error
-from fukami.image import io as image_io
+from fukami.image import draw as image_draw
 from fukami.image.channels import build_preview, read_channels
 from fukami.image.tiles import compute_tile_starts
 from fukami.image.transform import ResizeTransform, get_normalization
@@ -227,16 +227,16 @@ class SegmentationTask(Task):
 
     def draw(self, image: Image.Image, prediction: Prediction) -> Image.Image:
         """Draw the predicted classes over the image, with a legend below."""
-        colors = dict(zip(self.labels, image_io.get_class_colors(self.labels), strict=True))
+        colors = dict(zip(self.labels, image_draw.get_class_colors(self.labels), strict=True))
         entries = [(f"{label} {fraction:.0%}", colors[label]) for label, fraction in prediction["fractions"].items()]
-        overlay = image_io.overlay_mask(image, self.decode_masks(prediction), list(colors.values()))
-        return image_io.draw_legend(
+        overlay = image_draw.overlay_mask(image, self.decode_masks(prediction), list(colors.values()))
+        return image_draw.draw_legend(
             overlay, entries, [f"{label} 100%" for label in self.labels], min(MAX_LEGEND_CLASSES, len(colors))
         )
 
     def render_class_map(self, prediction: Prediction) -> Image.Image:
         """Render the class map as a palette image, whose values are class indices."""
-        return image_io.apply_palette(self.decode_masks(prediction), image_io.get_class_colors(self.labels))
+        return image_draw.apply_palette(self.decode_masks(prediction), image_draw.get_class_colors(self.labels))
 
     @torch.inference_mode()
     def plot_evaluation(self, batches: Iterable["PaddedBatch"]) -> "Iterator[tuple[str, FigureContent]]":

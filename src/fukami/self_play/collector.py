@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fukami.data.loader import Loader, StateDict
+from fukami.data.loader import Loader, StateDict, check_counts
 from fukami.errors import Error, UsageError
 from fukami.self_play.game import Game, States
 from fukami.self_play.replay import Positions, ReplayWindow
@@ -105,8 +105,8 @@ class GameGroup:
         moves = result.moves
         if options.search.c_puct:
             is_sampled = self.opening_lengths + self.lengths < options.temperature_moves
-            thresholds = rng.random((self.num_games, 1)) * result.policies.sum(1, keepdims=True)
-            sampled = (result.policies.cumsum(1) > thresholds).argmax(1)
+            cumulative = result.policies.cumsum(1, dtype=np.float64)
+            sampled = (cumulative > rng.random((self.num_games, 1)) * cumulative[:, -1:]).argmax(1)
             moves = np.where(is_sampled & ~result.is_proven, sampled, moves)
         record = (self.states, result.policies, result.values, result.is_proven, is_full)
         for name, values in zip(HISTORY, record, strict=True):
@@ -171,7 +171,8 @@ class GameGroup:
         Raises:
             Error: a number or a state is invalid.
         """
-        self.num_moves = int(state["num_moves"])
+        check_counts(state, "num_moves")
+        self.num_moves = state["num_moves"]
         self.states[:] = state["states"].cpu().numpy()
         self.opening_lengths[:] = state["opening_lengths"].cpu().numpy()
         self.lengths[:] = state["lengths"].cpu().numpy()
@@ -364,7 +365,8 @@ class SelfPlayCollector(Loader):
                 f"the number of processes was {len(state['processes'])} and is {self.world_size}: a resumed run of "
                 "self-play has to keep it, since each process has games of its own"
             )
-        self.num_optimizer_steps = int(state["num_optimizer_steps"])
+        check_counts(state, "num_optimizer_steps")
+        self.num_optimizer_steps = state["num_optimizer_steps"]
         own = state["processes"][self.rank]
         for window, (total, start) in zip(self.windows, own["windows"], strict=True):
             window.restore(int(total), int(start))

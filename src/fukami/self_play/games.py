@@ -179,11 +179,12 @@ def _check_attributes(game: Game) -> None:
         "num_planes": (_is_count(values["num_planes"], 2), "an integer of at least 2"),
         "max_moves": (_is_count(values["max_moves"], 1), "a positive integer"),
         "player_names": (_is_pair(values["player_names"], str), "two non-empty strings"),
+        # the network predicts a move for each cell, and to pass
         "has_pass": (pass_is_valid, "False, or True if num_moves is the number of cells + 1"),
         "has_score": (
             values["has_score"] is False or (values["has_score"] is True and values["has_pass"] is True),
             "False, or True if has_pass",
-        ),  # the network predicts a move for each cell, and to pass
+        ),
     }
     for name, (is_valid, expected) in checks.items():
         if not is_valid:

@@ -36,11 +36,12 @@ class Positions(NamedTuple):
 
 
 class ReplayWindow:
-    """Ring buffer of the last positions, in which the targets of equal positions are averaged.
+    """Ring buffer of the last positions, in which the policies and values of equal positions are averaged.
 
-    Positions that a symmetry maps to each other are equal. Each has one slot, the latest, with the mean of the targets;
-    the earlier slots are not sampled. With :meth:`open_files`, the slots are files, for resumed runs: a slot is written
-    once, and slots beyond the window keep what the last checkpoint needs until the next one.
+    Positions that a symmetry maps to each other are equal. Each has one slot, the latest, with the mean policy and
+    value, and the latest score and owners; the earlier slots are not sampled. With :meth:`open_files`, the slots are
+    files, for resumed runs: a slot is written once, and slots beyond the window keep what the last checkpoint needs
+    until the next one.
 
     Args:
         game: the rules.

@@ -97,28 +97,29 @@ def add_routes(app: FastAPI, worker: Worker, run_info: dict[str, Json], *, needs
                 content = await opened.body()
                 return JSONResponse(await run(opened, lambda slot: predictor.predict_game(slot, content)))
             async with request_body.read_uploads(opened, POSITIONS) as uploads:
-                predictions = await predict_files(opened, uploads)
+                predictions = await predict_files(predictor, opened, uploads)
                 return JSONResponse(predictions, choose_status(predictions))
 
-    async def predict_files(request: Request, uploads: Uploads) -> list[dict[str, Json]]:
-        """Predict the positions of files, as ``fukami predict`` prints them."""
-        predictions: list[dict[str, Json]] = []
-        count = 0  # positions, also invalid ones
-        async with request_body.watch_disconnect(request) as disconnected:
-            with worker.acquire_slot() as slot:
-                for name, file in ((name[:MAX_NAME_LENGTH], file) for name, file in uploads.files):
-                    try:
-                        game = predictor.find_game(uploads.options.get("game"))
-                        read = partial(predictor.read_positions, slot, game, name, file.read(), MAX_POSITIONS - count)
-                        positions = await worker.run(slot, disconnected, read)
-                        count += len(positions)
-                        for start in range(0, len(positions), CHUNK_SIZE):
-                            chunk = positions[start : start + CHUNK_SIZE]
-                            search = partial(predictor.predict_positions, slot, game, name, chunk)
-                            predictions += await worker.run(slot, disconnected, search)
-                    except Error as error:
-                        predictions.append({"file": name, "error": str(error)})
-        return predictions
+
+async def predict_files(predictor: "BoardPredictor", request: Request, uploads: Uploads) -> list[dict[str, Json]]:
+    """Predict the positions of files, as ``fukami predict`` prints them."""
+    predictions: list[dict[str, Json]] = []
+    count = 0  # positions, also invalid ones
+    async with request_body.watch_disconnect(request) as disconnected:
+        with predictor.worker.acquire_slot() as slot:
+            for name, file in ((name[:MAX_NAME_LENGTH], file) for name, file in uploads.files):
+                try:
+                    game = predictor.find_game(uploads.options.get("game"))
+                    read = partial(predictor.read_positions, slot, game, name, file.read(), MAX_POSITIONS - count)
+                    positions = await predictor.worker.run(slot, disconnected, read)
+                    count += len(positions)
+                    for start in range(0, len(positions), CHUNK_SIZE):
+                        chunk = positions[start : start + CHUNK_SIZE]
+                        search = partial(predictor.predict_positions, slot, game, name, chunk)
+                        predictions += await predictor.worker.run(slot, disconnected, search)
+                except Error as error:
+                    predictions.append({"file": name, "error": str(error)})
+    return predictions
 
 
 class InterruptibleNetwork(nn.Module):

@@ -161,9 +161,8 @@ class Worker:
         future: Future[T] = self.executor.submit(function)
         slot.future = future
         waiting: asyncio.Future[T] = asyncio.wrap_future(future)
-        waiting.add_done_callback(
-            lambda finished: finished.cancelled() or finished.exception()
-        )  # also if it is no longer awaited
+        # also if it is no longer awaited
+        waiting.add_done_callback(lambda finished: finished.cancelled() or finished.exception())
         futures: set[asyncio.Future[T] | asyncio.Future[None]] = {waiting, disconnected}
         await asyncio.wait(futures, timeout=self.request_timeout, return_when=asyncio.FIRST_COMPLETED)
         if future.done():
