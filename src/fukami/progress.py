@@ -189,3 +189,13 @@ class Monitor:
 
 _monitor = Monitor()
 ProgressBar.set_lock(threading.RLock())  # tqdm's own lock would also create one of multiprocessing
+
+
+def format_count(number: int, noun: str) -> str:
+    """Format a count with its noun, as in ``1,797 images``."""
+    return f"{number:,} {noun if number == 1 else pluralize(noun)}"
+
+
+def pluralize(noun: str) -> str:
+    """Return the plural of a noun."""
+    return f"{noun}es" if noun.endswith(("s", "x", "tch")) else f"{noun}s"

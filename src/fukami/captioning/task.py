@@ -21,14 +21,13 @@ from fukami.engine.task import Metrics, ModelSignature, Task, TrainingOptions
 from fukami.errors import Error, UsageError
 from fukami.image import draw as image_draw
 from fukami.image.channels import round_levels
-from fukami.image.transform import SquareTransform, get_normalization
+from fukami.image.transform import SquareTransform
 from fukami.models.show_and_tell import LSTMState, ShowAndTell
 from fukami.progress import track
 from fukami.quantization import half_precision
 
 if TYPE_CHECKING:
     from fukami.captioning.loader import CaptionEvalLoader, FeatureLoader
-    from fukami.engine.runtime import Runtime
     from fukami.engine.task import FigureContent
 
 Batch = tuple[Tensor, Tensor]
@@ -139,11 +138,6 @@ class CaptioningTask(Task):
         self.decoding_config = decoding_config
         self.frozen_encoder = frozen_encoder
         self.cache_limit = cache_limit
-
-    def setup(self, runtime: "Runtime") -> None:
-        """Move the network to the device."""
-        super().setup(runtime)
-        self.mean, self.std = get_normalization(self.transform, runtime.device)
 
     def prepare_training(self) -> None:
         """Create the optimizer, without the parameters of a frozen encoder."""

@@ -20,7 +20,7 @@ from fukami.engine.prediction import Prediction
 from fukami.engine.task import ModelSignature, Task, TrainingOptions, match_labels
 from fukami.errors import Error, UsageError, format_names
 from fukami.image import draw as image_draw
-from fukami.image.transform import SquareTransform, get_normalization
+from fukami.image.transform import SquareTransform
 from fukami.layers import binary
 from fukami.layers.activation_checkpointing import enable_activation_checkpointing
 from fukami.layers.ensemble import Ensemble, average_log_probs, combine_log_probs, compute_member_log_probs
@@ -119,7 +119,6 @@ class ClassificationTask(Task):
         """Move the networks to the device."""
         super().setup(runtime)
         self.inference_model = runtime.move_to_device(self.inference_model)
-        self.mean, self.std = get_normalization(self.transform, runtime.device)
 
     def prepare_training(self) -> None:
         """Create the optimizer, and enable activation checkpointing.

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from fukami.data import archives, image_folder
-from fukami.data.parsing import is_file
+from fukami.data.parsing import is_file, to_number
 from fukami.data.samples import REGULAR, Sample
 from fukami.data.splits import SPLIT_NAMES, Splits, select_validation
 from fukami.errors import Error, MissingPackageError
@@ -384,3 +384,9 @@ def find_rarest_classes(samples: Sequence[Sample]) -> npt.NDArray[np.int64]:
     classes = np.concatenate([sample.classes for sample in samples] or [np.zeros(0, np.int64)])
     counts = np.bincount(classes, minlength=1)
     return np.array([min(sample.classes, key=lambda c: counts[c], default=-1) for sample in samples], np.int64)
+
+
+def parse_size(width: Any, height: Any) -> tuple[int, int] | None:
+    """Parse the width and the height of an image that an annotation states; None if they are not finite numbers."""
+    sides = to_number(width), to_number(height)
+    return (int(sides[0]), int(sides[1])) if all(map(math.isfinite, sides)) else None

@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fukami.errors import UsageError, build_unknown_error
+from fukami.image.channels import LUMA
 
 Batch = tuple[Tensor, Tensor]
 Side = int | Tensor  # side length in pixels: one for all images, or one for each, (N,)
-LUMA = (0.299, 0.587, 0.114)  # luma weights of red, green and blue (ITU-R BT.601), as in torchvision
 RGB_TO_YIQ = (LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))  # luma and two color differences
 YIQ_TO_RGB = tuple(map(tuple, np.linalg.inv(np.array(RGB_TO_YIQ, np.float32)).tolist()))
 MAX_ASPECT_RATIO = 4 / 3  # of a random resized crop, either way (Szegedy et al. 2015, section 6)

@@ -22,6 +22,7 @@ from fukami.data.annotations import (
     ImageAnnotation,
     check_splits,
     keep_existing_images,
+    parse_size,
     parse_split,
 )
 from fukami.data.files import list_files, list_folders, locate_file, walk_files
@@ -164,13 +165,11 @@ def _parse_row(values: dict[str, str], columns: _Columns, line: int) -> _Row:
     label, texts = values.get(columns.label, ""), [values.get(name, "") for name in columns.corners]
     left, top, right, bottom = map(to_number, texts)
     box = Box(label, (left, top, right, bottom), line=line) if label or any(texts) else None
-    width, height = (to_number(values.get(name)) for name in ("width", "height"))
-    has_size = math.isfinite(width) and math.isfinite(height)
     split = values.get("split", "")
     return _Row(
         line,
         values[columns.image],
-        (int(width), int(height)) if has_size else None,
+        parse_size(values.get("width"), values.get("height")),
         box,
         ANNOTATION_SPLITS.get(split.lower(), split),
     )

@@ -21,6 +21,7 @@ from fukami.data.annotations import (
     ImageAnnotation,
     check_splits,
     keep_existing_images,
+    parse_size,
     parse_split,
 )
 from fukami.data.files import list_files, list_folders, list_images, locate_file, walk_images
@@ -209,8 +210,7 @@ def _parse_annotations(
             dataset.orphan_annotations.append(AnnotationProblem("duplicate", path, line, detail))
             continue
         seen_ids.add(image_id)
-        width, height = to_number(fields.get("width")), to_number(fields.get("height"))
-        size = (int(width), int(height)) if math.isfinite(width) and math.isfinite(height) else None
+        size = parse_size(fields.get("width"), fields.get("height"))
         image_path = locate(to_text(fields.get("file_name")))
         yield ImageAnnotation(image_path, path, tuples.get(image_id, ()), size, line)
 

@@ -15,10 +15,11 @@ from fukami.data import coco
 from fukami.data.annotations import DatasetAnnotations, get_upright_size, read_header
 from fukami.data.class_tables import ClassTable
 from fukami.data.parsing import Json, contains_pattern, to_key, to_number, to_text
-from fukami.data.samples import UNLABELED, UInt8Array
+from fukami.data.samples import UNLABELED
 from fukami.errors import Error
 from fukami.image import io as image_io
 from fukami.image.channels import orient_pixels
+from fukami.image.io import UInt8Array
 
 BACKGROUND = "background"
 OUTLINE_PATTERN = re.compile(r'"segmentation"\s*:\s*(\[\s*\[|\{)')

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-UInt8Array = npt.NDArray[np.uint8]
+from fukami.image.io import UInt8Array
 
 
 def load_digits() -> tuple[UInt8Array, UInt8Array]:

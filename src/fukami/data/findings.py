@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fukami.data.formats import format_count, pluralize
 from fukami.data.sources import DataSource
 from fukami.data.splits import SPLIT_NAMES
 from fukami.errors import Error, MissingPackageError, convert_memory_errors
 from fukami.image.channels import PILLOW_CHANNELS, ArrayImage, Levels, read_channels, read_depth
-from fukami.progress import ProgressBar
+from fukami.progress import ProgressBar, format_count, pluralize
 from fukami.system import start_decoding_threads
 
 MAX_IMBALANCE = 10  # maximum ratio of the largest class to another class

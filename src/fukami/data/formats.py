@@ -26,6 +26,7 @@ from fukami.data import (
 )
 from fukami.data.annotations import DatasetAnnotations, separate_trainval
 from fukami.data.files import list_folders, walk_files, walk_images
+from fukami.progress import format_count
 
 Kind = Literal["labels", "boxes", "masks", "captions", "images", "games"]
 
@@ -90,16 +91,6 @@ def count_contents(kind: Kind, found: SourceFormat, images: Path | None = None) 
         Error: the annotations cannot be read.
     """
     return COUNTERS[kind](found, images)
-
-
-def format_count(number: int, noun: str) -> str:
-    """Format a count with its noun, as in ``1,797 images``."""
-    return f"{number:,} {noun if number == 1 else pluralize(noun)}"
-
-
-def pluralize(noun: str) -> str:
-    """Return the plural of a noun."""
-    return f"{noun}es" if noun.endswith(("s", "x", "tch")) else f"{noun}s"
 
 
 # detection

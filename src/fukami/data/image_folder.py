@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from fukami.data import archives
 from fukami.data.files import list_folders, walk_images
@@ -20,8 +19,6 @@ from fukami.progress import track
 logger = logging.getLogger(__name__)
 MAX_LISTED = 3  # unreadable images listed in a message
 MAX_UNREADABLE = 100  # default maximum number of unreadable images per split and process
-
-UInt8Array = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)

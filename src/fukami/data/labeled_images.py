@@ -38,7 +38,7 @@ class LabeledImages:
         targets: ``(N,)`` class indices.
     """
 
-    items: tuple[Path, ...] | shards.ShardSamples | image_folder.UInt8Array
+    items: tuple[Path, ...] | shards.ShardSamples | image_io.UInt8Array
     targets: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -46,7 +46,7 @@ class LabeledImages:
 
     def select(self, mask: npt.NDArray[np.bool_]) -> "LabeledImages":
         """Return the images selected by ``mask`` ``(N,)``."""
-        items: tuple[Path, ...] | shards.ShardSamples | image_folder.UInt8Array
+        items: tuple[Path, ...] | shards.ShardSamples | image_io.UInt8Array
         if isinstance(self.items, shards.ShardSamples):
             items = self.items.select(mask)
         elif isinstance(self.items, np.ndarray):
@@ -59,7 +59,7 @@ class LabeledImages:
         """Count the bytes of all decoded images, which have the depth of the first one."""
         from fukami.data import streaming, tar
 
-        first: Path | bytes | image_folder.UInt8Array = b""
+        first: Path | bytes | image_io.UInt8Array = b""
         if isinstance(self.items, shards.ShardSamples):
             with contextlib.suppress(Error):  # reading reports it
                 (block,) = self.items.read_blocks([0])
@@ -165,7 +165,7 @@ def _complete_splits(
     return Splits(train, val, test, labels)
 
 
-def _resize(images: image_folder.UInt8Array, transform: SquareTransform) -> Tensor:
+def _resize(images: image_io.UInt8Array, transform: SquareTransform) -> Tensor:
     """Resize images ``(N, H, W)`` or ``(N, H, W, 3)`` to ``(N, C, size, size)``; fast if the size is already right.
 
     Built-in datasets need no other preprocessing: their digits are already extracted and centered.

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from fukami.data.annotation_files import find_files_of_images, find_split, pair_with_images
-from fukami.data.annotations import AnnotationProblem, Box, Corners, DatasetAnnotations, ImageAnnotation
+from fukami.data.annotations import (
+    AnnotationProblem,
+    Box,
+    Corners,
+    DatasetAnnotations,
+    ImageAnnotation,
+    parse_size,
+)
 from fukami.data.files import walk_images
 from fukami.data.parsing import contains_pattern, parse_json, read_bytes, to_number, to_text
 from fukami.errors import Error
@@ -76,10 +83,9 @@ def _read_annotation(file: Path, image: Path) -> tuple[ImageAnnotation, list[Any
             Box(to_text(shape["label"]), _compute_corners(shape), identifier=f"shape {number}")
             for number, shape in enumerate(content["shapes"], 1)
         )
-        width, height = (to_number(content.get(name)) for name in ("imageWidth", "imageHeight"))
+        size = parse_size(content.get("imageWidth"), content.get("imageHeight"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Error(f"{file} is not labelme's JSON ({type(error).__name__}: {error}); save it again") from None
-    size = (int(width), int(height)) if math.isfinite(width) and math.isfinite(height) else None
     return ImageAnnotation(image, file, boxes, size), list(content["shapes"])
 
 

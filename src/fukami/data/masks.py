@@ -9,9 +9,9 @@ from PIL import Image
 
 from fukami.data.class_tables import ClassTable, Color, encode_colors
 from fukami.data.manifest import file_size
-from fukami.data.samples import UInt8Array
 from fukami.errors import Error, convert_memory_errors
 from fukami.image import io as image_io
+from fukami.image.io import UInt8Array
 
 MAX_CLASSES = 254  # the largest number of classes in a label map
 

@@ -6,10 +6,10 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from fukami.data.locations import get_cache_folder, list_data_folders, lock_downloads
 from fukami.errors import Error
+from fukami.image.io import UInt8Array
 
 # md5 of the unpacked files, so that gzip files of any origin and unpacked files verify alike
 CHECKSUMS = {
@@ -20,8 +20,6 @@ CHECKSUMS = {
 }
 
 MAX_FILE_BYTES = 47_040_016  # largest size of an unpacked file
-
-UInt8Array = npt.NDArray[np.uint8]
 
 
 def load_mnist() -> tuple[tuple[UInt8Array, UInt8Array], tuple[UInt8Array, UInt8Array]]:

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-UInt8Array = npt.NDArray[np.uint8]
+from fukami.image.io import UInt8Array
+
 REGULAR, DIFFICULT, CROWD = 0, 1, 2  # kinds of boxes; detections of the last two do not count
 PROPOSAL = 3  # region proposal, after all other boxes; its class is -1
 UNLABELED = 0  # value of a label map; the others are the class index plus 1

@@ -20,6 +20,7 @@ from fukami.data import shapes
 from fukami.data.masks import ArrayMask
 from fukami.data.samples import REGULAR, Sample
 from fukami.data.shapes import DIGIT_CLASSES, TEXTURES, FloatArray, sample_uniform, sample_uniform_array
+from fukami.progress import pluralize
 
 LABELS = ("circle", "cross", "eight", "ring", "seven", "square", "star", "triangle")
 MASK_LABELS: tuple[str, ...] = ("background", *LABELS)  # class of each pixel
@@ -326,7 +327,7 @@ def _describe_scene(random: np.random.Generator, objects: Sequence[SceneObject])
         return objects[0].phrase
     if random.random() < 0.4:
         counts = Counter(item.label for item in objects)
-        phrases = [f"{COUNT_WORDS[n]} {_pluralize(label) if n > 1 else label}" for label, n in counts.most_common()]
+        phrases = [f"{COUNT_WORDS[n]} {pluralize(label) if n > 1 else label}" for label, n in counts.most_common()]
         phrases = [f"an{phrase[1:]}" if phrase == "a eight" else phrase for phrase in phrases]
         return " and ".join([", ".join(phrases[:-1]), phrases[-1]] if len(phrases) > 1 else phrases)
     anchor_index = int(random.integers(len(objects)))
@@ -349,7 +350,3 @@ def _describe_relation(one: SceneObject, other: SceneObject, later: bool) -> str
     if abs(right) >= abs(down):
         return "right of" if right > 0 else "left of"
     return "below" if down > 0 else "above"
-
-
-def _pluralize(label: str) -> str:
-    return label + ("es" if label.endswith("s") else "s")

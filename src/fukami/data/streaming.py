@@ -18,14 +18,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fukami.data.augment import MAX_ASPECT_RATIO, Augmentation
-from fukami.data.formats import format_count
 from fukami.data.image_folder import MAX_UNREADABLE, check_unreadable
 from fukami.data.loader import SEQUENTIAL_BATCH_SIZE, Batch, BatchLoader, BatchT, StateDict
 from fukami.errors import Error, MissingPackageError, convert_memory_errors
 from fukami.image import io as image_io
 from fukami.image.channels import ArrayImage, Levels, read_channels, read_depth
 from fukami.image.transform import SquareTransform
-from fukami.progress import Waiting
+from fukami.progress import Waiting, format_count
 from fukami.system import count_cpus
 from fukami.timing import PhaseTimer
 

@@ -27,6 +27,7 @@ from fukami.data.annotations import (
     Box,
     DatasetAnnotations,
     ImageAnnotation,
+    parse_size,
     parse_split,
 )
 from fukami.data.files import list_files, walk_files, walk_images
@@ -158,9 +159,8 @@ def _build_tree(content: bytes | str) -> ElementTree.Element:
 def parse_annotation(path: Path, image: Path, root: ElementTree.Element) -> ImageAnnotation:
     """Convert a parsed file to the annotation of its image."""
     size = root.find("size")
-    stated = None if size is None else tuple(to_number(size.findtext(side)) for side in ("width", "height"))
     boxes = tuple(_parse_box(element) for element in root.iter("object"))
-    image_size = (int(stated[0]), int(stated[1])) if stated and all(map(math.isfinite, stated)) else None
+    image_size = None if size is None else parse_size(size.findtext("width"), size.findtext("height"))
     return ImageAnnotation(image, path, boxes, image_size, _get_line(root if size is None else size))
 
 

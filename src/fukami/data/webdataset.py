@@ -13,13 +13,13 @@ from torch.utils.data import DataLoader
 
 from fukami.data import tar
 from fukami.data.augment import Augmentation
-from fukami.data.formats import format_count
 from fukami.data.image_folder import MAX_UNREADABLE, check_unreadable
 from fukami.data.loader import SEQUENTIAL_BATCH_SIZE, Batch
 from fukami.data.shards import IntArray, ShardSamples
 from fukami.data.streaming import MIN_PARALLEL_FILES, Decoded, FileStreamingLoader, ImageDecoder, count_workers
 from fukami.errors import Error, MissingPackageError, UsageError
 from fukami.image.transform import SquareTransform
+from fukami.progress import format_count
 
 if TYPE_CHECKING:
     from fukami.engine.runtime import Runtime

@@ -19,7 +19,7 @@ from fukami.engine.task import Metrics, ModelSignature, Task, TrainingOptions, m
 from fukami.errors import Error
 from fukami.image import draw as image_draw
 from fukami.image.channels import build_preview, read_channels
-from fukami.image.transform import ResizeTransform, get_normalization
+from fukami.image.transform import ResizeTransform
 from fukami.layers.activation_checkpointing import enable_activation_checkpointing
 from fukami.layers.detection_types import Detections, GroundTruth, SampledBoxes
 from fukami.progress import track
@@ -27,7 +27,6 @@ from fukami.quantization import half_precision
 
 if TYPE_CHECKING:
     from fukami.data.samples import PaddedBatch
-    from fukami.engine.runtime import Runtime
     from fukami.engine.task import FigureContent
 
 SMOOTH_L1_BETA = 1 / 9  # threshold between the quadratic and the linear part of the smooth L1 loss
@@ -71,11 +70,6 @@ class DetectionTask(Task):
         self.confidence = confidence
         self.tile_size = 0  # pixels of the image; 0: no tiles
         register_confidence(model, UNTRAINED_CONFIDENCE)
-
-    def setup(self, runtime: "Runtime") -> None:
-        """Move the network to the device."""
-        super().setup(runtime)
-        self.mean, self.std = get_normalization(self.transform, runtime.device)
 
     def prepare_training(self) -> None:
         """Create the optimizer, and enable activation checkpointing."""

@@ -8,17 +8,18 @@ from torch.utils import _pytree as pytree
 
 Inputs = TypeVar("Inputs")
 Outputs = TypeVar("Outputs")
+NUM_WARMUP = 3  # calls before the capture
 
 
 class GraphedCallable(Generic[Inputs, Outputs]):
     """Function of a tree of tensors captured as one CUDA graph: a replay costs one launch instead of one per kernel.
 
-    The outputs occupy the same memory at each replay. The first ``num_warmup`` calls run without the graph (they are
+    The outputs occupy the same memory at each replay. The first ``NUM_WARMUP`` calls run without the graph (they are
     real steps), so that the optimizer creates its state before the capture. Inputs of another shape do so, too.
     """
 
-    def __init__(self, function: Callable[[Inputs], Outputs], num_warmup: int = 3) -> None:
-        self.function, self.num_warmup = function, num_warmup
+    def __init__(self, function: Callable[[Inputs], Outputs]) -> None:
+        self.function, self.num_warmup = function, NUM_WARMUP
         self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self.graph: torch.cuda.CUDAGraph | None = None
         self.shapes: list[torch.Size] = []

@@ -84,7 +84,7 @@ def _load_run(
         contents = {name: read_bytes(folder / f"{name}.onnx", max_bytes=MAX_ONNX_BYTES) for name in modules}
         modules = {name: OnnxNetwork(content) for name, content in contents.items()}
     else:
-        run_weights.load_weights(modules, folder)
+        run_weights.assign_weights(modules, run_weights.read_weights(folder), run_weights.locate_weights(folder))
     if built_in or stored_precision in precisions.CONVERTED_PRECISIONS:
         task.replace_modules(modules)
     if stored_precision in precisions.ONNX_PRECISIONS:

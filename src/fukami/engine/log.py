@@ -16,7 +16,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fukami import atomic_file
 from fukami.data import sources
-from fukami.data.formats import format_count
 from fukami.data.loader import StateDict, check_counts
 from fukami.engine import run_record
 from fukami.engine.recipe import Data, Recipe, build_resume_command, build_train_command, get_recipe_name
@@ -26,7 +25,7 @@ from fukami.engine.task import Metrics, Task
 from fukami.errors import Error, WriteError
 from fukami.explain.summary import count_costs
 from fukami.image.transform import SquareTransform
-from fukami.progress import MIN_SECONDS, ProgressBar, format_duration, print_line
+from fukami.progress import MIN_SECONDS, ProgressBar, format_count, format_duration, print_line
 from fukami.timing import TRAINING_PHASES
 
 if TYPE_CHECKING:

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator, Sized
 import torch
 from torch.utils import _pytree as pytree
 
-from fukami.data.formats import format_count
 from fukami.data.loader import Loader
 from fukami.data.manifest import ManifestItem, hash_tensors
 from fukami.errors import UsageError
+from fukami.progress import format_count
 
 
 class ResumableLoader(Loader):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fukami.engine import precision as precisions
 from fukami.engine import run_record
-from fukami.engine.locking import lock_folder
+from fukami.engine.locking import LOCK_FILENAME, lock_folder
 from fukami.engine.recipe import Recipe
 from fukami.errors import Error, UsageError, WriteError, find_name
 
@@ -155,7 +155,9 @@ def lock_run(folder: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
     new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
     if resume:
         check_run_exists(folder)
-    if os.path.lexists(folder / ".lock"):  # the lock could be a link, which would be opened before any other check
+    if os.path.lexists(
+        folder / LOCK_FILENAME
+    ):  # the lock could be a link, which would be opened before any other check
         check_run_files(folder, for_writing=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)

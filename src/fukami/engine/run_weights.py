@@ -34,11 +34,6 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         raise Error(f"{path} is corrupted ({error}); the run cannot be used") from error
 
 
-def load_weights(modules: dict[str, nn.Module], folder: Path) -> None:
-    """Load a run's weights, the best ones if there are any, into modules; see :func:`assign_weights`."""
-    assign_weights(modules, read_weights(folder), locate_weights(folder))
-
-
 def assign_weights(modules: dict[str, nn.Module], tensors: dict[str, Tensor], source: Path) -> None:
     """Replace all tensors of the modules by copies of ``tensors``, in the dtype in which they are stored.
 

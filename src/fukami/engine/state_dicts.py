@@ -52,9 +52,9 @@ def load_detector_weights(init: str) -> dict[str, Tensor]:
 
 
 def convert_detector_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Convert a detector's weights to torchvision's current names and batch normalization.
+    """Convert a detector's weights to the names of torchvision since 0.13, and to its batch normalization.
 
-    Torchvision's published file was trained with a batch normalization without epsilon, so its scales are changed.
+    Torchvision's published file is older, and was trained with a batch normalization without epsilon.
     """
     tensors = {**tensors}
     if "rpn.head.conv.weight" in tensors:
@@ -64,11 +64,6 @@ def convert_detector_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
                 weight in tensors and tensors[weight].shape == variance.shape
             ):  # else they do not match, which is reported
                 tensors[weight] = tensors[weight] * ((variance + EPSILON) / variance).nan_to_num(1.0, posinf=1.0).sqrt()
-    return rename_detector_weights(tensors)
-
-
-def rename_detector_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a detector's weights to the names of torchvision since 0.13, which its published file predates."""
     names = {}
     for key in tensors:
         new = re.sub(r"((?:inner|layer)_blocks\.\d)\.(?=weight|bias)", r"\1.0.", key)
@@ -112,12 +107,13 @@ def get_coco_categories() -> tuple[str, ...]:
 def _read_weights_file(path: Path) -> dict[str, Tensor]:
     """Read the state dict of a file without executing code, and check its tensors."""
     from fukami.engine import run_folder, run_weights
+    from fukami.engine.precision import CONVERTED_PRECISIONS
 
     if path.is_dir():
         run_folder.check_run_files(path)
     file = run_weights.locate_weights(path) if path.is_dir() else path
     precision = _read_export_precision(path)
-    if precision in ("int8", "binary", "onnx"):
+    if precision in CONVERTED_PRECISIONS:
         raise Error(
             f"{path} was exported to {precision} and has no weights to train; use the run that it was exported from"
         )

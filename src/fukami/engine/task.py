@@ -15,7 +15,7 @@ from fukami.engine.runtime import Runtime
 from fukami.engine.schedules import ReduceOnPlateau, Schedule, compute_constant_factor
 from fukami.errors import UsageError
 from fukami.image.channels import ChannelSource
-from fukami.image.transform import ResizeTransform, SquareTransform
+from fukami.image.transform import ResizeTransform, SquareTransform, get_normalization
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -136,6 +136,8 @@ class Task:
         """Move the networks to the device, for training or inference."""
         self.runtime = runtime
         self.model = runtime.move_to_device(self.model)
+        if self.transform is not None:
+            self.mean, self.std = get_normalization(self.transform, runtime.device)
 
     def prepare_training(self) -> None:
         """Create the optimizer and what else only training needs, after :meth:`setup`; fill ``state``.

@@ -119,22 +119,21 @@ def crop_region(image: Tensor, region: tuple[int, int, int, int] | None) -> Tens
     return F.pad(inside, padding, value=PADDING_VALUE)
 
 
-def compute_grad_cam(model: nn.Module, image: Tensor, target: int, layer: str | None = None) -> Tensor:
-    """Compute the Grad-CAM heatmap of a class: ``(h, w)``, not negative, at the resolution of the layer's maps.
+def compute_grad_cam(model: nn.Module, image: Tensor, target: int) -> Tensor:
+    """Compute the Grad-CAM heatmap of a class: ``(h, w)``, not negative, at the resolution of the last maps.
 
-    The maps are weighted by the mean gradient of the class score with respect to each, and summed; negative values are
-    set to 0 (Selvaraju et al. 2017, eq. 1 and 2). If only global average pooling and a linear layer follow, this is the
-    class activation map (Zhou et al. 2016), divided by the number of positions and without its negative part.
+    The maps after the last convolution and its activation are weighted by the mean gradient of the class score with
+    respect to each, and summed; negative values are set to 0 (Selvaraju et al. 2017, eq. 1 and 2). If only global
+    average pooling and a linear layer follow, this is the class activation map (Zhou et al. 2016), divided by the
+    number of positions and without its negative part.
 
     Args:
         model: network with outputs ``(N, classes)``.
         image: ``(C, H, W)``.
         target: index of the class.
-        layer: name of a layer; by default the activation after the last convolution. Maps with negative values, such
-            as those of a convolution, do not indicate where a feature is present.
     """
     with torch.inference_mode(mode=False):
-        name = layer or find_last_activation(summarize_layers(model, _get_shape(image))).name
+        name = find_last_activation(summarize_layers(model, _get_shape(image))).name
         batch = image.detach().clone()[None].requires_grad_()
         maps, scores = create_feature_extractor(model, [name], include_output=True)(batch)
         (gradient,) = torch.autograd.grad(scores[0, target], maps)
@@ -204,7 +203,7 @@ def plot_prediction(image: Tensor, heatmap: Tensor, ranking: Sequence[tuple[str,
     """Plot the input image ``(C, H, W)`` in 0..255, the heatmap ``(h, w)`` over it, and the most probable classes."""
     from matplotlib.figure import Figure
 
-    from fukami.image.charts import BLUE
+    from fukami.image.charts import BLUE, shorten_label
 
     figure = Figure(figsize=(9, 2.9), layout="constrained")
     input_axes, heatmap_axes, bars = figure.subplots(1, 3, width_ratios=(1, 1, 1.2))
@@ -217,24 +216,19 @@ def plot_prediction(image: Tensor, heatmap: Tensor, ranking: Sequence[tuple[str,
     grayscale = pixels.mean(2, keepdims=True).repeat(3, 2)
     heatmap_axes.imshow(0.35 + 0.5 * grayscale, vmin=0, vmax=1)
     heatmap_axes.imshow(intensity, cmap="inferno", alpha=0.75 * intensity, vmin=0, vmax=1)
-    heatmap_axes.set_title(f"Grad-CAM of {_truncate_name(ranking[0][0])}", fontsize=9, parse_math=False)
+    heatmap_axes.set_title(f"Grad-CAM of {shorten_label(ranking[0][0])}", fontsize=9, parse_math=False)
     for axes in (input_axes, heatmap_axes):
         axes.set_xticks([])
         axes.set_yticks([])
     names, probabilities = zip(*ranking[:5][::-1], strict=True)
     rectangles = bars.barh(range(len(names)), [100 * p for p in probabilities], color=BLUE, height=0.6)
     bars.bar_label(rectangles, fmt="%.1f", fontsize=8, padding=3)
-    bars.set_yticks(range(len(names)), map(_truncate_name, names), parse_math=False)
+    bars.set_yticks(range(len(names)), map(shorten_label, names), parse_math=False)
     bars.set_xlim(0, 115)
     bars.set_xticks([0, 50, 100])
     bars.set_xlabel("probability, %")
     bars.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-def _truncate_name(name: str) -> str:
-    """Truncate the name of a class to the space next to a bar."""
-    return name if len(name) <= 24 else f"{name[:23]}…"
 
 
 def tile_images(

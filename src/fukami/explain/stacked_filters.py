@@ -5,7 +5,6 @@ channels. One filter of that size has (n(m-1)+1)² weights. VGG uses such stacks
 2.3).
 """
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fukami.errors import UsageError
@@ -47,41 +46,31 @@ def compute_weight_savings(num_layers: int, kernel_size: int) -> float:
     return 1 - num_layers * kernel_size**2 / side**2
 
 
-def tabulate_weight_savings(
-    kernel_size: int = 3, depths: Sequence[int] = DEPTHS
-) -> list[tuple[int, int, int, int, float]]:
-    """Tabulate layers, side of the single filter, weights of the stack, weights of the single filter, and savings."""
-    return [
-        (
-            n,
-            compute_receptive_field(n, kernel_size),
-            n * kernel_size**2,
-            compute_receptive_field(n, kernel_size) ** 2,
-            compute_weight_savings(n, kernel_size),
-        )
-        for n in depths
-    ]
+def tabulate_weight_savings() -> list[tuple[int, int, int, int, float]]:
+    """Tabulate 3×3 filters: layers, side of the single filter, weights of the stack and of this filter, and savings."""
+    sides = {n: compute_receptive_field(n, 3) for n in DEPTHS}
+    return [(n, side, n * 3**2, side**2, compute_weight_savings(n, 3)) for n, side in sides.items()]
 
 
-def plot_weight_savings(kernel_sizes: Sequence[int] = KERNEL_SIZES, depths: Sequence[int] = DEPTHS) -> "Figure":
+def plot_weight_savings() -> "Figure":
     """Plot the savings over the number of layers, one line for each kernel size."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     axes = figure.add_subplot(xlabel="stacked layers", ylabel="weights saved, %")
-    for size in kernel_sizes:
+    for size in KERNEL_SIZES:
         (line,) = axes.plot(
-            depths, [100 * compute_weight_savings(n, size) for n in depths], marker="o", ms=4, label=f"{size}×{size}"
+            DEPTHS, [100 * compute_weight_savings(n, size) for n in DEPTHS], marker="o", ms=4, label=f"{size}×{size}"
         )
         line.set_clip_on(False)
-    for depth in (3, 4) if {3, 4} <= {*depths} and 3 in kernel_sizes else ():
+    for depth in (3, 4):
         side = compute_receptive_field(depth, 3)
         text = f"{side}×{side}: {compute_weight_savings(depth, 3):.2f}"
         point = (depth, 100 * compute_weight_savings(depth, 3))
         axes.annotate(text, point, (8, -12), textcoords="offset points", fontsize=8)
     axes.set_ylim(0, 100)
-    axes.set_xlim(min(depths), max(depths))
-    axes.set_xticks(list(depths))
+    axes.set_xlim(min(DEPTHS), max(DEPTHS))
+    axes.set_xticks(DEPTHS)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(title="filters", frameon=False, loc="lower right")
     return figure

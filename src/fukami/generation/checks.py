@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from fukami.data.files import walk_images
 from fukami.data.findings import Findings, ImageItem, PathNames, hash_images
-from fukami.data.formats import format_count
 from fukami.data.sources import DataSource
 from fukami.generation.data import MIN_IMAGES
+from fukami.progress import format_count
 
 
 def check_samples(source: DataSource, report: Findings) -> Iterator[tuple[ImageItem, bytes]]:

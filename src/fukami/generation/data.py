@@ -6,11 +6,11 @@ import numpy as np
 
 from fukami.data import labeled_images, scenes, shards, sources
 from fukami.data.files import walk_images
-from fukami.data.formats import format_count
 from fukami.data.labeled_images import LabeledImages
 from fukami.data.splits import select_validation
 from fukami.errors import Error
 from fukami.image import io as image_io
+from fukami.progress import format_count
 
 DEFAULT_SIZE = 64  # image side in pixels, if the images are not thumbnails
 THUMBNAIL_SIZES = (28, 32)

@@ -15,7 +15,7 @@ from fukami.image import io as image_io
 from fukami.image import tiff
 
 PILLOW_CHANNELS = (1, 3)  # channels of images that Pillow reads: "L" and "RGB"
-LUMA = np.array((0.299, 0.587, 0.114), np.float32)  # ITU-R BT.601, as in Pillow
+LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue (ITU-R BT.601), as in Pillow and torchvision
 Levels: TypeAlias = npt.NDArray[Any]  # uint8, or float32 with the same white
 
 
@@ -248,7 +248,7 @@ def _match_channels(levels: Levels, channels: int, has_alpha: bool, name: str) -
             opacity = levels[..., -1:].astype(np.float32) / 255
             levels = levels[..., :-1] * opacity + 255 * (1 - opacity)
         if levels.shape[2] == 3 and channels == 1:
-            return (levels @ LUMA)[..., None]
+            return (levels @ np.array(LUMA, np.float32))[..., None]
         if levels.shape[2] == 1 and channels == 3:
             return levels.repeat(3, 2)
     if channels not in (0, levels.shape[2]):

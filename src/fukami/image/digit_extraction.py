@@ -7,8 +7,8 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter, ImageOps
 
 from fukami.errors import Error
+from fukami.image.io import UInt8Array
 
-UInt8Array = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 Scalar = TypeVar("Scalar", bound=np.generic)

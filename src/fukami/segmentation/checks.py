@@ -10,12 +10,11 @@ import numpy as np
 from fukami.data import findings
 from fukami.data.annotations import ImageHeader, read_header
 from fukami.data.findings import Findings, ImageItem, PathNames, add_read_error
-from fukami.data.formats import format_count
 from fukami.data.masks import MaskFile, MissingMask
 from fukami.data.samples import Mask
 from fukami.data.sources import DataSource
 from fukami.errors import Error
-from fukami.progress import track
+from fukami.progress import format_count, track
 from fukami.segmentation import data as segmentation_data
 from fukami.system import start_decoding_threads
 

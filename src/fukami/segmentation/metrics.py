@@ -9,8 +9,8 @@ import torch
 from scipy.spatial import cKDTree
 
 from fukami.errors import Error
+from fukami.image.io import UInt8Array
 
-UInt8Array = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float64]
 BOUNDARY_TOLERANCE = 0.0075  # distance tolerance, as a fraction of the image diagonal (Csurka et al. 2013)
 

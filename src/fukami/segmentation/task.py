@@ -17,7 +17,7 @@ from fukami.errors import Error
 from fukami.image import draw as image_draw
 from fukami.image.channels import build_preview, read_channels
 from fukami.image.tiles import compute_tile_starts
-from fukami.image.transform import ResizeTransform, get_normalization
+from fukami.image.transform import ResizeTransform
 from fukami.layers.activation_checkpointing import enable_activation_checkpointing
 from fukami.layers.activation_scaling import rescale_activations
 from fukami.layers.segmentation_model import SegmentationModel
@@ -28,7 +28,6 @@ from fukami.segmentation.metrics import SegmentationResults
 if TYPE_CHECKING:
     from fukami.data.padded_loader import PaddedLoader
     from fukami.data.samples import PaddedBatch, Sample
-    from fukami.engine.runtime import Runtime
     from fukami.engine.task import FigureContent
 
 TILE_SIZE, TILE_OVERLAP = 1024, 256  # pixels; larger images are predicted in overlapping square tiles
@@ -72,11 +71,6 @@ class SegmentationTask(Task):
         self.balance_power, self.activation_checkpointing = balance_power, activation_checkpointing
         self.needs_calibration = False  # whether the activations of the loaded backbone are rescaled before training
         self.class_weights: Tensor | None = None
-
-    def setup(self, runtime: "Runtime") -> None:
-        """Move the network to the device."""
-        super().setup(runtime)
-        self.mean, self.std = get_normalization(self.transform, runtime.device)
 
     def prepare_training(self) -> None:
         """Create the optimizer, and enable activation checkpointing."""

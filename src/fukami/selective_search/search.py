@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fukami.errors import Error, build_unknown_error
+from fukami.image.io import UInt8Array
 from fukami.selective_search import grouping, superpixels
 
 VERSION = 1  # of the algorithm; cached proposals of another version are computed again
 SMOOTHING_SIGMA = 0.8  # of the Gaussian filter before the segmentation, in pixels
 Mode = Literal["fast", "quality"]
-UInt8Array = npt.NDArray[np.uint8]
 Boxes = npt.NDArray[np.float32]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from fukami.data.image_folder import format_errors
 from fukami.errors import Error
 from fukami.progress import track
 from fukami.self_play.game import Moves, States
@@ -16,7 +17,6 @@ from fukami.self_play.go import Go
 from fukami.self_play.sgf import SgfGame, iterate_games
 
 logger = logging.getLogger(__name__)
-MAX_LISTED = 3  # files listed in a message
 NUM_COMPARED_MOVES = 60  # games with the same first moves are the same game, whose end one of the files may lack
 REPLAY_CHUNK = 1024  # games that are replayed side by side to check them
 
@@ -151,7 +151,7 @@ class GameReader:
         if files:
             logger.warning(
                 f"{len(files):,} of {self.num_files:,} games have an illegal move, and only the moves before it are "
-                f"used:\n{format_list(files)}"
+                f"used:\n{format_errors(files)}"
             )
 
     def report(self, max_unreadable: int) -> None:
@@ -161,7 +161,9 @@ class GameReader:
             Error: more than ``max_unreadable`` files cannot be read.
         """
         if self.errors:
-            logger.warning(f"{len(self.errors):,} of {self.num_files:,} games are skipped:\n{format_list(self.errors)}")
+            logger.warning(
+                f"{len(self.errors):,} of {self.num_files:,} games are skipped:\n{format_errors(self.errors)}"
+            )
         side = self.game.shape[0]
         if self.num_other_sizes:
             logger.warning(f"{self.num_other_sizes:,} of {self.num_files:,} games are skipped: not on {side}×{side}")
@@ -170,7 +172,7 @@ class GameReader:
         if len(self.errors) > max_unreadable:
             raise Error(
                 f"{len(self.errors):,} games cannot be read, and --max-unreadable allows {max_unreadable}; fix them or "
-                f"allow more. The first:\n{format_list(self.errors)}"
+                f"allow more. The first:\n{format_errors(self.errors)}"
             )
 
 
@@ -218,9 +220,3 @@ def insert_passes(record: SgfGame, pass_move: int) -> tuple[npt.NDArray[np.int16
 def compute_digest(initial: bytes, moves: npt.NDArray[np.int16]) -> bytes:
     """Compute the digest of a game, by its initial state and its first moves, by which duplicates are found."""
     return hashlib.blake2b(initial + moves[:NUM_COMPARED_MOVES].tobytes(), digest_size=8).digest()
-
-
-def format_list(lines: Sequence[str]) -> str:
-    """Format the first ``MAX_LISTED`` lines, and the number of the others."""
-    more = f"\n  ... and {len(lines) - MAX_LISTED:,} more" if len(lines) > MAX_LISTED else ""
-    return "  " + "\n  ".join(lines[:MAX_LISTED]) + more

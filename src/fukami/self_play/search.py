@@ -19,6 +19,7 @@ from fukami.self_play.tree import UNKNOWN, Float32Array, Int32Array
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 CPU_GROUP_SIZE, GPU_GROUP_SIZE = 64, 512  # games whose leaves are one batch of the network
+DIRICHLET_FRACTION = 0.25  # of the noise in the root's policy (Silver et al. 2017, methods)
 MAX_TREE_BYTES = 2**30  # of the trees of such a group, unless one tree alone has more
 Evaluate = Callable[[Float32Array], tuple[Float32Array, Float32Array]]  # planes to logits (N, A) and values (N,)
 
@@ -32,7 +33,7 @@ class SearchOptions:
         max_considered_moves: moves that sequential halving considers at the root.
         value_scale: c_scale of Danihelka et al. 2022, the weight of values relative to the policy.
         c_puct: exploration constant of PUCT (Silver et al. 2017); 0: the Gumbel root instead.
-        dirichlet_alpha, dirichlet_fraction: noise of the root's policy with PUCT, for exploration.
+        dirichlet_alpha: noise of the root's policy with PUCT, for exploration.
     """
 
     simulations: int = 16
@@ -40,7 +41,6 @@ class SearchOptions:
     value_scale: float = 1.0
     c_puct: float = 0.0
     dirichlet_alpha: float = 1.0
-    dirichlet_fraction: float = 0.25
 
 
 class SearchResult(NamedTuple):
@@ -216,7 +216,7 @@ class TreeSearch:
         if options.c_puct:
             gammas = np.where(legal, rng.gamma(options.dirichlet_alpha, size=legal.shape), 0) + 1e-12 * legal
             noise = gammas / gammas.sum(1, keepdims=True)
-            mixed = (1 - options.dirichlet_fraction) * priors + options.dirichlet_fraction * noise
+            mixed = (1 - DIRICHLET_FRACTION) * priors + DIRICHLET_FRACTION * noise
             tree.root_priors[games] = np.where(explores[:, None], mixed, priors)
         else:
             tree.root_bonus[games] = np.where(explores[:, None], rng.gumbel(size=legal.shape), 0)

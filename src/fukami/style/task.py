@@ -16,6 +16,7 @@ from fukami.engine.supervised import IMAGENET_MEAN, IMAGENET_STD
 from fukami.engine.task import Metrics, OptimizerFactory, Task
 from fukami.errors import Error
 from fukami.image import io as image_io
+from fukami.image.channels import LUMA
 from fukami.layers.activation_scaling import rescale_activations
 from fukami.models.neural_style import StyleFeatures
 from fukami.quantization import half_precision
@@ -31,7 +32,6 @@ CALIBRATION_SIZE = 256  # side in pixels of the square images that calibrate the
 STYLE_WEIGHT = 300.0  # weight of the style loss per activation of the content layer, at strength 1
 RANGE_PENALTY_WEIGHT = 100.0  # weight of the squared distance of values from 0..1
 TV_WEIGHT = 1.0  # weight of the total variation, at tv_weight 1
-LUMINANCE_WEIGHTS = (0.299, 0.587, 0.114)  # red, green and blue (ITU-R BT.601)
 
 
 class StyleInputs(NamedTuple):
@@ -346,7 +346,7 @@ class StyleTransferTask(Task):
         values = image[0].to(self.runtime.device).float() / 255
         if self.options.colors == "style":
             return values
-        return (values.new_tensor(LUMINANCE_WEIGHTS).view(3, 1, 1) * values).sum(0, keepdim=True)
+        return (values.new_tensor(LUMA).view(3, 1, 1) * values).sum(0, keepdim=True)
 
     def normalize_image(self, image: Tensor) -> Tensor:
         """Normalize an image ``(num_channels, H, W)`` in 0..1 to the network's input ``(1, 3, H, W)``."""
