@@ -178,7 +178,7 @@ def test_number_of_parameters():
 def test_any_classifier_can_be_the_encoder(encoder, options, features):
     torch.manual_seed(0)
     recipe = ShowAndTell(encoder=encoder, encoder_options=options, size=64, hidden=16)
-    network = recipe.build_task(tuple(map(str, range(11)))).model
+    network = recipe.build_task((*tokenizer.SPECIAL_TOKENS, *"abcdefgh")).model
     has_batch_norm = any(isinstance(layer, torch.nn.BatchNorm2d) for layer in network.encoder.modules())
     assert has_batch_norm == (encoder not in ("vgg11", "deep-convnet") or "batch_norm=true" in options)
     images = torch.rand(2, 3, 64, 64)

@@ -13,10 +13,19 @@ from pathlib import Path
 
 import numpy as np
 
-from fukami.data import archives, findings, image_folder, label_tables, labeled_images, remote, shards, tar
+from fukami.data import archives, image_folder, label_tables, labeled_images, remote, shards, tar
 from fukami.data.annotations import check_splits
 from fukami.data.files import list_folders, locate_file, walk_files
-from fukami.data.findings import Findings, ImageItem, PathNames
+from fukami.data.findings import (
+    Findings,
+    ImageItem,
+    PathNames,
+    describe_conflict,
+    detect_format,
+    get_suffix,
+    hash_images,
+    hash_pixels,
+)
 from fukami.data.parsing import exists, is_file, read_text
 from fukami.data.sources import DataSource
 from fukami.data.splits import SPLIT_NAMES, SPLITS
@@ -24,24 +33,24 @@ from fukami.errors import Error
 from fukami.image import io as image_io
 
 
-def check_samples(source: DataSource, report: Findings) -> Iterator[tuple[ImageItem, bytes]]:
+def check_samples(source: DataSource, findings: Findings) -> Iterator[tuple[ImageItem, bytes]]:
     """Yield the readable images of a classification dataset with their digests, and report problems."""
     try:
         found = source.find("labels")
     except Error as error:
-        report.add("unreadable", str(error).removeprefix(f"{source.location} "), file=str(source.location))
+        findings.add("unreadable", str(error).removeprefix(f"{source.location} "), file=str(source.location))
         return
     layout, root = found or ("image folder", source.path)
     if layout == "built-in":
-        yield from _check_built_in_dataset(source.spec, report)
+        yield from _check_built_in_dataset(source.spec, findings)
     elif layout == "shards":
-        yield from findings.hash_images(_check_shards(source.spec, report), report)
+        yield from hash_images(_check_shards(source.spec, findings), findings)
     else:
-        items = _check_tables(root, source.images, report) if layout == "CSV" else _check_folder(source, report)
-        yield from findings.hash_images(items, report)
+        items = _check_tables(root, source.images, findings) if layout == "CSV" else _check_folder(source, findings)
+        yield from hash_images(items, findings)
 
 
-def _check_built_in_dataset(spec: str, report: Findings) -> Iterator[tuple[ImageItem, bytes]]:
+def _check_built_in_dataset(spec: str, findings: Findings) -> Iterator[tuple[ImageItem, bytes]]:
     """Yield the images of a built-in dataset and the digests of their pixels."""
     *splits, labels = labeled_images.load_labeled_images(spec, 0.0)
     files: list[ImageItem] = []
@@ -51,22 +60,22 @@ def _check_built_in_dataset(spec: str, report: Findings) -> Iterator[tuple[Image
             if isinstance(image, Path):
                 files.append(ImageItem(image, str(image), labels[target], split))
             elif isinstance(image, np.ndarray):
-                report.image_counts[split][labels[target]] += 1
-                yield ImageItem(Path(), f"{spec} {split} {index}", labels[target], split), findings.hash_pixels(image)
-    yield from findings.hash_images(files, report)
+                findings.image_counts[split][labels[target]] += 1
+                yield ImageItem(Path(), f"{spec} {split} {index}", labels[target], split), hash_pixels(image)
+    yield from hash_images(files, findings)
 
 
 # folders and archives
 
 
-def _check_folder(source: DataSource, report: Findings) -> list[ImageItem]:
+def _check_folder(source: DataSource, findings: Findings) -> list[ImageItem]:
     """List the images of a folder or an archive by class, and check the layout."""
-    layout = _ClassFolders(PathNames(source), report)
+    layout = _ClassFolders(PathNames(source), findings)
     found = image_folder.find_splits(source.path)
     if "" in found:
         if not list_folders(found[""]):
             detail = "contains no folders; expected one folder of images for each class"
-            report.add("empty", detail, file=str(source.location))
+            findings.add("empty", detail, file=str(source.location))
         layout.check_loose_files(found[""])
         return layout.list_class_images(found[""], "")
     splits = [found[split] for split in SPLITS if split in found]  # train first: a leak is reported for the test file
@@ -75,9 +84,11 @@ def _check_folder(source: DataSource, report: Findings) -> list[ImageItem]:
     for other in list_folders(top_folder):
         if other not in splits:
             detail = f"is a folder next to {splits[0].name} but no split, and nothing in it is read"
-            report.add("ignored", detail, file=layout.format_path(other))
+            findings.add("ignored", detail, file=layout.format_path(other))
     if "train" not in found:
-        report.add("empty", "has no train folder, so there are no training images", file=layout.format_path(top_folder))
+        findings.add(
+            "empty", "has no train folder, so there are no training images", file=layout.format_path(top_folder)
+        )
     items = []
     for split in splits:
         layout.check_loose_files(split)
@@ -90,7 +101,7 @@ class _ClassFolders:
     """A folder of images by class, and the paths that messages show for its files."""
 
     format_path: PathNames
-    report: Findings
+    findings: Findings
 
     def __post_init__(self) -> None:
         self.suffixes = image_io.get_image_suffixes()
@@ -100,13 +111,13 @@ class _ClassFolders:
         for file in sorted(folder.iterdir()):
             if file.suffix.lower() in self.suffixes and not file.name.startswith(".") and not file.is_dir():
                 detail = f"is next to the class folders and is not read; move it into one: {folder.name}/CLASS"
-                self.report.add("no class", detail, file=self.format_path(file))
+                self.findings.add("no class", detail, file=self.format_path(file))
 
     def list_class_images(self, root: Path, split: str) -> list[ImageItem]:
         """List the images of a split by class, and report files that are not read."""
         items: list[ImageItem] = []
         for folder in list_folders(root):
-            self.report.image_counts[split][folder.name] += 0
+            self.findings.image_counts[split][folder.name] += 0
             num_before = len(items)
             for file in walk_files(folder):
                 if file.suffix.lower() in self.suffixes:
@@ -114,38 +125,38 @@ class _ClassFolders:
                 else:
                     self._report_unread_file(file)
             if len(items) == num_before:
-                self.report.add("empty", f"the folder {self.format_path(folder)} has no images", label=folder.name)
+                self.findings.add("empty", f"the folder {self.format_path(folder)} has no images", label=folder.name)
         return items
 
     def _report_unread_file(self, file: Path) -> None:
         """Report a file that training ignores because of its suffix."""
         description = f"ends in {file.suffix!r}" if file.suffix else "has no suffix"
-        image_format = findings.detect_format(file)
+        image_format = detect_format(file)
         if image_format:
-            new_name = file.stem + findings.get_suffix(image_format)
+            new_name = file.stem + get_suffix(image_format)
             detail = f"is {image_format} by content but {description}, so it is not read; rename it to {new_name}"
-            self.report.add("wrong suffix", detail, file=self.format_path(file))
+            self.findings.add("wrong suffix", detail, file=self.format_path(file))
         else:
             detail = f"{description} and is not read; images end in .png, .jpg ..."
-            self.report.add("not an image", detail, file=self.format_path(file))
+            self.findings.add("not an image", detail, file=self.format_path(file))
 
 
 # shards
 
 
-def _check_shards(spec: str, report: Findings) -> Iterator[ImageItem]:
+def _check_shards(spec: str, findings: Findings) -> Iterator[ImageItem]:
     """Yield the images in shards, and report corrupted shards and samples."""
     base, index = shards.load_index(spec)
     has_splits = bool(index["val"] or index["test"])
     for split in SPLITS:
         for shard in index[split]:
             for problem in shard.get("problems", ()):
-                report.add("unreadable", problem, file=shard["name"])
-            yield from _check_shard(base, shard, split if has_splits else "", index["labels"], report)
+                findings.add("unreadable", problem, file=shard["name"])
+            yield from _check_shard(base, shard, split if has_splits else "", index["labels"], findings)
 
 
 def _check_shard(
-    base: str, shard: shards.ShardEntry, split: str, labels: Sequence[str], report: Findings
+    base: str, shard: shards.ShardEntry, split: str, labels: Sequence[str], findings: Findings
 ) -> Iterator[ImageItem]:
     """Yield the images in a shard that an index lists."""
     stream = None
@@ -158,14 +169,14 @@ def _check_shard(
             except remote.NotFoundError:
                 raise
             except Error as error:
-                report.add("unreadable", str(error), file=f"{shard['name']}, sample {sample_number}")
+                findings.add("unreadable", str(error), file=f"{shard['name']}, sample {sample_number}")
             else:
                 yield ImageItem(Path(name), name, labels[target], split, content)
         if stream.size not in (None, shard["bytes"]):
             detail = f"has {stream.size:,} bytes, not {shard['bytes']:,} as in {shards.INDEX_FILE}; download it again"
-            report.add("unreadable", detail, file=shard["name"])
+            findings.add("unreadable", detail, file=shard["name"])
     except Error as error:
-        report.add("missing", str(error), file=shard["name"])
+        findings.add("missing", str(error), file=shard["name"])
     finally:
         if stream is not None:
             stream.close()
@@ -174,23 +185,23 @@ def _check_shard(
 # lists
 
 
-def _check_tables(path: Path, images: Path | None, report: Findings) -> list[ImageItem]:
+def _check_tables(path: Path, images: Path | None, findings: Findings) -> list[ImageItem]:
     """List the images of a CSV file, or of those in a folder; paths are relative to ``images``, or to the file."""
     tables = label_tables.find_label_tables(path)
     try:
         check_splits(path, tables)
     except Error as error:
-        report.add("unreadable", str(error).removeprefix(f"{path} "), file=str(path))
+        findings.add("unreadable", str(error).removeprefix(f"{path} "), file=str(path))
         return []
     items = [
         item if item.split else replace(item, split=table_split)
         for table_split, table in tables
-        for item in _check_csv(table, images or table.parent, report, has_splits=bool(table_split))
+        for item in _check_csv(table, images or table.parent, findings, has_splits=bool(table_split))
     ]
-    return _remove_duplicates(sorted(items, key=lambda item: item.split not in ("", "train")), report)
+    return _remove_duplicates(sorted(items, key=lambda item: item.split not in ("", "train")), findings)
 
 
-def _check_csv(path: Path, folder: Path, report: Findings, *, has_splits: bool) -> list[ImageItem]:
+def _check_csv(path: Path, folder: Path, findings: Findings, *, has_splits: bool) -> list[ImageItem]:
     """List the images of a folder in a CSV file with the columns ``path``, ``label`` and optionally ``split``.
 
     With ``has_splits``, rows without a split belong to that of the file.
@@ -204,53 +215,53 @@ def _check_csv(path: Path, folder: Path, report: Findings, *, has_splits: bool) 
             if missing:
                 columns = ", ".join(map(repr, header)) or "nothing"
                 detail = f"has no column {' and no column '.join(missing)}; its header is {columns}"
-                report.add("no column", detail, file=str(path))
+                findings.add("no column", detail, file=str(path))
                 return []
             rows = [(reader.line_num, row) for row in reader]
     except (Error, csv.Error) as error:
         detail = str(error).removeprefix(f"{path} ") if isinstance(error, Error) else f"is no CSV file ({error})"
-        report.add("unreadable", detail, file=str(path))
+        findings.add("unreadable", detail, file=str(path))
         return []
     if not rows:
-        report.add("empty", "lists no images", file=str(path))
-    items = [item for line, row in rows if (item := _check_row(folder, path, line, row, report))]
+        findings.add("empty", "lists no images", file=str(path))
+    items = [item for line, row in rows if (item := _check_row(folder, path, line, row, findings))]
     if not has_splits and len({bool(item.split) for item in items}) > 1:
         detail = "has rows with a split and rows without one, which are used for training; set all splits or none"
-        report.add("no split", detail, file=str(path))
+        findings.add("no split", detail, file=str(path))
     return items
 
 
-def _check_row(folder: Path, path: Path, line: int, row: dict[str, str | None], report: Findings) -> ImageItem | None:
+def _check_row(folder: Path, path: Path, line: int, row: dict[str, str | None], findings: Findings) -> ImageItem | None:
     """Return the image of a row, or None if it cannot be checked."""
     image_path, label, split = ((row.get(name) or "").strip() for name in ("path", "label", "split"))
     location = f"line {line} of {path}"
     if not image_path:
-        report.add("missing", f"{location} has no path", file=str(path))
+        findings.add("missing", f"{location} has no path", file=str(path))
         return None
     file = locate_file(folder, image_path)
     if archives.is_outside(file, path):
-        report.add("missing", f"lies outside the archive, but {location} lists it", file=str(file))
+        findings.add("missing", f"lies outside the archive, but {location} lists it", file=str(file))
         return None
     if not is_file(file):
         reason = "is not a file" if exists(file) else "does not exist"
-        report.add("missing", f"{reason}, but {location} lists it", file=str(file))
+        findings.add("missing", f"{reason}, but {location} lists it", file=str(file))
         return None
     if not label:
-        report.add("no class", f"{location} has no label", file=str(file))
+        findings.add("no class", f"{location} has no label", file=str(file))
         return None
     split_name = "train" if SPLIT_NAMES.get(split.lower()) == "train" else split.lower()
     if split_name and split_name not in SPLIT_NAMES:
         allowed = ", ".join(SPLIT_NAMES)
-        report.add("no split", f"{location} has the split {split!r}; expected one of {allowed}", file=str(file))
+        findings.add("no split", f"{location} has the split {split!r}; expected one of {allowed}", file=str(file))
     return ImageItem(file, str(file), label, split_name)
 
 
-def _remove_duplicates(items: Iterable[ImageItem], report: Findings) -> list[ImageItem]:
+def _remove_duplicates(items: Iterable[ImageItem], findings: Findings) -> list[ImageItem]:
     """Return each file once, and report those that are listed again."""
     first: dict[Path, ImageItem] = {}
     for item in items:
         previous = first.setdefault(item.path, item)
         if previous is not item:
-            kind, detail = findings.describe_conflict(item, previous)
-            report.add(kind, f"is listed twice{detail}", file=item.name)
+            kind, detail = describe_conflict(item, previous)
+            findings.add(kind, f"is listed twice{detail}", file=item.name)
     return list(first.values())

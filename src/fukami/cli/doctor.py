@@ -44,19 +44,19 @@ def command(arguments: list[str]) -> None:
         source = identify_source(annotations or data, images=images)
         for sentence in source.describe():
             print(sentence, file=sys.stderr)
-        report = validate_source(source)
-        for sentence in report.describe_depths():
+        findings = validate_source(source)
+        for sentence in findings.describe_depths():
             print(sentence, file=sys.stderr)
-        for summary in report.summarize():
+        for summary in findings.summarize():
             print(format_json_line(summary))
-        if report.problems:
-            lines = [format_json_line(problem.to_dict()) for problem in report.problems]
+        if findings.problems:
+            lines = [format_json_line(problem.to_dict()) for problem in findings.problems]
             try:
                 out.write_text("\n".join(lines) + "\n", encoding="utf-8")
             except OSError as error:
                 raise Error(f"{out} cannot be written ({error.strerror}); choose another --out") from None
-            raise Error(f"{report}; {out} lists each")
-        print(report, file=sys.stderr)
+            raise Error(f"{findings}; {out} lists each")
+        print(findings, file=sys.stderr)
 
     run_cli(run, arguments, "fukami doctor")
 
@@ -79,7 +79,7 @@ def validate_source(source: "DataSource") -> "Findings":
     """
     from fukami.captioning import checks as captioning_checks
     from fukami.classification import checks as classification_checks
-    from fukami.data import findings
+    from fukami.data.findings import Findings, check_classes, check_duplicates
     from fukami.detection import checks as detection_checks
     from fukami.generation import checks as generation_checks
     from fukami.segmentation import checks as segmentation_checks
@@ -99,13 +99,13 @@ def validate_source(source: "DataSource") -> "Findings":
         from fukami.self_play.checks import check_games
 
         return check_games(source)
-    report = findings.Findings()
-    findings.check_duplicates(checks[kind](source, report), report)
+    findings = Findings()
+    check_duplicates(checks[kind](source, findings), findings)
     if kind not in ("captions", "images"):
-        findings.check_classes(report)
+        check_classes(findings)
     if kind == "boxes" and source.has("masks"):
-        masks = findings.Findings()
+        masks = Findings()
         segmentation_checks.check_masks(source, masks)
-        known_problems = set(report.problems)
-        report.problems += [problem for problem in masks.problems if problem not in known_problems]
-    return report
+        known_problems = set(findings.problems)
+        findings.problems += [problem for problem in masks.problems if problem not in known_problems]
+    return findings

@@ -8,7 +8,8 @@ from fukami.classification.deep_convnet import DeepConvNet
 from fukami.data.class_tables import VOC_LABELS
 from fukami.detection.faster_rcnn import FasterRCNNResNet50FPN
 from fukami.engine import pretrained, run_folder, run_record, run_weights, state_dicts
-from fukami.engine.recipe import build_recipe
+from fukami.engine.recipe import Recipe, build_recipe
+from fukami.engine.task import Task
 from fukami.engine.tensor_files import find_faults
 from fukami.errors import Error
 from fukami.layers.meta_device import use_meta_device
@@ -71,9 +72,14 @@ def import_deep_convnet(file: Path, out: Path) -> None:
     task = recipe.build_task(labels)
     for index, layer in enumerate(_list_weighted_layers(task.model), start=1):
         layer.load_state_dict({"weight": tensors[f"W{index}"], "bias": tensors[f"b{index}"]})
+    _write_run(out, recipe, task, str(file))
+
+
+def _write_run(out: Path, recipe: Recipe, task: Task, source: str) -> None:
+    """Write the run of a task, whose weights come from ``source``."""
     with run_folder.lock_run(out, recipe, resume=False):
         run_weights.write_weights(out, run_weights.copy_tensors_to_cpu(task.get_modules()))
-        run_record.write_recipe(out, recipe, labels, {"imported": str(file)})
+        run_record.write_recipe(out, recipe, task.labels, {"imported": source})
 
 
 def _list_weighted_layers(model: torch.nn.Module) -> list[torch.nn.Conv2d | torch.nn.Linear]:
@@ -111,7 +117,7 @@ def import_torchvision(source: str, out: Path) -> None:
     if "classifier.4.weight" in tensors and any(key.startswith("backbone.layer4.") for key in tensors):
         import_segmenter(source, tensors, out)
     else:
-        import_detector(source, out)
+        import_detector(source, tensors, out)
 
 
 def import_segmenter(source: str, tensors: dict[str, torch.Tensor], out: Path) -> None:
@@ -131,24 +137,22 @@ def import_segmenter(source: str, tensors: dict[str, torch.Tensor], out: Path) -
         raise pretrained.build_mismatch_error(source, recipe_class.__name__, tensors, mismatches)
     task = recipe.build_task(labels)
     task.model.load_state_dict(tensors)
-    with run_folder.lock_run(out, recipe, resume=False):
-        run_weights.write_weights(out, run_weights.copy_tensors_to_cpu(task.get_modules()))
-        run_record.write_recipe(out, recipe, labels, {"imported": source})
+    _write_run(out, recipe, task, source)
 
 
-def import_detector(source: str, out: Path) -> None:
+def import_detector(source: str, tensors: dict[str, torch.Tensor], out: Path) -> None:
     """Create a run of Faster R-CNN from torchvision's Faster R-CNN with a ResNet-50 FPN.
 
     Args:
-        source: ``coco`` (the published weights), or a state-dict file with any number of classes. The labels are
-            COCO's where the number of classes matches; otherwise class numbers.
+        source: name or file of the weights.
+        tensors: the weights, with any number of classes. The labels are COCO's where the number matches; otherwise
+            class numbers.
         out: folder of the run.
 
     Raises:
         UsageError: ``out`` is in use.
         Error: the weights do not exist, or belong to another network.
     """
-    tensors = state_dicts.load_detector_weights(source)
     bias = tensors.get("roi_heads.box_predictor.cls_score.bias", torch.zeros(0))
     classes = sum(bias.shape[:1]) - 1
     if classes < 1:
@@ -164,7 +168,5 @@ def import_detector(source: str, out: Path) -> None:
     if mismatches:
         raise pretrained.build_mismatch_error(source, "Faster R-CNN", tensors, mismatches)
     task = recipe.build_task(labels)
-    pretrained.initialize_detector(task.model, recipe.backbone_prefix, recipe.backbone, source, labels)
-    with run_folder.lock_run(out, recipe, resume=False):
-        run_weights.write_weights(out, run_weights.copy_tensors_to_cpu(task.get_modules()))
-        run_record.write_recipe(out, recipe, labels, {"imported": source})
+    task.model.load_state_dict({key: value for key, value in tensors.items() if key in expected}, strict=False)
+    _write_run(out, recipe, task, source)

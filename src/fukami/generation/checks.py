@@ -9,13 +9,13 @@ from fukami.generation.data import MIN_IMAGES
 from fukami.progress import format_count
 
 
-def check_samples(source: DataSource, report: Findings) -> Iterator[tuple[ImageItem, bytes]]:
-    """Yield each readable image of a dataset with the digest of its pixels; problems are added to ``report``."""
-    report.unit = "image"
+def check_samples(source: DataSource, findings: Findings) -> Iterator[tuple[ImageItem, bytes]]:
+    """Yield each readable image of a dataset with the digest of its pixels; problems are added to ``findings``."""
+    findings.unit = "image"
     names = PathNames(source)
     files = sorted(walk_images(source.require("images").root))  # includes dangling links
-    yield from hash_images([ImageItem(file, names(file), "", "") for file in files], report)
-    count = report.image_counts[""][""]
+    yield from hash_images([ImageItem(file, names(file), "", "") for file in files], findings)
+    count = findings.image_counts[""][""]
     if count < MIN_IMAGES:
         detail = f"has {format_count(count, 'readable image')}; training needs at least {MIN_IMAGES}"
-        report.add("too few", detail, file=str(names.source))
+        findings.add("too few", detail, file=str(names.source))

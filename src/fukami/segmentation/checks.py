@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fukami.data import findings
 from fukami.data.annotations import ImageHeader, read_header
-from fukami.data.findings import Findings, ImageItem, PathNames, add_read_error
+from fukami.data.findings import Findings, ImageItem, PathNames, add_read_error, hash_images, hash_pixels
 from fukami.data.masks import MaskFile, MissingMask
 from fukami.data.samples import Mask
 from fukami.data.sources import DataSource
@@ -23,45 +22,45 @@ ImageMaskPair = tuple[Path, Mask]
 MaskReport = tuple[Counter[str], list[tuple[str, str, str]]]  # pixels per class; kind, file and detail of each problem
 
 
-def check_samples(source: DataSource, report: Findings) -> Iterator[tuple[ImageItem, bytes]]:
-    """Yield each readable image of a dataset with the digest of its pixels; problems are added to ``report``."""
-    report.unit = "pixel"
+def check_samples(source: DataSource, findings: Findings) -> Iterator[tuple[ImageItem, bytes]]:
+    """Yield each readable image of a dataset with the digest of its pixels; problems are added to ``findings``."""
+    findings.unit = "pixel"
     if source.spec == "scenes":
-        yield from _check_scenes(report)
+        yield from _check_scenes(findings)
         return
-    pairs, names = _check_pairs(source, report)
+    pairs, names = _check_pairs(source, findings)
     all_pairs = [(split, pair) for split, split_pairs in pairs.items() for pair in split_pairs]
     items = [ImageItem(image, names(image), "", split) for split, (image, _) in all_pairs]
-    yield from findings.hash_images(items, report)
+    yield from hash_images(items, findings)
 
 
-def check_masks(source: DataSource, report: Findings) -> None:
+def check_masks(source: DataSource, findings: Findings) -> None:
     """Check only the masks of a dataset whose images are already checked."""
     if source.spec != "scenes":
-        _check_pairs(source, report)
+        _check_pairs(source, findings)
 
 
-def _check_pairs(source: DataSource, report: Findings) -> tuple[dict[str, list[ImageMaskPair]], PathNames]:
+def _check_pairs(source: DataSource, findings: Findings) -> tuple[dict[str, list[ImageMaskPair]], PathNames]:
     """Check the masks of each split; return the image-mask pairs by split."""
     names = PathNames(source)
     try:
         index = segmentation_data.index_dataset(source)
     except Error as error:
-        add_read_error(error, names, report)
+        add_read_error(error, names, findings)
         return {}, names
     for problem in index.problems:
-        report.add(problem.kind, problem.detail, file=names(problem.file), line=problem.line)
+        findings.add(problem.kind, problem.detail, file=names(problem.file), line=problem.line)
     order = sorted(index.splits, key=("", "train", "val", "test").index)
     labels = index.class_table.labels
     for split in order:
-        report.annotation_counts[split].update(dict.fromkeys(labels, 0))
+        findings.annotation_counts[split].update(dict.fromkeys(labels, 0))
         with start_decoding_threads() as threads:
             pairs = index.splits[split]
             checked = threads.map(partial(_check_mask, labels), pairs)
             for counts, problems in track(checked, "checking masks", len(pairs)):
-                report.annotation_counts[split].update(counts)
+                findings.annotation_counts[split].update(counts)
                 for kind, file, detail in problems:
-                    report.add(kind, detail, file=names(Path(file)))
+                    findings.add(kind, detail, file=names(Path(file)))
     return {split: index.splits[split] for split in order}, names
 
 
@@ -105,13 +104,13 @@ def _find_unknown_values(mask: MaskFile) -> Iterator[tuple[str, str]]:
         yield "unknown value", f"has {len(unknown)} unknown values in total; was it saved as JPEG, or resized?"
 
 
-def _check_scenes(report: Findings) -> Iterator[tuple[ImageItem, bytes]]:
+def _check_scenes(findings: Findings) -> Iterator[tuple[ImageItem, bytes]]:
     """Yield the images of the bundled dataset, which has no files."""
     train, val, _, labels = segmentation_data.load_dataset("scenes", None)
     for split, samples in (("train", train), ("val", val)):
         for sample in samples:
             assert sample.mask is not None
-            report.image_counts[split][""] += 1
+            findings.image_counts[split][""] += 1
             counts = np.bincount(sample.mask.read().ravel(), minlength=len(labels) + 1)[1:]
-            report.annotation_counts[split].update(dict(zip(labels, counts.tolist(), strict=True)))
-            yield ImageItem(Path(), sample.name, "", split), findings.hash_pixels(np.asarray(sample.source))
+            findings.annotation_counts[split].update(dict(zip(labels, counts.tolist(), strict=True)))
+            yield ImageItem(Path(), sample.name, "", split), hash_pixels(np.asarray(sample.source))

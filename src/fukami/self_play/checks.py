@@ -11,7 +11,7 @@ from fukami.self_play.policy_games import NUM_COMPARED_MOVES, compute_digest, in
 
 def check_games(source: DataSource) -> Findings:
     """Check the SGF files of a dataset: each is read, and its moves are replayed."""
-    report = Findings(unit="game")
+    findings = Findings(unit="game")
     names = PathNames(source)
     first_files: dict[bytes, str] = {}
     boards: dict[int, Go] = {}
@@ -23,15 +23,15 @@ def check_games(source: DataSource) -> Findings:
             board = boards.setdefault(game.size, Go(game.size))
             initial = sgf.replay(board, game, file)[0]
         except Error as error:
-            report.add("unreadable", str(error).removeprefix(f"{file}, ").removeprefix(f"{file} "), file=name)
+            findings.add("unreadable", str(error).removeprefix(f"{file}, ").removeprefix(f"{file} "), file=name)
             continue
-        report.image_counts[""][""] += 1
+        findings.image_counts[""][""] += 1
         if not game.moves:
-            report.add("empty", "has no moves; remove the file", file=name)
+            findings.add("empty", "has no moves; remove the file", file=name)
             continue
         digest = compute_digest(initial.tobytes(), insert_passes(game, board.num_moves - 1)[0])
         if first := first_files.get(digest):
             detail = f"has the same first {NUM_COMPARED_MOVES} moves as {first}, or all; remove one of them"
-            report.add("duplicate", detail, file=name)
+            findings.add("duplicate", detail, file=name)
         first_files.setdefault(digest, name)
-    return report
+    return findings
