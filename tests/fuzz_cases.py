@@ -42,7 +42,6 @@ import tifffile
 import torch
 from PIL import Image
 
-from fukami import leaderboard
 from fukami.captioning import data as captioning_data
 from fukami.cli import doctor, import_weights
 from fukami.data import class_tables, label_tables, labeled_images, remote, shards, sources
@@ -52,6 +51,7 @@ from fukami.engine.load_run import load_task
 from fukami.errors import Error
 from fukami.generation import data as generation_data
 from fukami.image.channels import ArrayImage, read_channels
+from fukami.leaderboard import runs as leaderboard_runs
 from fukami.segmentation import data as segmentation_data
 
 TIMEOUT = 20  # seconds per case; longer is a hang, even on a busy machine
@@ -798,7 +798,7 @@ def build_targets(run: Path | None) -> dict[str, Target]:
         checkpoint.read_checkpoint(folder / "run", torch.device("cpu"))
 
     def load_leaderboard(folder: Path) -> None:
-        leaderboard.load_leaderboards(folder)
+        leaderboard_runs.load_leaderboards(folder)
 
     def read_recipe(folder: Path) -> None:
         run_record.read_recipe(folder / "run")

@@ -5,8 +5,10 @@ import re
 
 import pytest
 
-from fukami import leaderboard
 from fukami.engine import run_folder
+from fukami.leaderboard import page as leaderboard_page
+from fukami.leaderboard import runs as leaderboard_runs
+from fukami.leaderboard import table as leaderboard_table
 
 COSTS = {"parameters": 123_552, "multiply_adds": 8_772_340}
 
@@ -73,7 +75,7 @@ def test_a_run_with_test_data_only(fukami, tmp_path):
     (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     result = fukami("board", "runs")
     assert " ".join(get_cells(result, "one")) == "1 one deep-convnet 75.00 % test 124 k 8.77 M 9.0 4 0 cpu float32"
-    (board,), _ = leaderboard.load_leaderboards(tmp_path)
+    (board,), _ = leaderboard_runs.load_leaderboards(tmp_path)
     assert board.runs[0].steps_per_epoch == 50
 
 
@@ -89,8 +91,8 @@ def test_epochs_with_an_evaluation_interval(fukami, tmp_path):
     create_run(tmp_path / "interrupted", 0.4, 0.5, eval_every=10, epochs=60)
     create_run(tmp_path / "rare", 0.6, eval_every=100, epochs=20)
     assert " 20 of 60 " in fukami("board", ".").out
-    (board,), _ = leaderboard.load_leaderboards(tmp_path)
-    (_, figure), *_ = leaderboard.plot_curves(board)
+    (board,), _ = leaderboard_runs.load_leaderboards(tmp_path)
+    (_, figure), *_ = leaderboard_page.plot_curves(board)
     (epochs,) = figure.axes
     assert [run.name for run in board.runs] == ["rare", "interrupted"]
     assert [list(line.get_xdata()) for line in epochs.lines] == [[20], [10, 20]]
@@ -141,7 +143,7 @@ def test_each_dataset_and_metric_has_a_leaderboard(fukami, tmp_path, monkeypatch
     create_run(tmp_path / "runs" / "b", 0.6, data=str(tmp_path / "photos"))
     create_run(tmp_path / "runs" / "c", 0.7)
     create_run(tmp_path / "runs" / "d", 0.7, metric="miou")
-    boards, _ = leaderboard.load_leaderboards(tmp_path / "runs")
+    boards, _ = leaderboard_runs.load_leaderboards(tmp_path / "runs")
     runs = {(board.metric, tuple(run.name for run in board.runs)) for board in boards}
     assert runs == {("accuracy", ("b", "a")), ("accuracy", ("c",)), ("miou", ("d",))}
 
@@ -152,7 +154,7 @@ def test_games_and_environments_have_their_own_leaderboards(tmp_path):
     create_run(tmp_path / "d", 19, recipe="dqn", metric="return", fields={"env": "pong"})
     create_run(tmp_path / "e", 19, recipe="neural-style", metric="score", fields={})
     create_run(tmp_path / "f", 0.5, fields={"data": "", "images": "photos", "annotations": "labels.csv"})
-    boards, _ = leaderboard.load_leaderboards(tmp_path)
+    boards, _ = leaderboard_runs.load_leaderboards(tmp_path)
     runs = {board.data: "".join(run.name for run in board.runs) for board in boards}
     assert runs == {"connect4": "ac", "go5, go7": "b", "pong": "d", "no dataset (neural-style)": "e", "labels.csv": "f"}
     notes = {board.data: board.notes for board in boards}
@@ -218,7 +220,7 @@ def test_the_best_published_results_up_to_2016_and_later(fukami, tmp_path, name,
 def test_the_result_of_the_own_paper_has_the_parameters_of_the_file(tmp_path):
     create_run(tmp_path / "a", 0.9, data="CIFAR-10", recipe="resnet20")
     create_run(tmp_path / "b", 0.9, data="CIFAR-10", recipe="resnet32")
-    ((board,), _) = leaderboard.load_leaderboards(tmp_path)
+    ((board,), _) = leaderboard_runs.load_leaderboards(tmp_path)
     own = [(result.method, result.accuracy, result.year, result.parameters) for result in board.published[-2:]]
     assert own == [("resnet32", 0.9249, 2016, None), ("ResNet-20", 0.9125, 2016, 270_000)]
     assert len(board.published) == 5
@@ -239,31 +241,31 @@ def test_the_result_of_the_own_paper_has_the_parameters_of_the_file(tmp_path):
 )
 def test_a_paper_is_quoted_only_beside_its_dataset(tmp_path, recipe, data, metric, is_noted):
     create_run(tmp_path / "a", 0.9, recipe=recipe, data=data, metric=metric)
-    ((board,), _) = leaderboard.load_leaderboards(tmp_path)
+    ((board,), _) = leaderboard_runs.load_leaderboards(tmp_path)
     assert any("the paper of" in note for note in board.notes) == is_noted
 
 
 def test_panels_need_more_than_one_point(tmp_path):
     create_run(tmp_path / "digits" / "a", 0.9)
-    ((board,), _) = leaderboard.load_leaderboards(tmp_path / "digits")
-    assert leaderboard.plot_curves(board) == leaderboard.plot_costs(board) == []
+    ((board,), _) = leaderboard_runs.load_leaderboards(tmp_path / "digits")
+    assert leaderboard_page.plot_curves(board) == leaderboard_page.plot_costs(board) == []
     create_run(tmp_path / "digits" / "b", 0.8, multiply_adds=None)
-    ((board,), _) = leaderboard.load_leaderboards(tmp_path / "digits")
-    assert leaderboard.plot_curves(board) == []
-    assert [caption for caption, _ in leaderboard.plot_costs(board)] == [
+    ((board,), _) = leaderboard_runs.load_leaderboards(tmp_path / "digits")
+    assert leaderboard_page.plot_curves(board) == []
+    assert [caption for caption, _ in leaderboard_page.plot_costs(board)] == [
         "accuracy by parameters",
         "accuracy by seconds",
     ]
     create_run(tmp_path / "cifar10" / "a", 0.9, data="cifar10")
-    ((board,), _) = leaderboard.load_leaderboards(tmp_path / "cifar10")
-    (caption, figure), *others = leaderboard.plot_costs(board)  # the second point is a published result
+    ((board,), _) = leaderboard_runs.load_leaderboards(tmp_path / "cifar10")
+    (caption, figure), *others = leaderboard_page.plot_costs(board)  # the second point is a published result
     assert (caption, len(figure.axes[0].lines), others) == ("accuracy by parameters", 2, [])
 
 
 def test_published_results_for_an_archive_are_chosen_by_its_name(tmp_path):
     create_run(tmp_path / "a", 0.9, data="somewhere/CIFAR-10.zip")
     create_run(tmp_path / "b", 30.0, data="cifar10", metric="fid")
-    by_metric = {board.metric: board for board in leaderboard.load_leaderboards(tmp_path)[0]}
+    by_metric = {board.metric: board for board in leaderboard_runs.load_leaderboards(tmp_path)[0]}
     assert [entry.year for entry in by_metric["accuracy"].published] == [2021, 2022, 2014]
     assert by_metric["fid"].published == []
 
@@ -295,7 +297,7 @@ def test_parameters_of_a_run_without_its_recipe_come_from_the_weights(tmp_path):
     (folder / "weights.safetensors").write_bytes(
         (run_folder.BUNDLED_WEIGHTS_DIR / "deep-convnet" / "weights.safetensors").read_bytes()
     )
-    (board,), _ = leaderboard.load_leaderboards(tmp_path)
+    (board,), _ = leaderboard_runs.load_leaderboards(tmp_path)
     assert board.runs[0].parameters == 123_552
     assert board.runs[0].multiply_adds is None
 
@@ -344,14 +346,14 @@ def test_the_page_is_self_contained(fukami, tmp_path):
 def test_figures_show_all_runs(tmp_path):
     create_run(tmp_path / "a", 0.8, 0.9)
     create_run(tmp_path / "b", 0.7, 0.85)
-    (board,), _ = leaderboard.load_leaderboards(tmp_path)
-    epochs, seconds = (figure.axes[0] for _, figure in leaderboard.plot_curves(board)[:2])
+    (board,), _ = leaderboard_runs.load_leaderboards(tmp_path)
+    epochs, seconds = (figure.axes[0] for _, figure in leaderboard_page.plot_curves(board)[:2])
     assert [list(line.get_xdata()) for line in epochs.lines] == [[1, 2], [1, 2]]
     assert [list(line.get_xdata()) for line in seconds.lines] == [[2, 4], [2, 4]]
     assert [list(line.get_ydata()) for line in epochs.lines] == [[0.8, 0.9], [0.7, 0.85]]
     points = {
         caption: [line.get_xydata()[0].tolist() for line in figure.axes[0].lines]
-        for caption, figure in leaderboard.plot_costs(board)
+        for caption, figure in leaderboard_page.plot_costs(board)
     }
     assert points["accuracy by parameters"] == [[123_552, 0.85], [123_552, 0.9]]
     assert points["accuracy by seconds"] == [[4, 0.85], [4, 0.9]]
@@ -363,11 +365,11 @@ def test_axis_limits_of_curves_and_costs(tmp_path, metric):
     good, failed = ([0.9, 0.91, 0.92, 0.93], 0.1) if metric == "accuracy" else ([23.0, 22.0, 21.0, 20.0], 300.0)
     create_run(tmp_path / "a", *good, metric=metric)
     create_run(tmp_path / "b", failed, metric=metric)
-    (board,), _ = leaderboard.load_leaderboards(tmp_path)
-    low, high = leaderboard.plot_curves(board)[0][1].axes[0].get_ylim()
+    (board,), _ = leaderboard_runs.load_leaderboards(tmp_path)
+    low, high = leaderboard_page.plot_curves(board)[0][1].axes[0].get_ylim()
     assert all(low < value < high for value in good)
     assert not low < failed < high
-    for _, figure in leaderboard.plot_costs(board):
+    for _, figure in leaderboard_page.plot_costs(board):
         low, high = figure.axes[0].get_ylim()
         assert low < failed < high
         assert low < good[-1] < high
@@ -378,7 +380,7 @@ def test_axis_limits_of_curves_and_costs(tmp_path, metric):
     [(0, "0"), (999, "999"), (1000, "1 k"), (123_552, "124 k"), (999_999, "1 M"), (8_770_000, "8.77 M"), (None, "–")],
 )
 def test_counts_are_formatted_with_three_digits(count, text):
-    assert leaderboard._format_count(count) == text
+    assert leaderboard_table.abbreviate_count(count) == text
 
 
 def test_errors_for_an_empty_and_a_missing_folder(fukami, tmp_path):
@@ -390,8 +392,8 @@ def test_errors_for_an_empty_and_a_missing_folder(fukami, tmp_path):
 
 def test_a_narrow_terminal_omits_the_columns_that_the_command_shows(tmp_path):
     create_run(tmp_path / "a", 0.5)
-    (board,), _ = leaderboard.load_leaderboards(tmp_path)
-    wide, narrow = (leaderboard.format_table(board, width)[1].split() for width in (200, 80))
+    (board,), _ = leaderboard_runs.load_leaderboards(tmp_path)
+    wide, narrow = (leaderboard_table.format_table(board, width)[1].split() for width in (200, 80))
     columns = ["recipe", "accuracy", "split", "params", "mult-adds", "seconds", "epochs", "seed", "device"]
     assert wide == ["\x1b[1m#", "run", *columns[:-1], "device\x1b[0m"]
     assert narrow == ["\x1b[1m#", "run", *columns[1:-3], "epochs\x1b[0m"]
@@ -401,11 +403,11 @@ def test_long_names_are_wrapped_in_a_narrow_terminal(tmp_path):
     """The columns after the names are aligned; Japanese characters take two columns."""
     create_run(tmp_path / "folder" / ("x" * 60), 0.5)
     create_run(tmp_path / "犬と猫の画像", 0.6)
-    (board,), _ = leaderboard.load_leaderboards(tmp_path)
-    lines = [re.sub(r"\x1b\[\dm", "", line) for line in leaderboard.format_table(board, 80)]
+    (board,), _ = leaderboard_runs.load_leaderboards(tmp_path)
+    lines = [re.sub(r"\x1b\[\dm", "", line) for line in leaderboard_table.format_table(board, 80)]
     widths = [len(line) + sum(letter in "犬と猫の画像" for letter in line) for line in lines]
     assert widths[0] == len("digits: accuracy")
     assert widths[1:4] == [80, 80, 80]
     parts = [line.split()[-1] for line in lines[4:]]
     assert lines[3].split()[1] + "".join(parts) == "folder/" + "x" * 60
-    assert leaderboard.format_table(board)[3].split()[1] == "folder/" + "x" * 60
+    assert leaderboard_table.format_table(board)[3].split()[1] == "folder/" + "x" * 60

@@ -16,12 +16,14 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image, ImageStat
 
-from fukami import leaderboard
 from fukami.classification import plots as classification_plots
 from fukami.cli import explain
 from fukami.cli.prediction_page import DrawnPrediction, PredictionPage, build_values
 from fukami.engine import report
 from fukami.engine.html import render_page
+from fukami.leaderboard import page as leaderboard_page
+from fukami.leaderboard import published_results
+from fukami.leaderboard import runs as leaderboard_runs
 from fukami.models import deep_convnet
 from fukami.self_play.connect_four import ConnectFour
 from fukami.self_play.go import Go
@@ -82,12 +84,12 @@ def write_precisions(folder):
 
 
 def write_leaderboard(folder):
-    run = leaderboard.Run(
+    run = leaderboard_runs.RankedRun(
         TEXT, TEXT, TEXT, ({"step": 1, "accuracy": 0.5, "seconds": 1.0},), {}, False, 1.0, 1, 1, TEXT, TEXT, TEXT, TEXT
     )
-    published = leaderboard.PublishedResult(TEXT, 2016, TEXT, 0.9, TEXT, None, TEXT)
-    board = leaderboard.Leaderboard(TEXT, "accuracy", [run], [run], [published], claims=[TEXT])
-    leaderboard.write_page([board], folder, folder / "board.html")
+    published = published_results.PublishedResult(TEXT, 2016, TEXT, 0.9, TEXT, None, TEXT)
+    board = leaderboard_runs.Leaderboard(TEXT, "accuracy", [run], [run], [published], claims=[TEXT])
+    leaderboard_page.write_page([board], folder, folder / "board.html")
     return (folder / "board.html").read_text()
 
 
@@ -295,7 +297,7 @@ def write_typical_report(folder):
 
 def write_typical_leaderboard(folder):
     runs = [
-        leaderboard.Run(
+        leaderboard_runs.RankedRun(
             f"{LONG}/{seed}",
             "deep-convnet",
             "mnist",
@@ -312,9 +314,9 @@ def write_typical_leaderboard(folder):
         )
         for seed in range(4)
     ]
-    published = [result for result in leaderboard.load_published_results() if result.dataset == "MNIST"]
-    board = leaderboard.Leaderboard("mnist", "accuracy", runs, published=published)
-    leaderboard.write_page([board], folder, folder / "board.html")
+    published = [result for result in published_results.load_published_results() if result.dataset == "MNIST"]
+    board = leaderboard_runs.Leaderboard("mnist", "accuracy", runs, published=published)
+    leaderboard_page.write_page([board], folder, folder / "board.html")
 
 
 def write_typical_precisions(folder):

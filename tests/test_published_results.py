@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fukami import leaderboard
+from fukami.leaderboard import published_results
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = ["dataset", "year", "method", "accuracy", "extra_data", "parameters", "source"]
@@ -60,7 +60,7 @@ def find_problems(row):
     return [name for name, valid in is_valid.items() if not valid]
 
 
-ROWS = load_csv(leaderboard.PUBLISHED_RESULTS)
+ROWS = load_csv(published_results.PUBLISHED_RESULTS)
 
 
 def test_the_columns_and_rows_are_complete():
@@ -96,7 +96,7 @@ def test_a_wrong_row_is_an_error(name, value):
 
 
 def test_the_loaded_results_are_the_rows():
-    results = leaderboard.load_published_results()
+    results = published_results.load_published_results()
     assert len(results) == len(ROWS)
     for result, row in zip(results, ROWS, strict=True):
         values = [getattr(result, name) for name in COLUMNS]

@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 import fukami as package
-from fukami import leaderboard
 from fukami.classification import plots as classification_plots
 from fukami.classification.deep_convnet import DeepConvNet
 from fukami.detection import rcnn
@@ -33,6 +32,9 @@ from fukami.engine.recipe import (
     list_recipes,
 )
 from fukami.errors import Error, UsageError
+from fukami.leaderboard import page as leaderboard_page
+from fukami.leaderboard import runs as leaderboard_runs
+from fukami.leaderboard import table as leaderboard_table
 
 SOURCE = """
 from dataclasses import dataclass
@@ -543,12 +545,12 @@ def test_field_types_are_matched():
 def test_the_leaderboard_skips_invalid_lines(line, trained, tmp_path):
     run = copy_run(trained, tmp_path / "run")
     (run / "metrics.jsonl").write_text(line)
-    boards, reasons = leaderboard.load_leaderboards(tmp_path)
+    boards, reasons = leaderboard_runs.load_leaderboards(tmp_path)
     assert [entry.name for entry in boards[0].unfinished] == ["run"]
     assert reasons == {"metrics.jsonl has a line that cannot be read": ["run"]}
-    assert list(leaderboard.build_rows(boards[0]))
+    assert list(leaderboard_table.build_rows(boards[0]))
     assert boards[0].notes is not None
-    leaderboard.write_page(boards, tmp_path, tmp_path / "page.html")
+    leaderboard_page.write_page(boards, tmp_path, tmp_path / "page.html")
 
 
 def test_the_leaderboard_prints_no_control_characters(fukami, trained, tmp_path):

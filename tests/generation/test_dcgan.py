@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 import fukami as package
-from fukami import Error, UsageError, leaderboard, models
+from fukami import Error, UsageError, models
 from fukami.cli.serve import build_run_info
 from fukami.engine.load_run import load_task
 from fukami.engine.runtime import Runtime
@@ -21,6 +21,7 @@ from fukami.generation import metrics as generation_metrics
 from fukami.generation import samples as generation_samples
 from fukami.generation.dcgan import DCGAN
 from fukami.generation.task import GenerationResults
+from fukami.leaderboard import runs as leaderboard_runs
 from fukami.serving import page
 
 SMALL = {"base_channels": 4, "batch_size": 32, "eval_samples": 40, "epochs": 1}
@@ -387,8 +388,8 @@ def test_only_distances_of_the_original_network_are_named_fid_and_kid(name):
     metrics = GenerationResults(extractor, features, features[::-1], torch.zeros(1, 1, 8, 8)).compute_metrics()
     expected = ("fid_inception", "kid_inception") if name == "inception" else (f"frechet_{name}", f"kernel_{name}")
     assert tuple(metrics)[:2] == expected
-    assert leaderboard.is_lower_better(expected[0])
-    assert leaderboard.is_lower_better(expected[1])
+    assert leaderboard_runs.is_lower_better(expected[0])
+    assert leaderboard_runs.is_lower_better(expected[1])
 
 
 def test_invalid_inception_weights_are_errors(tmp_path):

@@ -11,7 +11,8 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from fukami import leaderboard
+from fukami.leaderboard import page as leaderboard_page
+from fukami.leaderboard import runs as leaderboard_runs
 
 RUNS = {"deep-convnet": [], "seed-1": ["--seed", "1"], "slow": ["--lr", "0.0005"], "plain": ["--augment"]}
 
@@ -32,13 +33,13 @@ def main() -> None:
                 f"{folder}/{name}",
             ]
             subprocess.run([sys.executable, "-m", "fukami", *arguments], check=True)
-        (board,), _ = leaderboard.load_leaderboards(Path(folder))
+        (board,), _ = leaderboard_runs.load_leaderboards(Path(folder))
     matplotlib.rcParams.update({"svg.hashsalt": "fukami", "svg.fonttype": "path", "font.family": "DejaVu Sans"})
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    leaderboard.draw_curves(left, board, "epoch")
+    leaderboard_page.draw_curves(left, board, "epoch")
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
-    leaderboard.draw_curves(right, board, "seconds")
+    leaderboard_page.draw_curves(right, board, "seconds")
     left.set_ylabel(board.metric)
     figure.savefig(Path(__file__).parents[1] / "board.svg", metadata={"Date": None})
 

@@ -18,13 +18,15 @@ def command(arguments: list[str]) -> None:
             folder: Folder that is searched recursively for runs.
             out: HTML file. Default: board.html in the folder.
         """
-        from fukami import leaderboard
+        from fukami.leaderboard import page as leaderboard_page
+        from fukami.leaderboard import runs as leaderboard_runs
+        from fukami.leaderboard import table as leaderboard_table
 
-        boards, reasons = leaderboard.load_leaderboards(folder)
+        boards, reasons = leaderboard_runs.load_leaderboards(folder)
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         for board in boards:
-            print(*leaderboard.format_table(board, width), sep="\n")
-            for rank, line in leaderboard.list_commands(board):
+            print(*leaderboard_table.format_table(board, width), sep="\n")
+            for rank, line in leaderboard_table.list_commands(board):
                 print(f"{rank:>2}  {line}")
             for note in board.notes:
                 print(f"    {note}")
@@ -32,7 +34,7 @@ def command(arguments: list[str]) -> None:
         for reason, names in reasons.items():
             print(f"fukami: {', '.join(dict.fromkeys(names))}: {reason}", file=sys.stderr)
         page = out or folder / "board.html"
-        leaderboard.write_page(boards, folder, page)
+        leaderboard_page.write_page(boards, folder, page)
         print(f"page: {page}", file=sys.stderr)
 
     run_cli(run, arguments, "fukami board")

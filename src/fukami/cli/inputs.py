@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,7 +92,9 @@ class OutputFolder:
 
     def reserve_path(self, file: str, suffix: str) -> Path:
         """Return a path for an output of the input ``file`` that no other file has."""
-        stem = Path(file).stem.encode(errors="surrogateescape")[:MAX_STEM_BYTES].decode(errors="ignore")
+        stem = Path(file).stem
+        if len(os.fsencode(stem)) > MAX_STEM_BYTES:
+            stem = os.fsencode(stem)[:MAX_STEM_BYTES].decode(errors="ignore")
         key = stem.casefold(), suffix
         for number in itertools.count(self.next_numbers.get(key, 1)):
             path = self.folder / (f"{stem}.{suffix}" if number == 1 else f"{stem}-{number}.{suffix}")

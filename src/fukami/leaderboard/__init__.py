@@ -1,0 +1,1 @@
+"""Leaderboard of the runs in a folder, with published results."""
