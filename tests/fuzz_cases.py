@@ -45,6 +45,7 @@ from PIL import Image
 from fukami.captioning import data as captioning_data
 from fukami.cli import doctor, import_weights
 from fukami.data import class_tables, label_tables, labeled_images, remote, shards, sources
+from fukami.data.sources import identify_source
 from fukami.detection import data as detection_data
 from fukami.engine import checkpoint, run_record, state_dicts
 from fukami.engine.load_run import load_task
@@ -377,7 +378,7 @@ def write_shards(random: Random, folder: Path) -> None:
 
 def read_shards(folder: Path) -> None:
     """Read all samples of the shards."""
-    doctor.validate_dataset(str(folder / "shards"))
+    doctor.validate_source(identify_source(str(folder / "shards")))
     train, _, _, _ = labeled_images.load_labeled_images(str(folder / "shards"), 0.0)
     items = train.items
     assert isinstance(items, shards.ShardSamples)
@@ -549,7 +550,7 @@ def write_coco_dataset(random: Random, folder: Path) -> None:
 
 def read_boxes(folder: Path) -> None:
     """Read all boxes and masks, as training and ``fukami doctor`` do."""
-    doctor.validate_dataset(str(folder))
+    doctor.validate_source(identify_source(str(folder)))
     if sources.identify_source(str(folder)).has("masks"):
         train, _val, test, _ = segmentation_data.load_dataset(str(folder), 0.0)
         for sample in (*train, *test):
@@ -693,7 +694,7 @@ def write_segmentation_dataset(random: Random, folder: Path) -> None:
 
 def read_masks(folder: Path) -> None:
     """Read all masks and the class table."""
-    doctor.validate_dataset(str(folder))
+    doctor.validate_source(identify_source(str(folder)))
     class_tables.find_class_table(folder)
     train, _, _, _ = segmentation_data.load_dataset(str(folder), 0.0)
     for sample in train:
@@ -703,13 +704,13 @@ def read_masks(folder: Path) -> None:
 
 def read_table(folder: Path) -> None:
     """Read all rows of the CSV file."""
-    doctor.validate_dataset(str(folder / "list.csv"))
+    doctor.validate_source(identify_source(str(folder / "list.csv")))
     label_tables.read_csv(folder / "list.csv")
 
 
 def read_captions(folder: Path) -> None:
     """Read all captions."""
-    doctor.validate_dataset(str(folder))
+    doctor.validate_source(identify_source(str(folder)))
     captioning_data.load_dataset(str(folder), 0.2)
 
 

@@ -291,7 +291,7 @@ def test_prediction_evaluation_and_proposals_print_the_count(fukami, folder, clo
 
 def test_validation_of_a_dataset_prints_the_count(fukami, folder, clock, lines, monkeypatch):
     delay(monkeypatch, clock, findings, "hash_pixels", 1)  # in threads
-    monkeypatch.setattr(findings, "ThreadPoolExecutor", lambda: ThreadPoolExecutor(1))
+    monkeypatch.setattr(findings, "start_decoding_threads", lambda: ThreadPoolExecutor(1))
     monkeypatch.setattr(findings, "CHUNK_SIZE", 5)
     fukami("doctor", folder)
     assert any(re.match("checking: (5|10|15|20|25|30) of 45 images  0:", text) for _, text in lines)

@@ -79,7 +79,7 @@ MISTAKES = [
     ("eval deep-convnet --batch-size 8", "--set batch_size=VALUE"),
     ("eval deep-convnet --set beam_size=3", "beam_size"),
     ("predict", "specify the runs first"),
-    ("predict runs/x --num-samples 4 --format csv", "--format csv is for predictions, and --num-samples generates"),
+    ("predict runs/x --num-samples 4 --format csv", "--format is for predictions, and --num-samples generates"),
     ("predict deep-convnet", "specify the runs first"),
     ("predict image.png", "neither a run's folder"),
     ("predict resnet18 image.png", "did you mean runs/resnet18?"),

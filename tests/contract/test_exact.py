@@ -733,7 +733,7 @@ def test_features_of_an_encoder_do_not_depend_on_the_cache(few_scenes, monkeypat
     features, batch_sizes = [], []
     for cache in (0.0, 1.0, 1.0):
         torch.manual_seed(0)
-        task = replace(recipe, cache_limit=cache).build_task(tuple("abcd"))
+        task = replace(recipe, cache_limit=cache).build_task(("<end>", "<begin>", "<unknown>", "a"))
         task.setup(Runtime.start(**CPU))
         task.prepare_training()
         encode = task.model.encode_images

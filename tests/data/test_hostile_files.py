@@ -453,7 +453,7 @@ def test_a_csv_in_an_archive_cannot_refer_to_images_outside(secret, tmp_path, ca
     write_zip(tmp_path / "x.zip", [("labels.csv", text), ("1.png", create_png())])
     with pytest.raises(Error, match=r"labels.csv, line 2: .*secret.png lies outside the archive"):
         labeled_images.load_labeled_images(str(tmp_path / "x.zip"))
-    findings = doctor.validate_dataset(str(tmp_path / "x.zip"))
+    findings = doctor.validate_source(identify_source(str(tmp_path / "x.zip")))
     assert [problem.detail.split(",")[0] for problem in findings.problems][:1] == ["lies outside the archive"]
     assert findings.image_counts == {}
 

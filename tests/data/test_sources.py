@@ -15,7 +15,7 @@ from PIL import Image
 from fukami import Error, UsageError
 from fukami.captioning import data as captioning_data
 from fukami.catalogue import RECIPES
-from fukami.cli.doctor import validate_dataset
+from fukami.cli.doctor import validate_source
 from fukami.data import archives, labeled_images, sources, tar, webdataset_writer
 from fukami.data.sources import identify_source
 from fukami.detection import data as detection_data
@@ -177,7 +177,7 @@ def test_formats_of_shards(tmp_path, monkeypatch):
     assert (len(train), len(val), labels) == (3, 1, ("dog",))
     with pytest.raises(UsageError, match="compressed"):
         labeled_images.load_labeled_images(str(packed), 0.25)
-    report = validate_dataset(str(single))
+    report = validate_source(identify_source(str(single)))
     assert {problem.kind for problem in report.problems} == {"single class"}
 
 
@@ -216,7 +216,7 @@ def test_a_broken_archive_is_named(kind, suffix, tmp_path):
     assert not source.has(kind)
     with pytest.raises(Error, match=re.escape(f"{path} cannot be unpacked")):
         LOADERS[kind](str(path), 0.2)
-    (problem,) = validate_dataset(str(path)).problems
+    (problem,) = validate_source(identify_source(str(path))).problems
     assert (problem.kind, problem.file) == ("unreadable", str(path))
 
 
@@ -339,7 +339,7 @@ def test_names_are_found_in_the_data_folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["COCO's captions", "Karpathy's captions"])
 def test_doctor_checks_captions_in_json(name, tmp_path):
-    report = validate_dataset(str(write_files(tmp_path, FOLDERS[name][0])))
+    report = validate_source(identify_source(str(write_files(tmp_path, FOLDERS[name][0]))))
     assert str(report) == "no problem among 1 readable image with 1 caption"
 
 

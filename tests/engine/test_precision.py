@@ -255,7 +255,7 @@ def test_precision_comparison(fukami, name, request, tmp_path, monkeypatch, quic
     run = request.getfixturevalue(name)
     monkeypatch.setattr(
         precision_comparison,
-        "PRECISIONS",
+        "COMPARED_PRECISIONS",
         ("float32", "bfloat16", "binary") if name == "binarized" else ("float32", "binary"),
     )
     command = fukami("eval", run, "--precision", "all", "--out", "page")
@@ -294,7 +294,7 @@ def test_precision_comparison_of_a_custom_recipe_on_other_data(
         "class Custom(DeepConvNet):\n    widths: tuple[int, int, int, int, int, int] = (4, 4, 4, 4, 4, 4)\n"
     )
     assert fukami("train", "./custom.py", "--epochs", "1", "--batch-size", "100", "--out", "run").status == 0
-    monkeypatch.setattr(precision_comparison, "PRECISIONS", ("float32", "bfloat16"))
+    monkeypatch.setattr(precision_comparison, "COMPARED_PRECISIONS", ("float32", "bfloat16"))
     command = fukami("eval", "run", "--precision", "all", "--data", digit_files, "--recipe", "custom.py")
     assert command.status == 0, command.err
     assert [step["count"] for step in command.json[0]["precisions"]] == [40, 40]

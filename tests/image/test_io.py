@@ -372,7 +372,7 @@ def test_batch_continues_after_files_that_exhaust_memory(fukami, monkeypatch, di
         lambda self, image: raise_memory_error() if image.size == (41, 43) else prepare(self, image),
     )
     monkeypatch.setattr(
-        image_io,
+        image_draw,
         "draw_prediction",
         lambda image, *arguments: raise_memory_error() if image.size == (37, 39) else draw(image, *arguments),
     )

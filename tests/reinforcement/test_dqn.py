@@ -298,7 +298,7 @@ def test_evaluation_has_the_papers_epsilon():
     for epsilon, fraction in ((0.0, 0.0), (0.2, 0.1), (1.0, 0.5)):
         sent = []
         EvaluationEpisodes(RecordingEnv, tuple(range(500)), 2, epsilon).run(
-            lambda states: torch.tensor([[1.0, 0.0]]).expand(500, 2)
+            lambda states: torch.tensor([[1.0, 0.0]]).expand(len(states), 2)
         )
         assert np.mean(sent) == pytest.approx(fraction, abs=0.02)
 

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from fukami.cli import doctor
+from fukami.data.sources import identify_source
 
 
 def save(path, pixels):
@@ -29,11 +30,14 @@ def street(tmp_path):
 
 def find_problems(spec):
     """Return the kind, file and detail of each problem."""
-    return [(problem.kind, problem.file, problem.detail) for problem in doctor.validate_dataset(str(spec)).problems]
+    return [
+        (problem.kind, problem.file, problem.detail)
+        for problem in doctor.validate_source(identify_source(str(spec))).problems
+    ]
 
 
 def test_dataset_without_problems(street):
-    findings = doctor.validate_dataset(str(street))
+    findings = doctor.validate_source(identify_source(str(street)))
     assert findings.problems == []
     assert str(findings) == "no problem among 6 readable images with 3,600 pixels of 3 classes"
 
@@ -99,7 +103,10 @@ def test_classes_missing_from_splits_and_duplicate_images(street, tmp_path):
         tmp_path / "splits" / "val" / "images" / "0.png", Image.open(tmp_path / "splits" / "train" / "images" / "0.png")
     )
     (tmp_path / "splits" / "classes.txt").write_text("road\ncar\nsign\nboat\n")
-    kinds = [(problem.kind, problem.label) for problem in doctor.validate_dataset(str(tmp_path / "splits")).problems]
+    kinds = [
+        (problem.kind, problem.label)
+        for problem in doctor.validate_source(identify_source(str(tmp_path / "splits"))).problems
+    ]
     assert kinds == [("duplicate across splits", ""), ("empty", "boat"), ("missing in split", "sign")]
 
 
@@ -142,6 +149,6 @@ def test_doctor_command(street, doctor):
 
 
 def test_bundled_dataset_has_boxes_and_masks(few_scenes):
-    findings = doctor.validate_dataset("scenes")
+    findings = doctor.validate_source(identify_source("scenes"))
     assert findings.unit == "box"
     assert findings.problems == [] or {problem.kind for problem in findings.problems} <= {"missing in split", "too few"}

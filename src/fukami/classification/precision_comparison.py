@@ -28,7 +28,7 @@ from fukami.engine.runtime import Runtime
 from fukami.errors import Error, UsageError
 from fukami.layers.meta_device import use_meta_device
 
-PRECISIONS = ("float32", "bfloat16", "float16", "int8", "binary", "onnx")
+COMPARED_PRECISIONS = ("float32", "bfloat16", "float16", "int8", "binary", "onnx")
 BATCH_SIZE = 256  # batch size of the throughput; the latency is that of one image
 NUM_ROUNDS = 5  # timings of each process
 MIN_SECONDS = 0.2  # minimum duration of a timing
@@ -107,7 +107,7 @@ def compare_precisions(
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         processes = []
-        for name in PRECISIONS:
+        for name in COMPARED_PRECISIONS:
             try:
                 precision.resolve_device_and_precision(resolved_device, name)
                 export = engine_export.export_run(run, name, root / name, recipe=recipe_file)

@@ -61,17 +61,6 @@ def command(arguments: list[str]) -> None:
     run_cli(run, arguments, "fukami doctor")
 
 
-def validate_dataset(spec: str) -> "Findings":
-    """Validate the dataset at a path, or the built-in dataset of that name; as :func:`validate_source`.
-
-    Raises:
-        UsageError: there is no such path or name.
-    """
-    from fukami.data.sources import identify_source
-
-    return validate_source(identify_source(spec))
-
-
 def validate_source(source: "DataSource") -> "Findings":
     """Validate a dataset by the checks of its task.
 

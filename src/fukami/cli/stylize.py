@@ -46,7 +46,7 @@ def command(arguments: list[str]) -> None:
         Ctrl-C saves the current image and keeps the run, which --resume continues. Prints one JSON object.
 
         Example:
-            fukami stylize photograph.jpg --style artwork.jpg --weights imagenet --out stylized.png
+            fukami stylize photograph.jpg --style artwork.jpg --out stylized.png --weights imagenet
         """
 
         content: tyro.conf.Positional[str] = dataclasses.field()

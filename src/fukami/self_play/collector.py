@@ -287,8 +287,8 @@ class SelfPlayCollector(Loader):
 
     def _needs_positions(self, window: ReplayWindow) -> bool:
         """Return whether a replay window needs more positions before the next optimizer step."""
-        share = self.learning_starts + (self.num_optimizer_steps + 1) * self.batch_size / self.samples_per_position
-        return window.total < share / (self.world_size * len(self.games))
+        num_needed = self.learning_starts + (self.num_optimizer_steps + 1) * self.batch_size / self.samples_per_position
+        return window.total < num_needed / (self.world_size * len(self.games))
 
     def collect(self, evaluate: Evaluate) -> None:
         """Play a move in each game that needs positions, and add those of the games that are over."""
