@@ -168,10 +168,11 @@ def test_control_characters_are_escaped(capsys):
 
 def test_a_thread_shows_the_progress_until_the_operation_ends(monkeypatch):
     ticks = []
+    monkeypatch.setattr(progress, "_monitor", Monitor())  # an exception of another test may keep its bar alive
     monkeypatch.setattr(Monitor, "run", lambda monitor, stop: ticks.append(stop.wait(60)))
     with ProgressBar("checking", 8, "images"):
-        (thread,) = [thread for thread in threading.enumerate() if thread.name == "progress"]
-    thread.join()
+        *_, thread = [thread for thread in threading.enumerate() if thread.name == "progress"]
+    thread.join(60)
     assert ticks == [True]
 
 
