@@ -162,6 +162,11 @@ def test_no_recipe_is_more_than_four_classes_below_the_base_class():
     assert compute_depth(ClassificationRecipe) == compute_depth(SegmentationRecipe) == 1
 
 
+def test_quantization_aware_training_has_no_stage_of_the_head():
+    with pytest.raises(UsageError, match="omit --freeze, --head-epochs, --layer-lr-decay and --cycles"):
+        ResNet20(init="run", quantize="int8", head_epochs=2)
+
+
 def test_an_unknown_field_is_rejected_with_the_closest_names():
     with pytest.raises(UsageError, match="unknown field of resnet18 'epoch'; did you mean 'epochs'"):
         ResNet18(epoch=5)

@@ -165,5 +165,6 @@ def test_a_position_and_a_state_have_a_row_with_the_best_move():
 def test_names_of_outputs_are_shortened(tmp_path):
     """A file of 246 bytes would have a longer name with another suffix."""
     folder = OutputFolder(tmp_path / "out", ())
-    names = [folder.reserve_path(f"{'語' * 82}.jpg", "classes.png").name for _ in range(2)]
-    assert names == [f"{'語' * 66}.classes.png", f"{'語' * 66}-2.classes.png"]
+    names = [folder.reserve_path(f"{'語' * 82}.jpg", "png", ending="-classes").name for _ in range(2)]
+    assert names == [f"{'語' * 66}-classes.png", f"{'語' * 66}-classes-2.png"]
+    assert folder.reserve_path(f"{'a' * 200}.jpg", "png").name == f"{'a' * 200}.png"

@@ -508,6 +508,22 @@ def test_text_files_elsewhere_are_not_the_labels_of_an_image_without_objects(tmp
     assert dataset.orphan_annotations == []
 
 
+def test_labels_of_a_split_may_be_elsewhere(tmp_path):
+    """The files of the other split, in the usual place, are not those of images of the same names."""
+    write_yolo(tmp_path, "train", "a", "0 .5 .5 .5 .5")
+    for stem in "ab":
+        write_image(tmp_path / "val" / f"{stem}.jpg")
+    (tmp_path / "val_boxes").mkdir()
+    (tmp_path / "val_boxes" / "b.txt").write_text("0 .5 .5 .2 .2\n")
+    (tmp_path / "data.yaml").write_text("train: images/train\nval: val\nnames: [cat]\n")
+    counts = {
+        (split, entry.image_path.stem): len(entry.boxes)
+        for split, entries in yolo.read_yolo(tmp_path).splits.items()
+        for entry in entries
+    }
+    assert counts == {("train", "a"): 1, ("val", "a"): 0, ("val", "b"): 1}
+
+
 def test_a_list_of_yolo_with_a_line_that_is_no_file(tmp_path):
     write_yolo(tmp_path, "train", "a", "0 .5 .5 .5 .5")
     (tmp_path / "train.txt").write_text("/\nimages/train/a.jpg\n")
@@ -515,16 +531,17 @@ def test_a_list_of_yolo_with_a_line_that_is_no_file(tmp_path):
     dataset = yolo.read_yolo(tmp_path)
     assert [entry.image_path.stem for entry in dataset.splits["train"]] == ["a"]
     assert len(dataset.unreadable_images) == 1
+    assert not yolo.has_polygons(tmp_path)
 
 
 def test_at_most_four_descriptions_are_parsed(tmp_path, monkeypatch):
-    """YAML takes ten seconds per megabyte; only files with the word names are candidates."""
+    """YAML takes ten seconds per megabyte; only files with the key names are candidates."""
     from fukami.data import yaml_file
 
     parsed = []
     monkeypatch.setattr(yaml_file, "load_yaml", lambda path: parsed.append(path.name) or {})
     for index in range(20):
-        (tmp_path / f"{index:02}.yaml").write_text("# names\n" if index % 2 else "other: 1\n")
+        (tmp_path / f"{index:02}.yaml").write_text("names: []\n" if index % 2 else "other: 1  # names\n")
     assert not yolo.is_yolo_dataset(tmp_path)
     assert parsed == ["01.yaml", "03.yaml", "05.yaml", "07.yaml"]
 

@@ -62,6 +62,9 @@ def read_maps(samples):
         ("labelmap.txt", "person:192,128,128:head,hand:jumping\n", ("person",), {}, {(192, 128, 128): 0}),
         ("classes.csv", "sky\nroad\n", ("sky", "road"), {0: 0, 1: 1}, {}),
         ("classes.csv", "name\nsky\nroad\n", ("sky", "road"), {0: 0, 1: 1}, {}),
+        ("classes.csv", "category,parent\nsky\nroad\n", ("sky", "road"), {0: 0, 1: 1}, {}),
+        ("classes.txt", "road:128:64:128\nsky:70:130:180\n", ("road", "sky"), {},
+         {(128, 64, 128): 0, (70, 130, 180): 1}),
         ("codes.txt", "sky\nunlabeled\ntree\n", ("sky", "tree"), {0: 0, 1: -1, 2: 1}, {}),
     ],
 )  # fmt: skip
@@ -565,7 +568,7 @@ def test_an_object_without_an_outline_is_its_box(tmp_path):
     write_coco(tmp_path, ["cat"])
     content = json.loads((tmp_path / "annotations.json").read_text())
     box = {**content["annotations"][0], "id": 2, "bbox": [5, 4, 4, 4], "segmentation": []}
-    content["annotations"].append(box)
+    content["annotations"] += [box, {**box, "bbox": [None, 0, 4, 4]}, {**box, "bbox": [0, 0, -4, 4]}]
     (tmp_path / "annotations.json").write_text(json.dumps(content))
     ((_, mask),) = segmentation_data.index_dataset(identify_source(str(tmp_path), "masks")).splits[""]
     pixels = mask.read()

@@ -146,7 +146,7 @@ def test_scores_are_compared_as_they_are_written():
 def test_an_onnx_file_without_threshold_is_an_error(run):
     task = load_task(run[0], device="cpu")
     network = torch.nn.Linear(1, 1)
-    for metadata in ({}, {"confidence": "x"}, {"confidence": "inf"}):
+    for metadata in ({}, {"confidence": "x"}, {"confidence": "inf"}, {"confidence": "1.5"}, {"confidence": "-1"}):
         network.metadata = metadata
         with pytest.raises(Error, match="no valid confidence"):
             task.replace_modules({"model": network})

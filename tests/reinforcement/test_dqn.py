@@ -502,6 +502,25 @@ def test_values_of_many_episodes_are_predicted_in_parts(monkeypatch):
         DQN(eval_episodes=10_000, frame_stack=32, buffer_size=10_000)
 
 
+def test_fields_of_an_agent_may_be_overridden_in_its_video(fukami, tmp_path, monkeypatch):
+    from fukami.cli import play
+
+    options = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", value)]
+    assert fukami("train", "dqn", *options, "--device", "cpu", "--out", tmp_path / "run").status == 0
+    recipes = []
+    monkeypatch.setattr(play, "record_agent", lambda task, recipe, *arguments: recipes.append(recipe))
+    result = fukami("play", tmp_path / "run", "--out", "game.gif", "--set", "eval_epsilon=0.5")
+    assert result.status == 0, result.err
+    assert recipes[0].eval_epsilon == 0.5
+
+
+@pytest.mark.parametrize("name", ["num_vector_steps", "num_optimizer_steps", "current_step"])
+def test_a_checkpoint_of_the_collector_is_validated(build_task, name):
+    _, data = build_task()
+    with pytest.raises(ValueError, match=f"{name} should be an integer from 0"):
+        data.train.load_state_dict(data.train.state_dict() | {name: -1})
+
+
 def test_the_buffer_of_an_evaluation_has_only_the_frames_of_the_states():
     buffer = ReplayBuffer(3, (84, 84), 4, is_saved=False)
     assert buffer.num_slots == 4

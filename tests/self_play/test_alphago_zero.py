@@ -518,6 +518,12 @@ def test_a_sampled_move_has_visits(monkeypatch):
     assert policies[0, move] > 0
 
 
+def test_a_checkpoint_of_games_is_validated():
+    group = build_group(2)
+    with pytest.raises(ValueError, match="num_moves should be an integer from 0"):
+        group.load_state_dict(group.state_dict() | {"num_moves": -1})
+
+
 @pytest.mark.parametrize("c_puct", [0.0, 1.5])
 def test_games_in_progress_are_restored(c_puct):
     fields = {"search": SearchOptions(4, c_puct=c_puct), "random_opening_moves": 3, "temperature_moves": 5}

@@ -86,6 +86,7 @@ def sample_captioned_images(data: str, options: GridOptions) -> ImageRows:
 
     ``data`` is as :func:`fukami.captioning.data.load_dataset` takes it.
     """
+    _check_color(options, "captions")
     train, _, _ = captioning_data.load_dataset(data, 0.0)
     source = labeled_images.LabeledImages(train.items, np.arange(len(train)))
     labels = tuple(captions[0] for captions in train.captions)
@@ -130,8 +131,7 @@ def sample_boxed_images(data: str, options: GridOptions) -> BoxedRows:
         UsageError: an operation is invalid, or the images are not in color.
         Error: the dataset has no training image, or none can be read.
     """
-    if options.channels != 3:
-        raise UsageError("images with boxes are in color; remove --channels")
+    _check_color(options, "boxes")
     samples, _, _, labels = detection_data.load_dataset(data, 0.0)
     batches = _augment_batches(data, samples, labels, find_rarest_classes(samples), options)
     return [list(row) for row in zip(*(_unpad_images(batch, labels) for batch in batches), strict=True)]
@@ -160,6 +160,11 @@ def sample_masked_images(data: str, options: GridOptions) -> ImageRows:
         class_names = [labels[value - 1] for value in np.unique(batches[0].masks[row].numpy()).tolist() if value]
         rows.append((", ".join(class_names), overlays))
     return rows
+
+
+def _check_color(options: GridOptions, annotations: str) -> None:
+    if options.channels != 3:
+        raise UsageError(f"images with {annotations} are in color; remove --channels")
 
 
 def _augment_batches(

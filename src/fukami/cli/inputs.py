@@ -12,6 +12,8 @@ from fukami.errors import UsageError
 if TYPE_CHECKING:
     from fukami.engine.task import Task
 
+MAX_STEM_BYTES = 200  # of the name of an output, to which an ending and a suffix are added; 255 is the limit
+
 
 def split_runs_and_files(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split ``inputs`` into the leading runs and the files after them; a folder expands to the files in it.
@@ -70,9 +72,6 @@ def load_predictor(
     return task
 
 
-MAX_STEM_BYTES = 200  # of the name of an output, which may have a longer suffix than the input; 255 is the limit
-
-
 class OutputFolder:
     """Output folder that assigns a unique path to each output and never overwrites an input.
 
@@ -90,11 +89,12 @@ class OutputFolder:
         self.used_paths = set(map(_normalize_path, protected))
         self.next_numbers: dict[tuple[str, str], int] = {}  # after the last one of a name, so that few are compared
 
-    def reserve_path(self, file: str, suffix: str) -> Path:
-        """Return a path for an output of the input ``file`` that no other file has."""
+    def reserve_path(self, file: str, suffix: str, *, ending: str = "") -> Path:
+        """Return a path for an output of the input ``file`` that no other file has; ``ending`` follows its stem."""
         stem = Path(file).stem
         if len(os.fsencode(stem)) > MAX_STEM_BYTES:
             stem = os.fsencode(stem)[:MAX_STEM_BYTES].decode(errors="ignore")
+        stem += ending
         key = stem.casefold(), suffix
         for number in itertools.count(self.next_numbers.get(key, 1)):
             path = self.folder / (f"{stem}.{suffix}" if number == 1 else f"{stem}-{number}.{suffix}")

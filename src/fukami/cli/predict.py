@@ -239,7 +239,7 @@ def _predict_images(
                     page.add(image, prediction)
         except UsageError:
             raise
-        except (Error, OSError) as error:
+        except Error as error:
             failed += 1
             print_line(f"fukami: {error}")
     return failed, count

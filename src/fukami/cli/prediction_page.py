@@ -16,6 +16,7 @@ from fukami.cli.inputs import OutputFolder
 from fukami.engine.html import render_page
 from fukami.engine.prediction import Prediction
 from fukami.engine.task import Task
+from fukami.errors import Error
 from fukami.image.video import Frame, VideoWriter
 
 MAX_CLASSES_IN_CAPTION = 3
@@ -47,13 +48,17 @@ class PredictionPage:
             from fukami.segmentation.task import SegmentationTask
 
             path = self.output.reserve_path(prediction["file"], "png")
-            self.task.draw(image, prediction).save(path)
+            drawn = self.task.draw(image, prediction)
+            try:
+                drawn.save(path)
+            except OSError as error:
+                raise Error(f"{path} cannot be written ({error.strerror or error}); use another --out") from error
             scores = get_scores(prediction)
             caption = str(prediction.get("caption", format_scores(scores)))
             self.drawn.append(DrawnPrediction(prediction["file"], path, scores, caption))
             if isinstance(self.task, SegmentationTask):
                 class_map = self.task.render_class_map(prediction)
-                class_map.save(self.output.reserve_path(f"{path.stem}-classes.png", "png"))
+                class_map.save(self.output.reserve_path(path.name, "png", ending="-classes"))
 
     @contextlib.contextmanager
     def record_video(self, file: str) -> Iterator[Callable[[Frame, Prediction], None]]:

@@ -18,7 +18,10 @@ from fukami.errors import Error
 Color = tuple[int, int, int]
 IGNORED_NAMES = {"void", "unlabelled", "unlabeled", "ignore", "ignored"}  # names of unlabeled pixels
 IGNORE_INDEX = 255  # mask value of unlabeled pixels in most datasets
-HEADERS = {"name", "names", "class", "classes", "class_name", "class name", "label", "labels"}  # of names alone
+LABEL_MAP_LINE = re.compile(r"([^:]*:\s*\d+\s*,\s*\d+\s*,\s*\d+)\s*:")  # of CVAT: name, color, parts, actions
+HEADERS = {
+    "name", "names", "class", "classes", "class_name", "class_names", "label", "labels", "category", "categories",
+}  # fmt: skip
 TABLE_FILES = (
     "classes.txt", "classes.csv", "class_dict.csv", "_classes.csv", "labels.txt", "codes.txt", "label_colors.txt",
     "labelmap.txt", "class_names.txt",
@@ -116,15 +119,13 @@ def read_class_table(path: Path) -> ClassTable:
     Raises:
         Error: a line is invalid, two classes share a value, or there is no class.
     """
-    lines = read_text(path, max_bytes=MAX_SMALL_FILE_BYTES).splitlines()
-    rows = [
-        _parse_row(path, line_number, line)
-        for line_number, line in enumerate(lines, 1)
-        if line.strip() and line[0] not in "#;"
-    ]
-    has_numbers = any(numbers for _, numbers in rows)
-    if rows and path.suffix.lower() == ".csv" and not rows[0][1] and (has_numbers or rows[0][0].lower() in HEADERS):
-        rows = rows[1:]  # column names
+    numbered = enumerate(read_text(path, max_bytes=MAX_SMALL_FILE_BYTES).splitlines(), 1)
+    lines = [(number, line) for number, line in numbered if line.strip() and line[0] not in "#;"]
+    rows = [_parse_row(path, number, line) for number, line in lines]
+    if rows and path.suffix.lower() == ".csv" and not rows[0][1]:
+        first_column = lines[0][1].partition(",")[0].strip().strip('"').lower()
+        if first_column in HEADERS or any(numbers for _, numbers in rows):
+            rows = rows[1:]  # column names
     if not rows:
         raise Error(f"{path} contains no class; write a line for each, such as road 128 64 128, or its name only")
     num_values = {len(numbers) for _, numbers in rows}
@@ -147,8 +148,8 @@ def read_class_table(path: Path) -> ClassTable:
 
 def _parse_row(path: Path, line_number: int, line: str) -> tuple[str, tuple[int, ...]]:
     """Parse the class name and the numbers of a line: none, a value, or a color."""
-    if line.count(":") > 1:  # CVAT's label map: name, color, parts, actions
-        line = ":".join(line.split(":")[:2])
+    if label_map := LABEL_MAP_LINE.match(line):
+        line = label_map[1]  # without parts and actions
     try:
         separated = next(csv.reader([line], skipinitialspace=True)) if "," in line and ":" not in line else None
     except csv.Error as error:

@@ -213,11 +213,13 @@ def _compact_outline(outline: Any) -> Any:
 
 
 def _outline_box(fields: dict[str, Json]) -> list[list[float]]:
-    """Return the outline of the box of an annotation without an outline, as for other formats; empty without a box."""
+    """Return the outline of the box of an annotation without an outline, as for YOLO; empty without a valid box."""
     box = fields.get("bbox")
     if not (isinstance(box, Sequence) and len(box) == 4):
         return []
     left, top, width, height = map(to_number, box)
+    if not (all(map(math.isfinite, (left, top))) and 0 < width < math.inf and 0 < height < math.inf):
+        return []  # detection reports it
     return [[left, top, left + width, top, left + width, top + height, left, top + height]]
 
 

@@ -21,7 +21,7 @@ Batch = tuple[Tensor, Tensor]
 StateDict: TypeAlias = dict[str, Any]  # of a checkpoint: tensors, numbers, strings, and lists and dicts of these
 BatchT = TypeVar("BatchT", covariant=True)
 SEQUENTIAL_BATCH_SIZE = 256  # batch size of an iteration in order, without training
-MAX_COUNT = 10**15  # of steps, moves or evaluations in a checkpoint
+MAX_COUNT = 10**15  # of epochs, steps, moves and so on in a checkpoint
 
 
 class Loader:
@@ -92,7 +92,7 @@ class Loader:
         Raises:
             ValueError: the position is invalid.
         """
-        _check_positions(state, "position")
+        check_counts(state, "position")
         self.num_skip, self.start_states = min(state["position"], len(self)), state["start_states"]
 
     def iterate_items(self) -> Iterator[ManifestItem] | None:
@@ -114,17 +114,6 @@ class Loader:
     def describe_batch(self, step: int) -> str:
         """Describe the batch of training step ``step`` (from 0) for messages."""
         return f"batch {step % len(self) + 1}"
-
-
-def _check_positions(state: StateDict, *names: str) -> None:
-    """Check that numbers of a state are valid positions.
-
-    Raises:
-        ValueError: one is not.
-    """
-    for name in names:
-        if type(state[name]) is not int or not 0 <= state[name] < 1 << 62:
-            raise ValueError(f"the {name} of the data is {state[name]!r:.100}")
 
 
 class BatchLoader(Loader, Generic[BatchT]):
@@ -232,7 +221,7 @@ class BatchLoader(Loader, Generic[BatchT]):
         Raises:
             ValueError: a value is not a valid epoch or position.
         """
-        _check_positions(state, "epoch", "position")
+        check_counts(state, "epoch", "position")
         self.epoch, self.position = state["epoch"], min(state["position"], len(self))  # the dataset may have shrunk
 
     def iterate_items(self) -> Iterator[ManifestItem]:
@@ -388,7 +377,7 @@ class InMemoryLoader(BatchLoader[Batch]):
 
 
 def check_counts(state: StateDict, *names: str) -> None:
-    """Check numbers of steps, moves or evaluations in a checkpoint.
+    """Check numbers of epochs, steps, moves and so on in a checkpoint.
 
     Raises:
         ValueError: one is not an integer from 0 to ``MAX_COUNT``.

@@ -45,7 +45,7 @@ from fukami.image import io as image_io
 CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 DARKNET_SUFFIX = ".data"  # dataset descriptions of Darknet and CVAT
 DESCRIPTION_SUFFIXES = (".yaml", ".yml", DARKNET_SUFFIX)
-NAMES_KEY = re.compile(r"\bnames\b")  # key of the class names
+NAMES_KEY = re.compile(r"""^\s*["']?names["']?\s*[:=]""", re.MULTILINE)  # key of the class names
 MAX_DESCRIPTION_BYTES = 2 << 20
 MAX_DESCRIPTIONS = 4  # files of a folder that are parsed to find the class names
 MAX_INSPECTED_FILES = 20  # text files that are read to detect the format
@@ -101,7 +101,7 @@ def has_polygons(root: Path) -> bool:
             return False
         paths = itertools.chain.from_iterable(_find_described_splits(files, description).values())
         images = itertools.islice(itertools.chain.from_iterable(map(_list_split_images, paths)), MAX_INSPECTED_IMAGES)
-        images = [image for image in images if not archives.is_outside(image, root)]
+        images = [image for image in images if image.name and not archives.is_outside(image, root)]
     label_files = itertools.chain(filter(is_file, map(find_label_file, images)), walk_files(folder, ".txt"))
     box_files = filter(is_box_file, (file for file in label_files if file.name not in CLASS_FILES))
     return any(map(_has_polygon, itertools.islice(box_files, MAX_INSPECTED_FILES)))
@@ -175,14 +175,23 @@ def read_yolo(
 
 
 def _find_label_files(path: Path, root: Path, split_images: dict[str, list[Path]]) -> dict[Path, Path]:
-    """Find the text file of each image that has one: in the usual place, or if there are none, that of its stem."""
-    images = [image for paths in split_images.values() for image in paths]
-    inside = (image for image in images if image.name and not archives.is_outside(image, path))
-    usual = {image: file for image in inside if is_file(file := find_label_file(image))}
-    if usual:
-        return usual
-    text_files = [file for file in walk_files(root, ".txt") if file.name not in CLASS_FILES]
-    return {image: file for file, image in pair_with_images(text_files, images).items()}
+    """Find the text file of each image that has one.
+
+    In a split without any text file in the usual places, it is the one of the image's stem that is not in these places.
+    """
+    label_files: dict[Path, Path] = {}
+    others: list[Path] = []
+    for images in split_images.values():
+        inside = (image for image in images if image.name and not archives.is_outside(image, path))
+        usual = {image: file for image in inside if is_file(file := find_label_file(image))}
+        label_files |= usual
+        others += [] if usual else images
+    if others:
+        used = {*label_files.values()}
+        files = (file for file in walk_files(root, ".txt") if file.name not in CLASS_FILES)
+        pairs = pair_with_images([file for file in files if file not in used], others)
+        label_files |= {image: file for file, image in pairs.items()}
+    return label_files
 
 
 def _find_described_splits(files: Sequence[Path], description: dict[str, Json]) -> dict[str, list[Path]]:

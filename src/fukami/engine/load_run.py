@@ -2,10 +2,11 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
 from torch.nn.modules.module import (
@@ -23,10 +24,6 @@ from fukami.engine.task import Task
 from fukami.errors import Error, UsageError
 from fukami.layers.meta_device import use_meta_device
 
-if TYPE_CHECKING:
-    from fukami.quantization.onnx_export import OnnxNetwork
-
-ONNX_METADATA = ("labels", "output", "game")  # metadata that an ONNX file and its run have in common
 MAX_ONNX_BYTES = 2 << 30  # the limit of ONNX
 MAX_MODEL_PARTS = 50_000  # layers and tensors of a network; ResNet-152 has about a thousand
 
@@ -82,13 +79,15 @@ def _load_run(
         from fukami.quantization.onnx_export import OnnxNetwork
 
         contents = {name: read_bytes(folder / f"{name}.onnx", max_bytes=MAX_ONNX_BYTES) for name in modules}
-        modules = {name: OnnxNetwork(content) for name, content in contents.items()}
+        networks = {name: OnnxNetwork(content) for name, content in contents.items()}
+        for name, network in networks.items():
+            if json.loads(network.metadata.get("labels", "null")) not in (None, [*labels]):
+                raise Error(f"{folder / name}.onnx has other classes than its recipe.json; export the run again")
+        modules = {**networks}
     else:
         run_weights.assign_weights(modules, run_weights.read_weights(folder), run_weights.locate_weights(folder))
     if built_in or stored_precision in precisions.CONVERTED_PRECISIONS:
         task.replace_modules(modules)
-    if stored_precision in precisions.ONNX_PRECISIONS:
-        _check_metadata(folder, task)
     task.setup(Runtime.start(*precisions.resolve_device_and_precision(device, precision)))
     for module in modules.values():
         module.to(PRECISIONS.get(precision, torch.float32)).eval()
@@ -124,16 +123,3 @@ def _build_task(folder: Path, recipe: Recipe, labels: tuple[str, ...]) -> Task:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _check_metadata(folder: Path, task: Task) -> None:
-    """Check that the networks of ONNX files have the classes and the outputs of their run.
-
-    Raises:
-        Error: they were exported from another run.
-    """
-    expected = task.get_signature().metadata
-    for name, module in task.get_modules().items():
-        metadata = cast("OnnxNetwork", module).metadata
-        if any(metadata.get(key) != expected[key] for key in ONNX_METADATA if key in expected):
-            raise Error(f"{folder / name}.onnx does not match its recipe.json; export the run again")

@@ -33,7 +33,6 @@ FIELD_PARSERS: dict[type, Callable[[str], object]] = {
 Base = TypeVar("Base")
 
 MAX_RECIPE_BYTES = 64 << 20  # bytes of a recipe.json; one with a thousand classes has 30 kB
-WEIGHT_FIELDS = ("init", "weights")  # fields that name weights
 DATA_FIELDS = ("data", "images", "annotations", "content", "style")  # fields that name a dataset or images
 MAX_INPUT_SIZE = 2048  # pixels, side of a square input
 MAX_IMAGE_SIDE = 4096  # pixels, longer side of an input that is resized and not cropped
@@ -235,8 +234,6 @@ def check_data(recipe: Recipe) -> None:
             )
     for spec in filter(os.path.exists, specs):  # Path.exists raises where a name is too long
         logger.warning(f"fukami: reading the dataset that the run names: {spec}")
-    for file in filter(os.path.exists, (str(getattr(recipe, name, "")) for name in WEIGHT_FIELDS)):
-        logger.warning(f"fukami: reading the weights that the run names: {file}")
 
 
 def check_range(recipe: FieldGroup, min_value: float, max_value: float, *fields: str) -> None:

@@ -155,9 +155,8 @@ def lock_run(folder: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
     new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
     if resume:
         check_run_exists(folder)
-    if os.path.lexists(
-        folder / LOCK_FILENAME
-    ):  # the lock could be a link, which would be opened before any other check
+    # the lock could be a link, which would be opened before any other check
+    if os.path.lexists(folder / LOCK_FILENAME):
         check_run_files(folder, for_writing=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -155,7 +155,8 @@ def resolve_compute_config(folder: Path, device: str, precision: str, compile: b
     record = _read_record(folder)
     if "exported" in record or "imported" in record:
         raise UsageError(
-            f"{folder} was exported or imported, so there is no training to resume; start one with --init {folder}"
+            f"{folder} was exported or imported, so there is no training to resume; resume the run that it was "
+            "exported from, or use another --out"
         )
     for name, kind in RESUME_FIELDS.items():
         if type(record.get(name)) is not kind:

@@ -24,7 +24,7 @@ def load_pretrained(init: str, published: Mapping[str, str]) -> dict[str, Tensor
 
     Args:
         init: a key of ``published``, a file (safetensors, or a state dict that torch saved), or a run's folder.
-        published: names of torchvision's networks, by ``imagenet`` and ``coco``, the data sets of their weights.
+        published: names of torchvision's networks, by ``imagenet`` and ``coco``, the datasets of their weights.
 
     Raises:
         Error: there are no such weights.
@@ -60,9 +60,8 @@ def convert_detector_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     if "rpn.head.conv.weight" in tensors:
         for key in [key for key in tensors if key.endswith("running_var")]:
             weight, variance = key.replace("running_var", "weight"), tensors[key]
-            if (
-                weight in tensors and tensors[weight].shape == variance.shape
-            ):  # else they do not match, which is reported
+            # else they do not match, which is reported
+            if weight in tensors and tensors[weight].shape == variance.shape:
                 tensors[weight] = tensors[weight] * ((variance + EPSILON) / variance).nan_to_num(1.0, posinf=1.0).sqrt()
     names = {}
     for key in tensors:

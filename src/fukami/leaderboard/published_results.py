@@ -1,4 +1,4 @@
-"""Published results on the data sets of the leaderboard."""
+"""Published results on the datasets of the leaderboard."""
 
 import csv
 import functools
