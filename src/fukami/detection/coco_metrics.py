@@ -38,7 +38,8 @@ def compute_coco_metrics(
     detections. Sizes without a counted object are omitted.
 
     Args:
-        samples: image index, :class:`Prediction` and :class:`GroundTruth` of each image.
+        samples: image index, :class:`~fukami.detection.metrics.Prediction` and
+            :class:`~fukami.detection.metrics.GroundTruth` of each image.
         num_classes: number of classes.
     """
     from faster_coco_eval import COCO, COCOeval_faster
