@@ -22,7 +22,7 @@ from fukami.engine.runtime import Runtime
 from fukami.image import io as image_io
 from fukami.image.transform import ResizeTransform
 from fukami.layers import anchors, box_sampling, boxes, frozen_batch_norm
-from fukami.layers.detection_types import GroundTruth
+from fukami.layers.detection_types import BatchGroundTruth
 from fukami.models import faster_rcnn_resnet50_fpn, faster_rcnn_vgg16, resnet50
 from fukami.models.faster_rcnn import RoIHeads, RPNOutput
 
@@ -67,7 +67,7 @@ def prepare_inputs(theirs):
     for index, target in enumerate(targets):
         objects[index, : len(target["boxes"])] = target["boxes"]
         classes[index, : len(target["boxes"])] = target["labels"] - 1
-    truth = GroundTruth(objects, classes, torch.zeros(2, 2, dtype=torch.bool), torch.tensor([5, 77]))
+    truth = BatchGroundTruth(objects, classes, torch.zeros(2, 2, dtype=torch.bool), torch.tensor([5, 77]))
     return images.tensors, torch.tensor(images.image_sizes).float(), truth
 
 
@@ -367,7 +367,7 @@ def test_a_quarter_of_the_sampled_regions_are_positive():
     """25 % overlap an object by an IoU of 0.5 or more; the others are background (Girshick 2015, section 2.3)."""
     torch.manual_seed(0)
     network = faster_rcnn_vgg16(3, hidden=8, width_multiplier=0.0625)
-    truth = GroundTruth(
+    truth = BatchGroundTruth(
         torch.tensor([[[10.0, 10, 74, 74]]]), torch.ones(1, 1).long(), torch.zeros(1, 1).bool(), torch.tensor([3])
     )
     shift = torch.arange(0, 64, 0.25).view(-1, 1) * torch.tensor([1.0, 0, 1, 0])
@@ -388,7 +388,7 @@ def test_at_most_half_of_the_sampled_anchors_are_positive():
     """An image has 256 anchors, of which up to 128 are positive (Ren et al. 2017, section 3.1.3)."""
     network = faster_rcnn_vgg16(3, hidden=8, width_multiplier=0.0625, anchor_sizes=(32,))
     objects = torch.tensor([[[0.0, 0, 32, 32]]])
-    truth = GroundTruth(objects, torch.zeros(1, 1).long(), torch.zeros(1, 1).bool(), torch.tensor([3]))
+    truth = BatchGroundTruth(objects, torch.zeros(1, 1).long(), torch.zeros(1, 1).bool(), torch.tensor([3]))
     all_anchors = torch.cat([objects[0].expand(300, 4), objects[0].expand(500, 4) + 100])
     output = RPNOutput(torch.zeros(1, 800), torch.zeros(1, 800, 4), all_anchors, [800])
     samples = network.rpn.sample_anchors(output, torch.tensor([[200.0, 200]]), truth, network.limits)
@@ -402,7 +402,7 @@ def test_anchors_across_the_border(build, count):
     with torch.device("meta"):
         network = build(3)
     objects = torch.tensor([[[0.0, 0, 32, 32]]])
-    truth = GroundTruth(objects, torch.zeros(1, 1).long(), torch.zeros(1, 1).bool(), torch.tensor([3]))
+    truth = BatchGroundTruth(objects, torch.zeros(1, 1).long(), torch.zeros(1, 1).bool(), torch.tensor([3]))
     corners = torch.tensor([[0.0, 0], [60, 60], [168, 168], [-1, 100], [100, 169]])
     output = RPNOutput(torch.zeros(1, 5), torch.zeros(1, 5, 4), torch.cat([corners, corners + 32], 1), [5])
     samples = network.rpn.sample_anchors(output, torch.tensor([[200.0, 200]]), truth, network.limits)
@@ -457,7 +457,7 @@ def test_an_image_without_objects_is_background_and_one_that_is_all_crowd_is_ign
     classes = torch.full((1, 8), -1)
     classes[0, 1] = 2 if crowd else -1
     crowds = torch.tensor([0.0, 0, 96, 96]) * (classes >= 0).unsqueeze(2)
-    truth = GroundTruth(crowds, classes, classes >= 0, torch.tensor([1]))
+    truth = BatchGroundTruth(crowds, classes, classes >= 0, torch.tensor([1]))
     rpn_samples, region_samples = network(torch.randn(1, 3, 96, 96), torch.tensor([[96.0, 96]]), truth)
     task = DetectionTask(network, ("a", "b", "c"), ResizeTransform(min_size=96, max_size=96))
     task.runtime = Runtime.start("cpu", "float32")
@@ -482,7 +482,7 @@ def test_non_finite_weights_give_non_finite_losses(network):
     with torch.no_grad():
         for parameter in model.rpn.parameters():
             parameter.fill_(torch.nan)
-    truth = GroundTruth(
+    truth = BatchGroundTruth(
         torch.tensor([[[10.0, 10, 90, 90]]]), torch.zeros(1, 1).long(), torch.zeros(1, 1).bool(), torch.ones(1).long()
     )
     rpn_samples, _ = model(torch.randn(1, 3, 96, 96), torch.tensor([[96.0, 96]]), truth)

@@ -21,7 +21,7 @@ from fukami.image import draw as image_draw
 from fukami.image.channels import build_preview, read_channels
 from fukami.image.transform import ResizeTransform
 from fukami.layers.activation_checkpointing import enable_activation_checkpointing
-from fukami.layers.detection_types import Detections, GroundTruth, SampledBoxes
+from fukami.layers.detection_types import BatchGroundTruth, Detections, SampledBoxes
 from fukami.progress import track
 from fukami.quantization import half_precision
 
@@ -136,10 +136,10 @@ class DetectionTask(Task):
         }
         return torch.stack(list(losses.values())).sum(), {name: loss.detach() for name, loss in losses.items()}
 
-    def prepare_training_inputs(self, batch: "PaddedBatch") -> tuple[Tensor, Tensor, GroundTruth]:
+    def prepare_training_inputs(self, batch: "PaddedBatch") -> tuple[Tensor, Tensor, BatchGroundTruth]:
         """Return the normalized images, their sizes and the ground truth, on the device."""
         batch = padded_images.move_batch(batch, self.runtime.device)
-        truth = GroundTruth(batch.boxes, batch.classes, batch.kinds > 0, batch.seeds)
+        truth = BatchGroundTruth(batch.boxes, batch.classes, batch.kinds > 0, batch.seeds)
         return self.normalize_images(batch.images, batch.sizes), batch.sizes, truth
 
     def compute_stage_losses(self, samples: SampledBoxes, class_loss: str, box_loss: str) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 
-class GroundTruth(NamedTuple):
+class BatchGroundTruth(NamedTuple):
     """Ground truth of a batch of images, padded to M objects per image.
 
     Attributes:

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torchvision.ops import roi_pool
 
 from fukami.layers import anchors, box_sampling, boxes
-from fukami.layers.detection_types import Detections, GroundTruth, SampledBoxes
+from fukami.layers.detection_types import BatchGroundTruth, Detections, SampledBoxes
 from fukami.layers.frozen_batch_norm import freeze_batch_norm
 from fukami.layers.initialization import zero_bias
 from fukami.layers.roi_align import roi_align
@@ -131,7 +131,7 @@ class FasterRCNN(nn.Module):
         self,
         images: Tensor,
         sizes: Tensor,
-        ground_truth: GroundTruth | None = None,
+        ground_truth: BatchGroundTruth | None = None,
         proposals: tuple[Tensor, Tensor] | None = None,
         stage: TrainingStage = "both",
     ) -> list[Detections] | tuple[SampledBoxes | None, SampledBoxes | None]:
@@ -206,7 +206,7 @@ class RegionProposalNetwork(nn.Module):
         )
 
     def sample_anchors(
-        self, output: RPNOutput, sizes: Tensor, ground_truth: GroundTruth, limits: DetectionLimits
+        self, output: RPNOutput, sizes: Tensor, ground_truth: BatchGroundTruth, limits: DetectionLimits
     ) -> SampledBoxes:
         """Sample the anchors of the RPN loss, at most half of them positive (Ren et al. 2015, section 3.1.3)."""
         anchor_boxes, inside = output.anchors, None
@@ -307,7 +307,7 @@ class RoIHeads(nn.Module):
         maps: Sequence[Tensor],
         proposals: Tensor,
         valid: Tensor,
-        ground_truth: GroundTruth,
+        ground_truth: BatchGroundTruth,
         limits: DetectionLimits,
     ) -> SampledBoxes:
         """Sample the regions of the loss from proposals and ground-truth boxes, at most a quarter of them positive."""
