@@ -487,6 +487,28 @@ def test_features_of_a_frozen_encoder_are_computed_once(folder, tmp_path, monkey
     assert all(torch.equal(value, encoder.state_dict()[key]) for key, value in weights.items())
 
 
+def test_features_of_a_frozen_encoder_are_those_of_the_image_or_its_mirror_image(folder):
+    recipe = build_recipe(folder, cache_limit=0.0)
+    data = recipe.load_data()
+    torch.manual_seed(0)
+    task = recipe.build_task(data.labels)
+    task.setup(Runtime.start("cpu", "float32"))
+    task.prepare_training()
+    loader = data.train
+    loader.setup(task.runtime)
+    with torch.no_grad(), task.evaluation_mode():
+        plain, mirrored = task.extract_features(loader), task.extract_features(loader, flip=True)
+        images = torch.cat(list(loader.iterate_images()))
+        torch.testing.assert_close(plain, task.model.encode_images(task.normalize_images(images)))
+        torch.testing.assert_close(mirrored, task.model.encode_images(task.normalize_images(images.flip(3))))
+    assert (plain - mirrored).abs().amax(1).min() > 1e-4
+    loader.set_features(torch.stack([plain, mirrored], 1))
+    found = torch.cat([features for features, _ in loader])
+    kinds = [(found[:, None] - views).abs().amax(2).min(1).values < 1e-6 for views in (plain, mirrored)]
+    assert (kinds[0] ^ kinds[1]).all()
+    assert 0 < kinds[1].sum() < len(found)
+
+
 def test_fine_tuning_changes_the_encoder_after_the_frozen_stage(folder, tmp_path):
     torch.manual_seed(0)
     encoder = models.resnet20(10)
@@ -501,10 +523,14 @@ def test_fine_tuning_changes_the_encoder_after_the_frozen_stage(folder, tmp_path
 
 def test_streamed_training_equals_training_from_memory(folder, tmp_path):
     """Images are streamed from files, with a trained and with a frozen encoder."""
-    metrics = train(
-        build_recipe(folder, memory_limit=0.0, epochs=2), tmp_path / "run", device="cpu", precision="float32"
-    ).metrics
-    assert metrics["count"] == 3
+    trained = [
+        train(
+            build_recipe(folder, memory_limit=limit, epochs=2), tmp_path / f"trained-{limit}", device="cpu",
+            precision="float32",
+        ).metrics
+        for limit in (0.0, 4.0)
+    ]  # fmt: skip
+    assert trained[0] == trained[1]
     torch.manual_seed(0)
     save_file(models.resnet20(10).state_dict(), tmp_path / "encoder.safetensors")
     fields = {"init": str(tmp_path / "encoder.safetensors"), "cache_limit": 0.0}
@@ -553,7 +579,41 @@ def test_predict_with_each_decoding(folder, tmp_path, fukami):
 
 def test_default_decoding_is_the_papers():
     """Beam search with beam size 20 and no length penalty (Vinyals et al. 2015, section 3.1)."""
-    assert (DecodingConfig().strategy, DecodingConfig().beam_size, DecodingConfig().length_penalty) == ("beam", 20, 0)
+    recipe = ShowAndTell(encoder="resnet20", size=32)
+    config = recipe.build_task((*tokenizer.SPECIAL_TOKENS, "a")).decoding_config
+    assert (config.strategy, config.beam_size, config.length_penalty) == ("beam", 20, 0)
+
+
+def build_caption_task(config):
+    """Build the task of an untrained network with the words a to e."""
+    torch.manual_seed(0)
+    network = models.show_and_tell(models.resnet20(1), 8, hidden=8, dropout=0.0)
+    labels = (*tokenizer.SPECIAL_TOKENS, *"abcde")
+    task = CaptioningTask(network, labels, SquareTransform(channels=3, size=32), config)
+    task.setup(Runtime.start("cpu", "float32"))
+    task.prepare_training()
+    network.eval()
+    return task
+
+
+def test_length_penalty_divides_the_log_probabilities(monkeypatch):
+    """The second caption is less probable, but more probable per token: -1.2 / 3 is more than -1 / 2."""
+    found = torch.tensor([[[3, 0, 0], [4, 5, 0]]]), torch.tensor([[-1.0, -1.2]]), torch.tensor([[2, 3]])
+    monkeypatch.setattr(beam_search, "search", lambda *arguments, **options: found)
+    for penalty, expected in ((0.0, ["a", "b c"]), (1.0, ["b c", "a"])):
+        task = build_caption_task(DecodingConfig("beam", length_penalty=penalty))
+        (captions,) = task.generate_captions(torch.randn(1, 64))
+        assert [caption["caption"] for caption in captions] == expected
+
+
+def test_samples_have_the_temperature_and_no_duplicates(monkeypatch):
+    options = []
+    sampled = torch.tensor([[[3, 0], [3, 0], [4, 0]]]), torch.tensor([[-1.0, -1.0, -2.0]]), torch.tensor([[2, 2, 2]])
+    monkeypatch.setattr(beam_search, "sample", lambda *_, **given: options.append(given) or sampled)
+    task = build_caption_task(DecodingConfig("sample", temperature=0.3))
+    (captions,) = task.generate_captions(torch.randn(1, 64))
+    assert [caption["caption"] for caption in captions] == ["a", "b"]
+    assert options[0]["temperature"] == 0.3
 
 
 def test_a_vocabulary_without_special_tokens_is_rejected():

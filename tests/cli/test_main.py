@@ -391,3 +391,31 @@ def test_closed_output_pipe_gives_no_traceback(trained, digit_files, forked_pyth
     process.stderr.close()
     process.wait()
     assert "Traceback" not in error
+
+
+def test_an_unexpected_error_has_a_traceback_only_if_it_is_requested(fukami, monkeypatch):
+    def fail(*arguments, **options):
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("fukami.engine.export.export_run", fail)
+    command = ("export", "deep-convnet", "--to", "float16")
+    result = fukami(*command)
+    assert result.status == 1
+    assert "ZeroDivisionError: division by zero" in result.err
+    assert "this is a bug; FUKAMI_TRACEBACK=1 shows the traceback" in result.err
+    monkeypatch.setenv("FUKAMI_TRACEBACK", "1")
+    with pytest.raises(ZeroDivisionError):
+        fukami(*command)
+
+
+def test_shards_of_a_size_and_their_index(fukami, digit_files):
+    few, many = (
+        fukami("shard", digit_files, name, *options).json[0]
+        for name, options in (("few", ()), ("many", ("--megabytes", "0.002")))
+    )
+    assert len([*Path("many").glob("*.tar")]) > len([*Path("few").glob("*.tar")])
+    assert few["train"] == many["train"]
+    content = Path("few/index.json").read_text()
+    Path("few/index.json").unlink()
+    assert fukami("shard", "few", "--index").status == 0
+    assert Path("few/index.json").read_text() == content

@@ -15,6 +15,7 @@ from bright import Bright
 from fukami import UsageError
 from fukami.cli import prediction_formats
 from fukami.cli.inputs import OutputFolder
+from fukami.cli.prediction_formats import CsvWriter
 from fukami.data import yolo
 from fukami.engine import load_run
 
@@ -168,3 +169,22 @@ def test_names_of_outputs_are_shortened(tmp_path):
     names = [folder.reserve_path(f"{'語' * 82}.jpg", "png", ending="-classes").name for _ in range(2)]
     assert names == [f"{'語' * 66}-classes.png", f"{'語' * 66}-classes-2.png"]
     assert folder.reserve_path(f"{'a' * 200}.jpg", "png").name == f"{'a' * 200}.png"
+
+
+@pytest.mark.parametrize(
+    ("prediction", "rows"),
+    [
+        ({"fractions": {"road": 0.7, "sky": 0.3}}, ["road,0.7", "sky,0.3"]),
+        (
+            {"captions": [{"caption": "a cat", "probability": 0.5, "score": -0.7},
+                          {"caption": "a dog", "probability": 0.2, "score": -1.6}]},
+            ["a cat,0.5"],
+        ),
+    ],
+    ids=["mask", "captions"],
+)  # fmt: skip
+def test_csv_of_frames(prediction, rows, capsys):
+    writer = CsvWriter(has_frames=True)
+    writer.write({"file": "a.mp4", "frame": 5, "seconds": 0.2, **prediction})
+    expected = "".join(f"a.mp4,5,0.2,{row}\n" for row in rows)
+    assert capsys.readouterr().out == f"file,frame,seconds,label,score\n{expected}"

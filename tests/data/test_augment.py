@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torchvision import transforms
 from torchvision.transforms import functional as reference
 from torchvision.transforms.functional import InterpolationMode
 from torchvision.transforms.v2 import functional as v2
@@ -307,8 +308,33 @@ def test_trivial_augment_equals_torchvisions(colors, name, transform, magnitude)
     assert close > 0.97, close
 
 
+def test_largest_magnitudes_are_torchvisions():
+    names = {"shear x": "ShearX", "shear y": "ShearY", "rotate": "Rotate", "brightness": "Brightness",
+             "saturation": "Color", "contrast": "Contrast", "sharpness": "Sharpness"}  # fmt: skip
+    rand = transforms.RandAugment()._augmentation_space(31, (331, 331))
+    trivial = transforms.TrivialAugmentWide()._augmentation_space(31)
+    for ours, theirs in names.items():
+        expected = (float(rand[theirs][0][-1]), float(trivial[theirs][0][-1]))
+        assert augment.MAX_MAGNITUDES[ours] == pytest.approx(expected), ours
+    for axis in "xy":
+        expected = (float(rand[f"Translate{axis.upper()}"][0][-1]) / 331, float(trivial["TranslateX"][0][-1]))
+        assert augment.MAX_MAGNITUDES[f"translate {axis}"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("sign", [0.1, 0.9])
+def test_shears_and_vertical_translations_of_trivial_augment(sign):
+    """Input points of the output's corner (1, 1), in [-1, 1]: half of the largest magnitude, in both directions."""
+    direction = -1 if sign < 0.5 else 1
+    expected = {"shear x": (1 + 0.495 * direction, 1), "shear y": (1, 1 + 0.495 * direction),
+                "translate y": (1, 1 + 2 * 16 / 40 * direction)}  # fmt: skip
+    for name, point in expected.items():
+        choice = (list(augment.MAX_MAGNITUDES).index(name) + 0.5) / len(augment.MAX_MAGNITUDES)
+        matrix = RandomTransform().compute_matrix(torch.tensor([[choice, 0.5, sign]]), 40, 40)[0]
+        assert (matrix @ torch.ones(3))[:2].tolist() == pytest.approx(point), name
+
+
 def test_rand_augment_has_two_transforms_and_trivial_augment_one():
-    assert len(augment.parse_augmentation(["rand=9"], size=8).transforms) == 2
+    assert augment.parse_augmentation(["rand=9"], size=8).transforms == (RandomTransform(0.3),) * 2
     assert augment.parse_augmentation(["trivial"], size=8).transforms == (RandomTransform(),)
     torch.manual_seed(0)
     images = torch.randint(0, 256, (64, 3, 16, 16), dtype=torch.uint8)

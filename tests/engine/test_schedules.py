@@ -188,3 +188,8 @@ def test_a_checkpoint_of_a_plateau_schedule_is_validated(value):
     schedule = schedules.ReduceOnPlateau(2, 0.1)
     with pytest.raises(ValueError, match="num_drops should be an integer"):
         schedule.load_state_dict({"best": 1.0, "num_bad_evals": 0, "num_drops": value})
+
+
+def test_the_drop_factor_is_that_of_the_schedule():
+    schedule = DeepConvNet(schedule="step=1", drop_factor=0.3, warmup=0.0).build_schedule()
+    assert [schedule(progress) for progress in (0.0, 0.4, 0.6)] == pytest.approx([1, 1, 0.3])

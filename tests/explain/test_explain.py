@@ -14,6 +14,7 @@ from PIL import Image
 from torch import nn
 
 from fukami import models
+from fukami.classification.deep_convnet import DeepConvNet
 from fukami.errors import Error, UsageError
 from fukami.explain import feature_visualization, receptive_field, stacked_filters
 from fukami.explain import summary as analysis
@@ -308,6 +309,11 @@ def test_top_patches_contain_the_pattern_of_the_filter(random):
     gray = feature_visualization.PADDING_VALUE
     assert dark[0].pixels[0].tolist() == [[gray, gray, gray], [gray, 0, 0], [gray, 0, 0]]
     assert dark[0].activation == pytest.approx(9)
+    with torch.no_grad():
+        largest = model(images / 255)[:, 1].flatten(1).amax(1).sort(descending=True).values
+    assert [patch.activation for patch in dark] == pytest.approx(largest[:2].tolist())  # at most one of an image
+    maps = torch.tensor([[[0.0, 9.0]], [[5.0, 5.0]], [[8.0, 0.0]]])
+    assert feature_visualization.select_strongest_maps(maps, 2) == [0, 2]
     assert len(dark) == 2
 
 
@@ -370,6 +376,16 @@ def test_explain_prints_the_layers_of_a_run(fukami, trained):
     assert result.status == 0, result.err
     assert "the run's weights" in result.out
     assert not (trained / "explain").exists()
+
+
+def test_the_search_for_patches_is_limited(monkeypatch):
+    from fukami.cli import explain
+
+    monkeypatch.setattr(explain, "MAX_MULTIPLY_ADDS", 0)
+    batches, note = explain.load_training_images(DeepConvNet(), 1)
+    images = torch.cat([images for images, *_ in DeepConvNet().load_data().train.iterate_in_order()])
+    assert note.startswith("96 of the 1,438 training images")
+    assert torch.equal(torch.cat(batches), images[::15])
 
 
 def test_explain_writes_one_page_for_images_and_names_unreadable_files(fukami, trained, digit_files, tmp_path):

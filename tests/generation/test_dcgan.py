@@ -1,6 +1,7 @@
 """Tests of DCGAN: networks, training steps, metrics and generated images."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -488,6 +489,16 @@ def test_command_line(fukami, colors, tmp_path):
     assert evaluation.json[0]["frechet_pixels"] == pytest.approx(metrics["frechet_pixels"], rel=1e-3)
     prediction = fukami("predict", tmp_path / "run", colors / "0.png", "--out", tmp_path / "predictions")
     assert 0 <= prediction.json[0]["real_probability"] <= 1
+
+
+def test_interpolation_is_linear_between_consecutive_latent_vectors(build_task, tmp_path, monkeypatch):
+    task, _ = build_task()
+    rows, generate = [], task.generate_images
+    monkeypatch.setattr(task, "generate_images", lambda latents: rows.append(latents) or generate(latents))
+    latents = task.sample_latents(3, seed=2)
+    generation_samples.write_interpolation(task, latents, 3, tmp_path)
+    for row, (one, other) in zip(rows, pairwise(latents), strict=True):
+        torch.testing.assert_close(row, torch.stack([one, (one + other) / 2, other]))
 
 
 @pytest.mark.parametrize(

@@ -239,6 +239,12 @@ def test_other_sizes_are_padded_and_cropped():
     assert not inputs[0][..., 33:, :].any()
 
 
+DEPTHS = {  # layers with weights in a row: VGG's 13, fc6, fc7, score, upsamplings; the ResNet's, two of the head
+    "fcn32s_vgg16": 17, "fcn16s_vgg16": 18, "fcn8s_vgg16": 19, "fcn_resnet50": 51, "fcn_resnet101": 102,
+    "segnet_vgg16": 26, "segnet_basic": 9,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_layer_summary(name):
     """The summary contains every layer with weights; output shape and depth equal the paper's."""
@@ -247,8 +253,7 @@ def test_layer_summary(name):
     auxiliary = sum(p.numel() for key, p in network.named_parameters() if key.startswith("aux"))
     assert sum(step.num_parameters for step in steps) == PARAMETERS[name] - auxiliary
     assert steps[-1].output_shape == ((11 if "segnet" in name else 21), *((8, 12) if "resnet" in name else (64, 96)))
-    depth = max(step.depth for step in steps)
-    assert depth == {"segnet_vgg16": 26, "segnet_basic": 9}.get(name, depth)
+    assert max(step.depth for step in steps) == DEPTHS[name]
 
 
 def test_receptive_field_and_strides_equal_paper():

@@ -19,6 +19,7 @@ from fukami.reinforcement.catch import GRID_SIZE, PADDLE_WIDTH, Catch
 from fukami.reinforcement.dqn import DQN
 from fukami.reinforcement.evaluation import EvaluationEpisodes
 from fukami.reinforcement.replay import ExperienceCollector, ReplayBuffer
+from fukami.reinforcement.task import EpisodeResults, QLearningTask
 
 SMALL = {
     "steps": 400,
@@ -256,9 +257,10 @@ class EnvWithLives:
         pass
 
 
-def test_a_lost_life_terminates_transitions_but_not_the_episode():
+def build_collector(envs):
+    """Build the collector of random actions in environments with 12 steps per episode."""
     collector = ExperienceCollector(
-        EnvWithLives(2),
+        envs,
         batch_size=200,
         frame_stack=2,
         buffer_size=1000,
@@ -270,6 +272,11 @@ def test_a_lost_life_terminates_transitions_but_not_the_episode():
         seed=0,
     )
     collector.setup(Runtime.start("cpu", "float32"))
+    return collector
+
+
+def test_a_lost_life_terminates_transitions_but_not_the_episode():
+    collector = build_collector(EnvWithLives(2))
     for _ in range(60):
         collector.collect(lambda states: torch.zeros(2, dtype=torch.long))
     batch = collector.sample_batch()
@@ -280,9 +287,39 @@ def test_a_lost_life_terminates_transitions_but_not_the_episode():
     assert collector.recent_returns == [12.0] * 8  # four complete episodes in each of two environments
 
 
+def test_an_episode_of_the_maximum_length_is_truncated_and_not_terminated():
+    class TimeLimit(EnvWithLives):
+        def build_step_result(self, rewards):
+            result, none = super().build_step_result(rewards), np.zeros(self.num_envs, bool)
+            return result._replace(terminated=none, truncated=self.steps == 12, life_lost=none)
+
+    collector = build_collector(TimeLimit(2))
+    for _ in range(60):
+        collector.collect(lambda states: torch.zeros(2, dtype=torch.long))
+    batch = collector.sample_batch()
+    assert torch.equal(batch.not_truncated == 0, batch.frames[:, 1, 0, 0] == 11)
+    assert (batch.not_terminated == 1).all()
+    assert collector.recent_returns == [12.0] * 8
+
+
 def test_evaluation_episodes_continue_after_a_lost_life():
     episodes = EvaluationEpisodes(EnvWithLives, (0, 1, 2), 2, 0.0)
     assert episodes.run(lambda states: torch.zeros(3, 2))[:2] == ([12.0] * 3, [12] * 3)
+
+
+def test_metrics_of_episodes():
+    """The mean Q value is over the states of episodes that have not ended."""
+    metrics = EpisodeResults([1.0, 3.0], [10, 20], 0.25).compute_metrics()
+    assert metrics == {"return": 2, "return_deviation": 1, "length": 15, "q_value": 0.25, "count": 2}
+
+    class Lengths(EnvWithLives):
+        def build_step_result(self, rewards):
+            return super().build_step_result(rewards)._replace(terminated=self.steps >= np.array([4, 8, 12]))
+
+    values = torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]])
+    returns, lengths, q_value = EvaluationEpisodes(Lengths, (0, 1, 2), 2, 0.0).run(lambda states: values)
+    assert (returns, lengths) == ([4.0, 8.0, 12.0], [4, 8, 12])
+    assert q_value == pytest.approx((4 * 1 + 8 * 2 + 12 * 3) / 24)
 
 
 def test_evaluation_has_the_papers_epsilon():
@@ -502,16 +539,28 @@ def test_values_of_many_episodes_are_predicted_in_parts(monkeypatch):
         DQN(eval_episodes=10_000, frame_stack=32, buffer_size=10_000)
 
 
-def test_fields_of_an_agent_may_be_overridden_in_its_video(fukami, tmp_path, monkeypatch):
-    from fukami.cli import play
-
+def test_options_and_fields_of_an_agents_video(fukami, tmp_path, monkeypatch):
     options = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", value)]
     assert fukami("train", "dqn", *options, "--device", "cpu", "--out", tmp_path / "run").status == 0
-    recipes = []
-    monkeypatch.setattr(play, "record_agent", lambda task, recipe, *arguments: recipes.append(recipe))
-    result = fukami("play", tmp_path / "run", "--out", "game.gif", "--set", "eval_epsilon=0.5")
+    episodes, recipes, collect, build = [], [], QLearningTask.collect_results, DQN.build_episodes
+    monkeypatch.setattr(
+        QLearningTask,
+        "collect_results",
+        lambda task, *arguments: episodes.append(arguments[0]) or collect(task, *arguments),
+    )
+    monkeypatch.setattr(
+        DQN, "build_episodes", lambda recipe, **options: recipes.append(recipe) or build(recipe, **options)
+    )
+    play = ("play", tmp_path / "run", "--out", "game.gif")
+    arguments = ("--epsilon", "0.5", "--seed", "7", "--episodes", "2", "--max-seconds", "0.4", "--set", "gamma=0.5")
+    result = fukami(*play, *arguments)
     assert result.status == 0, result.err
-    assert recipes[0].eval_epsilon == 0.5
+    assert [(one.epsilon, one.seeds) for one in episodes] == [(0.5, (7,)), (0.5, (8,))]
+    assert [recipe.gamma for recipe in recipes] == [0.5, 0.5]
+    assert result.json[0]["frames"] == 6  # of 0.4 seconds at 15 frames per second
+    rejected = fukami(*play, "--set", "eval_epsilon=0.5")
+    assert rejected.status == 2
+    assert "use --epsilon" in rejected.err
 
 
 @pytest.mark.parametrize("name", ["num_vector_steps", "num_optimizer_steps", "current_step"])
@@ -575,6 +624,11 @@ def test_predict_image_files(build_task, tmp_path):
     good, bad = task.predict([tmp_path / "a.png", tmp_path / "b.png"])
     assert json.loads(json.dumps(good)) == good
     assert good["action"] == max(good["values"], key=good["values"].get)
+    gray = Image.open(tmp_path / "a.png").convert("L").resize(task.state_shape[:0:-1], Image.Resampling.BOX)
+    frames = torch.from_numpy(np.array(gray)).expand(1, *task.state_shape)
+    with torch.inference_mode():
+        expected = task.predict_values(frames)[0]
+    assert list(good["values"].values()) == pytest.approx(expected.tolist(), abs=1e-5)
     assert "b.png" in bad["error"]
     assert task.draw(image_io.read_image(tmp_path / "a.png"), good).size[1] == 420
 

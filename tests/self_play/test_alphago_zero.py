@@ -837,13 +837,17 @@ def test_a_large_file_is_rejected(run, tmp_path, monkeypatch):
 def test_exported_networks_predict_the_same(run, tmp_path, fukami):
     file = tmp_path / "positions.txt"
     file.write_text("." * 42 + "\n" + "o......" + "." * 35 + "\n" + ".xo...." + "." * 35)
-    expected = package.load(run, device="cpu").predict(file)
+    options = {"device": "cpu", "overrides": {"simulations": 0}}  # the network alone
+    expected = package.load(run, **options).predict(file)
     for precision, tolerance in (("onnx", 1e-3), ("float16", 0.02), ("bfloat16", 0.1)):
         result = fukami("export", run, "--to", precision, "--out", tmp_path / precision)
         assert result.status == 0, result.err
-        predictions = package.load(tmp_path / precision, device="cpu").predict(file)
+        predictions = package.load(tmp_path / precision, **options).predict(file)
         for prediction, other in zip(predictions, expected, strict=True):
             assert prediction["value"] == pytest.approx(other["value"], abs=tolerance)
+            assert prediction["policy"] == pytest.approx(other["policy"], abs=tolerance)
+            if precision == "onnx":
+                assert prediction["move"] == other["move"]
 
 
 def test_int8_is_refused(run, tmp_path, fukami):

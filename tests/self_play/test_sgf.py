@@ -3,7 +3,6 @@
 import os
 import random
 import tarfile
-import time
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -130,13 +129,11 @@ def test_invalid_content(content, message):
     "unit", [b"(;", b"(", b";", b"(;)", b"()", b"[", b"]", b"\\", b"A[]", b"A", b"( ", b"B[aa]", b";B[aa]", b"\0"]
 )
 def test_nested_or_repeated_content(unit, size):
-    """Up to the maximum size, it is read in seconds and without recursion."""
+    """Up to the maximum size, it is read without recursion; in quadratic time it would not end."""
     units = unit * (size // len(unit))
-    start = time.perf_counter()
     for content in (units, b"(;" + units + b")", b"(;C[" + units, units[: size // 2] + b")" * (size // 2)):
         with suppress(Error):
             read(content)
-    assert time.perf_counter() - start < 30
 
 
 def test_random_changes_of_bytes():

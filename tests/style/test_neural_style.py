@@ -32,6 +32,7 @@ from fukami.style.task import (
     StyleTransferTask,
     compute_level_sizes,
     load_image,
+    match_luminance,
 )
 
 # style layers and content layer: the ReLUs among torchvision's features
@@ -300,6 +301,23 @@ def test_content_colors_are_preserved(images):
     luminance, *chrominance = np.abs(output - original).mean((0, 1))
     assert luminance > 3
     assert max(chrominance) < 3  # above 0 because of clipping
+
+
+def test_the_luminance_of_a_style_image_is_matched_to_the_content(images, tmp_path):
+    """So a darker copy of the style image has the same targets (Gatys et al., Preserving Color, section 4.2)."""
+    torch.manual_seed(0)
+    content, style = torch.rand(1, 9, 8), 0.2 * torch.rand(1, 9, 8)
+    matched = match_luminance(style, content)
+    assert matched.mean() == pytest.approx(content.mean().item(), abs=1e-6)
+    assert matched.std() == pytest.approx(content.std().item(), abs=1e-6)
+    dark = Image.open(images / "style.png").point(lambda level: level // 2)
+    dark.save(tmp_path / "dark.png")
+    targets = []
+    for file in (images / "style.png", tmp_path / "dark.png"):
+        recipe = NeuralStyle(content=str(images / "content.png"), style=(str(file),), colors="content", **SMALL)
+        targets.append(build_task(recipe)[0].pyramid.get_style_targets(1))
+    for one, other in zip(*targets, strict=True):
+        assert (one - other).norm() < 0.02 * one.norm()
 
 
 @pytest.mark.slow

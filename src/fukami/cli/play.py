@@ -148,6 +148,8 @@ def command(arguments: list[str]) -> None:
         task = load(folder, recipe=recipe, overrides=overrides)
         if isinstance(task, QLearningTask):
             options.check_unused(BOARD_OPTIONS, "a run of self-play, and this run is that of an agent")
+            if fields := [name for name in ("eval_epsilon", "eval_episodes", "seed") if name in overrides]:
+                raise UsageError(f"--set {fields[0]} is for fukami eval; use --epsilon, --episodes and --seed")
             if out is None:
                 raise UsageError("--out must be specified for an agent: an .mp4, .gif or .webp file")
             run_recipe, _ = run_record.read_recipe(run_folder.locate_run(folder), recipe)

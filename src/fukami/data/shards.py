@@ -263,10 +263,13 @@ def build_index(base: str, names: Sequence[str]) -> ShardIndex:
     for name, scan in zip(names, scans, strict=True):
         words = re.split("[^a-z]+", name.lower())
         split: Split = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "train")
-        index[split].append({
+        shard: ShardEntry = {
             "name": name, "bytes": scan.size, "classes": [class_indices[label] for label in scan.classes],
-            "starts": scan.starts, "lengths": scan.lengths, "problems": scan.problems,
-        })  # fmt: skip
+            "starts": scan.starts, "lengths": scan.lengths,
+        }  # fmt: skip
+        if scan.problems:
+            shard["problems"] = scan.problems
+        index[split].append(shard)
     return index
 
 
