@@ -292,6 +292,21 @@ def test_unfinished_and_corrupted_runs_are_listed(fukami, tmp_path):
     assert "Traceback" not in result.err
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["[" + "[]," * (1 << 19) + "[]]", json.dumps({"step": 1, "phase": "eval"} | {f"m{i}": 0.5 for i in range(2000)})],
+)
+def test_a_line_that_no_run_writes_is_not_read(tmp_path, line, monkeypatch):
+    folder, lengths, loads = create_run(tmp_path / "a", 0.5), [], json.loads
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(line)
+    monkeypatch.setattr(json, "loads", lambda text: lengths.append(len(text)) or loads(text))
+    (board,), reasons = leaderboard_runs.load_leaderboards(tmp_path)
+    assert (board.metric, board.runs[0].result) == ("accuracy", 0.5)
+    assert reasons == {"metrics.jsonl has a line that cannot be read": ["a"]}
+    assert max(lengths) <= 1 << 20
+
+
 def test_parameters_of_a_run_without_its_recipe_come_from_the_weights(tmp_path):
     folder = create_run(tmp_path / "a", 0.5, recipe="mine.py", parameters=None, multiply_adds=None)
     (folder / "weights.safetensors").write_bytes(

@@ -229,6 +229,18 @@ def test_loss_is_the_mean_over_tokens(folder):
     assert loss.item() == pytest.approx(total / count, rel=1e-5)
 
 
+def test_a_batch_without_tokens_has_no_loss(folder):
+    """Such as a part of a batch whose images cannot be read."""
+    recipe = build_recipe(folder)
+    data = recipe.load_data()
+    task = recipe.build_task(data.labels)
+    task.setup(Runtime.start("cpu", "float32"))
+    task.prepare_training()
+    images, tokens = next(iter(data.train))
+    loss, metrics = task.compute_loss((images, torch.full_like(tokens, -1)))
+    assert loss.item() == metrics["token_accuracy"].item() == 0
+
+
 # decoding
 
 

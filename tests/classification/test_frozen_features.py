@@ -11,10 +11,12 @@ from safetensors.torch import load_file, save_file
 
 import fukami as package
 from fukami import UsageError
+from fukami.classification.deep_convnet import DeepConvNet
 from fukami.classification.resnet import ResNet20
 from fukami.classification.task import ClassificationTask, FeatureCacheConfig
 from fukami.classification.vgg import VGG11
 from fukami.engine.recipe import build_train_command
+from fukami.engine.runtime import Runtime
 
 CPU = {"device": "cpu", "precision": "float32"}
 SMALL = {"size": 32, "hidden": 16, "batch_size": 4, "freeze": True, "dropout": 0.0, "val_fraction": 0.25}
@@ -229,3 +231,25 @@ def test_the_head_is_trained_before_the_fine_tuning(images, weights, tmp_path):
     for recipe in ({"head_epochs": 1}, {"head_epochs": 1, "init": "x", "freeze": True}):
         with pytest.raises(UsageError, match="--head-epochs precede"):
             ResNet20(**recipe)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_dropout_before_the_head_is_applied_to_cached_features(images, tmp_path, dropout):
+    """The head is trained on other values of the same features in each step, and evaluated on all."""
+    fields = {"data": str(images), "size": 16, "hidden": 64, "dropout": dropout, "batch_size": 4, "epochs": 1}
+    run = package.train(DeepConvNet(**fields, convention="image"), tmp_path / "first", **CPU)
+    recipe = DeepConvNet(**fields, convention="image", init=str(run.folder), freeze=True, augment=())
+    data = recipe.load_data()
+    task = recipe.build_task(data.labels)
+    task.setup(Runtime.start(**CPU))
+    recipe.initialize_task(task)
+    task.prepare_training()
+    data.train.setup(task.runtime)
+    features, _ = next(iter(task.iterate_batches(data.train)))
+    assert task.cached_head
+    assert features.shape[1:] == (64,)
+    task.model.train()
+    outputs = [task.training_model(features) for _ in range(2)]
+    assert torch.equal(*outputs) == (dropout == 0)
+    with task.evaluation_mode():
+        assert torch.equal(task.training_model(features), task.training_model(features))

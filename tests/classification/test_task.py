@@ -17,6 +17,7 @@ from torch.nn import functional as F
 import check_task
 import fukami as package
 from fukami import UsageError
+from fukami.classification import plots as classification_plots
 from fukami.classification.deep_convnet import DeepConvNet
 from fukami.classification.recipe import ClassificationRecipe
 from fukami.classification.task import ClassificationTask
@@ -775,3 +776,10 @@ def test_crop_augmentation_of_digits_keeps_28x28(digit_files):
     data = DeepConvNet(data=str(digit_files), augment=("crop=0.5",), batch_size=10).load_data()
     assert data.train.images.shape[1:] == (1, 28, 28)
     assert next(iter(data.train))[0].shape == (10, 1, 28, 28)
+
+
+def test_classes_without_images_have_no_accuracy():
+    figure = classification_plots.plot_class_accuracy(torch.tensor([[3, 1, 0], [0, 0, 0], [0, 2, 2]]), ("a", "b", "c"))
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "c"]
+    assert axes.lines[0].get_xdata().tolist() == [75, 50]

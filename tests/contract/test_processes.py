@@ -17,9 +17,11 @@ import torch
 from safetensors.torch import load_file
 from torch import distributed as dist
 from torch import multiprocessing, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 import check_task
 from check_task import CommandProcess, build_command, build_thread_environment, read_log_lines, wait_until
+from fukami import models
 from fukami.classification.deep_convnet import DeepConvNet
 from fukami.classification.resnet import ResNet20
 from fukami.engine.checkpoint import decode_checkpoint
@@ -139,6 +141,18 @@ def compute_sync_layer_errors(rank, world_size):
 
 def test_synchronized_layers_equal_torchs_layers_on_the_global_batch(tmp_path):
     assert run_processes(compute_sync_layer_errors, 3, tmp_path).max() < 1e-12
+
+
+def test_all_uses_of_a_layer_are_synchronized_on_a_gpu():
+    """A segmentation network calls its layers by a list of stages, which contains them again."""
+    with torch.device("meta"):
+        network = models.segnet_vgg16(3, width_multiplier=1 / 16)
+    convert_sync_layers(network)
+    layers = [layer for stage in network.stages for layer in stage.modules() if isinstance(layer, _BatchNorm)]
+    assert len(layers) > 20
+    assert {type(layer) for layer in layers} == {nn.SyncBatchNorm}
+    assert {layer.process_group for layer in layers} == {None}
+    assert {*map(id, layers)} <= {*map(id, network.modules())}  # so that evaluation changes their mode
 
 
 def test_each_image_is_evaluated_once(fukami, tmp_path, forked_python):

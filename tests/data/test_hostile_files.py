@@ -723,6 +723,25 @@ def add_constant_of_unknown_size(model, onnx):
     model.graph.node.insert(0, onnx.helper.make_node("Pow", ["base", "exponent"], ["power"]))
 
 
+def add_many_constants(model, onnx):
+    """Add ten tensors that are within the limit of one, and together are not."""
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1 << 25], np.int64), "large"))
+    for index in range(10):
+        model.graph.node.insert(0, onnx.helper.make_node("ConstantOfShape", ["large"], [f"filled{index}"]))
+
+
+def add_constant_of_a_fixed_input(model, onnx):
+    """Add a power of the sides of the input, which are fixed: a constant whose size is not computed."""
+    for side in model.graph.input[0].type.tensor_type.shape.dim:
+        side.dim_value = 28
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([28], np.int64), "exponent"))
+    name = model.graph.input[0].name
+    for node in (onnx.helper.make_node("ConstantOfShape", ["power"], ["filled"]),
+                 onnx.helper.make_node("Pow", ["sides", "exponent"], ["power"]),
+                 onnx.helper.make_node("Shape", [name], ["sides"], start=1, end=2)):  # fmt: skip
+        model.graph.node.insert(0, node)
+
+
 def add_function_with_default(model, onnx):
     """Add a function whose default weights are in another file."""
     opset = [onnx.helper.make_opsetid("", 18)]
@@ -749,6 +768,8 @@ def add_function_with_default(model, onnx):
         (add_huge_tensor_in_a_branch, "computes a tensor of 268,435,456 numbers"),
         (add_huge_tensor_in_a_function, "computes a tensor of 268,435,456 numbers"),
         (add_constant_of_unknown_size, "a constant of an unknown size, 'filled'"),
+        (add_many_constants, "and 335,544,320 constants"),
+        (add_constant_of_a_fixed_input, "a constant of an unknown size"),
         (add_function_of_another_version, "functions of other operator versions"),
         (add_function_with_default, "functions with defaults or overloads"),
     ],

@@ -218,6 +218,21 @@ def test_unreadable_images_are_skipped_and_reported(samples, tmp_path, caplog):
             )
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_streamed_training_batch_has_its_size(samples, tmp_path, size):
+    """A readable image takes the place of an unreadable one, so that the batch can be accumulated in parts."""
+    loader = padded_loader.build_padded_loader(
+        damage(samples, tmp_path), LABELS, PREPARE, batch_size=size, seed=0, memory_limit=0
+    )
+    batches = list(loader)
+    for batch in batches:
+        assert len(batch.images) == len(batch.indices) == len(batch.classes) == size
+        if batch.images.any():
+            assert not {1, 5} & {*batch.indices.tolist()}
+            assert batch.images.flatten(1).any(1).all()
+    assert len(loader.unreadable_images) == 2 or size == 2
+
+
 def test_a_streamed_batch_without_readable_images_has_no_targets(samples, tmp_path):
     """The batch is not skipped, because other processes take the step as well."""
     loader = padded_loader.build_padded_loader(

@@ -63,7 +63,7 @@ FOLDERS = {  # fixtures of the folders in commands
     **dict.fromkeys(("flowers", "photographs", "holidays", "my-data", "my-images", "new-images"), "digit_files"),
     **dict.fromkeys(("frames", "shop", "symbols"), "digit_files"),
     **dict.fromkeys(("my-boxes",), "scene_files"),
-    **dict.fromkeys(("street", "streets"), "mask_files"),
+    **dict.fromkeys(("my-masks", "street", "streets"), "mask_files"),
     **dict.fromkeys(("my-captions",), "caption_files"),
 }
 PAGE_FOLDERS = {
@@ -160,7 +160,7 @@ def shrink(fukami, command):
     name, *arguments = command
     if "--init" in arguments:
         index = arguments.index("--init")
-        if re.fullmatch(r"imagenet|coco|.*\.safetensors", arguments[index + 1]):
+        if re.fullmatch(r"imagenet|coco|FILE|.*\.safetensors", arguments[index + 1]):
             # the feature extractor of --freeze needs weights; those of a run are
             arguments[index : index + 2] = ["--init", f"runs/{arguments[0]}"] if "--freeze" in arguments else []
     arguments = [DATASETS.get(word, word) for word in arguments]

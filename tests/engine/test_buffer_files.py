@@ -1,6 +1,7 @@
 """Tests of the files of replay buffers."""
 
 import errno
+import fcntl
 import os
 
 import pytest
@@ -35,3 +36,17 @@ def test_content_is_kept_and_checked(tmp_path):
     files.was_resumed = True
     with pytest.raises(Error, match="missing or incomplete"):
         files.check_content()
+
+
+def test_files_on_a_file_system_that_cannot_reserve_space(tmp_path, monkeypatch):
+    """The C library emulates it only for files that are open for reading, and not for appending."""
+
+    def allocate(descriptor, start, size):
+        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+        if flags & os.O_APPEND or flags & os.O_ACCMODE != os.O_RDWR:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", allocate)
+    files = BufferFiles(tmp_path / "buffer", SIZES, "--buffer-size")
+    assert {name: path.stat().st_size for name, path in files.paths.items()} == SIZES

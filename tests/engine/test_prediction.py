@@ -34,6 +34,10 @@ class MeanTask(Task):
         self.modes.append((self.model.training, torch.is_inference_mode_enabled()))
         if images.float().mean() == 77:
             raise RuntimeError("a bug")
+        if images.max() == 66:
+            raise Error("the maximum is 66")
+        if images.max() == 55:
+            return [{"values": {"mean": [1.0, float(image.max()) * float("inf")]}} for image in images]
         return [{"mean": image.float().mean().item()} for image in images]
 
 
@@ -63,6 +67,18 @@ def test_an_error_of_the_preprocessing_names_the_file(tmp_path):
     assert named["error"] == f"{tmp_path / 'thirteen.png'}: the width is 13"
     (unnamed,) = MeanTask().predict([Image.new("RGB", (13, 6))])
     assert unnamed == {"error": "the width is 13"}
+
+
+def test_an_error_of_the_network_concerns_one_input(tmp_path):
+    """The others are predicted; a number that JSON does not have is an error, too."""
+    files = [tmp_path / f"{index}.png" for index in range(4)]
+    for file, value in zip(files, (10, 66, 20, 30), strict=True):
+        Image.new("RGB", (8, 6), (value,) * 3).save(file)
+    first, second, *others = MeanTask().predict(files)
+    assert second == {"file": str(files[1]), "error": f"{files[1]}: the maximum is 66"}
+    assert [entry["mean"] for entry in (first, *others)] == [10, 20, 30]
+    (unnamed,) = MeanTask().predict([Image.new("RGB", (8, 6), (55, 55, 55))])
+    assert unnamed["error"].startswith("the output of the network is not finite")
 
 
 def test_networks_are_in_evaluation_mode_only_during_prediction(files):

@@ -14,6 +14,7 @@ import fukami as package
 from fukami import Error, UsageError, models
 from fukami.engine import fine_tuning, pretrained, state_dicts
 from fukami.engine.runtime import Runtime
+from fukami.layers.sync_layers import convert_sync_layers
 
 SHARED = Path(__file__).parents[3] / "shared"
 CPU = {"device": "cpu", "precision": "float32"}
@@ -88,8 +89,11 @@ def test_only_the_head_depends_on_the_number_of_classes(name, options, expected)
         ("deep_convnet", ["19", "16", "12", "10", "7", "5", "2", "0"]),
     ],
 )  # fmt: skip
-def test_learning_rates_decay_from_the_head_down(name, stages):
+@pytest.mark.parametrize("is_synchronized", [False, True])
+def test_learning_rates_decay_from_the_head_down(name, stages, is_synchronized):
     network = build_meta_model(name, 5)
+    if is_synchronized:  # over several processes
+        convert_sync_layers(network)
     groups = fine_tuning.build_layerwise_groups(network, 0.4, 0.5)
     assert [group["lr"] for group in groups] == [0.4 * 0.5**depth for depth in range(len(stages))]
     lrs = {id(p): group["lr"] for group in groups for p in group["params"]}

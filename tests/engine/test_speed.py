@@ -315,6 +315,25 @@ def test_lr_scaling_with_the_batch_size():
         assert recipe.get_optimizer_factory()([nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"] == 0.01 * factor
 
 
+def test_lr_scaling_with_the_batch_size_for_initial_weights():
+    """The default batch size depends on the initial weights, as the learning rate does."""
+    kind = package.get_recipe("fcn8s-vgg16")
+    assert kind.batch_size != kind(init="imagenet").batch_size == 2
+    assert kind(init="imagenet", lr_scaling="linear").peak_lr == kind(init="imagenet").lr
+    assert kind(init="imagenet", lr_scaling="linear", batch_size=6).peak_lr == 3 * kind(init="imagenet").lr
+
+
+def test_nesterov_without_momentum_is_sgd():
+    parameters = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    for parameter, name in zip(parameters, ("nesterov", "sgd"), strict=True):
+        recipe = DeepConvNet(optimizer=name, momentum=0.0, lr=0.1, weight_decay=0.0)
+        optimizer = recipe.get_optimizer_factory()([parameter])
+        for _ in range(3):
+            parameter.grad = parameter.detach().clone()
+            optimizer.step()
+    assert torch.equal(*parameters)
+
+
 # ---- checkpoints ----------------------------------------------------------------------------------------------------
 
 

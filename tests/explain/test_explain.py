@@ -12,9 +12,11 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from fukami import models
 from fukami.classification.deep_convnet import DeepConvNet
+from fukami.cli.explain import build_model
 from fukami.errors import Error, UsageError
 from fukami.explain import feature_visualization, receptive_field, stacked_filters
 from fukami.explain import summary as analysis
@@ -49,10 +51,18 @@ def test_depth_parameters_and_cost_equal_the_published_ones(name, shape, depth, 
         assert analysis.count_parameters(model) == parameters
 
 
-def test_multiply_adds_are_half_of_torchs_flops():
+@pytest.mark.parametrize("name", [name for name in models.__all__ if name != "dcgan_generator"])
+def test_multiply_adds_of_every_model_are_half_of_torchs_flops(name):
     """``torch.utils.flop_counter`` counts a multiply-add as two operations, at run time."""
-    from torch.utils.flop_counter import FlopCounterMode
+    with torch.device("meta"):
+        model, shape = build_model(name, None, None)
+    module = analysis.copy_with_tensors(analysis.get_traceable_module(model), lambda tensor: tensor.to("meta"))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(torch.empty(1, *shape, device="meta"))
+    assert analysis.count_multiply_adds(module, shape) == counter.get_total_flops() / 2 > 0
 
+
+def test_multiply_adds_of_grouped_and_dilated_convolutions_are_half_of_torchs_flops():
     model = nn.Sequential(
         nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=2),
         nn.ConvTranspose2d(8, 6, 4, stride=2, padding=1, groups=2),
@@ -358,6 +368,7 @@ def test_explain_writes_a_page_of_a_model(fukami, tmp_path):
         (["vgg16", "--input-shape", "3x16x16"], "at least 32×32"),
         (["deep_convnet", "--input-shape", "1x28x20"], "does not accept images of 1x28x20"),
         (["deep_convnet", "--num-classes", "0"], "--num-classes should be at least 1"),
+        (["dcgan_generator"], "explain dcgan_discriminator"),
         (["resnet18", "cat.jpg"], "model without trained weights"),
         (["deep-convnet", "--input-shape", "1x28x28"], "remove them for the run deep-convnet"),
         (["deep-convnet", "deep-convnet", "cat.jpg"], "explain takes one run"),

@@ -510,6 +510,7 @@ def test_interpolation_is_linear_between_consecutive_latent_vectors(build_task, 
         (["a.png", "--nearest"], "add --num-samples"),
         (["--num-samples", "4", "--out", "x", "--views", "2"], "--views is for predictions"),
         (["--num-samples", "4", "--out", "x", "--confidence", "0"], "--confidence is for predictions"),
+        (["a.mp4", "--fps", "5"], "the inputs are videos"),
         (["a.png", "--fps", "0.0001"], "--fps should be frames per second, 0 or from 0.001 to 1000"),
     ],
 )

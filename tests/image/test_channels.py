@@ -211,8 +211,15 @@ def test_limits(monkeypatch, random):
     samples = make_samples(random, np.uint16, 20, 20, 5)
     with pytest.raises(Error, match="more than the limit of 399"):
         read_channels(encode_tiff(samples), 5, max_pixels=399)
-    with pytest.raises(Error, match="20×20 pixels of 5 channels, 2,000 values, more than the limit of 1,200"):
+    with pytest.raises(Error, match="20×20 pixels of 5 channels, 2,000 values of uint16, more than the limit of 1,200"):
         read_channels(encode_tiff(samples), 5, max_pixels=400)
+    with pytest.raises(Error, match=r"1,200 values of float64, .* and 4,800 bytes"):
+        read_channels(encode_tiff(samples[..., :3].astype(np.float64)), 3, max_pixels=400)
+    content = encode_tiff(samples[..., :3].astype(np.complex64))
+    with monkeypatch.context() as patch:
+        patch.setattr(tifffile.TiffPage, "asarray", None)  # nothing is decoded
+        with pytest.raises(Error, match="samples of type complex64; save them as"):
+            read_channels(content, 3)
     with pytest.raises(Error, match="more than 64 channels"):
         read_channels(encode_tiff(np.zeros((9, 8, 65), np.uint8)), 5)
     with pytest.raises(Error, match="in a tile, has 8192×8192 pixels"):

@@ -403,7 +403,7 @@ def test_batch_that_exhausts_memory_is_predicted_image_by_image(photo, error):
     task.prepare_training()
     first, second, third = task.predict([dark, light, dark])
     assert (first["mean"], third["mean"]) == (0, 0)
-    assert second["error"] == "the input image needs more memory than is available; make it smaller"
+    assert second["error"] == "the image needs more memory than is available; make it smaller"
 
 
 def test_margin_of_a_strip_is_bounded(monkeypatch):

@@ -14,6 +14,7 @@ from fukami.engine import pretrained
 from fukami.errors import Error
 from fukami.explain import summary as analysis
 from fukami.layers.activation_scaling import rescale_activations
+from fukami.layers.sync_layers import convert_sync_layers
 from fukami.layers.upsample import BilinearConvTranspose2d, apply_with_padding, interpolate_bilinear
 from fukami.models.fcn import FCNVGG
 from fukami.models.segnet import unpool
@@ -341,8 +342,12 @@ def test_traced_module_equals_network():
 
 
 @pytest.mark.parametrize("name", ["segnet_vgg16", "fcn8s_vgg16"])
-def test_rescaled_layers_keep_their_function(name):
-    """The output changes only by a factor, whatever the scale of the activations, also with batch normalization."""
+@pytest.mark.parametrize("is_synchronized", [False, True])
+def test_rescaled_layers_keep_their_function(name, is_synchronized):
+    """The output changes only by a factor, whatever the scale of the activations, also with batch normalization.
+
+    The batch normalization of several processes is used here in evaluation mode only.
+    """
     torch.manual_seed(0)
     classifier = models.vgg16(3, hidden=16, dropout=0.0)
     for layer in classifier.modules():
@@ -355,8 +360,10 @@ def test_rescaled_layers_keep_their_function(name):
         expected = classifier.features(images)
     network = getattr(models, name)(5, **({"hidden": 16, "dropout": 0.0} if "fcn" in name else {}))
     network.load_state_dict(network.convert_classifier_weights(classifier.state_dict()), strict=False)
+    if is_synchronized:
+        convert_sync_layers(network)
     rescale_activations(network.list_backbone_layers(), images)
-    for training in (True, False):
+    for training in (False,) if is_synchronized else (True, False):
         with torch.no_grad():
             output = network.features.train(training)(images)
         factor = expected.norm() / output.norm()

@@ -637,6 +637,14 @@ ATARI = pytest.mark.skipif(importlib.util.find_spec("ale_py") is None, reason="n
 
 
 @ATARI
+@pytest.mark.parametrize(
+    "name", ["ALE/UpNDown-v5", "UpNDownNoFrameskip-v4", "ALE/TicTacToe3D-v5", "MsPacman-v4", "up_n_down"]
+)
+def test_names_of_atari_games(name):
+    env_registry.make_envs(name, 1).close()
+
+
+@ATARI
 def test_atari_frames_are_preprocessed_as_in_the_paper():
     """84×84 grayscale frames equal the downsampled color frames of a second, synchronous emulator."""
     envs = env_registry.make_envs("ALE/Pong-v5", 1, render=True)

@@ -21,3 +21,11 @@ def test_the_bars_of_action_values_start_at_zero(values):
     span = max(0, *values) - min(0, *values) or 1
     assert lengths == pytest.approx([plots.BAR_LENGTH * value / span for value in values], abs=3)
     assert all(bars[index > 0][group].any() for index, group in enumerate(groups) if len(rows))
+
+
+def test_many_actions_have_a_line_each():
+    """The 256 actions that an environment may have are drawn, with bars of a pixel."""
+    frame = np.zeros((42, 42, 3), np.uint8)
+    labels = tuple(map(str, range(256)))
+    pixels = np.asarray(plots.draw_step(frame, labels, [1.0] * 256, 255, 0.0))[:, plots.GAME_HEIGHT :]
+    assert np.all(pixels == plots.ACTION_COLOR, axis=-1).any()

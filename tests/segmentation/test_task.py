@@ -231,6 +231,28 @@ def test_too_many_scores_are_rejected(monkeypatch):
         task.predict_scores(torch.zeros(1, 3, 160, 96), torch.tensor([[160.0, 96.0]]))
 
 
+def test_the_scores_of_a_batch_are_within_the_limit_of_an_image(monkeypatch):
+    task = build_task(nn.Conv2d(3, 4, 3, padding=1), tuple("abcd"))
+    images = [Image.effect_noise((96, 160), 90).convert("RGB") for _ in range(5)]
+    expected = task.predict(images)
+    batch_sizes, predict = [], task.predict_scores
+    monkeypatch.setattr(
+        task, "predict_scores", lambda batch, sizes: batch_sizes.append(len(batch)) or predict(batch, sizes)
+    )
+    monkeypatch.setattr(segmentation_task, "MAX_SCORES", 2 * 4 * 160 * 96)
+    assert task.predict(images) == expected
+    assert batch_sizes == [2, 2, 1]
+
+
+def test_too_many_scores_of_an_evaluation_are_an_error_before_the_training(mask_files, tmp_path, monkeypatch):
+    """Training images are cropped, and evaluation images are not."""
+    recipe = package.get_recipe("segnet-basic")(data=str(mask_files), crop_size=32, epochs=1, batch_size=2)
+    monkeypatch.setattr(segmentation_task, "MAX_SCORES", 3 * 64 * 64)
+    with pytest.raises(Error, match="train with --max-size"):
+        package.train(recipe, tmp_path / "run", device="cpu", precision="float32")
+    assert not [*(tmp_path / "run").glob("*.safetensors")]
+
+
 @pytest.mark.parametrize("weight", [None, [1.0, 2.0, 0.5]])
 def test_loss_by_hand(weight):
     """Cross entropy over the labeled pixels, with or without class weights, plus half the auxiliary loss."""
@@ -562,6 +584,16 @@ def test_each_stage_lowers_the_learning_rate(tmp_path, factor, rates):
     assert kind(lr=1e-3).peak_lr == 1e-3
     with pytest.raises(UsageError, match="add --training staged"):
         kind(stage_lr_factor=0.1)
+
+
+def test_stages_without_initial_weights_have_one_learning_rate(tmp_path):
+    """The weights of a stage are those of the one before, and no layer of the first one is pretrained."""
+    recipe = package.get_recipe("fcn8s-vgg16")(training="staged", backbone_lr_factor=0.1, **SMALL)
+    for stage in (*recipe.stages(tmp_path).values(), recipe):
+        task = stage.build_task(tuple("abc"))
+        task.setup(Runtime.start("cpu", "float32"))
+        task.prepare_training()
+        assert len({group["initial_lr"] for group in task.optimizer.param_groups}) == 1
 
 
 @pytest.mark.slow

@@ -176,6 +176,15 @@ def test_moves_are_legal_without_a_pass_in_the_file(tmp_path):
     assert batch.planes[:, 13, 0, 0].tolist() == [0, 1, 0]  # the last move is a pass
 
 
+def test_files_without_moves_are_counted(tmp_path, caplog):
+    (tmp_path / "a.sgf").write_text("(;SZ[5]AB[bb][dd]AW[cc])")
+    with pytest.raises(Error, match=r"none of the 1 SGF files in .* is a game on 5×5; 1 have no moves"):
+        read_games(tmp_path, Go(5), (), 0)
+    (tmp_path / "b.sgf").write_text("(;SZ[5];B[cc];W[cd])")
+    assert len(read_games(tmp_path, Go(5), (), 0).names) == 1
+    assert "1 of 2 games are skipped: they have no moves" in caplog.text
+
+
 def test_handicap_games_begin_with_white(tmp_path):
     (tmp_path / "a.sgf").write_text("(;SZ[5]HA[2]AB[bb][dd]RE[0];W[cc];B[cd])")
     (tmp_path / "b.sgf").write_text("(;SZ[5];B[cc];W[cd])")

@@ -15,6 +15,7 @@ import check_task
 import fukami as package
 from fukami import Error, UsageError
 from fukami.engine import checkpoint
+from fukami.engine.recipe import build_train_command
 from fukami.engine.runtime import Runtime
 from fukami.models.alphago import alphago_zero
 from fukami.quantization.winograd import WinogradConv2d
@@ -722,8 +723,28 @@ def test_a_run_is_resumed_by_as_many_processes_as_before(tmp_path):
     data = make().load_data().train
     data.open_files(run.folder)
     data.setup(replace(Runtime.start(**CPU), world_size=2))
-    with pytest.raises(UsageError, match="number of processes was 1 and is 2"):
+    with pytest.raises(UsageError, match=r"number of processes was 1 and is 2.*set --processes 1"):
         data.load_state_dict(state)
+
+
+def test_another_number_of_processes_leaves_the_window(tmp_path):
+    """The run can still be resumed by the right number."""
+    folder, data = tmp_path / "run", make().load_data().train
+    data.open_files(folder)
+    data.setup(Runtime.start(**CPU))
+    before = {path: path.stat().st_size for path in folder.rglob("*.bin")}
+    assert before
+    state = {"processes": [{}]}
+    other = make().load_data().train
+    other.open_files(folder)
+    other.setup(replace(Runtime.start(**CPU), world_size=2))
+    with pytest.raises(UsageError, match="number of processes was 1 and is 2"):
+        other.load_state_dict(state)
+    assert {path: path.stat().st_size for path in folder.rglob("*.bin")} == before
+    again = make().load_data().train
+    again.open_files(folder)
+    again.setup(Runtime.start(**CPU))
+    assert not any(window.files.were_created for window in again.windows)
 
 
 def test_a_finished_run_is_resumed_without_its_window(tmp_path):
@@ -877,6 +898,47 @@ def test_a_run_of_a_users_game_contains_its_name_and_hash_and_asks_for_the_file(
     result = fukami("eval", folder, "--set", f"game={file}")
     assert result.status == 2
     assert "the network was trained for my_game.py@sha256" in result.err
+
+
+def test_a_users_game_is_used_again_without_its_name(tmp_path, fukami):
+    """After the training the file is known; an export and an explanation need it, and the option for it exists."""
+    file = tmp_path / "my_game.py"
+    shutil.copy(GAME_FILE, file)
+    run = package.train(make(game=(str(file),)), tmp_path / "run", **CPU)
+    assert run.load(device="cpu").evaluate()["count"] == 4
+    for command in (("export", run.folder, "--to", "onnx", "--out", tmp_path / "onnx"), ("explain", run.folder)):
+        result = fukami(*command)
+        assert result.status == 2
+        assert "--set game=./my_game.py" in result.err
+        result = fukami(*command, "--set", f"game={file}")
+        assert result.status == 0, result.err
+
+
+def test_runs_of_a_users_game_with_several_seeds_are_averaged(tmp_path, fukami):
+    file = tmp_path / "my_game.py"
+    shutil.copy(GAME_FILE, file)
+    fields = build_train_command(make(game=(str(file),), positions=300))
+    result = fukami(*fields.split()[1:], "--num-seeds", "2", "--out", tmp_path / "runs", "--device", "cpu")
+    assert result.status == 0, result.err
+    assert result.json[-1].keys() == {"runs", "mean", "standard_deviation"}
+
+
+def test_draw_takes_a_file_of_one_position(tmp_path):
+    model = package.load("alphago-zero-connect4", device="cpu")
+    (tmp_path / "positions.txt").write_text("." * 42 + "\n")
+    assert model.draw(tmp_path / "positions.txt").size[0] > 100
+    (tmp_path / "positions.txt").write_text(("." * 42 + "\n") * 2)
+    with pytest.raises(UsageError, match="one position can be drawn, and the file has 2"):
+        model.draw(tmp_path / "positions.txt")
+
+
+def test_the_search_opponent_needs_simulations(tmp_path, fukami):
+    run = package.train(make(), tmp_path / "run", **CPU)
+    for command in (("play", run.folder, "--against", "search", "--games", "2", "--simulations", "0"),
+                    ("eval", run.folder, "--set", "simulations=0")):  # fmt: skip
+        result = fukami(*command)
+        assert result.status == 2
+        assert "needs at least 1 simulation" in result.err
 
 
 def test_a_run_never_executes_a_file_that_it_names(tmp_path):

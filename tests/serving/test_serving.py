@@ -195,6 +195,8 @@ def test_too_large_body(client, monkeypatch, path):
 def test_run_and_health(client):
     assert client.get("/run").json() == RUN_INFO
     assert client.get("/health").json() == {"status": "ok"}
+    for path in ("/", "/health", "/ready", "/run", "/metrics"):
+        assert (client.head(path).status_code, client.head(path).content) == (200, b"")
     assert client.get("/nothing").json() == {"error": "Not Found"}
     assert client.get("/predict").status_code == 405
 
@@ -735,6 +737,17 @@ def test_send_timeout(monkeypatch, request_):
     lost, real = threading.Event(), connections.Connection.connection_lost
     monkeypatch.setattr(connections.Connection, "connection_lost", lambda *both: lost.set() or real(*both))
     with run_server(long_response) as port, connect(port, request_) as slow:
+        assert lost.wait(60)
+        assert len(receive_all(slow)) < LENGTH
+
+
+def test_send_timeout_of_pipelined_requests(monkeypatch):
+    """A client that sends many requests and reads no response is disconnected."""
+    monkeypatch.setattr(connections, "SEND_TIMEOUT", 0.3)
+    lost, real = threading.Event(), connections.Connection.connection_lost
+    monkeypatch.setattr(connections.Connection, "connection_lost", lambda *both: lost.set() or real(*both))
+    requests = 3 * GET.replace(b"close", b"keep-alive")
+    with run_server(long_response) as port, connect(port, requests) as slow:
         assert lost.wait(60)
         assert len(receive_all(slow)) < LENGTH
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fukami.engine.task import FigureContent
 
 Batch = tuple[Tensor, Tensor]
-FEATURES_VERSION = 2  # version of the preprocessing; cached features of other versions are not read
+FEATURES_VERSION = 3  # version of the preprocessing; cached features of other versions are not read
 ENCODING_BATCH_SIZE = 32  # images per batch of the encoder, whose features are cached
 
 
@@ -173,7 +173,8 @@ class CaptioningTask(Task):
         loss = F.cross_entropy(scores.flatten(0, 1).float(), targets.flatten(), ignore_index=-1, reduction="none").sum()
         is_token = targets >= 0
         num_correct = ((scores.detach().argmax(2) == targets) & is_token).sum()
-        count = self.runtime.all_reduce_sum(is_token.sum().float()) / self.runtime.world_size
+        # a micro-batch has no token if none of its images can be read
+        count = self.runtime.all_reduce_sum(is_token.sum().float()).clamp(min=1e-6) / self.runtime.world_size
         return loss / count, {"token_accuracy": num_correct / count}
 
     def count_targets(self, batch: Batch) -> Tensor:
@@ -202,7 +203,7 @@ class CaptioningTask(Task):
                 features = cache.read(path) if cache and path else None
                 if features is None or len(features) != len(batch):
                     batch = batch.to(self.runtime.device)
-                    with self.runtime.autocast():
+                    with self.runtime.autocast(), half_precision.enable_float32_fallback(self.model):
                         encoded = self.model.encode_images(self.normalize_images(batch.flip(3) if flip else batch))
                         features = encoded.float().cpu()
                     if cache and path:

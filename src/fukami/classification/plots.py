@@ -41,10 +41,13 @@ def plot_confusion_matrix(matrix: Tensor, labels: Sequence[str]) -> Figure:
 def plot_class_accuracy(matrix: Tensor, labels: Sequence[str]) -> Figure:
     """Plot the accuracy of each class, or of the ``MAX_ANNOTATED_CLASSES`` classes with the lowest.
 
-    The axis starts below the lowest: points and no bars, whose lengths would not be in proportion.
+    Classes without images have none. The axis starts below the lowest: points and no bars, whose lengths would not be
+    in proportion.
     """
     counts = matrix.numpy()
-    accuracies = 100 * np.diag(counts) / np.maximum(counts.sum(1), 1)
+    (occurring,) = counts.sum(1).nonzero()
+    counts, labels = counts[occurring], [labels[index] for index in occurring]
+    accuracies = 100 * counts[np.arange(len(counts)), occurring] / counts.sum(1)
     shown = sorted(np.argsort(accuracies, kind="stable")[:MAX_ANNOTATED_CLASSES].tolist())
     figure = Figure(figsize=(5, 0.8 + 0.25 * len(shown)), layout="constrained")
     axes = figure.add_subplot()

@@ -178,18 +178,27 @@ class ClassificationTask(Task):
     def cache_features(self, loader: InMemoryLoader, config: FeatureCacheConfig) -> None:
         """Compute the frozen features of each view of the training images, and train only the head on them.
 
-        Nothing is cached if images are mixed, which makes the views depend on each other, or if the network has other
-        outputs than its head's.
+        Dropout right before the head is applied to the cached features. Nothing is cached if images are mixed, which
+        makes the views depend on each other, if the network has other outputs than its head's, or with other dropout.
         """
         head, *auxiliary = find_head(self.model)
         module = self.model.get_submodule(head)
+        names = [name for name, _ in self.model.named_children()]
+        previous = self.model.get_submodule(names[names.index(head) - 1])
+        is_dropout_before_head = isinstance(previous, nn.Dropout) and names.index(head) > 0
+        has_other_dropout = any(
+            isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0 and layer is not previous
+            for name, child in self.model.named_children()
+            for layer in child.modules()
+            if name != head
+        )
         with self.evaluation_mode(), torch.no_grad(), self.runtime.autocast():
             images, targets = next(loader.iterate_view(0))
             first = self.compute_features(head, images[:1])
             is_last = torch.equal(module(first), self.model(self.normalize_images(images[:1])))
             num_views = config.num_views if loader.augmentation else 1
             max_views = int(min(num_views, config.max_bytes / (len(loader.targets) * first.nbytes)))
-            if auxiliary or not is_last or targets.ndim > 1 or max_views == 0:
+            if auxiliary or not is_last or targets.ndim > 1 or max_views == 0 or has_other_dropout:
                 return
             if max_views < num_views:
                 if self.runtime.is_main:
@@ -209,7 +218,8 @@ class ClassificationTask(Task):
                         bar.update(len(images))
         loader.set_features(self.runtime.all_reduce_sum(features))
         self.cached_head = head
-        self.ddp_model = self.training_model = self.runtime.replicate(module)
+        trained = nn.Sequential(previous, module) if is_dropout_before_head else module
+        self.ddp_model = self.training_model = self.runtime.replicate(trained)
 
     def compute_features(self, head: str, images: Tensor) -> Tensor:
         """Compute the input of the head of images ``(N, C, H, W)`` in 0..255."""
@@ -352,11 +362,17 @@ class ClassificationTask(Task):
         return combine_log_probs(scores, isinstance(self.inference_model, Ensemble) and self.inference_model.vote)
 
     def predict_batch(self, images: Tensor) -> list[Prediction]:
-        """Classify images; return ``label``, ``probability`` and the ``ranking`` of the most likely classes."""
-        return [
-            self._format_prediction(probabilities)
-            for probabilities in self.predict_log_probabilities(images).exp().cpu()
-        ]
+        """Classify images; return ``label``, ``probability`` and the ``ranking`` of the most likely classes.
+
+        Raises:
+            Error: an exported network has another number of outputs than there are classes.
+        """
+        probabilities = self.predict_log_probabilities(images).exp().cpu()
+        if probabilities.shape[1] != len(self.labels):
+            raise Error(
+                f"the network has {probabilities.shape[1]} outputs for {len(self.labels)} classes; export the run again"
+            )
+        return list(map(self._format_prediction, probabilities))
 
     def _format_prediction(self, probabilities: Tensor) -> Prediction:
         top = probabilities.topk(min(TOP_K, len(self.labels)))

@@ -98,8 +98,8 @@ class Argument:
                 kind(value)
         except ValueError:
             raise UsageError(f"{self.flag} takes {expected}, not {value[:100]!r}") from None
-        if self.name == "seed" and int(value) < 0:
-            raise UsageError(f"--seed should be at least 0, not {int(value)}")
+        if self.name == "seed" and not 0 <= int(value) < 2**64:
+            raise UsageError(f"--seed should be from 0 to 2^64 - 1, not {value[:100]}")
 
 
 def build_argument(name: str, kind: object, is_required: bool) -> Argument:

@@ -201,7 +201,7 @@ def _build_metavar(name: str, kind: object) -> str | None:
     if positional:
         return name.upper()
     if name == "data":
-        return "DATASET"
+        return "DATA"
     return None
 
 

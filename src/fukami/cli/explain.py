@@ -28,6 +28,7 @@ MIN_IMAGES = 100  # ... and minimum number of images to search
 DETECTION_SHAPE = (3, 608, 992)  # about 600×1000, the input of Faster R-CNN
 SEGMENTATION_SHAPE = (3, 384, 480)  # about 360×480, the input of SegNet
 BOARD_SHAPE = (17, 19, 19)  # planes of AlphaGo Zero
+FRAMES_SHAPE = (4, 84, 84)  # frames of Atari games
 UNITS_PER_LAYER = 6  # units of a layer whose patches are shown
 
 
@@ -40,6 +41,7 @@ def command(arguments: list[str]) -> None:
         input_shape: str | None = None,
         num_classes: int | None = None,
         out: Path | None = None,
+        set: tuple[str, ...] = (),
         recipe: Path | None = None,
     ) -> None:
         """Print the layers of a network with shape, parameters, multiply-adds, memory and receptive field.
@@ -53,6 +55,8 @@ def command(arguments: list[str]) -> None:
             num_classes: Number of classes of a model.
             out: Output folder of index.html. Default: RUN/explain with images (./explain for bundled weights);
                 without images no page is written.
+            set: Recipe fields of the run that building its network needs: the file of your own game, as in
+                game=./my_game.py.
             recipe: File of the custom recipe that the run was trained with; a run never contains code.
         """
         if not inputs:
@@ -60,13 +64,15 @@ def command(arguments: list[str]) -> None:
         if out:
             create_output_folder(out)
         if not is_run(inputs[0], len(inputs) > 1):
-            if recipe:
-                raise UsageError(f"--recipe is for a run, and {inputs[0]} is a model; omit it")
+            if recipe or set:
+                raise UsageError(f"--{'recipe' if recipe else 'set'} is for a run, and {inputs[0]} is a model; omit it")
             explain_model(inputs[0], input_shape, num_classes, out)
         elif input_shape is not None or num_classes is not None:
             raise UsageError(f"--input-shape and --num-classes apply to models; remove them for the run {inputs[0]}")
         elif len(inputs) == 1:
-            explain_run(inputs[0], out, recipe)
+            explain_run(inputs[0], out, set, recipe)
+        elif set:
+            raise UsageError("--set does not affect the explanation of images; omit it")
         else:
             explain_images(inputs, out, recipe)
 
@@ -105,12 +111,13 @@ def explain_model(name: str, input_shape: str | None, num_classes: int | None, o
     _explain_network(name, model, shape, "random weights", out)
 
 
-def explain_run(name: str, out: Path | None, recipe: Path | None) -> None:
+def explain_run(name: str, out: Path | None, overrides: Sequence[str], recipe: Path | None) -> None:
     """Print the layer table of a run's network, and write its page to ``out``, if specified."""
     from fukami.engine import run_folder
-    from fukami.engine.load_run import load_task
+    from fukami.engine.load_run import load_task, parse_run_overrides
 
-    task = load_task(run_folder.locate_unconverted_run(name), recipe=recipe)
+    fields = parse_run_overrides((name,), overrides, recipe)
+    task = load_task(run_folder.locate_unconverted_run(name), overrides=fields, recipe=recipe)
     shape = get_input_shape(name, task)
     _explain_network(name, get_network(task), shape, "the run's weights", out)
 
@@ -163,6 +170,8 @@ def build_model(name: str, input_shape: str | None, num_classes: int | None) -> 
     from fukami import models
 
     function = getattr(models, name)
+    if name == "dcgan_generator":
+        raise UsageError("dcgan_generator has no image as its input; explain dcgan_discriminator, or another model")
     parameters = inspect.signature(function).parameters
     defaults = {key: parameter.default for key, parameter in parameters.items()}
     is_small = defaults.get("num_classes", 1000) <= 10  # ten classes: a network for CIFAR-10 images
@@ -172,6 +181,7 @@ def build_model(name: str, input_shape: str | None, num_classes: int | None) -> 
         "fcn": SEGMENTATION_SHAPE,
         "segnet": SEGMENTATION_SHAPE,
         "alphago": BOARD_SHAPE,
+        "dqn": FRAMES_SHAPE,
     }
     default_shape = next(
         (family_shapes[family] for family in family_shapes if name.startswith(family)),

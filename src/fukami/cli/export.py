@@ -16,6 +16,7 @@ def command(arguments: list[str]) -> None:
         to: Literal["float16", "bfloat16", "int8", "binary", "onnx"],
         out: Path | None = None,
         calibration: str | None = None,
+        set: tuple[str, ...] = (),
         recipe: Path | None = None,
     ) -> None:
         """Export a run at another precision. eval, predict and serve accept the result like any other run.
@@ -27,11 +28,15 @@ def command(arguments: list[str]) -> None:
             out: Folder of the exported run, new or empty. Default: runs/RUN-TO.
             calibration: Dataset that calibrates the activation ranges of int8: built-in name, folder, archive or CSV
                 file. Default: the training data of the run.
+            set: Recipe fields of the run that building its network needs: the file of your own game, as in
+                game=./my_game.py.
             recipe: File of the custom recipe that the run was trained with; a run never contains code.
         """
         from fukami.engine import export as engine_export
+        from fukami.engine.load_run import parse_run_overrides
 
         folder = out or Path("runs") / f"{Path(run).resolve().name}-{to}"
-        print(json.dumps(engine_export.export_run(run, to, folder, calibration, recipe)))
+        overrides = parse_run_overrides((run,), set, recipe)
+        print(json.dumps(engine_export.export_run(run, to, folder, calibration, recipe, overrides)))
 
     run_cli(run, arguments, "fukami export")

@@ -55,7 +55,7 @@ class PlayOptions:
         from fukami.self_play import gnugo
         from fukami.self_play.alphago_zero import check_simulations
 
-        if self.episodes < 1 or self.max_seconds <= 0 or not 0 <= self.epsilon <= 1:
+        if self.episodes < 1 or not self.max_seconds > 0 or not 0 <= self.epsilon <= 1:
             raise UsageError(
                 "--episodes should be at least 1, --max-seconds more than 0, and --epsilon between 0 and 1"
             )

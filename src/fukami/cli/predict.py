@@ -113,6 +113,8 @@ def command(arguments: list[str]) -> None:
         has_videos = any(map(video.is_video, files))
         if frame_interval != 1 and not has_videos:
             raise UsageError("--frame-interval is for videos, and there are none among the inputs; omit it")
+        if fps and files and all(map(video.is_video, files)):
+            raise UsageError("--fps is for images as frames of a video, and the inputs are videos; omit it")
         has_frames = fps > 0 or has_videos
         writer = build_writer(format, files, task.labels, out, has_frames=has_frames)
         with writer, PredictionPage(None if format == "yolo" else out, task, files) as page:

@@ -6,6 +6,8 @@ from pathlib import Path
 from fukami.cli.arguments import run_cli
 from fukami.errors import UsageError
 
+MEGABYTES = 100.0  # approximate size of a shard
+
 
 def command(arguments: list[str]) -> None:
     """Write a dataset as WebDataset shards."""
@@ -16,7 +18,7 @@ def command(arguments: list[str]) -> None:
         out: tyro.conf.Positional[Path | None] = None,
         val_fraction: float | None = None,
         samples: int | None = None,
-        megabytes: float = 100.0,
+        megabytes: float = MEGABYTES,
         seed: int = 0,
         index: bool = False,
     ) -> None:
@@ -36,6 +38,8 @@ def command(arguments: list[str]) -> None:
         from fukami.data import webdataset_writer
 
         if index:
+            if (val_fraction, samples, megabytes, seed) != (None, None, MEGABYTES, 0):
+                raise UsageError("--val-fraction, --samples, --megabytes and --seed are for new shards; omit --index")
             summary = webdataset_writer.write_index(data, out)
         elif out is None:
             raise UsageError("name the folder for the shards: fukami shard DATA OUT")

@@ -46,6 +46,8 @@ def command(arguments: list[str]) -> None:
         check_channels(channels, augment)
         source = identify_source(data)
         options = augmentation_grids.GridOptions(augment, size, channels, num_images, num_variants, seed)
+        if not augment and num_variants != augmentation_grids.GridOptions.num_variants:
+            raise UsageError("--num-variants is the number of augmented variants; add --augment, or omit it")
         if source.has("boxes"):
             boxed_rows = augmentation_grids.sample_boxed_images(data, options)
             figure = image_plots.plot_boxes(boxed_rows)
@@ -59,6 +61,6 @@ def command(arguments: list[str]) -> None:
                 rows = augmentation_grids.sample_images(data, options)
             figure, labels = image_plots.plot_variants(rows), [name for name, _ in rows]
         augmentation_grids.save_grid(figure, out)
-        print(json.dumps({"file": str(out), "labels": labels, "variants": num_variants}))
+        print(json.dumps({"file": str(out), "labels": labels, "variants": num_variants if augment else 0}))
 
     run_cli(run, arguments, "fukami show")

@@ -138,7 +138,8 @@ def evaluate_seeds(
 
     folders = list(map(str, recipes))
     recipe_file = name if name.endswith(".py") else None
-    task = load_task(folders[0], device="cpu", recipe=recipe_file and Path(recipe_file))
+    overrides = recipes[Path(folders[0])].get_code_fields()
+    task = load_task(folders[0], device="cpu", overrides=overrides, recipe=recipe_file and Path(recipe_file))
     if not task.ensemble_methods:
         numbers = {
             key: [result[key] for result in results]

@@ -1,15 +1,18 @@
 """ImageNet (ILSVRC2012): 1.28 million training images of 1,000 classes, read by torchvision."""
 
+from collections import Counter
 from pathlib import Path
 
 from fukami.data import image_folder
-from fukami.data.locations import list_data_folders
+from fukami.data.locations import list_data_folders, lock_downloads
 from fukami.data.splits import Split
 from fukami.errors import Error
 
 
 def scan_imagenet() -> dict[Split, image_folder.FolderSplit]:
     """Return the training and the validation split; class names are those of WordNet (``tench``).
+
+    Two classes of the same name, the cranes, also have their WordNet numbers: ``crane (n02012849)``.
 
     ``imagenet/`` in ``$FUKAMI_DATA`` contains the original archives, which torchvision unpacks, or ``train/`` and
     ``val/`` with one folder per class, whose names are then the class names.
@@ -20,7 +23,8 @@ def scan_imagenet() -> dict[Split, image_folder.FolderSplit]:
     for folder in list_data_folders():
         root = folder / "imagenet"
         if (root / "meta.bin").is_file() or any(root.glob("ILSVRC2012_devkit_t12.tar*")):
-            return {split: _load_split(root, split) for split in ("train", "val")}
+            with lock_downloads():  # one process unpacks, and the others wait
+                return {split: _load_split(root, split) for split in ("train", "val")}
         if (root / "train").is_dir():
             return image_folder.scan_folder(root)
     roots = ", ".join(str(folder / "imagenet") for folder in list_data_folders())
@@ -39,7 +43,13 @@ def _load_split(root: Path, split: Split) -> image_folder.FolderSplit:
         raise Error(
             f"{root} does not contain the complete ImageNet ({error}); put the three original archives there"
         ) from error
+    if file := next((file for kind in ("*.tar", "*.JPEG") for file in Path(dataset.split_folder).glob(kind)), None):
+        raise Error(
+            f"{file.parent} was not unpacked completely ({file.name} is left); delete the folder, and try again"
+        )
     names = [", ".join(synonyms) for synonyms in dataset.classes]
+    counts = Counter(names)
+    names = [f"{name} ({wnid})" if counts[name] > 1 else name for name, wnid in zip(names, dataset.wnids, strict=True)]
     return image_folder.FolderSplit(
         tuple(Path(file) for file, _ in dataset.samples), tuple(names[target] for _, target in dataset.samples)
     )

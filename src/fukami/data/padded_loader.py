@@ -299,7 +299,7 @@ class PaddedStreamingLoader(PaddedLoader, StreamingLoader[PaddedBatch]):
                 self._record_unreadable(decoded.errors)
                 continue
             any_readable = True
-            yield self._assemble_decoded(decoded, plan)
+            yield self._assemble_decoded(decoded if self.seed is None else decoded.fill(), plan)
         if self.seed is None and self.unreadable_images and not any_readable:
             raise Error(f"no image can be read; the first: {next(iter(self.unreadable_images))}")
         self.finish_epoch()

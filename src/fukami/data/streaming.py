@@ -46,6 +46,13 @@ class DecodedBatch(NamedTuple):
     kept: list[int]
     errors: list[str]
 
+    def fill(self) -> "DecodedBatch":
+        """Replace unreadable images by readable ones of the batch, so that a training batch has its full size."""
+        if not (self.kept and self.errors):
+            return self
+        rows = [row % len(self.kept) for row in range(len(self.kept) + len(self.errors))]
+        return DecodedBatch(self.images[rows], [self.kept[row] for row in rows], self.errors)
+
 
 class ImageDecoder(Dataset[Decoded]):
     """Dataset of preprocessed image files, ``(H, W, C)`` in 0..255, or the error of an unreadable one.
@@ -149,7 +156,7 @@ class StreamingLoader(BatchLoader[BatchT]):
     """Base class of loaders whose images are decoded by worker processes during training.
 
     The decoder defines the format of requests and results. A subclass implements :meth:`iterate_requests`. An
-    unreadable image is skipped and reported.
+    unreadable image is reported; the evaluation skips it, and in a training batch another one takes its place.
     """
 
     def setup_decoder(self, decoder: Dataset[Decoded], max_unreadable: int) -> None:
@@ -251,7 +258,7 @@ class FileStreamingLoader(StreamingLoader[Batch]):
     """Loader of a labeled dataset in files: decoded and cropped by workers, augmented on the device in batches.
 
     Order, crops and augmentation depend only on the seed and the epoch, as in
-    :class:`fukami.data.loader.InMemoryLoader`. Unreadable images are skipped and reported.
+    :class:`fukami.data.loader.InMemoryLoader`.
 
     Args:
         files: image files, one for each of ``targets``.
@@ -305,6 +312,8 @@ class FileStreamingLoader(StreamingLoader[Batch]):
             if self.seed is None and not decoded.kept:  # a missing range of images; the others are evaluated
                 self._record_unreadable(decoded.errors)
                 continue
+            if self.seed is not None:
+                decoded = decoded.fill()
             images, targets = self._move_to_device(decoded, indices)
             any_readable = True
             if self.augmentation is not None and self.seed is not None:

@@ -1,6 +1,7 @@
 """Files that contain the arrays of a replay buffer, for resumed runs."""
 
 import contextlib
+import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,9 +36,9 @@ class BufferFiles:
                 folder.mkdir(parents=True, exist_ok=True)
                 if not path.exists() or path.stat().st_size != sizes[name]:
                     new_paths.append(path)
-                with path.open("ab") as file:
-                    if hasattr(os, "posix_fallocate"):  # reserves the disk space now rather than at the first write
-                        os.posix_fallocate(file.fileno(), 0, sizes[name])
+                path.touch()
+                with path.open("r+b") as file:
+                    _reserve_space(file.fileno(), sizes[name])
                     file.truncate(sizes[name])
             except OSError as error:
                 for new_path in new_paths:
@@ -69,3 +70,13 @@ class BufferFiles:
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.folder.rmdir()
+
+
+def _reserve_space(descriptor: int, size: int) -> None:
+    """Reserve the disk space of a file now rather than at the first write, where the system can."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL):  # unsupported by the file system
+                raise

@@ -1,7 +1,8 @@
 """Export of a run (``fukami export``) to a lower precision or to ONNX."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from torch import nn
 
@@ -23,6 +24,7 @@ def export_run(
     out: Path,
     calibration: str | None = None,
     recipe: run_record.RecipeSource | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> ExportSummary:
     """Export the run to the precision ``to``, as a new run in the folder ``out``.
 
@@ -32,6 +34,7 @@ def export_run(
         out: a new or empty folder; it becomes a run when all files are written.
         calibration: dataset to calibrate int8 with, a name or a path; by default the training set.
         recipe: the file (or class) of the run's custom recipe.
+        overrides: new values of recipe fields by name, such as the file of a custom game.
 
     Returns:
         ``run``, ``from``, ``to``, ``file``, its ``bytes``, and ``compression_ratio``: the bytes of the float32 weights
@@ -47,7 +50,7 @@ def export_run(
     if out.is_dir() and any(out.iterdir()):
         raise UsageError(f"{out} exists and is not empty; use another --out")
     experiment, labels = run_record.read_recipe(source, recipe)
-    task = load_task(run, device="cpu", precision="float32", recipe=recipe)
+    task = load_task(run, device="cpu", precision="float32", overrides=overrides, recipe=recipe)
     before = task.get_modules()
     with Waiting(f"exporting {run} to {to}"):
         modules = before if to in PRECISIONS else precision.convert_task(task, to, experiment, calibration)

@@ -1,6 +1,7 @@
 """Fine-tuning: frozen layers, and learning rates by layer."""
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fukami.layers.segmentation_model import SegmentationModel
 
@@ -40,7 +41,7 @@ def build_layerwise_groups(model: nn.Module, lr: float, decay: float) -> list[Pa
             continue
         if child in head:
             head_parameters += parameters
-        elif stages and (isinstance(module, nn.BatchNorm2d) or (child == previous_child and not is_pooled)):
+        elif stages and (isinstance(module, _BatchNorm) or (child == previous_child and not is_pooled)):
             stages[-1] += parameters
         else:
             stages.append(parameters)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from fukami.data.parsing import read_bytes
+from fukami.data.parsing import parse_json, read_bytes
 from fukami.engine import precision as precisions
 from fukami.engine import run_folder, run_record, run_weights
 from fukami.engine.ensemble import build_ensemble
@@ -81,8 +80,10 @@ def _load_run(
         contents = {name: read_bytes(folder / f"{name}.onnx", max_bytes=MAX_ONNX_BYTES) for name in modules}
         networks = {name: OnnxNetwork(content) for name, content in contents.items()}
         for name, network in networks.items():
-            if json.loads(network.metadata.get("labels", "null")) not in (None, [*labels]):
-                raise Error(f"{folder / name}.onnx has other classes than its recipe.json; export the run again")
+            with contextlib.suppress(ValueError):
+                if parse_json(network.metadata.get("labels", "null")) in (None, [*labels]):
+                    continue
+            raise Error(f"{folder / name}.onnx has other classes than its recipe.json; export the run again")
         modules = {**networks}
     else:
         run_weights.assign_weights(modules, run_weights.read_weights(folder), run_weights.locate_weights(folder))

@@ -1,5 +1,6 @@
 """The prediction loop of all tasks: read images, predict in batches, collect errors."""
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from itertools import groupby
@@ -55,7 +56,7 @@ def iterate_predictions(
             chunk, lambda item: None if item.tensor is None else (item.tensor.shape, item.tensor.dtype)
         ):
             items = list(group)
-            results = [{"error": item.error} for item in items] if shape is None else predict_within_memory(task, items)
+            results = [{"error": item.error} for item in items] if shape is None else _predict_group(task, items)
             for item, result in zip(items, results, strict=True):
                 image = None if item.image is None else build_preview(item.image)
                 yield image, add_file(result, item.name) if item.name else result
@@ -117,15 +118,38 @@ def read_input(task: "Task", source: ChannelSource) -> DecodedImage:
     return image_io.read_image(source.build_preview() if isinstance(source, ArrayImage) else source)
 
 
-def predict_within_memory(task: "Task", items: list[LoadedInput]) -> list[Prediction]:
-    """Predict inputs of one shape in one batch, or one by one if the batch runs out of memory."""
+def _predict_group(task: "Task", items: list[LoadedInput]) -> list[Prediction]:
+    """Predict inputs of one shape in one batch, or one by one if the batch fails; an input that fails has an error."""
     try:
         images = torch.stack([item.tensor for item in items if item.tensor is not None])
         with torch.inference_mode(), task.evaluation_mode():
-            return task.predict_batch(images)
+            predictions = task.predict_batch(images)
+    except UsageError:  # of the task, not of an input
+        raise
     except Exception as error:
-        if not is_out_of_memory(error):
+        if is_out_of_memory(error):
+            message = "the image needs more memory than is available; make it smaller"
+        elif isinstance(error, Error):
+            message = str(error)
+        else:
             raise
+    else:
+        message = "the output of the network is not finite: the image has too large values, or the weights are damaged"
+        pairs = zip(items, predictions, strict=True)
+        return [prediction if _is_finite(prediction) else _build_error(item, message) for item, prediction in pairs]
     if len(items) > 1:
-        return [result for item in items for result in predict_within_memory(task, [item])]
-    return [{"error": f"{items[0].name or 'the input image'} needs more memory than is available; make it smaller"}]
+        return [prediction for item in items for prediction in _predict_group(task, [item])]
+    return [_build_error(items[0], message)]
+
+
+def _build_error(item: LoadedInput, message: str) -> Prediction:
+    return {"error": f"{item.name}: {message}" if item.name else message}
+
+
+def _is_finite(value: object) -> bool:
+    """Return whether all numbers of a prediction are finite; JSON has no others."""
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)

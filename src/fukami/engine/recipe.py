@@ -154,6 +154,10 @@ class Recipe(FieldGroup):
             UsageError: a value does not fit the run.
         """
 
+    def get_code_fields(self) -> Mapping[str, Any]:
+        """Return the fields that name files of code, which are specified again to load a run; none by default."""
+        return {}
+
     def initialize_task(self, task: Any) -> None:  # an override declares the class of its task
         """Initialize the task of a new run, on its device; the default does nothing."""
 

@@ -51,7 +51,8 @@ class Run:
     def load(self, *, device: str = "auto", precision: str = "auto") -> "Model":
         """Load the trained model; the arguments are those of :func:`fukami.load`."""
         kind = type(self.recipe)
-        return load(self.folder, device=device, precision=precision, recipe=None if is_built_in(kind) else kind)
+        source, overrides = None if is_built_in(kind) else kind, self.recipe.get_code_fields()
+        return load(self.folder, device=device, precision=precision, overrides=overrides, recipe=source)
 
     def __repr__(self) -> str:
         numbers = {name: value for name, value in self.metrics.items() if not isinstance(value, dict)}
@@ -131,14 +132,17 @@ class Model:
         """Draw the prediction for one image, as ``fukami predict --out`` does.
 
         Raises:
-            UsageError: the task does not draw.
+            UsageError: the task does not draw, or a file has several positions of a game.
             Error: the image cannot be read.
         """
         return self.task.draw(*self._predict_one(source))
 
     def _predict_one(self, source: object) -> tuple[Image, Prediction]:
         """Return the decoded image and the prediction of one input."""
-        ((image, prediction),) = self.task.iterate_predictions([_convert_tensor(source)], keep_images=True)
+        results = list(self.task.iterate_predictions([_convert_tensor(source)], keep_images=True))
+        if len(results) != 1:
+            raise UsageError(f"one position can be drawn, and the file has {len(results)}; use fukami predict --out")
+        ((image, prediction),) = results
         if image is None or "error" in prediction:
             raise Error(prediction["error"])
         return image, prediction

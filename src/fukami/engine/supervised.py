@@ -4,7 +4,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from fukami.engine.recipe import Data, Recipe, check_range
 from fukami.errors import UsageError
@@ -193,11 +193,13 @@ class SupervisedRecipe(Recipe):
         targets = torch.from_numpy(source.targets)
         options: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
         if isinstance(source.items, tuple | ShardSamples) and source.count_bytes(resized) > self.memory_limit * 1e9:
-            # the decoder crops
+            # the decoder crops, except digits
             other_augmentations = [name for name in augmentations if name.partition("=")[0] != "crop"]
             options |= {
-                "augmentation": build_augmentation(other_augmentations, prepare, labels),
-                "min_area": crop,
+                "augmentation": build_augmentation(
+                    augmentations if uncropped else other_augmentations, prepare, labels
+                ),
+                "min_area": None if uncropped else crop,
                 "max_unreadable": self.max_unreadable,
             }
             if isinstance(source.items, tuple):
@@ -249,7 +251,7 @@ class SupervisedRecipe(Recipe):
         factories: dict[str, Callable[..., torch.optim.Optimizer]] = {
             "sgd": partial(torch.optim.SGD, fused=True),
             "momentum": partial(torch.optim.SGD, momentum=self.momentum, fused=True),
-            "nesterov": partial(torch.optim.SGD, momentum=self.momentum, nesterov=True, fused=True),
+            "nesterov": partial(torch.optim.SGD, momentum=self.momentum, nesterov=self.momentum > 0, fused=True),
             "adagrad": torch.optim.Adagrad,
             "rmsprop": partial(torch.optim.RMSprop, momentum=self.momentum),
             "adam": partial(torch.optim.Adam, betas=self.adam_betas, fused=True),
@@ -258,9 +260,14 @@ class SupervisedRecipe(Recipe):
         return partial(factories[self.optimizer], lr=self.peak_lr, weight_decay=self.weight_decay)
 
     @property
+    def default_batch_size(self) -> int:
+        """Batch size that the default learning rate is for; it may depend on the initial weights."""
+        return int(cast("int", self.get_conditional_defaults().get("batch_size", type(self).batch_size)))
+
+    @property
     def peak_lr(self) -> float:
         """Peak learning rate for this batch size, by the scaling rule."""
-        ratio = self.batch_size / type(self).batch_size
+        ratio = self.batch_size / self.default_batch_size
         return self.lr * {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[self.lr_scaling]
 
 

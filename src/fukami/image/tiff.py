@@ -21,6 +21,8 @@ COMPRESSIONS = (1, 5, 8, 32946, 50000)  # none, LZW, deflate (two codes), Zstand
 PREDICTORS = (1, 2, 3)
 ALPHA_SAMPLES = (1, 2)  # extra samples that are an alpha channel, associated or not
 MIN_IS_WHITE = 0  # photometric interpretation
+DTYPES = ("bool", "uint8", "uint16", "int16", "float16", "float32", "float64")
+MAX_PIXEL_BYTES = 12  # of the limit of pixels: three channels of float32
 
 
 class TiffHeader(NamedTuple):
@@ -140,11 +142,16 @@ def _check_pages(pages: list[Any], header: TiffHeader, file_size: int, name: str
     """
     if header.channels > MAX_CHANNELS:
         raise Error(f"{name} has more than {MAX_CHANNELS} channels or pages; keep those that are needed")
+    if header.dtype not in DTYPES:
+        kind = "an unsupported type" if header.dtype is None else f"type {header.dtype}"
+        raise Error(f"{name} has samples of {kind}; save them as uint8, uint16 or float32")
     num_values = header.width * header.height * header.channels
-    if num_values > 3 * max_pixels:
+    num_bytes = num_values * header.dtype.itemsize
+    if num_values > 3 * max_pixels or num_bytes > MAX_PIXEL_BYTES * max_pixels:
         raise Error(
-            f"{name} has {header.width}×{header.height} pixels of {header.channels} channels, {num_values:,} values, "
-            f"more than the limit of {3 * max_pixels:,}; cut it into pieces"
+            f"{name} has {header.width}×{header.height} pixels of {header.channels} channels, {num_values:,} values of "
+            f"{header.dtype}, more than the limit of {3 * max_pixels:,} values and {MAX_PIXEL_BYTES * max_pixels:,} "
+            "bytes; cut it into pieces"
         )
     for page in pages:
         if page.compression not in COMPRESSIONS or page.predictor not in PREDICTORS or page.imagedepth != 1:
@@ -152,8 +159,6 @@ def _check_pages(pages: list[Any], header: TiffHeader, file_size: int, name: str
                 f"{name} is a TIFF of an unsupported kind (compression {int(page.compression)}, predictor "
                 f"{int(page.predictor)}); save it with deflate, LZW or no compression"
             )
-        if page.dtype is None:
-            raise Error(f"{name} has samples of an unsupported kind; save them as uint8, uint16 or float32")
         if page.is_tiled:
             check_size(page.tilewidth, page.tilelength, f"{name}, in a tile,", max_pixels)
         if len(page.dataoffsets) > MAX_SEGMENTS or sum(page.databytecounts) > file_size:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 @torch.no_grad()
@@ -26,13 +27,16 @@ def rescale_activations(layers: Sequence[nn.Module], images: Tensor) -> None:
             x = layer(x)
             var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
             rms = float((var + mean.square()).mean().sqrt().clamp(min=1e-12))
-            if isinstance(next_layer, nn.BatchNorm2d):
-                next_layer.running_mean, next_layer.running_var = mean.clone(), var.clone()
+            if isinstance(next_layer, _BatchNorm):  # of one process or of several
+                assert next_layer.running_mean is not None
+                assert next_layer.running_var is not None
+                next_layer.running_mean.copy_(mean)
+                next_layer.running_var.copy_(var)
                 next_layer.weight.copy_((var + next_layer.eps).sqrt() / rms)
                 next_layer.bias.copy_(mean / rms)
             else:
                 layer.weight /= rms
                 layer.bias /= rms
             x, scale = x / rms, scale * rms
-        elif not isinstance(layer, nn.BatchNorm2d | nn.Dropout):
+        elif not isinstance(layer, _BatchNorm | nn.Dropout):
             x = layer(x)

@@ -17,14 +17,17 @@ def convert_sync_layers(module: nn.Module) -> nn.Module:
     A training step of several processes then equals that of one process with the global batch, up to rounding. Process
     ``r`` of ``w`` must hold the rows ``r::w`` of the batch, and all processes must have the same random state.
     """
-    if next(module.parameters()).device.type != "cpu":
-        # fused kernels, which torch has only for GPUs
-        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
-    replacements = {nn.BatchNorm1d: CPUSyncBatchNorm, nn.BatchNorm2d: CPUSyncBatchNorm, nn.Dropout: SyncDropout}
+    is_cpu = next(module.parameters()).device.type == "cpu"
+    batch_norm = CPUSyncBatchNorm if is_cpu else nn.SyncBatchNorm  # torch's has fused kernels, only for GPUs
+    replacements = {nn.BatchNorm1d: batch_norm, nn.BatchNorm2d: batch_norm, nn.Dropout: SyncDropout}
     for child in module.modules():
         replacement = replacements.get(type(child))
         if replacement is not None:
-            child.__class__ = replacement  # keeps parameters, statistics, mode and position
+            # Not a new layer, as of nn.SyncBatchNorm.convert_sync_batchnorm: other lists may contain this one, such as
+            # the stages of a network.
+            child.__class__ = replacement
+        if isinstance(child, nn.SyncBatchNorm):
+            child.process_group = None  # all processes
     return module
 
 

@@ -1,11 +1,12 @@
 """Upsampling of score maps to the input size."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from fukami.layers.autocast import disable_autocast
 
 Scores = Tensor | tuple[Tensor, ...]
 
@@ -36,8 +37,7 @@ class BilinearConvTranspose2d(nn.ConvTranspose2d):
 
         Computed in float32: depthwise half-precision convolutions of torch are many times slower on the CPU.
         """
-        no_autocast = nullcontext() if input.is_meta else torch.autocast(input.device.type, enabled=False)
-        with no_autocast:
+        with disable_autocast(self.weight.device):
             output = F.conv_transpose2d(
                 input.float(), self.weight.float(), None, self.scale_factor, self.scale_factor // 2, groups=self.groups
             )

@@ -41,7 +41,9 @@ SECONDARY_METRICS = ("loss", "errors", "content_loss", "style_loss", "variation"
 BUFFER_NAMES = ("running_mean", "running_var", "num_batches_tracked")  # saved tensors that are not parameters
 MISSING = "–"
 MAX_CELL_LENGTH = 20_000  # characters of a cell, such as a command with many flags
-MAX_METRICS_BYTES = 256 << 20  # maximum size of metrics.jsonl, whose lines have about 200 bytes
+MAX_METRICS_BYTES = 64 << 20  # maximum size of metrics.jsonl, whose lines have about 200 bytes
+MAX_LINE_BYTES = 1 << 20  # with the metrics of a thousand classes
+MAX_LINE_METRICS = 1000
 MAX_INTEGER = 1 << 62
 MAX_NUMBER = 1e15  # of a metric
 MAX_EVALUATIONS = 100_000
@@ -72,7 +74,7 @@ class RankedRun:
         """Metrics of the last evaluation, on the test data if there are any; empty before the first one."""
         return self.test or (self.evaluations[-1] if self.evaluations else {})
 
-    @property
+    @functools.cached_property
     def metric(self) -> str:
         """Main metric: the first that is not a count, an error or a loss; empty before the first evaluation."""
         names = [name for name in self.last_evaluation if name not in report.NON_METRIC_KEYS]
@@ -83,7 +85,7 @@ class RankedRun:
         """Split of the result: test, or val without test data."""
         return "test" if self.metric in self.test else "val"
 
-    @property
+    @functools.cached_property
     def result(self) -> float:
         """Main metric of the saved weights: on the test data, or at the best evaluation, or at the last one."""
         if self.metric in self.test:
@@ -181,6 +183,8 @@ def _read_run(path: Path, folder: Path, reasons: dict[str, list[str]]) -> Ranked
     evaluations, test, is_readable = [], {}, True
     for line in lines:
         try:
+            if len(line) > MAX_LINE_BYTES:
+                raise ValueError("the line is too long")
             entry = json.loads(line)
             if entry["phase"] == "eval":
                 evaluations.append(_parse_evaluation(entry))
@@ -249,6 +253,8 @@ def _parse_evaluation(entry: dict[str, Json]) -> dict[str, float]:
     numbers = {
         _sanitize_text(name): value for name, value in entry.items() if type(value) is int or type(value) is float
     }
+    if len(numbers) > MAX_LINE_METRICS:
+        raise ValueError("too many metrics")
     step, seconds = numbers["step"], numbers.get("seconds", 0)
     if not (numbers.keys() - report.NON_METRIC_KEYS and type(step) is int and step > 0 and 0 <= seconds < math.inf):
         raise ValueError("not an evaluation")

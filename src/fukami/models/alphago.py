@@ -24,6 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from fukami.layers.autocast import disable_autocast
+
 HEAD_CHANNELS = 32  # channels of the convolutions of the heads
 HIDDEN = 64  # units of the hidden layer of the value head
 SCORE_SCALE = 20.0  # points of a unit of the score output
@@ -234,8 +236,9 @@ def compute_outputs(layer: nn.Module, features: Tensor) -> Tensor:
 
     Also under autocast: with the eight bits of bfloat16, the best of 362 moves often have equal logits.
     """
-    with torch.autocast(features.device.type, enabled=False):
-        outputs: Tensor = layer(features.to(next(layer.parameters()).dtype))
+    parameter = next(layer.parameters())
+    with disable_autocast(parameter.device):
+        outputs: Tensor = layer(features.to(parameter.dtype))
     return outputs.float()
 
 

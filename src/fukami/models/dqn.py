@@ -17,6 +17,7 @@ are initialized as in He et al. 2015: 99 % of the variance of a Pong frame is th
 import torch
 from torch import Tensor, nn
 
+from fukami.layers.autocast import disable_autocast
 from fukami.layers.initialization import zero_bias
 
 MIN_SIDE = 36  # minimum image side for the three convolutions
@@ -80,15 +81,16 @@ class DQN(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Compute action values ``(N, actions)`` of states ``(N, *shape)``, images in 0..255."""
-        device = states.device.type
+        parameter = next(self.parameters())
+        device = parameter.device
         if self.takes_images:
-            autocast = torch.is_autocast_enabled(device)
-            dtype = torch.get_autocast_dtype(device) if autocast else next(self.parameters()).dtype
+            autocast = device.type != "meta" and torch.is_autocast_enabled(device.type)
+            dtype = torch.get_autocast_dtype(device.type) if autocast else parameter.dtype
             mean = self.mean.to(dtype).expand_as(states[:1]).contiguous(memory_format=torch.channels_last)
             states = states.contiguous(memory_format=torch.channels_last).to(dtype, copy=True)
             states = states.sub_(mean).div_(self.std)  # same memory layout: six times as fast on CPUs
         features = self.layers(states).to(self.values.weight.dtype)
         # differences between large action values are below half precision
-        with torch.autocast(device, enabled=False):
+        with disable_autocast(device):
             values: Tensor = self.values(features)
         return values

@@ -8,7 +8,7 @@ import logging
 import math
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -201,8 +201,8 @@ def check_model(content: bytes) -> None:
 
     Raises:
         Error: the file is corrupted, has weights in other files (external data), sparse weights, operators of other
-            libraries, loops, functions that expand to more than a million operators, or a tensor of more than 67
-            million numbers that does not depend on the input.
+            libraries, loops, functions that expand to more than a million operators, or tensors of more than 67
+            million numbers that do not depend on the input.
     """
     try:
         model = onnx.ModelProto.FromString(content)
@@ -224,9 +224,13 @@ def check_model(content: bytes) -> None:
                 f"the ONNX file has the operator {node.domain[:50]}.{node.op_type[:50]}, which exports of fukami "
                 "never contain; export the network again"
             )
-    largest = _count_largest_tensor(model)
-    if largest > max(MAX_TENSOR_ELEMENTS, len(content)):  # transposed weights of a large layer may exceed the limit
-        raise Error(f"the ONNX file computes a tensor of {largest:,} numbers for any input; export the network again")
+    largest, num_constants = _count_elements(model)
+    # weights that are converted and transposed may exceed the limit
+    if largest > max(MAX_TENSOR_ELEMENTS, len(content)) or num_constants > max(MAX_TENSOR_ELEMENTS, 2 * len(content)):
+        raise Error(
+            f"the ONNX file computes a tensor of {largest:,} numbers, and {num_constants:,} constants, for any input; "
+            "export the network again"
+        )
 
 
 def check_functions(model: onnx.ModelProto) -> None:
@@ -284,8 +288,8 @@ def _walk_nodes(graph: onnx.GraphProto) -> Iterator[tuple[onnx.NodeProto | None,
         yield node, tensors
 
 
-def _count_largest_tensor(model: onnx.ModelProto) -> int:
-    """Count the elements of the largest tensor of a model whose shape does not depend on the input.
+def _count_elements(model: onnx.ModelProto) -> tuple[int, int]:
+    """Count the elements of the largest tensor whose shape does not depend on the input, and of all constants.
 
     Weights are removed from ``model`` first; their size is limited by that of the file.
 
@@ -304,26 +308,28 @@ def _count_largest_tensor(model: onnx.ModelProto) -> int:
     try:
         graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     except Exception:  # ONNX Runtime reports the same error
-        return 0
-    return _count_largest_in_graph(graph, constants)
+        return 0, 0
+    return _count_graph_elements(graph, constants)
 
 
-def _count_largest_in_graph(graph: onnx.GraphProto, constants: set[str]) -> int:
-    """Count the elements of the largest tensor of a graph and its branches; ``constants`` are those outside of it.
+def _count_graph_elements(graph: onnx.GraphProto, constants: set[str]) -> tuple[int, int]:
+    """Count the elements of a graph and its branches; ``constants`` are those outside of it.
 
     ONNX Runtime computes constants when it loads a file, without a limit of memory, so their shapes must be known.
     """
     constants = {*constants, *(tensor.name for tensor in graph.initializer)}
     shapes = {
         value.name: value.type.tensor_type.shape.dim
-        for value in (*graph.value_info, *graph.output)
+        for value in (*graph.input, *graph.value_info, *graph.output)
         if value.type.tensor_type.HasField("shape")
     }
-    largest = max((math.prod(max(side.dim_value, 1) for side in sides) for sides in shapes.values()), default=0)
+    counts = {name: math.prod(max(side.dim_value, 1) for side in sides) for name, sides in shapes.items()}
+    largest, num_constants = max(counts.values(), default=0), 0
     for node in graph.node:
-        if constants.issuperset(node.input):
+        if constants.issuperset(node.input) or _is_constant_shape(node, shapes):
             constants.update(node.output)
             for name in filter(None, node.output):
+                num_constants += counts.get(name, 0)
                 if name not in shapes or not all(side.HasField("dim_value") for side in shapes[name]):
                     raise Error(
                         f"the ONNX file has a constant of an unknown size, {name[:100]!r}, which exports of fukami "
@@ -331,8 +337,18 @@ def _count_largest_in_graph(graph: onnx.GraphProto, constants: set[str]) -> int:
                     )
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs):
-                largest = max(largest, _count_largest_in_graph(inner, constants))
-    return largest
+                inner_largest, num_inner = _count_graph_elements(inner, constants)
+                largest, num_constants = max(largest, inner_largest), num_constants + num_inner
+    return largest, num_constants
+
+
+def _is_constant_shape(node: onnx.NodeProto, shapes: Mapping[str, Sequence[onnx.TensorShapeProto.Dimension]]) -> bool:
+    """Return whether an operator returns sides of a tensor that do not depend on the input, which are a constant."""
+    if node.op_type != "Shape" or not node.input or node.input[0] not in shapes:
+        return False
+    bounds = {attribute.name: attribute.i for attribute in node.attribute}
+    sides = list(shapes[node.input[0]])[bounds.get("start", 0) : bounds.get("end")]
+    return all(side.HasField("dim_value") for side in sides)
 
 
 def _has_int16_overflow() -> bool:

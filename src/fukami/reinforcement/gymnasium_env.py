@@ -11,7 +11,7 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 from PIL import Image
 
-from fukami.errors import Error, UsageError, build_unknown_error
+from fukami.errors import Error, UsageError, build_unknown_error, find_name
 from fukami.image import io as image_io
 from fukami.reinforcement.vector_env import (
     FRAME_SIZE,
@@ -35,8 +35,8 @@ def make_gymnasium_envs(name: str, num_envs: int, render: bool) -> "AtariEnv | G
     spec = gymnasium.registry.get(name)
     if spec is not None and "ale_py" not in str(spec.entry_point):
         return GymnasiumEnv(name, num_envs)
-    atari = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", re.sub(r"^ALE/|(NoFrameskip)?-v\d+$", "", name)).lower()
-    if atari not in roms.get_all_rom_ids():
+    atari = find_name(re.sub(r"^ALE/|(NoFrameskip)?-v\d+$", "", name), roms.get_all_rom_ids())
+    if atari is None:
         raise build_unknown_error("environment", name, ["catch", *roms.get_all_rom_ids(), *gymnasium.registry])
     return AtariEnv(atari, num_envs, render)
 

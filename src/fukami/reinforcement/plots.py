@@ -50,12 +50,13 @@ def draw_step(
     pixels_per_value = BAR_LENGTH / max(max_value - min_value, 1e-9)
     zero = left - min_value * pixels_per_value
     line_height = min(30.0, (GAME_HEIGHT - top - 70) / len(labels))
+    bar_height = max(line_height - 8, 1.0)
     for index, (label, value) in enumerate(zip(labels, values, strict=True)):
         y = top + 60 + index * line_height
         end = zero + value * pixels_per_value
-        bar = (min(zero, end), y, max(zero, end), y + line_height - 8)
+        bar = (min(zero, end), y, max(zero, end), y + bar_height)
         draw.rectangle(bar, fill=ACTION_COLOR if index == action else BAR_COLOR)
         draw.text((left + BAR_LENGTH + 14, y - 2), f"{value:.3f}  {label}", TEXT_COLOR, font)
-    bottom = top + 60 + len(labels) * line_height - 8
+    bottom = top + 60 + (len(labels) - 1) * line_height + bar_height
     draw.line((zero, top + 60, zero, bottom), fill=TEXT_COLOR, width=2)
     return page

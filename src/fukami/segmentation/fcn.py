@@ -78,7 +78,12 @@ class SkipFCNFields(FCNVGGFields):
             kind = get_recipe(name)
             shared = get_field_names(kind) - {"training", "stage_lr_factor"}
             fields = {name: value for name, value in values.items() if name in shared}
-            recipes[name] = kind(**{**fields, "init": init, "lr": self.lr * self.stage_lr_factor**stage})
+            fields |= {"init": init, "lr": self.lr * self.stage_lr_factor**stage}
+            if not values[
+                "init"
+            ]:  # every layer is new in the first stage, so no stage lowers the backbone's learning rate
+                fields["backbone_lr_factor"] = 1.0
+            recipes[name] = kind(**fields)
             init = str(folder.resolve() / name)
         return recipes
 

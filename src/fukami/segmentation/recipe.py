@@ -101,14 +101,24 @@ class SegmentationRecipe(SplitLoading, ChannelFields, SupervisedRecipe):
         )
 
     def build_loader(self, split: "tuple[Sample, ...]", labels: tuple[str, ...], *, train: bool) -> "PaddedLoader":
-        """Build the loader of the training or the evaluation batches; only the former are cropped."""
+        """Build the loader of the training or the evaluation batches; only the former are cropped.
+
+        Raises:
+            Error: the scores of the pixels of an evaluation image would need too much memory.
+        """
+        from fukami.segmentation.task import check_num_scores
+
         augmentations, batch_size, seed, crop_size = (
             (self.augment, self.batch_size, self.seed, self.crop_size) if train else ((), EVAL_BATCH_SIZE, None, 0)
         )
         prepare = self.build_preprocessing()
-        return self.build_padded_loader(
+        loader = self.build_padded_loader(
             split, labels, prepare, augmentations, batch_size=batch_size, seed=seed, crop_size=crop_size
         )
+        if not train:  # before the training, whose crops are smaller
+            for plan in loader.iterate_plans():
+                check_num_scores(len(labels), *plan.padded_size)
+        return loader
 
     @property
     def pretrained_name(self) -> str:

@@ -140,12 +140,7 @@ class SegmentationTask(Task):
             Error: the scores of an image would exceed ``MAX_SCORES``.
         """
         height, width = images.shape[-2:]
-        if height * width * len(self.labels) > MAX_SCORES:
-            raise Error(
-                f"the scores of {len(self.labels)} classes for {width}×{height} pixels would take "
-                f"{height * width * len(self.labels) * 4 / 1e9:.1f} GB, and at most {MAX_SCORES * 4 / 1e9:.1f} GB are "
-                "used: use a smaller image, or limit the input of the network, such as with --set max_size=2000"
-            )
+        check_num_scores(len(self.labels), height, width)
         dtype = next(self.model.parameters()).dtype
         inputs = self.normalize_images(images, sizes).to(dtype)
         with half_precision.enable_float32_fallback(self.model):
@@ -165,13 +160,27 @@ class SegmentationTask(Task):
                     weights[window[1:]] += weight
         return blended.div_(weights)
 
-    def predict_maps(self, batch: "PaddedBatch") -> Iterator["np.typing.NDArray[np.uint8]"]:
-        """Yield the predicted map ``(h, w)`` of class index + 1 of each image, at its original size."""
-        batch = padded_images.move_batch(batch, self.runtime.device)
-        batch_scores = self.predict_scores(batch.images, batch.sizes)
-        sizes = zip(batch_scores, batch.sizes.int().tolist(), batch.original_sizes.int().tolist(), strict=True)
-        for scores, (height, width), original_size in sizes:
-            yield resize_and_argmax(scores[:, :height, :width], *original_size).cpu().numpy()
+    def predict_maps(
+        self, images: Tensor, sizes: Tensor, original_sizes: Tensor
+    ) -> Iterator["np.typing.NDArray[np.uint8]"]:
+        """Yield the predicted map ``(h, w)`` of class index + 1 of each image, at its original size.
+
+        Args:
+            images: padded images ``(N, C, H, W)`` in 0..255.
+            sizes, original_sizes: sizes ``(N, 2)`` of the images without padding, and of the maps.
+
+        Raises:
+            Error: the scores of an image would exceed ``MAX_SCORES``. Several images in one batch stay within it.
+        """
+        num_scores = len(self.labels) * images.shape[-2] * images.shape[-1]
+        batch_size = max(1, MAX_SCORES // num_scores)
+        for start in range(0, len(images), batch_size):
+            batch = slice(start, start + batch_size)
+            batch_scores = self.predict_scores(images[batch], sizes[batch])
+            shapes = zip(sizes[batch].int().tolist(), original_sizes[batch].int().tolist(), strict=True)
+            for index, ((height, width), original_size) in enumerate(shapes):
+                yield resize_and_argmax(batch_scores[index, :, :height, :width], *original_size).cpu().numpy()
+            del batch_scores  # not beside those of the next images
 
     def build_value_table(self, batches: Iterable["PaddedBatch"]) -> "np.typing.NDArray[np.uint8]":
         """Build the table from mask values of ``batches`` to this task's: 0 unlabeled, else class index + 1."""
@@ -183,7 +192,9 @@ class SegmentationTask(Task):
         results, value_table = SegmentationResults(self.labels), self.build_value_table(batches)
         for batch in track(batches, "evaluation", unit="batches"):
             if len(batch.images):  # a process's part of the last batch may be empty
-                for index, pixels in zip(batch.indices.tolist(), self.predict_maps(batch), strict=True):
+                batch = padded_images.move_batch(batch, self.runtime.device)
+                maps = self.predict_maps(batch.images, batch.sizes, batch.original_sizes)
+                for index, pixels in zip(batch.indices.tolist(), maps, strict=True):
                     results.update(index, pixels, value_table[read_mask(samples[index])])
         results.merge(self.runtime.all_gather(results))
         return results
@@ -198,8 +209,7 @@ class SegmentationTask(Task):
         height, width = images.shape[-2:]
         padded, sizes = padded_images.resize_and_pad(images.to(self.runtime.device), self.transform)
         predictions: list[Prediction] = []
-        for scores, size in zip(self.predict_scores(padded, sizes), sizes.int().tolist(), strict=True):
-            pixels = resize_and_argmax(scores[:, : size[0], : size[1]], height, width).cpu().numpy()
+        for pixels in self.predict_maps(padded, sizes, torch.tensor([[height, width]]).expand(len(images), 2)):
             counts = np.bincount(pixels.ravel(), minlength=len(self.labels) + 1)[1:]
             fractions, masks = {}, {}
             for class_index in np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)].tolist():
@@ -250,6 +260,21 @@ class SegmentationTask(Task):
             return build_preview(image), value_table[read_mask(samples[index])], self.decode_masks(prediction) + 1
 
         yield from segmentation_plots.plot_evaluation(results, load_example)
+
+
+def check_num_scores(num_classes: int, height: int, width: int) -> None:
+    """Check that the scores of an image are within the memory limit.
+
+    Raises:
+        Error: they are not.
+    """
+    num_scores = num_classes * height * width
+    if num_scores > MAX_SCORES:
+        raise Error(
+            f"the scores of {num_classes} classes for {width}×{height} pixels would take {num_scores * 4 / 1e9:.1f} "
+            f"GB, and at most {MAX_SCORES * 4 / 1e9:.1f} GB are used: use smaller images, or limit the input of the "
+            "network: train with --max-size 2000, or use the trained network with --set max_size=2000"
+        )
 
 
 def get_padded_loader(batches: Iterable[object]) -> "PaddedLoader":

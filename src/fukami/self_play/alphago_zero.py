@@ -175,6 +175,10 @@ class AlphaGoZero(Recipe):
                 f"the network was trained for {', '.join(self.game)}, not for {', '.join(game)}; use one of these"
             )
 
+    def get_code_fields(self) -> Mapping[str, Any]:
+        """Return the files of the games, which a run never contains."""
+        return {"game": self.game} if any(name.endswith(".py") for name in self.game) else {}
+
     def make_games(self) -> "tuple[Game, ...]":
         """Create the rules of the games.
 

@@ -250,7 +250,7 @@ class SelfPlayCollector(Loader):
         self.windows = [ReplayWindow(game, max_size, count) for game in self.games]
         for game, window in zip(self.games, self.windows, strict=True):
             if self.folder is not None:
-                window.open_files(self.folder / "replay_window" / f"{game.name}-{self.rank}")
+                window.open_files(self.folder / "replay_window" / f"{game.name}-{self.rank}-of-{self.world_size}")
             window.allocate()
         self.groups: list[list[GameGroup]] = [[] for _ in self.games]
         for index, game in enumerate(self.games):
@@ -361,9 +361,11 @@ class SelfPlayCollector(Loader):
             UsageError: the state is of another number of processes.
         """
         if len(state["processes"]) != self.world_size:
+            self.delete_files()  # those of the right number of processes have other names
             raise UsageError(
                 f"the number of processes was {len(state['processes'])} and is {self.world_size}: a resumed run of "
-                "self-play has to keep it, since each process has games of its own"
+                "self-play has to keep it, since each process has games of its own; set --processes "
+                f"{len(state['processes'])}"
             )
         check_counts(state, "num_optimizer_steps")
         self.num_optimizer_steps = state["num_optimizer_steps"]

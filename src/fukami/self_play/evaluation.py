@@ -202,12 +202,17 @@ def make_opponent(name: str, task: "SelfPlayTask", *, level: int = 1, seed: int 
     """Make the opponent of a name: ``gnugo``, ``solver``, ``search`` or ``random``.
 
     Raises:
-        UsageError: the opponent does not play the game, or is not installed.
+        UsageError: the opponent does not play the game, is not installed, or has no simulations to search.
     """
     from fukami.self_play import players
 
     game = task.game
     check_opponent(name, [game])
+    if name == "search" and not task.simulations:
+        raise UsageError(
+            "the search without a network needs at least 1 simulation per move; set the simulations (--simulations of "
+            "play, --set simulations=N of eval), or use random as the opponent"
+        )
     if name == "gnugo":
         return players.GnuGoPlayer(cast("Go", game), level, seed)
     if name == "solver":

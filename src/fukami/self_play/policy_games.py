@@ -82,7 +82,7 @@ class GameReader:
     digests: dict[bytes, int] = field(default_factory=dict)  # index of the game with this content
     initial_states: dict[bytes, int] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)  # of files that cannot be read
-    num_files = num_other_sizes = num_duplicates = 0
+    num_files = num_other_sizes = num_without_moves = num_duplicates = 0
 
     def add(self, name: str, record: SgfGame | Error) -> None:
         """Add the game of a file, unless it is unreadable, of another size, without moves, or a duplicate."""
@@ -91,7 +91,9 @@ class GameReader:
             self.errors.append(str(record))
         elif record.size != self.game.shape[0]:
             self.num_other_sizes += 1
-        elif record.moves:
+        elif not record.moves:
+            self.num_without_moves += 1
+        else:
             try:
                 initial = self.game.place_stones(record.black, record.white, record.player).tobytes()
             except ValueError as error:
@@ -167,6 +169,8 @@ class GameReader:
         side = self.game.shape[0]
         if self.num_other_sizes:
             logger.warning(f"{self.num_other_sizes:,} of {self.num_files:,} games are skipped: not on {side}×{side}")
+        if self.num_without_moves:
+            logger.warning(f"{self.num_without_moves:,} of {self.num_files:,} games are skipped: they have no moves")
         if self.num_duplicates:
             logger.warning(f"{self.num_duplicates:,} of {self.num_files:,} games are skipped: duplicates of another")
         if len(self.errors) > max_unreadable:
@@ -197,7 +201,12 @@ def read_games(path: Path, game: Go, test_names: Sequence[str], max_unreadable: 
         raise Error(f"{path} contains no SGF file; specify a folder, or a zip or tar archive, of files *.sgf")
     if not reader.names:
         side = game.shape[0]
-        fix = f"the first error: {reader.errors[0]}" if reader.errors else "set --size to the board size of the games"
+        if reader.errors:
+            fix = f"the first error: {reader.errors[0]}"
+        elif reader.num_without_moves:
+            fix = f"{reader.num_without_moves:,} have no moves; use records of games"
+        else:
+            fix = "set --size to the board size of the games"
         raise Error(f"none of the {reader.num_files:,} SGF files in {path} is a game on {side}×{side}; {fix}")
     return reader.build()
 

@@ -21,7 +21,7 @@ from fukami.serving import page, request_body
 from fukami.serving.access import LOCAL_HOSTS, AccessMiddleware
 from fukami.serving.metrics import CONTENT_TYPE, Metrics, MetricsMiddleware
 from fukami.serving.request_body import FileKind
-from fukami.serving.responses import PAGE_HEADERS, choose_status
+from fukami.serving.responses import PAGE_HEADERS, READ_METHODS, choose_status
 from fukami.serving.worker import REQUEST_TIMEOUT, Slot, Worker
 
 T = TypeVar("T")
@@ -74,7 +74,7 @@ def create_app(
     else:
         _add_image_routes(app, worker, run_info, needs_token=bool(token))
 
-    @app.get("/run")
+    @app.api_route("/run", methods=READ_METHODS)
     async def run() -> JSONResponse:
         return JSONResponse(run_info)
 
@@ -85,15 +85,15 @@ def create_app(
 def _add_monitoring(app: FastAPI, worker: Worker) -> None:
     """Add the monitoring routes and the error handlers."""
 
-    @app.get("/health")
+    @app.api_route("/health", methods=READ_METHODS)
     async def health() -> JSONResponse:
         return JSONResponse({"status": "ok"})
 
-    @app.get("/ready")
+    @app.api_route("/ready", methods=READ_METHODS)
     async def ready() -> JSONResponse:
         return JSONResponse({"status": "ready"}) if worker.is_ready else JSONResponse({"status": "busy"}, 503)
 
-    @app.get("/metrics")
+    @app.api_route("/metrics", methods=READ_METHODS)
     async def export_metrics() -> Response:
         return Response(worker.metrics.export_text(), media_type=CONTENT_TYPE)
 
@@ -148,7 +148,7 @@ def _add_image_routes(app: FastAPI, worker: Worker, run_info: dict[str, Json], *
         text = page.render_page(run_info, str(request.base_url), sections, error, needs_token, confidence)
         return HTMLResponse(text, status, {**PAGE_HEADERS, **(headers or {})})
 
-    @app.get("/")
+    @app.api_route("/", methods=READ_METHODS)
     async def form(request: Request) -> HTMLResponse:
         return show(request)
 

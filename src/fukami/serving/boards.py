@@ -24,7 +24,7 @@ from fukami.serving import board_page, request_body
 from fukami.serving.board_page import PageGame
 from fukami.serving.game_requests import describe, parse_digits, parse_fields, parse_person, replay, undo
 from fukami.serving.request_body import FileKind, Uploads
-from fukami.serving.responses import PAGE_HEADERS, choose_status
+from fukami.serving.responses import PAGE_HEADERS, READ_METHODS, choose_status
 from fukami.serving.worker import Slot, Worker
 
 T = TypeVar("T")
@@ -75,7 +75,7 @@ def add_routes(app: FastAPI, worker: Worker, run_info: dict[str, Json], *, needs
                 except Error as error:
                     raise HTTPException(422, str(error)) from None
 
-    @app.get("/")
+    @app.api_route("/", methods=READ_METHODS)
     async def form(request: Request) -> HTMLResponse:
         return show(request, new_game)
 

@@ -58,10 +58,21 @@ class Connection(H11Protocol):
             self.timer.cancel()
         super().connection_lost(exc)
 
+    def pause_writing(self) -> None:
+        """Start the timeout of the response, which the client does not receive as fast as it is sent."""
+        super().pause_writing()
+        self.update_timeout()
+
+    def resume_writing(self) -> None:
+        """End the timeout of the response."""
+        super().resume_writing()
+        self.update_timeout()
+
     def update_timeout(self) -> None:
         """Start the timeout of the current phase if it is new."""
         phase = {h11.IDLE: "head", h11.SEND_BODY: "body"}.get(self.conn.their_state, "")
-        if self.transport.is_closing():
+        # a client that sends the next request before it receives the response to the last one waits for both
+        if self.transport.is_closing() or (not phase and self.flow.write_paused):
             phase = "sent"
         if phase != self.phase:
             self.phase_start = self.loop.time()

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from fukami.data.parsing import Json
 
+READ_METHODS = ["GET", "HEAD"]
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "img-src data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
