@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: demo test test-slow lint docs install clean
 
@@ -9,10 +10,10 @@ demo: $(VENV)/installed
 	$(BIN)/fukami train deep-convnet --data digits --epochs 40
 
 test: $(VENV)/tested
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist worksteal
+	$(PYTEST) -m "not slow"
 
 test-slow: $(VENV)/tested
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto
+	$(PYTEST) -m slow
 
 lint: $(VENV)/tested
 	$(BIN)/ruff format --check .

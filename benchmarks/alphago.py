@@ -319,7 +319,8 @@ def measure_rates(options: argparse.Namespace) -> None:
         note += f"{speeds[0]:.4g} and {speed:.4g} per second"
         metric = f"relative evaluations per second in {options.precision} vs. {name}"
         record("alphago-zero rates", metric, speeds[0] / speed,
-               command=f"python benchmarks/alphago.py rates --precision {options.precision}", note=note)  # fmt: skip
+               command=f"python benchmarks/alphago.py rates --precision {options.precision}", note=note,
+               device="cpu")  # fmt: skip
 
 
 def measure_cost(options: argparse.Namespace) -> None:
@@ -350,9 +351,12 @@ def main() -> None:
     for name in ("connect4", "go"):
         command = commands.add_parser(name)
         command.add_argument("out", type=Path)
-        command.add_argument("--minutes", type=int, default=10 if name == "connect4" else 60)
         command.add_argument("--seeds", type=int, nargs="+", default=[0])
-        command.add_argument("--game", default="go7")
+        if name == "connect4":
+            command.add_argument("--minutes", type=int, choices=CONNECT_FOUR, default=10)
+        else:
+            command.add_argument("--minutes", type=int, default=60)
+            command.add_argument("--game", choices=GO_POSITIONS, default="go7")
     policy = commands.add_parser("policy")
     policy.add_argument("out", type=Path)
     policy.add_argument("--data", type=Path, required=True)
@@ -369,6 +373,8 @@ def main() -> None:
     cost.add_argument("out", type=Path)
     cost.add_argument("--game", default="connect4")
     options, options.more = parser.parse_known_args()
+    if options.more and options.benchmark not in ("connect4", "go", "policy"):
+        parser.error(f"unknown arguments: {shlex.join(options.more)}")
     functions = {
         "connect4": measure_connect_four, "go": measure_go, "policy": measure_policy, "match": measure_match,
         "solver": measure_solver, "rates": measure_rates, "cost": measure_cost,

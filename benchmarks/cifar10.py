@@ -1,6 +1,6 @@
 """ResNets on CIFAR-10, trained from the command line.
 
-    python benchmarks/cifar10.py cpu               ResNet-20 in 64 epochs: at least 89 % within 45 minutes on two cores
+    python benchmarks/cifar10.py cpu               ResNet-20 in 64 epochs, on two cores in 45 minutes
     python benchmarks/cifar10.py photographs       the ImageNet networks GoogLeNet and ResNet-18, 5 epochs on a CPU
     python benchmarks/cifar10.py precision         training steps of ResNet-20 on a CPU, bfloat16 and float32
     python benchmarks/cifar10.py gpu --seeds 0     ResNet-20 and ResNet-56 in 200 epochs
@@ -43,6 +43,7 @@ def train_and_record(benchmark, command, seed, views=()):
     Then evaluate the run with test-time augmentation, once for each number of views.
     """
     command = f"{command} --seed {seed}"
+    device = "cpu" if "--device cpu" in command else "auto"
     note = "CIFAR-10 as JPEG files" if isinstance(cifar.load_cifar("cifar10"), Path) else ""
     with tempfile.TemporaryDirectory() as out:
         result, seconds = run_command(f"{command} --out {out}/run")
@@ -50,7 +51,7 @@ def train_and_record(benchmark, command, seed, views=()):
         for num_views in views:
             result, _ = run_command(f"fukami eval {out}/run --views {num_views}")
             record(benchmark, f"test accuracy, {num_views} views", result["accuracy"], seed=seed,
-                   command=f"fukami eval RUN --views {num_views}", note=note)  # fmt: skip
+                   command=f"fukami eval RUN --views {num_views}", note=note, device=device)  # fmt: skip
 
 
 def compare_precisions(rounds=2):
@@ -64,7 +65,7 @@ def compare_precisions(rounds=2):
     float32_rate, bfloat16_rate = map(statistics.median, speeds.values())
     note = f"{rounds} rounds in turn; medians {bfloat16_rate:.0f} and {float32_rate:.0f}/s"
     record("resnet20 precision cpu", "images per second, bfloat16 / float32", bfloat16_rate / float32_rate, seed=0,
-           command="python benchmarks/cifar10.py precision", note=note)  # fmt: skip
+           command="python benchmarks/cifar10.py precision", note=note, device="cpu")  # fmt: skip
 
 
 def main():

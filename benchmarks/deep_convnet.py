@@ -28,7 +28,8 @@ GOAL = 0.9935  # 65 errors of 10,000: the note's result
 LIGHT = ("shift=1", "rotate=5", "scale=0.05", "shear=0.05")  # augmentation of the short training runs
 # our fastest training run to the goal: high learning rate, small batches, little augmentation
 SPRINT = f"fukami train deep-convnet --data mnist --epochs 3 --batch-size 50 --lr 0.003 --augment {' '.join(LIGHT)}"
-TESTED = "benchmarks/common/tested_epochs.py"  # the recipe of the runs to an accuracy
+ROOT = Path(__file__).parents[1]
+TESTED = "benchmarks/common/tested_epochs.py"  # the recipe of the runs to an accuracy, in ROOT
 PLAIN = "python benchmarks/common/plain_loop.py"
 
 
@@ -37,7 +38,7 @@ def run_script(command):
     program, *arguments = shlex.split(command)
     start = time.monotonic()
     interpreter = [sys.executable, "-m", "fukami"] if program == "fukami" else [sys.executable]
-    process = subprocess.run([*interpreter, *arguments], stdout=subprocess.PIPE, text=True, check=True)
+    process = subprocess.run([*interpreter, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     return [json.loads(line) for line in process.stdout.splitlines()], time.monotonic() - start
 
 
@@ -71,13 +72,13 @@ def summarize_default(options):
 
 
 def train_sprint(seed):
-    """Train; return the command, the seconds to the first evaluation at the goal, and the final accuracy."""
+    """Train; return the command, the seconds to the first evaluation at the goal, and the best accuracy."""
     command = f"{SPRINT} --seed {seed}".replace("deep-convnet", TESTED, 1)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         start, reached = time.monotonic(), None
         process = subprocess.Popen(
-            [sys.executable, "-m", *shlex.split(command), "--out", out], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", *shlex.split(command), "--out", out], cwd=ROOT, stdout=subprocess.PIPE, text=True
         )
         while process.poll() is None:
             time.sleep(0.1)
@@ -96,7 +97,7 @@ def race_plain_loop(options):
         command, our_seconds, accuracy = train_sprint(seed)
         record(
             "deep-convnet mnist sprint",
-            "test accuracy",
+            "best test accuracy",
             accuracy,
             command=command,
             seed=seed,
@@ -147,13 +148,13 @@ def measure_time_to_goal(options):
         ours = {"cold": worker.request(start), "warm": worker.request(time.monotonic())}
         worker.request(0)
         for kind, (seconds, accuracy, total_seconds) in ours.items():
-            note = f"{shlex.join(build_goal_command(options, seed))}; {accuracy:.2%} at the end; "
+            note = f"{shlex.join(build_goal_command(options, seed))}; {accuracy:.2%} in the best epoch; "
             note += (
                 f"{total_seconds:.2f} s from the start of the {'process' if kind == 'cold' else 'second training run'}"
             )
             metric = f"seconds in the loop to {options.goal:.2%}, {kind}"
             if seconds is None:
-                metric, seconds = f"test accuracy, {kind}, below {options.goal:.2%}", accuracy
+                metric, seconds = f"best test accuracy, {kind}, below {options.goal:.2%}", accuracy
             record("deep-convnet mnist goal", metric, seconds, command=command, seed=seed, note=note)
         if options.plain_epochs:
             plain = [*PLAIN.split(), "--epochs", str(options.plain_epochs), "--until", str(options.goal)]
@@ -162,16 +163,14 @@ def measure_time_to_goal(options):
 
 
 def record_plain_ratio(options, ours, lines, command, seed):
-    """Record the ratio of the plain loop's seconds, from its printed lines, to ours."""
+    """Record the ratio of the plain loop's seconds, from its printed lines, to ours, both in a new process."""
     best, plain_seconds = max(line["accuracy"] for line in lines), lines[-1]["seconds_in_loop"]
     bound = "" if best >= options.goal else f"; lower bound, since the plain loop only reached {best:.2%}"
-    for kind, (seconds, _, _) in ours.items():
-        if seconds is not None:
-            note = (
-                f"{plain_seconds:.2f} and {seconds:.2f} s in the loop, {len(lines)} and {options.epochs} epochs{bound}"
-            )
-            record("deep-convnet mnist goal", f"relative time of the plain loop, {kind}", plain_seconds / seconds,
-                   command=command, seed=seed, note=note)  # fmt: skip
+    seconds, _, _ = ours["cold"]
+    if seconds is not None:
+        note = f"{plain_seconds:.2f} and {seconds:.2f} s in the loop, {len(lines)} and {options.epochs} epochs{bound}"
+        record("deep-convnet mnist goal", "relative time of the plain loop", plain_seconds / seconds,
+               command=command, seed=seed, note=note)  # fmt: skip
 
 
 def build_goal_command(options, seed):
@@ -184,11 +183,11 @@ def build_goal_command(options, seed):
 def train_to_goal(options, seed, pipe):
     """Train in a worker at each request, which is a start time.
 
-    Sends the seconds in the loop to the goal, the final accuracy, and the seconds since the start time.
+    Sends the seconds in the loop to the goal, the best accuracy, and the seconds since the start time.
     """
     import fukami
 
-    recipe = fukami.get_recipe(TESTED)(
+    recipe = fukami.get_recipe(str(ROOT / TESTED))(
         data=options.data, epochs=options.epochs, batch_size=options.batch_size, lr=options.lr, augment=LIGHT, seed=seed
     )
     while start := pipe.recv():

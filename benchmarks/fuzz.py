@@ -52,7 +52,8 @@ def main() -> None:
         print(json.dumps(failure))
     note = f"{result['worked']} read, {result['rejected']} rejected with an error, in {result['seconds']} s"
     record_command = f"python benchmarks/fuzz.py --cases {options.cases} --seed {options.seed}"
-    record("hostile files", "failures", len(result["failures"]), seed=options.seed, command=record_command, note=note)
+    record("hostile files", "failures", len(result["failures"]), seed=options.seed, command=record_command, note=note,
+           device="cpu")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -207,7 +207,7 @@ def main() -> None:
             num_equal = 0 if result["different"] else result["kills"]
             name = f"kills {entry}" + (f" {options.device}" if options.device != "cpu" else "")
             record(name, "SIGKILLs after which the resumed run is byte-equal", num_equal, command=command,
-                   seed=options.seed, seconds=result["seconds"], note=note)  # fmt: skip
+                   seed=options.seed, seconds=result["seconds"], note=note, device=options.device)  # fmt: skip
     sys.exit(failed)
 
 

@@ -59,7 +59,7 @@ def measure_activation_checkpointing(batch_size: int) -> None:
         command = f"python benchmarks/memory.py activation-checkpointing --batch-size {batch_size}"
         note = f"{without / 1e6:.1f} MB, {with_checkpointing / 1e6:.1f} MB"
         record(f"activation checkpointing {name}", "kept for the backward pass, fraction", with_checkpointing / without,
-               command=command, note=note)  # fmt: skip
+               command=command, note=note, device="cpu")  # fmt: skip
 
 
 IMAGES = Path(__file__).parent / "common" / "random_images.py"

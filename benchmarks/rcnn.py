@@ -94,18 +94,19 @@ def measure_speed(options: argparse.Namespace, note: Callable[..., None]) -> Non
     command = f"python benchmarks/rcnn.py speed --device {options.device} --regions {options.regions}"
     runtime = Runtime.start(options.device, "float32")
     search_seconds = statistics.median(time_searches(options.repeat))
-    note("rcnn prediction", "seconds for the proposals, fast", search_seconds, command=command)
+    note("rcnn prediction", "seconds for the proposals, fast", search_seconds, command=command, device="cpu")
     for backbone in options.backbones:
         for precision in options.precisions:
             seconds = statistics.median(time_regions(backbone, precision, runtime, options.regions, options.repeat))
             metric = f"seconds for {options.regions} regions, {backbone} {SIZES[backbone]} {precision}"
             full_command = f"{command} --backbones {backbone} --precisions {precision}"
-            note("rcnn prediction", metric, seconds, command=full_command)
+            note("rcnn prediction", metric, seconds, command=full_command, device=options.device)
             metric = f"seconds per image, {backbone} {SIZES[backbone]} {precision}"
             comment = (
                 f"{options.regions} regions; {search_seconds:.2f} s of these for the proposals, on the CPU; {PAPER}"
             )
-            note("rcnn prediction", metric, search_seconds + seconds, command=full_command, note=comment)
+            note("rcnn prediction", metric, search_seconds + seconds, command=full_command, note=comment,
+                 device=options.device)  # fmt: skip
 
 
 def measure_proposals(options: argparse.Namespace, note: Callable[..., None]) -> None:
@@ -129,9 +130,9 @@ def measure_proposals(options: argparse.Namespace, note: Callable[..., None]) ->
     for label in data.labels:
         for threshold in (0.5, 0.7):
             fraction = statistics.mean(overlap >= threshold for overlap in best_ious[label])
-            note("rcnn bccd", f"fraction of {label} proposed by {threshold}", fraction, command=command)
+            note("rcnn bccd", f"fraction of {label} proposed by {threshold}", fraction, command=command, device="cpu")
         fraction = statistics.mean(overlap > 0.3 for overlap in object_ious[label])
-        note("rcnn bccd", f"fraction of {label} that overlap another by 0.3", fraction, command=command)
+        note("rcnn bccd", f"fraction of {label} that overlap another by 0.3", fraction, command=command, device="cpu")
 
 
 @torch.inference_mode()

@@ -210,7 +210,14 @@ def main():
 
     def record_row(metric, value, note):
         record(
-            "scaling resnet50, 2 processes", metric, value, command=command, seed=0, seconds=total_seconds, note=note
+            "scaling resnet50, 2 processes",
+            metric,
+            value,
+            command=command,
+            seed=0,
+            seconds=total_seconds,
+            note=note,
+            device="cpu",
         )
 
     bucket_sizes = ", ".join(f"{size / 2**20:.1f}" for size in times["sizes"])

@@ -154,9 +154,14 @@ def main():
         for name in ("book", "book_float32"):
             ratio = seconds[name][index] / seconds["ours"][index]
             record(
-                "scratch", f"{action}, {name} seconds / ours", ratio, command=command, seconds=seconds["ours"][index]
+                "scratch",
+                f"{action}, {name} seconds / ours",
+                ratio,
+                command=command,
+                seconds=seconds["ours"][index],
+                device="cpu",
             )
-    record("scratch", "peak megabytes", peak, command=command)
+    record("scratch", "peak megabytes", peak, command=command, device="cpu")
     print(json.dumps({
         "images": options.images,
         "batches": options.batches,

@@ -165,7 +165,7 @@ def main():
         note = f"{subset} 750 photographs of voc-animals; {note}"
         print(metric, f"{value:.4f}", note, flush=True)
         if not options.trial:
-            record(f"selective search {options.mode}", metric, value, command=command, seed=0, note=note)
+            record(f"selective search {options.mode}", metric, value, command=command, seed=0, note=note, device="cpu")
 
     cv2.setNumThreads(1)
     with threadpool_limits(1):

@@ -225,7 +225,7 @@ async def measure(name, options, process, port):
         if options.record:
             text = "; ".join(f"{key}: {content}" for key, content in note.items())
             command = f"python benchmarks/serving.py {name} --scale {options.scale:g}"
-            record(f"serving {name}", metric, value, command=command, note=text)
+            record(f"serving {name}", metric, value, command=command, note=text, device="cpu")
 
 
 def main():

@@ -110,7 +110,10 @@ def record(
     note: str = "",
     device: str = "auto",
 ) -> None:
-    """Append a row to the results, and print it; ``device`` is ``cpu`` if a GPU of the machine was not used."""
+    """Append a row to the results, and print it.
+
+    ``device`` is ``cpu`` if a GPU of the machine was not used, as in a command with ``--device cpu``.
+    """
     row = {
         "date": datetime.date.today().isoformat(),
         "commit": get_commit(),
@@ -119,7 +122,7 @@ def record(
         "value": f"{value:.6g}",
         "seed": seed,
         "seconds": seconds if isinstance(seconds, str) else f"{seconds:.1f}",
-        "hardware": describe_hardware(device),
+        "hardware": describe_hardware("cpu" if "--device cpu" in command else device),
         "versions": f"python {platform.python_version()}, torch {torch.__version__}",
         "command": command,
         "note": note,

@@ -12,6 +12,7 @@ import threading
 import typing
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
@@ -245,13 +246,21 @@ def test_a_temporary_file_that_is_renamed_meanwhile_is_no_error(trained, tmp_pat
     run_folder.check_run_files(run)
 
 
-@pytest.mark.parametrize("change", ["labels", "size"])
+@pytest.mark.parametrize("change", ["labels", "stored labels", "outputs", "size"])
 def test_an_onnx_file_of_another_run_is_rejected(change, fukami, trained, tmp_path):
     copy_run(trained, tmp_path / "run")
     assert fukami("export", "run", "--to", "onnx", "--out", "exported").status == 0
     file = tmp_path / "exported" / "model.onnx"
     if change == "labels":
         change_record(tmp_path / "exported", labels=list("abcdefghijk"))
+    elif change in ("stored labels", "outputs"):
+        model = onnx.load(file)
+        for entry in model.metadata_props:
+            if entry.key == "labels":
+                entry.value = "[" * 100_000 if change == "stored labels" else "null"
+        onnx.save(model, file)
+        if change == "outputs":
+            change_record(tmp_path / "exported", labels=list("abcdefghijk"))
     else:  # a sparse file, which takes no disk space
         with file.open("r+b") as content:
             content.truncate(20 << 30)

@@ -742,6 +742,17 @@ def add_constant_of_a_fixed_input(model, onnx):
         model.graph.node.insert(0, node)
 
 
+def add_constant_of_a_fixed_input_in_a_branch(model, onnx):
+    """Add the same to a branch."""
+    add_constant_of_a_fixed_input(model, onnx)
+    nodes = [model.graph.node.pop(0) for _ in range(3)]
+    output = onnx.helper.make_tensor_value_info("filled", onnx.TensorProto.FLOAT, None)
+    branch = onnx.helper.make_graph(nodes, "branch", [], [output])
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "condition"))
+    node = onnx.helper.make_node("If", ["condition"], ["result"], then_branch=branch, else_branch=branch)
+    model.graph.node.insert(0, node)
+
+
 def add_function_with_default(model, onnx):
     """Add a function whose default weights are in another file."""
     opset = [onnx.helper.make_opsetid("", 18)]
@@ -770,6 +781,7 @@ def add_function_with_default(model, onnx):
         (add_constant_of_unknown_size, "a constant of an unknown size, 'filled'"),
         (add_many_constants, "and 335,544,320 constants"),
         (add_constant_of_a_fixed_input, "a constant of an unknown size"),
+        (add_constant_of_a_fixed_input_in_a_branch, "a constant of an unknown size"),
         (add_function_of_another_version, "functions of other operator versions"),
         (add_function_with_default, "functions with defaults or overloads"),
     ],

@@ -26,7 +26,6 @@ from fukami import Error, UsageError
 from fukami.classification.deep_convnet import DeepConvNet
 from fukami.data import augment, labeled_images, streaming
 from fukami.data.loader import InMemoryLoader
-from fukami.data.locations import get_cache_folder
 from fukami.data.streaming import FileStreamingLoader, ImageDecoder
 from fukami.engine.checkpoint import decode_checkpoint
 from fukami.image import io as image_io
@@ -615,29 +614,43 @@ def test_imagenet_as_folders(root, tmp_path, monkeypatch):
 
 
 def test_imagenet_from_its_archives(root, tmp_path, monkeypatch):
-    """Two classes have the same name; torchvision's reader is replaced, and unpacks while no other process reads."""
+    """Two classes have the same name; one process unpacks, and all read at the same time."""
     import torchvision
 
+    folder, held = tmp_path / "imagenet", []
+
     class ImageNet:
-        def __init__(self, folder, split):
-            with pytest.raises(Timeout):
-                FileLock(get_cache_folder() / ".downloads.lock", timeout=0, thread_local=False).acquire()
+        """Replacement of torchvision's reader, which unpacks a missing split."""
+
+        def __init__(self, path, split):
+            lock = FileLock(folder / ".unpacking.lock", timeout=0, thread_local=False)
+            try:
+                lock.acquire()
+            except Timeout:
+                held.append((split, (folder / split).is_dir()))
+            lock.release(force=True)
+            if not (folder / split).is_dir():
+                shutil.copytree(root, folder / split)
+            (folder / "meta.bin").touch()
             self.classes, self.wnids = [("crane",), ("crane",), ("tench", "Tinca tinca")], ["n1", "n2", "n3"]
-            self.split_folder = os.path.join(folder, split)  # noqa: PTH118  as torchvision does
-            files = sorted(Path(self.split_folder).rglob("*.png"))
+            files = sorted((folder / split).rglob("*.png"))
             self.samples = [(str(file), LABELS.index(file.parent.name)) for file in files]
 
     monkeypatch.setattr(torchvision.datasets, "ImageNet", ImageNet)
     monkeypatch.setenv("FUKAMI_DATA", str(tmp_path))
-    for split in ("train", "val"):
-        shutil.copytree(root, tmp_path / "imagenet" / split)
-    (tmp_path / "imagenet" / "meta.bin").touch()
+    folder.mkdir()
+    (folder / "ILSVRC2012_devkit_t12.tar.gz").touch()
     train, val, _, labels = labeled_images.load_labeled_images("imagenet", 0.2)
     assert labels == ("crane (n1)", "crane (n2)", "tench, Tinca tinca")
     assert len(train) == len(val) == 21
-    (tmp_path / "imagenet" / "train" / "n3.tar").touch()
-    with pytest.raises(Error, match=r"train was not unpacked completely \(n3.tar is left\); delete the folder"):
-        labeled_images.load_labeled_images("imagenet", 0.2)
+    assert held == [("train", False), ("val", False)]  # not while the files are only listed
+    for name in ("train/n3.tar", "val/ILSVRC2012_val_00000001.JPEG"):
+        (folder / name).touch()
+        with pytest.raises(
+            Error, match=rf"was not unpacked completely \({Path(name).name} is left\); delete the folder"
+        ):
+            labeled_images.load_labeled_images("imagenet", 0.2)
+        (folder / name).unlink()
 
 
 def test_imagenet_is_not_downloaded(tmp_path, monkeypatch):

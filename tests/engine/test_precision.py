@@ -16,8 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
+import fukami as package
 from fukami.classification import precision_comparison
 from fukami.classification.deep_convnet import DeepConvNet
+from fukami.classification.resnet import ResNet20
 from fukami.engine import precision, run_weights
 from fukami.engine.load_run import load_task
 from fukami.engine.runtime import Runtime
@@ -209,6 +211,17 @@ def test_runs_exported_to_binary_cannot_be_explained_or_trained(fukami, binarize
     trained = fukami("train", "binary-deep-convnet", "--init", "bits", "--out", "more")
     assert trained.status == 1
     assert "has no weights to train" in trained.err
+
+
+def test_an_export_for_another_input_size_is_used_at_it(fukami, digit_files, tmp_path):
+    """An ONNX file has one input size, which is that of its recipe."""
+    run = package.train(
+        ResNet20(data=str(digit_files), size=16, epochs=1, batch_size=8), tmp_path / "run", device="cpu"
+    )
+    result = fukami("export", run.folder, "--to", "onnx", "--set", "size=24", "--out", tmp_path / "exported")
+    assert result.status == 0, result.err
+    assert json.loads((tmp_path / "exported" / "recipe.json").read_text())["fields"]["size"] == 24
+    assert fukami("predict", tmp_path / "exported", next(digit_files.rglob("*.png"))).status == 0
 
 
 def test_the_error_of_a_corrupted_or_missing_onnx_file_names_it(fukami, trained, tmp_path):

@@ -586,6 +586,15 @@ def test_each_stage_lowers_the_learning_rate(tmp_path, factor, rates):
         kind(stage_lr_factor=0.1)
 
 
+def test_stages_scale_the_learning_rate_with_the_batch_size_as_one(tmp_path):
+    """The default batch size, for which the learning rate is, is that of the recipe and not of a stage."""
+    fields = {"training": "staged", "stage_lr_factor": 0.5, "lr": 1e-3, "lr_scaling": "linear", **SMALL}
+    for batch_size, init, factor in ((8, "", 1), (16, "", 2), (8, "imagenet", 4)):
+        recipe = package.get_recipe("fcn8s-vgg16")(batch_size=batch_size, init=init, **fields)
+        rates = [stage.peak_lr for stage in (*recipe.stages(tmp_path).values(), recipe)]
+        assert rates == pytest.approx([factor * 1e-3, factor * 5e-4, factor * 2.5e-4])
+
+
 def test_stages_without_initial_weights_have_one_learning_rate(tmp_path):
     """The weights of a stage are those of the one before, and no layer of the first one is pretrained."""
     recipe = package.get_recipe("fcn8s-vgg16")(training="staged", backbone_lr_factor=0.1, **SMALL)

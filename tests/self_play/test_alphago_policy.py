@@ -178,7 +178,10 @@ def test_moves_are_legal_without_a_pass_in_the_file(tmp_path):
 
 def test_files_without_moves_are_counted(tmp_path, caplog):
     (tmp_path / "a.sgf").write_text("(;SZ[5]AB[bb][dd]AW[cc])")
-    with pytest.raises(Error, match=r"none of the 1 SGF files in .* is a game on 5×5; 1 have no moves"):
+    with pytest.raises(Error, match=r"none of the 1 SGF files in .* is a game on 5×5; they have no moves"):
+        read_games(tmp_path, Go(5), (), 0)
+    (tmp_path / "b.sgf").write_text("(;SZ[9];B[cc];W[cd])")
+    with pytest.raises(Error, match=r"none of the 2 SGF files in .*; set --size"):
         read_games(tmp_path, Go(5), (), 0)
     (tmp_path / "b.sgf").write_text("(;SZ[5];B[cc];W[cd])")
     assert len(read_games(tmp_path, Go(5), (), 0).names) == 1

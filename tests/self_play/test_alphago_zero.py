@@ -934,11 +934,13 @@ def test_draw_takes_a_file_of_one_position(tmp_path):
 
 def test_the_search_opponent_needs_simulations(tmp_path, fukami):
     run = package.train(make(), tmp_path / "run", **CPU)
+    train = build_train_command(make(simulations=0)).split()[1:]  # before the training, not at its first evaluation
     for command in (("play", run.folder, "--against", "search", "--games", "2", "--simulations", "0"),
-                    ("eval", run.folder, "--set", "simulations=0")):  # fmt: skip
+                    ("eval", run.folder, "--set", "simulations=0"), (*train, "--out", tmp_path / "new")):  # fmt: skip
         result = fukami(*command)
         assert result.status == 2
         assert "needs at least 1 simulation" in result.err
+    assert not (tmp_path / "new" / "weights.safetensors").exists()
 
 
 def test_a_run_never_executes_a_file_that_it_names(tmp_path):

@@ -362,17 +362,8 @@ class ClassificationTask(Task):
         return combine_log_probs(scores, isinstance(self.inference_model, Ensemble) and self.inference_model.vote)
 
     def predict_batch(self, images: Tensor) -> list[Prediction]:
-        """Classify images; return ``label``, ``probability`` and the ``ranking`` of the most likely classes.
-
-        Raises:
-            Error: an exported network has another number of outputs than there are classes.
-        """
-        probabilities = self.predict_log_probabilities(images).exp().cpu()
-        if probabilities.shape[1] != len(self.labels):
-            raise Error(
-                f"the network has {probabilities.shape[1]} outputs for {len(self.labels)} classes; export the run again"
-            )
-        return list(map(self._format_prediction, probabilities))
+        """Classify images; return ``label``, ``probability`` and the ``ranking`` of the most likely classes."""
+        return list(map(self._format_prediction, self.predict_log_probabilities(images).exp().cpu()))
 
     def _format_prediction(self, probabilities: Tensor) -> Prediction:
         top = probabilities.topk(min(TOP_K, len(self.labels)))

@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from fukami.data import image_folder
-from fukami.data.locations import list_data_folders, lock_downloads
+from fukami.data.locations import list_data_folders, lock_folder
 from fukami.data.splits import Split
 from fukami.errors import Error
 
@@ -23,8 +23,7 @@ def scan_imagenet() -> dict[Split, image_folder.FolderSplit]:
     for folder in list_data_folders():
         root = folder / "imagenet"
         if (root / "meta.bin").is_file() or any(root.glob("ILSVRC2012_devkit_t12.tar*")):
-            with lock_downloads():  # one process unpacks, and the others wait
-                return {split: _load_split(root, split) for split in ("train", "val")}
+            return {split: _load_split(root, split) for split in ("train", "val")}
         if (root / "train").is_dir():
             return image_folder.scan_folder(root)
     roots = ", ".join(str(folder / "imagenet") for folder in list_data_folders())
@@ -37,16 +36,21 @@ def scan_imagenet() -> dict[Split, image_folder.FolderSplit]:
 def _load_split(root: Path, split: Split) -> image_folder.FolderSplit:
     from torchvision.datasets import ImageNet
 
+    folder = root / split
     try:
+        with lock_folder(root, ".unpacking.lock"):  # one process unpacks, and the others wait
+            if not (folder.is_dir() and (root / "meta.bin").is_file()):
+                ImageNet(str(root), split=split)
+        if file := next((file for kind in ("*.tar", "*.JPEG") for file in folder.glob(kind)), None):
+            raise Error(f"{folder} was not unpacked completely ({file.name} is left); delete the folder, and try again")
         dataset = ImageNet(str(root), split=split)
+    except Error:
+        raise
     except Exception as error:  # readers raise errors of any type on a corrupted file
         raise Error(
-            f"{root} does not contain the complete ImageNet ({error}); put the three original archives there"
+            f"{root} does not contain the complete ImageNet ({error}); put the three original archives there, and "
+            f"delete {folder} if it exists"
         ) from error
-    if file := next((file for kind in ("*.tar", "*.JPEG") for file in Path(dataset.split_folder).glob(kind)), None):
-        raise Error(
-            f"{file.parent} was not unpacked completely ({file.name} is left); delete the folder, and try again"
-        )
     names = [", ".join(synonyms) for synonyms in dataset.classes]
     counts = Counter(names)
     names = [f"{name} ({wnid})" if counts[name] > 1 else name for name, wnid in zip(names, dataset.wnids, strict=True)]

@@ -40,13 +40,17 @@ def get_cache_folder() -> Path:
 
 
 @contextlib.contextmanager
-def lock_downloads() -> Iterator[None]:
-    """Lock the cache folder, so that one process at a time downloads into it or reads what another one may download."""
+def lock_folder(folder: Path, name: str) -> Iterator[None]:
+    """Lock a folder by a file in it, so that one process at a time writes into it or reads what another may write."""
     from filelock import FileLock
 
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError, NotImplementedError):  # nothing is downloaded into a folder without locks
-            get_cache_folder().mkdir(parents=True, exist_ok=True)
-            lock = FileLock(get_cache_folder() / ".downloads.lock", thread_local=False, fallback_to_soft=False)
-            stack.enter_context(lock)
+        with contextlib.suppress(OSError, NotImplementedError):  # nothing is written into a folder without locks
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(folder / name, thread_local=False, fallback_to_soft=False))
         yield
+
+
+def lock_downloads() -> contextlib.AbstractContextManager[None]:
+    """Lock the cache folder, so that one process at a time downloads into it or reads what another may download."""
+    return lock_folder(get_cache_folder(), ".downloads.lock")

@@ -1,5 +1,6 @@
 """Export of a run (``fukami export``) to a lower precision or to ONNX."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
@@ -50,6 +51,7 @@ def export_run(
     if out.is_dir() and any(out.iterdir()):
         raise UsageError(f"{out} exists and is not empty; use another --out")
     experiment, labels = run_record.read_recipe(source, recipe)
+    experiment = dataclasses.replace(experiment, **(overrides or {}))
     task = load_task(run, device="cpu", precision="float32", overrides=overrides, recipe=recipe)
     before = task.get_modules()
     with Waiting(f"exporting {run} to {to}"):

@@ -81,7 +81,8 @@ def _load_run(
         networks = {name: OnnxNetwork(content) for name, content in contents.items()}
         for name, network in networks.items():
             with contextlib.suppress(ValueError):
-                if parse_json(network.metadata.get("labels", "null")) in (None, [*labels]):
+                stored_labels = parse_json(network.metadata.get("labels", "null"))
+                if stored_labels in (None, [*labels]) and network.num_scores in (None, len(labels)):
                     continue
             raise Error(f"{folder / name}.onnx has other classes than its recipe.json; export the run again")
         modules = {**networks}

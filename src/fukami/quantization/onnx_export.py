@@ -49,6 +49,7 @@ MAX_OPERATORS = 1_000_000  # with those of functions; the largest exports have s
 MAX_FUNCTION_DEPTH = 50
 MAX_TENSOR_ELEMENTS = 1 << 26  # 64 maps of 1,024×1,024
 MAX_SHAPE_BYTES = 1 << 12  # larger tensors are weights, not shapes
+Shapes = Mapping[str, Sequence[onnx.TensorShapeProto.Dimension]]  # sides of tensors by name
 DETECTOR = Signature(("images", "sizes"), ("boxes", "classes", "scores"), 1, ({2: "height", 3: "width"}, {}))
 SEGMENTER = Signature(("images",), ("scores",), 2, ({0: "N", 2: "height", 3: "width"},))
 BOARD = Signature(("planes",), ("policy", "value"), 2, ({0: "N"},))
@@ -160,6 +161,9 @@ class OnnxNetwork(nn.Module):
         ]:
             names = f"the inputs {', '.join(self.input_names)} and the outputs {', '.join(self.output_names)}"
             raise Error(f"the ONNX file has {names}, so fukami did not export it; export a run with fukami export")
+        (score_shape,) = [value.shape for value in self.session.get_outputs() if value.name == "scores"] or [()]
+        has_scores = self.input_names == ("images",)  # of a class each
+        self.num_scores = (score_shape[1:2] or [0])[0] if has_scores else None
         self.empty = nn.Parameter(torch.empty(0))  # gives the module a device and dtype
         self.content = content
 
@@ -309,11 +313,11 @@ def _count_elements(model: onnx.ModelProto) -> tuple[int, int]:
         graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     except Exception:  # ONNX Runtime reports the same error
         return 0, 0
-    return _count_graph_elements(graph, constants)
+    return _count_graph_elements(graph, constants, {})
 
 
-def _count_graph_elements(graph: onnx.GraphProto, constants: set[str]) -> tuple[int, int]:
-    """Count the elements of a graph and its branches; ``constants`` are those outside of it.
+def _count_graph_elements(graph: onnx.GraphProto, constants: set[str], outer_shapes: Shapes) -> tuple[int, int]:
+    """Count the elements of a graph and its branches; ``constants`` and ``outer_shapes`` are those outside of it.
 
     ONNX Runtime computes constants when it loads a file, without a limit of memory, so their shapes must be known.
     """
@@ -324,6 +328,7 @@ def _count_graph_elements(graph: onnx.GraphProto, constants: set[str]) -> tuple[
         if value.type.tensor_type.HasField("shape")
     }
     counts = {name: math.prod(max(side.dim_value, 1) for side in sides) for name, sides in shapes.items()}
+    shapes = {**outer_shapes, **shapes}
     largest, num_constants = max(counts.values(), default=0), 0
     for node in graph.node:
         if constants.issuperset(node.input) or _is_constant_shape(node, shapes):
@@ -337,12 +342,12 @@ def _count_graph_elements(graph: onnx.GraphProto, constants: set[str]) -> tuple[
                     )
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs):
-                inner_largest, num_inner = _count_graph_elements(inner, constants)
+                inner_largest, num_inner = _count_graph_elements(inner, constants, shapes)
                 largest, num_constants = max(largest, inner_largest), num_constants + num_inner
     return largest, num_constants
 
 
-def _is_constant_shape(node: onnx.NodeProto, shapes: Mapping[str, Sequence[onnx.TensorShapeProto.Dimension]]) -> bool:
+def _is_constant_shape(node: onnx.NodeProto, shapes: Shapes) -> bool:
     """Return whether an operator returns sides of a tensor that do not depend on the input, which are a constant."""
     if node.op_type != "Shape" or not node.input or node.input[0] not in shapes:
         return False

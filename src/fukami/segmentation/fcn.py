@@ -78,7 +78,7 @@ class SkipFCNFields(FCNVGGFields):
             kind = get_recipe(name)
             shared = get_field_names(kind) - {"training", "stage_lr_factor"}
             fields = {name: value for name, value in values.items() if name in shared}
-            fields |= {"init": init, "lr": self.lr * self.stage_lr_factor**stage}
+            fields |= {"init": init, "lr": self.base_lr * self.stage_lr_factor**stage, "lr_scaling": "none"}
             if not values[
                 "init"
             ]:  # every layer is new in the first stage, so no stage lowers the backbone's learning rate
@@ -91,7 +91,12 @@ class SkipFCNFields(FCNVGGFields):
     def peak_lr(self) -> float:
         """Peak learning rate; lower in staged training, whose last stage this network is."""
         factor = self.stage_lr_factor ** len(self.coarser_recipes) if self.training == "staged" else 1.0
-        return super().peak_lr * factor  # type: ignore[misc, no-any-return]  # of the recipe that has these fields
+        return self.base_lr * factor
+
+    @property
+    def base_lr(self) -> float:
+        """Peak learning rate of the first stage."""
+        return super().peak_lr  # type: ignore[misc, no-any-return]  # of the recipe that has these fields
 
 
 @dataclass(frozen=True, kw_only=True)

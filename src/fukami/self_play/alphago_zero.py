@@ -249,7 +249,7 @@ class AlphaGoZero(Recipe):
             return evaluation.OptimalMoves("test", ("sensible", "random", "play"), counts, seed=self.seed)
         default = "gnugo" if isinstance(games[0], Go) else "search"
         opponent = default if self.eval_opponent == "auto" else self.eval_opponent
-        evaluation.check_opponent(opponent, games)
+        evaluation.check_opponent(opponent, games, self.simulations)
         num_games = self.eval_games if split == "test" else max(2, self.eval_games // 5)
         return evaluation.MatchEvaluation(opponent, num_games, self.gnugo_level, self.seed)
 

@@ -207,12 +207,7 @@ def make_opponent(name: str, task: "SelfPlayTask", *, level: int = 1, seed: int 
     from fukami.self_play import players
 
     game = task.game
-    check_opponent(name, [game])
-    if name == "search" and not task.simulations:
-        raise UsageError(
-            "the search without a network needs at least 1 simulation per move; set the simulations (--simulations of "
-            "play, --set simulations=N of eval), or use random as the opponent"
-        )
+    check_opponent(name, [game], task.simulations)
     if name == "gnugo":
         return players.GnuGoPlayer(cast("Go", game), level, seed)
     if name == "solver":
@@ -222,15 +217,20 @@ def make_opponent(name: str, task: "SelfPlayTask", *, level: int = 1, seed: int 
     return players.RandomPlayer(seed)
 
 
-def check_opponent(name: str, games: Sequence[Game]) -> None:
-    """Check that an opponent plays the games, and is installed.
+def check_opponent(name: str, games: Sequence[Game], simulations: int) -> None:
+    """Check that an opponent plays the games, is installed, and has simulations to search.
 
     Raises:
-        UsageError: it does not, or is not.
+        UsageError: it does not, is not, or has none.
     """
     from fukami.self_play import gnugo
     from fukami.self_play.go import Go
 
+    if name == "search" and not simulations:
+        raise UsageError(
+            "the opponent search, which has no network, needs at least 1 simulation per move; use more simulations, or "
+            "the opponent random (--eval-opponent random in training, --against random in play)"
+        )
     others = [game.name for game in games if not isinstance(game, Go)]
     if name == "gnugo" and others:
         raise UsageError(f"GNU Go does not play {', '.join(others)}; use search or random as the opponent")

@@ -203,10 +203,10 @@ def read_games(path: Path, game: Go, test_names: Sequence[str], max_unreadable: 
         side = game.shape[0]
         if reader.errors:
             fix = f"the first error: {reader.errors[0]}"
-        elif reader.num_without_moves:
-            fix = f"{reader.num_without_moves:,} have no moves; use records of games"
-        else:
+        elif reader.num_other_sizes:
             fix = "set --size to the board size of the games"
+        else:
+            fix = "they have no moves; use records of games"
         raise Error(f"none of the {reader.num_files:,} SGF files in {path} is a game on {side}×{side}; {fix}")
     return reader.build()
 
