@@ -314,7 +314,7 @@ def main() -> None:
     parser.add_argument("--weights", default="imagenet", help="File of VGG-16's convolutions.")
     parser.add_argument("--out", help="Folder for the runs; temporary by default.")
     options, options.more = parser.parse_known_args()
-    if options.more and options.benchmark not in ("scenes", "camvid"):
+    if options.more and options.benchmark in ("rates", "patches"):
         parser.error(f"unknown arguments: {shlex.join(options.more)}")
     if options.benchmark == "rates":
         options.batch_size = options.batch_size or 4
