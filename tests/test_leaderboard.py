@@ -294,7 +294,11 @@ def test_unfinished_and_corrupted_runs_are_listed(fukami, tmp_path):
 
 @pytest.mark.parametrize(
     "line",
-    ["[" + "[]," * (1 << 19) + "[]]", json.dumps({"step": 1, "phase": "eval"} | {f"m{i}": 0.5 for i in range(2000)})],
+    [
+        '{"step": 1, "phase": "eval", "accuracy": 0.5, "count": -Infinity}',
+        "[" + "[]," * (1 << 19) + "[]]",
+        json.dumps({"step": 1, "phase": "eval"} | {f"m{i}": 0.5 for i in range(2000)}),
+    ],
 )
 def test_a_line_that_no_run_writes_is_not_read(tmp_path, line, monkeypatch):
     folder, lengths, loads = create_run(tmp_path / "a", 0.5), [], json.loads

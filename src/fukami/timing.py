@@ -32,6 +32,10 @@ class PhaseTimer:
         """Return a context whose time counts for the phase."""
         return TimedPhase(self, phase)
 
+    def restart(self) -> None:
+        """Do not count the time since the start, or the last change of the phase."""
+        self.phase_start = time.monotonic()
+
     def switch(self, phase: str) -> str:
         """Count the time for this phase from now on, and return the previous phase."""
         now = time.monotonic()

@@ -189,6 +189,36 @@ def test_any_classifier_can_be_the_encoder(encoder, options, features):
     assert all(p.grad is not None for p in network.parameters())
 
 
+def test_an_encoder_has_no_auxiliary_classifiers():
+    recipe = ShowAndTell(encoder="googlenet", encoder_options=("aux_loss=true",))
+    with pytest.raises(UsageError, match="an encoder has no auxiliary classifiers"):
+        recipe.build_task((*tokenizer.SPECIAL_TOKENS, "a"))
+
+
+def test_activation_checkpointing_leaves_steps_unchanged(folder):
+    """Fewer activations are stored, and the gradients are bit-identical."""
+    states = []
+    for checkpointing in (False, True):
+        recipe = build_recipe(folder, activation_checkpointing=checkpointing)
+        data = recipe.load_data()
+        torch.manual_seed(1)
+        task = recipe.build_task(data.labels)
+        task.setup(Runtime.start("cpu", "float32"))
+        task.prepare_training()
+        saved = []
+        task.schedule(0.5)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, s=saved: s.append(x.numel()) or x, lambda x: x):
+            task.step(next(iter(task.iterate_batches(data.train))))
+        states.append((task.model.state_dict(), sum(saved)))
+    (expected_state, num_saved), (state, num_saved_checkpointed) = states
+    assert num_saved_checkpointed < 0.7 * num_saved
+    assert all(torch.equal(value, state[key]) for key, value in expected_state.items())
+    with pytest.raises(UsageError, match="which --init freezes"):
+        build_recipe(folder, activation_checkpointing=True, init="imagenet")
+    stages = build_recipe(folder, activation_checkpointing=True, init="imagenet", finetune_epochs=1).stages(folder)
+    assert not stages["frozen"].activation_checkpointing
+
+
 def test_decoding_steps_equal_the_forward_pass():
     """The scores of single steps are those of the forward pass, and of equations 10 to 12 by hand."""
     torch.manual_seed(0)
@@ -399,6 +429,34 @@ def test_every_format(name, folder):
     assert identify_source(str(folder)).has("captions")
 
 
+def test_captions_of_lemmas_are_not_used(folder):
+    """Flickr8k has a file of captions with each word in its base form beside the captions."""
+    (folder / "captions.txt").unlink()
+    files = build_formats(folder)["flickr8k tokens"]
+    files["Flickr8k.lemma.token.txt"] = files["Flickr8k.token.txt"].replace("blue", "lemma")
+    for file, content in files.items():
+        (folder / file).write_text(content)
+    train, _, _ = captioning_data.load_dataset(str(folder), 0.1)
+    assert not any("lemma" in caption for captions in train.captions for caption in captions)
+
+
+def test_caption_files_of_any_name_are_read_for_each_split(folder):
+    coco = build_formats(folder)["coco"]
+    (folder / "captions.txt").unlink()
+    for word in ("train", "val"):
+        (folder / f"{word}.json").write_text(coco[f"annotations/captions_{word}2017.json"])
+    assert [len(split) for split in captioning_data.load_dataset(str(folder), 0.1)] == [20, 10, 0]
+
+
+def test_a_caption_file_without_a_split_beside_those_of_splits_is_not_read(folder, caplog):
+    (folder / "captions.txt").unlink()
+    for name, numbers in (("train", range(20)), ("val", range(20, 25)), ("extra", range(25, 30))):
+        rows = "".join(f"{number:02}.png,A square\n" for number in numbers)
+        (folder / f"{name}.csv").write_text(f"image,caption\n{rows}")
+    assert [len(split) for split in captioning_data.load_dataset(str(folder), 0.1)] == [20, 5, 0]
+    assert "only the captions in train.csv, val.csv are read, not those in extra.csv" in caplog.text
+
+
 def test_load_a_csv_and_an_archive(folder, tmp_path):
     import shutil
 
@@ -558,7 +616,7 @@ def test_streamed_training_equals_training_from_memory(folder, tmp_path):
 def test_checkpoints_do_not_open_the_images_of_the_dataset(folder, tmp_path, monkeypatch):
     """A read-only dataset cannot be opened for writing, so a checkpoint may only sync its own files."""
     synced = []
-    monkeypatch.setattr(async_checkpoint, "_sync_file", synced.append)
+    monkeypatch.setattr(async_checkpoint, "sync_file", synced.append)
     train(build_recipe(folder, memory_limit=0.0, epochs=1), tmp_path / "run", device="cpu", precision="float32")
     assert {path.name for path in synced} == {"metrics.jsonl"}
 

@@ -67,10 +67,41 @@ def test_a_table_of_a_classifier_has_a_row_per_file(fukami, digit_files):
 
 
 def test_a_table_escapes_control_characters_and_shortens_names(capsys):
-    writer = prediction_formats.TableWriter(["x" * 60], ("a",))
+    writer = prediction_formats.TableWriter(["x" * 60], ("a",), has_frames=False)
     writer.write({"file": "x" * 59 + "\x1b", "label": "a\n", "ranking": [{"label": "a\n", "probability": 0.5}]})
     _, row = capsys.readouterr().out.splitlines()
     assert row.startswith("…" + "x" * 35 + "\\x1b  a\\n")
+
+
+def test_a_table_has_the_numbers_of_frames_and_lines(capsys):
+    """The number follows the name, and only the name is shortened."""
+    label = {"ranking": [{"label": "a", "probability": 0.5}]}
+    writer = prediction_formats.TableWriter(["x" * 60], ("a",), has_frames=True)
+    for frame in (0, 1000):
+        writer.write({"file": "x" * 60, "frame": frame, **label})
+    rows = capsys.readouterr().out.splitlines()
+    assert [row.split("  ")[0] for row in rows[1:]] == ["…" + "x" * 39 + suffix for suffix in (" [0]", " [1000]")]
+    writer = prediction_formats.TableWriter(["a"], (), has_frames=False)
+    writer.write({"file": "a", "line": 3, "move": "4", "policy": {"4": 0.8}})
+    assert capsys.readouterr().out.splitlines()[1].split() == ["a", "[3]", "4", "0.8000"]
+    CsvWriter(has_frames=False).write({"file": "a", "line": 3, "move": "4", "policy": {"4": 0.8}})
+    assert capsys.readouterr().out == "file,line,label,score\na,3,4,0.8\n"
+
+
+def test_csv_escapes_control_characters_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(type(sys.stdout), "isatty", lambda stream: True, raising=False)
+    CsvWriter(has_frames=False).write({"file": "a\x1b", "ranking": [{"label": "b\x1b", "probability": 0.5}]})
+    assert capsys.readouterr().out == "file,label,score\na\\x1b,b\\x1b,0.5\n"
+
+
+def test_classes_of_yolo_with_equal_names_keep_their_numbers(tmp_path):
+    """COCO's 90 categories contain ten that are called N/A."""
+    writer = prediction_formats.YoloWriter(tmp_path / "out", ["a.png"], ("cat", "N/A", "N/A", "dog"))
+    with writer:
+        box = {"label": "dog", "score": 0.5, "box": [0, 0, 4, 4]}
+        writer.write({"file": "a.png", "width": 4, "height": 4, "boxes": [box]})
+    assert (tmp_path / "out" / "classes.txt").read_text().splitlines()[3] == "dog"
+    assert (tmp_path / "out" / "a.txt").read_text().startswith("3 ")
 
 
 def test_csv_has_a_row_per_box(images, fukami):

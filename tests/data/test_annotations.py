@@ -687,3 +687,72 @@ def test_real_data(real_boxes):
         assert (sample.boxes[:, :2] >= 0).all()
         assert (sample.boxes[:, 2:] > sample.boxes[:, :2]).all()
         assert (sample.boxes[:, 2:] <= sample.size).all()
+
+
+# ---- annotations elsewhere, missing images and classes ---------------------------------------------------------------
+
+
+def test_labels_in_a_folder_of_their_own_are_not_those_in_the_usual_place(tmp_path):
+    write_yolo(tmp_path, "", "a", "0 .5 .5 .2 .2")
+    corrected = tmp_path / "labels_corrected"
+    corrected.mkdir()
+    (corrected / "a.txt").write_text("0 .5 .5 1 1\n")
+    source = identify_source(str(corrected), "boxes", str(tmp_path / "images"))
+    (entry,) = detection_data.read_annotations(source).splits[""]
+    assert entry.boxes[0].corners == (0, 0, 1, 1)
+
+
+@pytest.mark.parametrize("trainval", [False, True])
+def test_a_missing_image_of_coco_is_not_that_of_another_split(tmp_path, trainval):
+    """Only a file of both splits may have images in both folders."""
+    for split, numbers in (("train", (1, 3)), ("val", (1, 2, 3))):
+        for number in numbers:
+            write_image(tmp_path / split / f"{number}.jpg")
+        images = [image_record(number, f"{number}.jpg") for number in (1, 2, 3)]
+        boxes = [annotation_record(number, number, 3, [1, 2, 3, 4]) for number in (1, 2, 3)]
+        name = "trainval" if trainval and split == "train" else split
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        (tmp_path / "annotations" / f"instances_{name}.json").write_text(json.dumps(coco_json(images, boxes)))
+    dataset = detection_data.read_annotations(identify_source(str(tmp_path), "boxes"))
+    paths = [entry.image_path.relative_to(tmp_path).as_posix() for entry in dataset.splits["train"]]
+    if trainval:  # the images of trainval that are not in val
+        assert paths == ["train/1.jpg"]
+    else:
+        assert paths == ["train/1.jpg", "train/3.jpg"]
+        assert [problem.kind for problem in dataset.unreadable_images] == ["missing"]
+    assert [entry.image_path.parent.name for entry in dataset.splits["val"]] == ["val"] * 3
+
+
+def test_annotations_of_a_deleted_image_do_not_belong_to_one_in_another_folder(tmp_path):
+    for folder in "ab":
+        write_image(tmp_path / folder / "1.jpg")
+        box = voc_object("cat" if folder == "a" else "dog", (1, 1, 9, 9))
+        (tmp_path / folder / "1.xml").write_text(voc_xml(box, filename="1.jpg"))
+    (tmp_path / "a" / "1.jpg").unlink()
+    dataset = detection_data.read_annotations(identify_source(str(tmp_path), "boxes"))
+    (entry,) = dataset.splits[""]
+    assert [box.label for box in entry.boxes] == ["dog"]
+    (problem,) = dataset.unreadable_images
+    assert (problem.kind, problem.file) == ("missing", tmp_path / "a" / "1.xml")
+
+
+def test_a_box_without_a_class_is_reported(tmp_path):
+    write_image(tmp_path / "1.jpg")
+    (tmp_path / "boxes.csv").write_text("filename,class,xmin,ymin,xmax,ymax\n1.jpg,cat,1,1,9,9\n1.jpg,,1,1,5,5\n")
+    dataset = detection_data.read_annotations(identify_source(str(tmp_path), "boxes"))
+    (problem,) = dataset.orphan_annotations
+    assert (problem.kind, problem.line) == ("no class", 3)
+
+
+def test_problems_of_labelme_files(tmp_path):
+    write_image(tmp_path / "1.jpg")
+    shapes = [{"label": label, "points": [[1, 1], [9, 9]], "shape_type": "rectangle"} for label in ("cat", "", None)]
+    for name in ("1", "2"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"shapes": shapes}))
+    dataset = detection_data.read_annotations(identify_source(str(tmp_path), "boxes"))
+    assert [(problem.kind, problem.detail[:7]) for problem in dataset.orphan_annotations] == [
+        ("no class", "shape 2"),
+        ("no class", "shape 3"),
+    ]
+    (problem,) = dataset.unreadable_images
+    assert (problem.kind, problem.file.name) == ("missing", "2.json")

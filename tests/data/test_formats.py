@@ -454,6 +454,12 @@ def test_a_class_may_be_called_train(tmp_path):
         image_folder.scan_folder(tmp_path / "no classes")
 
 
+def test_a_top_level_folder_may_contain_only_a_training_split(tmp_path):
+    for label in ("rose", "tulip"):
+        write_image(tmp_path / "flowers" / "train" / label / "1.png")
+    assert image_folder.scan_folder(tmp_path)["train"].class_names == ("rose", "tulip")
+
+
 @pytest.mark.parametrize(("kind", "suffix"), [("VOC", ".XML"), ("YOLO", ".TXT")])
 def test_annotations_with_suffixes_in_upper_case(kind, suffix, tmp_path):
     for index in range(COUNT):

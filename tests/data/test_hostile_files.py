@@ -121,6 +121,51 @@ def test_names_of_zip_members_without_the_mark_of_utf8(tmp_path, cache, encoding
     assert (folder / "café.png").read_bytes() == b"2"
 
 
+def test_names_of_zip_members_in_an_extra_field(tmp_path, cache, monkeypatch):
+    """Since Python 3.13, zipfile reads them from the field for Unicode paths (0x7075)."""
+    archive = write_zip(tmp_path / "a.zip", [("x/1.png", b"1"), ("y/1.png", b"2")])
+
+    def list_members(file):
+        infos = [*file.filelist]
+        for info, name in zip(infos, ("猫/1.png", "犬/1.png"), strict=True):
+            info.filename, info.flag_bits = name, 0
+        return infos
+
+    monkeypatch.setattr(zipfile.ZipFile, "infolist", list_members)
+    monkeypatch.setattr(zipfile.ZipFile, "open", lambda file, info: io.BytesIO(info.orig_filename.encode()))
+    folder = archives.unpack(archive)
+    assert (folder / "猫" / "1.png").read_bytes() == b"x/1.png"
+    assert (folder / "犬" / "1.png").read_bytes() == b"y/1.png"
+
+
+def test_folders_of_an_archive_count_as_content(tmp_path, cache, monkeypatch):
+    """Each member may create 32 folders, which take a block of a disk each."""
+    members = [(f"{number}/" + "a/" * 20 + "1.png", b"") for number in range(100)]
+    archive = write_tar(tmp_path / "x.tar.gz", members, "w:gz")
+    monkeypatch.setattr(archives, "BASE_LIMIT_BYTES", 1 << 20)
+    monkeypatch.setattr(archives, "MAX_RATIO", 20)
+    assert archive.stat().st_size < 5000
+    assert_rejected(archive, "unpacks to more than", cache)
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
+def test_an_archive_that_ends_between_two_members_is_rejected(tmp_path, cache, suffix):
+    archive = write_tar(tmp_path / "x.tar", [("a/1.png", b"1"), ("b/2.png", b"2")])
+    content = archive.read_bytes()[:1024]  # header and content of the first member
+    archive.unlink()
+    archive = tmp_path / f"y.{suffix}"
+    archive.write_bytes(gzip.compress(content) if suffix == "tar.gz" else content)
+    assert_rejected(archive, "no end marker", cache)
+
+
+def test_the_checksum_of_a_compressed_archive_is_verified(tmp_path, cache):
+    archive = write_tar(tmp_path / "x.tar.gz", [("a/1.png", b"1")], "w:gz")
+    content = bytearray(archive.read_bytes())
+    content[-8] ^= 1  # the checksum is followed by the size
+    archive.write_bytes(content)
+    assert_rejected(archive, "CRC", cache)
+
+
 def test_a_link_in_a_zip_archive_is_rejected(tmp_path, cache):
     link = zipfile.ZipInfo("link")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
@@ -345,6 +390,12 @@ def test_unsafe_or_invalid_yaml_is_rejected(text, message, tmp_path):
     (tmp_path / "data.yaml").write_text(text)
     with pytest.raises(Error, match=message):
         yaml_file.load_yaml(tmp_path / "data.yaml")
+
+
+def test_a_description_of_empty_lines_is_searched_in_linear_time(tmp_path):
+    """A search that starts at each of 300,000 lines and reads to the end would take minutes."""
+    (tmp_path / "x.yaml").write_text("\n" * 300_000)
+    assert yolo.find_description_files(tmp_path) == []
 
 
 def test_yaml_names_are_plain_text(tmp_path):
@@ -675,6 +726,12 @@ def add_recursive_function(model, onnx):
     model.graph.node.insert(0, onnx.helper.make_node("f", [model.graph.input[0].name], ["expanded"], domain="local"))
 
 
+def add_operator_of_an_undeclared_domain(model, onnx):
+    """Shape inference of onnx fails on an operator whose domain has no version, but ONNX Runtime loads it."""
+    model.graph.node[0].domain = "ai.onnx"
+    add_huge_tensor(model, onnx)
+
+
 def add_sparse_tensor(model, onnx):
     values = onnx.helper.make_tensor("sparse", onnx.TensorProto.FLOAT, [1], [1.0])
     indices = onnx.helper.make_tensor("indices", onnx.TensorProto.INT64, [1], [0])
@@ -773,6 +830,7 @@ def add_function_with_default(model, onnx):
         (use_loop, r"operator \.Loop"),
         (use_foreign_domain, r"operator evil\.library"),
         (add_huge_tensor, "computes a tensor of 268,435,456 numbers"),
+        (add_operator_of_an_undeclared_domain, "shapes of the ONNX file are not known"),
         (add_nested_functions, "more than 1,000,000 operators"),
         (add_recursive_function, "more than 1,000,000 operators"),
         (add_sparse_tensor, "sparse weights"),

@@ -602,3 +602,88 @@ def test_cached_counts_depend_on_the_classes_of_the_polygons(tmp_path, monkeypat
         os.utime(tmp_path / "annotations.json", ns=(file.st_atime_ns, 10**18))
         counts.append(dict(zip(labels, class_frequency.count_class_pixels(train, 3)[0].tolist(), strict=True)))
     assert counts == [{"background": 56, "cat": 0, "zebra": 16}, {"background": 56, "zebra": 0, "cat": 16}]
+
+
+# splits
+
+
+def write_coco_splits(root, **splits):
+    """Write a COCO file per split with the images of the numbers; each has a square, unless its number is negative."""
+    for split, numbers in splits.items():
+        images, annotations = [], []
+        for number in numbers:
+            name = f"{abs(number)}.png"
+            save(root / name, np.full((8, 9, 3), abs(number)))
+            images.append({"id": abs(number), "file_name": name, "width": 9, "height": 8})
+            if number > 0:
+                annotations.append(
+                    {"id": number, "image_id": number, "category_id": 1, "bbox": [0, 0, 4, 4], "area": 16,
+                     "segmentation": [[0, 0, 4, 0, 4, 4, 0, 4]]}
+                )  # fmt: skip
+        content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cup"}]}
+        (root / "annotations").mkdir(exist_ok=True)
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    return root
+
+
+def write_folder_splits(root, **splits):
+    """Write the images and masks of each split."""
+    for split, numbers in splits.items():
+        for number in numbers:
+            save_pair(root, f"{split}/images/{number}.png", f"{split}/masks/{number}.png", [[0, 1]], (number,) * 3)
+    return root
+
+
+def write_voc_splits(root, **splits):
+    """Write VOC's folders, with a list for each split."""
+    (root / "ImageSets" / "Segmentation").mkdir(parents=True)
+    for split, numbers in splits.items():
+        for number in numbers:
+            save_pair(root, f"JPEGImages/{number}.png", f"SegmentationClass/{number}.png", [[0, 1]], (number,) * 3)
+        (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(map(str, numbers)))
+    return root
+
+
+@pytest.mark.parametrize("write", [write_coco_splits, write_voc_splits])
+@pytest.mark.parametrize(
+    ("splits", "train", "val"),
+    [
+        ({"train": (1, 2), "val": (3,), "trainval": (1, 2, 3)}, [1, 2], [3]),
+        ({"val": (3,), "trainval": (1, 2, 3)}, [1, 2], [3]),
+        ({"train": (1, 2), "trainval": (1, 2, 3)}, [1, 2], [3]),
+    ],
+)
+def test_validation_images_in_trainval_are_not_trained_on(tmp_path, doctor, write, splits, train, val):
+    dataset = segmentation_data.load_dataset(str(write(tmp_path / "data", **splits)), 0.5)
+    assert [[int(sample.source.stem) for sample in part] for part in dataset[:2]] == [train, val]
+    kinds = {problem["problem"] for problem in doctor(tmp_path / "data").json}
+    assert not kinds & {"duplicate across splits", "unreadable"}
+
+
+@pytest.mark.parametrize("write", [write_coco_splits, write_voc_splits, write_folder_splits])
+def test_trainval_without_another_split_is_training_data(tmp_path, doctor, write):
+    dataset = segmentation_data.load_dataset(str(write(tmp_path / "data", trainval=(1, 2, 3, 4), test=(5,))), 0.25)
+    assert [len(part) for part in dataset[:3]] == [3, 1, 1]
+    assert "bug" not in doctor(tmp_path / "data").err
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_split_without_objects_is_not_used_for_evaluation(tmp_path, split, caplog):
+    write_coco_splits(tmp_path, **{"train": (1, 2, 3, 4), split: (-5, -6)})
+    dataset = segmentation_data.load_dataset(str(tmp_path), 0.25)
+    assert [len(part) for part in dataset[:3]] == [3, 1, 0]
+    assert f"the {split} split has no mask and is not used for evaluation" in caplog.text
+
+
+def test_missing_images_are_counted(tmp_path, caplog):
+    write_coco_splits(tmp_path, train=(1, 2, 3), val=(4,))
+    (tmp_path / "1.png").unlink()
+    train, val, _, _ = segmentation_data.load_dataset(str(tmp_path), 0.25)
+    assert (len(train), len(val)) == (2, 1)
+    assert "1 of 3 images are skipped" in caplog.text
+    with pytest.raises(Error, match="1 images are unreadable, and --max-unreadable allows 0"):
+        segmentation_data.load_dataset(str(tmp_path), 0.25, 0)
+    (tmp_path / "4.png").unlink()
+    train, val, _, _ = segmentation_data.load_dataset(str(tmp_path), 0.5)
+    assert (len(train), len(val)) == (1, 1)
+    assert "the val split has no mask and is not used for evaluation" in caplog.text

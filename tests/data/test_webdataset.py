@@ -537,6 +537,18 @@ def test_an_unreachable_server_is_an_error_that_names_the_url(folder, monkeypatc
 # ---- corrupted shards ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_table_that_names_a_pipe(root, tmp_path, caplog):
+    """Only regular files are opened; reading the pipe would wait."""
+    os.mkfifo(tmp_path / "pipe")
+    images = sorted(root.rglob("*.png"))[:3]
+    rows = "".join(f"{path},a\n" for path in [*images, tmp_path / "pipe"])
+    (tmp_path / "data.csv").write_text(f"path,label\n{rows}")
+    counts = webdataset_writer.write_shards(str(tmp_path / "data.csv"), tmp_path / "shards", val_fraction=0.0)
+    assert (counts["train"], counts["skipped"]) == (3, 1)
+    assert "pipe is not a regular file" in caplog.text
+
+
 def test_a_truncated_shard_and_an_unreadable_image_are_skipped(copied, folder, caplog):
     """The other images are unchanged; unreadable ones are reported once, counted, and stored in the state."""
     index = json.loads((copied / "index.json").read_text())

@@ -12,6 +12,7 @@ from torch import nn
 
 import fukami as package
 from fukami import Error, UsageError, models
+from fukami.data.class_tables import VOC_LABELS
 from fukami.engine import fine_tuning, pretrained, state_dicts
 from fukami.engine.runtime import Runtime
 from fukami.layers.sync_layers import convert_sync_layers
@@ -458,3 +459,26 @@ def test_processes_need_the_folder_of_the_run(monkeypatch, tmp_path):
     with pytest.raises(UsageError, match="need the same folder; specify it with --out"):
         package.train("deep-convnet", epochs=1)
     assert not [*tmp_path.iterdir()]
+
+
+def test_published_weights_of_an_fcn_keep_the_scores_only_of_their_own_classes(monkeypatch, caplog):
+    """As many other classes are initialized randomly."""
+    published = models.fcn_resnet50(21)
+    monkeypatch.setattr(state_dicts, "load_pretrained", lambda *_: published.state_dict())
+    scores = []
+    for labels in (VOC_LABELS, tuple(f"class {label}" for label in VOC_LABELS)):
+        model = models.fcn_resnet50(21)
+        pretrained.initialize_segmenter(model, "resnet50", "coco", labels)
+        assert torch.equal(model.backbone.conv1.weight, published.backbone.conv1.weight)
+        scores.append(model.classifier[4].weight)
+    assert torch.equal(scores[0], published.classifier[4].weight)
+    assert not torch.equal(scores[1], published.classifier[4].weight)
+    assert "classifier.4.weight" in caplog.text
+
+
+def test_weights_with_batch_normalization_do_not_fit_an_fcn_without_it(tmp_path):
+    save_file(models.vgg16_bn(10).state_dict(), tmp_path / "vgg16_bn.safetensors")
+    with pytest.raises(Error, match="has batch normalization, and the network has none"):
+        pretrained.initialize_segmenter(
+            models.fcn32s_vgg16(3, hidden=8), "vgg16", str(tmp_path / "vgg16_bn.safetensors")
+        )

@@ -363,6 +363,7 @@ def test_explain_writes_a_page_of_a_model(fukami, tmp_path):
         ([], "specify a model or a run"),
         (["vgg"], "'vgg16'"),
         (["deep-convnt"], "'deep-convnet'"),
+        (["dqn", "--input-shape", "4x20x20"], "at least"),
         (["vgg16", "--input-shape", "3x22"], "such as 3x224x224, not '3x22'"),
         (["vgg16", "--input-shape", "3x0x22"], "3x224x224"),
         (["vgg16", "--input-shape", "3x16x16"], "at least 32×32"),
@@ -455,3 +456,9 @@ def test_a_grayscale_image_and_its_heatmap_are_plotted():
     buffer = io.BytesIO()
     figure.savefig(buffer)
     assert Image.open(buffer).width > 100
+
+
+def test_explain_of_dqn_for_images_of_another_size(fukami):
+    result = fukami("explain", "dqn", "--input-shape", "4x42x42")
+    assert result.status == 0, result.err
+    assert "32×9×9" in result.out.splitlines()[2]  # (42 - 8) // 4 + 1

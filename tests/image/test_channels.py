@@ -46,6 +46,16 @@ def get_levels(image):
     return image.levels if isinstance(image, ArrayImage) else np.asarray(image)
 
 
+@pytest.mark.parametrize("channels", [0, 1, 3, 4])
+def test_signed_integers_are_kept_with_any_number_of_channels(random, channels):
+    samples = random.integers(-5000, 5000, (9, 7, 4 if channels == 4 else 1), np.int16)
+    content = encode_tiff(samples)
+    levels = read_channels(content, channels).levels
+    assert levels.dtype == np.float32
+    assert np.allclose(levels / 255, np.broadcast_to(samples / 65535, levels.shape), rtol=0, atol=1e-7)
+    assert read_depth(content) == (samples.shape[2], True)
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 13])
 def test_tiff_samples_are_kept_in_every_layout(random, channels, dtype):

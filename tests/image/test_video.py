@@ -1,5 +1,6 @@
 """Videos: reading frames, writing annotated videos, and ``fukami predict`` on videos."""
 
+import os
 import struct
 import sys
 from fractions import Fraction
@@ -8,6 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from bright import Bright
@@ -88,6 +90,12 @@ def test_is_video(tmp_path):
     assert videos == {"unnamed", "other"}
     assert video.is_video("missing.MP4")
     assert not video.is_video("missing")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_not_opened_as_a_video(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert not video.is_video(tmp_path / "pipe")
 
 
 def test_corrupted_videos_are_reported(tmp_path):
@@ -191,6 +199,24 @@ def test_predict_boxes_in_images_and_videos(fukami, tmp_path, monkeypatch):
     drawn = list(video.read_frames(tmp_path / "in" / "a-2.mp4"))
     assert [frame.timestamp for frame in drawn] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1], abs=1e-3)
     assert drawn[0].image.size == (512, 384)
+
+
+def test_frames_in_files_keep_their_channels(fukami, tmp_path):
+    """Images of four channels and 16 bits have the same prediction with a frame rate and without it."""
+    pixels = np.random.default_rng(0).integers(0, 65536, (6, 16, 16, 4), np.uint16)
+    for index, image in enumerate(pixels):
+        path = tmp_path / "data" / f"{index % 2}" / f"{index}.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tifffile.imwrite(path, image, photometric="minisblack", planarconfig="contig")
+    small = "--channels 4 --size 16 --epochs 1 --batch-size 2 --out run --device cpu --val-fraction 0"
+    trained = fukami("train", "resnet20", "--data", "data", *small.split())
+    assert trained.status == 0, trained.err
+    expected = fukami("predict", "run", "data").json
+    result = fukami("predict", "run", "data", "--fps", "5", "--out", "drawn")
+    assert result.status == 0, result.err
+    assert [line["ranking"] for line in result.json] == [line["ranking"] for line in expected]
+    assert [line["frame"] for line in result.json] == list(range(6))
+    assert len(list(video.read_frames(next((tmp_path / "drawn").glob("*.mp4"))))) == 6
 
 
 def test_classifier_predicts_frames_like_images(fukami, tmp_path):

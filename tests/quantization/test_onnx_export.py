@@ -108,6 +108,18 @@ def test_detectors_equal_torch(make):
             torch.testing.assert_close(detections.scores, expected.scores, rtol=0, atol=1e-5)
 
 
+def test_a_detector_predicts_only_classes_of_its_run():
+    torch.manual_seed(0)
+    network = models.faster_rcnn_vgg16(5, anchor_sizes=(16, 32, 64), hidden=16, width_multiplier=1 / 16).eval()
+    for parameter in network.requires_grad_(False).parameters():
+        nn.init.normal_(parameter, std=0.1)
+    content = export_onnx(network, (3, 128, 192), {}, DETECTOR)
+    inputs = torch.randn(1, 3, 128, 192), torch.tensor([[128, 192.0]])
+    (detections,) = OnnxNetwork(content, 5)(*inputs)
+    with pytest.raises(Error, match="boxes or classes that its run does not have"):
+        OnnxNetwork(content, int(detections.classes.max()))(*inputs)
+
+
 def test_every_model_family_is_tested():
     others = {"rcnn", "fcn", "segnet", "style", "tell", "dcgan", "dqn", "alphago"}
     classifiers = [name for name in models.__all__ if not others & set(re.split("[_0-9]", name))]

@@ -113,6 +113,28 @@ def test_positions_equal_those_of_the_replayed_files(games):
     assert row == len(columns["moves"]) == len(loader.targets)
 
 
+def test_moves_of_one_color_in_a_row_are_no_passes(tmp_path):
+    """The second game has a pass and another move of the same color, which an inserted pass would end."""
+    for name, moves in (("a", ";B[aa];B[bb];W[cc];B[dd]"), ("b", ";B[];B[dd];W[cc];B[aa];W[bb]")):
+        (tmp_path / f"{name}.sgf").write_text(f"(;SZ[5]RE[B+1]{moves})")
+    go = Go(5)
+    data = read_games(tmp_path, go, (), 0)
+    loader = PositionLoader(data, np.arange(2), batch_size=16)
+    (batch,) = list(loader)
+    expected = np.concatenate([
+        sgf.replay(go, sgf.read_game((tmp_path / f"{name}.sgf").read_bytes(), name), name)[:-1] for name in "ab"
+    ])  # fmt: skip
+    assert np.array_equal(batch.planes.numpy(), go.planes(expected))
+
+
+def test_a_process_may_have_no_position_of_the_last_batch(games):
+    """Two processes and a batch of one position."""
+    data = read_games(games, Go(5), (), 0)
+    loader = PositionLoader(data, np.arange(1), batch_size=16)
+    batch = loader.load(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    assert batch.planes.shape[0] == len(batch.moves) == 0
+
+
 def test_symmetries_transform_planes_and_moves(games):
     """A transformed position is that of the transformed game, and its move is the transformed move."""
     go = Go(5)

@@ -474,6 +474,13 @@ def test_fast_searches_are_not_learned():
     assert 0.15 < sum(counts) / (20 * 32 - group.lengths.sum()) < 0.35
 
 
+def test_a_game_without_a_full_search_adds_nothing_to_the_window():
+    window = ReplayWindow(TicTacToe(), 100)
+    window.allocate()
+    window.add(build_positions(TicTacToe(), TicTacToe().build_initial_state()[None][:0]), 100)
+    assert window.total == 0
+
+
 @pytest.mark.parametrize("temperature_moves", [0, 1])
 def test_puct_samples_the_first_moves_in_proportion_to_the_visits(temperature_moves):
     """Silver et al. 2017, methods, "Play": with the temperature 1 at first, then the most visited move."""

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fukami.engine.runtime import Runtime
+from fukami.self_play.alphago_policy import AlphaGoPolicy
 from fukami.self_play.alphago_zero import AlphaGoZero
 from fukami.self_play.gnugo import GnuGo
 from fukami.self_play.go import Go
@@ -155,7 +156,22 @@ def test_moves_after_the_end_of_the_game(engine):
     assert engine.player.vertices == ["C3", "D4", "C4", "E5"]  # no move is generated
     assert send(engine, "undo", "undo", "undo", "undo", "play W A1") == ["="] * 5
     assert engine.record.moves == [12, 0]
-    assert send(engine, "play B pass", "play B C1") == ["=", "? illegal move"]  # the inserted pass would end the game
+    assert send(engine, "play B pass", "play B C1") == ["=", "="]  # the inserted pass does not end the game
+
+
+def test_an_inserted_pass_does_not_count_toward_the_end(engine):
+    assert send(engine, "play W pass", "play B D4", "play B E5", "genmove B") == ["=", "=", "=", "= C3"]
+    assert not engine.record.is_over
+    assert engine.record.state[1] == 0
+
+
+def test_a_network_does_not_win_by_the_pass_of_a_handicap(tmp_path):
+    """After an inserted pass, one pass would end the game, and Black owns the whole board."""
+    task = AlphaGoPolicy(size=5, num_channels=8, num_blocks=1).build_task(())
+    task.setup(Runtime.start("cpu", "float32"))
+    engine = GtpEngine([task.game], SearchPlayer(task, 0), "fukami", "0.2.0")
+    assert send(engine, "play B D4", "genmove B")[1] != "= pass"
+    assert not engine.record.is_over
 
 
 def test_resignation_leaves_the_board(engine):

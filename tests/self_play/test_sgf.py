@@ -160,6 +160,8 @@ def test_replay_of_two_moves_in_a_row():
     assert len(states) == 5
     assert states[:4, 0].tolist() == [2, 2, 1, 1]
     assert [go.planes(states)[index, :2].sum() for index in range(5)] == [0, 1, 2, 3, 4]
+    assert states[:, 1].tolist() == [0] * 5  # no pass was played
+    assert replay(go, read(b"(;SZ[5];B[];B[dd];W[])"), "game.sgf")[:, 1].tolist() == [0, 0, 0, 1]
 
 
 @pytest.mark.parametrize(

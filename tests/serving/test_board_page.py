@@ -254,6 +254,15 @@ def test_predictions_of_sgf_files(go_client, go, tmp_path):
     assert (wrong.status_code, wrong.json()[0]["error"]) == (422, "game is 'chess'; expected go5 or go7")
 
 
+def test_simulations_of_positions_in_files(client):
+    data = {"simulations": "3"}
+    (prediction,) = client.post("/predict", files=[("file", ("a.txt", VALID_POSITION.encode()))], data=data).json()
+    assert prediction["simulations"] == 3
+    response = client.post("/predict?simulations=many", files=[("file", ("a.txt", VALID_POSITION.encode()))])
+    assert response.status_code == 422
+    assert "simulations is 'many'; expected an integer" in response.json()[0]["error"]
+
+
 def test_invalid_files_get_errors(client, connect_four, tmp_path):
     """The name of an existing file is not opened."""
     (tmp_path / "here.txt").write_text("." * 42)

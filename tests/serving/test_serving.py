@@ -31,6 +31,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import fukami as package
 from bright import Bright
+from fukami import UsageError
 from fukami.cli import serve as command
 from fukami.engine import run_folder
 from fukami.engine.load_run import load_task
@@ -877,6 +878,12 @@ def test_responses_contain_no_server_path(task, tmp_path):
     client = TestClient(serving.create_app(BlockingTask(), run_info), "http://localhost")
     for path in ("/", "/run", "/openapi.json", "/docs", "/nothing", "/metrics", "/ready"):
         assert "secret-place" not in client.get(path).text
+
+
+def test_an_empty_host_is_an_error():
+    """For a socket, it is every address of the machine."""
+    with pytest.raises(UsageError, match="--host should be an address"):
+        command.listen("", 0)
 
 
 def test_token_from_the_environment_is_removed_from_it(monkeypatch, fukami):

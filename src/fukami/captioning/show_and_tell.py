@@ -120,6 +120,11 @@ class ShowAndTell(SupervisedRecipe):
         check_range(self, 4, MAX_INPUT_SIZE, "size")
         if self.finetune_epochs and not self.init:
             raise UsageError("--finetune-epochs needs an encoder with initial weights; specify them with --init")
+        if self.activation_checkpointing and self.is_encoder_frozen:
+            raise UsageError(
+                "--activation-checkpointing is for the training of the encoder, which --init freezes; omit it, or set "
+                "--finetune-epochs"
+            )
         mixing = {"mixup", "cutmix"} & {name.partition("=")[0] for name in self.augment}
         if mixing:
             raise UsageError(f"{' and '.join(sorted(mixing))} would need a caption for a mixture; omit it")
@@ -259,6 +264,7 @@ class ShowAndTell(SupervisedRecipe):
             decoding_config,
             frozen_encoder=self.is_encoder_frozen,
             cache_limit=self.cache_limit,
+            activation_checkpointing=self.activation_checkpointing,
             **options,
         )
 
@@ -271,7 +277,9 @@ class ShowAndTell(SupervisedRecipe):
 
     def stages(self, folder: Path) -> dict[str, Recipe]:
         """Return the stage with the frozen encoder, before the encoder is fine-tuned."""
-        return {"frozen": dataclasses.replace(self, finetune_epochs=0)} if self.finetune_epochs else {}
+        if not self.finetune_epochs:
+            return {}
+        return {"frozen": dataclasses.replace(self, finetune_epochs=0, activation_checkpointing=False)}
 
     def continue_from_stage(self, task: "CaptioningTask", run: Path) -> None:
         """Continue from the network trained with the frozen encoder."""

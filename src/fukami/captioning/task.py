@@ -22,6 +22,7 @@ from fukami.errors import Error, UsageError
 from fukami.image import draw as image_draw
 from fukami.image.channels import round_levels
 from fukami.image.transform import SquareTransform
+from fukami.layers.activation_checkpointing import enable_activation_checkpointing
 from fukami.models.show_and_tell import LSTMState, ShowAndTell
 from fukami.progress import track
 from fukami.quantization import half_precision
@@ -113,6 +114,8 @@ class CaptioningTask(Task):
         decoding_config: settings of caption decoding.
         frozen_encoder: keep the encoder's weights fixed; its features are computed once and cached on disk.
         cache_limit: maximum size of the feature cache, in GB; 0 disables it.
+        activation_checkpointing: keep only the activations between the encoder's blocks, and recompute the others in
+            the backward pass.
         options: training options, as for :class:`fukami.Task`.
     """
 
@@ -130,6 +133,7 @@ class CaptioningTask(Task):
         *,
         frozen_encoder: bool = False,
         cache_limit: float = 0.0,
+        activation_checkpointing: bool = False,
         **options: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(model, **options)
@@ -138,11 +142,14 @@ class CaptioningTask(Task):
         self.decoding_config = decoding_config
         self.frozen_encoder = frozen_encoder
         self.cache_limit = cache_limit
+        self.activation_checkpointing = activation_checkpointing
 
     def prepare_training(self) -> None:
-        """Create the optimizer, without the parameters of a frozen encoder."""
+        """Create the optimizer, without the parameters of a frozen encoder, and enable activation checkpointing."""
         if self.frozen_encoder:
             self.model.encoder.requires_grad_(False)
+        if self.activation_checkpointing:
+            enable_activation_checkpointing(self.model.encoder)
         super().prepare_training()
 
     def get_signature(self) -> ModelSignature:

@@ -94,6 +94,8 @@ class ClassificationRecipe(SplitLoading, ChannelFields, SupervisedRecipe):
         check_range(self, 0, 0.9999999, "label_smoothing", "ema_decay")
         if self.cycles > 1 and self.schedule.startswith("plateau"):
             raise UsageError("--schedule plateau cannot be combined with --cycles; use another --schedule")
+        if self.cycles > 1 and self.patience:
+            raise UsageError("--patience stops before the last of the --cycles; omit one of them")
         if self.freeze and not self.init:
             raise UsageError("--freeze keeps the initial weights of the features; specify trained weights with --init")
         if self.head_epochs and (not self.init or self.freeze):
@@ -104,6 +106,8 @@ class ClassificationRecipe(SplitLoading, ChannelFields, SupervisedRecipe):
                 f"--quantize {self.quantize} fine-tunes the whole network of a run: specify the run with --init, and "
                 "omit --freeze, --head-epochs, --layer-lr-decay and --cycles"
             )
+        if self.quantize != "none" and self.activation_checkpointing:
+            raise UsageError("--activation-checkpointing cannot be combined with --quantize; omit it")
 
     def get_conditional_defaults(self) -> Mapping[str, object]:
         """Return the defaults for training from initial weights; quantization-aware training has the usual ones."""
@@ -114,9 +118,11 @@ class ClassificationRecipe(SplitLoading, ChannelFields, SupervisedRecipe):
         """Build the recipe of an encoder for images of ``size`` pixels; ``options`` override fields of its network.
 
         Raises:
-            UsageError: an option is not a field of the network.
+            UsageError: an option is not a field of the network, or adds auxiliary classifiers.
         """
         overrides = parse_overrides(cls, options)
+        if overrides.get("aux_loss"):
+            raise UsageError("an encoder has no auxiliary classifiers; remove aux_loss from --encoder-options")
         # training fields, which all classifiers have
         common_fields = {field.name for field in dataclasses.fields(ClassificationRecipe)}
         if overrides.keys() & common_fields:

@@ -53,6 +53,7 @@ def command(arguments: list[str]) -> None:
         from fukami.engine import run_folder, run_record
         from fukami.engine.load_run import load_task, parse_run_overrides
         from fukami.engine.recipe import check_data
+        from fukami.engine.train import prepare_eval_data
 
         if precision == "all" and (len(runs) != 1 or views > 1):
             raise UsageError(f"--precision all compares one run with one view, not {len(runs)} runs with {views} views")
@@ -88,7 +89,7 @@ def command(arguments: list[str]) -> None:
 
         set_num_views(task, views)
         with suggest_memory_fixes(*_list_memory_fixes(run_recipe, precision_name, views)):
-            eval_data = run_recipe.load_eval_data()
+            eval_data = prepare_eval_data(run_recipe, task.runtime)
             batches = eval_data.eval_batches
             result = {**task.evaluate(batches), "split": eval_data.eval_split}
         if out:

@@ -188,9 +188,14 @@ def build_model(name: str, input_shape: str | None, num_classes: int | None) -> 
         (defaults.get("channels", 3), side, side),
     )
     shape = parse_shape(input_shape) if input_shape else default_shape
-    options = {"channels": shape[0], "size": min(shape[1:]), "num_planes": shape[0], "shape": shape[1:]} | (
-        {"num_classes": num_classes} if num_classes is not None else {}
-    )
+    options = {
+        "channels": shape[0],
+        "size": min(shape[1:]),
+        "num_planes": shape[0],
+        "shape": shape[1:],
+        "state_shape": shape,
+    }
+    options |= {"num_classes": num_classes} if num_classes is not None else {}
     if num_classes is not None and "num_classes" not in parameters:
         raise UsageError(f"{name} has no classes; remove --num-classes")
     if num_classes is not None and num_classes < 1:

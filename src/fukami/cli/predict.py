@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -196,6 +197,7 @@ def _predict_files(
         page: page of the predictions.
         writer: writer of the predictions.
     """
+    from fukami.engine.prediction import read_input
     from fukami.image import video
 
     failed, count = 0, 0
@@ -208,7 +210,8 @@ def _predict_files(
             images = list(group)
             name = Path(images[0]).resolve().parent.name or "video"
             errors: list[Error] = []
-            failed += _predict_video(task, name, video.read_image_sequence(images, fps, errors), page, writer)
+            frames = video.read_image_sequence(images, fps, partial(read_input, task), errors)
+            failed += _predict_video(task, name, frames, page, writer)
             failed += len(errors)
             count += len(images)
             for error in errors:

@@ -14,6 +14,7 @@ from fukami.errors import UsageError
 
 OutputFormat = Literal["auto", "table", "jsonl", "csv", "coco", "yolo"]
 MAX_FILE_WIDTH, MAX_LABEL_WIDTH = 40, 60  # characters of a column of the table
+NUMBER_WIDTH = len(" [10000]")  # of a frame or a line
 
 
 class PredictionWriter:
@@ -46,19 +47,26 @@ class TableWriter(PredictionWriter):
     Args:
         files: input files, for the width of the first column.
         labels: names of the classes, for the width of the second column.
+        has_frames: whether there are videos among the files.
     """
 
-    def __init__(self, files: Sequence[str], labels: Sequence[str]) -> None:
-        self.file_width = min(MAX_FILE_WIDTH, max(map(len, files), default=0))
+    def __init__(self, files: Sequence[str], labels: Sequence[str], *, has_frames: bool) -> None:
+        self.name_width = min(MAX_FILE_WIDTH, max(map(len, ("file", *files))))
+        self.number_width = NUMBER_WIDTH if has_frames else 0
         self.label_width = min(MAX_LABEL_WIDTH, max(map(len, ("prediction", *labels))))
         self.has_header = False
 
     def write(self, prediction: Mapping[str, Any]) -> None:
         """Print the rows of the prediction, the name of the file in the first one."""
+        number = prediction.get("frame", prediction.get("line"))
         if not self.has_header:
+            self.number_width = NUMBER_WIDTH if number is not None else self.number_width
             self._print_row("file", "prediction", " score", "left, top, right, bottom" * ("boxes" in prediction))
             self.has_header = True
-        name = prediction["file"] + (f" [{prediction['frame']}]" if "frame" in prediction else "")
+        name = _make_printable(prediction["file"])
+        if len(name) > self.name_width:
+            name = f"…{name[1 - self.name_width :]}"
+        name += "" if number is None else f" [{number}]"
         rows = select_rows(prediction)
         if not rows:
             self._print_row(name, "no objects", "", "")
@@ -67,21 +75,24 @@ class TableWriter(PredictionWriter):
             self._print_row("" if index else name, label, f"{score:6.4f}", corners)
 
     def _print_row(self, file: str, label: str, score: str, corners: str) -> None:
-        file = _make_printable(file)
-        if len(file) > self.file_width:
-            file = f"…{file[1 - self.file_width :]}"
-        columns = (file.ljust(self.file_width), _make_printable(label).ljust(self.label_width), score.ljust(6), corners)
+        columns = (
+            file.ljust(self.name_width + self.number_width),
+            _make_printable(label).ljust(self.label_width),
+            score.ljust(6),
+            corners,
+        )
         print("  ".join(columns).rstrip(), flush=True)
 
 
 class CsvWriter(PredictionWriter):
     """Writer of CSV: a row for each box or class fraction, or for the most probable class or caption.
 
-    With ``has_frames`` each row has the frame of the video and its time.
+    With ``has_frames`` each row has the frame of the video and its time. A row of a position in a file has its line.
     """
 
     def __init__(self, *, has_frames: bool) -> None:
-        self.frame_columns = ["frame", "seconds"] if has_frames else []
+        self.location_columns = ["frame", "seconds"] if has_frames else []
+        self.convert = _make_printable if sys.stdout.isatty() else _make_encodable
         self.writer = csv.writer(sys.stdout, lineterminator="\n")
         self.has_header = False
 
@@ -89,11 +100,13 @@ class CsvWriter(PredictionWriter):
         """Print the rows of the prediction."""
         if not self.has_header:
             corners = ["left", "top", "right", "bottom"] if "boxes" in prediction else []
-            self.writer.writerow(["file", *self.frame_columns, "label", "score", *corners])
+            self.location_columns += ["line"] if "line" in prediction else []
+            self.writer.writerow(["file", *self.location_columns, "label", "score", *corners])
             self.has_header = True
-        frame = [prediction.get(name, "") for name in self.frame_columns]
+        location = [prediction.get(name, "") for name in self.location_columns]
         for label, score, box in select_rows(prediction):
-            self.writer.writerow([_make_encodable(prediction["file"]), *frame, label, score, *(box or ())])
+            texts = self.convert(prediction["file"]), *location, self.convert(label)
+            self.writer.writerow([*texts, score, *(box or ())])
         sys.stdout.flush()
 
 
@@ -146,6 +159,7 @@ class YoloWriter(PredictionWriter):
 
     def __init__(self, folder: Path, files: Sequence[str], labels: Sequence[str]) -> None:
         self.output = OutputFolder(folder, files)
+        self.labels = labels
         self.class_indices = {label: index for index, label in enumerate(labels)}
         self.class_file = self.output.reserve_path("classes", "txt")
 
@@ -166,7 +180,7 @@ class YoloWriter(PredictionWriter):
     ) -> None:
         """Write the names of the classes."""
         if error is None:
-            self.class_file.write_text("".join(f"{label}\n" for label in self.class_indices), encoding="utf-8")
+            self.class_file.write_text("".join(f"{label}\n" for label in self.labels), encoding="utf-8")
 
 
 def build_writer(
@@ -195,7 +209,7 @@ def build_writer(
     if output_format == "csv":
         return CsvWriter(has_frames=has_frames)
     if output_format == "table" or (output_format == "auto" and sys.stdout.isatty()):
-        return TableWriter(files, labels)
+        return TableWriter(files, labels, has_frames=has_frames)
     return JsonLinesWriter()
 
 

@@ -17,6 +17,7 @@ from fukami.engine.html import render_page
 from fukami.engine.prediction import Prediction
 from fukami.engine.task import Task
 from fukami.errors import Error
+from fukami.image.channels import build_preview
 from fukami.image.video import Frame, VideoWriter
 
 MAX_CLASSES_IN_CAPTION = 3
@@ -71,7 +72,7 @@ class PredictionPage:
         with VideoWriter(path) as writer:
 
             def add_frame(frame: Frame, prediction: Prediction) -> None:
-                writer.add(self.task.draw(frame.image, prediction), frame.timestamp, frame.frame_rate)
+                writer.add(self.task.draw(build_preview(frame.image), prediction), frame.timestamp, frame.frame_rate)
                 for label, score in get_scores(prediction).items():
                     scores[label] = max(score, scores.get(label, 0.0))
 

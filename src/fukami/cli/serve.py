@@ -178,11 +178,13 @@ def listen(host: str, port: int) -> socket.socket:
     """Create a listening socket.
 
     Raises:
-        UsageError: the port is out of range.
+        UsageError: the port is out of range, or the host is empty, which would be all addresses.
         Error: the port is in use or not allowed, or the host is not an address of this machine.
     """
     if not 0 <= port <= 65535:
         raise UsageError(f"--port should be between 0 and 65535, not {port}")
+    if not host:
+        raise UsageError("--host should be an address of this machine, such as 127.0.0.1, and is empty")
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fukami.engine.task import Metrics
 
 # Fields that the memory of a training run grows with.
+MAX_TIMEOUT = 1e6  # seconds that processes may wait for one another, eleven days
 MEMORY_FLAGS = {
     "batch_size": "--batch-size",
     "size": "--size",
@@ -59,8 +60,8 @@ class TrainOptions:
         for flag, value in (("--num-seeds", self.num_seeds), ("--processes", self.processes)):
             if value < 1:
                 raise UsageError(f"{flag} should be at least 1, not {value}")
-        if not self.timeout > 0:
-            raise UsageError(f"--timeout should be more than 0 seconds, not {self.timeout:g}")
+        if not 0 < self.timeout <= MAX_TIMEOUT:
+            raise UsageError(f"--timeout should be more than 0 and at most {MAX_TIMEOUT:g} s, not {self.timeout:g}")
         if self.processes > 1 and "RANK" in os.environ:
             raise UsageError("torchrun has already started the processes; remove --processes")
 

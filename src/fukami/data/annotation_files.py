@@ -43,7 +43,8 @@ def pair_with_images(files: Sequence[Path], images: Sequence[Path]) -> dict[Path
     """Pair each annotation file with the image of the same stem, if there is one.
 
     Of several such images, it is the one in the same folder, or else the one whose path shares most folder names in the
-    same order: ``boxes/train/1.xml`` belongs to ``photos/train/1.jpg``, not to ``photos/test/1.jpg``.
+    same order: ``boxes/train/1.xml`` belongs to ``photos/train/1.jpg``, not to ``photos/test/1.jpg``. Of several files
+    of an image, those that share fewer folder names with it than others belong to an image that is missing.
     """
     by_path: dict[tuple[Path, str], Path] = {}
     by_stem: dict[str, list[Path]] = defaultdict(list)
@@ -62,6 +63,20 @@ def pair_with_images(files: Sequence[Path], images: Sequence[Path]) -> dict[Path
         image_path = by_path.get((file.parent, stem)) or choose_nearest(candidates, file)
         if image_path:
             pairs[file] = image_path
+    return _drop_distant_files(pairs)
+
+
+def _drop_distant_files(pairs: dict[Path, Path]) -> dict[Path, Path]:
+    """Keep of several files of an image those that share most folder names with it."""
+    files_by_image: dict[Path, list[Path]] = defaultdict(list)
+    for file, image in pairs.items():
+        files_by_image[image].append(file)
+    for image, files in files_by_image.items():
+        if len(files) > 1:
+            counts = [count_common_parts(image.parent.parts, file.parent.parts) for file in files]
+            for file, count in zip(files, counts, strict=True):
+                if count < max(counts):
+                    del pairs[file]
     return pairs
 
 

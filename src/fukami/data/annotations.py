@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from fukami.image import tiff
 from fukami.progress import track
 
 logger = logging.getLogger(__name__)
+Entry = TypeVar("Entry")  # an image with its annotation or mask
 MIN_BOX_SIDE = 0.01  # pixels; a box with a shorter side counts as empty
 ANNOTATION_SPLITS: dict[str, str] = {"trainval": "trainval", **SPLIT_NAMES}  # names of folders and lists
 
@@ -319,18 +320,24 @@ def split_off_validation(samples: Samples, val_fraction: float | None) -> tuple[
     return train, val
 
 
-def separate_trainval(annotations: DatasetAnnotations) -> None:
-    """Replace ``trainval`` by the missing one of train and val, if the dataset has only the other."""
+def separate_trainval(
+    splits: dict[str, list[Entry]], get_path: Callable[[Entry], Path], problems: list[AnnotationProblem]
+) -> None:
+    """Replace ``trainval`` by the missing one of train and val, in place, if the dataset has only the other.
+
+    Args:
+        splits: entries of each split.
+        get_path: returns the path of an entry's image.
+        problems: problems of images of the splits.
+    """
     for half, other in (("train", "val"), ("val", "train")):
-        if {"trainval", half, other} & annotations.splits.keys() == {"trainval", half}:
-            paths = {image.image_path for image in annotations.splits[half]}
-            annotations.splits[other] = [
-                image for image in annotations.splits.pop("trainval") if image.image_path not in paths
-            ]
-            files = {problem.file for problem in annotations.unreadable_images if problem.split == half}
-            annotations.unreadable_images = [
+        if {"trainval", half, other} & splits.keys() == {"trainval", half}:
+            paths = set(map(get_path, splits[half]))
+            splits[other] = [entry for entry in splits.pop("trainval") if get_path(entry) not in paths]
+            files = {problem.file for problem in problems if problem.split == half}
+            problems[:] = [
                 problem._replace(split=other) if problem.split == "trainval" else problem
-                for problem in annotations.unreadable_images
+                for problem in problems
                 if problem.split != "trainval" or problem.file not in files
             ]
 

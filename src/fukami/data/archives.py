@@ -40,6 +40,7 @@ MAX_DEPTH = 32  # levels of nested folders
 MAX_NAME_BYTES = 1024
 MAX_DISK_FRACTION = 0.9  # maximum fraction of the free disk space
 MEMBER_OVERHEAD_BYTES = 512  # bytes counted for each member in addition to its content
+FOLDER_BYTES = 4096  # bytes counted for each folder, which takes a block on a disk
 CHUNK_BYTES = 1 << 20
 ZIP_HEADER_BYTES = 30  # minimum size of the header before each member of a zip file
 XZ_MEMORY_LIMIT = 256 << 20  # memory limit for unpacking xz, whose files may request 4 GB
@@ -160,14 +161,18 @@ def _extract(folder: Path, archive: Path, archive_bytes: int) -> None:
         BASE_LIMIT_BYTES + MAX_RATIO * archive_bytes, int(MAX_DISK_FRACTION * shutil.disk_usage(folder).free)
     )
     total_bytes = 0
+    folders: set[PurePosixPath] = set()
     with ExitStack() as stack:
         for index, member in enumerate(_iterate_members(archive, stack, max_bytes)):
-            total_bytes += member.size + MEMBER_OVERHEAD_BYTES
+            member_path = _check_member_path(member.name)
+            new_folders = {*member_path.parents, *([member_path] if member.is_folder else [])} - folders
+            folders |= new_folders
+            total_bytes += member.size + MEMBER_OVERHEAD_BYTES + FOLDER_BYTES * len(new_folders)
             if total_bytes > max_bytes:
                 raise _build_size_error(max_bytes)
             if index >= MAX_MEMBERS:
                 raise ValueError(f"it has more than {MAX_MEMBERS:,} members")
-            path = folder / _check_member_path(member.name)
+            path = folder / member_path
             if member.is_folder:
                 path.mkdir(parents=True, exist_ok=True)
                 continue
@@ -228,9 +233,10 @@ class _ZipEntry:
 def _decode_zip_name(info: zipfile.ZipInfo) -> str:
     """Decode the name of a member without the mark of UTF-8, which :mod:`zipfile` decodes as code page 437.
 
-    macOS writes UTF-8 without the mark, and Japanese versions of Windows write code page 932.
+    macOS writes UTF-8 without the mark, and Japanese versions of Windows write code page 932. Since Python 3.13,
+    :mod:`zipfile` reads names in Unicode from the extra fields of some writers.
     """
-    if info.flag_bits & ZIP_UTF8_FLAG or info.filename.isascii():
+    if info.flag_bits & ZIP_UTF8_FLAG or info.filename.isascii() or info.filename != info.orig_filename:
         return info.filename
     content = info.filename.encode("cp437", "replace")
     with contextlib.suppress(UnicodeDecodeError):
@@ -330,10 +336,12 @@ def _open_tar(archive: Path, stack: ExitStack, max_bytes: float = math.inf) -> _
 
 
 def _iterate_tar(read: _ForwardReader) -> Iterator[_Member]:
-    for member in tar.iterate_members(read, errors="surrogateescape"):
+    for member in tar.iterate_members(read, errors="surrogateescape", needs_end_marker=True):
         if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE, tarfile.DIRTYPE):
             raise ValueError(f"its member {member.name[:200]!r} is a link or a device")
         yield _TarEntry(read, member)
+    while read(read.position, CHUNK_BYTES):  # a compressed file has its checksum at the end
+        pass
 
 
 def _is_tar_header(start: bytes) -> bool:

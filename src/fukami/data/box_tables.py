@@ -106,6 +106,9 @@ def read_box_tables(path: Path, images: Path | None = None) -> DatasetAnnotation
             if not is_file(image):
                 image = build_index().find(row.image, table, split) or image
             grouped.setdefault((split, image), []).append(row)
+            if row.box and not row.box.label:
+                detail = "the box has no class, and is skipped"
+                dataset.orphan_annotations.append(AnnotationProblem("no class", table, row.line, detail, split))
             labels.update([row.box.label] if row.box and row.box.label else [])
         is_relative = _are_relative([row.box for rows in grouped.values() for row in rows if row.box])
         for split in dict.fromkeys(split for split, _ in grouped):

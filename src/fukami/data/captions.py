@@ -9,6 +9,7 @@ images may lie anywhere below the same folder.
 import csv
 import io
 import itertools
+import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ from fukami.data.parsing import (
 )
 from fukami.errors import Error
 
+logger = logging.getLogger(__name__)
 IMAGE_COLUMNS, CAPTION_COLUMNS = (
     ("image", "picture", "path", "file", "image_name", "filename"),
     ("caption", "sentence", "comment", "text"),
@@ -46,6 +48,7 @@ SPLIT_LISTS = (("train", "*[._]trainImages.txt"), ("val", "*[._]devImages.txt"),
 CAPTION_SUFFIXES = (".csv", ".json", ".txt", ".token")  # suffixes of caption files
 KARPATHY_SPLITS = {"restval": "train"}  # images of COCO's validation split that Karpathy's training split includes
 EXPECTED_FILES = "captions.txt, captions_*.json, dataset.json, *.token, or a CSV with the columns image and caption"
+LEMMA_PATTERN = "*.lemma.token.txt"  # Flickr8k's captions with each word in its base form
 MAX_INSPECTED_FILES = 20  # files of other names that are read to find captions
 CAPTION_NUMBER = re.compile(r"#[a-z]*\d+$")  # number of a caption, after the image name
 
@@ -80,7 +83,7 @@ def parse_caption_files(path: Path, images: Path | None = None) -> ParsedCaption
         Error: there is no caption file, or one cannot be read.
     """
     root, files = _list_files(path)
-    caption_files = _find_caption_files(path, files)
+    caption_files = _select_caption_files(_find_caption_files(path, files), root)
     text_files = [] if caption_files or not path.is_dir() else _find_text_files(root, images)
     if not caption_files and not text_files:
         raise Error(f"{path} has no captions: expected {EXPECTED_FILES}")
@@ -95,7 +98,13 @@ def parse_caption_files(path: Path, images: Path | None = None) -> ParsedCaption
             split = row.split or name_to_split.get(PurePosixPath(row.image).name, "") or file_split
             split = "train" if split == "trainval" else split
             _add_row(parsed, file, row._replace(split=split), index.find(row.image, file, split))
-    for file, image in pair_with_images(text_files, index.images).items():
+    pairs = pair_with_images(text_files, index.images)
+    for file in text_files:
+        image = pairs.get(file)
+        if image is None:
+            detail = f"there is no image {file.stem} for it; put it there, or remove the captions"
+            parsed.problems.append(AnnotationProblem("missing", file, 0, detail, find_split(file, root)))
+            continue
         split = name_to_split.get(image.name, "") or find_split(image, image_root)
         for line_number, line in enumerate(read_text(file, max_bytes=MAX_SMALL_FILE_BYTES).split("\n"), 1):
             if line.strip():
@@ -156,9 +165,24 @@ def _find_caption_files(path: Path, files: Iterable[Path]) -> list[Path]:
     for pattern in ("dataset*.json", "captions_*.json", "*.token.txt", "*.token", "captions.txt", "*.csv"):
         matches = [file for file in candidates if file.match(pattern) and _may_have_captions(file)]
         if matches:
-            splits = [_find_file_split(file, path) for file in matches]
-            return matches if all(splits) or pattern.startswith("captions_") else matches[:1]
-    return next(([file] for file in candidates[:MAX_INSPECTED_FILES] if is_caption_file(file)), [])
+            return [file for file in matches if not file.match(LEMMA_PATTERN)] or matches
+    return list(filter(is_caption_file, candidates[:MAX_INSPECTED_FILES]))
+
+
+def _select_caption_files(files: list[Path], root: Path) -> list[Path]:
+    """Return the files with captions of the splits, or the first one if the names denote no training split."""
+    splits = [_find_file_split(file, root) for file in files]
+    if len(files) < 2 or all(splits) or all(file.match("captions_*.json") for file in files):
+        return files
+    of_split = [file for file, split in zip(files, splits, strict=True) if split]
+    others = [file for file, split in zip(files, splits, strict=True) if not split]
+    selected = of_split if {"train", "trainval"} & {*splits} else others[:1]
+    names = ", ".join(file.name for file in files if file not in selected)
+    logger.warning(
+        f"{root}: only the captions in {', '.join(file.name for file in selected)} are read, not those in {names}; "
+        "specify the file, or name each file by its split, as in train.csv"
+    )
+    return selected
 
 
 def _may_have_captions(path: Path) -> bool:

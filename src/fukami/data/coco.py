@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -246,7 +246,7 @@ class ImageLocator:
     def __init__(self, path: Path, images: Path | None = None) -> None:
         split = re.sub(r"^(instances|person_keypoints|annotations)_", "", path.stem)
         if images:
-            self.folders = [images, images / split, *list_folders(images)]
+            self.folders = [images, images / split, *_select_folders(list_folders(images), _parse_split(path.stem))]
             return
         parent = path.parent.parent
         self.folders = [path.parent, path.parent / "images", path.parent / split, path.parent / "images" / split]
@@ -255,7 +255,7 @@ class ImageLocator:
         is_beside = is_without_images or path.parent.name.lower() in ("annotations", "labels")
         self.folders += siblings if is_beside else []
         others = list_folders(parent if is_without_images else path.parent)
-        self.folders += sorted(others, key=lambda folder: parse_split(folder.name) != _parse_split(path.stem))
+        self.folders += _select_folders(others, _parse_split(path.stem))
 
     def __call__(self, name: str) -> Path:
         """Return the path of an image; a path in the first folder if no folder contains it."""
@@ -266,6 +266,15 @@ class ImageLocator:
                 self.folders.insert(0, folder)
                 return path
         return self.folders[0] / name
+
+
+def _select_folders(folders: Sequence[Path], split: str) -> list[Path]:
+    """List the folders of a split first, and without those of other splits if there are any of this one."""
+    of_split = [folder for folder in folders if split and _parse_split(folder.name) == split]
+    others = [folder for folder in folders if folder not in of_split]
+    if of_split and split != "trainval":  # files of the same name in the folder of another split are other images
+        others = [folder for folder in others if not _parse_split(folder.name)]
+    return [*of_split, *others]
 
 
 def _parse_split(stem: str) -> str:

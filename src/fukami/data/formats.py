@@ -4,6 +4,7 @@ The contents decide, not the names of the folders: XML, JSON and text files with
 images of few values beside images of the same names are masks, and a CSV file is what its columns are.
 """
 
+import operator
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -80,7 +81,7 @@ def read_boxes(found: SourceFormat, images: Path | None = None) -> DatasetAnnota
         Error: the annotations cannot be read.
     """
     dataset = BOX_READERS[found.name](found.root, images)
-    separate_trainval(dataset)
+    separate_trainval(dataset.splits, operator.attrgetter("image_path"), dataset.unreadable_images)
     return dataset
 
 

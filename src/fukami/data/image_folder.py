@@ -55,8 +55,8 @@ def scan_folder(path: Path) -> dict[Split, FolderSplit]:
 
 def find_splits(root: Path) -> dict[str, Path]:
     """Find the folders of classes of each split, or of an empty name if the dataset has no splits."""
-    while len(folders := list_folders(root)) == 1 and len(list_folders(folders[0])) > 1:
-        root = folders[0]  # an archive may contain a single top-level folder
+    while len(folders := list_folders(root)) == 1 and _is_top_level_folder(folders[0]):
+        root = folders[0]  # of an archive
     by_name = {folder.name.lower(): folder for folder in folders if folder.name.lower() in SPLIT_NAMES}
     if by_name.keys() == {"train"} and len(folders) > 1 and not list_folders(by_name["train"]):
         return {"": root}  # the vehicle
@@ -65,6 +65,12 @@ def find_splits(root: Path) -> dict[str, Path]:
         if name in by_name:
             splits.setdefault(split, by_name[name])
     return splits or _find_split_words(folders) or {"": root}
+
+
+def _is_top_level_folder(folder: Path) -> bool:
+    """Return whether a folder that is the only one at its level contains folders of classes or splits."""
+    inner = list_folders(folder)
+    return len(inner) > 1 or any(child.name.lower() in SPLIT_NAMES and list_folders(child) for child in inner)
 
 
 def _find_split_words(folders: Sequence[Path]) -> dict[str, Path]:

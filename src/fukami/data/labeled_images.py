@@ -180,6 +180,7 @@ def _resize(images: image_io.UInt8Array, transform: SquareTransform) -> Tensor:
             image_io.resize_and_crop(Image.fromarray(image), channels=transform.channels, size=transform.size)
             for image in images
         ]
-        return torch.from_numpy(np.stack(resized))
+        shape = len(images), transform.channels, transform.size, transform.size
+        return torch.from_numpy(np.array(resized, np.uint8).reshape(shape))
     tensor = torch.from_numpy(np.ascontiguousarray(images)).view(len(images), transform.size, transform.size, channels)
     return tensor.permute(0, 3, 1, 2).repeat(1, transform.channels // channels, 1, 1)

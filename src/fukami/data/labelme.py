@@ -18,7 +18,7 @@ from fukami.data.annotations import (
     ImageAnnotation,
     parse_size,
 )
-from fukami.data.files import walk_images
+from fukami.data.files import walk_files, walk_images
 from fukami.data.parsing import contains_pattern, parse_json, read_bytes, to_number, to_text
 from fukami.errors import Error
 
@@ -50,11 +50,16 @@ def read_labelme(
         on_shapes: called for each image with its annotation and the list of its shapes.
     """
     dataset = DatasetAnnotations()
-    files = [file for file in find_files_of_images((root,), ".json", images) if is_labelme_file(file)]
+    files = [file for file in sorted(walk_files(root, ".json")) if is_labelme_file(file)]
     paths = sorted(walk_images(images or root))
     pairs = pair_with_images(files, paths)
-    for file, image in pairs.items():
-        split = find_split(file, root) or find_split(image, images or root)
+    for file in files:
+        image = pairs.get(file)
+        split = find_split(file, root) or (find_split(image, images or root) if image else "")
+        if image is None:
+            detail = f"there is no image {file.stem} for it; put it there, or remove the annotation"
+            dataset.unreadable_images.append(AnnotationProblem("missing", file, 0, detail, split))
+            continue
         try:
             annotation, shapes = _read_annotation(file, image)
         except Error as error:
@@ -62,6 +67,11 @@ def read_labelme(
             dataset.unreadable_images.append(AnnotationProblem("unreadable", file, 0, detail, split))
         else:
             dataset.splits.setdefault(split, []).append(annotation)
+            dataset.orphan_annotations += [
+                AnnotationProblem("no class", file, 0, f"{box.identifier} has no label, and is skipped", split)
+                for box in annotation.boxes
+                if not box.label
+            ]
             if on_shapes:
                 on_shapes(annotation, shapes)
     used = {*pairs.values()}

@@ -111,7 +111,7 @@ def index_voc(root: Path) -> FolderIndex | None:
     stem_to_pair = {normalize_name(pair.image_path.stem): pair for pair in matches.pairs}
     for path in sorted((root / "ImageSets" / "Segmentation").glob("*.txt")):
         split = parse_split(path.stem)
-        if split in ("train", "val", "test"):
+        if split:
             name_to_line: dict[str, int] = {}  # a name may be listed more than once
             for line_number, line in enumerate(read_text(path, errors="replace").splitlines(), 1):
                 name_to_line.setdefault(find_stem(line.strip(), stem_to_pair), line_number)

@@ -72,15 +72,18 @@ class ShardContents:
     problems: list[str] = field(default_factory=list)
 
 
-def iterate_members(read: Callable[[int, int], bytes], *, errors: str = "replace") -> Iterator[TarMember]:
+def iterate_members(
+    read: Callable[[int, int], bytes], *, errors: str = "replace", needs_end_marker: bool = False
+) -> Iterator[TarMember]:
     """Iterate over the members of a tar file, or of a section of one.
 
     Args:
         read: ``read(start, count)`` returns bytes of the file; ``start`` never decreases.
         errors: error handling for names that are not in UTF-8, as in :meth:`bytes.decode`.
+        needs_end_marker: whether the end marker, a block of zeros, is required.
 
     Raises:
-        tarfile.HeaderError: a header is truncated or corrupted.
+        tarfile.HeaderError: a header is truncated or corrupted, or the end marker is missing.
     """
     start = position = 0
     name, size = "", -1
@@ -102,6 +105,8 @@ def iterate_members(read: Callable[[int, int], bytes], *, errors: str = "replace
             position = content + -(-size // BLOCK_BYTES) * BLOCK_BYTES
             yield TarMember((name or info.name).removeprefix("./"), start, content, size, position, info.type)
             start, name, size = position, "", -1
+    if needs_end_marker and not header:
+        raise tarfile.HeaderError("it is truncated: there is no end marker")
 
 
 def contains_sample(read: Callable[[int, int], bytes]) -> bool:

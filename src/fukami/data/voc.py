@@ -261,7 +261,9 @@ def _read_annotation(
                 AnnotationProblem("no class", path, _get_line(element), "the box has no name, and is skipped")
             )
     name = Path((root.findtext("filename") or f"{path.stem}.jpg").strip()).name
-    if image is None:
+    if image is None and normalize_name(Path(name).stem) == normalize_name(path.stem):
+        image = folder / name  # an image of this name in another folder has another file
+    elif image is None:
         image = name_to_image.get(name, folder / name)
     elif Path(name).stem == image.stem and is_file(image.with_name(name)):  # of two images that differ in their suffix
         image = image.with_name(name)

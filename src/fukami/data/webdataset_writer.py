@@ -14,6 +14,7 @@ from PIL import Image
 from fukami.data import findings, labeled_images, shards, tar
 from fukami.data import remote as data_remote
 from fukami.data.labeled_images import LabeledImages
+from fukami.data.parsing import read_bytes
 from fukami.data.splits import SPLITS
 from fukami.errors import Error, UsageError
 from fukami.image import io as image_io
@@ -163,7 +164,7 @@ class KeyedSamples:
             (block,) = items.read_blocks([index])
             name, content = tar.extract_image(block, *items.locate(index))
         else:
-            name, content = str(items[index]), items[index].read_bytes()
+            name, content = str(items[index]), read_bytes(items[index], max_bytes=MAX_IMAGE_BYTES)
         read_depth(content, name)  # verifies the header
         if len(content) > MAX_IMAGE_BYTES:
             raise Error(f"{name} has {len(content):,} bytes, more than the limit of {MAX_IMAGE_BYTES:,} in a shard")

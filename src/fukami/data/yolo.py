@@ -45,7 +45,7 @@ from fukami.image import io as image_io
 CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 DARKNET_SUFFIX = ".data"  # dataset descriptions of Darknet and CVAT
 DESCRIPTION_SUFFIXES = (".yaml", ".yml", DARKNET_SUFFIX)
-NAMES_KEY = re.compile(r"""^\s*["']?names["']?\s*[:=]""", re.MULTILINE)  # key of the class names
+NAMES_KEY = re.compile(r"""^[ \t]*["']?names["']?[ \t]*[:=]""", re.MULTILINE)  # key of the class names
 MAX_DESCRIPTION_BYTES = 2 << 20
 MAX_DESCRIPTIONS = 4  # files of a folder that are parsed to find the class names
 MAX_INSPECTED_FILES = 20  # text files that are read to detect the format
@@ -156,7 +156,7 @@ def read_yolo(
     split_images = {
         split: [*dict.fromkeys(itertools.chain(*map(_list_split_images, paths)))] for split, paths in splits.items()
     }
-    label_files = _find_label_files(path, root, split_images)
+    label_files = _find_label_files(path, root, split_images, images is not None and path.is_dir())
     if files:
         class_names = _parse_class_names(files[0], description)
     else:
@@ -174,16 +174,21 @@ def read_yolo(
     return dataset
 
 
-def _find_label_files(path: Path, root: Path, split_images: dict[str, list[Path]]) -> dict[Path, Path]:
+def _find_label_files(
+    path: Path, root: Path, split_images: dict[str, list[Path]], is_separate: bool
+) -> dict[Path, Path]:
     """Find the text file of each image that has one.
 
     In a split without any text file in the usual places, it is the one of the image's stem that is not in these places.
+    With ``is_separate``, the images have a folder of their own, and the text files are below ``root``.
     """
     label_files: dict[Path, Path] = {}
     others: list[Path] = []
     for images in split_images.values():
         inside = (image for image in images if image.name and not archives.is_outside(image, path))
         usual = {image: file for image in inside if is_file(file := find_label_file(image))}
+        if is_separate:
+            usual = {image: file for image, file in usual.items() if archives.is_inside(file, root)}
         label_files |= usual
         others += [] if usual else images
     if others:

@@ -109,7 +109,7 @@ class CheckpointWriter:
                     "its last valid checkpoint: try a lower learning rate, or --precision float32"
                 )
             for file in files:
-                _sync_file(file)
+                sync_file(file)
             # the state last: a run that resumes from an older state writes the weights again
             run_weights.write_weights(self.folder, weights)
             if best_weights is not None:
@@ -123,7 +123,7 @@ class CheckpointWriter:
         self.next_save_time = end + max(MIN_CHECKPOINT_INTERVAL, (end - start) / MAX_CHECKPOINT_FRACTION)
 
 
-def _sync_file(path: Path) -> None:
+def sync_file(path: Path) -> None:
     """Sync a file, or the memory that maps it, to disk."""
     try:
         file = os.open(path, os.O_RDWR)

@@ -78,7 +78,7 @@ def _load_run(
         from fukami.quantization.onnx_export import OnnxNetwork
 
         contents = {name: read_bytes(folder / f"{name}.onnx", max_bytes=MAX_ONNX_BYTES) for name in modules}
-        networks = {name: OnnxNetwork(content) for name, content in contents.items()}
+        networks = {name: OnnxNetwork(content, len(labels)) for name, content in contents.items()}
         for name, network in networks.items():
             with contextlib.suppress(ValueError):
                 stored_labels = parse_json(network.metadata.get("labels", "null"))

@@ -18,7 +18,7 @@ from fukami import atomic_file
 from fukami.data import sources
 from fukami.data.loader import StateDict, check_counts
 from fukami.engine import run_record
-from fukami.engine.recipe import Data, Recipe, build_resume_command, build_train_command, get_recipe_name
+from fukami.engine.recipe import Data, Recipe, build_resume_command, build_train_command, get_recipe_name, has_batches
 from fukami.engine.resumable_loader import wrap_batches
 from fukami.engine.runtime import Runtime
 from fukami.engine.task import Metrics, Task
@@ -221,7 +221,7 @@ class TrainingLogger:
 
     def log_stop(self, step: int, resume_command: str) -> None:
         """Print the command that resumes the run: ``resume_command``, or if it is empty that of ``fukami train``."""
-        command = resume_command or build_resume_command(self.recipe, self.folder)
+        command = resume_command or build_resume_command(self.recipe, self.folder, self.runtime.world_size)
         self._print(f"stopped at step {step} of {self.num_steps}; resume with: {command}")
 
     def finish(self, figures: "list[tuple[str, FigureContent]]", metrics: Metrics, split: str) -> Metrics:
@@ -316,7 +316,7 @@ def describe_data(recipe: Recipe, task: Task, data: Data) -> str:
     title = find_data_title(recipe)
     name += f" ({title})" if title else ""
     loaders = {"train": data.train, "val": data.val, "test": data.test}
-    sizes = {split: wrap_batches(batches).describe_size() for split, batches in loaders.items() if batches}
+    sizes = {split: wrap_batches(batches).describe_size() for split, batches in loaders.items() if has_batches(batches)}
     splits = " · ".join(f"{split} {size}" for split, size in sizes.items() if size)
     labels = format_count(len(task.labels), task.label_noun) if task.labels else ""
     return ", ".join(filter(None, (name, splits, labels)))

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from fukami.data.random_states import set_random_seed
 from fukami.engine.recipe import Recipe
 from fukami.engine.runtime import Runtime
-from fukami.engine.train import prepare_data
+from fukami.engine.train import explain_batch_norm_error, prepare_data
 from fukami.errors import Error, UsageError
 from fukami.image.charts import BLUE
 from fukami.progress import track
@@ -71,7 +71,8 @@ def find_lr(
         rate = min_lr * (max_lr / min_lr) ** (step / (num_steps - 1))
         for group in task.optimizer.param_groups:
             group["lr"].fill_(rate * group["initial_lr"] / highest)
-        metrics = task.step(batch)
+        with explain_batch_norm_error():
+            metrics = task.step(batch)
         if "loss" not in metrics:
             raise UsageError(
                 "the range test follows one loss of gradient descent, and this recipe has "

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fukami.data.class_tables import VOC_LABELS
 from fukami.engine import state_dicts
 from fukami.engine.fine_tuning import find_head
 from fukami.engine.tensor_files import find_mismatch
@@ -104,12 +105,14 @@ def initialize_segmenter(model: SegmentationModel, name: str, init: str, labels:
     is_segmenter = any(key in tensors for key in expected if not key.startswith(f"{model.backbone_prefix}."))
     original_tensors, tensors = tensors, {**tensors} if is_segmenter else model.convert_classifier_weights(tensors)
     adapt_first_layer(tensors, expected)
-    init_labels = state_dicts.read_init_labels(init) if init != "coco" else ()
+    init_labels = VOC_LABELS if init == "coco" else state_dicts.read_init_labels(init)
     mismatches = {key: mismatch for key, mismatch in find_mismatches(tensors, expected) if key in expected}
     if is_segmenter and labels and init_labels and labels != init_labels:  # even if their number is the same
         mismatches |= {key: "is of other classes" for key in expected if key.startswith(model.class_prefixes)}
     required = [key for key in expected if key.startswith(f"{model.backbone_prefix}.")]
-    is_plain = not any(key.endswith("running_mean") for key in tensors)
+    is_plain = not any(key.endswith("running_mean") for key in original_tensors)
+    if not (is_plain or is_segmenter or any(key.endswith("running_mean") for key in required)):
+        raise Error(f"{init} has batch normalization, and the network has none; use weights without it")
     if is_plain:  # a classifier without batch normalization, which the model may have
         norms = {key.rpartition(".")[0] for key in required if key.endswith("running_mean")}
         required = [key for key in required if key.rpartition(".")[0] not in norms]

@@ -60,12 +60,20 @@ class Data:
     @property
     def eval_split(self) -> str:
         """Name of the split of the final result: test, or val without test data."""
-        return "test" if self.test else "val"
+        return "test" if has_batches(self.test) else "val"
 
     @property
     def eval_batches(self) -> Iterable[Any]:
         """Batches of the final result."""
-        return self.test or self.val
+        return self.test if has_batches(self.test) else self.val
+
+
+def has_batches(batches: Iterable[Any]) -> bool:
+    """Return whether there are batches, or may be: an iterable without a length may have some."""
+    try:
+        return bool(batches)
+    except TypeError:  # a DataLoader has a length only if its dataset has one
+        return True
 
 
 class FieldGroup:
@@ -431,11 +439,12 @@ def build_train_command(recipe: Recipe) -> str:
     return shlex.join(arguments)
 
 
-def build_resume_command(recipe: Recipe, folder: Path) -> str:
-    """Return the shell command that resumes the run of this recipe in a folder."""
+def build_resume_command(recipe: Recipe, folder: Path, num_processes: int) -> str:
+    """Return the shell command that resumes the run of this recipe in a folder, with the same number of processes."""
     import shlex
 
-    return f"{build_train_command(recipe)} --out {shlex.quote(str(folder))} --resume"
+    processes = f" --processes {num_processes}" if num_processes > 1 else ""
+    return f"{build_train_command(recipe)} --out {shlex.quote(str(folder))} --resume{processes}"
 
 
 def build_recipe(recipe: type[Recipe], fields: Mapping[str, object]) -> Recipe:

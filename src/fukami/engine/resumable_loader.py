@@ -31,8 +31,14 @@ class ResumableLoader(Loader):
         return iter(self.batches)
 
     def describe_size(self) -> str:
-        """Describe the number of batches, or of what else the iterable counts by its attribute ``noun``."""
-        size = len(self)
+        """Describe the number of batches, or of what else the iterable counts; empty without a length.
+
+        The attribute ``noun`` names what it counts.
+        """
+        try:
+            size = len(self.batches)  # type: ignore[arg-type]
+        except TypeError:
+            return ""
         return format_count(size, getattr(self.batches, "noun", "batch")) if size > 1 else ""
 
     def iterate_items(self) -> Iterator[ManifestItem] | None:

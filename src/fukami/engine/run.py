@@ -26,7 +26,7 @@ from fukami.engine.recipe import (
 )
 from fukami.engine.runtime import DEFAULT_TIMEOUT
 from fukami.engine.task import Metrics, Task
-from fukami.engine.train import RunOptions, run_training
+from fukami.engine.train import RunOptions, prepare_eval_data, run_training
 from fukami.errors import Error, UsageError
 from fukami.image.io import ImageSource
 
@@ -125,7 +125,7 @@ class Model:
             recipe = self.recipe.with_data(os.fspath(data), self.task.labels)
         else:
             raise UsageError(f"data should be the name or the path of a dataset, not {data!r:.100}")
-        eval_data = recipe.load_eval_data()
+        eval_data = prepare_eval_data(recipe, self.task.runtime)
         return {**self.task.evaluate(eval_data.eval_batches), "split": eval_data.eval_split}
 
     def draw(self, source: ModelInput) -> Image:

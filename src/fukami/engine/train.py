@@ -15,11 +15,11 @@ from fukami.data.loader import Loader, StateDict
 from fukami.data.manifest import Manifest
 from fukami.data.random_states import get_random_states, set_random_seed, set_random_states
 from fukami.engine import checkpoint, run_folder, run_record, run_weights
-from fukami.engine.async_checkpoint import CheckpointWriter
+from fukami.engine.async_checkpoint import CheckpointWriter, sync_file
 from fukami.engine.best_weights import BestWeights
 from fukami.engine.log import TrainingLogger, describe_compute_config, describe_run
 from fukami.engine.process_group import report_timeout
-from fukami.engine.recipe import Data, Recipe, build_resume_command
+from fukami.engine.recipe import Data, Recipe, build_resume_command, has_batches
 from fukami.engine.resumable_loader import wrap_batches
 from fukami.engine.resume import SignalHandler, check_checkpoint_metadata, get_checkpoint_metadata
 from fukami.engine.runtime import DEFAULT_TIMEOUT, Runtime
@@ -46,6 +46,7 @@ class RunOptions:
     allow_changed_data: bool = False
     timeout: float = DEFAULT_TIMEOUT
     num_threads: int | None = None  # for a stage, that of its run
+    needs_val: bool = False  # whether a stage needs validation data, because its run has --patience
     resume_command: str = ""  # command to resume the run, for the message of a stop; by default fukami train
 
 
@@ -72,7 +73,7 @@ def run_training(recipe: Recipe, folder: Path, options: RunOptions) -> Metrics:
         task = recipe.build_task(data.labels)
         task.setup(runtime)
         task.prepare_training()
-        check_evaluation(task, data)
+        check_evaluation(task, data, options.needs_val)
         steps, interval = count_steps(task, loader)
         with TrainingLogger(folder, recipe, runtime, steps, len(loader)) as log:
             progress = TrainingProgress(task, loader, log)
@@ -165,6 +166,7 @@ def prepare_run(recipe: Recipe, folder: Path, options: RunOptions) -> Iterator[t
         if config.compile:
             runtime.check_compiler()
         last_stage = train_stages(recipe, folder, runtime, replace(options, compile=config.compile))
+        runtime.clock.restart()  # the stages have their own times
         if runtime.is_main:
             print_line(describe_run(recipe, folder, runtime))
         yield runtime, config.compile, last_stage
@@ -188,17 +190,26 @@ def prepare_data(recipe: Recipe, runtime: Runtime, folder: Path | None = None) -
     return data, loader
 
 
-def check_evaluation(task: Task, data: Data) -> None:
+def prepare_eval_data(recipe: Recipe, runtime: Runtime) -> Data:
+    """Load the batches of the final result, and move them to the device."""
+    data = recipe.load_eval_data()
+    wrap_batches(data.eval_batches).setup(runtime)
+    return data
+
+
+def check_evaluation(task: Task, data: Data, needs_val: bool = False) -> None:
     """Check that the options that need evaluations during the training have them.
 
     Raises:
-        UsageError: early stopping or a plateau schedule, without validation data or without a metric to compare.
+        UsageError: early stopping (with ``needs_val``, after this stage) or a plateau schedule, without validation data
+            or without a metric to compare.
     """
     has_plateau = isinstance(task.lr_schedule, ReduceOnPlateau)
-    if (task.patience or has_plateau) and not data.val:
+    if (task.patience or needs_val or has_plateau) and not has_batches(data.val):
+        option = "--patience" if task.patience or needs_val else "--schedule plateau"
         raise UsageError(
-            f"{'--patience' if task.patience else '--schedule plateau'} needs validation data, and there are none; set "
-            "--val-fraction, such as 0.1, to use a part of the training data"
+            f"{option} needs validation data, and there are none; set --val-fraction, such as 0.1, to use a part of "
+            "the training data"
         )
     if task.patience and task.metric_mode is None:
         raise UsageError("--patience is not for this recipe, whose last weights are its result; remove it")
@@ -227,7 +238,8 @@ def count_steps(task: Task, loader: Loader) -> tuple[int, int]:
 def train_stages(recipe: Recipe, folder: Path, runtime: Runtime, options: RunOptions) -> Path | None:
     """Train the unfinished stages that precede the recipe, and return the folder of the last one."""
     stages = recipe.stages(folder)
-    if stages and runtime.is_main and not (folder / "recipe.json").is_file():  # so that the run can be resumed
+    is_new = bool(stages) and runtime.is_main and not (folder / "recipe.json").is_file()
+    if is_new:  # so that the run can be resumed
         run_record.write_recipe(folder, recipe, (), describe_compute_config(recipe, runtime, options.compile))
     for number, (name, stage) in enumerate(stages.items(), 1):
         if runtime.is_main:
@@ -238,9 +250,14 @@ def train_stages(recipe: Recipe, folder: Path, runtime: Runtime, options: RunOpt
         resume = (folder / name / "recipe.json").is_file()
         stage_options = replace(
             options, device=str(runtime.device), precision=runtime.precision, num_threads=torch.get_num_threads(),
-            resume_command=options.resume_command or build_resume_command(recipe, folder),
+            needs_val=options.needs_val or getattr(recipe, "patience", 0) > 0,
+            resume_command=options.resume_command or build_resume_command(recipe, folder, runtime.world_size),
         )  # fmt: skip
-        run_training(stage, folder / name, replace(stage_options, resume=resume))
+        try:
+            run_training(stage, folder / name, replace(stage_options, resume=resume))
+        finally:
+            if is_new and number == 1 and not (folder / name / "recipe.json").exists():  # it has not started
+                (folder / "recipe.json").unlink()
     if stages and runtime.is_main:
         print_line(f"stage {len(stages) + 1} of {len(stages) + 1}")
     return folder / list(stages)[-1] if stages else None
@@ -318,7 +335,7 @@ class TrainingProgress:
 
     def evaluate(self, step: int, val: Iterable[Batch]) -> None:
         """Evaluate the task and log the metrics; without validation data, print the progress."""
-        if not val:
+        if not has_batches(val):
             self.log.print_progress()
             return
         with self.log.clock("evaluation"), self.task.evaluation_mode():
@@ -344,16 +361,16 @@ class TrainingProgress:
         metrics = self.best.metrics or self.log.last_metrics
         batches = data.eval_batches
         with self.log.clock("evaluation"):
-            if data.test:
+            if has_batches(data.test):
                 with self.task.evaluation_mode():
                     metrics = self.task.evaluate(data.test)
                 self.log.log_test(metrics)
             figures = self.plot_evaluation(batches)
-        return self.log.finish(figures, metrics, data.eval_split if batches else "")
+        return self.log.finish(figures, metrics, data.eval_split if has_batches(batches) else "")
 
     def plot_evaluation(self, batches: Iterable[Batch]) -> "list[tuple[str, FigureContent]]":
         """Return the figures of the report."""
-        return list(self.task.plot_evaluation(batches)) if batches else []
+        return list(self.task.plot_evaluation(batches)) if has_batches(batches) else []
 
     def start_run(self, folder: Path, manifest: Manifest) -> None:
         """Write the data manifest of a new run, and set the metadata of its checkpoints."""
@@ -363,6 +380,9 @@ class TrainingProgress:
     def save(self, writer: CheckpointWriter, step: int) -> None:
         """Start to save the checkpoint and the weights of this step."""
         with self.log.clock("checkpoint"):
+            if not writer.is_writer:  # the writer syncs those of its own process
+                for path in self.loader.checkpoint_files:
+                    sync_file(path)
             loader_state = self.loader.state_dict()  # this and the next one may gather those of all processes
             metric_buffer_state = self.metric_buffer.state_dict()
             if not writer.is_writer:
@@ -395,19 +415,20 @@ class TrainingProgress:
         if runtime.is_main:
             self.checkpoint_metadata = check_checkpoint_metadata(folder, state, manifest, allow_changed_data)
         try:
-            if state["step"] > self.log.num_steps:
+            if state["step"] > self.log.num_steps and not allow_changed_data:
                 raise ValueError(f"it is of step {state['step']}, and the run has {self.log.num_steps} steps")
+            step = min(int(state["step"]), self.log.num_steps)  # there are fewer steps if images were removed
             for name, value in self.task.state.items():
                 value.load_state_dict(state["task"][name])
             for group in (group for optimizer in self.task.optimizers for group in optimizer.param_groups):
                 if not (isinstance(group["lr"], Tensor) and math.isfinite(group["initial_lr"])):
                     raise ValueError("the learning rate is invalid")
             self.loader.load_state_dict(state["loader"])
-            self.log.load_state_dict(state["log"])
+            self.log.load_state_dict({**state["log"], "step": step})
             self.metric_buffer.load_state_dict(state["metric_buffer"])
             self.best.load_state_dict(state["best"])
             set_random_states(state["random"])
-            return int(state["step"])
+            return step
         except Error:
             raise
         except Exception as error:  # load_state_dict may raise anything for a state of another object

@@ -162,7 +162,12 @@ def _needs_tifffile(image: Image.Image, channels: int) -> bool:
 
 def _has_many_levels(image: Image.Image) -> bool:
     """Return whether an open image has more than 8 bits, in a mode or file whose samples can be kept."""
-    return image.mode.startswith("I;16") or image.mode == "F" or _is_deep_png(image)
+    return image.mode.startswith("I;16") or image.mode == "F" or _is_int16(image) or _is_deep_png(image)
+
+
+def _is_int16(image: Image.Image) -> bool:
+    """Return whether an open image is a TIFF of signed 16-bit integers, for which Pillow has only a mode of 32 bits."""
+    return image.format == "TIFF" and image.mode == "I" and image.tag_v2.get(258) == (16,)  # type: ignore[attr-defined]
 
 
 def _is_deep_png(image: Image.Image) -> bool:
@@ -180,6 +185,7 @@ def _decode_pillow(
     orientation = image_io.get_orientation(image)
     if is_deep_png:
         return ArrayImage(_match_channels(orient_pixels(_read_png(source), orientation), channels, True, name))
+    is_int16 = _is_int16(image)
     image.load()
     if orientation != 1:
         image = ImageOps.exif_transpose(image)
@@ -188,7 +194,7 @@ def _decode_pillow(
         image = image_io.convert_mode(image, "LA" if image.mode in ("L", "LA", "La", "1") else "RGBA")
     elif image.mode in ("1", "P", "CMYK", "YCbCr", "LAB", "HSV"):  # no channels of data
         image = image.convert("L" if image.mode == "1" else "RGB")
-    values = np.asarray(image)
+    values = np.asarray(image).astype(np.int16) if is_int16 else np.asarray(image)
     levels = _convert_levels(values.reshape(*values.shape[:2], -1), name)
     return ArrayImage(_match_channels(levels, channels, has_alpha, name))
 

@@ -1,7 +1,7 @@
 """Video reading and writing with PyAV, an optional dependency."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +12,7 @@ from PIL import Image
 
 from fukami.errors import Error, require_extra
 from fukami.image import io as image_io
+from fukami.image.channels import DecodedImage
 
 if TYPE_CHECKING:
     from av.container import InputContainer, OutputContainer
@@ -45,14 +46,14 @@ class Frame:
         index: index of the frame in the video, from 0.
         timestamp: presentation time in seconds from the start of the video.
         frame_rate: frames of the video per second.
-        image: upright image, "RGB".
+        image: upright image; that of a video is "RGB".
         file: image file of the frame, if it has one.
     """
 
     index: int
     timestamp: float
     frame_rate: Fraction
-    image: Image.Image
+    image: DecodedImage
     file: str = ""
 
 
@@ -60,6 +61,8 @@ def is_video(path: str | os.PathLike[str]) -> bool:
     """Return whether a file is a video, by its suffix or first bytes; animated GIFs count as images."""
     if Path(path).suffix.lower() in VIDEO_SUFFIXES:
         return True
+    if not Path(path).is_file():  # reading from a pipe waits, and removes its first bytes
+        return False
     try:
         with Path(path).open("rb") as file:
             head = file.read(12)
@@ -105,21 +108,17 @@ def read_frames(path: str | os.PathLike[str], every: int = 1) -> Iterator[Frame]
         raise Error(f"{name} ends after {end_seconds:.1f} of {duration:.1f} seconds; get the file again")
 
 
-def read_image_sequence(files: Sequence[str], frame_rate: float, errors: list[Error]) -> Iterator[Frame]:
-    """Read image files as the frames of a video at ``frame_rate`` per second, lazily.
+def read_image_sequence(
+    files: Sequence[str], frame_rate: float, read: Callable[[str], DecodedImage], errors: list[Error]
+) -> Iterator[Frame]:
+    """Read image files as the frames of a video at ``frame_rate`` per second, lazily, each by the function ``read``.
 
     Unreadable files are skipped, and their errors appended to ``errors``.
     """
     exact_rate = Fraction(frame_rate).limit_denominator(1001)
     for index, file in enumerate(files):
         try:
-            yield Frame(
-                index,
-                float(index / exact_rate),
-                exact_rate,
-                image_io.convert_mode(image_io.read_image(file), "RGB"),
-                file,
-            )
+            yield Frame(index, float(index / exact_rate), exact_rate, read(file), file)
         except Error as error:
             errors.append(error)
 

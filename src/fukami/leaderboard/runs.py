@@ -258,7 +258,9 @@ def _parse_evaluation(entry: dict[str, Json]) -> dict[str, float]:
     step, seconds = numbers["step"], numbers.get("seconds", 0)
     if not (numbers.keys() - report.NON_METRIC_KEYS and type(step) is int and step > 0 and 0 <= seconds < math.inf):
         raise ValueError("not an evaluation")
-    if any(MAX_NUMBER < abs(value) < math.inf for value in numbers.values()) or not numbers.get("count", 0) < math.inf:
+    if any(MAX_NUMBER < abs(value) < math.inf for value in numbers.values()) or not (
+        0 <= numbers.get("count", 0) < math.inf
+    ):
         raise ValueError("a number is out of range")
     return numbers
 

@@ -125,6 +125,7 @@ class OnnxNetwork(nn.Module):
 
     Args:
         content: content of a file from :func:`export_onnx` or :mod:`fukami.quantization.int8`.
+        num_classes: number of classes that a detector may predict; None: any.
 
     Attributes:
         content: content of the file.
@@ -134,9 +135,10 @@ class OnnxNetwork(nn.Module):
         Error: the content is corrupted, not a network of fukami, or refers to other files.
     """
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, num_classes: int | None = None) -> None:
         super().__init__()
         check_model(content)
+        self.num_classes = num_classes
         limit_memory()
         options = onnxruntime.SessionOptions()
         options.add_session_config_entry("session.use_env_allocators", "1")
@@ -174,11 +176,18 @@ class OnnxNetwork(nn.Module):
         """
         if self.input_names == DETECTOR.input_names:
             return [
-                Detections(*self._run_session(image_inputs))
+                self._check_detections(Detections(*self._run_session(image_inputs)))
                 for image_inputs in zip(*(torch.split(value, 1) for value in inputs), strict=True)
             ]
         outputs = self._run_session(inputs)
         return outputs if self.input_names == BOARD.input_names else outputs[0]
+
+    def _check_detections(self, detections: Detections) -> Detections:
+        boxes, classes, scores = detections
+        is_valid = boxes.shape == (len(scores), 4) and classes.shape == scores.shape and classes.dtype == torch.int64
+        if not is_valid or (classes < 0).any() or (classes >= (self.num_classes or math.inf)).any():
+            raise Error("the ONNX file predicts boxes or classes that its run does not have; export the run again")
+        return detections
 
     def _run_session(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         arrays = [value.detach().to("cpu", torch.float32).contiguous().numpy() for value in inputs]
@@ -298,7 +307,7 @@ def _count_elements(model: onnx.ModelProto) -> tuple[int, int]:
     Weights are removed from ``model`` first; their size is limited by that of the file.
 
     Raises:
-        Error: the shape of a constant is not known.
+        Error: the shapes cannot be inferred, or that of a constant is not known.
     """
     constants = {"", *(tensor.name for tensor in model.graph.initializer)}
     shapes = []
@@ -311,8 +320,9 @@ def _count_elements(model: onnx.ModelProto) -> tuple[int, int]:
     model.graph.initializer.extend(shapes)
     try:
         graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    except Exception:  # ONNX Runtime reports the same error
-        return 0, 0
+    except Exception as error:  # onnx has many error classes
+        first = str(error).partition("\n")[0]
+        raise Error(f"the shapes of the ONNX file are not known ({first[:300]}); export the network again") from error
     return _count_graph_elements(graph, constants, {})
 
 

@@ -50,7 +50,7 @@ def _check_pairs(source: DataSource, findings: Findings) -> tuple[dict[str, list
         return {}, names
     for problem in index.problems:
         findings.add(problem.kind, problem.detail, file=names(problem.file), line=problem.line)
-    order = sorted(index.splits, key=("", "train", "val", "test").index)
+    order = sorted(index.splits, key=("", "trainval", "train", "val", "test").index)
     labels = index.class_table.labels
     for split in order:
         findings.annotation_counts[split].update(dict.fromkeys(labels, 0))

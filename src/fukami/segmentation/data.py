@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from fukami.data.annotations import (
     Samples,
     read_header,
     read_headers,
+    separate_trainval,
     split_off_validation,
 )
 from fukami.data.class_tables import ClassTable
@@ -39,6 +41,15 @@ class DatasetIndex:
     class_table: ClassTable
     splits: dict[str, list[tuple[Path, Mask]]]
     problems: Sequence[AnnotationProblem] = ()  # files and list entries that belong to no image
+
+    def has_masks(self, split: str) -> bool:
+        """Return whether an image of a split has a mask or an object; a warning names a split without any."""
+        masks_of_images = [mask for _, mask in self.splits.get(split, ())]
+        if any(_is_annotated(mask) for mask in masks_of_images):
+            return True
+        if masks_of_images or any(problem.split == split for problem in self.problems):
+            logger.warning(f"the {split} split has no mask and is not used for evaluation; annotate its images")
+        return False
 
 
 def load_dataset(
@@ -72,11 +83,12 @@ def load_dataset(
         val = scenes.generate_mask_samples(scenes.NUM_TRAIN, scenes.NUM_TEST)
         return Splits(train, val, (), scenes.MASK_LABELS)
     index = index_dataset(source, ignore_index)
-    val, test = (_load_pairs(index.splits.get(name, ()), max_unreadable) for name in ("val", "test"))
+    val, test = (
+        _load_splits(index, (name,), max_unreadable) if index.has_masks(name) else () for name in ("val", "test")
+    )
     if not include_train and (val or test):
         return Splits((), val, test, index.class_table.labels)
-    pairs = [pair for name in ("", "train", "trainval") for pair in index.splits.get(name, ())]
-    train = _load_pairs(pairs, max_unreadable)
+    train = _load_splits(index, ("", "train", "trainval"), max_unreadable)
     if not val:
         train, val = split_off_validation(train, val_fraction)
     return Splits(train, val, test, index.class_table.labels)
@@ -96,21 +108,20 @@ def index_dataset(source: DataSource, ignore_index: int = class_tables.IGNORE_IN
             for split, entries in annotations.splits.items()
         }
         class_table = coco_masks.build_coco_class_table(annotations)
-        check_num_classes(source, class_table)
-        problems = (*annotations.unreadable_images, *annotations.orphan_annotations)
-        return DatasetIndex(class_table, {split: entries for split, entries in splits.items() if entries}, problems)
-    folders = mask_folders.index_folder(root, source.images)
-    class_table = folders.class_table.with_ignore_index(ignore_index)
-    check_num_classes(source, class_table)
-    return DatasetIndex(
-        class_table,
-        {
+        problems = [*annotations.unreadable_images, *annotations.orphan_annotations]
+    else:
+        folders = mask_folders.index_folder(root, source.images)
+        class_table, problems = folders.class_table.with_ignore_index(ignore_index), folders.problems
+        splits = {
             split: [(pair.image_path, _build_mask(pair, class_table)) for pair in pairs]
             for split, pairs in folders.splits.items()
-            if pairs
-        },
-        folders.problems,
-    )
+        }
+    check_num_classes(source, class_table)
+    splits = {split: pairs for split, pairs in splits.items() if pairs}
+    separate_trainval(splits, operator.itemgetter(0), problems)
+    if {"train", "val"} <= splits.keys():
+        splits.pop("trainval", None)
+    return DatasetIndex(class_table, splits, problems)
 
 
 def check_num_classes(source: DataSource, class_table: ClassTable) -> None:
@@ -132,14 +143,23 @@ def _build_mask(pair: mask_folders.FilePair, class_table: ClassTable) -> Mask:
     return masks.MaskFile(pair.mask_path, class_table)
 
 
-def _load_pairs(pairs: Sequence[tuple[Path, Mask]], max_unreadable: int) -> Samples:
-    """Load the images whose mask matches the image; the others are skipped, with one warning.
+def _is_annotated(mask: Mask) -> bool:
+    return bool(mask.objects) if isinstance(mask, coco_masks.COCOMask) else not isinstance(mask, masks.MissingMask)
+
+
+def _load_splits(index: DatasetIndex, names: Sequence[str], max_unreadable: int) -> Samples:
+    """Load the images of splits whose mask matches the image; the others are skipped, with one warning.
 
     Raises:
-        Error: more than ``max_unreadable`` are skipped, or none remains.
+        Error: more than ``max_unreadable`` are missing, unreadable or without a matching mask, or none remains.
     """
+    pairs = [pair for name in names for pair in index.splits.get(name, ())]
     kept: list[Sample] = []
-    errors: list[str] = []
+    errors = [
+        f"{problem.file}{f', line {problem.line}' if problem.line else ''}: {problem.detail}"
+        for problem in index.problems
+        if problem.split in names and problem.kind in ("missing", "unreadable")
+    ]
     for (image, mask), header in zip(pairs, read_headers([image for image, _ in pairs]), strict=True):
         if isinstance(header, Error):
             errors.append(str(header))
@@ -150,7 +170,9 @@ def _load_pairs(pairs: Sequence[tuple[Path, Mask]], max_unreadable: int) -> Samp
     if errors and not kept:
         raise Error(f"none of the {len(errors)} images can be used; the first: {errors[0]}")
     if errors:
-        logger.warning(f"{len(errors)} of {len(pairs)} images are skipped:\n{image_folder.format_errors(errors)}")
+        logger.warning(
+            f"{len(errors)} of {len(kept) + len(errors)} images are skipped:\n{image_folder.format_errors(errors)}"
+        )
     image_folder.check_unreadable(errors, max_unreadable)
     return tuple(kept)
 

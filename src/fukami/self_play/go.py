@@ -149,19 +149,35 @@ class Go(Game):
             raise ValueError(f"{self.format_move(int(moves[row]))} is illegal: {reason}")
         return states
 
+    def insert_pass(self, state: States) -> States:
+        """Return a state ``(S,)`` with the other player to move, after a pass that does not count toward the end.
+
+        Raises:
+            ValueError: the game is over.
+        """
+        state = self.play(state[None], np.array([self._pass]))[0]
+        state[1] = 0
+        return state
+
     def replay(
-        self, states: States, moves: npt.NDArray[np.int16], starts: Moves, lengths: Moves
+        self,
+        states: States,
+        moves: npt.NDArray[np.int16],
+        is_recorded: npt.NDArray[np.bool_],
+        starts: Moves,
+        lengths: Moves,
     ) -> tuple[States, Moves]:
         """Play several moves in each state, and return the states and the numbers of moves until an illegal one.
 
         Args:
             states: ``(N, S)``; the argument is not changed. The state after an illegal move is undefined.
             moves: moves of all games, 0 to H·W, one game after the other.
+            is_recorded: which of them are not passes as of :meth:`insert_pass`.
             starts, lengths: index of the first move and number of moves for each state, ``(N,)``.
         """
         states, num_played = np.array(states, order="C"), np.zeros(len(states), np.int64)
-        arguments = moves, starts, lengths, self._board_start, self.max_moves, self._neighbors, self._keys, num_played
-        go_rules.replay_moves(*self._view_states(states), *arguments)
+        rules = self._board_start, self.max_moves, self._neighbors, self._keys
+        go_rules.replay_moves(*self._view_states(states), moves, is_recorded, starts, lengths, *rules, num_played)
         return states, num_played
 
     def outcome(self, states: States) -> npt.NDArray[np.float32]:

@@ -228,10 +228,12 @@ def play_moves(states, counters, hashes, moves, board_start, max_moves, neighbor
 
 
 @njit(cache=True, nogil=True)
-def replay_moves(states, counters, hashes, moves, starts, lengths, board_start, max_moves, neighbors, keys, num_played):
+def replay_moves(
+    states, counters, hashes, moves, is_recorded, starts, lengths, board_start, max_moves, neighbors, keys, num_played
+):
     """Play ``lengths[row]`` moves in each state, in place, from ``moves[starts[row]]``, until one is illegal.
 
-    ``num_played`` is set to the number of the legal ones.
+    ``num_played`` is set to the number of the legal ones. Passes that are not recorded do not count toward the end.
     """
     num_points = neighbors.shape[0]
     is_marked, stack = np.zeros(num_points, np.bool_), np.empty(num_points, np.int16)
@@ -239,9 +241,11 @@ def replay_moves(states, counters, hashes, moves, starts, lengths, board_start, 
     for row in range(states.shape[0]):
         num_played[row] = 0
         while num_played[row] < lengths[row]:
-            move = moves[starts[row] + num_played[row]]
-            if play_move(states[row], counters[row], hashes[row], move, *rules) != LEGAL:
+            index = starts[row] + num_played[row]
+            if play_move(states[row], counters[row], hashes[row], moves[index], *rules) != LEGAL:
                 break
+            if not is_recorded[index]:
+                states[row, 1] = 0
             num_played[row] += 1
 
 

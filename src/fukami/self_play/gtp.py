@@ -104,7 +104,7 @@ class GtpEngine:
             raise GtpError("syntax error")
         for game in self.games:
             game.komi = komi
-        self.record = copy.copy(self.record)  # another game, so that the search does not reuse values of the old komi
+        self._forget_search()
         return ""
 
     def _play(self, color: str, vertex: str) -> str:
@@ -161,12 +161,20 @@ class GtpEngine:
         return self.game.num_moves - 1
 
     def _pass_unless_on_move(self, player: int) -> None:
-        """Insert a pass if the other color is on the move."""
+        """Insert a pass, which does not count toward the end, if the other color is on the move."""
         if self.record.player != player and not self.record.is_over:
+            state = self.game.insert_pass(self.record.state)
+            self._forget_search()
             self.record.play(self._pass_move)
+            self.record.states[-1] = state
+
+    def _forget_search(self) -> None:
+        """Replace the record by a copy, which is another game for the search, so that it reuses no values."""
+        self.record = copy.copy(self.record)
 
     def _restore(self, length: int) -> None:
         """Take back the moves after the first ``length``."""
+        self._forget_search()  # an inserted pass may be replaced by a pass
         while len(self.record.moves) > length:
             self.record.undo()
 

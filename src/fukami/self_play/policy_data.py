@@ -92,9 +92,9 @@ class PositionLoader(BatchLoader[PolicyBatch]):
         """Load positions ``(N,)``, transformed by a symmetry each."""
         games, owners, lengths = self.games, self.owners[rows], self.numbers[rows]
         initial = games.initial_states[games.initial_indices[owners]]
-        states, _ = games.game.replay(initial, games.moves, games.starts[owners], lengths)
+        states, _ = games.game.replay(initial, games.moves, games.is_recorded, games.starts[owners], lengths)
         planes = games.game.planes(states)
-        flat = planes.reshape(*planes.shape[:2], -1)
+        flat = planes.reshape(*planes.shape[:2], self.cells.shape[1])  # of no positions, a side cannot be inferred
         planes = np.take_along_axis(flat, self.cells[symmetries][:, None], 2).reshape(planes.shape)
         moves = self.transformed_moves[symmetries, self.targets[rows].numpy()]
         values = games.results[owners] * np.where(states[:, 0] == 1, 1, -1).astype(np.float32)

@@ -141,10 +141,11 @@ class GameReader:
         """Remove the moves of each game from its first illegal one on, and report the files."""
         files: list[str] = []
         for start in range(0, len(self.moves), REPLAY_CHUNK):
-            part = self.moves[start : start + REPLAY_CHUNK]
-            lengths = np.array(list(map(len, part)))
-            chunk = states[indices[start : start + REPLAY_CHUNK]]
-            _, num_played = self.game.replay(chunk, np.concatenate(part), np.cumsum(lengths) - lengths, lengths)
+            part = slice(start, start + REPLAY_CHUNK)
+            lengths = np.array(list(map(len, self.moves[part])))
+            moves, is_recorded = np.concatenate(self.moves[part]), np.concatenate(self.is_recorded[part])
+            starts = np.cumsum(lengths) - lengths
+            _, num_played = self.game.replay(states[indices[part]], moves, is_recorded, starts, lengths)
             for row in np.flatnonzero(num_played < lengths).tolist():
                 index, count = start + row, int(num_played[row])
                 number = int(self.is_recorded[index][: count + 1].sum())

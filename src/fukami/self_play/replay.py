@@ -100,6 +100,8 @@ class ReplayWindow:
 
     def add(self, positions: Positions, window_size: int) -> None:
         """Add positions, and let the window be the last ``window_size``, at most ``max_size``."""
+        if len(positions.states) == 0:  # no move of the game had a full search
+            return
         hashes, orientations = self.canonicalize(positions.states)
         moves, cells = self.symmetries.moves[orientations], self.symmetries.cells[orientations]
         policies = np.take_along_axis(positions.policies, moves, 1)

@@ -202,7 +202,7 @@ def replay(game: Go, record: SgfGame, name: str) -> States:
         for player, move in record.moves:
             number += 1
             if states[-1][0] != 1 + player:
-                states[-1] = game.play(states[-1][None], np.array([game.num_moves - 1]))[0]
+                states[-1] = game.insert_pass(states[-1])
             states.append(game.play(states[-1][None], np.array([move]))[0])
     except ValueError as error:
         raise Error(f"{name}, move {number}: {error}; fix or remove the file") from None

@@ -278,15 +278,19 @@ class SelfPlayTask(Task):
         positions: "Sequence[Position]",
         *,
         keep_images: bool = False,
+        simulations: int | None = None,
         model: nn.Module | None = None,
     ) -> "Iterator[tuple[Image | None, Prediction]]":
-        """Yield the drawing, None unless ``keep_images``, and the prediction of each position of the file ``name``."""
+        """Yield the drawing, None unless ``keep_images``, and the prediction of each position of the file ``name``.
+
+        ``simulations`` and ``model`` are as for :meth:`search`.
+        """
         from fukami.self_play.plots import draw_board
 
         states = [position.state for position in positions if position.state is not None]
         is_open = np.isnan(self.game.outcome(np.stack(states))) if states else np.zeros(0, bool)
         with self.evaluation_mode():
-            result = self.search(np.stack(states)[is_open], model=model) if is_open.any() else None
+            result = self.search(np.stack(states)[is_open], simulations, model=model) if is_open.any() else None
         rows, indices = iter(is_open.tolist()), itertools.count()
         for position in positions:
             location: Prediction = {"file": name, "line": position.line}

@@ -110,12 +110,13 @@ async def predict_files(predictor: "BoardPredictor", request: Request, uploads: 
             for name, file in ((name[:MAX_NAME_LENGTH], file) for name, file in uploads.files):
                 try:
                     game = predictor.find_game(uploads.options.get("game"))
+                    simulations = predictor.parse_simulations(parse_digits(uploads.options.get("simulations")))
                     read = partial(predictor.read_positions, slot, game, name, file.read(), MAX_POSITIONS - count)
                     positions = await predictor.worker.run(slot, disconnected, read)
                     count += len(positions)
                     for start in range(0, len(positions), CHUNK_SIZE):
                         chunk = positions[start : start + CHUNK_SIZE]
-                        search = partial(predictor.predict_positions, slot, game, name, chunk)
+                        search = partial(predictor.predict_positions, slot, game, name, chunk, simulations)
                         predictions += await predictor.worker.run(slot, disconnected, search)
                 except Error as error:
                     predictions.append({"file": name, "error": str(error)})
@@ -267,13 +268,14 @@ class BoardPredictor:
         return positions
 
     def predict_positions(
-        self, slot: Slot, game: Game, name: str, positions: Sequence[Position]
+        self, slot: Slot, game: Game, name: str, positions: Sequence[Position], simulations: int
     ) -> list[dict[str, Json]]:
         """Predict positions of a file; the search stops when its request has ended."""
         self.network.slot = slot
         with self.worker.observe_prediction(slot), convert_memory_errors(name):
             self.task.select_game(game.name)
-            return [prediction for _, prediction in self.task.predict_positions(name, positions, model=self.network)]
+            predictions = self.task.predict_positions(name, positions, simulations=simulations, model=self.network)
+            return [prediction for _, prediction in predictions]
 
 
 def describe_position(record: GameRecord) -> dict[str, Json]:
