@@ -3,7 +3,7 @@
     python docs/figures/scripts/dcgan.py RUN WEIGHTS
 
 WEIGHTS is a file of the convolutions of VGG-16 (vgg16_features_imagenet.safetensors), in whose features the nearest
-training images are searched, for five minutes. RUN is a run of this command, 90 minutes on two cores;
+training images are searched, for five minutes. RUN is a run of this command, one hour on two cores;
 anime-faces-4000 is in $FUKAMI_DATA:
 
     fukami train dcgan --data anime-faces-4000 --stable --batch-size 16 --augment flip --epochs 120 --eval-every 20 \\
@@ -88,7 +88,7 @@ def draw_arithmetic(task: GANTask) -> Image.Image:
         faces = groups[source][:NUM_FACES]
         changed = (faces - means[source] + means[target]).clamp(-1, 1)
         rows += [(f"{source} hair", task.generate_images(faces)),
-                 (f"− {source} + {target}", task.generate_images(changed))]  # fmt: skip
+                 (f"- {source} + {target}", task.generate_images(changed))]  # fmt: skip
     return draw_rows(rows)
 
 

@@ -24,7 +24,7 @@ GALLERY: dict[str, list[Part]] = {
         ("style-gallery.webp", (0.221, 0.613, 0.33, 0.811)),
         ("style-gallery.webp", (0.422, 0.613, 0.531, 0.811)),
     ],
-    "generation": [("dcgan-grid.webp", (0, 0, 0.75, 0.667))],
+    "generation": [("dcgan-grid.webp", (0.5, 0, 1, 1))],
     "reinforcement": [("dqn-pong.webp", (0, 0, 1, 1))],
     "self-play": [("alphago-game.webp", (0, 0, 1, 1))],
 }

@@ -31,7 +31,7 @@ def command(arguments: list[str]) -> None:
             val_fraction: Fraction of each class of the training images used for validation, if the dataset has no
                 validation split. Default: 0.2, at most 5,000 images; 0 for mnist and cifar.
             samples: Number of images in a shard. Default: as many as --megabytes allows.
-            megabytes: Approximate size of a shard; each split has at least eight shards.
+            megabytes: Approximate size of a shard; a split of 50 images or more has at least eight shards.
             seed: Random seed of the image order.
             index: Write only the index of existing shards.
         """
