@@ -87,7 +87,8 @@ def build_table(language: str, prefix: str) -> str:
         name = f"[{texts['name']}]({prefix}{landmark['page']})"
         columns = (texts[key] for key in ("source", "task", "published"))
         lines.append((name, *columns, ours or NOT_MEASURED[language], weights or "–"))
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    table = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return table.replace(" %", "%") if language == "ja" else table
 
 
 def build_page_table(page: str) -> str:

@@ -448,6 +448,18 @@ def test_caption_files_of_any_name_are_read_for_each_split(folder):
     assert [len(split) for split in captioning_data.load_dataset(str(folder), 0.1)] == [20, 10, 0]
 
 
+def test_one_caption_file_of_any_name_is_read_for_each_split(folder, caplog):
+    """Such as the same captions as tokens."""
+    coco = build_formats(folder)["coco"]
+    (folder / "captions.txt").unlink()
+    for word in ("train", "val"):
+        for name in (f"stair_{word}.json", f"stair_{word}_tokenized.json"):
+            (folder / name).write_text(coco[f"annotations/captions_{word}2017.json"])
+    train, val, _ = captioning_data.load_dataset(str(folder), 0.1)
+    assert [len(captions) for split in (train, val) for captions in split.captions] == [2] * 30
+    assert "not those in stair_train_tokenized.json, stair_val_tokenized.json" in caplog.text
+
+
 def test_a_caption_file_without_a_split_beside_those_of_splits_is_not_read(folder, caplog):
     (folder / "captions.txt").unlink()
     for name, numbers in (("train", range(20)), ("val", range(20, 25)), ("extra", range(25, 30))):

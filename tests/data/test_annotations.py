@@ -725,15 +725,43 @@ def test_a_missing_image_of_coco_is_not_that_of_another_split(tmp_path, trainval
 
 def test_annotations_of_a_deleted_image_do_not_belong_to_one_in_another_folder(tmp_path):
     for folder in "ab":
-        write_image(tmp_path / folder / "1.jpg")
-        box = voc_object("cat" if folder == "a" else "dog", (1, 1, 9, 9))
-        (tmp_path / folder / "1.xml").write_text(voc_xml(box, filename="1.jpg"))
+        for name in "12":
+            write_image(tmp_path / folder / f"{name}.jpg")
+            box = voc_object("cat" if folder == "a" else "dog", (1, 1, 9, 9))
+            (tmp_path / folder / f"{name}.xml").write_text(voc_xml(box, filename=f"{name}.jpg"))
     (tmp_path / "a" / "1.jpg").unlink()
     dataset = detection_data.read_annotations(identify_source(str(tmp_path), "boxes"))
-    (entry,) = dataset.splits[""]
-    assert [box.label for box in entry.boxes] == ["dog"]
+    assert [[box.label for box in entry.boxes] for entry in dataset.splits[""]] == [["cat"], ["dog"], ["dog"]]
     (problem,) = dataset.unreadable_images
     assert (problem.kind, problem.file) == ("missing", tmp_path / "a" / "1.xml")
+
+
+def test_annotations_in_another_folder_are_merged(tmp_path):
+    """A second folder of annotations of the same images, which has no images of its own."""
+    for name in "12":
+        write_image(tmp_path / "photos" / f"{name}.jpg")
+        for folder, label in (("photos", "cat"), ("dogs", "dog")):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            text = voc_xml(voc_object(label, (1, 1, 9, 9)), filename=f"{name}.jpg")
+            (tmp_path / folder / f"{name}.xml").write_text(text)
+    train, _, _, labels = detection_data.load_dataset(str(tmp_path), 0.0)
+    assert labels == ("cat", "dog")
+    assert [sorted(sample.classes.tolist()) for sample in train] == [[0, 1], [0, 1]]
+
+
+def test_images_of_a_coco_file_may_lie_in_the_folder_of_another_split(tmp_path):
+    """Training and validation images of one folder, beside a folder of validation images that no file lists."""
+    for number in (1, 2, 3):
+        write_image(tmp_path / "train2017" / f"{number}.jpg")
+    write_image(tmp_path / "val2017" / "9.jpg")
+    (tmp_path / "annotations").mkdir()
+    for split, numbers in (("train", (1, 2)), ("val", (3,))):
+        images = [image_record(number, f"{number}.jpg") for number in numbers]
+        boxes = [annotation_record(number, number, 3, [1, 2, 3, 4]) for number in numbers]
+        (tmp_path / "annotations" / f"instances_{split}.json").write_text(json.dumps(coco_json(images, boxes)))
+    dataset = detection_data.read_annotations(identify_source(str(tmp_path), "boxes"))
+    assert [len(dataset.splits[split]) for split in ("train", "val")] == [2, 1]
+    assert dataset.splits["val"][0].image_path == tmp_path / "train2017" / "3.jpg"
 
 
 def test_a_box_without_a_class_is_reported(tmp_path):

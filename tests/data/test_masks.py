@@ -675,6 +675,18 @@ def test_a_split_without_objects_is_not_used_for_evaluation(tmp_path, split, cap
     assert f"the {split} split has no mask and is not used for evaluation" in caplog.text
 
 
+@pytest.mark.parametrize("write", [write_coco_splits, write_voc_splits])
+@pytest.mark.parametrize("splits", [("train", "val", "trainval"), ("val", "trainval"), ("train", "trainval")])
+def test_missing_images_of_trainval_are_counted_once(tmp_path, write, splits):
+    numbers = {"train": (1, 2, 3), "val": (4, 5, 6), "trainval": (1, 2, 3, 4, 5, 6)}
+    write(tmp_path, **{split: numbers[split] for split in splits})
+    for number in (1, 4):
+        for path in (*tmp_path.glob(f"{number}.png"), *tmp_path.glob(f"*/{number}.png")):
+            path.unlink()
+    dataset = segmentation_data.load_dataset(str(tmp_path), 0.5, 1)
+    assert [len(part) for part in dataset[:2]] == [2, 2]
+
+
 def test_missing_images_are_counted(tmp_path, caplog):
     write_coco_splits(tmp_path, train=(1, 2, 3), val=(4,))
     (tmp_path / "1.png").unlink()

@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from check_task import count_equal_batches
-from fukami import Error, UsageError
+from fukami import Error, UsageError, train
 from fukami.classification.deep_convnet import DeepConvNet
 from fukami.data import augment, labeled_images, remote, shards, tar, webdataset, webdataset_writer
 from fukami.data.loader import InMemoryLoader
@@ -114,6 +114,37 @@ def test_images_without_a_known_suffix_are_written_with_that_of_their_format(tmp
     source, _, _, labels = labeled_images.load_labeled_images(str(tmp_path / "out"), 0.0)
     assert labels == ("cat", "dog")
     assert source.decode(PREPARE).images.shape == (2, 3, 16, 16)
+
+
+def test_samples_of_an_index_do_not_overlap(copied):
+    """Otherwise a small file could have any number of bytes in samples."""
+    index = json.loads((copied / "index.json").read_text())
+    shard = next(shard for shard in index["train"] if len(shard["starts"]) > 1)
+    shard["starts"][1] = shard["starts"][0]
+    with pytest.raises(ValueError, match="has samples that overlap"):
+        shards.check_index(index)
+
+
+def test_batches_of_large_images_are_small(copied):
+    """The bytes of many batches are in memory at a time."""
+    samples = labeled_images.load_labeled_images(str(copied), 0.0)[0].items
+    assert webdataset.compute_sequential_batch_size(samples) == 256
+    samples.lengths[:] = 5_000_000
+    assert webdataset.compute_sequential_batch_size(samples) == 1
+
+
+def test_shards_without_a_training_image(copied, tmp_path):
+    with pytest.raises(Error, match="there is no training image"):
+        train("resnet20", tmp_path / "run", data=str(copied), val_fraction=1.0, size=16, device="cpu")
+
+
+def test_a_member_of_any_size_that_is_no_file_is_a_problem(tmp_path):
+    """Numbers of more than 11 digits are in base 256."""
+    info = tarfile.TarInfo("folder")
+    info.type, info.size = tarfile.DIRTYPE, 1 << 80
+    (tmp_path / "a.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    (problem,) = tar.scan_shard(str(tmp_path / "a.tar")).problems
+    assert "the file ends inside a member" in problem
 
 
 def test_a_sample_above_the_limit_is_a_problem(copied, monkeypatch):

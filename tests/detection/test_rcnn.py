@@ -417,6 +417,14 @@ def test_the_svm_stage_reuses_the_cached_features_of_the_fine_tuned_network(few_
     svm_stage.evaluate(images)
 
 
+def test_networks_of_equal_weights_and_other_strides_have_their_own_features():
+    folders = set()
+    for stride in (1, 2):
+        torch.manual_seed(0)
+        folders.add(feature_cache.FeatureCache(torch.nn.Conv2d(1, 1, 3, stride), "", 1.0).folder)
+    assert len(folders) == 2
+
+
 def test_the_feature_cache_has_a_size_limit_and_deletes_the_oldest_network(tmp_path):
     image, regions = torch.rand(3, 8, 8), torch.rand(5, 4)
     old = feature_cache.FeatureCache(torch.nn.Linear(2, 2), "", 1e-3)

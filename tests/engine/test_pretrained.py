@@ -12,9 +12,11 @@ from torch import nn
 
 import fukami as package
 from fukami import Error, UsageError, models
+from fukami.cli import import_weights
 from fukami.data.class_tables import VOC_LABELS
 from fukami.engine import fine_tuning, pretrained, state_dicts
 from fukami.engine.runtime import Runtime
+from fukami.layers.ensemble import compute_member_log_probs
 from fukami.layers.sync_layers import convert_sync_layers
 
 SHARED = Path(__file__).parents[3] / "shared"
@@ -65,6 +67,7 @@ def build_small_recipe(color_images, name="resnet20", **fields):
         ("resnet18", {}, {"fc"}),
         ("resnet20", {}, {"fc"}),
         ("deep_convnet", {}, {"19"}),
+        ("binary_deep_convnet", {"end_layers": "binary"}, {"25", "26"}),  # with batch normalization
     ],
 )
 def test_only_the_head_depends_on_the_number_of_classes(name, options, expected):
@@ -482,3 +485,22 @@ def test_weights_with_batch_normalization_do_not_fit_an_fcn_without_it(tmp_path)
         pretrained.initialize_segmenter(
             models.fcn32s_vgg16(3, hidden=8), "vgg16", str(tmp_path / "vgg16_bn.safetensors")
         )
+
+
+def test_ranges_of_a_quantization_aware_run_are_not_loaded(tmp_path):
+    network = models.resnet20(3)
+    save_file(network.state_dict() | {"ranges.relu.activation_range": torch.ones(2)}, tmp_path / "aware.safetensors")
+    other = models.resnet20(3)
+    pretrained.initialize_classifier(other, "resnet20", str(tmp_path / "aware.safetensors"))
+    assert are_equal(other.state_dict(), network.state_dict())
+
+
+def test_published_segmenters_without_an_auxiliary_classifier_are_torchvisions(tmp_path):
+    save_file(models.fcn_resnet50(3, aux_loss=False).state_dict(), tmp_path / "fcn.safetensors")
+    assert import_weights.is_torchvision(str(tmp_path / "fcn.safetensors"))
+
+
+def test_images_are_moved_to_the_device_of_each_network():
+    """An ensemble may contain a network of ONNX Runtime, on the CPU, and others on a GPU."""
+    log_probs = compute_member_log_probs(nn.Linear(4, 2, device="meta"), torch.zeros(3, 4))
+    assert log_probs.device.type == "meta"

@@ -12,7 +12,9 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import fukami as package
 from fukami import Error, UsageError
+from fukami.classification.task import ClassificationTask
 from fukami.engine import lr_finder, run_record
+from fukami.engine.best_weights import BestWeights
 from fukami.engine.recipe import build_resume_command
 from fukami.timing import PhaseTimer
 
@@ -94,32 +96,62 @@ def test_options_that_exclude_each_other(colors, weights, fields, message):
         build_recipe(colors, init=str(weights), **fields)
 
 
-def test_a_run_of_more_steps_than_its_changed_data_have_is_finished(colors, tmp_path, caplog):
-    """The checkpoint is of step 4 of 4, and there are only 3 steps after the removal of images."""
-    recipe = build_recipe(colors, val_fraction=0.0)
+def test_a_run_of_more_steps_than_its_changed_data_have_is_finished(colors, tmp_path, caplog, monkeypatch):
+    """The checkpoint is of step 12 of 12, and there are only 8 steps after the removal of images.
+
+    The best weights, of step 9, are evaluated.
+    """
+    accuracies = iter([0.1, 0.2, 0.9, 0.3])
+    evaluate = ClassificationTask.evaluate
+    monkeypatch.setattr(
+        ClassificationTask, "evaluate", lambda task, data: {**evaluate(task, data), "accuracy": next(accuracies, 0.0)}
+    )
+    loaded = []
+    load = BestWeights.load
+    monkeypatch.setattr(BestWeights, "load", lambda best, folder: loaded.append(best.step) or load(best, folder))
+    recipe = build_recipe(colors, val_fraction=0.25, epochs=4)
     data = tmp_path / "data"
     for path in colors.rglob("*.png"):
         (data / path.parent.name).mkdir(parents=True, exist_ok=True)
         (data / path.parent.name / path.name).write_bytes(path.read_bytes())
     recipe = dataclasses.replace(recipe, data=str(data))
     package.train(recipe, tmp_path / "run", **CPU)
+    assert loaded == [9]
     for path in (data / "red").glob("[0-3].png"):
         path.unlink()
     package.train(recipe, tmp_path / "run", **CPU, resume=True, allow_changed_data=True)
     assert "4 removed" in caplog.text
+    assert loaded == [9, 9]
     assert run_record.is_finished(tmp_path / "run")
 
 
-def test_the_command_to_resume_has_the_number_of_processes(colors, tmp_path):
-    recipe = build_recipe(colors)
-    assert build_resume_command(recipe, tmp_path, 2).endswith("--resume --processes 2")
-    assert build_resume_command(recipe, tmp_path, 1).endswith("--resume")
+@pytest.mark.parametrize(("world_size", "local_size", "option"), [(1, 1, ""), (2, 2, " --processes 2"), (4, 2, "")])
+def test_the_command_to_resume_has_the_processes_of_one_machine(
+    colors, tmp_path, monkeypatch, world_size, local_size, option
+):
+    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local_size))
+    assert build_resume_command(build_recipe(colors), tmp_path).endswith(f"--resume{option}")
 
 
 def test_the_range_test_explains_batch_normalization_of_one_value(colors):
     recipe = dataclasses.replace(build_recipe(colors), batch_size=1, size=4)
     with pytest.raises(UsageError, match="batch normalization needs more than one value"):
         lr_finder.find_lr(recipe, 1e-4, 1.0, 10, **CPU)
+
+
+def test_the_range_test_finds_the_rate_before_its_scaling(colors, monkeypatch):
+    """``--lr-scaling linear`` multiplies it by 4 / 128."""
+    rates = []
+    step = ClassificationTask.step
+    monkeypatch.setattr(
+        ClassificationTask,
+        "step",
+        lambda task, batch: rates.append(task.optimizer.param_groups[0]["lr"].item()) or step(task, batch),
+    )
+    recipe = build_recipe(colors, lr_scaling="linear")
+    result = lr_finder.find_lr(recipe, 1e-4, 1.0, 10, **CPU)
+    assert rates[: len(result.lrs)] == pytest.approx([4 / 128 * rate for rate in result.lrs])
 
 
 @pytest.mark.parametrize("name", ["resnet20", "dcgan"])

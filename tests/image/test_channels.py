@@ -14,6 +14,7 @@ from PIL import Image
 from fukami import Error
 from fukami.data.annotations import read_header
 from fukami.data.streaming import FileStreamingLoader, ImageDecoder
+from fukami.image import io as image_io
 from fukami.image import tiff
 from fukami.image.channels import ArrayImage, read_channels, read_depth
 from fukami.image.transform import ResizeTransform, SquareTransform
@@ -44,6 +45,52 @@ def encode_tiff(samples, *, planar="contig", **options):
 
 def get_levels(image):
     return image.levels if isinstance(image, ArrayImage) else np.asarray(image)
+
+
+def test_a_transparent_value_of_16_bits_is_kept(random, tmp_path):
+    """GDAL writes the value of pixels without data as the transparent one."""
+    samples = random.integers(0, 65536, (9, 7), np.uint16)
+    Image.fromarray(samples).save(tmp_path / "a.png", transparency=int(samples[0, 0]))
+    for channels in (1, 3):
+        levels = read_channels(tmp_path / "a.png", channels).levels
+        assert np.allclose(levels / 255, np.broadcast_to(samples[..., None] / 65535, levels.shape), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_white_may_be_zero(random, byteorder):
+    """The same image in both byte orders, and with 8 bits."""
+    samples = random.integers(0, 256, (9, 7, 1), np.uint8)
+    deep = (samples * np.uint16(257)).astype(np.uint16)
+    for values in (samples, deep):
+        content = encode_tiff(values, photometric="miniswhite", byteorder=byteorder)
+        assert np.allclose(get_levels(read_channels(content, 1)).reshape(9, 7, 1), 255 - samples, rtol=0, atol=1e-4)
+        if values is samples or byteorder == "<":  # Pillow reads no other order
+            assert np.array_equal(np.asarray(image_io.read_image(content)), 255 - samples[..., 0])
+
+
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_associated_alpha_is_multiplied_once(dtype, count):
+    """A white pixel of half transparency is white on white, and a transparent one, too."""
+    white = WHITE[dtype]
+    half = white // 2 + 1
+    samples = np.array([[[half] * count, [0] * count, [white] * count]], dtype)
+    kind = "rgb" if count == 4 else "minisblack"
+    file = io.BytesIO()
+    tifffile.imwrite(file, samples, photometric=kind, planarconfig="contig", extrasamples=["assocalpha"])
+    levels = get_levels(read_channels(file.getvalue(), 3))
+    assert np.allclose(levels, 255, rtol=0, atol=1.01)
+
+
+def test_channels_of_cmyk_and_of_extra_samples(random):
+    """CMYK is converted to RGB, and an extra sample is a channel."""
+    file = io.BytesIO()
+    Image.new("CMYK", (8, 8)).save(file, "JPEG")
+    assert read_depth(file.getvalue()) == (3, False)
+    samples = random.integers(0, 256, (9, 7, 4), np.uint8)
+    file = io.BytesIO()
+    tifffile.imwrite(file, samples, photometric="rgb", planarconfig="contig", extrasamples=["unspecified"])
+    assert read_depth(file.getvalue()) == (4, False)
 
 
 @pytest.mark.parametrize("channels", [0, 1, 3, 4])

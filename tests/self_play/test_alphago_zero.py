@@ -23,6 +23,7 @@ from fukami.self_play import positions as position_files
 from fukami.self_play import replay, tic_tac_toe
 from fukami.self_play.alphago_zero import AlphaGoZero
 from fukami.self_play.collector import BoardBatch, GameGroup, SelfPlayOptions
+from fukami.self_play.game import Symmetries
 from fukami.self_play.games import make_game
 from fukami.self_play.go import Go
 from fukami.self_play.replay import Positions, ReplayWindow
@@ -472,6 +473,17 @@ def test_fast_searches_are_not_learned():
         for positions in group.play_moves():
             counts.append(len(positions.values))
     assert 0.15 < sum(counts) / (20 * 32 - group.lengths.sum()) < 0.35
+
+
+def test_a_window_keeps_hundreds_of_symmetries_apart():
+    class ManySymmetries(TicTacToe):
+        def symmetries(self):
+            return Symmetries(*(np.tile(values, (40, 1)) for values in super().symmetries()))
+
+    window = ReplayWindow(ManySymmetries(), 10)
+    window.allocate()
+    window.arrays["orientations"][0] = 319
+    assert window.arrays["orientations"][0] == 319
 
 
 def test_a_game_without_a_full_search_adds_nothing_to_the_window():

@@ -8,7 +8,7 @@ import pytest
 from fukami.errors import Error, UsageError
 from fukami.self_play.alphago_zero import AlphaGoZero
 from fukami.self_play.game import Game, Symmetries
-from fukami.self_play.games import GAMES, check_game, make_game
+from fukami.self_play.games import GAMES, MAX_SYMMETRIES, check_game, make_game
 from fukami.self_play.go import Go
 from fukami.self_play.positions import parse_positions
 from fukami.self_play.tic_tac_toe import TicTacToe
@@ -94,6 +94,25 @@ def test_changed_file_is_executed_again(write_game):
 def test_invalid_file(write_game, source, message):
     with pytest.raises(Error, match=message):
         make_game(write_game(source))
+
+
+def test_a_game_of_a_file_is_not_called_connect_four(write_game):
+    """It would be evaluated by the solver of the usual rules."""
+    with pytest.raises(Error, match="connect4 is the name of the game that has a solver"):
+        make_game(write_game(SOURCE.replace("my-game", "connect4")))
+
+
+class Torus(TicTacToe):
+    """Game with as many symmetries as given."""
+
+    def symmetries(self):
+        count = MAX_SYMMETRIES + 1
+        return Symmetries(np.tile(np.arange(9), (count, 1)), np.tile(np.arange(9), (count, 1)))
+
+
+def test_the_number_of_symmetries_is_limited():
+    with pytest.raises(Error, match="at most 65,536"):
+        check_game(Torus())
 
 
 def test_missing_file(tmp_path):

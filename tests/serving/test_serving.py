@@ -40,6 +40,7 @@ from fukami.serving import access, connections, request_body, worker
 from fukami.serving import app as serving
 from fukami.serving import decoder as decoding
 from fukami.serving.decoder import Decoder
+from fukami.style.task import StyleTransferTask
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "Using `httpx`")  # deprecation warning of Starlette
@@ -753,6 +754,21 @@ def test_send_timeout_of_pipelined_requests(monkeypatch):
         assert len(receive_all(slow)) < LENGTH
 
 
+def test_send_timeout_with_the_start_of_a_request(monkeypatch):
+    """A client that sends one byte from time to time and reads no response is disconnected."""
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT", 0.1)
+    monkeypatch.setattr(connections, "SEND_TIMEOUT", 0.5)
+    lost, real = threading.Event(), connections.Connection.connection_lost
+    monkeypatch.setattr(connections.Connection, "connection_lost", lambda *both: lost.set() or real(*both))
+    with run_server(long_response) as port, connect(port, GET.replace(b"close", b"keep-alive")) as slow:
+        for byte in GET * 10:
+            with contextlib.suppress(OSError):
+                slow.send(bytes([byte]))
+            if lost.wait(0.2):
+                break
+        assert lost.is_set()
+
+
 def test_head_timeout_does_not_apply_to_responses(monkeypatch):
     monkeypatch.setattr(connections, "HEAD_TIMEOUT", 0.1)
     started, real = threading.Event(), connections.Connection.start_timeout
@@ -878,6 +894,43 @@ def test_responses_contain_no_server_path(task, tmp_path):
     client = TestClient(serving.create_app(BlockingTask(), run_info), "http://localhost")
     for path in ("/", "/run", "/openapi.json", "/docs", "/nothing", "/metrics", "/ready"):
         assert "secret-place" not in client.get(path).text
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("demo.example.com", "demo.example.com"), ("demo.example.com:8443", "demo.example.com"),
+     ("[2001:db8::1]:80", "2001:db8::1"), ("2001:db8::1", "2001:db8::1")],
+)  # fmt: skip
+def test_allowed_hosts_may_have_a_port(text, name):
+    assert access.parse_host(text) == name
+
+
+@pytest.mark.parametrize("text", ["https://demo.example.com", "demo/x", ""])
+def test_allowed_hosts_are_names(text):
+    with pytest.raises(UsageError, match="--allowed-hosts should be names"):
+        access.parse_host(text)
+
+
+def test_an_image_that_exceeds_the_memory_does_not_change_the_next_one(monkeypatch):
+    """The rest of its message would be the response to the next image."""
+    decoder, receive = Decoder(10_000, 20), decoding._receive
+
+    def fail(pipe):
+        raise MemoryError
+
+    monkeypatch.setattr(decoding, "_receive", fail)
+    with pytest.raises(MemoryError):
+        decoder.decode(make_png(8), "a.png")
+    monkeypatch.setattr(decoding, "_receive", receive)
+    assert decoder.decode(make_png(16), "b.png").width == 16
+    decoder.close()
+
+
+def test_a_style_run_that_keeps_the_size_of_images_is_not_served():
+    task = object.__new__(StyleTransferTask)
+    task.options = SimpleNamespace(longer_side=0)
+    with pytest.raises(UsageError, match="add --set size=512"):
+        serving.create_app(task, {})
 
 
 def test_an_empty_host_is_an_error():

@@ -334,6 +334,13 @@ def test_lower_strength_preserves_more_of_the_content(images):
     assert metrics[1e-6]["style_loss"] > metrics[1.0]["style_loss"]
 
 
+def test_predictions_from_noise_do_not_depend_on_other_images(images):
+    task, _ = build_task(NeuralStyle(content=str(images / "content.png"), init="noise", **SMALL | {"iterations": 2}))
+    first, second = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (40, 30), "blue")
+    expected = task.predict([first])[0]["loss"]
+    assert task.predict([second, first])[1]["loss"] == expected
+
+
 @pytest.mark.slow
 def test_tv_weight_smooths_the_image(images):
     variation = {}

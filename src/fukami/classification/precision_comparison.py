@@ -25,6 +25,7 @@ from fukami.engine import precision, run_folder, run_record
 from fukami.engine.load_run import load_task
 from fukami.engine.recipe import check_data
 from fukami.engine.runtime import Runtime
+from fukami.engine.train import prepare_eval_data
 from fukami.errors import Error, UsageError
 from fukami.layers.meta_device import use_meta_device
 
@@ -99,7 +100,6 @@ def compare_precisions(
         Error: the run is corrupted.
     """
     folder = run_folder.locate_unconverted_run(run)
-    resolved_device = str(Runtime.start(device, "float32").device)
     if data is None:
         check_data(run_record.read_recipe(folder, recipe_file)[0])
     results: list[PrecisionResult] = []
@@ -109,7 +109,7 @@ def compare_precisions(
         processes = []
         for name in COMPARED_PRECISIONS:
             try:
-                precision.resolve_device_and_precision(resolved_device, name)
+                precision.resolve_device_and_precision(device, name)
                 export = engine_export.export_run(run, name, root / name, recipe=recipe_file)
             except Error as error:
                 if not results:  # every valid run supports float32
@@ -187,7 +187,7 @@ def _evaluate_run(folder: Path, data: str | None, source: Path | None) -> tuple[
     """Evaluate the run; return the metrics and the predicted classes."""
     recipe, _ = run_record.read_recipe(folder, source)
     recipe = recipe if data is None else recipe.with_data(data)
-    results = _task.collect_results(recipe.load_eval_data().eval_batches)
+    results = _task.collect_results(prepare_eval_data(recipe, _task.runtime).eval_batches)
     return results.compute_metrics(), torch.cat(results.predictions).tolist()
 
 

@@ -99,7 +99,7 @@ def is_torchvision(source: str) -> bool:
             start = file.read(2**20)
     except OSError:
         return False
-    return start.startswith(TORCH_MAGIC) or b'"roi_heads.' in start or b'"aux_classifier.' in start
+    return start.startswith(TORCH_MAGIC) or b'"roi_heads.' in start or b'"backbone.layer4.' in start
 
 
 def import_torchvision(source: str, out: Path) -> None:

@@ -143,6 +143,8 @@ def command(arguments: list[str]) -> None:
         )
         _check_out(out)
         options.check_ranges()
+        if seed < 0:
+            raise UsageError(f"--seed should be at least 0, not {seed}")
         load = functools.partial(load_task, device=device, precision=precision)
         overrides = parse_run_overrides((folder,), set, recipe)
         task = load(folder, recipe=recipe, overrides=overrides)

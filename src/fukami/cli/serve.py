@@ -73,18 +73,18 @@ def command(arguments: list[str]) -> None:
         with require_extra("serve", "fukami serve"):
             import uvicorn  # noqa: F401
 
-            from fukami.serving.access import LOCAL_HOSTS
+            from fukami.serving.access import LOCAL_HOSTS, parse_host
             from fukami.serving.app import create_app
 
         secret = os.environ.pop("FUKAMI_TOKEN", "")  # child processes do not inherit it
         secret = check_token(token or secret)
         if not request_timeout > 0:
             raise UsageError(f"--request-timeout should be more than 0 seconds, not {request_timeout:g}")
+        hosts = {*LOCAL_HOSTS, host, *map(parse_host, allowed_hosts)}
         task = load_predictor(
             runs, device, precision, vote=vote, views=views, confidence=confidence, tiles=tiles, overrides=set,
             recipe=recipe,
         )  # fmt: skip
-        hosts = {*LOCAL_HOSTS, host, *allowed_hosts}
         run_info = build_run_info(task, runs, precision, recipe)
         application = create_app(task, run_info, hosts=hosts, token=secret, request_timeout=request_timeout)
         _run_server(application, host, port, ", ".join(runs))

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from fukami.engine.recipe import Recipe
     from fukami.engine.task import Metrics
 
-# Fields that the memory of a training run grows with.
 MAX_TIMEOUT = 1e6  # seconds that processes may wait for one another, eleven days
+# Fields that the memory of a training run grows with.
 MEMORY_FLAGS = {
     "batch_size": "--batch-size",
     "size": "--size",

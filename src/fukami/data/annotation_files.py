@@ -44,7 +44,7 @@ def pair_with_images(files: Sequence[Path], images: Sequence[Path]) -> dict[Path
 
     Of several such images, it is the one in the same folder, or else the one whose path shares most folder names in the
     same order: ``boxes/train/1.xml`` belongs to ``photos/train/1.jpg``, not to ``photos/test/1.jpg``. Of several files
-    of an image, those that share fewer folder names with it than others belong to an image that is missing.
+    of an image, one in a folder whose other files belong to images in another folder is of a missing image.
     """
     by_path: dict[tuple[Path, str], Path] = {}
     by_stem: dict[str, list[Path]] = defaultdict(list)
@@ -63,20 +63,29 @@ def pair_with_images(files: Sequence[Path], images: Sequence[Path]) -> dict[Path
         image_path = by_path.get((file.parent, stem)) or choose_nearest(candidates, file)
         if image_path:
             pairs[file] = image_path
-    return _drop_distant_files(pairs)
+    return _remove_files_of_other_folders(pairs)
 
 
-def _drop_distant_files(pairs: dict[Path, Path]) -> dict[Path, Path]:
-    """Keep of several files of an image those that share most folder names with it."""
+def _remove_files_of_other_folders(pairs: dict[Path, Path]) -> dict[Path, Path]:
+    """Remove files of an image that has nearer ones, if the other files of their folder are of images elsewhere."""
     files_by_image: dict[Path, list[Path]] = defaultdict(list)
     for file, image in pairs.items():
         files_by_image[image].append(file)
+    image_folders: dict[Path, set[Path]] = defaultdict(set)  # of the files of a folder that are the nearest ones
+    distant: list[Path] = []
     for image, files in files_by_image.items():
-        if len(files) > 1:
-            counts = [count_common_parts(image.parent.parts, file.parent.parts) for file in files]
-            for file, count in zip(files, counts, strict=True):
-                if count < max(counts):
-                    del pairs[file]
+        if len(files) == 1:
+            image_folders[files[0].parent].add(image.parent)
+            continue
+        counts = [count_common_parts(image.parent.parts, file.parent.parts) for file in files]
+        for file, count in zip(files, counts, strict=True):
+            if count == max(counts):
+                image_folders[file.parent].add(image.parent)
+            else:
+                distant.append(file)
+    for file in distant:
+        if image_folders[file.parent] and pairs[file].parent not in image_folders[file.parent]:
+            del pairs[file]
     return pairs
 
 

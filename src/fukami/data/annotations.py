@@ -6,6 +6,7 @@ builds the samples of a loader.
 
 import logging
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -334,12 +335,17 @@ def separate_trainval(
         if {"trainval", half, other} & splits.keys() == {"trainval", half}:
             paths = set(map(get_path, splits[half]))
             splits[other] = [entry for entry in splits.pop("trainval") if get_path(entry) not in paths]
-            files = {problem.file for problem in problems if problem.split == half}
+            keys = {_get_problem_key(problem) for problem in problems if problem.split == half}
             problems[:] = [
                 problem._replace(split=other) if problem.split == "trainval" else problem
                 for problem in problems
-                if problem.split != "trainval" or problem.file not in files
+                if problem.split != "trainval" or _get_problem_key(problem) not in keys
             ]
+
+
+def _get_problem_key(problem: AnnotationProblem) -> object:
+    """Return what two splits have in common of a problem: of a missing image its name, and otherwise the file."""
+    return re.sub(r"\S*/", "", problem.detail) if problem.kind == "missing" else problem.file
 
 
 def check_splits(root: Path, files: Sequence[tuple[str, Path]]) -> None:

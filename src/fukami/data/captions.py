@@ -48,6 +48,7 @@ SPLIT_LISTS = (("train", "*[._]trainImages.txt"), ("val", "*[._]devImages.txt"),
 CAPTION_SUFFIXES = (".csv", ".json", ".txt", ".token")  # suffixes of caption files
 KARPATHY_SPLITS = {"restval": "train"}  # images of COCO's validation split that Karpathy's training split includes
 EXPECTED_FILES = "captions.txt, captions_*.json, dataset.json, *.token, or a CSV with the columns image and caption"
+CAPTION_PATTERNS = ("dataset*.json", "captions_*.json", "*.token.txt", "*.token", "captions.txt", "*.csv")
 LEMMA_PATTERN = "*.lemma.token.txt"  # Flickr8k's captions with each word in its base form
 MAX_INSPECTED_FILES = 20  # files of other names that are read to find captions
 CAPTION_NUMBER = re.compile(r"#[a-z]*\d+$")  # number of a caption, after the image name
@@ -162,7 +163,7 @@ def _find_caption_files(path: Path, files: Iterable[Path]) -> list[Path]:
         suffix = path.suffix.lower()
         return [path] if suffix in CAPTION_SUFFIXES and (suffix != ".csv" or _detect_columns(path)) else []
     candidates = [file for file in files if file.suffix.lower() in CAPTION_SUFFIXES]
-    for pattern in ("dataset*.json", "captions_*.json", "*.token.txt", "*.token", "captions.txt", "*.csv"):
+    for pattern in CAPTION_PATTERNS:
         matches = [file for file in candidates if file.match(pattern) and _may_have_captions(file)]
         if matches:
             return [file for file in matches if not file.match(LEMMA_PATTERN)] or matches
@@ -170,13 +171,20 @@ def _find_caption_files(path: Path, files: Iterable[Path]) -> list[Path]:
 
 
 def _select_caption_files(files: list[Path], root: Path) -> list[Path]:
-    """Return the files with captions of the splits, or the first one if the names denote no training split."""
-    splits = [_find_file_split(file, root) for file in files]
-    if len(files) < 2 or all(splits) or all(file.match("captions_*.json") for file in files):
+    """Return the files with captions of the splits, or the first one if the names denote no training split.
+
+    Of files with other names than the usual ones, it is the first one of each split.
+    """
+    splits = {file: _find_file_split(file, root) for file in files}
+    if len(files) < 2 or all(file.match("captions_*.json") for file in files):
         return files
-    of_split = [file for file, split in zip(files, splits, strict=True) if split]
-    others = [file for file, split in zip(files, splits, strict=True) if not split]
-    selected = of_split if {"train", "trainval"} & {*splits} else others[:1]
+    of_split = [file for file in files if splits[file]]
+    if not any(file.match(pattern) for file in files for pattern in CAPTION_PATTERNS):
+        of_split = list({splits[file]: file for file in reversed(of_split)}.values())[::-1]
+    others = [file for file in files if not splits[file]]
+    selected = of_split if {"train", "trainval"} & {*splits.values()} or not others else others[:1]
+    if len(selected) == len(files):
+        return files
     names = ", ".join(file.name for file in files if file not in selected)
     logger.warning(
         f"{root}: only the captions in {', '.join(file.name for file in selected)} are read, not those in {names}; "

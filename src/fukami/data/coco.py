@@ -90,14 +90,15 @@ def find_coco_files(root: Path) -> list[tuple[str, Path]]:
 def read_coco(
     root: Path,
     images: Path | None = None,
-    on_records: Callable[[Path, Records, DatasetAnnotations], None] | None = None,
+    on_records: "Callable[[Path, Records, ImageLocator, DatasetAnnotations], None] | None" = None,
 ) -> DatasetAnnotations:
     """Read the COCO file at a path, or all of a folder.
 
     Args:
         root: file or folder.
         images: folder of the images; None: the usual folders around each file.
-        on_records: called for each file with its path, its records and the annotations read so far.
+        on_records: called for each file with its path, its records, the locator of its images, and the annotations read
+            so far.
 
     Raises:
         Error: a file is not valid JSON, or not in COCO's format, or several files have the same split.
@@ -107,10 +108,10 @@ def read_coco(
     check_splits(root, files)
     for split, path in files:
         records = read_records(path)
-        annotations = _parse_annotations(path, records, ImageLocator(path, images), dataset)
+        annotations = _parse_annotations(path, records, ImageLocator(path, images, files), dataset)
         dataset.splits[split] = keep_existing_images(annotations, dataset, split, path)
         if on_records:
-            on_records(path, records, dataset)
+            on_records(path, records, ImageLocator(path, images, files), dataset)
     if root.is_dir():  # a single file may cover only some of the images in its folder
         listed = {image.image_path for images in dataset.splits.values() for image in images}
         folders = sorted({path.parent for path in listed})
@@ -241,12 +242,17 @@ class ImageLocator:
         path: the annotation file.
         images: folder of the images, which may have subfolders; None: the usual folders around the file, and, if there
             is no image below its own folder, any folder beside it.
+        files: all annotation files of the dataset, with the split of each. An image that only the folder of another
+            split contains is not found if a file of that split lists its name.
     """
 
-    def __init__(self, path: Path, images: Path | None = None) -> None:
+    def __init__(self, path: Path, images: Path | None = None, files: Sequence[tuple[str, Path]] = ()) -> None:
+        self.split = _parse_split(path.stem)
+        self.other_files = [(split, file) for split, file in files if file != path]
+        self.listed_names: dict[str, set[str]] = {}  # in files of other splits
         split = re.sub(r"^(instances|person_keypoints|annotations)_", "", path.stem)
         if images:
-            self.folders = [images, images / split, *_select_folders(list_folders(images), _parse_split(path.stem))]
+            self.folders = [images, images / split, *list_folders(images)]
             return
         parent = path.parent.parent
         self.folders = [path.parent, path.parent / "images", path.parent / split, path.parent / "images" / split]
@@ -255,26 +261,33 @@ class ImageLocator:
         is_beside = is_without_images or path.parent.name.lower() in ("annotations", "labels")
         self.folders += siblings if is_beside else []
         others = list_folders(parent if is_without_images else path.parent)
-        self.folders += _select_folders(others, _parse_split(path.stem))
+        self.folders += sorted(others, key=lambda folder: _parse_split(folder.name) != self.split)
 
     def __call__(self, name: str) -> Path:
         """Return the path of an image; a path in the first folder if no folder contains it."""
         for folder in self.folders:
             path = locate_file(folder, name)
             if is_file(path):
-                self.folders.remove(folder)
-                self.folders.insert(0, folder)
+                split = _parse_split(folder.name)
+                is_own = split in ("", self.split) or "trainval" in (split, self.split)
+                if is_own:
+                    self.folders.remove(folder)
+                    self.folders.insert(0, folder)
+                elif name in self._list_names(split):
+                    continue
                 return path
         return self.folders[0] / name
 
-
-def _select_folders(folders: Sequence[Path], split: str) -> list[Path]:
-    """List the folders of a split first, and without those of other splits if there are any of this one."""
-    of_split = [folder for folder in folders if split and _parse_split(folder.name) == split]
-    others = [folder for folder in folders if folder not in of_split]
-    if of_split and split != "trainval":  # files of the same name in the folder of another split are other images
-        others = [folder for folder in others if not _parse_split(folder.name)]
-    return [*of_split, *others]
+    def _list_names(self, split: str) -> set[str]:
+        """List the names of the images in the files of a split."""
+        if split not in self.listed_names:
+            self.listed_names[split] = {
+                to_text(image.fields.get("file_name"))
+                for file_split, file in self.other_files
+                if file_split == split
+                for image in read_records(file)["images"]
+            }
+        return self.listed_names[split]
 
 
 def _parse_split(stem: str) -> str:

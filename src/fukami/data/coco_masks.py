@@ -160,8 +160,9 @@ def read_coco_masks(root: Path, images: Path | None = None) -> tuple[DatasetAnno
     """
     image_masks: dict[Path, COCOMask] = {}
 
-    def add_masks(path: Path, records: coco.Records, annotations: DatasetAnnotations) -> None:
-        locate = coco.ImageLocator(path, images)
+    def add_masks(
+        path: Path, records: coco.Records, locate: coco.ImageLocator, annotations: DatasetAnnotations
+    ) -> None:
         for image, mask in _build_masks(path, records, locate, annotations.labels):
             known = image_masks.get(image)  # an image that is listed twice has the objects of both entries
             image_masks[image] = replace(known, objects=known.objects + mask.objects) if known else mask

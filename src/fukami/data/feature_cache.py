@@ -29,7 +29,7 @@ class FeatureCache:
     """
 
     def __init__(self, network: nn.Module, settings: str, limit: float) -> None:
-        settings += f" {torch.__version__} {torch.get_num_threads()}"  # both affect the rounding of sums
+        settings += f" {torch.__version__} {torch.get_num_threads()} {network}"  # strides, and the rounding of sums
         digest = hashlib.blake2b(settings.encode(), digest_size=16)
         for name, value in network.state_dict().items():
             digest.update(f"{name} {value.dtype} {tuple(value.shape)} {value.device.type}".encode())

@@ -60,11 +60,11 @@ class LabeledImages:
         from fukami.data import streaming, tar
 
         first: Path | bytes | image_io.UInt8Array = b""
-        if isinstance(self.items, shards.ShardSamples):
+        if isinstance(self.items, shards.ShardSamples) and len(self):
             with contextlib.suppress(Error):  # reading reports it
                 (block,) = self.items.read_blocks([0])
                 first = tar.extract_image(block, *self.items.locate(0))[1]
-        elif len(self.items):
+        elif len(self.items) and not isinstance(self.items, shards.ShardSamples):
             first = self.items[0]
         return len(self) * transform.nbytes * streaming.count_value_bytes(first)
 

@@ -380,6 +380,9 @@ def check_index(index: Any) -> None:
         )
         if not len(classes) == len(starts) == len(lengths):
             raise ValueError(f"{name} has lists of different lengths")
+        ends = [start + length for start, length in zip(starts, lengths, strict=True)]
+        if any(start < end for start, end in zip(starts[1:], ends, strict=False)):
+            raise ValueError(f"{name} has samples that overlap")
         if any(start + length > size + tar.BLOCK_BYTES for start, length in zip(starts, lengths, strict=True)):
             raise ValueError(f"{name} has a sample that ends after its {size:,} bytes")
 

@@ -200,13 +200,18 @@ class StreamingLoader(BatchLoader[BatchT]):
         fraction, self.wait_seconds, self.wait_start = self.wait_seconds / max(now - self.wait_start, 1e-9), 0.0, now
         return min(fraction, 1.0)
 
+    @property
+    def prefetch_factor(self) -> int:
+        """Number of batches that each worker prepares ahead."""
+        return PREFETCH_FACTOR
+
     def _build_reader(self, requests: Iterable[list[Any]], persistent: bool = False) -> DataLoader[Decoded]:
         return DataLoader(
             self.decoder,
             batch_sampler=requests,
             num_workers=count_workers(),
             collate_fn=_collate,
-            prefetch_factor=PREFETCH_FACTOR,
+            prefetch_factor=self.prefetch_factor,
             persistent_workers=persistent,
             pin_memory=torch.cuda.is_initialized(),  # type: ignore[no-untyped-call]
             worker_init_fn=_leave_process_group,

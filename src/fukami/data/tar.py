@@ -175,16 +175,15 @@ def scan_shard(location: str) -> ShardContents:
     end = 0
     try:
         for member in iterate_members(stream.read):
-            if not member.is_file or member.name.rpartition("/")[2].startswith("."):
-                continue
-            if sample and member.key != next(iter(sample)).key:
-                _add_sample(contents, sample, shard)
-                sample = {}
-            label_size = min(member.size, MAX_LABEL_BYTES)
-            sample[member] = (
-                stream.read(member.content_start, label_size) if member.extension in LABEL_EXTENSIONS else b""
-            )
-            end = member.end
+            if member.is_file and not member.name.rpartition("/")[2].startswith("."):
+                if sample and member.key != next(iter(sample)).key:
+                    _add_sample(contents, sample, shard)
+                    sample = {}
+                label_size = min(member.size, MAX_LABEL_BYTES)
+                sample[member] = (
+                    stream.read(member.content_start, label_size) if member.extension in LABEL_EXTENSIONS else b""
+                )
+                end = member.end
             if stream.size is not None and member.content_start + member.size > stream.size:
                 raise tarfile.HeaderError("the file ends inside a member")
         if sample:

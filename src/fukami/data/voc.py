@@ -87,7 +87,9 @@ def read_voc(root: Path, images: Path | None = None) -> DatasetAnnotations:
     image_root = images or root
     files = sorted(walk_files(annotations or root, ".xml"))
     results = _read_annotations(files, sorted(walk_images(image_root)), images, dataset)
-    by_stem = {normalize_name(file.stem): results[file] for file in files}
+    # of several files of a stem, the last one of an image that exists
+    ordered = sorted(files, key=lambda file: isinstance(results[file], ImageAnnotation))
+    by_stem = {normalize_name(file.stem): results[file] for file in ordered}
     listed = _read_image_lists(root, annotations or root, by_stem, dataset)
     for file, result in results.items():
         if not listed or (normalize_name(file.stem) not in listed and isinstance(result, AnnotationProblem)):

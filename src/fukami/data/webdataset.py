@@ -16,7 +16,14 @@ from fukami.data.augment import Augmentation
 from fukami.data.image_folder import MAX_UNREADABLE, check_unreadable
 from fukami.data.loader import SEQUENTIAL_BATCH_SIZE, Batch
 from fukami.data.shards import IntArray, ShardSamples
-from fukami.data.streaming import MIN_PARALLEL_FILES, Decoded, FileStreamingLoader, ImageDecoder, count_workers
+from fukami.data.streaming import (
+    MIN_PARALLEL_FILES,
+    PREFETCH_FACTOR,
+    Decoded,
+    FileStreamingLoader,
+    ImageDecoder,
+    count_workers,
+)
 from fukami.errors import Error, MissingPackageError, UsageError
 from fukami.image.transform import SquareTransform
 from fukami.progress import format_count
@@ -26,6 +33,8 @@ if TYPE_CHECKING:
 
 MAX_READERS = 256  # maximum number of lanes
 SHUFFLE_BUFFER_BYTES = 256e6  # size of the shuffle buffers of all lanes and processes, in bytes of encoded images
+MAX_SEQUENTIAL_BATCH_BYTES = 8e6  # bytes of encoded images in a batch of an iteration in order
+MAX_PREFETCHED_BYTES = 512e6  # bytes of encoded images in the batches that all workers prepare ahead, if more than one
 MAX_QUEUED_BATCHES = 4  # batches that are read ahead of the requests
 OPEN_THREADS = 16  # lanes opened at a time
 
@@ -79,9 +88,10 @@ class ShardStreamingLoader(FileStreamingLoader):
         min_area: float | None = None,
         max_unreadable: int = MAX_UNREADABLE,
     ) -> None:
+        self.samples = samples
         super().__init__((), targets, labels, transform, batch_size=batch_size, seed=seed, augmentation=augmentation,
                          min_area=min_area, max_unreadable=max_unreadable)  # fmt: skip
-        self.samples, self.names = samples, samples.names
+        self.names = samples.names
         check_unreadable(samples.problems, max_unreadable)
         self.unreadable_images = dict.fromkeys(samples.problems)
         self.failures: list[BaseException] = []
@@ -131,6 +141,13 @@ class ShardStreamingLoader(FileStreamingLoader):
         orders = [lane[rank_in_order[lane].argsort()].numpy() for lane in lanes]
         return read_requests(self.samples, orders, plan, self.num_crop_values, self.failures)
 
+    @property
+    def prefetch_factor(self) -> int:
+        """Number of batches that each worker prepares ahead: fewer of large images, whose bytes are in the requests."""
+        mean_length = max(float(self.samples.lengths.mean()), 1.0) if len(self.samples) else 1.0
+        num_bytes = self.batch_size * mean_length * count_workers()
+        return max(1, min(PREFETCH_FACTOR, int(MAX_PREFETCHED_BYTES / num_bytes)))
+
     def finish_epoch(self) -> None:
         """Record the end of the epoch.
 
@@ -144,7 +161,7 @@ class ShardStreamingLoader(FileStreamingLoader):
     def iterate_with_indices(self) -> Iterator[tuple[Tensor, Batch]]:
         """Iterate over the readable images in order, with their indices."""
         indices = torch.arange(len(self.targets))
-        plan = split_into_batches(indices, SEQUENTIAL_BATCH_SIZE)
+        plan = split_into_batches(indices, compute_sequential_batch_size(self.samples))
         reader = self._build_reader(read_requests(self.samples, [indices.numpy()], plan, 0))
         for (batch_indices, _), decoded in zip(plan, reader, strict=True):
             if decoded.kept:
@@ -299,11 +316,18 @@ def prefetch(source: Iterator[Item], failures: list[BaseException] | None) -> It
         closed = True
 
 
+def compute_sequential_batch_size(samples: ShardSamples) -> int:
+    """Return the number of samples per batch of an iteration in order: many batches are in memory at a time."""
+    mean_length = max(float(samples.lengths.mean()), 1.0) if len(samples) else 1.0
+    return max(1, min(SEQUENTIAL_BATCH_SIZE, int(MAX_SEQUENTIAL_BATCH_BYTES / mean_length)))
+
+
 def decode_shards(samples: ShardSamples, transform: SquareTransform) -> Iterator[Decoded]:
     """Decode each sample in order, ``(H, W, C)`` uint8 or float32, or yield its error; many with worker processes."""
     indices = torch.arange(len(samples))
     workers = count_workers() if len(samples) >= MIN_PARALLEL_FILES else 0
-    requests = read_requests(samples, [indices.numpy()], split_into_batches(indices, SEQUENTIAL_BATCH_SIZE), 0)
+    plan = split_into_batches(indices, compute_sequential_batch_size(samples))
+    requests = read_requests(samples, [indices.numpy()], plan, 0)
     reader = DataLoader(
         ShardDecoder((), transform),
         batch_sampler=requests,

@@ -221,7 +221,7 @@ class TrainingLogger:
 
     def log_stop(self, step: int, resume_command: str) -> None:
         """Print the command that resumes the run: ``resume_command``, or if it is empty that of ``fukami train``."""
-        command = resume_command or build_resume_command(self.recipe, self.folder, self.runtime.world_size)
+        command = resume_command or build_resume_command(self.recipe, self.folder)
         self._print(f"stopped at step {step} of {self.num_steps}; resume with: {command}")
 
     def finish(self, figures: "list[tuple[str, FigureContent]]", metrics: Metrics, split: str) -> Metrics:

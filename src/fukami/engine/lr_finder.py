@@ -40,7 +40,7 @@ def find_lr(
 ) -> LRFinderResult:
     """Train ``num_steps`` steps while the learning rate grows exponentially from ``min_lr`` to ``max_lr``.
 
-    Nothing is saved.
+    The rates are values of the field ``lr``; a scaling rule (``lr_scaling``) multiplies them. Nothing is saved.
 
     Raises:
         UsageError: the bounds, the number of steps or the recipe's learning rate are invalid, or it has no single loss.
@@ -63,6 +63,7 @@ def find_lr(
     highest = max(group["initial_lr"] for group in task.optimizer.param_groups)
     if highest == 0:
         raise UsageError("a recipe with --lr 0 does not learn at any rate; omit --lr")
+    base_lr = getattr(recipe, "lr", highest) if getattr(recipe, "lr_scaling", "none") != "none" else highest
     rates: list[float] = []
     losses: list[float] = []
     average = 0.0
@@ -70,7 +71,7 @@ def find_lr(
     for step, batch in zip(steps, task.iterate_batches(loader)):  # noqa: B905  the batches have no end
         rate = min_lr * (max_lr / min_lr) ** (step / (num_steps - 1))
         for group in task.optimizer.param_groups:
-            group["lr"].fill_(rate * group["initial_lr"] / highest)
+            group["lr"].fill_(rate * group["initial_lr"] / base_lr)
         with explain_batch_norm_error():
             metrics = task.step(batch)
         if "loss" not in metrics:

@@ -103,6 +103,8 @@ def _load_calibration_images(prepare_inputs: PrepareInputs, recipe: Recipe, spec
     changes |= {name: value for name, value in (("data", spec), ("images", ""), ("annotations", "")) if name in fields}
     calibration_recipe = dataclasses.replace(recipe, **changes)
     images = list(_iterate_inputs(prepare_inputs, wrap_batches(calibration_recipe.load_data().train)))
+    if not images:
+        raise Error(f"{spec} has no training images for the calibration; use a dataset that has some")
     logger = logging.getLogger("fukami")
     try:
         check_data(plain)
@@ -172,5 +174,5 @@ def resolve_device_and_precision(device: str, precision: str) -> tuple[str, str]
         UsageError: the precision is not available on this device.
     """
     if precision in ONNX_PRECISIONS and device not in ("auto", "cpu"):
-        raise UsageError(f"{precision} is computed on the CPU, by ONNX Runtime, not on {device}; omit --device")
+        raise UsageError(f"{precision} is computed on the CPU, by ONNX Runtime, not on {device}; use --device cpu")
     return ("cpu" if precision in ONNX_PRECISIONS else device), (precision if precision in PRECISIONS else "float32")

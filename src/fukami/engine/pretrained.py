@@ -34,6 +34,8 @@ def initialize_classifier(model: nn.Module, name: str, init: str) -> None:
         Error: there are no such weights, or they do not match; missing, unexpected and mismatched tensors are listed.
     """
     tensors = state_dicts.load_pretrained(init, {"imagenet": name})
+    # without the activation ranges of quantization-aware training
+    tensors = {key: value for key, value in tensors.items() if not key.startswith("ranges.")}
     expected, head = model.state_dict(), find_head(model)
     adapt_first_layer(tensors, expected)
     mismatches = dict(find_mismatches(tensors, expected))

@@ -439,11 +439,15 @@ def build_train_command(recipe: Recipe) -> str:
     return shlex.join(arguments)
 
 
-def build_resume_command(recipe: Recipe, folder: Path, num_processes: int) -> str:
-    """Return the shell command that resumes the run of this recipe in a folder, with the same number of processes."""
+def build_resume_command(recipe: Recipe, folder: Path) -> str:
+    """Return the shell command that resumes the run of this recipe in a folder.
+
+    It has the number of processes, unless torchrun started those of several machines.
+    """
     import shlex
 
-    processes = f" --processes {num_processes}" if num_processes > 1 else ""
+    count = os.environ.get("WORLD_SIZE", "1")
+    processes = f" --processes {count}" if count != "1" and os.environ.get("LOCAL_WORLD_SIZE") == count else ""
     return f"{build_train_command(recipe)} --out {shlex.quote(str(folder))} --resume{processes}"
 
 

@@ -250,8 +250,8 @@ def train_stages(recipe: Recipe, folder: Path, runtime: Runtime, options: RunOpt
         resume = (folder / name / "recipe.json").is_file()
         stage_options = replace(
             options, device=str(runtime.device), precision=runtime.precision, num_threads=torch.get_num_threads(),
-            needs_val=options.needs_val or getattr(recipe, "patience", 0) > 0,
-            resume_command=options.resume_command or build_resume_command(recipe, folder, runtime.world_size),
+            needs_val=options.needs_val or (type(stage) is type(recipe) and bool(getattr(recipe, "patience", 0))),
+            resume_command=options.resume_command or build_resume_command(recipe, folder),
         )  # fmt: skip
         try:
             run_training(stage, folder / name, replace(stage_options, resume=resume))
@@ -424,7 +424,7 @@ class TrainingProgress:
                 if not (isinstance(group["lr"], Tensor) and math.isfinite(group["initial_lr"])):
                     raise ValueError("the learning rate is invalid")
             self.loader.load_state_dict(state["loader"])
-            self.log.load_state_dict({**state["log"], "step": step})
+            self.log.load_state_dict(state["log"])
             self.metric_buffer.load_state_dict(state["metric_buffer"])
             self.best.load_state_dict(state["best"])
             set_random_states(state["random"])

@@ -119,7 +119,10 @@ def read_channels(
             raise
     with convert_memory_errors(name):
         samples, header = tiff.read_tiff(source, name, max_pixels)
-        levels = _match_channels(_convert_levels(samples, name), channels, header.has_alpha, name)
+        levels = _convert_levels(samples, name)
+        if header.is_premultiplied and channels in PILLOW_CHANNELS:
+            levels = _unmultiply(levels)
+        levels = _match_channels(levels, channels, header.has_alpha, name)
         return ArrayImage(np.ascontiguousarray(orient_pixels(levels, header.orientation)))
 
 
@@ -132,7 +135,9 @@ def read_depth(source: str | os.PathLike[str] | bytes, name: str = "") -> tuple[
     try:
         with image_io.open_image(source, name=name) as image:
             if not _needs_tifffile(image, 0):
-                return 3 if image.mode == "P" else len(image.getbands()), _has_many_levels(image)
+                samples = image.tag_v2.get(277, 1) if image.format == "TIFF" else 1  # type: ignore[attr-defined]
+                bands = 3 if image.mode in ("P", "CMYK") else max(len(image.getbands()), samples)
+                return bands, _has_many_levels(image)
     except Error:
         if not tiff.is_tiff(source):
             raise
@@ -185,16 +190,17 @@ def _decode_pillow(
     orientation = image_io.get_orientation(image)
     if is_deep_png:
         return ArrayImage(_match_channels(orient_pixels(_read_png(source), orientation), channels, True, name))
-    is_int16 = _is_int16(image)
+    is_int16, is_inverted = _is_int16(image), image_io.has_inverted_levels(image)
     image.load()
     if orientation != 1:
         image = ImageOps.exif_transpose(image)
-    has_alpha = image.has_transparency_data
+    has_alpha = image.has_transparency_data and not image.mode.startswith("I;16")  # a transparent value is kept
     if has_alpha:
         image = image_io.convert_mode(image, "LA" if image.mode in ("L", "LA", "La", "1") else "RGBA")
     elif image.mode in ("1", "P", "CMYK", "YCbCr", "LAB", "HSV"):  # no channels of data
         image = image.convert("L" if image.mode == "1" else "RGB")
     values = np.asarray(image).astype(np.int16) if is_int16 else np.asarray(image)
+    values = 65535 - values if is_inverted else values
     levels = _convert_levels(values.reshape(*values.shape[:2], -1), name)
     return ArrayImage(_match_channels(levels, channels, has_alpha, name))
 
@@ -240,6 +246,15 @@ def _convert_levels(values: npt.NDArray[np.generic], name: str) -> Levels:
             raise Error(f"{name} has values that are not finite; replace them, for example with 0")
         return levels
     raise Error(f"{name} has samples of type {values.dtype}; save them as uint8, uint16 or float32")
+
+
+def _unmultiply(levels: Levels) -> Levels:
+    """Divide color by its transparency, the last channel, which it is multiplied by (associated alpha)."""
+    levels = levels.astype(np.float32)
+    alpha = levels[..., -1:]
+    levels[..., :-1] *= 255 / np.maximum(alpha, 1e-3)
+    levels[..., :-1][(alpha == 0).repeat(levels.shape[2] - 1, 2)] = 0
+    return levels
 
 
 def _match_channels(levels: Levels, channels: int, has_alpha: bool, name: str) -> Levels:

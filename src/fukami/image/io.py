@@ -165,22 +165,35 @@ def get_orientation(image: Image.Image) -> int:
 
 def decode_image(image: Image.Image) -> Image.Image:
     """Decode an image: upright, 8 bits, transparency on white, "L" or "RGB"."""
+    is_inverted = has_inverted_levels(image)
     image.load()
     if get_orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         image = Image.fromarray(
-            _convert_to_uint8(lambda: (np.asarray(strip) for _, strip in _split_into_strips(image)))
+            _convert_to_uint8(
+                lambda: (
+                    65535 - np.asarray(strip) if is_inverted else np.asarray(strip)
+                    for _, strip in _split_into_strips(image)
+                )
+            )
         )
     if image.has_transparency_data:
         is_grayscale = image.mode in ("LA", "La", *GRAYSCALE_MODES)
         canvas = Image.new("L" if is_grayscale else "RGB", image.size)
         for top, strip in _split_into_strips(image):
-            layers = strip.convert("RGBA")
+            layers = convert_mode(strip, "LA" if strip.mode == "La" else strip.mode).convert("RGBA")
             background = Image.new("RGBA", layers.size, WHITE)
             canvas.paste(Image.alpha_composite(background, layers).convert(canvas.mode), (0, top))
         return canvas
     return convert_mode(image, "L" if image.mode in GRAYSCALE_MODES else "RGB")
+
+
+def has_inverted_levels(image: Image.Image) -> bool:
+    """Return whether white is 0 in an open TIFF of 16 bits, which Pillow inverts only with 8 bits."""
+    if not (isinstance(image, TiffImagePlugin.TiffImageFile) and image.mode.startswith("I;16")):
+        return False
+    return bool(image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0)
 
 
 def _split_into_strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:

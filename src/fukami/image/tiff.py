@@ -19,14 +19,18 @@ MAX_SEGMENTS = 2**20  # strips and tiles of a file
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF
 COMPRESSIONS = (1, 5, 8, 32946, 50000)  # none, LZW, deflate (two codes), Zstandard: the size of their output is bounded
 PREDICTORS = (1, 2, 3)
-ALPHA_SAMPLES = (1, 2)  # extra samples that are an alpha channel, associated or not
+ASSOCIATED_ALPHA = 1
+ALPHA_SAMPLES = (ASSOCIATED_ALPHA, 2)  # extra samples that are an alpha channel, associated or not
 MIN_IS_WHITE = 0  # photometric interpretation
 DTYPES = ("bool", "uint8", "uint16", "int16", "float16", "float32", "float64")
 MAX_PIXEL_BYTES = 12  # of the limit of pixels: three channels of float32
 
 
 class TiffHeader(NamedTuple):
-    """Header of a TIFF: stored width and height, channels, data type of the samples, and orientation (1: upright)."""
+    """Header of a TIFF: stored width and height, channels, data type of the samples, and orientation (1: upright).
+
+    The last channel may be transparency, and the others may be multiplied by it.
+    """
 
     width: int
     height: int
@@ -34,6 +38,7 @@ class TiffHeader(NamedTuple):
     dtype: np.dtype[Any]
     orientation: int
     has_alpha: bool
+    is_premultiplied: bool
 
 
 def is_tiff(source: str | os.PathLike[str] | bytes) -> bool:
@@ -124,13 +129,15 @@ def _iterate_channel_pages(pages: Any) -> Iterator[Any]:
 def _build_header(pages: list[Any]) -> TiffHeader:
     first = pages[0]
     orientation = first.tags.valueof(274, 1)
+    has_alpha = first.samplesperpixel in (2, 4) and first.extrasamples[:1] in [(kind,) for kind in ALPHA_SAMPLES]
     return TiffHeader(
         first.imagewidth,
         first.imagelength,
         first.samplesperpixel * len(pages),
         first.dtype,
         orientation if orientation in range(1, 9) else 1,
-        first.samplesperpixel in (2, 4) and first.extrasamples[:1] in [(kind,) for kind in ALPHA_SAMPLES],
+        has_alpha,
+        has_alpha and first.extrasamples[0] == ASSOCIATED_ALPHA,
     )
 
 

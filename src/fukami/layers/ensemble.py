@@ -40,12 +40,12 @@ class Ensemble(nn.Module):
 def compute_member_log_probs(model: nn.Module, images: Tensor) -> Tensor:
     """Compute log-probabilities ``(members, N, classes)``, float32; a single network counts as one member."""
     if not isinstance(model, Ensemble):
-        dtype = next(model.parameters(), images).dtype
-        scores: Tensor = model(images.to(dtype))
+        parameter = next(model.parameters(), images)  # ONNX Runtime computes on the CPU
+        scores: Tensor = model(images.to(parameter.device, parameter.dtype))
         return scores.float().log_softmax(1).unsqueeze(0)
     members = [*model.models[: int(model.num_active) - 1], model.models[-1]]
     log_probs = [average_log_probs(compute_member_log_probs(member, images)) for member in members]
-    return torch.stack([part.to(images.device) for part in log_probs])  # ONNX Runtime computes on the CPU
+    return torch.stack([part.to(images.device) for part in log_probs])
 
 
 def average_log_probs(log_probs: Tensor) -> Tensor:

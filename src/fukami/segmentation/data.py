@@ -119,8 +119,9 @@ def index_dataset(source: DataSource, ignore_index: int = class_tables.IGNORE_IN
     check_num_classes(source, class_table)
     splits = {split: pairs for split, pairs in splits.items() if pairs}
     separate_trainval(splits, operator.itemgetter(0), problems)
-    if {"train", "val"} <= splits.keys():
-        splits.pop("trainval", None)
+    if {"train", "val", "trainval"} <= splits.keys():
+        del splits["trainval"]
+        problems = [problem for problem in problems if problem.split != "trainval"]
     return DatasetIndex(class_table, splits, problems)
 
 

@@ -25,6 +25,8 @@ GAMES: dict[str, tuple[str, tuple[int, ...]]] = {  # class and arguments by name
 }
 BASE_NAME = "fukami.self_play.game.Game"
 NUM_CHECKED_GAMES = 3
+SOLVED_GAME = "connect4"  # the game whose moves are evaluated by a solver
+MAX_SYMMETRIES = 1 << 16
 TOLERANCE = 1e-5
 
 
@@ -56,6 +58,8 @@ def make_game(name: str, *, komi: float | None = None) -> Game:
         except Exception as error:
             raise Error(f"{name}: {game_class.__name__}() failed: {type(error).__name__}: {error}") from error
         check_game(user_game)
+        if user_game.name == SOLVED_GAME:
+            raise Error(f"{name}: {SOLVED_GAME} is the name of the game that has a solver; set another name")
         return user_game
     if known_name is None:
         raise build_unknown_error("game", name, GAMES)
@@ -218,6 +222,8 @@ def _check_symmetries(game: Game) -> Symmetries:
     if len(symmetries.cells) != len(symmetries.moves):
         returned = f"{len(symmetries.cells)} symmetries of the cells and {len(symmetries.moves)} of the moves"
         raise _build_error(game, "symmetries", returned, "the same number")
+    if len(symmetries.cells) > MAX_SYMMETRIES:
+        raise _build_error(game, "symmetries", f"{len(symmetries.cells):,} symmetries", f"at most {MAX_SYMMETRIES:,}")
     return symmetries
 
 

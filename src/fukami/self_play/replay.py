@@ -58,7 +58,7 @@ class ReplayWindow:
         self.specs: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
             "states": ((self.num_slots, state_size), np.uint8),
             "hashes": ((self.num_slots,), np.uint64),
-            "orientations": ((self.num_slots,), np.uint8),  # symmetry that maps the state to the canonical orientation
+            "orientations": ((self.num_slots,), np.uint16),  # symmetry that maps the state to the canonical orientation
             "counts": ((self.num_slots,), np.float32),  # equal positions whose targets are averaged
             "policies": ((self.num_slots, game.num_moves), np.float32),  # in the canonical orientation, like owners
             "values": ((self.num_slots,), np.float32),

@@ -12,6 +12,8 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from fukami.errors import UsageError
+
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 WILDCARD_ADDRESSES = {"0.0.0.0", "::"}  # addresses that listen on all interfaces
 HOST_PATTERN = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:/?#@\s]+))(?::\d+)?", re.IGNORECASE)
@@ -86,6 +88,18 @@ class AccessMiddleware:
         elif scheme.lower() != "bearer":
             return False
         return secrets.compare_digest(token, self.token)
+
+
+def parse_host(text: str) -> str:
+    """Return the host name or address of ``NAME``, ``NAME:PORT`` or ``[ADDRESS]:PORT``.
+
+    Raises:
+        UsageError: it is neither of them, such as a URL.
+    """
+    match = HOST_PATTERN.fullmatch(text)
+    if not (match or is_address(text)):
+        raise UsageError(f"--allowed-hosts should be names such as demo.example.com, not {text[:100]!r}")
+    return text if match is None else match[1] or match[2]
 
 
 def is_address(name: str) -> bool:

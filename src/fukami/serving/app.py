@@ -16,13 +16,14 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from fukami.data.parsing import Json
 from fukami.engine.task import Task
-from fukami.errors import Error, convert_memory_errors
+from fukami.errors import Error, UsageError, convert_memory_errors
 from fukami.serving import page, request_body
 from fukami.serving.access import LOCAL_HOSTS, AccessMiddleware
 from fukami.serving.metrics import CONTENT_TYPE, Metrics, MetricsMiddleware
 from fukami.serving.request_body import FileKind
 from fukami.serving.responses import PAGE_HEADERS, READ_METHODS, choose_status
 from fukami.serving.worker import REQUEST_TIMEOUT, Slot, Worker
+from fukami.style.task import StyleTransferTask
 
 T = TypeVar("T")
 PATHS = {"/", "/predict", "/run", "/health", "/ready", "/metrics"}
@@ -50,7 +51,12 @@ def create_app(
         hosts: names and addresses of the server; see :class:`fukami.serving.access.AccessMiddleware`.
         token: token that clients have to send; "": none.
         request_timeout: maximum seconds per prediction, including time in the queue.
+
+    Raises:
+        UsageError: the task is a style transfer at the size of each image, which has no limit.
     """
+    if isinstance(task, StyleTransferTask) and not task.options.longer_side:
+        raise UsageError("the run keeps the size of images, and a photograph could take hours; add --set size=512")
     metrics = Metrics()
     worker = Worker(task, metrics, request_timeout)
 

@@ -72,7 +72,8 @@ class Connection(H11Protocol):
         """Start the timeout of the current phase if it is new."""
         phase = {h11.IDLE: "head", h11.SEND_BODY: "body"}.get(self.conn.their_state, "")
         # a client that sends the next request before it receives the response to the last one waits for both
-        if self.transport.is_closing() or (not phase and self.flow.write_paused):
+        is_unsent = phase == "head" and self.phase == "sent" and self.transport.get_write_buffer_size() > 0
+        if self.transport.is_closing() or (not phase and self.flow.write_paused) or is_unsent:
             phase = "sent"
         if phase != self.phase:
             self.phase_start = self.loop.time()

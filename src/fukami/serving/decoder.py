@@ -95,6 +95,9 @@ class Decoder:
                 f"took more than {self.timeout:g} seconds to decode" if timed_out.is_set() else "crashed the decoder"
             )
             raise Error(f"{name} {reason}; save it again, as a PNG or JPEG") from None
+        except BaseException:  # the rest of the message would be the response to the next image
+            self.close()
+            raise
         finally:
             timer.cancel()
             timer.join()

@@ -194,7 +194,8 @@ class Worker:
         """
         try:
             with self.observe_prediction(slot):
-                image = self.decoder.decode(content, name)
+                with convert_memory_errors(name):
+                    image = self.decoder.decode(content, name)
                 slot.check_request()
                 with convert_memory_errors(name), use_confidence(self.task, slot.confidence):
                     (prediction,) = self.task.predict([image])

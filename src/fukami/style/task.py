@@ -197,13 +197,13 @@ class StyleTransferTask(Task):
         self.initialize_image(content)
 
     @torch.no_grad()
-    def initialize_image(self, content: Tensor) -> None:
-        """Initialize the image at the coarsest level."""
+    def initialize_image(self, content: Tensor, generator: torch.Generator | None = None) -> None:
+        """Initialize the image at the coarsest level; ``generator`` is that of the noise, None for torch's own."""
         first = self.pyramid.images[0]
         first.copy_(
             resize_image(content, self.level_sizes[0])
             if self.options.init == "content"
-            else torch.rand(first.shape).to(first)
+            else torch.rand(first.shape, generator=generator).to(first)
         )
 
     def schedule(self, progress: float) -> float:
@@ -305,7 +305,7 @@ class StyleTransferTask(Task):
             ):
                 target.copy_(source)
         with torch.no_grad():
-            task.initialize_image(task.preprocess_image(content))
+            task.initialize_image(task.preprocess_image(content), torch.Generator().manual_seed(0))
         batch = StyleInputs(content, ())
         for step in range(task.epochs):
             task.schedule(step / task.epochs)
