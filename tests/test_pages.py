@@ -491,11 +491,11 @@ def test_the_order_of_a_report(tmp_path, tab):
         "Accuracy per class",
         "Most confident errors",
         "Training curves",
-        "How to use this model",
+        "Commands",
         "Configuration",
         "Time by phase",
     ]
-    commands = tab.locator("h2:text-is('How to use this model') + pre div").all_inner_texts()
+    commands = tab.locator("h2:text-is('Commands') + pre div").all_inner_texts()
     assert [command.split()[:2] for command in commands] == [["fukami", name] for name in ("eval", "predict", "serve")]
     assert all(str(tmp_path) in command for command in commands)
 
@@ -504,7 +504,7 @@ def test_the_order_of_a_report(tmp_path, tab):
     ("recipe", "commands"),
     [
         ("dcgan", ["fukami eval 'my runs/1'", "fukami predict 'my runs/1' --num-samples 64 --out samples"]),
-        ("dqn", ["fukami eval 'my runs/1'", "fukami play 'my runs/1' --out episode.mp4"]),
+        ("dqn", ["fukami eval 'my runs/1'", "fukami play 'my runs/1' --out episode.gif"]),
     ],
 )
 def test_commands_of_tasks_without_input_images(recipe, commands):

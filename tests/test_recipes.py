@@ -415,7 +415,7 @@ def test_the_report_is_one_self_contained_file(trained):
         "Accuracy per class",
         "Most confident errors",
         "Training curves",
-        "How to use this model",
+        "Commands",
         "Configuration",
     ):
         assert section in page.text

@@ -20,6 +20,7 @@ class ReconstructionTask(Task):
     """Reconstruction of images through a bottleneck; anomalous images have a large error."""
 
     predict_batch_size = 100
+    metric_mode = "min"  # of the first metric, the error, whose best value determines the weights that are kept
 
     def __init__(self, model: nn.Module, transform: SquareTransform, *, lr: float, epochs: int) -> None:
         super().__init__(model, optimizer=partial(torch.optim.AdamW, lr=lr), epochs=epochs)

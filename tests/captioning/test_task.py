@@ -460,6 +460,15 @@ def test_one_caption_file_of_any_name_is_read_for_each_split(folder, caplog):
     assert "not those in stair_train_tokenized.json, stair_val_tokenized.json" in caplog.text
 
 
+def test_parts_of_a_split_are_read(folder):
+    (folder / "captions.txt").unlink()
+    for name, numbers in (("train_1", range(10)), ("train_2", range(10, 20)), ("val", range(20, 25))):
+        images = [{"id": number, "file_name": f"{number:02}.png"} for number in numbers]
+        annotations = [{"image_id": number, "caption": "a square"} for number in numbers]
+        (folder / f"{name}.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    assert [len(split) for split in captioning_data.load_dataset(str(folder), 0.1)] == [20, 5, 0]
+
+
 def test_a_caption_file_without_a_split_beside_those_of_splits_is_not_read(folder, caplog):
     (folder / "captions.txt").unlink()
     for name, numbers in (("train", range(20)), ("val", range(20, 25)), ("extra", range(25, 30))):

@@ -764,6 +764,74 @@ def test_images_of_a_coco_file_may_lie_in_the_folder_of_another_split(tmp_path):
     assert dataset.splits["val"][0].image_path == tmp_path / "train2017" / "3.jpg"
 
 
+def write_numbered_coco(root, split, numbers):
+    """Write a COCO file of a split, whose images have numbers."""
+    root.mkdir(exist_ok=True)
+    images = [image_record(number, f"{number}.jpg") for number in numbers]
+    boxes = [annotation_record(number, number, 3, [1, 2, 3, 4]) for number in numbers]
+    (root / f"instances_{split}.json").write_text(json.dumps(coco_json(images, boxes)))
+
+
+def list_coco_images(root, path, images=None):
+    """List the images of each split that exist, relative to the folder."""
+    dataset = detection_data.read_annotations(identify_source(str(path), "boxes", str(images or "")))
+    return {
+        split: [entry.image_path.relative_to(root).as_posix() for entry in entries]
+        for split, entries in dataset.splits.items()
+    }
+
+
+def test_images_of_coco_are_first_those_of_the_own_split(tmp_path):
+    """Also in a folder of images, and where the names of folders and of files differ."""
+    for split in ("test", "train", "val"):
+        write_image(tmp_path / "images" / split / "1.jpg")
+    for split in ("train2017", "val2017"):
+        write_numbered_coco(tmp_path / "notes", split, (1,))
+    listed = list_coco_images(tmp_path, tmp_path / "notes", tmp_path / "images")
+    assert listed == {"train": ["images/train/1.jpg"], "val": ["images/val/1.jpg"]}
+
+
+def test_a_missing_test_image_of_coco_is_not_that_of_trainval(tmp_path):
+    for split, numbers in (("trainval", (1, 2, 3)), ("test", (1, 3))):
+        for number in numbers:
+            write_image(tmp_path / split / f"{number}.jpg")
+        write_numbered_coco(tmp_path / "annotations", split, (1, 2, 3))
+    listed = list_coco_images(tmp_path, tmp_path)
+    assert listed["test"] == ["test/1.jpg", "test/3.jpg"]
+
+
+def test_coco_files_of_several_splits_may_share_a_folder(tmp_path):
+    """The validation images are some of the training images, and there is no folder of validation images."""
+    for number in (1, 2):
+        write_image(tmp_path / "train" / f"{number}.jpg")
+    write_numbered_coco(tmp_path / "annotations", "train", (1, 2))
+    write_numbered_coco(tmp_path / "annotations", "val", (2,))
+    assert list_coco_images(tmp_path, tmp_path)["val"] == ["train/2.jpg"]
+
+
+def test_a_single_coco_file_has_no_images_of_another_split(tmp_path):
+    for split, numbers in (("train", (1,)), ("val", (1, 2))):
+        for number in numbers:
+            write_image(tmp_path / split / f"{number}.jpg")
+    write_numbered_coco(tmp_path / "annotations", "train", (1, 2))
+    listed = list_coco_images(tmp_path, tmp_path / "annotations" / "instances_train.json")
+    assert listed == {"": ["train/1.jpg"]}
+
+
+def test_annotations_do_not_belong_to_images_of_another_split(tmp_path):
+    """All training images are missing."""
+    for split, numbers in (("train", (1, 2, 3)), ("val", (1, 2))):
+        for number in numbers:
+            (tmp_path / "labels" / split).mkdir(parents=True, exist_ok=True)
+            text = voc_xml(voc_object("cat", (1, 1, 9, 9)), filename=f"{number}.jpg")
+            (tmp_path / "labels" / split / f"{number}.xml").write_text(text)
+            if split == "val":
+                write_image(tmp_path / "images" / split / f"{number}.jpg")
+    dataset = detection_data.read_annotations(identify_source(str(tmp_path), "boxes"))
+    assert {split: len(entries) for split, entries in dataset.splits.items()} == {"val": 2}
+    assert [problem.split for problem in dataset.unreadable_images] == ["train"] * 3
+
+
 def test_a_box_without_a_class_is_reported(tmp_path):
     write_image(tmp_path / "1.jpg")
     (tmp_path / "boxes.csv").write_text("filename,class,xmin,ymin,xmax,ymax\n1.jpg,cat,1,1,9,9\n1.jpg,,1,1,5,5\n")

@@ -133,6 +133,17 @@ def test_batches_of_large_images_are_small(copied):
     assert webdataset.compute_sequential_batch_size(samples) == 1
 
 
+@pytest.mark.parametrize(("length", "factor"), [(110_000, 4), (1_000_000, 1)])
+def test_large_images_are_prefetched_less(copied, monkeypatch, length, factor):
+    """Batches of 256 by 16 workers, of two processes that share the batch size."""
+    monkeypatch.setattr(webdataset, "count_workers", lambda: 16)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    source, _, _, labels = labeled_images.load_labeled_images(str(copied), 0.0)
+    source.items.lengths[:] = length
+    loader = ShardStreamingLoader(source.items, torch.from_numpy(source.targets), labels, PREPARE, batch_size=512)
+    assert loader.prefetch_factor == factor
+
+
 def test_shards_without_a_training_image(copied, tmp_path):
     with pytest.raises(Error, match="there is no training image"):
         train("resnet20", tmp_path / "run", data=str(copied), val_fraction=1.0, size=16, device="cpu")
@@ -145,6 +156,15 @@ def test_a_member_of_any_size_that_is_no_file_is_a_problem(tmp_path):
     (tmp_path / "a.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
     (problem,) = tar.scan_shard(str(tmp_path / "a.tar")).problems
     assert "the file ends inside a member" in problem
+    members = io.BytesIO()
+    with tarfile.open(fileobj=members, mode="w") as archive:
+        for name in ("1.jpg", "1.cls"):
+            part = tarfile.TarInfo(name)
+            part.size = 1
+            archive.addfile(part, io.BytesIO(b"0"))
+    (tmp_path / "b.tar").write_bytes(members.getvalue()[:2048] + info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    contents = tar.scan_shard(str(tmp_path / "b.tar"))
+    assert (contents.classes, len(contents.problems)) == (["0"], 1)  # the sample before it is complete
 
 
 def test_a_sample_above_the_limit_is_a_problem(copied, monkeypatch):

@@ -60,6 +60,7 @@ def pair_with_images(files: Sequence[Path], images: Sequence[Path]) -> dict[Path
         candidates = by_stem.get(stem, [])
         if len(candidates) > MAX_CANDIDATES:  # comparing each file with each image would take hours
             candidates = by_folder_name.get((file.parent.name, stem), candidates)[:MAX_CANDIDATES]
+        candidates = [image for image in candidates if not _are_of_other_splits(image, file)]
         image_path = by_path.get((file.parent, stem)) or choose_nearest(candidates, file)
         if image_path:
             pairs[file] = image_path
@@ -87,6 +88,14 @@ def _remove_files_of_other_folders(pairs: dict[Path, Path]) -> dict[Path, Path]:
         if image_folders[file.parent] and pairs[file].parent not in image_folders[file.parent]:
             del pairs[file]
     return pairs
+
+
+def _are_of_other_splits(image: Path, file: Path) -> bool:
+    """Return whether the folders of an image and of a file denote different splits, below those that both have."""
+    parts = image.parent.parts, file.parent.parts
+    common = len(os.path.commonprefix(parts))
+    splits = {next(filter(None, map(parse_split, path[common:])), "") for path in parts} - {""}
+    return len(splits) > 1 and splits not in ({"trainval", "train"}, {"trainval", "val"})
 
 
 def choose_nearest(paths: Sequence[Path], file: Path) -> Path | None:

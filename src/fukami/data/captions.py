@@ -11,6 +11,7 @@ import io
 import itertools
 import logging
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -173,24 +174,38 @@ def _find_caption_files(path: Path, files: Iterable[Path]) -> list[Path]:
 def _select_caption_files(files: list[Path], root: Path) -> list[Path]:
     """Return the files with captions of the splits, or the first one if the names denote no training split.
 
-    Of files with other names than the usual ones, it is the first one of each split.
+    Of files with other names than the usual ones, those with captions of the same images are not returned.
     """
     splits = {file: _find_file_split(file, root) for file in files}
     if len(files) < 2 or all(file.match("captions_*.json") for file in files):
         return files
     of_split = [file for file in files if splits[file]]
     if not any(file.match(pattern) for file in files for pattern in CAPTION_PATTERNS):
-        of_split = list({splits[file]: file for file in reversed(of_split)}.values())[::-1]
+        of_split = _remove_repeated_files(of_split, splits)
     others = [file for file in files if not splits[file]]
     selected = of_split if {"train", "trainval"} & {*splits.values()} or not others else others[:1]
     if len(selected) == len(files):
         return files
     names = ", ".join(file.name for file in files if file not in selected)
     logger.warning(
-        f"{root}: only the captions in {', '.join(file.name for file in selected)} are read, not those in {names}; "
-        "specify the file, or name each file by its split, as in train.csv"
+        f"{root}: only the captions in {', '.join(file.name for file in selected)} are read, not those in {names}, which "
+        "are of the same images or have no split in their name; specify a file to read only that one"
     )
     return selected
+
+
+def _remove_repeated_files(files: list[Path], splits: dict[Path, str]) -> list[Path]:
+    """Remove files with captions of an image that an earlier file of the same split has, such as translations."""
+    if len({splits[file] for file in files}) == len(files):
+        return files
+    images: dict[str, set[str]] = defaultdict(set)
+    kept = []
+    for file in files:
+        names = {row.image for row in _read_rows(file)}
+        if not names & images[splits[file]]:
+            images[splits[file]] |= names
+            kept.append(file)
+    return kept
 
 
 def _may_have_captions(path: Path) -> bool:

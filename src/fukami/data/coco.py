@@ -106,12 +106,15 @@ def read_coco(
     dataset = DatasetAnnotations()
     files = [("", root)] if root.is_file() else find_coco_files(root)
     check_splits(root, files)
+    listed_names: dict[Path, set[str]] = {}
     for split, path in files:
         records = read_records(path)
-        annotations = _parse_annotations(path, records, ImageLocator(path, images, files), dataset)
+        listed_names[path] = list_image_names(records) if len(files) > 1 else set()
+        locate = ImageLocator(path, images, files, listed_names)
+        annotations = _parse_annotations(path, records, locate, dataset)
         dataset.splits[split] = keep_existing_images(annotations, dataset, split, path)
         if on_records:
-            on_records(path, records, ImageLocator(path, images, files), dataset)
+            on_records(path, records, ImageLocator(path, images, files, listed_names), dataset)
     if root.is_dir():  # a single file may cover only some of the images in its folder
         listed = {image.image_path for images in dataset.splits.values() for image in images}
         folders = sorted({path.parent for path in listed})
@@ -238,56 +241,70 @@ def _parse_corners(fields: dict[str, Json]) -> tuple[float, float, float, float]
 class ImageLocator:
     """Search for the images of a file, starting with the folder of the previous image.
 
+    An image in the folder of another split is not used if the file's own split has a folder, unless a file of the other
+    split exists that does not list its name: the folders may contain different images of the same name.
+
     Args:
         path: the annotation file.
         images: folder of the images, which may have subfolders; None: the usual folders around the file, and, if there
             is no image below its own folder, any folder beside it.
-        files: all annotation files of the dataset, with the split of each. An image that only the folder of another
-            split contains is not found if a file of that split lists its name.
+        files: all annotation files of the dataset, with the split of each.
+        listed_names: names of the images in those that have been read; others are added where they are needed.
     """
 
-    def __init__(self, path: Path, images: Path | None = None, files: Sequence[tuple[str, Path]] = ()) -> None:
-        self.split = _parse_split(path.stem)
+    def __init__(
+        self,
+        path: Path,
+        images: Path | None = None,
+        files: Sequence[tuple[str, Path]] = (),
+        listed_names: dict[Path, set[str]] | None = None,
+    ) -> None:
+        self.split = next((split for split, file in files if file == path), "") or _parse_split(path.stem)
         self.other_files = [(split, file) for split, file in files if file != path]
-        self.listed_names: dict[str, set[str]] = {}  # in files of other splits
-        split = re.sub(r"^(instances|person_keypoints|annotations)_", "", path.stem)
+        self.listed_names = {} if listed_names is None else listed_names
+        name = re.sub(r"^(instances|person_keypoints|annotations)_", "", path.stem)
         if images:
-            self.folders = [images, images / split, *list_folders(images)]
-            return
-        parent = path.parent.parent
-        self.folders = [path.parent, path.parent / "images", path.parent / split, path.parent / "images" / split]
-        siblings = [parent / split, parent / "images" / split, parent / "images", parent]
-        is_without_images = next(walk_images(path.parent), None) is None
-        is_beside = is_without_images or path.parent.name.lower() in ("annotations", "labels")
-        self.folders += siblings if is_beside else []
-        others = list_folders(parent if is_without_images else path.parent)
-        self.folders += sorted(others, key=lambda folder: _parse_split(folder.name) != self.split)
+            first, others = [images, images / name], list_folders(images)
+        else:
+            parent = path.parent.parent
+            first = [path.parent, path.parent / "images", path.parent / name, path.parent / "images" / name]
+            is_without_images = next(walk_images(path.parent), None) is None
+            if is_without_images or path.parent.name.lower() in ("annotations", "labels"):
+                first += [parent / name, parent / "images" / name, parent / "images", parent]
+            others = list_folders(parent if is_without_images else path.parent)
+        self.folders = [*first, *sorted(others, key=lambda folder: _parse_split(folder.name) != self.split)]
+        self.has_own_folder = any(
+            _parse_split(folder.name) == self.split and folder.is_dir() for folder in self.folders
+        )
 
     def __call__(self, name: str) -> Path:
         """Return the path of an image; a path in the first folder if no folder contains it."""
         for folder in self.folders:
             path = locate_file(folder, name)
-            if is_file(path):
-                split = _parse_split(folder.name)
-                is_own = split in ("", self.split) or "trainval" in (split, self.split)
-                if is_own:
-                    self.folders.remove(folder)
-                    self.folders.insert(0, folder)
-                elif name in self._list_names(split):
-                    continue
-                return path
+            if not is_file(path):
+                continue
+            split = _parse_split(folder.name)
+            if split in ("", self.split) or {split, self.split} in ({"trainval", "train"}, {"trainval", "val"}):
+                self.folders.remove(folder)
+                self.folders.insert(0, folder)
+            elif self.has_own_folder and (not self.other_files or self._is_listed(name, split)):
+                continue
+            return path
         return self.folders[0] / name
 
-    def _list_names(self, split: str) -> set[str]:
-        """List the names of the images in the files of a split."""
-        if split not in self.listed_names:
-            self.listed_names[split] = {
-                to_text(image.fields.get("file_name"))
-                for file_split, file in self.other_files
-                if file_split == split
-                for image in read_records(file)["images"]
-            }
-        return self.listed_names[split]
+    def _is_listed(self, name: str, split: str) -> bool:
+        """Return whether another file of a split lists an image."""
+        for file in (file for file_split, file in self.other_files if file_split == split):
+            if file not in self.listed_names:
+                self.listed_names[file] = list_image_names(read_records(file))
+            if name in self.listed_names[file]:
+                return True
+        return False
+
+
+def list_image_names(records: Records) -> set[str]:
+    """List the names of the images of a file."""
+    return {to_text(image.fields.get("file_name")) for image in records["images"]}
 
 
 def _parse_split(stem: str) -> str:

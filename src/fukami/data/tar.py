@@ -175,7 +175,8 @@ def scan_shard(location: str) -> ShardContents:
     end = 0
     try:
         for member in iterate_members(stream.read):
-            if member.is_file and not member.name.rpartition("/")[2].startswith("."):
+            is_part = member.is_file and not member.name.rpartition("/")[2].startswith(".")
+            if is_part:
                 if sample and member.key != next(iter(sample)).key:
                     _add_sample(contents, sample, shard)
                     sample = {}
@@ -185,6 +186,9 @@ def scan_shard(location: str) -> ShardContents:
                 )
                 end = member.end
             if stream.size is not None and member.content_start + member.size > stream.size:
+                if sample and not is_part:
+                    _add_sample(contents, sample, shard)
+                    sample = {}
                 raise tarfile.HeaderError("the file ends inside a member")
         if sample:
             _add_sample(contents, sample, shard)

@@ -1,5 +1,6 @@
 """Streaming of images from shards: several lanes are read sequentially and shuffled in buffers."""
 
+import os
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 MAX_READERS = 256  # maximum number of lanes
 SHUFFLE_BUFFER_BYTES = 256e6  # size of the shuffle buffers of all lanes and processes, in bytes of encoded images
 MAX_SEQUENTIAL_BATCH_BYTES = 8e6  # bytes of encoded images in a batch of an iteration in order
-MAX_PREFETCHED_BYTES = 512e6  # bytes of encoded images in the batches that all workers prepare ahead, if more than one
+MAX_PREFETCHED_BYTES = 2e9  # bytes of encoded images in the batches that all workers prepare ahead, if more than one
 MAX_QUEUED_BATCHES = 4  # batches that are read ahead of the requests
 OPEN_THREADS = 16  # lanes opened at a time
 
@@ -145,7 +146,7 @@ class ShardStreamingLoader(FileStreamingLoader):
     def prefetch_factor(self) -> int:
         """Number of batches that each worker prepares ahead: fewer of large images, whose bytes are in the requests."""
         mean_length = max(float(self.samples.lengths.mean()), 1.0) if len(self.samples) else 1.0
-        num_bytes = self.batch_size * mean_length * count_workers()
+        num_bytes = self.batch_size / int(os.environ.get("WORLD_SIZE", "1")) * mean_length * count_workers()
         return max(1, min(PREFETCH_FACTOR, int(MAX_PREFETCHED_BYTES / num_bytes)))
 
     def finish_epoch(self) -> None:

@@ -14,8 +14,8 @@ from fukami.engine.task import Metrics, Task
 class BestWeights:
     """Weights with the best main metric of the evaluations so far, copied to the CPU.
 
-    The main metric is the first one; ``task.metric_mode`` says whether more or less of it is better. Without a mode, or
-    without an evaluation, there are no best weights.
+    The main metric is the first one; ``task.metric_mode`` determines whether a larger or a smaller value is better.
+    Without a mode, or without an evaluation, there are no best weights.
 
     Args:
         task: task that is trained.

@@ -22,7 +22,7 @@ from fukami.errors import Error, UsageError
 from fukami.system import count_cpus
 
 logger = logging.getLogger(__name__)
-MAX_RESTARTS = 3  # in a row
+MAX_RESTARTS = 3  # of all processes, in one command
 SHUTDOWN_TIMEOUT = 60  # seconds in which a process has to save after it is signaled to stop
 
 

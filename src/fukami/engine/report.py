@@ -38,7 +38,7 @@ COMMANDS = ("eval {run}", "predict {run} IMAGE --out predictions", "serve {run}"
 # the same of tasks whose input is not an image
 TASK_COMMANDS = {
     "generation": ("eval {run}", "predict {run} --num-samples 64 --out samples"),
-    "reinforcement": ("eval {run}", "play {run} --out episode.mp4"),
+    "reinforcement": ("eval {run}", "play {run} --out episode.gif"),
     "self-play": ("eval {run}", "play {run}", "predict {run} FILE", "serve {run}"),
 }
 

@@ -193,5 +193,5 @@ def _fetch_torchvision_weights(name: str) -> dict[str, Tensor]:
         file = os.path.basename(weights.url)  # noqa: PTH119
         raise Error(
             f"cannot download the published weights of {name} ({explain_load_error(error)}); get {weights.url} by "
-            f"other means, and use --init {file}"
+            f"other means, and specify the file {file} instead of the name"
         ) from error

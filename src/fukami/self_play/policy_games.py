@@ -18,7 +18,7 @@ from fukami.self_play.sgf import SgfGame, iterate_games
 
 logger = logging.getLogger(__name__)
 NUM_COMPARED_MOVES = 60  # games with the same first moves are the same game, whose end one of the files may lack
-REPLAY_CHUNK = 1024  # games that are replayed side by side to check them
+REPLAY_CHUNK = 1024  # games that are replayed at a time to check them
 
 
 @dataclass(frozen=True)

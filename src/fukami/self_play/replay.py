@@ -55,10 +55,11 @@ class ReplayWindow:
         self.num_reserve = max(MIN_RESERVE, round(RESERVE_FRACTION * max_size), num_games * game_length)
         self.num_slots = max_size + self.num_reserve
         state_size, num_cells = len(game.build_initial_state()), game.shape[0] * game.shape[1]
+        index_type: type[np.generic] = np.uint8 if len(self.symmetries.cells) <= 256 else np.uint16
         self.specs: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
             "states": ((self.num_slots, state_size), np.uint8),
             "hashes": ((self.num_slots,), np.uint64),
-            "orientations": ((self.num_slots,), np.uint16),  # symmetry that maps the state to the canonical orientation
+            "orientations": ((self.num_slots,), index_type),  # symmetry that maps a state to the canonical orientation
             "counts": ((self.num_slots,), np.float32),  # equal positions whose targets are averaged
             "policies": ((self.num_slots, game.num_moves), np.float32),  # in the canonical orientation, like owners
             "values": ((self.num_slots,), np.float32),

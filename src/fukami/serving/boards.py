@@ -32,7 +32,7 @@ MAX_SIMULATIONS = 1600  # per request; those of the run if it has more
 MAX_REQUEST_BYTES = 2**20  # of a game or of files; the largest SGF file
 MAX_POSITIONS = 1000  # per request
 MAX_NAME_LENGTH = 200  # characters of a file's name, which each prediction repeats
-CHUNK_SIZE = 16  # positions that are searched side by side; other requests may run between two chunks
+CHUNK_SIZE = 16  # positions that are searched in parallel; other requests may run between two chunks
 HEADERS = {
     **PAGE_HEADERS,
     "Content-Security-Policy": f"{PAGE_HEADERS['Content-Security-Policy']}; connect-src 'self'",
