@@ -93,7 +93,7 @@ def _remove_files_of_other_folders(pairs: dict[Path, Path]) -> dict[Path, Path]:
 def _are_of_other_splits(image: Path, file: Path) -> bool:
     """Return whether the folders of an image and of a file denote different splits, below those that both have."""
     parts = image.parent.parts, file.parent.parts
-    common = len(os.path.commonprefix(parts))
+    common = sum(1 for _ in itertools.takewhile(lambda names: names[0] == names[1], zip(*parts, strict=False)))
     splits = {next(filter(None, map(parse_split, path[common:])), "") for path in parts} - {""}
     return len(splits) > 1 and splits not in ({"trainval", "train"}, {"trainval", "val"})
 

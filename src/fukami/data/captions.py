@@ -188,8 +188,8 @@ def _select_caption_files(files: list[Path], root: Path) -> list[Path]:
         return files
     names = ", ".join(file.name for file in files if file not in selected)
     logger.warning(
-        f"{root}: only the captions in {', '.join(file.name for file in selected)} are read, not those in {names}, which "
-        "are of the same images or have no split in their name; specify a file to read only that one"
+        f"{root}: only the captions in {', '.join(file.name for file in selected)} are read, not those in {names}, "
+        "which are of the same images or have no split in their name; specify a file to read only that one"
     )
     return selected
 

@@ -272,10 +272,9 @@ class ImageLocator:
             if is_without_images or path.parent.name.lower() in ("annotations", "labels"):
                 first += [parent / name, parent / "images" / name, parent / "images", parent]
             others = list_folders(parent if is_without_images else path.parent)
-        self.folders = [*first, *sorted(others, key=lambda folder: _parse_split(folder.name) != self.split)]
-        self.has_own_folder = any(
-            _parse_split(folder.name) == self.split and folder.is_dir() for folder in self.folders
-        )
+        self.splits = {folder: _parse_split(folder.name) for folder in others}
+        self.folders = [*first, *sorted(others, key=lambda folder: self.splits[folder] != self.split)]
+        self.has_own_folder = bool(self.split) and self.split in self.splits.values()
 
     def __call__(self, name: str) -> Path:
         """Return the path of an image; a path in the first folder if no folder contains it."""
@@ -283,7 +282,7 @@ class ImageLocator:
             path = locate_file(folder, name)
             if not is_file(path):
                 continue
-            split = _parse_split(folder.name)
+            split = self.splits.get(folder, "")
             if split in ("", self.split) or {split, self.split} in ({"trainval", "train"}, {"trainval", "val"}):
                 self.folders.remove(folder)
                 self.folders.insert(0, folder)
