@@ -16,7 +16,10 @@ PACKAGES = {
     "yaml": "pyyaml",
 }
 
-OUT_OF_MEMORY_PATTERN = re.compile("DefaultCPUAllocator|out of memory|ALLOC_FAILED|bad_alloc|Cannot allocate memory")
+RESUME_HINT = "--resume continues a run from its last checkpoint"
+OUT_OF_MEMORY_PATTERN = re.compile(
+    "DefaultCPUAllocator|out of memory|ALLOC_FAILED|bad_alloc|Cannot allocate memory|Storage size .* overflowed"
+)
 # Errors of torch's DataLoader and of its worker processes, which send their batches through /dev/shm.
 SHARED_MEMORY_PATTERN = re.compile(
     r"out of shared memory|signal: Bus error|shared memory\(shm\)|unable to (resize|write to) file <"
@@ -41,9 +44,10 @@ class WriteError(Error):
     Args:
         path: the file.
         error: the error of the operating system.
+        can_resume: whether the file is of a training with a checkpoint.
     """
 
-    def __init__(self, path: object, error: OSError) -> None:
+    def __init__(self, path: object, error: OSError, *, can_resume: bool = False) -> None:
         self.reason = f"{path} cannot be written ({error.strerror or error})"
         hint = {
             errno.ENOSPC: "make room on the disk",
@@ -52,7 +56,7 @@ class WriteError(Error):
             errno.EROFS: "make the folder writable, or use another one",
             errno.EACCES: "make the folder writable, or use another one",
         }.get(error.errno or 0, "fix the disk or the folder")
-        super().__init__(f"{self.reason}; {hint}. --resume continues a run from its last checkpoint")
+        super().__init__(f"{self.reason}; {hint}{f'. {RESUME_HINT}' if can_resume else ''}")
 
 
 def build_unknown_error(kind: str, name: str, choices: Iterable[str]) -> UsageError:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -77,6 +78,10 @@ MISTAKES = [
     ("list resnet18 vgg16", "unexpected argument 'vgg16'"),
     ("board", "FOLDER must be specified"),
     ("board missing", "missing"),
+    ("board runs --out runs", "--out should be an .html file, not runs"),
+    ("board runs --out .", "--out should be an .html file, not ."),
+    ("train resnet18 --num-seeds 2 --out runs/resnet18 --data digits", "runs/resnet18 is the folder of a single run"),
+    ("train fcn8s-vgg16 --data a --images b --annotations c", "--images and --annotations replace --data"),
     ("eval", "at least one run"),
     ("eval resnet18", "did you mean runs/resnet18?"),
     ("eval missing", "neither a run's folder"),
@@ -112,8 +117,11 @@ MISTAKES = [
     ("import text.txt --out x", "text.txt"),
     ("doctor", "specify either DATA, or --images and --annotations"),
     ("doctor mnits", "did you mean 'mnist'"),
+    ("doctor text.txt --out text.txt", "text.txt is the file of the dataset"),
     ("doctor digits mnist", "unexpected argument 'mnist'"),
     ("shard digits", "fukami shard DATA OUT"),
+    ("shard digits out --samples 9 --megabytes 1", "--samples and --megabytes both determine"),
+    ("shard digits out --megabytes nan", "more than 0 MB"),
     ("shard mnits out", "did you mean 'mnist'"),
     ("show digits --num-images few", "--num-images takes a whole number"),
     ("propose", "at least one image"),
@@ -450,3 +458,35 @@ def test_labels_with_dollar_signs_are_drawn_literally(fukami, tmp_path):
         for index in range(5):
             Image.new("RGB", (16, 16), (index, 0, 0)).save(tmp_path / "data" / label / f"{index}.png")
     assert fukami("show", "--augment", "flip", "--out", "grid.png", "--", "data").status == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("words", ["list", "doctor digits", "list resnte"])
+def test_a_full_disk_of_the_output(words):
+    """The interpreter does not write the output again at its end, which would be another error and status 120."""
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        result = subprocess.run(
+            [sys.executable, "-m", "fukami", *words.split()],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert result.returncode == (2 if "resnte" in words else 1 if words == "list" else 0), result.stderr
+    assert "Exception ignored" not in result.stderr
+    assert "bug" not in result.stderr
+
+
+def test_positions_of_a_game_are_no_frames(fukami, tmp_path):
+    (tmp_path / "positions.txt").write_text("." * 42)
+    result = fukami("predict", "alphago-zero-connect4", "positions.txt", "--fps", "2")
+    assert result.status == 2
+    assert "--fps is for images, and the run reads positions of a game" in result.err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write into any folder")
+def test_results_are_not_computed_for_a_folder_that_is_not_writable(fukami, tmp_path):
+    (tmp_path / "out").mkdir(mode=0o500)
+    result = fukami("find-lr", "deep-convnet", "--out", "out/lr.png")
+    assert result.status == 2
+    assert "out is not a writable folder" in result.err

@@ -736,3 +736,137 @@ def test_composed_and_decomposed_names_are_equal(tmp_path):
     assert len(segmentation_data.load_dataset(str(tmp_path / "masks"), 0.0).train) == 1
     index = annotation_files.ImageIndex(tmp_path, [*tmp_path.iterdir()])
     assert index.find(unicodedata.normalize("NFC", "ガ.png"), tmp_path / "a.json", "") == file
+
+
+# ---- datasets as they are distributed --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("asl_train/asl_train", "asl_test/asl_test"), ("train", "test1"), ("train_images", "test_images")],
+)
+def test_folders_of_a_competition_are_no_classes(tmp_path, train, test):
+    """The test images, or all of them, have no folders of classes."""
+    has_classes = "/" in train
+    for index in range(4):
+        write_image(tmp_path / train / ("AB"[index % 2] if has_classes else "") / f"{index}.png", index)
+        write_image(tmp_path / test / f"{index}.png", 10 + index)
+    if has_classes:
+        assert image_folder.scan_folder(tmp_path)["train"].class_names == ("A", "A", "B", "B")
+    else:
+        assert not identify_source(str(tmp_path)).has("labels")
+
+
+def test_a_table_of_labels_comes_before_folders_of_images(tmp_path):
+    """The images are in two folders, which are no classes; the dataset is in a folder of an archive."""
+    for folder in ("part_1", "part_2"):
+        for index in range(2):
+            write_image(tmp_path / "data" / folder / f"{index}.png", index)
+    rows = "".join(f"{folder}/{index}.png,{'ab'[index]}\n" for folder in ("part_1", "part_2") for index in range(2))
+    write_text(tmp_path / "data" / "labels.csv", f"path,label\n{rows}")
+    found = formats.find_format("labels", tmp_path)
+    assert found == ("CSV", tmp_path / "data" / "labels.csv")
+    assert formats.count_contents("labels", found) == "4 images, 2 classes"
+
+
+def test_a_split_without_any_class_of_the_training_split_is_omitted(tmp_path, caplog):
+    """Tiny ImageNet has its validation images in one folder."""
+    for label in ("n01", "n02"):
+        write_image(tmp_path / "train" / label / "images" / "1.png")
+    write_image(tmp_path / "val" / "images" / "2.png")
+    assert image_folder.scan_folder(tmp_path).keys() == {"train"}
+    assert "has none of the classes of the training split" in caplog.text
+
+
+def test_boxes_of_pets_belong_to_the_named_images(tmp_path):
+    """Masks of the same stem are nearer to the XML files; the masks match by name."""
+    for index in range(3):
+        write_image(tmp_path / "images" / f"{index}.png")
+        write_mask(tmp_path / "annotations" / "trimaps" / f"{index}.bmp", index)
+        text = XML.format(index + 2).replace("<annotation>", f"<annotation><filename>{index}.png</filename>")
+        write_text(tmp_path / "annotations" / "xmls" / f"{index}.xml", text)
+    dataset = formats.read_boxes(identify_source(str(tmp_path)).require("boxes"))
+    assert [entry.image_path.parent.name for entry in dataset.splits[""]] == ["images"] * 3
+    masks = segmentation_data.index_dataset(identify_source(str(tmp_path)))
+    assert [(image.name, mask.path.name) for image, mask in masks.splits[""]] == [
+        (f"{index}.png", f"{index}.bmp") for index in range(3)
+    ]
+
+
+def test_binary_masks_in_jpeg(tmp_path):
+    """Kvasir-SEG; the compression changes values of 0 and 255 by a few levels."""
+    random = np.random.default_rng(0)
+    for index in range(2):
+        write_image(tmp_path / "images" / f"{index}.jpg", index)
+        pixels = np.zeros((SIDE, SIDE), np.uint8)
+        pixels[4:12, 4:12] = 255
+        path = tmp_path / "masks" / f"{index}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        noise = random.integers(0, 8, pixels.shape).astype(np.uint8)
+        Image.fromarray(np.where(pixels > 0, 255 - noise, noise)).save(path, quality=100)
+    index = segmentation_data.index_dataset(identify_source(str(tmp_path)))
+    assert index.class_table.labels == ("background", "foreground")
+    labels = index.splits[""][0][1].read()
+    assert (labels[4:12, 4:12] == 2).all()
+    assert (labels == 2).sum() == 64
+
+
+def test_keypoints_without_a_description(tmp_path):
+    """A line of a pose has a box and ``x y visibility`` of each keypoint, and a polygon may touch the border."""
+    write_image(tmp_path / "images" / "1.png")
+    write_image(tmp_path / "images" / "2.png")
+    write_text(tmp_path / "labels" / "1.txt", "0 .5 .5 .4 .4 .4 .4 2 .6 .6 1 0 0 0 .5 .5 2\n")
+    write_text(tmp_path / "labels" / "2.txt", "0 .5 .1 .9 .2 .8 .9 1 .5 .7 0\n")
+    (first, second) = yolo.read_yolo(tmp_path).splits[""]
+    assert first.boxes[0].corners == pytest.approx((0.3, 0.3, 0.7, 0.7))
+    assert second.boxes[0].corners == pytest.approx((0.5, 0, 1, 0.9))
+
+
+def test_yolo_splits_with_years_and_classes_beside_the_labels(tmp_path):
+    for split in ("train2007", "train2012", "val2012"):
+        write_image(tmp_path / "images" / split / "1.png")
+        write_text(tmp_path / "labels" / split / "1.txt", "1 .5 .5 .4 .4\n")
+    write_text(tmp_path / "labels" / "train2007" / "classes.txt", "cat\ndog\n")
+    dataset = yolo.read_yolo(tmp_path)
+    assert {split: len(entries) for split, entries in dataset.splits.items()} == {"train": 2, "val": 1}
+    assert dataset.labels == ("cat", "dog")
+    assert dataset.splits["val"][0].boxes[0].label == "dog"
+
+
+def test_lists_of_voc_name_images_in_subfolders(tmp_path):
+    for camera in ("a", "b"):
+        write_image(tmp_path / "JPEGImages" / camera / "1.png")
+        write_text(tmp_path / "Annotations" / camera / "1.xml", XML.format(3 if camera == "a" else 5))
+    write_image(tmp_path / "JPEGImages" / "2.png")
+    write_text(tmp_path / "Annotations" / "2.xml", XML.format(4))
+    write_text(tmp_path / "ImageSets" / "Main" / "train.txt", "a/1\nb/1\n")
+    write_text(tmp_path / "ImageSets" / "Main" / "val.txt", "2\n")
+    dataset = formats.read_boxes(identify_source(str(tmp_path)).require("boxes"))
+    paths = [entry.image_path.relative_to(tmp_path / "JPEGImages").as_posix() for entry in dataset.splits["train"]]
+    assert paths == ["a/1.png", "b/1.png"]
+    assert len(dataset.splits["val"]) == 1
+
+
+def test_masks_beside_their_images(tmp_path):
+    """Roboflow's semantic segmentation masks."""
+    for split in ("train", "valid"):
+        for index in range(2):
+            write_image(tmp_path / split / f"{index}.jpg", index)
+            write_mask(tmp_path / split / f"{index}_mask.png", index)
+        write_text(tmp_path / split / "_classes.csv", "Pixel Value, Class\n0, background\n1, road\n2, car\n3, x\n")
+    index = segmentation_data.index_dataset(identify_source(str(tmp_path)))
+    assert {split: [image.name for image, _ in pairs] for split, pairs in index.splits.items()} == {
+        "train": ["0.jpg", "1.jpg"],
+        "val": ["0.jpg", "1.jpg"],
+    }
+    assert index.splits["train"][1][1].path.name == "1_mask.png"
+
+
+def test_coco_files_in_folders_of_annotations_of_each_split(tmp_path):
+    """Supervisely's export."""
+    for split in ("train", "val"):
+        for index in range(COUNT):
+            write_image(tmp_path / split / "images" / f"{index}.png")
+        write_coco(tmp_path / split / "annotations" / "instances.json")
+    dataset = formats.read_boxes(identify_source(str(tmp_path)).require("boxes"))
+    assert {split: len(entries) for split, entries in dataset.splits.items()} == {"train": COUNT, "val": COUNT}

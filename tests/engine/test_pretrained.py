@@ -414,7 +414,7 @@ def test_a_failed_download_names_the_url(monkeypatch, fukami, color_images):
     assert result.status == 1
     url = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
     assert url.startswith("https://")
-    for hint in ("no network", url, f"--init {url.rpartition('/')[2]}"):
+    for hint in ("no network", url, f"the file {url.rpartition('/')[2]} instead of the name"):
         assert hint in result.err
     with pytest.raises(Error, match="there are no published weights for resnet20"):
         pretrained.initialize_classifier(build_meta_model("resnet20", 3), "resnet20", "imagenet")

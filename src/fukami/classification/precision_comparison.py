@@ -5,6 +5,7 @@ processes, so that other load on the machine affects all of them equally.
 """
 
 import importlib
+import signal
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -116,7 +117,7 @@ def compare_precisions(
                     raise
                 unsupported[name] = str(error)
                 continue
-            process = stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
+            process = stack.enter_context(_start_process())
             loaded = process.submit(_load_run, root / name, device, torch.get_num_threads(), recipe_file).result()
             results.append(PrecisionResult(name, export["bytes"], loaded))
             processes.append(process)
@@ -129,6 +130,13 @@ def compare_precisions(
         for result, latency, seconds in zip(results, latencies, batch_seconds, strict=True):
             result.latency, result.throughput = latency, BATCH_SIZE / seconds
     return results, unsupported
+
+
+def _start_process() -> ProcessPoolExecutor:
+    """Start a process that ignores Ctrl-C, which this process handles."""
+    return ProcessPoolExecutor(
+        1, get_context("spawn"), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+    )
 
 
 def _load_run(folder: Path, device: str, threads: int, recipe: Path | None) -> LoadedRun:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from fukami.cli.argument_checks import Argument, build_argument, order_words
+from fukami.errors import UsageError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -109,6 +110,8 @@ def parse_recipe_arguments(
     values = {name: value for group in kinds for name, value in vars(getattr(parsed, group)).items()}
     option_values = {field.name: values.pop(field.name) for field in dataclasses.fields(options)}
     flags = {word.partition("=")[0].replace("_", "-") for word in words}
+    if "--data" in flags and values.get("annotations"):
+        raise UsageError("--images and --annotations replace --data; omit one of them")
     if default is None:  # the recipe sets the other defaults, some of which depend on fields
         values = {name: v for name, v in values.items() if v != defaults[name] or flags & _list_flags(name)}
     return recipe(**values), options(**option_values)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from fukami.cli.arguments import run_cli
+from fukami.errors import UsageError
 
 
 def command(arguments: list[str]) -> None:
@@ -22,6 +23,9 @@ def command(arguments: list[str]) -> None:
         from fukami.leaderboard import runs as leaderboard_runs
         from fukami.leaderboard import table as leaderboard_table
 
+        page = out or folder / "board.html"
+        if page.suffix.lower() != ".html" or page.is_dir():
+            raise UsageError(f"--out should be an .html file, not {page}")
         boards, reasons = leaderboard_runs.load_leaderboards(folder)
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         for board in boards:
@@ -33,7 +37,6 @@ def command(arguments: list[str]) -> None:
             print()
         for reason, names in reasons.items():
             print(f"fukami: {', '.join(dict.fromkeys(names))}: {reason}", file=sys.stderr)
-        page = out or folder / "board.html"
         leaderboard_page.write_page(boards, folder, page)
         print(f"page: {page}", file=sys.stderr)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fukami.cli.arguments import run_cli
-from fukami.cli.inputs import format_json_line
+from fukami.cli.inputs import format_json_line, is_same_file
 from fukami.errors import Error, UsageError
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ def command(arguments: list[str]) -> None:
         """
         if bool(data) == bool(annotations) or bool(images) != bool(annotations):
             raise UsageError("specify either DATA, or --images and --annotations")
+        if is_same_file(out, annotations or data):
+            raise UsageError(f"{out} is the file of the dataset; use another --out")
         source = identify_source(annotations or data, images=images)
         for sentence in source.describe():
             print(sentence, file=sys.stderr)

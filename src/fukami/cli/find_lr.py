@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from fukami.cli.arguments import parse_recipe_arguments
+from fukami.cli.inputs import check_writable
 from fukami.cli.main import Precision, has_recipe_name
 from fukami.cli.train import list_memory_fixes
 from fukami.errors import UsageError, suggest_memory_fixes
@@ -39,6 +40,7 @@ def command(arguments: list[str]) -> None:
     if options.out.suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
         raise UsageError(f"--out should name a .png, .jpg, .pdf or .svg file, not {options.out}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(options.out.parent)
     from fukami.engine import lr_finder
 
     with suggest_memory_fixes(*list_memory_fixes(recipe)):

@@ -109,13 +109,24 @@ def create_output_folder(folder: Path) -> None:
     """Create the folder of ``--out``, unless it exists.
 
     Raises:
-        UsageError: it is a file, or the folder of a run, whose report would be overwritten.
+        UsageError: it is a file, a folder that is not writable, or that of a run, whose report would be overwritten.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; --out should be a folder")
     if (folder / "recipe.json").exists():
         raise UsageError(f"{folder} is the folder of a run; use another --out")
     folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder)
+
+
+def check_writable(folder: Path) -> None:
+    """Check that files can be created in a folder, before a computation whose result is written there.
+
+    Raises:
+        UsageError: the folder does not exist, or is not writable.
+    """
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"{folder} is not a writable folder; use another --out")
 
 
 def is_same_file(path: Path, other: str | Path) -> bool:

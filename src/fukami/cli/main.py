@@ -70,7 +70,8 @@ def run_command(arguments: Sequence[str]) -> int:
             raise build_unknown_error("command", name, COMMANDS)
         else:
             find_command(name)(command_arguments)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         status = 0
     except Error as error:
         print(f"{_build_error_prefix()}: {escape_controls(str(error))}", file=sys.stderr)
@@ -78,7 +79,6 @@ def run_command(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         status = 130
     except BrokenPipeError:  # the reader of our output has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except Exception as error:
         if os.environ.get("FUKAMI_TRACEBACK"):
@@ -87,13 +87,29 @@ def run_command(arguments: Sequence[str]) -> int:
         message = _describe_environment_error(error)
         if message:
             print(f"{prefix}: {escape_controls(message)}", file=sys.stderr)
-            return 1
-        print(f"{prefix}: {type(error).__name__}: {escape_controls(str(error)[:MAX_ERROR_LENGTH])}", file=sys.stderr)
-        if os.environ.get("WORLD_SIZE", "1") != "1" and isinstance(error, RuntimeError):
-            print(f"{prefix}: check whether another process ended or cannot be reached", file=sys.stderr)
-        print("fukami: this is a bug; FUKAMI_TRACEBACK=1 shows the traceback", file=sys.stderr)
+        else:
+            _print_bug(error, prefix)
         status = 1
-    return status
+    return status if _flush_output() else status or 1
+
+
+def _flush_output() -> bool:
+    """Flush the output; if that fails, discard the rest, which the interpreter would write again at its end."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
+
+
+def _print_bug(error: Exception, prefix: str) -> None:
+    """Print an unexpected error."""
+    print(f"{prefix}: {type(error).__name__}: {escape_controls(str(error)[:MAX_ERROR_LENGTH])}", file=sys.stderr)
+    if os.environ.get("WORLD_SIZE", "1") != "1" and isinstance(error, RuntimeError):
+        print(f"{prefix}: check whether another process ended or cannot be reached", file=sys.stderr)
+    print("fukami: this is a bug; FUKAMI_TRACEBACK=1 shows the traceback", file=sys.stderr)
 
 
 def _describe_environment_error(error: Exception) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from fukami.cli.arguments import run_cli
+from fukami.cli.inputs import check_writable
 from fukami.cli.main import InferencePrecision
 from fukami.errors import UsageError
 
@@ -202,6 +203,7 @@ def _check_out(out: Path | None) -> None:
         raise UsageError(f"--out should be an .mp4, .gif or .webp file, not {out}")
     if not out.resolve().parent.is_dir():
         raise UsageError(f"the folder {out.parent} of the video does not exist; create it, or use another --out")
+    check_writable(out.resolve().parent)
     if out.suffix.lower() == ".mp4":
         from fukami.image.video import import_av
 

@@ -111,6 +111,8 @@ def command(arguments: list[str]) -> None:
             runs, device, precision, vote=vote, views=views, confidence=confidence, tiles=tiles, overrides=set,
             recipe=recipe,
         )  # fmt: skip
+        if fps and task.reads_positions:
+            raise UsageError("--fps is for images, and the run reads positions of a game; omit it")
         has_videos = any(map(video.is_video, files))
         if frame_interval != 1 and not has_videos:
             raise UsageError("--frame-interval is for videos, and there are none among the inputs; omit it")

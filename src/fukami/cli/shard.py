@@ -1,9 +1,9 @@
 """Command ``fukami shard``."""
 
-import json
 from pathlib import Path
 
 from fukami.cli.arguments import run_cli
+from fukami.cli.inputs import format_json_line
 from fukami.errors import UsageError
 
 MEGABYTES = 100.0  # approximate size of a shard
@@ -44,9 +44,11 @@ def command(arguments: list[str]) -> None:
         elif out is None:
             raise UsageError("name the folder for the shards: fukami shard DATA OUT")
         else:
+            if samples is not None and megabytes != MEGABYTES:
+                raise UsageError("--samples and --megabytes both determine the size of a shard; omit one of them")
             summary = webdataset_writer.write_shards(
                 data, out, val_fraction=val_fraction, samples_per_shard=samples, shard_megabytes=megabytes, seed=seed
             )
-        print(json.dumps(summary, ensure_ascii=False))
+        print(format_json_line(summary))
 
     run_cli(run, arguments, "fukami shard")

@@ -1,7 +1,6 @@
 """Command ``fukami stylize``."""
 
 import dataclasses
-import json
 import shlex
 import shutil
 import sys
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fukami.cli.arguments import parse_recipe_arguments
-from fukami.cli.inputs import is_same_file
+from fukami.cli.inputs import format_json_line, is_same_file
 from fukami.cli.main import Precision
 from fukami.cli.train import list_memory_fixes
 from fukami.errors import Error, UsageError, suggest_memory_fixes
@@ -104,7 +103,7 @@ def stylize(recipe: "NeuralStyle", options: StylizeOptions, resume_command: str)
     _save_image(recipe, folder, out)
     shutil.rmtree(folder)
     result = {"file": recipe.content, "style": recipe.style, "image": str(out), **metrics}
-    print(json.dumps(result, ensure_ascii=False))
+    print(format_json_line(result))
 
 
 def _save_image(recipe: "NeuralStyle", folder: Path, out: Path) -> None:

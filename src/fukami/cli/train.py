@@ -82,6 +82,8 @@ def command(arguments: list[str]) -> None:
     folder = options.out or run_folder.choose_run_folder(name, options.resume)
     recipes = {folder: recipe}
     if options.num_seeds > 1:
+        if (folder / "recipe.json").is_file():
+            raise UsageError(f"{folder} is the folder of a single run; --num-seeds needs another --out")
         seeds = range(recipe.seed, recipe.seed + options.num_seeds)
         recipes = {folder / f"seed-{seed}": dataclasses.replace(recipe, seed=seed) for seed in seeds}
     if options.resume and "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun repeats the command after a failure

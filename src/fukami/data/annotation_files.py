@@ -128,10 +128,19 @@ def normalize_name(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
+def list_relative_names(path: Path, root: Path) -> tuple[str, str]:
+    """Return two names of a file without its suffix: its path below a folder, and its stem."""
+    return normalize_name(path.relative_to(root).with_suffix("").as_posix()), normalize_name(path.stem)
+
+
 def find_stem(name: str, stems: Container[str]) -> str:
-    r"""Return the stem that a line of a list names: ``1``, ``1.jpg`` or ``images/1.jpg``; or else the line itself."""
-    last = PurePosixPath(normalize_name(name).replace("\\", "/")).name
-    return next((stem for stem in (last, PurePosixPath(last).stem) if stem in stems), name)
+    r"""Return the name among ``stems`` that a line of a list denotes; or else the line itself.
+
+    It is the path, with or without a suffix, or its last part: ``a/1``, ``a/1.jpg``, ``1`` or ``images/1.jpg``.
+    """
+    path = PurePosixPath(normalize_name(name).replace("\\", "/"))
+    names = path.as_posix(), path.with_suffix("").as_posix() if path.name else "", path.name, path.stem
+    return next((stem for stem in names if stem in stems), name)
 
 
 class ImageIndex:

@@ -369,6 +369,11 @@ def parse_split(name: str) -> str:
     return ANNOTATION_SPLITS.get(name.lower(), "")
 
 
+def find_split_word(name: str) -> str:
+    """Return the split that a word of a name denotes, such as ``instances_val2017``; empty if none does."""
+    return next(filter(None, map(parse_split, re.findall("[a-z]+", name.lower()))), "")
+
+
 def keep_existing_images(
     annotations: Iterable[ImageAnnotation], dataset: DatasetAnnotations, split: str, source: Path
 ) -> list[ImageAnnotation]:

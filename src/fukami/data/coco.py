@@ -20,6 +20,7 @@ from fukami.data.annotations import (
     DatasetAnnotations,
     ImageAnnotation,
     check_splits,
+    find_split_word,
     keep_existing_images,
     parse_size,
     parse_split,
@@ -70,7 +71,7 @@ def find_coco() -> Path:
 def find_coco_files(root: Path) -> list[tuple[str, Path]]:
     """Find the COCO files in a folder, and the split of each (empty without splits)."""
     instances = [path for path in list_files(root / "annotations", ".json") if path.name.startswith("instances_")]
-    files = [(_parse_split(path.stem), path) for path in instances if _parse_split(path.stem)]
+    files = [(find_split_word(path.stem), path) for path in instances if find_split_word(path.stem)]
     files = files or [
         (parse_split(folder.name), folder / ROBOFLOW_FILE)
         for folder in list_folders(root)
@@ -78,13 +79,17 @@ def find_coco_files(root: Path) -> list[tuple[str, Path]]:
     ]
     if files:
         return files
-    paths = itertools.chain.from_iterable(list_files(folder, ".json") for folder in (root, *list_folders(root)))
-    candidates = list(filter(_is_box_file, itertools.islice(paths, MAX_INSPECTED_FILES)))
+    children = list_folders(root)
+    for folders in ((root, *children), [child / "annotations" for child in children]):
+        paths = itertools.chain.from_iterable(list_files(folder, ".json") for folder in folders)
+        candidates = list(filter(_is_box_file, itertools.islice(paths, MAX_INSPECTED_FILES)))
+        if candidates:
+            break
     with_boxes = [path for path in candidates if contains_pattern(path, BOX_KEYS)] if len(candidates) > 1 else []
     candidates = with_boxes or candidates  # a list of test images has no annotations
     if len(candidates) == 1:
         return [("", candidates[0])]
-    return [(_parse_split(path.stem) or find_split(path, root), path) for path in candidates]
+    return [(find_split_word(path.stem) or find_split(path, root), path) for path in candidates]
 
 
 def read_coco(
@@ -259,7 +264,7 @@ class ImageLocator:
         files: Sequence[tuple[str, Path]] = (),
         listed_names: dict[Path, set[str]] | None = None,
     ) -> None:
-        self.split = next((split for split, file in files if file == path), "") or _parse_split(path.stem)
+        self.split = next((split for split, file in files if file == path), "") or find_split_word(path.stem)
         self.other_files = [(split, file) for split, file in files if file != path]
         self.listed_names = {} if listed_names is None else listed_names
         name = re.sub(r"^(instances|person_keypoints|annotations)_", "", path.stem)
@@ -272,7 +277,7 @@ class ImageLocator:
             if is_without_images or path.parent.name.lower() in ("annotations", "labels"):
                 first += [parent / name, parent / "images" / name, parent / "images", parent]
             others = list_folders(parent if is_without_images else path.parent)
-        self.splits = {folder: _parse_split(folder.name) for folder in others}
+        self.splits = {folder: find_split_word(folder.name) for folder in others}
         self.folders = [*first, *sorted(others, key=lambda folder: self.splits[folder] != self.split)]
         self.has_own_folder = bool(self.split) and self.split in self.splits.values()
 
@@ -304,12 +309,6 @@ class ImageLocator:
 def list_image_names(records: Records) -> set[str]:
     """List the names of the images of a file."""
     return {to_text(image.fields.get("file_name")) for image in records["images"]}
-
-
-def _parse_split(stem: str) -> str:
-    """Return the split denoted by a file's stem, such as ``instances_val2017``; empty if none."""
-    words = re.findall(r"[a-z]+", stem.lower())
-    return next((parse_split(word) for word in words if parse_split(word)), "")
 
 
 def _is_box_file(path: Path) -> bool:

@@ -105,13 +105,17 @@ def _find_labels(path: Path, images: Path | None) -> SourceFormat | None:
             captions.has_captions(path) and not label_tables.is_label_table(path)
         )
         return None if is_other else SourceFormat("CSV", path)
-    tables = label_tables.find_label_tables(path)
+    roots = [path] if images else list(image_folder.descend_single_folders(path))
+    root = next((root for root in roots if label_tables.find_label_tables(root)), path)
+    tables = label_tables.find_label_tables(root)
+    if tables:
+        return SourceFormat("CSV", tables[0][1] if len(tables) == 1 else root)
     folders = [] if images else _list_class_folders(path)
     if _are_classes(folders) or (
-        folders and not tables and not any(find_format(kind, path) for kind in ("boxes", "masks", "captions"))
+        folders and not any(find_format(kind, path) for kind in ("boxes", "masks", "captions"))
     ):
         return SourceFormat("image folder", path)
-    return SourceFormat("CSV", tables[0][1] if len(tables) == 1 else path) if tables else None
+    return None
 
 
 def _list_class_folders(path: Path) -> list[Path]:

@@ -46,6 +46,12 @@ def scan_folder(path: Path) -> dict[Split, FolderSplit]:
             "images"
         )
         del folders["test"]
+    train_names = {folder.name for folder in list_folders(folders["train"])} if "train" in folders else set()
+    for split in ("val", "test"):
+        names = {folder.name for folder in list_folders(folders[split])} if split in folders and train_names else set()
+        if names and not names & train_names:
+            logger.warning(f"{folders[split]} has none of the classes of the training split, and is not used")
+            del folders[split]
     if "" not in folders:
         return {split: _scan_split(path, folders[split]) for split in SPLITS if split in folders}
     if not list_folders(folders[""]):
@@ -58,6 +64,8 @@ def find_splits(root: Path) -> dict[str, Path]:
     while len(folders := list_folders(root)) == 1 and _is_top_level_folder(folders[0]):
         root = folders[0]  # of an archive
     by_name = {folder.name.lower(): folder for folder in folders if folder.name.lower() in SPLIT_NAMES}
+    if by_name.keys() == {"train"} and (words := _find_split_words(folders)):
+        return words
     if by_name.keys() == {"train"} and len(folders) > 1 and not list_folders(by_name["train"]):
         return {"": root}  # the vehicle
     splits: dict[str, Path] = {}
@@ -76,18 +84,23 @@ def _is_top_level_folder(folder: Path) -> bool:
 def _find_split_words(folders: Sequence[Path]) -> dict[str, Path]:
     """Find splits by words of folder names, such as ``training_set`` and ``seg_test``; none if there is only one split.
 
-    A folder that contains only a folder of its name stands for that one, as in some archives.
+    A folder without folders of classes is a split only if its name has the same other words as that of the training
+    split, as ``test_images`` has beside ``train_images``. A folder that contains only a folder of its name stands for
+    that one, as in some archives.
     """
-    splits: dict[str, Path] = {}
+    splits: dict[str, tuple[Path, list[str]]] = {}  # the folder, and the other words of its name
     for folder in folders:
-        words = [word for word in re.split("[^a-z]+", folder.name.lower()) if word in SPLIT_NAMES]
-        if len(words) != 1:
+        words = [word for word in re.split("[^a-z]+", folder.name.lower()) if word]
+        names = [word for word in words if word in SPLIT_NAMES]
+        if len(names) != 1:
             continue  # folders of classes are not listed, which may have millions of images
         while [inner.name for inner in list_folders(folder)] == [folder.name]:
             folder = folder / folder.name
-        if list_folders(folder):
-            splits.setdefault(SPLIT_NAMES[words[0]], folder)
-    return splits if "train" in splits and len(splits) > 1 else {}
+        words.remove(names[0])
+        splits.setdefault(SPLIT_NAMES[names[0]], (folder, words))
+    _, train_words = splits.get("train", (None, None))
+    kept = {split: folder for split, (folder, words) in splits.items() if list_folders(folder) or words == train_words}
+    return kept if "train" in kept and len(kept) > 1 else {}
 
 
 def stack_images(

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from fukami.data import class_tables, masks
-from fukami.data.annotation_files import find_stem, normalize_name
+from fukami.data.annotation_files import find_stem, list_relative_names, normalize_name
 from fukami.data.annotations import AnnotationProblem, parse_split
 from fukami.data.class_tables import IGNORE_INDEX, ClassTable
-from fukami.data.files import list_folders, walk_images
+from fukami.data.files import list_folders, list_images, walk_images
 from fukami.data.parsing import read_text
 from fukami.errors import Error
 from fukami.image import io as image_io
@@ -29,14 +29,18 @@ MASK_FOLDERS = (
     "masks", "mask", "labels", "label", "annotations", "annotation", "segmentations", "segmentation", "gt",
     "groundtruth", "segmentationclass", "gtfine",
 )  # fmt: skip
+VOC_MASK_FOLDERS = ("segmentationclasspng", "segmentationclass")  # the first one is that of labelme's converter
 STEM_SUFFIX = re.compile(
     r"[_.-](mask|masks|label|labels|seg|segmentation|gt|l|p|gtfine_labelids|gtfine_labeltrainids|leftimg8bit)$", re.I
 )
 LOSSLESS_EXTENSIONS = {".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}  # JPEG changes the values of a mask
 MAX_MASK_VALUES = 64  # values or colors of a mask in a folder of any name; a photograph has more
 MAX_SIBLINGS = 12  # folders among which those of images and masks are searched by content
+MASK_ENDING = "_mask"  # of the name of a mask beside its image
+MAX_INSPECTED_IMAGES = 1000  # images of a folder among which masks are searched
 MAX_INSPECTED_PAIRS = 8  # images and masks that are decoded to detect masks
 MAX_INSPECTED_MASKS = 100  # masks of VOC's layout that are decoded to detect colors; those without objects have none
+MAX_LOSS = 32  # difference of the values of a binary mask in JPEG from 0 or 255
 BINARY_VALUES = {0, IGNORE_INDEX}  # values of binary masks
 
 
@@ -102,13 +106,16 @@ def index_voc(root: Path) -> FolderIndex | None:
     """Index Pascal VOC's layout: JPEGImages, SegmentationClass, and split lists in ImageSets/Segmentation."""
     if not _is_voc(root):
         return None
-    matches = _match_masks(_find_folder(root, IMAGE_FOLDERS), _find_folder(root, ("segmentationclass",)))
+    image_folder, mask_folder = _find_folder(root, IMAGE_FOLDERS), _find_folder(root, VOC_MASK_FOLDERS)
+    assert image_folder is not None
+    matches = _match_masks(image_folder, mask_folder)
     table = class_tables.find_class_table(root)
     mask_paths = (pair.mask_path for pair in matches.pairs if pair.mask_path)
     is_colored = not table and any(map(masks.is_colored, itertools.islice(mask_paths, MAX_INSPECTED_MASKS)))
     class_table = table or (class_tables.VOC_COLORED if is_colored else class_tables.VOC)
     index = FolderIndex(class_table, problems=matches.problems)
-    stem_to_pair = {normalize_name(pair.image_path.stem): pair for pair in matches.pairs}
+    names = {pair: list_relative_names(pair.image_path, image_folder) for pair in matches.pairs}
+    stem_to_pair = {names[pair][1]: pair for pair in matches.pairs} | {names[pair][0]: pair for pair in matches.pairs}
     for path in sorted((root / "ImageSets" / "Segmentation").glob("*.txt")):
         split = parse_split(path.stem)
         if split:
@@ -193,8 +200,11 @@ def _infer_class_table(paths: Iterable[Path | None]) -> ClassTable:
         values: set[int] = set().union(*track(threads.map(read_values, mask_paths), "reading masks", len(mask_paths)))
     if values == BINARY_VALUES:
         return ClassTable(("background", "foreground"), {0: 0, IGNORE_INDEX: 1})
+    is_lossy = all(path.suffix.lower() not in LOSSLESS_EXTENSIONS for path in mask_paths)
+    if is_lossy and values and all(min(value, IGNORE_INDEX - value) <= MAX_LOSS for value in values):
+        return ClassTable(("background", "foreground"), {value: int(value > IGNORE_INDEX // 2) for value in range(256)})
     class_values = sorted(values - {IGNORE_INDEX})
-    if len(class_values) > masks.MAX_CLASSES:
+    if len(class_values) > masks.MAX_CLASSES or (is_lossy and len(class_values) > MAX_MASK_VALUES):
         raise Error(
             f"the masks have {len(class_values)} values, and masks support at most {masks.MAX_CLASSES} classes; are "
             "they masks? JPEG changes values: save masks as PNG, and put a class table, classes.txt, next to their "
@@ -217,16 +227,23 @@ def _match_masks(image_dir: Path | None, mask_dir: Path | None) -> _Matches:
     assert image_dir is not None
     assert mask_dir is not None
     images = {path: _list_stems(path, image_dir) for path in walk_images(image_dir)}
+    if image_dir == mask_dir:
+        images = {path: stems for path, stems in images.items() if not _is_mask_sibling(path)}
     by_stem = {stems[-1]: path for path, stems in images.items()} | {stems[0]: path for path, stems in images.items()}
     files = [
         path for path in walk_images(mask_dir) if path.suffix.lower() in LOSSLESS_EXTENSIONS and not _is_auxiliary(path)
     ]
+    if image_dir == mask_dir:
+        files = [path for path in files if _is_mask_sibling(path)]
     if not files:  # accept lossy masks only if there are no others
         files = [path for path in walk_images(mask_dir) if not _is_auxiliary(path)]
     detail = "is a mask without an image of the same name; add the image, or remove the mask"
+    if not any(stem in by_stem for path in files for stem in _list_stems(path, mask_dir)):  # in another subfolder
+        by_stem = _index_unique_names(images, image_dir)
+        mask_dir = None
     masks_of_images: dict[Path, Path] = {}
     problems = []
-    mask_stems = {path: _list_stems(path, mask_dir) for path in files}
+    mask_stems = {path: _list_stems(path, mask_dir or path.parent) for path in files}
     files.sort(key=lambda path: mask_stems[path][0] in by_stem)  # a mask of the same name has priority
     for path in files:
         image = next((by_stem[stem] for stem in mask_stems[path] if stem in by_stem), None)
@@ -235,6 +252,12 @@ def _match_masks(image_dir: Path | None, mask_dir: Path | None) -> _Matches:
         else:
             masks_of_images[image] = path
     return _Matches([FilePair(path, masks_of_images.get(path)) for path in images], problems)
+
+
+def _index_unique_names(images: Iterable[Path], image_dir: Path) -> dict[str, Path]:
+    """Index images by their name without the suffix, unless several have the same one."""
+    names = [_list_stems(path, path.parent)[0] for path in images]
+    return {name: path for name, path in zip(names, images, strict=True) if names.count(name) == 1}
 
 
 def _is_auxiliary(path: Path) -> bool:
@@ -258,7 +281,7 @@ def _find_folder(root: Path, names: Sequence[str]) -> Path | None:
 
 
 def _is_voc(root: Path) -> bool:
-    return bool(_find_folder(root, ("segmentationclass",)) and _find_folder(root, IMAGE_FOLDERS))
+    return bool(_find_folder(root, VOC_MASK_FOLDERS) and _find_folder(root, IMAGE_FOLDERS))
 
 
 def _find_camvid_folders(root: Path) -> dict[str, tuple[Path, Path]]:
@@ -283,7 +306,24 @@ def _find_paired_folders(root: Path) -> dict[str, tuple[Path, Path]]:
         }
         folders = {split: (first, second) for split, (first, second) in candidates.items() if first and second}
     named = {split: pair for split, pair in folders.items() if next(iter(walk_images(pair[1])), None)}
-    return named or _find_pairs_by_content(root)
+    return named or _find_pairs_by_content(root) or _find_mask_siblings(root)
+
+
+def _find_mask_siblings(root: Path) -> dict[str, tuple[Path, Path]]:
+    """Return the folder of each split in which most images have a mask beside them, such as ``1_mask.png``."""
+    folders = _find_split_folders(root) or {"": root}
+    return {split: (folder, folder) for split, folder in folders.items() if _has_mask_siblings(folder)}
+
+
+def _has_mask_siblings(folder: Path) -> bool:
+    files = list(itertools.islice(list_images(folder), MAX_INSPECTED_IMAGES))
+    count = sum(map(_is_mask_sibling, files))
+    return count > 0 and 3 * count >= len(files)
+
+
+def _is_mask_sibling(path: Path) -> bool:
+    """Return whether a file is a mask beside its image, by its name."""
+    return path.stem.lower().endswith(MASK_ENDING) and path.suffix.lower() in LOSSLESS_EXTENSIONS
 
 
 def _find_split_folders(root: Path) -> dict[str, Path]:

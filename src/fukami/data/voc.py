@@ -9,15 +9,18 @@ the box.
 import codecs
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.parsers import expat
 
 from fukami.data.annotation_files import (
+    choose_nearest,
     find_files_of_images,
     find_split,
     find_stem,
+    list_relative_names,
     normalize_name,
     pair_with_images,
 )
@@ -89,10 +92,11 @@ def read_voc(root: Path, images: Path | None = None) -> DatasetAnnotations:
     results = _read_annotations(files, sorted(walk_images(image_root)), images, dataset)
     # of several files of a stem, the last one of an image that exists
     ordered = sorted(files, key=lambda file: isinstance(results[file], ImageAnnotation))
-    by_stem = {normalize_name(file.stem): results[file] for file in ordered}
-    listed = _read_image_lists(root, annotations or root, by_stem, dataset)
+    names = {file: list_relative_names(file, annotations or root) for file in files}
+    by_name = {names[file][1]: results[file] for file in ordered} | {names[file][0]: results[file] for file in ordered}
+    listed = _read_image_lists(root, annotations or root, by_name, dataset)
     for file, result in results.items():
-        if not listed or (normalize_name(file.stem) not in listed and isinstance(result, AnnotationProblem)):
+        if not listed or (listed.isdisjoint(names[file]) and isinstance(result, AnnotationProblem)):
             split = find_split(file, root)
             if not split and isinstance(result, ImageAnnotation):
                 split = find_split(result.image_path, image_root)
@@ -194,7 +198,7 @@ def _read_image_lists(
     results: dict[str, ImageAnnotation | AnnotationProblem],
     dataset: DatasetAnnotations,
 ) -> set[str]:
-    """Add the results by stem to the splits of the lists in ``ImageSets/Main``; return the listed stems."""
+    """Add the results by name to the splits of the lists in ``ImageSets/Main``; return the listed names."""
     entries: set[tuple[str, str]] = set()
     for path in sorted((root / "ImageSets" / "Main").glob("*.txt")):
         split = parse_split(path.stem)
@@ -229,12 +233,15 @@ def _read_annotations(
         folder: folder of images that do not exist; None: next to the file.
         dataset: receives the images without annotation.
     """
-    file_to_image, name_to_image = pair_with_images(files, images), {path.name: path for path in images}
+    file_to_image = pair_with_images(files, images)
+    images_by_name: dict[str, list[Path]] = defaultdict(list)
+    for path in images:
+        images_by_name[path.name].append(path)
     results: dict[Path, ImageAnnotation | AnnotationProblem] = {}
     used = set()
     for file in files:
         result = results[file] = _read_annotation(
-            file, file_to_image.get(file), name_to_image, folder or file.parent, dataset
+            file, file_to_image.get(file), images_by_name, folder or file.parent, dataset
         )
         if isinstance(result, ImageAnnotation):
             used.add(result.image_path)
@@ -245,7 +252,7 @@ def _read_annotations(
 
 
 def _read_annotation(
-    path: Path, image: Path | None, name_to_image: dict[str, Path], folder: Path, dataset: DatasetAnnotations
+    path: Path, image: Path | None, images_by_name: dict[str, list[Path]], folder: Path, dataset: DatasetAnnotations
 ) -> ImageAnnotation | AnnotationProblem:
     """Read the annotation of the image of the same stem, or else of the image in the file's ``filename``."""
     try:
@@ -266,9 +273,9 @@ def _read_annotation(
     if image is None and normalize_name(Path(name).stem) == normalize_name(path.stem):
         image = folder / name  # an image of this name in another folder has another file
     elif image is None:
-        image = name_to_image.get(name, folder / name)
-    elif Path(name).stem == image.stem and is_file(image.with_name(name)):  # of two images that differ in their suffix
-        image = image.with_name(name)
+        image = choose_nearest(images_by_name.get(name, ()), path) or folder / name
+    elif Path(name).stem == image.stem and image.name != name:  # of images that differ in their suffix
+        image = choose_nearest(images_by_name.get(name, ()), path) or image
     annotation = parse_annotation(path, image, root)
     if is_file(image):
         return annotation

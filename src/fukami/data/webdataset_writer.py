@@ -54,7 +54,7 @@ def write_shards(
     """
     check_empty_folder(out)
     is_valid = (samples_per_shard is None or samples_per_shard >= 1) and 0 <= (val_fraction or 0) <= 1
-    if not is_valid or shard_megabytes <= 0:
+    if not (is_valid and shard_megabytes > 0):
         raise UsageError(
             f"a shard holds at least one sample and more than 0 MB, and the validation fraction is 0 to 1; not "
             f"{samples_per_shard} samples, {shard_megabytes:g} MB and {val_fraction}"

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import math
 import re
+import string
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -51,6 +52,7 @@ MAX_DESCRIPTIONS = 4  # files of a folder that are parsed to find the class name
 MAX_INSPECTED_FILES = 20  # text files that are read to detect the format
 MAX_INSPECTED_IMAGES = 1000  # images whose text files are searched to detect the format
 KEYPOINT_FIELD = "kpt_shape"  # of the description of a dataset of poses
+KEYPOINT_TOLERANCE = 0.05  # of the image, by which a keypoint may be outside of its box
 NUM_BOX_VALUES = 5  # of a line with a box: the class, and four numbers
 SPLIT_KEYS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 
@@ -108,7 +110,8 @@ def has_polygons(root: Path) -> bool:
 
 
 def _has_polygon(path: Path) -> bool:
-    return any(len(line.split()) > NUM_BOX_VALUES for line in _read_lines(path, max_bytes=MAX_SMALL_FILE_BYTES))
+    lines = map(str.split, _read_lines(path, max_bytes=MAX_SMALL_FILE_BYTES))
+    return any(len(line) > NUM_BOX_VALUES and not _are_keypoints(list(map(to_number, line[1:]))) for line in lines)
 
 
 def find_description_files(root: Path) -> list[Path]:
@@ -160,7 +163,8 @@ def read_yolo(
     if files:
         class_names = _parse_class_names(files[0], description)
     else:
-        class_names = dict(enumerate(_read_class_names(root))) or _number_classes(label_files.values())
+        folders = dict.fromkeys(file.parent for file in label_files.values() if archives.is_inside(file, root))
+        class_names = dict(enumerate(_read_class_names(root, folders))) or _number_classes(label_files.values())
     dataset.labels = tuple(dict.fromkeys(class_names[index] for index in sorted(class_names)))
     for split, image_paths in split_images.items():
         entries = [
@@ -306,6 +310,8 @@ def _parse_box_line(text: str) -> tuple[int | None, tuple[float, float, float, f
     class_index = int(first) if first.is_integer() else None
     if not all(map(math.isfinite, values)):
         return class_index, (math.nan,) * 4
+    if _are_keypoints(values):
+        values = values[: NUM_BOX_VALUES - 1]
     if len(values) == 4:
         x, y, width, height = values
         return class_index, (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
@@ -314,10 +320,27 @@ def _parse_box_line(text: str) -> tuple[int | None, tuple[float, float, float, f
     return class_index, (math.nan,) * 4
 
 
+def _are_keypoints(values: Sequence[float]) -> bool:
+    """Return whether the numbers of a line are a box and keypoints in it, ``x y visibility``, not a polygon.
+
+    The visibility is 0, 1 or 2.
+    """
+    keypoints = values[NUM_BOX_VALUES - 1 :]
+    if not keypoints or len(keypoints) % 3 or not {*keypoints[2::3]} <= {0, 1, 2}:
+        return False
+    x, y, width, height = values[: NUM_BOX_VALUES - 1]
+    points = zip(keypoints[::3], keypoints[1::3], keypoints[2::3], strict=True)
+    return all(
+        not visibility
+        or (abs(column - x) <= width / 2 + KEYPOINT_TOLERANCE and abs(row - y) <= height / 2 + KEYPOINT_TOLERANCE)
+        for column, row, visibility in points
+    )
+
+
 def _parse_polygon(text: str, corners: Corners) -> npt.NDArray[np.float64]:
     """Parse the corners of a line's polygon or box, relative to the image size, ``(N, 2)``."""
     values = [to_number(word) for word in text.split()[1:]]
-    if len(values) == NUM_BOX_VALUES - 1:
+    if len(values) == NUM_BOX_VALUES - 1 or _are_keypoints(values):
         left, top, right, bottom = corners
         values = [left, top, right, top, right, bottom, left, bottom]
     return np.array(values, np.float64).reshape(-1, 2)
@@ -459,15 +482,25 @@ def _find_mixed_splits(root: Path) -> dict[str, list[Path]]:
 
 def _find_split_folders(root: Path) -> dict[str, list[Path]]:
     """Find the splits of a folder without a YAML file: ``train/images`` or ``images/train``."""
+    outer = _group_by_split(list_folders(root))
     outer = {
-        parse_split(child.name): [child / "images"] for child in list_folders(root) if _has_text_files(child / "labels")
+        split: [folder / "images" for folder in folders if _has_text_files(folder / "labels")]
+        for split, folders in outer.items()
     }
-    outer = {split: folders for split, folders in outer.items() if split}
+    outer = {split: folders for split, folders in outer.items() if folders}
     images = root / "images"
-    inner = [child for child in list_folders(images) if parse_split(child.name)] if images.is_dir() else []
     if outer or not _has_text_files(root / "labels"):
         return outer
-    return {parse_split(child.name): [child] for child in inner}
+    return _group_by_split(list_folders(images)) if images.is_dir() else {}
+
+
+def _group_by_split(folders: Iterable[Path]) -> dict[str, list[Path]]:
+    """Group folders by the split that their name denotes, which may end with a year, such as ``train2017``."""
+    splits: dict[str, list[Path]] = {}
+    for folder in folders:
+        if split := parse_split(folder.name.rstrip(string.digits)):
+            splits.setdefault(split, []).append(folder)
+    return splits
 
 
 def _has_text_files(folder: Path) -> bool:
@@ -475,12 +508,13 @@ def _has_text_files(folder: Path) -> bool:
     return next(walk_files(folder, ".txt"), None) is not None
 
 
-def _read_class_names(root: Path) -> list[str]:
+def _read_class_names(root: Path, label_folders: Iterable[Path]) -> list[str]:
     """Read the class names of a folder without a YAML file; empty if no file has them."""
     for folder in (
         root,
         root / "labels",
         *(child for child in list_folders(root) if parse_split(child.name)),
+        *label_folders,
     ):
         for name in CLASS_FILES:
             if (folder / name).is_file():

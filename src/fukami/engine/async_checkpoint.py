@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fukami.engine import checkpoint, run_weights
-from fukami.errors import Error, WriteError
+from fukami.errors import RESUME_HINT, Error, WriteError
 
 MIN_CHECKPOINT_INTERVAL = 1.0  # seconds between two checkpoints
 MAX_CHECKPOINT_FRACTION = 0.02  # maximum fraction of the time in which checkpoints are written
@@ -116,7 +116,7 @@ class CheckpointWriter:
                 run_weights.write_weights(self.folder, best_weights, name="best.safetensors")
             checkpoint.write_checkpoint(self.folder, state)
         except WriteError as error:
-            self.error = Error(f"cannot write the checkpoint of step {state['step']}: {error}")
+            self.error = Error(f"cannot write the checkpoint of step {state['step']}: {error}. {RESUME_HINT}")
         except Exception as error:
             self.error = error
         end = time.monotonic()

@@ -284,7 +284,7 @@ class TrainingLogger:
         try:
             yield
         except OSError as error:
-            raise WriteError(self.path, error) from error
+            raise WriteError(self.path, error, can_resume=True) from error
 
 
 def describe_compute_config(recipe: Recipe, runtime: Runtime, compile: bool) -> dict[str, str | int]:
