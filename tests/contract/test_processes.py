@@ -26,7 +26,8 @@ from fukami.classification.deep_convnet import DeepConvNet
 from fukami.classification.resnet import ResNet20
 from fukami.engine.checkpoint import decode_checkpoint
 from fukami.engine.runtime import Runtime
-from fukami.layers.sync_layers import convert_sync_layers
+from fukami.explain import summary
+from fukami.layers.sync_layers import SyncDropout, convert_sync_layers
 from fukami.quantization.int8 import FakeQuantActivation
 
 STEPS = 25
@@ -258,7 +259,7 @@ def test_a_signal_saves_a_checkpoint_and_exits(signal_number, status, tmp_path, 
     ("flags", "status", "hint"),
     [
         (["--processes", "0"], 2, "--processes should be at least 1"),
-        (["--timeout", "0"], 2, "--timeout should be more than 0 seconds"),
+        (["--timeout", "0"], 2, "--timeout should be more than 0 and at most"),
         (["--processes", "2", "--batch-size", "99"], 2, "2 processes cannot share a batch of 99 evenly"),
         (["--processes", "2", "--lr", "1e30"], 1, "try a lower learning rate"),
         (["--processes", "2", "--data", "nowhere"], 2, "nowhere"),
@@ -375,3 +376,24 @@ def test_a_machine_leaves_and_rejoins(machines, uninterrupted, tmp_path, forked_
     weights = load_file(single_run / "weights.safetensors")
     for name, value in load_file(run / "weights.safetensors").items():
         torch.testing.assert_close(value, weights[name], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_dropout_of_several_processes_is_that_of_the_whole_batch(monkeypatch, memory_format):
+    images = torch.rand(4, 3, 5, 6).contiguous(memory_format=memory_format)
+    torch.manual_seed(0)
+    expected = nn.Dropout(0.5)(images)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    for rank in range(2):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        torch.manual_seed(0)
+        part = images[rank::2].contiguous(memory_format=memory_format)
+        assert torch.equal(SyncDropout(0.5)(part), expected[rank::2])
+
+
+def test_the_cost_of_a_network_needs_no_random_numbers():
+    """Only the first process counts it."""
+    network = models.show_and_tell(vocab_size=9)
+    state = torch.get_rng_state()
+    assert "multiply_adds" in summary.count_costs([network], (3, 64, 64))
+    assert torch.equal(torch.get_rng_state(), state)

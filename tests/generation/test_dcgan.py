@@ -333,7 +333,9 @@ def test_vgg_features_equal_torchvisions(tmp_path):
     torch.manual_seed(0)
     reference = vgg16(weights=None).features.eval()
     torch.save({f"features.{key}": value for key, value in reference.state_dict().items()}, tmp_path / "vgg16.pth")
+    state = torch.get_rng_state()
     extractor = generation_features.load_feature_extractor(str(tmp_path / "vgg16.pth"), 32, 3)
+    assert torch.equal(torch.get_rng_state(), state)  # a resumed training builds it again
     assert extractor.name == "vgg16"
     images = torch.randint(0, 256, (3, 3, 48, 48), dtype=torch.uint8)
     mean, std = (

@@ -164,7 +164,8 @@ def count_costs(networks: Sequence[nn.Module], shape: Shape | None) -> dict[str,
     """
     costs = {"parameters": sum(map(count_parameters, networks))}
     if shape is not None:
-        with contextlib.suppress(Exception):  # a user's own network may raise anything during tracing
+        # a user's own network may raise anything during tracing; a traceable copy may initialize layers
+        with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]):
             costs["multiply_adds"] = count_multiply_adds(get_traceable_module(networks[0]), shape)
     return costs
 

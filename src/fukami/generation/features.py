@@ -172,7 +172,8 @@ def _build_inception(tensors: dict[str, Tensor], source: str) -> FeatureExtracto
     num_classes = len(tensors.get("fc.bias", ()))
     if num_classes not in (1000, 1008):
         raise Error(f"{source} is not Inception v3: it should have 1,000 or 1,008 classes, not {num_classes}")
-    network = inception_v3(weights=None, num_classes=num_classes, aux_logits=False, init_weights=False)
+    with torch.random.fork_rng(devices=[]):  # the initial weights are replaced
+        network = inception_v3(weights=None, num_classes=num_classes, aux_logits=False, init_weights=False)
     tensors = {key: value for key, value in tensors.items() if not key.startswith("AuxLogits.")}
     mismatches = [f"{key} {problem}" for key, problem in pretrained.find_mismatches(tensors, network.state_dict())]
     if mismatches:
@@ -194,7 +195,8 @@ def _build_vgg(path: str) -> FeatureExtractor:
         raise Error(
             "no weights file vgg19* or vgg16* found; specify its path as --eval-features, or use --eval-features pixels"
         )
-    network = getattr(models, name)(1, hidden=0)
+    with torch.random.fork_rng(devices=[]):  # as above
+        network = getattr(models, name)(1, hidden=0)
     network.load_state_dict(tensors, strict=False)
     return FeatureExtractor(name, PooledFeatures(network.features, IMAGENET_MEAN, IMAGENET_STD, INPUT_SIZES["vgg"]))
 

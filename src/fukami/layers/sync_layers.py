@@ -40,6 +40,8 @@ class SyncDropout(nn.Dropout):
             return input
         rank, world = dist.get_rank(), dist.get_world_size()
         ones = input.new_ones((world * len(input), *input.shape[1:]))
+        if input.ndim == 4 and not input.is_contiguous():  # values are drawn in the order of the memory
+            ones = ones.contiguous(memory_format=torch.channels_last)
         return input * F.dropout(ones, self.p)[rank::world]
 
 

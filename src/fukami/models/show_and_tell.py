@@ -85,7 +85,7 @@ class ShowAndTell(nn.Module):
         embeddings = self.image(images if images.ndim == 2 else self.encode_images(images))
         inputs = torch.cat([embeddings.unsqueeze(1), self.words(words).to(embeddings.dtype)], 1)
         outputs, _ = self.lstm(self.dropout(inputs))
-        return self.compute_scores(outputs[:, 1:])
+        return self.compute_scores(outputs[:, 1:].contiguous())  # dropout depends on the order of the memory
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Compute the encoder's features ``(N, features)`` of normalized images ``(N, 3, H, W)``."""
