@@ -716,7 +716,7 @@ def test_a_test_folder_without_classes_is_omitted(tmp_path, caplog):
         write_image(tmp_path / "train" / label / "1.png")
     write_image(tmp_path / "test" / "2.png")
     assert image_folder.scan_folder(tmp_path).keys() == {"train"}
-    assert "test has no folders of classes, so there is no test split" in caplog.text
+    assert "test has no folders of classes, and is not used" in caplog.text
 
 
 def test_composed_and_decomposed_names_are_equal(tmp_path):
@@ -793,6 +793,53 @@ def test_boxes_of_pets_belong_to_the_named_images(tmp_path):
     ]
 
 
+def test_folders_of_a_competition_beside_other_folders(tmp_path, caplog):
+    """The first folders by name contain tables, and the validation images have no classes."""
+    for index in range(4):
+        write_image(tmp_path / "train_images" / "AB"[index % 2] / f"{index}.png", index)
+        write_image(tmp_path / "test_images" / "AB"[index % 2] / f"{index}.png", 10 + index)
+        write_image(tmp_path / "val_images" / f"{index}.png", 20 + index)
+    for split in ("train", "test"):
+        write_text(tmp_path / f"{split}_annotations" / "boxes.txt", "")
+    assert {split: part.class_names for split, part in image_folder.scan_folder(tmp_path).items()} == {
+        "train": ("A", "A", "B", "B"),
+        "test": ("A", "A", "B", "B"),
+    }
+    assert "val_images has no folders of classes" in caplog.text
+
+
+def test_a_table_of_the_classes_of_folders_is_not_read(tmp_path):
+    """It has no splits, and the folders have."""
+    rows = []
+    for split in ("train", "test"):
+        for index in range(2):
+            write_image(tmp_path / split / "ab"[index] / f"{index}.png", index)
+            rows.append(f"{split}/{'ab'[index]}/{index}.png,{'ab'[index]}\n")
+    write_text(tmp_path / "metadata.csv", f"path,label\n{''.join(rows)}")
+    assert formats.find_format("labels", tmp_path).name == "image folder"
+
+
+@pytest.mark.parametrize("name", ["1.jpg", "x.jpg"])
+def test_the_image_beside_an_xml_file_is_not_replaced(tmp_path, name):
+    """The images were converted after the annotation."""
+    write_image(tmp_path / "train" / "1.png")
+    text = XML.format(3).replace("<annotation>", f"<annotation><filename>{name}</filename>")
+    write_text(tmp_path / "train" / "1.xml", text)
+    for folder in ("test", "originals"):
+        write_image(tmp_path / folder / name)
+    (entry,) = formats.read_boxes(identify_source(str(tmp_path)).require("boxes")).splits["train"]
+    assert entry.image_path == tmp_path / "train" / "1.png"
+
+
+def test_masks_of_classes_in_folders_are_not_one_mask(tmp_path):
+    for index in range(2):
+        write_image(tmp_path / "images" / f"{index}.png", index)
+        for label in ("road", "car"):
+            write_mask(tmp_path / "masks" / label / f"{index}.png", index)
+    with pytest.raises(Error, match="no mask of the same name"):
+        segmentation_data.index_dataset(identify_source(str(tmp_path)))
+
+
 def test_binary_masks_in_jpeg(tmp_path):
     """Kvasir-SEG; the compression changes values of 0 and 255 by a few levels."""
     random = np.random.default_rng(0)
@@ -809,17 +856,25 @@ def test_binary_masks_in_jpeg(tmp_path):
     labels = index.splits[""][0][1].read()
     assert (labels[4:12, 4:12] == 2).all()
     assert (labels == 2).sum() == 64
+    for path in (tmp_path / "masks").iterdir():
+        Image.fromarray(np.full((SIDE, SIDE), 1, np.uint8)).save(path, quality=100)
+    assert segmentation_data.index_dataset(identify_source(str(tmp_path))).class_table.labels == ("1",)
 
 
 def test_keypoints_without_a_description(tmp_path):
-    """A line of a pose has a box and ``x y visibility`` of each keypoint, and a polygon may touch the border."""
-    write_image(tmp_path / "images" / "1.png")
-    write_image(tmp_path / "images" / "2.png")
-    write_text(tmp_path / "labels" / "1.txt", "0 .5 .5 .4 .4 .4 .4 2 .6 .6 1 0 0 0 .5 .5 2\n")
-    write_text(tmp_path / "labels" / "2.txt", "0 .5 .1 .9 .2 .8 .9 1 .5 .7 0\n")
-    (first, second) = yolo.read_yolo(tmp_path).splits[""]
-    assert first.boxes[0].corners == pytest.approx((0.3, 0.3, 0.7, 0.7))
-    assert second.boxes[0].corners == pytest.approx((0.5, 0, 1, 0.9))
+    """Each line of poses has a box and ``x y visibility`` of each keypoint, and a polygon may touch the corner."""
+    poses = ["0 .5 .5 .4 .4 .4 .4 2 .6 .6 1", "0 .5 .5 .2 .2 .5 .45 1 0 0 0"]
+    polygons = ["0 .4 .1 .4 .3 .2 .5 0 .5 0 0", "0 .1 .1 .2 .1 .2 .2"]
+    for folder, lines in (("poses", poses), ("polygons", polygons)):
+        for index, line in enumerate(lines):
+            write_image(tmp_path / folder / "images" / f"{index}.png")
+            write_text(tmp_path / folder / "labels" / f"{index}.txt", f"{line}\n")
+    entries = [yolo.read_yolo(tmp_path / folder).splits[""][0] for folder in ("poses", "polygons")]
+    assert entries[0].boxes[0].corners == pytest.approx((0.3, 0.3, 0.7, 0.7))
+    assert entries[1].boxes[0].corners == pytest.approx((0, 0, 0.4, 0.5))
+    assert [yolo.has_polygons(tmp_path / folder) for folder in ("poses", "polygons")] == [False, True]
+    (tmp_path / "poses" / "labels" / "0.txt").write_text("0 .5 .5 .4 .4 .4 .4 2 .6 .6 1 .5 .5 2\n")  # odd
+    assert yolo.read_yolo(tmp_path / "poses").splits[""][0].boxes[0].corners == pytest.approx((0.3, 0.3, 0.7, 0.7))
 
 
 def test_yolo_splits_with_years_and_classes_beside_the_labels(tmp_path):

@@ -1,5 +1,9 @@
 """The Python interface: train by name, and predict, evaluate and draw with the loaded model."""
 
+import tempfile
+import threading
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +12,7 @@ from PIL import Image
 import fukami
 from fukami import Error, UsageError
 from fukami.engine import run_record
+from fukami.engine.export import export_run
 from fukami.image import io as image_io
 
 
@@ -203,3 +208,74 @@ def test_inputs_of_other_types_are_refused(model, source):
         model.predict(source)
     with pytest.raises(UsageError, match=f"not {type(source).__name__}"):
         model.draw(source)
+
+
+def test_defaults_of_a_recipe_object_depend_on_the_new_fields(monkeypatch):
+    """The same recipe by name, and as an object that gets its initial weights later."""
+    trained = []
+    monkeypatch.setattr("fukami.engine.run.run_training", lambda recipe, *_: trained.append(recipe) or {})
+    fukami.train("vgg16", "a", data="digits", init="imagenet")
+    fukami.train(fukami.get_recipe("vgg16")(data="digits"), "b", init="imagenet")
+    fukami.train(fukami.get_recipe("vgg16")(data="digits", init="imagenet"), "c", freeze=True)
+    assert trained[0] == trained[1]
+    assert trained[2].head_epochs == 0
+
+
+def test_values_of_a_recipe_are_converted(tmp_path):
+    recipe = fukami.get_recipe("neural-style")(style=["a.jpg"], iterations=np.int64(3), content=tmp_path / "b.jpg")
+    assert (recipe.style, recipe.content) == (("a.jpg",), str(tmp_path / "b.jpg"))
+    assert type(recipe.iterations) is int
+    assert isinstance(hash(recipe), int)
+    with pytest.raises(UsageError, match="unknown field of deep-convnet 'views'"):
+        fukami.load("deep-convnet", overrides={"views": "many"})
+
+
+def test_a_training_leaves_the_threads_and_the_random_numbers(digit_files, tmp_path):
+    torch.manual_seed(7)
+    expected, threads = torch.get_rng_state(), torch.get_num_threads()
+    fukami.train("deep-convnet", tmp_path / "run", data=str(digit_files), epochs=2, device="cpu")
+    assert torch.equal(torch.get_rng_state(), expected)
+    assert torch.get_num_threads() == threads
+
+
+def test_an_evaluation_keeps_no_images(run):
+    model = run.load(device="cpu")
+    model.evaluate()
+    assert model.task.last_evaluation is None
+
+
+def test_wrappers_of_open_files_are_one_input(model, file):
+    """Such as temporary files, and uploads of web frameworks, which iterate over lines."""
+    with tempfile.NamedTemporaryFile() as opened:
+        opened.write(file.read_bytes())
+        opened.seek(0)
+        prediction = model.predict(opened)
+    assert prediction["label"] == model.predict(file)["label"]
+
+
+def test_an_export_to_an_unknown_precision(run, tmp_path):
+    with pytest.raises(UsageError, match="unknown precision 'fp16'; did you mean 'float16'"):
+        export_run(run.folder, "fp16", tmp_path / "out")
+
+
+def test_warnings_are_ignored_in_several_threads():
+    """The filters of Python are shared by all threads, and those of before are restored at the end."""
+    before = list(warnings.filters)
+    barrier = threading.Barrier(2)
+
+    def ignore(number):
+        if number:
+            barrier.wait()
+        with image_io.ignore_warnings():
+            if not number:
+                barrier.wait()  # the other one starts here
+                barrier.wait()
+        if number:
+            barrier.wait()
+
+    threads = [threading.Thread(target=ignore, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert list(warnings.filters) == before

@@ -71,7 +71,9 @@ def _check_built_in_dataset(spec: str, findings: Findings) -> Iterator[tuple[Ima
 def _check_folder(source: DataSource, findings: Findings) -> list[ImageItem]:
     """List the images of a folder or an archive by class, and check the layout."""
     layout = _ClassFolders(PathNames(source), findings)
-    found = image_folder.find_splits(source.path)
+    found, unused = image_folder.find_used_splits(source.path)
+    for folder, reason in unused.items():
+        findings.add("ignored", f"{reason}, and is not used", file=layout.format_path(folder))
     if "" in found:
         if not list_folders(found[""]):
             detail = "contains no folders; expected one folder of images for each class"
@@ -82,7 +84,7 @@ def _check_folder(source: DataSource, findings: Findings) -> list[ImageItem]:
     top_folder = splits[0].parent
     layout.check_loose_files(top_folder)
     for other in list_folders(top_folder):
-        if other not in splits:
+        if other not in (*splits, *unused):
             detail = f"is a folder next to {splits[0].name} but no split, and nothing in it is read"
             findings.add("ignored", detail, file=layout.format_path(other))
     if "train" not in found:

@@ -60,7 +60,7 @@ def pair_with_images(files: Sequence[Path], images: Sequence[Path]) -> dict[Path
         candidates = by_stem.get(stem, [])
         if len(candidates) > MAX_CANDIDATES:  # comparing each file with each image would take hours
             candidates = by_folder_name.get((file.parent.name, stem), candidates)[:MAX_CANDIDATES]
-        candidates = [image for image in candidates if not _are_of_other_splits(image, file)]
+        candidates = [image for image in candidates if not are_of_other_splits(image, file)]
         image_path = by_path.get((file.parent, stem)) or choose_nearest(candidates, file)
         if image_path:
             pairs[file] = image_path
@@ -90,7 +90,7 @@ def _remove_files_of_other_folders(pairs: dict[Path, Path]) -> dict[Path, Path]:
     return pairs
 
 
-def _are_of_other_splits(image: Path, file: Path) -> bool:
+def are_of_other_splits(image: Path, file: Path) -> bool:
     """Return whether the folders of an image and of a file denote different splits, below those that both have."""
     parts = image.parent.parts, file.parent.parts
     common = sum(1 for _ in itertools.takewhile(lambda names: names[0] == names[1], zip(*parts, strict=False)))

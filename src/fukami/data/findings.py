@@ -4,7 +4,6 @@ import hashlib
 import io
 import re
 import unicodedata
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from PIL import Image
 from fukami.data.sources import DataSource
 from fukami.data.splits import SPLIT_NAMES
 from fukami.errors import Error, MissingPackageError, convert_memory_errors
+from fukami.image import io as image_io
 from fukami.image.channels import PILLOW_CHANNELS, ArrayImage, Levels, read_channels, read_depth
 from fukami.progress import ProgressBar, format_count, pluralize
 from fukami.system import start_decoding_threads
@@ -176,8 +176,7 @@ def check_image(item: ImageItem) -> tuple[bytes | None, Depth, list[Problem]]:
 
 def detect_format(file: Path | bytes) -> str | None:
     """Detect the image format by content without decoding; None if the file is not an image."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    with image_io.ignore_warnings():
         try:
             with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
                 return image.format

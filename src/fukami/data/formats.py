@@ -27,6 +27,7 @@ from fukami.data import (
 )
 from fukami.data.annotations import DatasetAnnotations, separate_trainval
 from fukami.data.files import list_folders, walk_files, walk_images
+from fukami.errors import Error
 from fukami.progress import format_count
 
 Kind = Literal["labels", "boxes", "masks", "captions", "images", "games"]
@@ -108,9 +109,9 @@ def _find_labels(path: Path, images: Path | None) -> SourceFormat | None:
     roots = [path] if images else list(image_folder.descend_single_folders(path))
     root = next((root for root in roots if label_tables.find_label_tables(root)), path)
     tables = label_tables.find_label_tables(root)
-    if tables:
-        return SourceFormat("CSV", tables[0][1] if len(tables) == 1 else root)
     folders = [] if images else _list_class_folders(path)
+    if tables and not (_are_classes(folders) and _agree(folders, root, tables)):
+        return SourceFormat("CSV", tables[0][1] if len(tables) == 1 else root)
     if _are_classes(folders) or (
         folders and not any(find_format(kind, path) for kind in ("boxes", "masks", "captions"))
     ):
@@ -118,9 +119,20 @@ def _find_labels(path: Path, images: Path | None) -> SourceFormat | None:
     return None
 
 
+def _agree(folders: list[Path], root: Path, tables: list[tuple[str, Path]]) -> bool:
+    """Return whether folders are surely classes beside tables: they have splits, or are those of the tables."""
+    if len({folder.parent for folder in folders}) > 1:
+        return True
+    try:
+        splits = label_tables.read_csv(tables[0][1] if len(tables) == 1 else root, None).values()
+    except Error:
+        return True
+    return {name for split in splits for name in split.class_names} <= {folder.name for folder in folders}
+
+
 def _list_class_folders(path: Path) -> list[Path]:
     """List the folders that contain an image, in each split."""
-    splits = image_folder.find_splits(path).values()
+    splits = image_folder.find_used_splits(path)[0].values()
     folders = [folder for split in splits for folder in list_folders(split)]
     return [folder for folder in folders if next(walk_images(folder), None)]
 

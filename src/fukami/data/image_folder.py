@@ -39,24 +39,30 @@ def scan_folder(path: Path) -> dict[Split, FolderSplit]:
     Raises:
         Error: the path contains no folders of images.
     """
-    folders = find_splits(archives.unpack(path) if path.is_file() else path)
-    if len(folders) > 1 and "test" in folders and not list_folders(folders["test"]):
-        logger.warning(
-            f"{folders['test']} has no folders of classes, so there is no test split; fukami predict classifies its "
-            "images"
-        )
-        del folders["test"]
-    train_names = {folder.name for folder in list_folders(folders["train"])} if "train" in folders else set()
-    for split in ("val", "test"):
-        names = {folder.name for folder in list_folders(folders[split])} if split in folders and train_names else set()
-        if names and not names & train_names:
-            logger.warning(f"{folders[split]} has none of the classes of the training split, and is not used")
-            del folders[split]
+    folders, unused = find_used_splits(archives.unpack(path) if path.is_file() else path)
+    for folder, reason in unused.items():
+        logger.warning(f"{folder} {reason}, and is not used; fukami predict classifies its images")
     if "" not in folders:
         return {split: _scan_split(path, folders[split]) for split in SPLITS if split in folders}
     if not list_folders(folders[""]):
         raise Error(f"{path} contains no folders; expected one folder of images for each class")
     return {"train": _scan_split(path, folders[""])}
+
+
+def find_used_splits(root: Path) -> tuple[dict[str, Path], dict[Path, str]]:
+    """Find the splits that are used, as :func:`find_splits`, and the other folders with the reason of each.
+
+    A validation or test split without any class of the training split is not used, such as the test images of a
+    competition.
+    """
+    splits, unused = find_splits(root), {}
+    train_names = {folder.name for folder in list_folders(splits["train"])} if "train" in splits else set()
+    for split in ("val", "test") if train_names else ():
+        names = {folder.name for folder in list_folders(splits[split])} if split in splits else train_names
+        if not names & train_names:
+            reason = "has none of the classes of the training split" if names else "has no folders of classes"
+            unused[splits.pop(split)] = reason
+    return splits, unused
 
 
 def find_splits(root: Path) -> dict[str, Path]:
@@ -88,7 +94,7 @@ def _find_split_words(folders: Sequence[Path]) -> dict[str, Path]:
     split, as ``test_images`` has beside ``train_images``. A folder that contains only a folder of its name stands for
     that one, as in some archives.
     """
-    splits: dict[str, tuple[Path, list[str]]] = {}  # the folder, and the other words of its name
+    named: list[tuple[str, Path, list[str]]] = []  # split, folder, and the other words of its name
     for folder in folders:
         words = [word for word in re.split("[^a-z]+", folder.name.lower()) if word]
         names = [word for word in words if word in SPLIT_NAMES]
@@ -97,10 +103,14 @@ def _find_split_words(folders: Sequence[Path]) -> dict[str, Path]:
         while [inner.name for inner in list_folders(folder)] == [folder.name]:
             folder = folder / folder.name
         words.remove(names[0])
-        splits.setdefault(SPLIT_NAMES[names[0]], (folder, words))
-    _, train_words = splits.get("train", (None, None))
-    kept = {split: folder for split, (folder, words) in splits.items() if list_folders(folder) or words == train_words}
-    return kept if "train" in kept and len(kept) > 1 else {}
+        named.append((SPLIT_NAMES[names[0]], folder, words))
+    named.sort(key=lambda item: not list_folders(item[1]))
+    train_words = next((words for split, _, words in named if split == "train"), None)
+    splits: dict[str, Path] = {}
+    for split, folder, words in named:
+        if list_folders(folder) or words == train_words:
+            splits.setdefault(split, folder)
+    return splits if "train" in splits and len(splits) > 1 else {}
 
 
 def stack_images(

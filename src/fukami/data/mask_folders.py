@@ -5,6 +5,7 @@ In folders of other names, masks are images of few values beside images of the s
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -201,7 +202,8 @@ def _infer_class_table(paths: Iterable[Path | None]) -> ClassTable:
     if values == BINARY_VALUES:
         return ClassTable(("background", "foreground"), {0: 0, IGNORE_INDEX: 1})
     is_lossy = all(path.suffix.lower() not in LOSSLESS_EXTENSIONS for path in mask_paths)
-    if is_lossy and values and all(min(value, IGNORE_INDEX - value) <= MAX_LOSS for value in values):
+    is_binary = all(min(value, IGNORE_INDEX - value) <= MAX_LOSS for value in values)
+    if values and is_lossy and is_binary and min(values) <= MAX_LOSS < IGNORE_INDEX - MAX_LOSS <= max(values):
         return ClassTable(("background", "foreground"), {value: int(value > IGNORE_INDEX // 2) for value in range(256)})
     class_values = sorted(values - {IGNORE_INDEX})
     if len(class_values) > masks.MAX_CLASSES or (is_lossy and len(class_values) > MAX_MASK_VALUES):
@@ -238,8 +240,9 @@ def _match_masks(image_dir: Path | None, mask_dir: Path | None) -> _Matches:
     if not files:  # accept lossy masks only if there are no others
         files = [path for path in walk_images(mask_dir) if not _is_auxiliary(path)]
     detail = "is a mask without an image of the same name; add the image, or remove the mask"
-    if not any(stem in by_stem for path in files for stem in _list_stems(path, mask_dir)):  # in another subfolder
-        by_stem = _index_unique_names(images, image_dir)
+    is_in_other_subfolders = not any(stem in by_stem for path in files for stem in _list_stems(path, mask_dir))
+    if is_in_other_subfolders and len({path.stem for path in files}) == len(files):
+        by_stem = _index_unique_names(images)
         mask_dir = None
     masks_of_images: dict[Path, Path] = {}
     problems = []
@@ -254,10 +257,11 @@ def _match_masks(image_dir: Path | None, mask_dir: Path | None) -> _Matches:
     return _Matches([FilePair(path, masks_of_images.get(path)) for path in images], problems)
 
 
-def _index_unique_names(images: Iterable[Path], image_dir: Path) -> dict[str, Path]:
+def _index_unique_names(images: Iterable[Path]) -> dict[str, Path]:
     """Index images by their name without the suffix, unless several have the same one."""
-    names = [_list_stems(path, path.parent)[0] for path in images]
-    return {name: path for name, path in zip(names, images, strict=True) if names.count(name) == 1}
+    names = {path: _list_stems(path, path.parent)[0] for path in images}
+    counts = Counter(names.values())
+    return {name: path for path, name in names.items() if counts[name] == 1}
 
 
 def _is_auxiliary(path: Path) -> bool:

@@ -16,6 +16,8 @@ from xml.etree import ElementTree
 from xml.parsers import expat
 
 from fukami.data.annotation_files import (
+    MAX_CANDIDATES,
+    are_of_other_splits,
     choose_nearest,
     find_files_of_images,
     find_split,
@@ -274,8 +276,11 @@ def _read_annotation(
         image = folder / name  # an image of this name in another folder has another file
     elif image is None:
         image = choose_nearest(images_by_name.get(name, ()), path) or folder / name
-    elif Path(name).stem == image.stem and image.name != name:  # of images that differ in their suffix
-        image = choose_nearest(images_by_name.get(name, ()), path) or image
+    elif Path(name).stem == image.stem and is_file(image.with_name(name)):  # of two images that differ in their suffix
+        image = image.with_name(name)
+    elif Path(name).stem == image.stem and image.parent != path.parent:
+        named = [other for other in images_by_name.get(name, ()) if not are_of_other_splits(other, path)]
+        image = choose_nearest(named[:MAX_CANDIDATES], path) or image
     annotation = parse_annotation(path, image, root)
     if is_file(image):
         return annotation

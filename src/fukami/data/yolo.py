@@ -97,6 +97,7 @@ def has_polygons(root: Path) -> bool:
     """Return whether one of the first label files of a dataset has a polygon, and not keypoints after a box."""
     folder = root.parent if root.is_file() else root
     images: Iterable[Path] = ()  # of the described splits, which may be elsewhere
+    files: list[Path] = []
     with contextlib.suppress(Error):  # reading the dataset reports an invalid description
         files, description = _find_description(root)
         if KEYPOINT_FIELD in description:
@@ -106,12 +107,12 @@ def has_polygons(root: Path) -> bool:
         images = [image for image in images if image.name and not archives.is_outside(image, root)]
     label_files = itertools.chain(filter(is_file, map(find_label_file, images)), walk_files(folder, ".txt"))
     box_files = filter(is_box_file, (file for file in label_files if file.name not in CLASS_FILES))
-    return any(map(_has_polygon, itertools.islice(box_files, MAX_INSPECTED_FILES)))
+    inspected = list(itertools.islice(box_files, MAX_INSPECTED_FILES))
+    return any(map(_has_polygon, inspected)) and (bool(files) or not _are_poses(inspected))
 
 
 def _has_polygon(path: Path) -> bool:
-    lines = map(str.split, _read_lines(path, max_bytes=MAX_SMALL_FILE_BYTES))
-    return any(len(line) > NUM_BOX_VALUES and not _are_keypoints(list(map(to_number, line[1:]))) for line in lines)
+    return any(len(line.split()) > NUM_BOX_VALUES for line in _read_lines(path, max_bytes=MAX_SMALL_FILE_BYTES))
 
 
 def find_description_files(root: Path) -> list[Path]:
@@ -154,12 +155,12 @@ def read_yolo(
     dataset = DatasetAnnotations()
     root = path.parent if path.is_file() else path
     files, description = _find_description(path)
-    has_keypoints = KEYPOINT_FIELD in description
     splits = _group_images(images) if images else _find_described_splits(files, description) or _find_splits(root)
     split_images = {
         split: [*dict.fromkeys(itertools.chain(*map(_list_split_images, paths)))] for split, paths in splits.items()
     }
     label_files = _find_label_files(path, root, split_images, images is not None and path.is_dir())
+    has_keypoints = KEYPOINT_FIELD in description or (not files and _are_poses(label_files.values()))
     if files:
         class_names = _parse_class_names(files[0], description)
     else:
@@ -310,7 +311,7 @@ def _parse_box_line(text: str) -> tuple[int | None, tuple[float, float, float, f
     class_index = int(first) if first.is_integer() else None
     if not all(map(math.isfinite, values)):
         return class_index, (math.nan,) * 4
-    if _are_keypoints(values):
+    if len(values) % 2 and _has_keypoints(values):  # an odd number cannot be a polygon
         values = values[: NUM_BOX_VALUES - 1]
     if len(values) == 4:
         x, y, width, height = values
@@ -320,13 +321,21 @@ def _parse_box_line(text: str) -> tuple[int | None, tuple[float, float, float, f
     return class_index, (math.nan,) * 4
 
 
-def _are_keypoints(values: Sequence[float]) -> bool:
-    """Return whether the numbers of a line are a box and keypoints in it, ``x y visibility``, not a polygon.
+def _are_poses(files: Iterable[Path]) -> bool:
+    """Return whether all lines of the first files are boxes with the same number of keypoints, ``x y visibility``."""
+    lines = [
+        list(map(to_number, line.split()))
+        for file in itertools.islice(files, MAX_INSPECTED_FILES)
+        for line in _read_lines(file, max_bytes=MAX_SMALL_FILE_BYTES)
+    ]
+    has_one_length = len({len(line) for line in lines}) == 1 and len(lines[0]) > NUM_BOX_VALUES
+    return has_one_length and all(_has_keypoints(line[1:]) for line in lines)
 
-    The visibility is 0, 1 or 2.
-    """
+
+def _has_keypoints(values: Sequence[float]) -> bool:
+    """Return whether the numbers of a line are a box and keypoints in it, whose visibility is 0, 1 or 2."""
     keypoints = values[NUM_BOX_VALUES - 1 :]
-    if not keypoints or len(keypoints) % 3 or not {*keypoints[2::3]} <= {0, 1, 2}:
+    if len(keypoints) % 3 or not {*keypoints[2::3]} <= {0, 1, 2} or not any(keypoints[2::3]):
         return False
     x, y, width, height = values[: NUM_BOX_VALUES - 1]
     points = zip(keypoints[::3], keypoints[1::3], keypoints[2::3], strict=True)
@@ -340,7 +349,7 @@ def _are_keypoints(values: Sequence[float]) -> bool:
 def _parse_polygon(text: str, corners: Corners) -> npt.NDArray[np.float64]:
     """Parse the corners of a line's polygon or box, relative to the image size, ``(N, 2)``."""
     values = [to_number(word) for word in text.split()[1:]]
-    if len(values) == NUM_BOX_VALUES - 1 or _are_keypoints(values):
+    if len(values) == NUM_BOX_VALUES - 1:
         left, top, right, bottom = corners
         values = [left, top, right, top, right, bottom, left, bottom]
     return np.array(values, np.float64).reshape(-1, 2)

@@ -11,7 +11,7 @@ from fukami import atomic_file
 from fukami.engine import precision, run_folder, run_record, run_weights
 from fukami.engine.load_run import load_task
 from fukami.engine.runtime import PRECISIONS
-from fukami.errors import UsageError
+from fukami.errors import UsageError, build_unknown_error
 from fukami.progress import Waiting
 
 ExportSummary = TypedDict(
@@ -42,10 +42,12 @@ def export_run(
         over those of the exported files.
 
     Raises:
-        UsageError: there is no such run, or it is exported already; ``out`` is not empty.
+        UsageError: there is no such run, or it is exported already; the precision is unknown; ``out`` is not empty.
         Error: a layer cannot be converted; the message names it and the reason.
     """
-    source = run_folder.locate_unconverted_run(run)
+    source, out = run_folder.locate_unconverted_run(run), Path(out)
+    if to not in (*PRECISIONS, *precision.CONVERTED_PRECISIONS):
+        raise build_unknown_error("precision", to, (*PRECISIONS, *precision.CONVERTED_PRECISIONS))
     if calibration is not None and to != "int8":
         raise UsageError(f"{to} needs no calibration; omit --calibration, or export to int8")
     if out.is_dir() and any(out.iterdir()):

@@ -3,7 +3,8 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from fukami.data.parsing import parse_json, read_bytes
 from fukami.engine import precision as precisions
 from fukami.engine import run_folder, run_record, run_weights
 from fukami.engine.ensemble import build_ensemble
-from fukami.engine.recipe import Recipe, is_built_in, parse_overrides
+from fukami.engine.recipe import Recipe, is_built_in, parse_fields, parse_overrides
 from fukami.engine.runtime import PRECISIONS, Runtime
 from fukami.engine.task import Task
 from fukami.errors import Error, UsageError
 from fukami.layers.meta_device import use_meta_device
 
 MAX_ONNX_BYTES = 2 << 30  # the limit of ONNX
+_build_lock = threading.Lock()
 MAX_MODEL_PARTS = 50_000  # layers and tensors of a network; ResNet-152 has about a thousand
 
 
@@ -62,6 +64,7 @@ def _load_run(
     folder: Path, device: str, precision: str, overrides: Mapping[str, Any], source: run_record.RecipeSource | None
 ) -> Task:
     recipe, labels = run_record.read_recipe(folder, source)
+    overrides = parse_fields(type(recipe), overrides)
     recipe.check_overrides(overrides)
     recipe = dataclasses.replace(recipe, **overrides)
     stored_precision = run_record.read_precision(folder)
@@ -110,6 +113,13 @@ def _build_task(folder: Path, recipe: Recipe, labels: tuple[str, ...]) -> Task:
                 f"{folder / 'recipe.json'} describes a network of more than {MAX_MODEL_PARTS:,} layers and tensors"
             )
 
+    with _build_lock:  # the hooks see the modules of all threads
+        return _build_checked_task(folder, recipe, labels, check_count)
+
+
+def _build_checked_task(
+    folder: Path, recipe: Recipe, labels: tuple[str, ...], check_count: Callable[..., None]
+) -> Task:
     hooks = (
         register_module_parameter_registration_hook(check_count),
         register_module_module_registration_hook(check_count),

@@ -95,6 +95,7 @@ class Recipe(FieldGroup):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        _record_digest(cls)
         if "__repr__" not in vars(cls):  # the decorator would add one that lists all fields
             cls.__repr__ = Recipe.__repr__  # type: ignore[method-assign]
 
@@ -112,8 +113,12 @@ class Recipe(FieldGroup):
     def __post_init__(self) -> None:
         """Check the seed, and set the defaults that depend on other fields."""
         super().__post_init__()
-        check_range(self, 0, math.inf, "seed")
         specified = vars(self).pop("_specified_names")
+        hints = typing.get_type_hints(type(self))
+        for name, value in parse_fields(type(self), {name: getattr(self, name) for name in specified}).items():
+            if not isinstance(getattr(self, name), list) or typing.get_origin(hints[name]) is tuple:
+                object.__setattr__(self, name, value)  # such as a tuple instead of a list
+        check_range(self, 0, math.inf, "seed")
         for name, value in self.get_conditional_defaults().items():
             if name not in specified:
                 object.__setattr__(self, name, value)
@@ -364,11 +369,21 @@ def load_class(path: Path, base: type[Base], base_name: str, sha256: str | None 
     sys.modules[module.__name__] = module  # dataclasses look up their module there
     try:
         exec(compile(content, path, "exec"), module.__dict__)
-    except Exception as error:
+    except BaseException as error:
         del sys.modules[module.__name__]
-        raise Error(f"{path} failed: {type(error).__name__}: {error}") from error
+        if isinstance(error, Exception):
+            raise Error(f"{path} failed: {type(error).__name__}: {error}") from error
+        raise
     _digests[module.__name__] = digest
     return _get_subclass(module, base, base_name)
+
+
+def _record_digest(recipe: type[FieldGroup]) -> None:
+    """Record the digest of the file that defines a custom recipe, which may be edited later."""
+    if not recipe.__module__.startswith("fukami"):
+        file = getattr(sys.modules.get(recipe.__module__), "__file__", None)
+        if file and Path(file).is_file():
+            _digests.setdefault(recipe.__module__, hashlib.sha256(Path(file).read_bytes()).hexdigest())
 
 
 def _get_subclass(module: types.ModuleType, base: type[Base], base_name: str) -> type[Base]:

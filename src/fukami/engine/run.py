@@ -1,6 +1,5 @@
 """The Python interface: train a recipe by name, and predict, evaluate and draw with the trained model."""
 
-import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,12 +12,14 @@ import torch
 from PIL.Image import Image
 
 from fukami.data.files import list_inputs
+from fukami.data.random_states import get_random_states, set_random_states
 from fukami.engine import run_folder, run_record
 from fukami.engine.load_run import load_task
 from fukami.engine.prediction import Prediction
 from fukami.engine.recipe import (
     Recipe,
     check_data,
+    get_changed_fields,
     get_recipe,
     get_recipe_name,
     is_built_in,
@@ -64,7 +65,7 @@ class Run:
 
 
 class Model:
-    """A trained model, or an ensemble of several, that predicts, evaluates and draws.
+    """A trained model, or an ensemble of several, that predicts, evaluates and draws; for one thread at a time.
 
     Attributes:
         task: task with the weights.
@@ -98,7 +99,8 @@ class Model:
         """
         if isinstance(inputs, str | os.PathLike) and os.path.isdir(inputs):  # noqa: PTH112  it may be too long
             return self.task.predict(list_inputs(inputs))
-        if isinstance(inputs, (*SINGLE_INPUTS, io.IOBase, Mapping)) or not isinstance(inputs, Iterable):
+        is_single = isinstance(inputs, (*SINGLE_INPUTS, Mapping)) or hasattr(inputs, "read")
+        if is_single or not isinstance(inputs, Iterable):
             if self.task.reads_positions:
                 return self.task.predict([_convert_tensor(inputs)])
             _, prediction = self._predict_one(inputs)
@@ -125,8 +127,12 @@ class Model:
             recipe = self.recipe.with_data(os.fspath(data), self.task.labels)
         else:
             raise UsageError(f"data should be the name or the path of a dataset, not {data!r:.100}")
-        eval_data = prepare_eval_data(recipe, self.task.runtime)
-        return {**self.task.evaluate(eval_data.eval_batches), "split": eval_data.eval_split}
+        self.task.last_evaluation = None
+        try:
+            eval_data = prepare_eval_data(recipe, self.task.runtime)
+            return {**self.task.evaluate(eval_data.eval_batches), "split": eval_data.eval_split}
+        finally:
+            self.task.last_evaluation = None  # it would keep the images in memory
 
     def draw(self, source: ModelInput) -> Image:
         """Draw the prediction for one image, as ``fukami predict --out`` does.
@@ -197,9 +203,20 @@ def train(
     if resume and base is None:
         base = run_record.read_resumed_recipe([folder], kind, check="data" not in fields)
     values = parse_fields(kind, fields)
-    experiment = kind(**values) if base is None else replace(base, **values)
+    if base is None:
+        experiment = kind(**values)
+    elif resume or not values:
+        experiment = replace(base, **values) if values else base
+    else:  # so that defaults that depend on the new values apply
+        changed: dict[str, Any] = get_changed_fields(base)
+        experiment = kind(**changed | values)
     options = RunOptions(device, precision, compile, resume, allow_changed_data, timeout)
-    return Run(folder, run_training(experiment, folder, options), experiment)
+    num_threads, random_states = torch.get_num_threads(), get_random_states()
+    try:
+        return Run(folder, run_training(experiment, folder, options), experiment)
+    finally:
+        torch.set_num_threads(num_threads)
+        set_random_states(random_states)
 
 
 def _find_recipe_class(recipe: str | os.PathLike[str] | type[Recipe]) -> type[Recipe]:
@@ -235,6 +252,8 @@ def load(
         recipe: for runs of a custom recipe, its file (or class), since code is never loaded from a run. Its SHA-256
             must equal the one that the run recorded.
 
+    On a GPU since Ampere, the model or training that was started last determines whether float32 operations use TF32.
+
     Raises:
         UsageError: a run does not exist, cannot be computed at this precision, or needs another ``recipe``.
         Error: a run is corrupted, its weights do not match its recipe, or a layer cannot be converted.
@@ -252,7 +271,7 @@ def _convert_tensor(source: object) -> ImageSource:
     Raises:
         UsageError: the tensor has another shape, or the source another type.
     """
-    if isinstance(source, io.IOBase):
+    if hasattr(source, "read"):  # an open file, or a wrapper of one
         source = source.read()
     if isinstance(source, str | os.PathLike | bytes | Image | np.ndarray):
         return source

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import struct
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -155,8 +156,7 @@ def resize_and_crop(image: Image.Image, *, channels: int, size: int) -> UInt8Arr
 def get_orientation(image: Image.Image) -> int:
     """Return the EXIF orientation of an open image, 1 to 8; 1 if it is missing, invalid or unreadable."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # corrupted metadata
+        with ignore_warnings():
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # Pillow raises errors of various types
         return 1
@@ -242,10 +242,44 @@ def _open_file(source: str | os.PathLike[str] | bytes) -> IO[bytes]:
 def _open_with_pillow(file: IO[bytes]) -> Image.Image:
     """Open an image without decoding it; ``check_size`` replaces Pillow's warning about large images."""
     logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)  # more channels than Pillow has a mode for
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        warnings.simplefilter("ignore", UserWarning)  # corrupted metadata
+    with ignore_warnings():
         return Image.open(file, formats=FORMATS)
+
+
+class _WarningFilter:
+    """Filter of the warnings of Pillow, which several threads may use at a time: they share the filters of Python."""
+
+    def __init__(self) -> None:
+        self.lock, self.count = threading.Lock(), 0
+        self.context = warnings.catch_warnings()
+
+    def start(self) -> None:
+        with self.lock:
+            self.count += 1
+            if self.count == 1:
+                self.context = warnings.catch_warnings()
+                self.context.__enter__()
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                warnings.simplefilter("ignore", UserWarning)  # corrupted metadata
+
+    def stop(self) -> None:
+        with self.lock:
+            self.count -= 1
+            if self.count == 0:
+                self.context.__exit__(None, None, None)
+
+
+_warning_filter = _WarningFilter()
+
+
+@contextmanager
+def ignore_warnings() -> Iterator[None]:
+    """Ignore warnings of Pillow about large images and corrupted metadata within the context."""
+    _warning_filter.start()
+    try:
+        yield
+    finally:
+        _warning_filter.stop()
 
 
 def _check_icon(file: IO[bytes], name: str) -> None:
