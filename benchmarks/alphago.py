@@ -6,7 +6,7 @@
     python benchmarks/alphago.py match RUN [--games 200] [--simulations 64]
     python benchmarks/alphago.py solver RUN [--games 200]
     python benchmarks/alphago.py rates [--rounds 3] [--precision float32]
-    python benchmarks/alphago.py cost [--game connect4]
+    python benchmarks/alphago.py cost OUT [--game connect4]
 
 ``connect4`` and ``go`` train from the command line, in folders of OUT: the command of a number of minutes is the one
 that takes this long on two cores. A run that exists is continued. Connect Four: the fraction of optimal moves in the
@@ -50,7 +50,7 @@ NUM_GO_EVALUATIONS = 10
 LEE_SEDOL_GAME, LEE_SEDOL_MOVE = "00180.sgf", 37
 WARMUP_ROUNDS = 1
 SEARCH_SIMULATIONS = 64  # of the compared tree searches
-NUM_POSITIONS = 200  # moves per round of the compared tree searches
+NUM_POSITIONS = 200  # searches per round of the compared tree searches; ours are of several positions each
 
 
 def train(command: str, run: Path) -> tuple[dict, float]:
@@ -318,8 +318,9 @@ def measure_rates(options: argparse.Namespace) -> None:
         note = f"Connect Four, {SEARCH_SIMULATIONS} simulations, the same network, one thread; "
         note += f"{speeds[0]:.4g} and {speed:.4g} per second"
         metric = f"relative evaluations per second in {options.precision} vs. {name}"
+        command = "python benchmarks/alphago.py rates"
         record("alphago-zero rates", metric, speeds[0] / speed,
-               command=f"python benchmarks/alphago.py rates --precision {options.precision}", note=note,
+               command=f"{command} --precision {options.precision} --rounds {options.rounds}", note=note,
                device="cpu")  # fmt: skip
 
 

@@ -53,8 +53,9 @@ def build_task(options: argparse.Namespace, precision: str):
 
 def run_ours(options: argparse.Namespace, pipe) -> None:
     """Run the requested number of steps; send the total seconds and the loss, and finally the peak memory."""
+    before = read_memory("VmRSS")
     task, batch = build_task(options, options.precision)
-    before, total_seconds, steps = read_memory("VmRSS"), 0.0, itertools.count()
+    total_seconds, steps = 0.0, itertools.count()
     while count := pipe.recv():
         for _, step in zip(range(count), steps, strict=False):
             start = time.monotonic()
@@ -91,6 +92,7 @@ def run_plain(options: argparse.Namespace, pipe) -> None:
     """Run the requested closure evaluations; send the total seconds and our loss, and finally the peak memory."""
     from fukami.style.task import STYLE_WEIGHT
 
+    before = read_memory("VmRSS")
     task, batch = build_task(options, "float32")
     torch.backends.cudnn.deterministic = False  # ours enables it
     content, style = (
@@ -113,7 +115,7 @@ def run_plain(options: argparse.Namespace, pipe) -> None:
     for loss in loss_layers:
         loss.weight *= STYLE_WEIGHT * content_size if loss.style else 1
     optimizer = torch.optim.LBFGS([image])
-    before, total_seconds, count = read_memory("VmRSS"), 0.0, [0]
+    total_seconds, count = 0.0, [0]
 
     def closure() -> Tensor:
         with torch.no_grad():

@@ -176,7 +176,15 @@ def time_searches(repeat: int) -> list[float]:
 
 
 def print_value(
-    benchmark: str, metric: str, value: float, *, command: str, seed: int = 0, seconds: float = 0.0, note: str = ""
+    benchmark: str,
+    metric: str,
+    value: float,
+    *,
+    command: str,
+    seed: int = 0,
+    seconds: float = 0.0,
+    note: str = "",
+    device: str = "auto",
 ) -> None:
     """Print a value without recording it."""
     print(f"{benchmark}: {metric} {value:.4g}")

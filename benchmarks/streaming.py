@@ -22,10 +22,9 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
+from common.datasets import find_data
 from common.record import record
 from fukami.classification.resnet import ResNet50
-from fukami.data import archives
-from fukami.data.locations import list_data_folders
 from fukami.engine.runtime import Runtime
 
 NUM_CLASSES = 20
@@ -33,9 +32,8 @@ NUM_CLASSES = 20
 
 def find_photographs():
     """Yield the paths of the photographs."""
-    for name in ("flickr8k-1000.zip", "voc-animals.zip"):
-        archive = next(folder / name for folder in list_data_folders() if (folder / name).is_file())
-        yield from sorted(archives.unpack(archive).rglob("*.jpg"))
+    for name in ("flickr8k-1000", "voc-animals"):
+        yield from sorted(find_data(name).rglob("*.jpg"))
 
 
 def write_images(root, count):
@@ -119,6 +117,7 @@ def main():
     ratio = statistics.median(a / b for a, b in zip(rates["ours"], rates["theirs"], strict=True))
     note = "; ".join(f"{name} {', '.join(f'{value:.0f}' for value in values)}/s" for name, values in rates.items())
     command = f"python benchmarks/streaming.py --workers {options.workers} --images {options.images}"
+    command += f" --rounds {options.rounds}"
     record("streaming jpeg", "images per second, ours / torchvision's", ratio, command=command, seed=0, note=note)
 
 
