@@ -18,7 +18,7 @@ GALLERY: dict[str, list[Part]] = {
         ("explain-grad-cam.webp", (0.378, 0.543, 0.559, 0.916)),
     ],
     "detection": [("page-serve.webp", (0.0204, 0.38, 0.8194, 0.845))],
-    "segmentation": [("driving.webp", (0, 0.1, 1, 0.989))],
+    "segmentation": [("driving.webp", (0, 0.09, 1, 0.831))],
     "captioning": [("show-and-tell.webp", (0, 0, 0.25, 1)), ("show-and-tell.webp", (0.75, 0, 1, 1))],
     "style": [
         ("style-gallery.webp", (0.221, 0.613, 0.33, 0.811)),

@@ -4,7 +4,7 @@
     python docs/figures/scripts/segmentation.py segnet SEGNET
     python docs/figures/scripts/segmentation.py driving SEGNET
 
-FCN is a run of the first command, 50 minutes on two cores, and SEGNET of the second one, 158 minutes; camvid is in
+FCN is a run of the first command, 50 minutes on two cores, and SEGNET of the second one, 84 minutes; camvid is in
 $FUKAMI_DATA, and FILE contains the convolutions of VGG-16 (vgg16_features_imagenet.safetensors):
 
     fukami train fcn8s-vgg16 --data camvid --training staged --stage-lr-factor 0.3 --augment flip crop=0.5 \\
@@ -31,7 +31,7 @@ from fukami.selective_search.plots import arrange_panels
 
 PANEL_WIDTH = 317  # pixels; three panels fit into 1,000
 EXAMPLES = (20, 120, 200)  # test images of segnet.webp; the last two are those of fcn.webp
-VIDEO_FRAMES, VIDEO_WIDTH, FPS = range(0, 60, 2), 480, 5  # test images of the video, a drive at dusk
+VIDEO_FRAMES, VIDEO_WIDTH, FPS = range(68, 128, 2), 480, 5  # test images of the video, a drive by day
 MAX_VIDEO_BYTES = 1_000_000
 RED = (224, 49, 49)
 Panel = tuple[Image.Image, str]

@@ -13,8 +13,7 @@ from fukami.segmentation.recipe import SegmentationRecipe
 class SegNetVGG16(SegmentationRecipe):
     """SegNet: VGG-16 and a decoder that unpools with the encoder's pooling indices (Badrinarayanan et al. 2017).
 
-    Result: 51.41 % mIoU on CamVid at half the size after 36 epochs in 158 minutes on 2 cores of an AMD EPYC, on a
-    shared machine. The paper reports 60.1 % with 3,433 training images.
+    Result: 52.40 % mIoU on CamVid at half the size after 36 epochs in 84 minutes on 2 cores of an AMD EPYC. The paper reports 60.1 % with 3,433 training images.
 
     Example:
         fukami train segnet-vgg16 --data camvid --init vgg16_features_imagenet.safetensors --lr 3e-3
