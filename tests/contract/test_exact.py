@@ -646,7 +646,7 @@ def test_a_checkpoint_of_another_network(tmp_path):
             package.train(recipe, run, **CPU, resume=True)
 
 
-def test_a_resumed_run_uses_the_same_number_of_threads(tmp_path, monkeypatch, caplog):
+def test_a_resumed_run_uses_the_same_number_of_threads(tmp_path, monkeypatch, caplog, capsys):
     run, recipe, num_threads = tmp_path / "run", replace(RECIPE, epochs=1), torch.get_num_threads()
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     torch.set_num_threads(1)
@@ -655,7 +655,8 @@ def test_a_resumed_run_uses_the_same_number_of_threads(tmp_path, monkeypatch, ca
         assert json.loads((run / "recipe.json").read_text())["threads"] == 1
         torch.set_num_threads(2)
         package.train(recipe, run, **CPU, resume=True)
-        assert torch.get_num_threads() == 1
+        assert capsys.readouterr().err.count("deep-convnet on cpu, 1 thread, ") == 2
+        assert torch.get_num_threads() == 2
         assert "threads" not in caplog.text
         monkeypatch.setenv("OMP_NUM_THREADS", "3")
         torch.set_num_threads(3)

@@ -13,7 +13,8 @@ from fukami.segmentation.recipe import SegmentationRecipe
 class SegNetVGG16(SegmentationRecipe):
     """SegNet: VGG-16 and a decoder that unpools with the encoder's pooling indices (Badrinarayanan et al. 2017).
 
-    Result: 52.40 % mIoU on CamVid at half the size after 36 epochs in 84 minutes on 2 cores of an AMD EPYC. The paper reports 60.1 % with 3,433 training images.
+    Result: 52.40 % mIoU on CamVid at half the size after 36 epochs in 84 minutes on 2 cores of an AMD EPYC. The
+    paper reports 60.1 % with 3,433 training images.
 
     Example:
         fukami train segnet-vgg16 --data camvid --init vgg16_features_imagenet.safetensors --lr 3e-3
