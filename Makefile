@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-slow lint docs install clean
+.PHONY: demo test test-slow lint docs image install clean
 
 demo: $(VENV)/installed
 	$(BIN)/fukami train deep-convnet --data digits --epochs 40
@@ -23,6 +23,9 @@ lint: $(VENV)/tested
 
 docs: $(VENV)/documented
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build
+
+image:
+	$(firstword $(shell command -v docker podman) docker) build --tag fukami .
 
 install: $(VENV)/tested
 	$(BIN)/pre-commit install

@@ -60,12 +60,13 @@ def find_rows(claim: dict[str, Any]) -> list[dict[str, str]]:
 
 def format_value(claim: dict[str, Any], value: float, language: str = "en") -> str:
     """Format a value of a claim."""
-    return str(claim["text" if language == "en" else language]).format(value * claim.get("scale", 1)).replace("%", " %")
+    return str(claim[language]).format(value * claim.get("scale", 1), **claim).replace("%", " %")
 
 
 def format_claim(claim: dict[str, Any], language: str = "en") -> str:
-    """Format the mean over the seeds, and their number."""
+    """Format the mean over the seeds, and their number; ``{minutes}`` is the mean duration."""
     rows = find_rows(claim)
+    claim = claim | ({"minutes": mean(float(row["seconds"]) for row in rows) / 60} if rows[0]["seconds"] else {})
     text = format_value(claim, mean(float(row["value"]) for row in rows), language)
     if not rows[0]["seed"]:
         return text
@@ -104,7 +105,7 @@ def build_page_table(page: str) -> str:
         rows = find_rows(claim)
         values = [float(row["value"]) for row in rows]
         numbers = min(values), max(values), stdev(values) if len(values) > 1 else 0.0
-        low, high, deviation = (format_value({**claim, "text": NUMBER.findall(claim["text"])[0]}, v) for v in numbers)
+        low, high, deviation = (format_value({**claim, "en": NUMBER.findall(claim["en"])[0]}, v) for v in numbers)
         spread = f"{low} to {high}, standard deviation {deviation}" if len(values) > 1 else "–"
         lines.append((format_claim(claim), spread, f"{claim['benchmark']}, {claim['metric']}", f"`{claim['commit']}`",
                       rows[0]["hardware"], f"`{rows[0]['command']}`"))  # fmt: skip
@@ -130,8 +131,7 @@ def replace_directives(text: str, prefix: str) -> str:
 
 def update_readme(path: Path, language: str) -> str:
     """Return the text of a README with the current table."""
-    text = path.read_text(encoding="utf-8")
-    return MARKERS.sub(lambda match: match[1] + build_table(language, "docs/") + match[2], text)
+    return MARKERS.sub(lambda match: match[1] + build_table(language, "docs/") + match[2], path.read_text("utf-8"))
 
 
 def setup(app: Any) -> dict[str, bool]:

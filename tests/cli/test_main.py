@@ -82,6 +82,8 @@ def test_list(fukami):
     assert "resnet152 " not in result.out  # no measured result
     lines = fukami("list", "--all").out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == list(RECIPES)
+    (row,) = [line for line in lines if line.startswith("resnet152 ")]
+    assert "  not measured  " in row
 
 
 def test_list_with_a_word(fukami):

@@ -27,7 +27,7 @@ from fukami.classification.deep_convnet import DeepConvNet
 from fukami.classification.task import ClassificationTask
 from fukami.data.loader import InMemoryLoader
 from fukami.data.manifest import Manifest
-from fukami.data.random_states import get_random_states
+from fukami.data.random_states import get_random_states, keep_random_states
 from fukami.detection.faster_rcnn import FasterRCNNVGG16
 from fukami.engine import async_checkpoint, run_record
 from fukami.engine.checkpoint import decode_checkpoint, encode_checkpoint
@@ -644,6 +644,21 @@ def test_a_checkpoint_of_another_network(tmp_path):
         edit_checkpoint(run, **{**state, **changes})
         with pytest.raises(Error, match=r"last\.ckpt does not match the run"):
             package.train(recipe, run, **CPU, resume=True)
+
+
+def test_random_states_of_all_gpus_are_kept(monkeypatch):
+    """Training may use another GPU than the current one, and seeds all of them."""
+    states = [torch.tensor([1]), torch.tensor([2])]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: states[0])
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [*states])
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", lambda kept: states.__setitem__(slice(None), kept))
+    draw = torch.rand(1)
+    with keep_random_states():
+        states[:] = torch.tensor([3]), torch.tensor([4])
+        expected = torch.rand(1)
+    assert states == [1, 2]
+    assert torch.rand(1) == expected != draw
 
 
 def test_a_resumed_run_uses_the_same_number_of_threads(tmp_path, monkeypatch, caplog, capsys):

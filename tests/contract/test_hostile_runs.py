@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -165,6 +166,36 @@ def test_resuming_an_edited_recipe_is_rejected(fukami, tmp_path):
     assert result.status == 2
     for text in (SOURCE, SOURCE + "# edited\n"):
         assert hashlib.sha256(text.encode()).hexdigest() in result.err
+
+
+def test_a_custom_recipe_may_load_another_run(custom_run, trained, tmp_path):
+    """Its ``build_task`` loads the network of a teacher."""
+    method = f"""
+    def build_task(self, labels):
+        import fukami
+        fukami.load({str(trained)!r}, device="cpu")
+        return super().build_task(labels)
+"""
+    (tmp_path / "mine.py").write_text(SOURCE + method)
+    change_record(custom_run, recipe_sha256=hashlib.sha256((SOURCE + method).encode()).hexdigest())
+    tasks = []
+    thread = threading.Thread(
+        target=lambda: tasks.append(load_task(custom_run, device="cpu", recipe=tmp_path / "mine.py")), daemon=True
+    )
+    thread.start()
+    thread.join(60)
+    assert [task.labels for task in tasks] == [tuple("0123456789")]
+
+
+def test_a_module_that_was_edited_and_reloaded_has_the_digest_of_its_last_file(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    for text in (SOURCE, SOURCE + "# edited\n"):
+        (tmp_path / "reloaded_recipe.py").write_text(text)
+        name = "reloaded_recipe"
+        module = importlib.reload(sys.modules[name]) if name in sys.modules else importlib.import_module(name)
+        assert identify_recipe(module.Mine)["recipe_sha256"] == hashlib.sha256(text.encode()).hexdigest()
+    del sys.modules["reloaded_recipe"]
 
 
 def test_a_recipe_of_a_notebook_is_passed_as_a_class(trained, tmp_path):

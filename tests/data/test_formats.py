@@ -231,7 +231,7 @@ def test_masks_of_labelme_shapes(tmp_path):
     labels = mask.read()
     np.testing.assert_array_equal(labels[~is_circle & (labels != 5)], expected[~is_circle & (labels != 5)])
     assert (labels == 5).sum() == pytest.approx(16 * np.pi, abs=5)
-    (problem,) = index.problems
+    (problem,) = index.orphans
     assert (problem.kind, problem.file.name) == ("no area", "a.json")
     assert problem.detail.startswith("shape 5 has no area")
     write_text(tmp_path / "a.json", json.dumps({"shapes": [shapes[0]]}))  # a rectangle alone is a box
@@ -263,7 +263,7 @@ def test_masks_of_yolo_polygons(description, tmp_path):
     np.testing.assert_array_equal(masks["0.png"], expected)
     assert (masks["1.png"] == 2).sum() == pytest.approx(72, abs=8)  # a triangle of 12×12 / 2 pixels
     assert (masks["2.png"] == 1).all()
-    assert [problem.kind for problem in index.problems] == ["no class"]
+    assert [problem.kind for problem in index.orphans] == ["no class"]
     for index in range(3):
         write_text(folder / "labels" / f"{index}.txt", "0 .5 .5 .25 .25\n")
     assert not source.has("masks")
@@ -781,16 +781,131 @@ def test_a_split_without_any_class_of_the_training_split_is_omitted(tmp_path, ca
 def test_boxes_of_pets_belong_to_the_named_images(tmp_path):
     """Masks of the same stem are nearer to the XML files; the masks match by name."""
     for index in range(3):
-        write_image(tmp_path / "images" / f"{index}.png")
-        write_mask(tmp_path / "annotations" / "trimaps" / f"{index}.bmp", index)
-        text = XML.format(index + 2).replace("<annotation>", f"<annotation><filename>{index}.png</filename>")
+        write_image(tmp_path / "images" / f"{index}.jpg")
+        write_mask(tmp_path / "annotations" / "trimaps" / f"{index}.png", index)
+        text = XML.format(index + 2).replace("<annotation>", f"<annotation><filename>{index}.jpg</filename>")
         write_text(tmp_path / "annotations" / "xmls" / f"{index}.xml", text)
     dataset = formats.read_boxes(identify_source(str(tmp_path)).require("boxes"))
     assert [entry.image_path.parent.name for entry in dataset.splits[""]] == ["images"] * 3
     masks = segmentation_data.index_dataset(identify_source(str(tmp_path)))
     assert [(image.name, mask.path.name) for image, mask in masks.splits[""]] == [
-        (f"{index}.png", f"{index}.bmp") for index in range(3)
+        (f"{index}.jpg", f"{index}.png") for index in range(3)
     ]
+
+
+def test_a_mask_does_not_replace_an_image_that_was_converted(tmp_path):
+    """The XML file names the PNG file that a JPEG file replaced."""
+    write_image(tmp_path / "v1" / "img" / "1.jpg")
+    write_mask(tmp_path / "v1" / "mask" / "1.png", 0)
+    text = XML.format(3).replace("<annotation>", "<annotation><filename>1.png</filename>")
+    write_text(tmp_path / "v1" / "xml" / "1.xml", text)
+    (entry,) = voc.read_voc(tmp_path).splits[""]
+    assert entry.image_path == tmp_path / "v1" / "img" / "1.jpg"
+
+
+def test_a_named_image_of_another_split_is_missing(tmp_path):
+    """The image of the training split was deleted."""
+    for name in ("1.png", "2.png"):
+        write_image(tmp_path / "test" / name)
+    write_image(tmp_path / "train" / "2.png")
+    for name, file in (("1.png", "a"), ("2.png", "b")):
+        text = XML.format(3).replace("<annotation>", f"<annotation><filename>{name}</filename>")
+        write_text(tmp_path / "train" / f"{file}.xml", text)
+    dataset = voc.read_voc(tmp_path)
+    assert [entry.image_path for entry in dataset.splits["train"]] == [tmp_path / "train" / "2.png"]
+    assert [problem.file.name for problem in dataset.unreadable_images] == ["a.xml"]
+
+
+def test_many_images_of_the_name_in_xml_files_are_read_quickly(tmp_path, monkeypatch):
+    """Each XML file is compared with at most 100 images."""
+    count = 0
+
+    def count_parts(*parts):
+        nonlocal count
+        count += 1
+        return 0
+
+    monkeypatch.setattr(annotation_files, "count_common_parts", count_parts)
+    write_image(tmp_path / "image.png")
+    content = (tmp_path / "image.png").read_bytes()
+    for index in range(300):
+        (tmp_path / f"folder {index}").mkdir()
+        (tmp_path / f"folder {index}" / "1.png").write_bytes(content)
+        text = XML.format(3).replace("<annotation>", "<annotation><filename>1.png</filename>")
+        write_text(tmp_path / "xml" / f"{index + 2}.xml", text)
+    voc.read_voc(tmp_path)
+    assert 0 < count <= 300 * 100
+
+
+def test_coco_of_2017_in_a_top_level_folder(tmp_path):
+    """An archive contains one folder with instances, keypoints and captions of each split."""
+    root = tmp_path / "coco2017"
+    for split in ("train", "val"):
+        for kind in ("instances", "person_keypoints"):
+            write_coco(root / "annotations" / f"{kind}_{split}2017.json")
+        for index in range(COUNT):
+            write_image(root / f"{split}2017" / f"{index}.png", index)
+    found = formats.find_format("boxes", tmp_path)
+    assert {split: len(entries) for split, entries in formats.read_boxes(found).splits.items()} == {
+        "train": COUNT,
+        "val": COUNT,
+    }
+
+
+def test_images_of_coco_are_not_those_of_a_split_without_annotations(tmp_path):
+    """An image was deleted, and the test images have the same names."""
+    for split in ("train", "val"):
+        write_coco(tmp_path / "annotations" / f"instances_{split}.json")
+        for index in range(1, COUNT):
+            write_image(tmp_path / split / f"{index}.png", index)
+    write_image(tmp_path / "test" / "0.png")
+    dataset = formats.read_boxes(identify_source(str(tmp_path)).require("boxes"))
+    images = [entry.image_path for entries in dataset.splits.values() for entry in entries]
+    assert tmp_path / "test" / "0.png" not in images
+    assert len(dataset.unreadable_images) == 2
+
+
+def test_a_table_of_test_images_is_not_read_instead_of_class_folders(tmp_path):
+    """The sample submission of a competition, whose test images have no class folders."""
+    for index in range(4):
+        write_image(tmp_path / "train" / "ab"[index % 2] / f"{index}.png", index)
+        write_image(tmp_path / "test" / f"{index}.png", 10 + index)
+    write_text(tmp_path / "sample_submission.csv", "path,label\ntest/1.png,0\n")
+    assert formats.find_format("labels", tmp_path).name == "image folder"
+
+
+def test_boxes_beside_poses_without_a_description_of_keypoints(tmp_path):
+    """The keypoints of a line are not its polygon; their number is odd with the box."""
+    write_image(tmp_path / "images" / "train" / "1.png")
+    write_text(tmp_path / "labels" / "train" / "1.txt", "0 .5 .5 .4 .4 .5 .5 2 .6 .6 1 .4 .4 2\n0 .5 .5 .2 .2\n")
+    write_text(tmp_path / "data.yaml", "train: images/train\nval: images/train\nnames: [person]\n")
+    assert not yolo.has_polygons(tmp_path)
+    write_text(tmp_path / "labels" / "train" / "2.txt", "0 .1 .1 .2 .1 .2 .2\n")
+    write_image(tmp_path / "images" / "train" / "2.png")
+    index = segmentation_data.index_dataset(identify_source(str(tmp_path)))
+    masks = {image.stem: mask.read() for image, mask in index.splits["train"]}
+    rows, columns = np.nonzero(masks["1"] == 2)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == pytest.approx((0.3 * 24, 0.7 * 24) * 2, abs=1)
+
+
+def test_labels_without_an_image_do_not_stop_segmentation(tmp_path):
+    for index in range(4):
+        write_image(tmp_path / "images" / "train" / f"{index}.png", index)
+    for index in range(8):
+        write_text(tmp_path / "labels" / "train" / f"{index}.txt", "0 .1 .1 .8 .1 .8 .8\n")
+    write_text(tmp_path / "data.yaml", "train: images/train\nval: images/train\nnames: [thing]\n")
+    samples = segmentation_data.load_dataset(str(tmp_path), 0.0, max_unreadable=0)
+    assert len(samples.train) + len(samples.val) >= 4
+
+
+def test_images_of_trainval_are_counted_once(tmp_path):
+    for index in range(4):
+        write_image(tmp_path / "JPEGImages" / f"{index}.jpg", index)
+        write_mask(tmp_path / "SegmentationClass" / f"{index}.png", index)
+    for split, indices in (("train", (0, 1)), ("val", (2, 3)), ("trainval", range(4))):
+        text = "".join(f"{index}\n" for index in indices)
+        write_text(tmp_path / "ImageSets" / "Segmentation" / f"{split}.txt", text)
+    assert formats.count_contents("masks", formats.find_format("masks", tmp_path)).startswith("4 images")
 
 
 def test_folders_of_a_competition_beside_other_folders(tmp_path, caplog):

@@ -34,17 +34,42 @@ def test_readmes_have_links_and_images():
         assert "docs/figures/hero.webp" in list_links(ROOT / name)
 
 
-def test_figures_have_a_description_and_a_caption_and_the_page_their_origin():
-    pages = {}
+def test_figures_have_a_description_and_a_caption_with_their_script_or_command():
+    num_figures = 0
     for path in (ROOT / "docs").rglob("*.md"):
         text = path.read_text(encoding="utf-8")
-        pages[path] = FIGURE.findall(text)
-        assert text.count("{figure}") == len(pages[path]), path
+        figures = FIGURE.findall(text)
+        num_figures += len(figures)
+        assert text.count("{figure}") == len(figures), path
         assert "![" not in text, path
-    assert sum(map(len, pages.values())) > 40
-    for page, figures in pages.items():
-        assert all(":alt: " in options and caption.strip() for _, options, caption in figures), page
-        if figures:
-            assert re.search(
-                r"`[^`]*(scripts/\w+\.py|python |fukami )[^`]*`", "".join(figure[2] for figure in figures)
-            ), page
+        for name, options, caption in figures:
+            assert ":alt: " in options, (path, name)
+            assert re.search(r"`[^`]*(scripts/\w+\.py|python |fukami )[^`]*`", caption), (path, name)
+            assert all((ROOT / script).exists() for script in re.findall(r"`(docs/\S+\.py)", caption)), (path, name)
+    assert num_figures > 40
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs/landmarks").glob("*.md")), ids=lambda path: path.stem)
+def test_pages_of_landmarks_have_the_same_sections(path):
+    """The idea has an equation and a diagram."""
+    title, *sections = path.read_text(encoding="utf-8").split("\n## ")
+    assert title.startswith("# ")
+    headings = [section.partition("\n")[0] for section in sections]
+    assert headings == ["Idea", "Use", "Results", "Differences from the paper", "Cost", "References"]
+    assert "$$" in sections[0]
+    assert "{figure}" in sections[0]
+    assert "{results}" in sections[2]
+
+
+def test_both_landing_pages_have_the_same_commands_figures_and_links():
+    """The Japanese one is in a folder of its own, and has a link to the glossary besides."""
+    contents = []
+    for name in ("index.md", "ja/index.md"):
+        text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+        targets = re.findall(r"^:(?:link|img-top): (\S+)|\]\(([^)]+)\)", text, re.MULTILINE)
+        links = [(first or second).removeprefix("../") for first, second in targets]
+        links = [link for link in links if link not in ("index.md", "ja/index.md", "reference/glossary.md")]
+        contents.append((re.findall(r"```bash\n(.*?)```", text, re.DOTALL), links))
+    assert contents[0] == contents[1]
+    assert len(contents[0][0]) == 3
+    assert len(contents[0][1]) > 20

@@ -3,6 +3,7 @@
 import csv
 import inspect
 import re
+import runpy
 from pathlib import Path
 from statistics import mean
 
@@ -51,6 +52,19 @@ def test_the_page_on_history_has_the_errors_of_its_csv_file():
         assert (year, float(error)) in {(other, round(value, digits)) for other, value in known}, (year, error)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # torch.utils.mkldnn
+def test_the_tables_of_precisions_have_the_rows_of_results_csv(monkeypatch):
+    """``python benchmarks/quantization.py figure`` writes them."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = runpy.run_path(str(ROOT / "benchmarks/quantization.py"))
+    rows = {(row["benchmark"], row["metric"]): row for row in results.load_rows()}
+    assert len(script["PLOTTED"]) == 2
+    for names in script["PLOTTED"].values():
+        points = [point for name in names for point in script["collect_points"](rows, name)]
+        text = (ROOT / "docs/figures" / f"precision-{names[0]}.md").read_text(encoding="utf-8")
+        assert text == script["format_table"](points)
+
+
 def list_recipe_results():
     """Return the claims of results.toml by recipe."""
     claims = [claim for landmark in results.load_landmarks() for claim in landmark.get("claims", ())]
@@ -85,6 +99,15 @@ def test_a_claim_is_the_mean_over_the_seeds():
     assert list_recipe_results()["deep-convnet"] == expected
     page = results.build_page_table("landmarks/deep-convnet.md")
     assert f"| {100 * min(values):.2f} % to {100 * max(values):.2f} %, standard deviation 0.04 % |" in page
+
+
+def test_a_claim_states_the_mean_duration_of_its_rows():
+    claim = {"benchmark": "deep-convnet mnist default", "metric": "test accuracy", "commit": "0643928"}
+    minutes = mean(float(row["seconds"]) for row in read_accuracy_rows()) / 60
+    assert f"in {minutes:.2f} minutes" in results.format_claim({**claim, "en": "{:.2%} in {minutes:.2f} minutes"})
+    without_seconds = {"benchmark": "dqn rate auto", "metric": "relative memory vs. Stable-Baselines3 in float32"}
+    with pytest.raises(LookupError, match="minutes"):
+        results.format_claim({**without_seconds, "commit": "a665d22", "en": "{:.2f} in {minutes:.2f} minutes"})
 
 
 @pytest.mark.parametrize("field", ["benchmark", "metric", "commit"])

@@ -1,4 +1,4 @@
-"""Tests of the Python samples of README.md and the pages: they compile, their names exist, they run.
+"""Tests of the Python samples of the READMEs and the pages: they compile, their names exist, they run.
 
 The samples of a page run in one process, one after the other, with small trainings and images. What a sample needs that
 the tests do not have, such as a server, is the reason for the fence ``python no-run``.
@@ -16,7 +16,7 @@ import pytest
 from contract import test_tasks
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```python([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # fields of the trainings in samples, in addition to those of the sample
 SMALL = {

@@ -81,6 +81,15 @@ def test_only_the_head_depends_on_the_number_of_classes(name, options, expected)
     assert different == expected
 
 
+def test_a_normalization_of_other_size_after_the_last_layer_is_no_head():
+    """It was registered last, and normalizes the maps of the convolution."""
+    network = nn.Module()
+    network.conv, network.fc, network.norm = nn.Conv2d(3, 4, 3), nn.Linear(4, 10), nn.BatchNorm2d(4)
+    assert fine_tuning.find_head(network) == ("fc",)
+    network.output_norm = nn.BatchNorm1d(10)
+    assert fine_tuning.find_head(network) == ("fc", "output_norm")
+
+
 @pytest.mark.parametrize(
     ("name", "stages"),
     [

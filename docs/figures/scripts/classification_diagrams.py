@@ -1,4 +1,4 @@
-"""Draw inception-module.svg, residual-blocks.svg, alexnet.svg and binarized-block.svg.
+"""Draw inception-module.svg, residual-blocks.svg, alexnet.svg, stacked-convolutions.svg and binarized-block.svg.
 
 python docs/figures/scripts/classification_diagrams.py
 """
@@ -352,6 +352,34 @@ def draw_legend(axes: Axes) -> None:
         draw_note(axes, (3.1, y), text, size=9, color=INK)
 
 
+def draw_stacked_convolutions() -> None:
+    """Draw three 3×3 convolutions and one 7×7 convolution, with the positions that determine one output."""
+    figure, axes = create_axes(9.4, 4.5)
+    cell, step = 0.2, 2.6
+    for middle, kernel, sides, title, weights in (
+        (3.2, 3, (7, 5, 3, 1), "Three 3×3 convolutions", "$3\\,(3^2 C^2) = 27\\,C^2$ weights, three ReLUs"),
+        (0.95, 7, (7, 1), "One 7×7 convolution", "$7^2 C^2 = 49\\,C^2$ weights, one ReLU"),
+    ):
+        draw_note(axes, (0.3, middle + 1.1), title, size=11, color=INK, bold=True)
+        draw_note(axes, (9.1, middle + 1.1), weights, size=10, color=INK, align="right")
+        end, window = 0.0, list[Point]()  # right side of the previous grid, right corners of the window in it
+        for index, side in enumerate(sides):
+            left, bottom = 0.3 + index * step * 3 / (len(sides) - 1), middle - side * cell / 2
+            top = bottom + side * cell
+            colors = {(row, column): BLUE for row in range(min(kernel, side)) for column in range(min(kernel, side))}
+            if window:
+                colors[0, 0] = ORANGE
+                for (x, y), corner in zip(window, (top, top - cell), strict=True):
+                    axes.plot([x, left], [y, corner], color=LINE_BLUE, lw=0.9, zorder=4)
+                center = ((end + left) / 2, middle - 0.5 if kernel == 3 else middle)
+                draw_text(axes, center, f"{kernel}×{kernel} convolution,\nReLU", size=8.5, color=GRAY)
+            draw_grid(axes, (left, bottom), cell, [[""] * side] * side, colors=colors)
+            draw_text(axes, (left + side * cell / 2, bottom - 0.14), f"{side}×{side}")
+            end = left + side * cell
+            window = [(left + min(kernel, side) * cell, top), (left + min(kernel, side) * cell, top - kernel * cell)]
+    save(figure, "stacked-convolutions")
+
+
 def draw_rows(axes: Axes, left: float, rows: list[tuple[str, float, list[str], str]]) -> None:
     """Draw rows of eight cells; each is a label, its y, the values and a color."""
     for label, y, values, color in rows:
@@ -480,4 +508,5 @@ if __name__ == "__main__":
     draw_inception()
     draw_residual_blocks()
     draw_alexnet()
+    draw_stacked_convolutions()
     draw_binarized()

@@ -3,7 +3,7 @@
     python docs/figures/scripts/dcgan.py RUN WEIGHTS
 
 WEIGHTS is a file of the convolutions of VGG-16 (vgg16_features_imagenet.safetensors), in whose features the nearest
-training images are searched, for five minutes. RUN is a run of this command, one hour on two cores;
+training images are searched, for five minutes. RUN is a run of this command, 55 minutes on two cores;
 anime-faces-4000 is in $FUKAMI_DATA:
 
     fukami train dcgan --data anime-faces-4000 --stable --batch-size 16 --augment flip --epochs 120 --eval-every 20 \\

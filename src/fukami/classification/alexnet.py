@@ -13,7 +13,7 @@ from fukami.engine.recipe import MAX_INPUT_SIZE, check_range
 class AlexNet(ClassificationRecipe):
     """AlexNet: five convolutions and three fully connected layers (Krizhevsky et al. 2012), in its single-GPU version.
 
-    Not trained here. The paper: 59.3 % top-1 accuracy on ImageNet, one network (table 2).
+    Not measured. The paper: 59.3 % top-1 accuracy on ImageNet, one network (table 2).
 
     Example:
         fukami train alexnet --data flowers --init imagenet

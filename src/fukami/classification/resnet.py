@@ -55,7 +55,7 @@ class SmallImageResNetFields(FieldGroup):
 class ResNet18(ResNetFields, ClassificationRecipe):
     """ResNet-18: eight blocks of two 3×3 convolutions (He et al. 2016, table 1).
 
-    Not trained here; training runs at 54 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 72.12 %
+    Not measured; training runs at 54 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 72.12 %
     top-1 accuracy on ImageNet, 10 crops.
 
     Example:
@@ -67,7 +67,7 @@ class ResNet18(ResNetFields, ClassificationRecipe):
 class ResNet34(ResNetFields, ClassificationRecipe):
     """ResNet-34: sixteen blocks of two 3×3 convolutions (He et al. 2016, table 1).
 
-    Not trained here; training runs at 30 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 75.48 %
+    Not measured; training runs at 30 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 75.48 %
     top-1 accuracy on ImageNet, 10 crops.
 
     Example:
@@ -79,7 +79,7 @@ class ResNet34(ResNetFields, ClassificationRecipe):
 class ResNet50(BottleneckResNetFields, ClassificationRecipe):
     """ResNet-50: 16 bottleneck blocks (He et al. 2016, table 1).
 
-    Not trained here; training runs at 22 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 77.15 %
+    Not measured; training runs at 22 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 77.15 %
     top-1 accuracy on ImageNet, 10 crops.
 
     Example:
@@ -91,7 +91,7 @@ class ResNet50(BottleneckResNetFields, ClassificationRecipe):
 class ResNet101(BottleneckResNetFields, ClassificationRecipe):
     """ResNet-101: 33 bottleneck blocks (He et al. 2016, table 1).
 
-    Not trained here; training runs at 13 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 78.25 %
+    Not measured; training runs at 13 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 78.25 %
     top-1 accuracy on ImageNet, 10 crops.
 
     Example:
@@ -103,7 +103,7 @@ class ResNet101(BottleneckResNetFields, ClassificationRecipe):
 class ResNet152(BottleneckResNetFields, ClassificationRecipe):
     """ResNet-152: 50 bottleneck blocks (He et al. 2016, table 1).
 
-    Not trained here; training runs at 8.8 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 78.57 %
+    Not measured; training runs at 8.8 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 78.57 %
     top-1 accuracy on ImageNet, 10 crops.
 
     Example:
@@ -128,7 +128,7 @@ class ResNet20(SmallImageResNetFields, ClassificationRecipe):
 class ResNet32(SmallImageResNetFields, ClassificationRecipe):
     """ResNet-32 for 32×32 images: five blocks per stage (He et al. 2016, section 4.2).
 
-    Not trained here; training runs at 449 images per second of 32×32 on 2 cores of an AMD EPYC. The paper: 92.49 % test
+    Not measured; training runs at 449 images per second of 32×32 on 2 cores of an AMD EPYC. The paper: 92.49 % test
     accuracy on CIFAR-10.
 
     Example:
@@ -140,7 +140,7 @@ class ResNet32(SmallImageResNetFields, ClassificationRecipe):
 class ResNet44(SmallImageResNetFields, ClassificationRecipe):
     """ResNet-44 for 32×32 images: seven blocks per stage (He et al. 2016, section 4.2).
 
-    Not trained here; training runs at 330 images per second of 32×32 on 2 cores of an AMD EPYC. The paper: 92.83 % test
+    Not measured; training runs at 330 images per second of 32×32 on 2 cores of an AMD EPYC. The paper: 92.83 % test
     accuracy on CIFAR-10.
 
     Example:
@@ -152,7 +152,7 @@ class ResNet44(SmallImageResNetFields, ClassificationRecipe):
 class ResNet56(SmallImageResNetFields, ClassificationRecipe):
     """ResNet-56 for 32×32 images: nine blocks per stage (He et al. 2016, section 4.2).
 
-    Not trained here; training runs at 269 images per second of 32×32 on 2 cores of an AMD EPYC. The paper: 93.03 % test
+    Not measured; training runs at 269 images per second of 32×32 on 2 cores of an AMD EPYC. The paper: 93.03 % test
     accuracy on CIFAR-10.
 
     Example:
@@ -164,7 +164,7 @@ class ResNet56(SmallImageResNetFields, ClassificationRecipe):
 class ResNet110(SmallImageResNetFields, ClassificationRecipe):
     """ResNet-110 for 32×32 images: eighteen blocks per stage (He et al. 2016, section 4.2).
 
-    Not trained here; training runs at 140 images per second of 32×32 on 2 cores of an AMD EPYC. The paper: 93.57 % test
+    Not measured; training runs at 140 images per second of 32×32 on 2 cores of an AMD EPYC. The paper: 93.57 % test
     accuracy on CIFAR-10.
 
     Example:

@@ -23,7 +23,7 @@ def command(arguments: list[str]) -> None:
             raise build_unknown_error("recipe", name, RECIPES)
         rows = [("recipe", "task", "year", "the paper", "ours", "paper")]
         rows += [
-            (recipe, entry.task, str(entry.year), entry.paper_result, entry.result, entry.paper)
+            (recipe, entry.task, str(entry.year), entry.paper_result, entry.result or "not measured", entry.paper)
             for recipe, entry in entries.items()
             if entry.result or all or name
         ]

@@ -345,7 +345,9 @@ def separate_trainval(
 
 def _get_problem_key(problem: AnnotationProblem) -> object:
     """Return what two splits have in common of a problem: of a missing image its name, and otherwise the file."""
-    return re.sub(r"\S*/", "", problem.detail) if problem.kind == "missing" else problem.file
+    if problem.kind != "missing":
+        return problem.file
+    return " ".join(word.rpartition("/")[2] for word in problem.detail.split(" "))
 
 
 def check_splits(root: Path, files: Sequence[tuple[str, Path]]) -> None:

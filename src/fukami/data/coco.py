@@ -80,11 +80,15 @@ def find_coco_files(root: Path) -> list[tuple[str, Path]]:
     if files:
         return files
     children = list_folders(root)
-    for folders in ((root, *children), [child / "annotations" for child in children]):
+    places = [(root, *children)]
+    if len(children) > 1:  # otherwise the folder of an archive, whose own files are found below
+        places.append(tuple(child / "annotations" for child in children))
+    for folders in places:
         paths = itertools.chain.from_iterable(list_files(folder, ".json") for folder in folders)
         candidates = list(filter(_is_box_file, itertools.islice(paths, MAX_INSPECTED_FILES)))
         if candidates:
             break
+    candidates = [path for path in candidates if path.name.startswith("instances_")] or candidates
     with_boxes = [path for path in candidates if contains_pattern(path, BOX_KEYS)] if len(candidates) > 1 else []
     candidates = with_boxes or candidates  # a list of test images has no annotations
     if len(candidates) == 1:
@@ -291,19 +295,20 @@ class ImageLocator:
             if split in ("", self.split) or {split, self.split} in ({"trainval", "train"}, {"trainval", "val"}):
                 self.folders.remove(folder)
                 self.folders.insert(0, folder)
-            elif self.has_own_folder and (not self.other_files or self._is_listed(name, split)):
+            elif self.has_own_folder and self._is_listed(name, split):
                 continue
             return path
         return self.folders[0] / name
 
     def _is_listed(self, name: str, split: str) -> bool:
-        """Return whether another file of a split lists an image."""
-        for file in (file for file_split, file in self.other_files if file_split == split):
+        """Return whether another file of a split lists an image, or may, if the split has no file."""
+        files = [file for file_split, file in self.other_files if file_split == split]
+        for file in files:
             if file not in self.listed_names:
                 self.listed_names[file] = list_image_names(read_records(file))
             if name in self.listed_names[file]:
                 return True
-        return False
+        return not files
 
 
 def list_image_names(records: Records) -> set[str]:

@@ -110,7 +110,7 @@ def _find_labels(path: Path, images: Path | None) -> SourceFormat | None:
     root = next((root for root in roots if label_tables.find_label_tables(root)), path)
     tables = label_tables.find_label_tables(root)
     folders = [] if images else _list_class_folders(path)
-    if tables and not (_are_classes(folders) and _agree(folders, root, tables)):
+    if tables and not (_are_classes(folders) and _agree(path, folders, root, tables)):
         return SourceFormat("CSV", tables[0][1] if len(tables) == 1 else root)
     if _are_classes(folders) or (
         folders and not any(find_format(kind, path) for kind in ("boxes", "masks", "captions"))
@@ -119,9 +119,9 @@ def _find_labels(path: Path, images: Path | None) -> SourceFormat | None:
     return None
 
 
-def _agree(folders: list[Path], root: Path, tables: list[tuple[str, Path]]) -> bool:
+def _agree(path: Path, folders: list[Path], root: Path, tables: list[tuple[str, Path]]) -> bool:
     """Return whether folders are surely classes beside tables: they have splits, or are those of the tables."""
-    if len({folder.parent for folder in folders}) > 1:
+    if "" not in image_folder.find_used_splits(path)[0]:
         return True
     try:
         splits = label_tables.read_csv(tables[0][1] if len(tables) == 1 else root, None).values()
@@ -268,7 +268,9 @@ def _count_masks(found: SourceFormat, images: Path | None) -> str:
         annotations, image_masks = OUTLINE_READERS[found.name](found.root, images)
         return _format_images(len(image_masks), len(annotations.labels) + 1)
     index = mask_folders.index_folder(found.root, images)
-    num_images = sum(pair.mask_path is not None for pair in index.iterate_pairs())
+    num_images = len(
+        {pair.image_path for pair in index.iterate_pairs() if pair.mask_path}
+    )  # trainval has those of train
     return _format_images(num_images, len(index.class_table.labels))
 
 

@@ -1,6 +1,8 @@
 """Seeds and states of all random generators."""
 
+import contextlib
 import random
+from collections.abc import Iterator
 from typing import Any, TypedDict
 
 import numpy as np
@@ -49,3 +51,19 @@ def set_random_states(states: RandomStates) -> None:
     torch.set_rng_state(states["torch"].cpu())
     if states["cuda"] is not None:
         torch.cuda.set_rng_state(states["cuda"].cpu())
+
+
+@contextlib.contextmanager
+def keep_random_states() -> Iterator[None]:
+    """Restore the state of every random generator at the end, those of all GPUs, too."""
+    states = get_random_states()
+    has_gpu_states = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    gpu_states = torch.cuda.get_rng_state_all() if has_gpu_states else []
+    try:
+        yield
+    finally:
+        set_random_states({**states, "cuda": None})
+        if has_gpu_states:
+            torch.cuda.set_rng_state_all(gpu_states)
+        elif torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.manual_seed_all(torch.initial_seed())  # as if initialized with the seed of torch.manual_seed

@@ -275,17 +275,25 @@ def _read_annotation(
     if image is None and normalize_name(Path(name).stem) == normalize_name(path.stem):
         image = folder / name  # an image of this name in another folder has another file
     elif image is None:
-        image = choose_nearest(images_by_name.get(name, ()), path) or folder / name
+        image = _choose_named(images_by_name, name, path) or folder / name
     elif Path(name).stem == image.stem and is_file(image.with_name(name)):  # of two images that differ in their suffix
         image = image.with_name(name)
     elif Path(name).stem == image.stem and image.parent != path.parent:
-        named = [other for other in images_by_name.get(name, ()) if not are_of_other_splits(other, path)]
-        image = choose_nearest(named[:MAX_CANDIDATES], path) or image
+        named = _choose_named(images_by_name, name, path)
+        is_mask = image.suffix.lower() == ".png" and Path(name).suffix.lower() != ".png"  # such as trimaps of pets
+        if named and (is_mask or choose_nearest((image, named), path) == named):
+            image = named
     annotation = parse_annotation(path, image, root)
     if is_file(image):
         return annotation
     detail = f"its image {image} does not exist; put it there, or remove the annotation"
     return AnnotationProblem("missing", path, annotation.line, detail)
+
+
+def _choose_named(images_by_name: dict[str, list[Path]], name: str, path: Path) -> Path | None:
+    """Return the image of a name that is nearest to an annotation and not of another split; None if there is none."""
+    candidates = images_by_name.get(name, [])[:MAX_CANDIDATES]
+    return choose_nearest([image for image in candidates if not are_of_other_splits(image, path)], path)
 
 
 def _read_image_list(path: Path) -> Iterator[tuple[int, str]]:

@@ -112,7 +112,8 @@ def has_polygons(root: Path) -> bool:
 
 
 def _has_polygon(path: Path) -> bool:
-    return any(len(line.split()) > NUM_BOX_VALUES for line in _read_lines(path, max_bytes=MAX_SMALL_FILE_BYTES))
+    lengths = (len(line.split()) for line in _read_lines(path, max_bytes=MAX_SMALL_FILE_BYTES))
+    return any(length > NUM_BOX_VALUES and length % 2 for length in lengths)  # a class and pairs of numbers
 
 
 def find_description_files(root: Path) -> list[Path]:
@@ -349,7 +350,7 @@ def _has_keypoints(values: Sequence[float]) -> bool:
 def _parse_polygon(text: str, corners: Corners) -> npt.NDArray[np.float64]:
     """Parse the corners of a line's polygon or box, relative to the image size, ``(N, 2)``."""
     values = [to_number(word) for word in text.split()[1:]]
-    if len(values) == NUM_BOX_VALUES - 1:
+    if len(values) == NUM_BOX_VALUES - 1 or len(values) % 2:  # a box, alone or before keypoints
         left, top, right, bottom = corners
         values = [left, top, right, top, right, bottom, left, bottom]
     return np.array(values, np.float64).reshape(-1, 2)

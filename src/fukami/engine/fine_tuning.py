@@ -11,12 +11,16 @@ ParameterGroup = dict[str, list[nn.Parameter] | float]  # params and lr, for an 
 def find_head(model: nn.Module) -> tuple[str, ...]:
     """Return the names of a classifier's head: the child with the last linear layer, and auxiliary classifiers.
 
-    The head includes the normalization after that layer. All other children are the features.
+    The head includes the normalization of the scores after that layer. All other children are the features.
     """
     auxiliary = tuple(name for name, _ in model.named_children() if name.startswith("aux"))
-    linear = [name.partition(".")[0] for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linear = {name.partition(".")[0]: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     last = [child for child in linear if child not in auxiliary][-1]
-    children = [name for name, child in model.named_children() if name == last or isinstance(child, _BatchNorm)]
+    children = [
+        name
+        for name, child in model.named_children()
+        if name == last or (isinstance(child, _BatchNorm) and child.num_features == linear[last].out_features)
+    ]
     return *children[children.index(last) :], *auxiliary
 
 

@@ -25,7 +25,7 @@ from fukami.errors import Error, UsageError
 from fukami.layers.meta_device import use_meta_device
 
 MAX_ONNX_BYTES = 2 << 30  # the limit of ONNX
-_build_lock = threading.Lock()
+_build_lock = threading.RLock()  # build_task of a custom recipe may load another run
 MAX_MODEL_PARTS = 50_000  # layers and tensors of a network; ResNet-152 has about a thousand
 
 
@@ -85,7 +85,8 @@ def _load_run(
         for name, network in networks.items():
             with contextlib.suppress(ValueError):
                 stored_labels = parse_json(network.metadata.get("labels", "null"))
-                if stored_labels in (None, [*labels]) and network.num_scores in (None, len(labels)):
+                num_scores = network.num_scores if built_in else None  # other outputs of custom tasks have other sizes
+                if stored_labels in (None, [*labels]) and num_scores in (None, len(labels)):
                     continue
             raise Error(f"{folder / name}.onnx has other classes than its recipe.json; export the run again")
         modules = {**networks}

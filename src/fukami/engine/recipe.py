@@ -383,7 +383,7 @@ def _record_digest(recipe: type[FieldGroup]) -> None:
     if not recipe.__module__.startswith("fukami"):
         file = getattr(sys.modules.get(recipe.__module__), "__file__", None)
         if file and Path(file).is_file():
-            _digests.setdefault(recipe.__module__, hashlib.sha256(Path(file).read_bytes()).hexdigest())
+            _digests[recipe.__module__] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def _get_subclass(module: types.ModuleType, base: type[Base], base_name: str) -> type[Base]:

@@ -12,7 +12,7 @@ import torch
 from PIL.Image import Image
 
 from fukami.data.files import list_inputs
-from fukami.data.random_states import get_random_states, set_random_states
+from fukami.data.random_states import keep_random_states
 from fukami.engine import run_folder, run_record
 from fukami.engine.load_run import load_task
 from fukami.engine.prediction import Prediction
@@ -187,7 +187,8 @@ def train(
             that of an uninterrupted run, bit for bit.
         allow_changed_data: resume although the data have changed since the checkpoint; the run records it.
         timeout: maximum time in seconds that processes wait for one another.
-        fields: fields of the recipe, such as ``data`` and ``epochs``.
+        fields: fields of the recipe, such as ``data`` and ``epochs``. Of a recipe object, the other fields that differ
+            from their defaults are kept.
 
     Raises:
         UsageError: the recipe has no such field; ``out`` is not empty or another run is writing to it; or ``resume`` is
@@ -211,12 +212,12 @@ def train(
         changed: dict[str, Any] = get_changed_fields(base)
         experiment = kind(**changed | values)
     options = RunOptions(device, precision, compile, resume, allow_changed_data, timeout)
-    num_threads, random_states = torch.get_num_threads(), get_random_states()
-    try:
-        return Run(folder, run_training(experiment, folder, options), experiment)
-    finally:
-        torch.set_num_threads(num_threads)
-        set_random_states(random_states)
+    num_threads = torch.get_num_threads()
+    with keep_random_states():
+        try:
+            return Run(folder, run_training(experiment, folder, options), experiment)
+        finally:
+            torch.set_num_threads(num_threads)
 
 
 def _find_recipe_class(recipe: str | os.PathLike[str] | type[Recipe]) -> type[Recipe]:

@@ -25,8 +25,8 @@ class DQN(Recipe):
     """Deep Q-Network (Mnih et al. 2015).
 
     Result: mean return 0.98 on catch (bundled), mean of 3 seeds, in about 65 seconds (the maximum is 1); 17.83 on Pong
-    after 1.2 million steps with Double DQN and Adam, in 71 minutes; both on 2 cores of an AMD EPYC. The paper: 18.9 on
-    Pong.
+    after 1.2 million steps with Double DQN and Adam (an earlier run took 71 minutes); both on 2 cores of an AMD EPYC.
+    The paper: 18.9 on Pong.
 
     Example:
         fukami train dqn --env catch

@@ -48,7 +48,7 @@ def _check_pairs(source: DataSource, findings: Findings) -> tuple[dict[str, list
     except Error as error:
         add_read_error(error, names, findings)
         return {}, names
-    for problem in index.problems:
+    for problem in (*index.problems, *index.orphans):
         findings.add(problem.kind, problem.detail, file=names(problem.file), line=problem.line)
     order = sorted(index.splits, key=("", "trainval", "train", "val", "test").index)
     labels = index.class_table.labels

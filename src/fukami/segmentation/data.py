@@ -40,7 +40,8 @@ class DatasetIndex:
 
     class_table: ClassTable
     splits: dict[str, list[tuple[Path, Mask]]]
-    problems: Sequence[AnnotationProblem] = ()  # files and list entries that belong to no image
+    problems: Sequence[AnnotationProblem] = ()  # unreadable or missing images, and list entries
+    orphans: Sequence[AnnotationProblem] = ()  # annotations that belong to no image or class
 
     def has_masks(self, split: str) -> bool:
         """Return whether an image of a split has a mask or an object; a warning names a split without any."""
@@ -108,10 +109,11 @@ def index_dataset(source: DataSource, ignore_index: int = class_tables.IGNORE_IN
             for split, entries in annotations.splits.items()
         }
         class_table = coco_masks.build_coco_class_table(annotations)
-        problems = [*annotations.unreadable_images, *annotations.orphan_annotations]
+        problems, orphans = annotations.unreadable_images, annotations.orphan_annotations
     else:
         folders = mask_folders.index_folder(root, source.images)
-        class_table, problems = folders.class_table.with_ignore_index(ignore_index), folders.problems
+        class_table = folders.class_table.with_ignore_index(ignore_index)
+        problems, orphans = folders.problems, []
         splits = {
             split: [(pair.image_path, _build_mask(pair, class_table)) for pair in pairs]
             for split, pairs in folders.splits.items()
@@ -122,7 +124,7 @@ def index_dataset(source: DataSource, ignore_index: int = class_tables.IGNORE_IN
     if {"train", "val", "trainval"} <= splits.keys():
         del splits["trainval"]
         problems = [problem for problem in problems if problem.split != "trainval"]
-    return DatasetIndex(class_table, splits, problems)
+    return DatasetIndex(class_table, splits, problems, orphans)
 
 
 def check_num_classes(source: DataSource, class_table: ClassTable) -> None:
