@@ -25,7 +25,7 @@ docs: $(VENV)/documented
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build
 
 image:
-	$(firstword $(shell command -v docker podman) docker) build --tag fukami .
+	$(or $(shell command -v docker || command -v podman),docker) build --tag fukami .
 
 install: $(VENV)/tested
 	$(BIN)/pre-commit install

@@ -72,8 +72,8 @@ def summarize_default(options):
 
 
 def train_sprint(seed):
-    """Train; return the command, the seconds to the first evaluation at the goal, and the best accuracy."""
-    command = f"{SPRINT} --seed {seed}".replace("deep-convnet", TESTED, 1)
+    """Train in float32, as the plain loop; return the command, the seconds to the goal, and the best accuracy."""
+    command = f"{SPRINT} --precision float32 --seed {seed}".replace("deep-convnet", TESTED, 1)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         start, reached = time.monotonic(), None

@@ -653,12 +653,35 @@ def test_random_states_of_all_gpus_are_kept(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: states[0])
     monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [*states])
     monkeypatch.setattr(torch.cuda, "set_rng_state_all", lambda kept: states.__setitem__(slice(None), kept))
+    mps_states = [torch.tensor([5])]
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: mps_states[0])
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda kept: mps_states.append(kept))
     draw = torch.rand(1)
     with keep_random_states():
         states[:] = torch.tensor([3]), torch.tensor([4])
+        mps_states.append(torch.tensor([6]))
         expected = torch.rand(1)
     assert states == [1, 2]
+    assert mps_states[-1] == 5
     assert torch.rand(1) == expected != draw
+
+
+def test_a_gpu_that_training_starts_has_the_seed_of_the_caller_afterwards(monkeypatch):
+    initialized, seeds = [False], []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: initialized[0])
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    state = torch.get_rng_state()
+    try:
+        torch.manual_seed(7)
+        seeds.clear()
+        with keep_random_states():
+            torch.manual_seed(8)
+            initialized[0] = True
+        assert seeds[-1] == 7
+    finally:
+        initialized[0] = False
+        torch.set_rng_state(state)
 
 
 def test_a_resumed_run_uses_the_same_number_of_threads(tmp_path, monkeypatch, caplog, capsys):

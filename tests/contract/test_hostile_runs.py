@@ -187,15 +187,17 @@ def test_a_custom_recipe_may_load_another_run(custom_run, trained, tmp_path):
     assert [task.labels for task in tasks] == [tuple("0123456789")]
 
 
-def test_a_module_that_was_edited_and_reloaded_has_the_digest_of_its_last_file(tmp_path, monkeypatch):
+def test_classes_of_a_module_that_was_edited_and_reloaded_have_the_digests_of_their_files(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    recipes, digests, name = [], [], "reloaded_recipe"
     for text in (SOURCE, SOURCE + "# edited\n"):
-        (tmp_path / "reloaded_recipe.py").write_text(text)
-        name = "reloaded_recipe"
+        (tmp_path / f"{name}.py").write_text(text)
         module = importlib.reload(sys.modules[name]) if name in sys.modules else importlib.import_module(name)
-        assert identify_recipe(module.Mine)["recipe_sha256"] == hashlib.sha256(text.encode()).hexdigest()
-    del sys.modules["reloaded_recipe"]
+        recipes.append(module.Mine)
+        digests.append(hashlib.sha256(text.encode()).hexdigest())
+    assert [identify_recipe(recipe)["recipe_sha256"] for recipe in recipes] == digests
+    del sys.modules[name]
 
 
 def test_a_recipe_of_a_notebook_is_passed_as_a_class(trained, tmp_path):

@@ -757,6 +757,17 @@ def test_folders_of_a_competition_are_no_classes(tmp_path, train, test):
         assert not identify_source(str(tmp_path)).has("labels")
 
 
+@pytest.mark.parametrize("other_images", ["test/{}.png", "test/part_1/{}.png"])
+def test_a_table_of_labels_comes_before_folders_of_images_of_the_training_split(other_images, tmp_path):
+    """The images of the training split are in two folders, which are no classes; the others have no labels."""
+    names = [f"train/{folder}/{index}.png" for folder in ("part_1", "part_2") for index in range(2)]
+    for index, name in enumerate((*names, *map(other_images.format, range(2)))):
+        write_image(tmp_path / name, index)
+    rows = "".join(f"{name},{label}\n" for name, label in zip(names, "abab", strict=True))
+    write_text(tmp_path / "train.csv", f"path,label\n{rows}")
+    assert formats.find_format("labels", tmp_path) == ("CSV", tmp_path / "train.csv")
+
+
 def test_a_table_of_labels_comes_before_folders_of_images(tmp_path):
     """The images are in two folders, which are no classes; the dataset is in a folder of an archive."""
     for folder in ("part_1", "part_2"):
@@ -778,19 +789,24 @@ def test_a_split_without_any_class_of_the_training_split_is_omitted(tmp_path, ca
     assert "has none of the classes of the training split" in caplog.text
 
 
-def test_boxes_of_pets_belong_to_the_named_images(tmp_path):
+@pytest.mark.parametrize(
+    ("image_suffix", "mask_suffix", "mask_folder"),
+    [("jpg", "png", "trimaps"), ("png", "bmp", "trimaps"), ("jpg", "gif", "masks"), ("png", "jpg", "masks")],
+)
+def test_boxes_of_pets_belong_to_the_named_images(image_suffix, mask_suffix, mask_folder, tmp_path):
     """Masks of the same stem are nearer to the XML files; the masks match by name."""
     for index in range(3):
-        write_image(tmp_path / "images" / f"{index}.jpg")
-        write_mask(tmp_path / "annotations" / "trimaps" / f"{index}.png", index)
-        text = XML.format(index + 2).replace("<annotation>", f"<annotation><filename>{index}.jpg</filename>")
+        write_image(tmp_path / "images" / f"{index}.{image_suffix}")
+        write_mask(tmp_path / "annotations" / mask_folder / f"{index}.{mask_suffix}", index)
+        text = XML.format(index + 2).replace("<annotation>", f"<annotation><filename>{index}.{image_suffix}</filename>")
         write_text(tmp_path / "annotations" / "xmls" / f"{index}.xml", text)
     dataset = formats.read_boxes(identify_source(str(tmp_path)).require("boxes"))
     assert [entry.image_path.parent.name for entry in dataset.splits[""]] == ["images"] * 3
-    masks = segmentation_data.index_dataset(identify_source(str(tmp_path)))
-    assert [(image.name, mask.path.name) for image, mask in masks.splits[""]] == [
-        (f"{index}.jpg", f"{index}.png") for index in range(3)
-    ]
+    if mask_suffix != "jpg":  # JPEG changes the values of masks
+        masks = segmentation_data.index_dataset(identify_source(str(tmp_path)))
+        assert [(image.name, mask.path.name) for image, mask in masks.splits[""]] == [
+            (f"{index}.{image_suffix}", f"{index}.{mask_suffix}") for index in range(3)
+        ]
 
 
 def test_a_mask_does_not_replace_an_image_that_was_converted(tmp_path):
@@ -817,7 +833,7 @@ def test_a_named_image_of_another_split_is_missing(tmp_path):
 
 
 def test_many_images_of_the_name_in_xml_files_are_read_quickly(tmp_path, monkeypatch):
-    """Each XML file is compared with at most 100 images."""
+    """An XML file is compared with at most 100 images: those in a folder of its name if there are more."""
     count = 0
 
     def count_parts(*parts):
@@ -832,9 +848,12 @@ def test_many_images_of_the_name_in_xml_files_are_read_quickly(tmp_path, monkeyp
         (tmp_path / f"folder {index}").mkdir()
         (tmp_path / f"folder {index}" / "1.png").write_bytes(content)
         text = XML.format(3).replace("<annotation>", "<annotation><filename>1.png</filename>")
-        write_text(tmp_path / "xml" / f"{index + 2}.xml", text)
-    voc.read_voc(tmp_path)
-    assert 0 < count <= 300 * 100
+        folder = f"folder {index}" if index % 2 else "others"
+        write_text(tmp_path / "xml" / folder / f"{index + 2}.xml", text)
+    dataset = voc.read_voc(tmp_path)
+    folders = [(entry.annotation_path.parent.name, entry.image_path.parent.name) for entry in dataset.splits[""]]
+    assert sum(folder == image_folder for folder, image_folder in folders) == 150
+    assert 0 < count <= 150 * 100
 
 
 def test_coco_of_2017_in_a_top_level_folder(tmp_path):
@@ -1030,6 +1049,24 @@ def test_masks_beside_their_images(tmp_path):
         "val": ["0.jpg", "1.jpg"],
     }
     assert index.splits["train"][1][1].path.name == "1_mask.png"
+
+
+def test_a_coco_file_of_another_split_may_have_any_name(tmp_path):
+    """The name ``instances_`` only selects among the files of one split."""
+    for name in ("train/instances_default.json", "train/poses.json", "val/labels.json"):
+        write_coco(tmp_path / name)
+    assert sorted(coco.find_coco_files(tmp_path)) == [
+        ("train", tmp_path / "train" / "instances_default.json"),
+        ("val", tmp_path / "val" / "labels.json"),
+    ]
+
+
+def test_coco_files_in_a_single_folder_of_an_export_belong_to_images_elsewhere(tmp_path):
+    for index in range(COUNT):
+        write_image(tmp_path / "photos" / f"{index}.png", index)
+    write_coco(tmp_path / "export" / "task" / "annotations" / "instances_default.json")
+    found = formats.find_format("boxes", tmp_path / "export", tmp_path / "photos")
+    assert len(formats.read_boxes(found, tmp_path / "photos").splits[""]) == COUNT
 
 
 def test_coco_files_in_folders_of_annotations_of_each_split(tmp_path):

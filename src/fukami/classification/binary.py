@@ -93,7 +93,7 @@ class BinaryDeepConvNet(BinarizationFields, DeepConvNetFields, ClassificationRec
 class BinaryResNet18(BinarizationFields, ClassificationRecipe):
     """Binarized ResNet-18 with a shortcut around every 1-bit convolution (Liu et al. 2018, Bi-Real Net).
 
-    Not measured; training runs at 45 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 56.4 %
+    Accuracy not measured; training runs at 45 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 56.4 %
     top-1 accuracy on ImageNet.
 
     Example:

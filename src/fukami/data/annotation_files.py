@@ -47,24 +47,38 @@ def pair_with_images(files: Sequence[Path], images: Sequence[Path]) -> dict[Path
     of an image, one in a folder whose other files belong to images in another folder is of a missing image.
     """
     by_path: dict[tuple[Path, str], Path] = {}
-    by_stem: dict[str, list[Path]] = defaultdict(list)
-    by_folder_name: dict[tuple[str, str], list[Path]] = defaultdict(list)
+    by_stem = ImageNames()
     for image in images:
         stem = normalize_name(image.stem)
         by_path.setdefault((image.parent, stem), image)
-        by_stem[stem].append(image)
-        by_folder_name[image.parent.name, stem].append(image)
+        by_stem.add(stem, image)
     pairs: dict[Path, Path] = {}
     for file in files:
         stem = normalize_name(file.stem)
-        candidates = by_stem.get(stem, [])
-        if len(candidates) > MAX_CANDIDATES:  # comparing each file with each image would take hours
-            candidates = by_folder_name.get((file.parent.name, stem), candidates)[:MAX_CANDIDATES]
-        candidates = [image for image in candidates if not are_of_other_splits(image, file)]
-        image_path = by_path.get((file.parent, stem)) or choose_nearest(candidates, file)
+        image_path = by_path.get((file.parent, stem)) or by_stem.choose_nearest(stem, file)
         if image_path:
             pairs[file] = image_path
     return _remove_files_of_other_folders(pairs)
+
+
+class ImageNames:
+    """Images by their names."""
+
+    def __init__(self) -> None:
+        self.images: dict[str, list[Path]] = defaultdict(list)
+        self.images_in_folders: dict[tuple[str, str], list[Path]] = defaultdict(list)  # by the folder's name, too
+
+    def add(self, name: str, image: Path) -> None:
+        """Add an image."""
+        self.images[name].append(image)
+        self.images_in_folders[image.parent.name, name].append(image)
+
+    def choose_nearest(self, name: str, file: Path) -> Path | None:
+        """Return the image of a name that is nearest to a file and not of another split; None if there is none."""
+        candidates = self.images.get(name, [])
+        if len(candidates) > MAX_CANDIDATES:  # comparing each file with each image would take hours
+            candidates = self.images_in_folders.get((file.parent.name, name), candidates)[:MAX_CANDIDATES]
+        return choose_nearest([image for image in candidates if not are_of_other_splits(image, file)], file)
 
 
 def _remove_files_of_other_folders(pairs: dict[Path, Path]) -> dict[Path, Path]:

@@ -120,14 +120,16 @@ def _find_labels(path: Path, images: Path | None) -> SourceFormat | None:
 
 
 def _agree(path: Path, folders: list[Path], root: Path, tables: list[tuple[str, Path]]) -> bool:
-    """Return whether folders are surely classes beside tables: they have splits, or are those of the tables."""
-    if "" not in image_folder.find_used_splits(path)[0]:
-        return True
+    """Return whether folders are surely classes beside tables: those of the tables, or of splits that no table has."""
     try:
         splits = label_tables.read_csv(tables[0][1] if len(tables) == 1 else root, None).values()
     except Error:
         return True
-    return {name for split in splits for name in split.class_names} <= {folder.name for folder in folders}
+    if {name for split in splits for name in split.class_names} <= {folder.name for folder in folders}:
+        return True
+    parents = {folder.parent for folder in folders}
+    has_images = any(parents & {*file.parents} for split in splits for file in split.files)
+    return not has_images and "" not in image_folder.find_used_splits(path)[0]
 
 
 def _list_class_folders(path: Path) -> list[Path]:

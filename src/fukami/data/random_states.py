@@ -57,12 +57,15 @@ def set_random_states(states: RandomStates) -> None:
 def keep_random_states() -> Iterator[None]:
     """Restore the state of every random generator at the end, those of all GPUs, too."""
     states = get_random_states()
+    mps_state = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     has_gpu_states = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     gpu_states = torch.cuda.get_rng_state_all() if has_gpu_states else []
     try:
         yield
     finally:
         set_random_states({**states, "cuda": None})
+        if mps_state is not None:
+            torch.mps.set_rng_state(mps_state)
         if has_gpu_states:
             torch.cuda.set_rng_state_all(gpu_states)
         elif torch.cuda.is_initialized():  # type: ignore[no-untyped-call]

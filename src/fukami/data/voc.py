@@ -9,16 +9,13 @@ the box.
 import codecs
 import math
 import re
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.parsers import expat
 
 from fukami.data.annotation_files import (
-    MAX_CANDIDATES,
-    are_of_other_splits,
-    choose_nearest,
+    ImageNames,
     find_files_of_images,
     find_split,
     find_stem,
@@ -37,6 +34,7 @@ from fukami.data.annotations import (
 )
 from fukami.data.files import list_files, walk_files, walk_images
 from fukami.data.locations import list_data_folders
+from fukami.data.mask_folders import LOSSLESS_EXTENSIONS, MASK_FOLDERS
 from fukami.data.parsing import MAX_SMALL_FILE_BYTES, is_file, read_bytes, read_text, to_number
 from fukami.data.samples import DIFFICULT, REGULAR
 from fukami.errors import Error
@@ -236,9 +234,9 @@ def _read_annotations(
         dataset: receives the images without annotation.
     """
     file_to_image = pair_with_images(files, images)
-    images_by_name: dict[str, list[Path]] = defaultdict(list)
+    images_by_name = ImageNames()
     for path in images:
-        images_by_name[path.name].append(path)
+        images_by_name.add(path.name, path)
     results: dict[Path, ImageAnnotation | AnnotationProblem] = {}
     used = set()
     for file in files:
@@ -254,7 +252,7 @@ def _read_annotations(
 
 
 def _read_annotation(
-    path: Path, image: Path | None, images_by_name: dict[str, list[Path]], folder: Path, dataset: DatasetAnnotations
+    path: Path, image: Path | None, images_by_name: ImageNames, folder: Path, dataset: DatasetAnnotations
 ) -> ImageAnnotation | AnnotationProblem:
     """Read the annotation of the image of the same stem, or else of the image in the file's ``filename``."""
     try:
@@ -275,13 +273,12 @@ def _read_annotation(
     if image is None and normalize_name(Path(name).stem) == normalize_name(path.stem):
         image = folder / name  # an image of this name in another folder has another file
     elif image is None:
-        image = _choose_named(images_by_name, name, path) or folder / name
+        image = images_by_name.choose_nearest(name, path) or folder / name
     elif Path(name).stem == image.stem and is_file(image.with_name(name)):  # of two images that differ in their suffix
         image = image.with_name(name)
     elif Path(name).stem == image.stem and image.parent != path.parent:
-        named = _choose_named(images_by_name, name, path)
-        is_mask = image.suffix.lower() == ".png" and Path(name).suffix.lower() != ".png"  # such as trimaps of pets
-        if named and (is_mask or choose_nearest((image, named), path) == named):
+        named = images_by_name.choose_nearest(name, path)
+        if named and not _is_mask_of(named, image):
             image = named
     annotation = parse_annotation(path, image, root)
     if is_file(image):
@@ -290,10 +287,12 @@ def _read_annotation(
     return AnnotationProblem("missing", path, annotation.line, detail)
 
 
-def _choose_named(images_by_name: dict[str, list[Path]], name: str, path: Path) -> Path | None:
-    """Return the image of a name that is nearest to an annotation and not of another split; None if there is none."""
-    candidates = images_by_name.get(name, [])[:MAX_CANDIDATES]
-    return choose_nearest([image for image in candidates if not are_of_other_splits(image, path)], path)
+def _is_mask_of(path: Path, image: Path) -> bool:
+    """Return whether a file is the mask of an image of the same stem, by their folders, or else by their formats."""
+    are_in_mask_folders = [file.parent.name.lower() in MASK_FOLDERS for file in (path, image)]
+    if any(are_in_mask_folders):
+        return are_in_mask_folders == [True, False]
+    return path.suffix.lower() in LOSSLESS_EXTENSIONS and image.suffix.lower() not in LOSSLESS_EXTENSIONS
 
 
 def _read_image_list(path: Path) -> Iterator[tuple[int, str]]:

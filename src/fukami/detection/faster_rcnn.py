@@ -102,7 +102,7 @@ class FasterRCNNRecipe(DetectionRecipe):
 class FasterRCNNResNet50FPN(FasterRCNNRecipe):
     """Faster R-CNN with a ResNet-50 feature pyramid, as in torchvision (Lin et al. 2017).
 
-    Not measured; training runs at 0.6 images per second of 1152×800 on 2 cores of an AMD EPYC. torchvision's
+    mAP not measured; training runs at 0.6 images per second of 1152×800 on 2 cores of an AMD EPYC. torchvision's
     weights, which --init coco downloads, have 37.0 % AP on COCO.
 
     Example:

@@ -93,9 +93,11 @@ class Recipe(FieldGroup):
     seed: int = 0
     """Seed of all random number generators."""
 
+    _file_digest: ClassVar[str | None] = None  # SHA-256 of the imported file that defines the class
+
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        _record_digest(cls)
+        cls._file_digest = _record_digest(cls)
         if "__repr__" not in vars(cls):  # the decorator would add one that lists all fields
             cls.__repr__ = Recipe.__repr__  # type: ignore[method-assign]
 
@@ -378,12 +380,15 @@ def load_class(path: Path, base: type[Base], base_name: str, sha256: str | None 
     return _get_subclass(module, base, base_name)
 
 
-def _record_digest(recipe: type[FieldGroup]) -> None:
-    """Record the digest of the file that defines a custom recipe, which may be edited later."""
-    if not recipe.__module__.startswith("fukami"):
-        file = getattr(sys.modules.get(recipe.__module__), "__file__", None)
-        if file and Path(file).is_file():
-            _digests[recipe.__module__] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+def _record_digest(recipe: type[FieldGroup]) -> str | None:
+    """Record and return the digest of the file that defines a custom recipe, which may be edited later."""
+    if recipe.__module__.startswith("fukami"):
+        return None
+    file = getattr(sys.modules.get(recipe.__module__), "__file__", None)
+    if not file or not Path(file).is_file():
+        return None
+    digest = _digests[recipe.__module__] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return digest
 
 
 def _get_subclass(module: types.ModuleType, base: type[Base], base_name: str) -> type[Base]:
@@ -434,7 +439,7 @@ def identify_recipe(recipe: type[Recipe]) -> dict[str, str | None]:
     name = get_recipe_name(recipe)
     if is_built_in(recipe):
         return {"recipe": name}
-    digest = _digests.get(recipe.__module__)
+    digest = recipe._file_digest or _digests.get(recipe.__module__)
     if digest is None and Path(name).is_file():
         digest = hashlib.sha256(Path(name).read_bytes()).hexdigest()
     return {"recipe": Path(name).name, "recipe_sha256": digest}

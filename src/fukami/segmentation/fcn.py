@@ -103,8 +103,8 @@ class SkipFCNFields(FCNVGGFields):
 class FCN32sVGG16(FCNVGGFields, SegmentationRecipe):
     """FCN-32s: VGG-16 as a fully convolutional network with 32× upsampling (Long et al. 2015, section 4.1).
 
-    Not measured; training runs at 3.9 images per second of 192×160 on 2 cores of an AMD EPYC. The paper: 59.4 %
-    mIoU on VOC 2011.
+    Measured only as a stage of fcn8s-vgg16; training runs at 3.9 images per second of 192×160 on 2 cores of an AMD
+    EPYC. The paper: 59.4 % mIoU on VOC 2011.
 
     Example:
         fukami train fcn32s-vgg16 --data camvid --init imagenet
@@ -115,8 +115,8 @@ class FCN32sVGG16(FCNVGGFields, SegmentationRecipe):
 class FCN16sVGG16(SkipFCNFields, SegmentationRecipe):
     """FCN-16s: FCN-32s with a skip connection from pool4 (Long et al. 2015, section 4.2).
 
-    Not measured; training runs at 3.9 images per second of 192×160 on 2 cores of an AMD EPYC. The paper: 62.4 %
-    mIoU on VOC 2011.
+    Measured only as a stage of fcn8s-vgg16; training runs at 3.9 images per second of 192×160 on 2 cores of an AMD
+    EPYC. The paper: 62.4 % mIoU on VOC 2011.
 
     Example:
         fukami train fcn16s-vgg16 --data camvid --init imagenet
@@ -158,7 +158,7 @@ class FCNResNetFields(FieldGroup):
 class FCNResNet50(FCNResNetFields, SegmentationRecipe):
     """FCN with a dilated ResNet-50, as in torchvision (Long et al. 2015).
 
-    Not measured; training runs at 4.9 images per second of 192×160 on 2 cores of an AMD EPYC. torchvision's
+    mIoU not measured; training runs at 4.9 images per second of 192×160 on 2 cores of an AMD EPYC. torchvision's
     weights, which --init coco downloads, have 60.5 % mIoU on COCO with the VOC classes.
 
     Example:
@@ -172,7 +172,7 @@ class FCNResNet50(FCNResNetFields, SegmentationRecipe):
 class FCNResNet101(FCNResNetFields, SegmentationRecipe):
     """FCN with a dilated ResNet-101, as in torchvision (Long et al. 2015).
 
-    Not measured; training runs at 3.7 images per second of 192×160 on 2 cores of an AMD EPYC. torchvision's
+    mIoU not measured; training runs at 3.7 images per second of 192×160 on 2 cores of an AMD EPYC. torchvision's
     weights, which --init coco downloads, have 63.7 % mIoU on COCO with the VOC classes.
 
     Example:
