@@ -123,7 +123,7 @@ def race_plain_loop(options):
                 "deep-convnet mnist race",
                 "plain seconds / ours to 99.35 %",
                 ratios[-1],
-                command="python benchmarks/deep_convnet.py race",
+                command=f"python benchmarks/deep_convnet.py race --seeds {seed} --plain-epochs {options.plain_epochs}",
                 seed=seed,
                 note=note_of_ratio,
             )

@@ -59,7 +59,7 @@ def captioning(request):
 
 def style(request):
     """Build the recipe without the fields for epochs and batches, which it does not have."""
-    small = {"size": 64, "levels": 2, "iterations": 12, "eval_every": 8}
+    small = {"size": 64, "levels": 2, "iterations": 24, "eval_every": 8}
     return lambda **fields: NeuralStyle(**small)
 
 

@@ -90,8 +90,9 @@ def find_coco_files(root: Path) -> list[tuple[str, Path]]:
     with_boxes = [path for path in candidates if contains_pattern(path, BOX_KEYS)] if len(candidates) > 1 else []
     candidates = with_boxes or candidates  # a list of test images has no annotations
     splits = {path: find_split_word(path.stem) or find_split(path, root) for path in candidates}
-    instances = {splits[path] for path in candidates if path.name.startswith("instances_")}
-    candidates = [path for path in candidates if path.name.startswith("instances_") or splits[path] not in instances]
+    instances = [path for path in candidates if path.name.startswith("instances_")]
+    splits_with_instances = {splits[path] for path in instances}
+    candidates = [path for path in candidates if path in instances or splits[path] not in splits_with_instances]
     if len(candidates) == 1:
         return [("", candidates[0])]
     return [(splits[path], path) for path in candidates]

