@@ -189,9 +189,9 @@ def uninterrupted(tmp_path_factory):
     return (run / "weights.safetensors").read_bytes()
 
 
-def start_two_processes(python, run, *flags):
+def start_processes(python, run, *flags, recipe=RECIPE, count=2):
     """Start the launcher; it and its workers are forked."""
-    command = [python.executable, "-m", *build_command(RECIPE, run), "--processes", "2", *flags]
+    command = [python.executable, "-m", *build_command(recipe, run), "--processes", str(count), *flags]
     environment = {**build_thread_environment(1), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "60"}
     environment["PYTHONEXECUTABLE"] = python.executable
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -213,7 +213,7 @@ def list_workers(python, process):
 @pytest.mark.slow
 def test_all_processes_restart_after_one_is_killed_and_the_result_is_the_same(uninterrupted, tmp_path, forked_python):
     run = tmp_path / "run"
-    process = start_two_processes(forked_python, run)
+    process = start_processes(forked_python, run)
     wait_until(lambda: len(read_log_lines(run)) > 12 or process.poll() is not None)
     os.kill(forked_python.get_forked_pid(list_workers(forked_python, process)[1]), signal.SIGKILL)
     out, err = process.communicate(timeout=300)
@@ -227,7 +227,7 @@ def test_all_processes_restart_after_one_is_killed_and_the_result_is_the_same(un
 @pytest.mark.slow
 def test_a_hanging_process_is_named_and_restarted(uninterrupted, tmp_path, forked_python):
     run = tmp_path / "run"
-    process = start_two_processes(forked_python, run, "--timeout", "4")
+    process = start_processes(forked_python, run, "--timeout", "4")
     wait_until(lambda: len(read_log_lines(run)) > 12 or process.poll() is not None)
     hanging = forked_python.get_forked_pid(list_workers(forked_python, process)[1])
     os.kill(hanging, signal.SIGSTOP)
@@ -245,7 +245,7 @@ def test_a_hanging_process_is_named_and_restarted(uninterrupted, tmp_path, forke
 @pytest.mark.parametrize(("signal_number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_a_checkpoint_and_exits(signal_number, status, tmp_path, forked_python):
     run = tmp_path / "run"
-    process = start_two_processes(forked_python, run)
+    process = start_processes(forked_python, run)
     wait_until(lambda: len(read_log_lines(run)) > 8 or process.poll() is not None)
     process.send_signal(signal_number)
     out, err = process.communicate(timeout=120)
@@ -253,6 +253,22 @@ def test_a_signal_saves_a_checkpoint_and_exits(signal_number, status, tmp_path, 
     assert err.count("--resume") == 1
     assert "Traceback" not in err
     assert decode_checkpoint(run / "last.ckpt", torch.device("cpu"))["step"] > 0
+
+
+@pytest.mark.slow
+def test_a_resumed_run_of_three_processes_equals_an_uninterrupted_one(tmp_path, forked_python):
+    """The order in which three gradients are summed is that of the uninterrupted run, from the first step on."""
+    recipe, runs = DeepConvNet(epochs=2, batch_size=99), [tmp_path / "uninterrupted", tmp_path / "interrupted"]
+    processes = [start_processes(forked_python, runs[1], recipe=recipe, count=3)]
+    wait_until(lambda: len(read_log_lines(runs[1])) > 4 or processes[0].poll() is not None)
+    processes[0].send_signal(signal.SIGINT)
+    _, err = processes[0].communicate(timeout=120)
+    assert processes[0].returncode == 130, err
+    for run, flags in zip(runs, ((), ("--resume",)), strict=True):
+        process = start_processes(forked_python, run, *flags, recipe=recipe, count=3)
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+    assert len({(run / "weights.safetensors").read_bytes() for run in runs}) == 1
 
 
 @pytest.mark.parametrize(

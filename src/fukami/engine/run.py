@@ -184,7 +184,7 @@ def train(
         compile: compile the network (``torch.compile``) from the second step on, which takes a minute or two, for
             faster steps; a resumed run keeps it.
         resume: continue from the last checkpoint, with the fields of the run unless others are given; the result equals
-            that of an uninterrupted run, bit for bit (with three or more processes, up to rounding).
+            that of an uninterrupted run, bit for bit.
         allow_changed_data: resume although the data have changed since the checkpoint; the run records it.
         timeout: maximum time in seconds that processes wait for one another.
         fields: fields of the recipe, such as ``data`` and ``epochs``. Of a recipe object, the other fields that differ

@@ -103,11 +103,13 @@ class Runtime:
             # the synchronized layers keep their statistics equal; only other buffers need a broadcast
             synced = {id(buffer) for m in module.modules() if hasattr(m, "running_mean") for buffer in m.buffers(False)}
             broadcast = any(id(buffer) not in synced for buffer in module.buffers())
-            wrap: Callable[..., nn.Module] = nn.parallel.DistributedDataParallel
+            wrap: Callable[..., nn.parallel.DistributedDataParallel] = nn.parallel.DistributedDataParallel
             parameters = inspect.signature(wrap).parameters
             # torch 2.13 renamed the argument
             name = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
-            module = wrap(module, **{name: broadcast}, gradient_as_bucket_view=True)
+            replicated = wrap(module, **{name: broadcast}, gradient_as_bucket_view=True)
+            _assign_buckets(replicated)
+            return replicated
         return module
 
     def no_sync(self, module: nn.Module, enabled: bool) -> contextlib.AbstractContextManager[object]:
@@ -240,3 +242,16 @@ def _select_precision(device: torch.device) -> str:
     amd = "AMD" in str(torch.cpu.get_capabilities().get("cpu_name", ""))
     fast = torch.cpu._is_amx_tile_supported() or (amd and torch.cpu._is_avx512_bf16_supported())
     return "bfloat16" if device.type == "cpu" and fast else "float32"
+
+
+def _assign_buckets(module: nn.parallel.DistributedDataParallel) -> None:
+    """Let DistributedDataParallel assign the gradients to buckets before the first step.
+
+    It assigns them once more after its first backward pass, and the buckets determine the order of sums over three or
+    more processes. A resumed run thus needs those of the uninterrupted one from its first step on.
+    """
+    network = module.module
+    network.forward = lambda: torch.stack([p.sum() for p in network.parameters() if p.requires_grad]).sum()
+    (0 * module()).backward()
+    del network.forward
+    module.zero_grad()
