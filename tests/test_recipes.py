@@ -28,7 +28,7 @@ from fukami.engine.runtime import Runtime
 from fukami.layers.ensemble import Ensemble, compute_member_log_probs
 from fukami.segmentation.recipe import SegmentationRecipe
 
-LARGEST_RECIPES = ("faster-rcnn-resnet50-fpn", "fcn-resnet101", "resnet152")  # their tests take longest
+LARGEST_RECIPES = ("faster-rcnn-resnet50-fpn", "fcn-resnet50", "fcn-resnet101", "resnet152")  # their tests take longest
 
 
 def test_confusion_matrix_equals_scikit_learns(random):

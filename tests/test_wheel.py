@@ -110,6 +110,7 @@ def test_wheel_trains_evaluates_and_predicts(bare, mask_files, digit_files, tmp_
     assert checked == ""
 
 
+@pytest.mark.slow
 def test_a_command_without_its_extra_names_the_command_that_installs_it(bare, scene_files, caption_files, tmp_path):
     Image.new("RGB", (16, 16)).save(tmp_path / "image.png")
     for name in ("images", "labels"):

@@ -540,6 +540,7 @@ def test_captions_of_scenes_name_the_objects():
 # training
 
 
+@pytest.mark.slow
 def test_training_learns_the_colors(folder, tmp_path):
     """The captions of held-out images name the right colors."""
     metrics = train(

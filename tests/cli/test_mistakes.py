@@ -394,6 +394,7 @@ def test_an_output_folder_that_is_a_file_or_a_run(command, is_run, fukami, train
     assert not result.out
 
 
+@pytest.mark.slow
 def test_processes_of_another_launcher_need_the_same_folder(tmp_path):
     """Each would choose its own, as torchrun starts them at the same time."""
     command = [sys.executable, "-m", "fukami", "train", "deep-convnet", "--data", "digits"]

@@ -36,7 +36,9 @@ def train_uninterrupted(tmp_path_factory):
     return train
 
 
-@pytest.mark.parametrize(("signal_number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signal_number", "status"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_a_signal_saves_and_the_resumed_run_equals_an_uninterrupted_one(
     signal_number, status, train_uninterrupted, tmp_path
 ):

@@ -81,7 +81,11 @@ def inputs(digit_files):
     return sorted(digit_files.rglob("*.png"))[:2]
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)  # the loss of a GAN need not decrease
+@pytest.mark.parametrize(  # the loss of a GAN need not decrease
+    "family",
+    [pytest.param(family, marks=pytest.mark.slow if family is detection else ()) for family in FAMILIES],
+    ids=lambda family: family.__name__,
+)
 def test_overfits(family, request):
     check_task.check_overfits(family(request))
 
@@ -135,5 +139,6 @@ def test_two_processes(make, tmp_path):
     check_task.check_two_processes(make, tmp_path)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(make, tmp_path):
     check_task.check_killed_and_resumed(make, tmp_path)

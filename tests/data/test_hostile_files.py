@@ -273,6 +273,7 @@ def test_an_empty_long_name_is_skipped(suffix, tmp_path):
     assert [path.name for path in archives.unpack(tmp_path / f"x.{suffix}").iterdir()] == ["x"]
 
 
+@pytest.mark.slow
 def test_xz_with_a_dictionary_of_gigabytes_is_rejected(tmp_path, cache):
     content = lzma.compress(create_png(), filters=[{"id": lzma.FILTER_LZMA2, "preset": 1, "dict_size": 1 << 30}])
     (tmp_path / "x.tar.xz").write_bytes(content)

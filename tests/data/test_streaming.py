@@ -693,6 +693,7 @@ def test_the_crop_of_one_image_equals_that_of_the_batch(aspect):
         assert streaming.compute_crop(row, 0.1, aspect) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_process_group_saves_a_checkpoint(root, tmp_path):
     """Ctrl-C in a terminal and torchrun send the signal to the workers as well."""
     args = ["train", "deep-convnet", "--data", str(root), "--size", "16", "--channels", "3", "--epochs", "2000"]

@@ -411,7 +411,7 @@ def test_a_number_of_processes_that_does_not_divide_the_lanes_is_rejected(folder
         build_loader(folder, world=4, batch_size=6, seed=0)
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_every_position_resumes(folder, world):
     """States of one process are resumed by one or two processes, in either of two epochs."""
     options = {"batch_size": 8, "seed": 6, "min_area": 0.4}

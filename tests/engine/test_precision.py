@@ -89,6 +89,7 @@ def test_onnx_metadata_suffice_to_reproduce_predictions(fukami, trained, digit_f
             assert prediction["probability"] == pytest.approx(expected.max(), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_int8_run_is_evaluated_like_any_other(fukami, trained, digit_files):
     """A third of the bytes and nearly the same metrics, whether exported or converted for the evaluation."""
     (export,) = fukami("export", trained, "--to", "int8").json

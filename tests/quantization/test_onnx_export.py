@@ -108,6 +108,7 @@ def test_detectors_equal_torch(make):
             torch.testing.assert_close(detections.scores, expected.scores, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_detector_predicts_only_classes_of_its_run():
     torch.manual_seed(0)
     network = models.faster_rcnn_vgg16(5, anchor_sizes=(16, 32, 64), hidden=16, width_multiplier=1 / 16).eval()

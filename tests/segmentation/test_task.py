@@ -525,10 +525,8 @@ def test_serve_and_explain(run, fukami, mask_files):
     )
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["fcn8s-vgg16", *(pytest.param(name, marks=pytest.mark.slow) for name in ("segnet-vgg16", "fcn-resnet50"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fcn8s-vgg16", "segnet-vgg16", "fcn-resnet50"])
 def test_export(name, mask_files, tmp_path, fukami):
     """ONNX and half precision predict as float32 does, for image sizes other than the traced one."""
     smaller = {} if "resnet" in name else {"width_multiplier": 1 / 8} | ({"hidden": 16} if "fcn" in name else {})

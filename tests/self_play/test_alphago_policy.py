@@ -363,6 +363,7 @@ def test_results_of_a_few_positions_per_game_are_learned(make):
     assert len({tuple(loader.numbers[loader.is_value_position & (loader.owners == i)]) for i in loader.indices}) > 5
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_run_equals_an_uninterrupted_one(make, tmp_path):
     check_task.check_killed_and_resumed(lambda: make(epochs=4), tmp_path, kills=1)
 

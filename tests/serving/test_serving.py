@@ -315,7 +315,9 @@ def test_port_in_use(fukami):
     assert "Traceback" not in result.err
 
 
-@pytest.mark.parametrize(("signal_", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signal_", "status"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_server_process_from_start_to_stop(task, signal_, status, forked_python):
     """A server process survives a client that disconnects in the middle of an image."""
     command = [forked_python.executable, "-m", "fukami", "serve", "deep-convnet", "--port", "0"]

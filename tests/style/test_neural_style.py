@@ -367,6 +367,7 @@ def test_training_lowers_the_loss(optimizer, images, tmp_path):
     assert preview.size == (96, 72)
 
 
+@pytest.mark.slow
 def test_a_run_stylizes_other_images(images, tmp_path):
     """The content image of the run has the same result as in training; others keep their aspect ratio."""
     content = images / "content.png"
