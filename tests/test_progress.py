@@ -298,6 +298,7 @@ def test_validation_of_a_dataset_prints_the_count(fukami, folder, clock, lines, 
     assert any(re.match("checking: (5|10|15|20|25|30) of 45 images  0:", text) for _, text in lines)
 
 
+@pytest.mark.slow
 def test_calibration_and_export_print_what_they_do(fukami, folder, clock, lines, monkeypatch):
     pytest.importorskip("onnx")
     from fukami.quantization import int8

@@ -107,6 +107,7 @@ def test_classes_that_differ_in_the_low_byte(depths, tmp_path):
     assert package.train(recipe, tmp_path / "without", **CPU).metrics["accuracy"] == 0.5
 
 
+@pytest.mark.slow
 def test_streamed_and_in_memory_training_are_equal_to_shards(bands, tmp_path, fukami):
     """The same images from memory, from files and from shards: each reaches accuracy 1."""
     assert fukami("shard", bands, tmp_path / "shards").status == 0

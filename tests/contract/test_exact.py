@@ -78,6 +78,7 @@ def test_a_second_training_into_a_folder_is_rejected(fukami, tmp_path):
     assert not (run / ".lock").exists()
 
 
+@pytest.mark.slow
 def test_the_lock_of_a_dead_process_does_not_block_while_its_children_live(digit_files, tmp_path):
     """The decoding processes were forked from it; they check every few seconds whether it is alive."""
     run = tmp_path / "run"
@@ -445,6 +446,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", disk], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk(small_disk, uninterrupted):
     run, filler = small_disk / "run", small_disk / "filler"
     process = CommandProcess(build_command(LONG, run), frequent_checkpoints=True)

@@ -87,7 +87,11 @@ def compute_losses(rank, world_size, recipe):
             ),
             (2, 4),
         ),
-        (ResNet20(data="digits", batch_size=16, size=8, lr=1e-3, accumulate=2, activation_checkpointing=True), (2,)),
+        pytest.param(
+            ResNet20(data="digits", batch_size=16, size=8, lr=1e-3, accumulate=2, activation_checkpointing=True),
+            (2,),
+            marks=pytest.mark.slow,
+        ),
         (ResNet20(data="digits", batch_size=16, size=8, init="unused", freeze=True, feature_views=1), (2,)),
     ],
     ids=["dropout, mixup, weights, clipping", "batch norm, accumulation", "cached features"],

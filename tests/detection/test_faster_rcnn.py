@@ -193,6 +193,7 @@ def test_an_exported_detector_predicts_the_same_boxes(few_scenes, fukami, random
     assert "int8 is for classifiers; export a detector to float16, bfloat16 or onnx" in result.err
 
 
+@pytest.mark.slow
 def test_a_detector_is_initialized_from_a_classifier_or_another_detector(theirs, tmp_path, caplog, monkeypatch):
     torch.manual_seed(0)
     classifier = resnet50(7)

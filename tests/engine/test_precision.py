@@ -125,6 +125,7 @@ def test_quantization_aware_training(fukami, trained):
     assert "specify the run with --init" in rejected.err
 
 
+@pytest.mark.slow
 def test_calibration_data_unlike_the_training_data_give_a_warning(fukami, trained, random, tmp_path, caplog):
     """Noise gives warnings that name the statistics that differ; images like the training data give none."""
     for name in ("a", "b"):
@@ -214,6 +215,7 @@ def test_runs_exported_to_binary_cannot_be_explained_or_trained(fukami, binarize
     assert "has no weights to train" in trained.err
 
 
+@pytest.mark.slow
 def test_an_export_for_another_input_size_is_used_at_it(fukami, digit_files, tmp_path):
     """An ONNX file has one input size, which is that of its recipe."""
     run = package.train(

@@ -488,6 +488,7 @@ def test_published_weights_of_an_fcn_keep_the_scores_only_of_their_own_classes(m
     assert "classifier.4.weight" in caplog.text
 
 
+@pytest.mark.slow
 def test_weights_with_batch_normalization_do_not_fit_an_fcn_without_it(tmp_path):
     save_file(models.vgg16_bn(10).state_dict(), tmp_path / "vgg16_bn.safetensors")
     with pytest.raises(Error, match="has batch normalization, and the network has none"):

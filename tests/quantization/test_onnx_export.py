@@ -83,11 +83,12 @@ def make_pyramid_detector():
     return FasterRCNN(PyramidBackbone(), rpn, heads, DetectionLimits((200, 100), (200, 100)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [
         lambda: models.faster_rcnn_vgg16(5, anchor_sizes=(16, 32, 64), hidden=16, width_multiplier=1 / 16),
-        pytest.param(make_pyramid_detector, marks=pytest.mark.slow),
+        make_pyramid_detector,
     ],
 )
 def test_detectors_equal_torch(make):

@@ -919,6 +919,7 @@ def test_a_run_of_a_users_game_contains_its_name_and_hash_and_asks_for_the_file(
     assert "the network was trained for my_game.py@sha256" in result.err
 
 
+@pytest.mark.slow
 def test_a_users_game_is_used_again_without_its_name(tmp_path, fukami):
     """After the training the file is known; an export and an explanation need it, and the option for it exists."""
     file = tmp_path / "my_game.py"
