@@ -130,7 +130,7 @@ def race_plain_loop(options):
 
 
 def compare_dropout(options):
-    """Train the race's run with and without the note's dropout of the scores."""
+    """Train the race's run, in the default precision, with and without the note's dropout of the scores."""
     for seed in options.seeds:
         for recipe in ("deep-convnet", "benchmarks/common/dropped_scores.py"):
             command = f"{SPRINT.replace('deep-convnet', recipe)} --seed {seed} --device {options.device}"

@@ -27,6 +27,7 @@ from fukami.classification.resnet import ResNet20
 from fukami.engine.checkpoint import decode_checkpoint
 from fukami.engine.runtime import Runtime
 from fukami.explain import summary
+from fukami.layers.activation_checkpointing import enable_activation_checkpointing
 from fukami.layers.sync_layers import SyncDropout, convert_sync_layers
 from fukami.quantization.int8 import FakeQuantActivation
 
@@ -396,6 +397,19 @@ def test_a_machine_leaves_and_rejoins(machines, uninterrupted, tmp_path, forked_
     weights = load_file(single_run / "weights.safetensors")
     for name, value in load_file(run / "weights.safetensors").items():
         torch.testing.assert_close(value, weights[name], rtol=0, atol=1e-4)
+
+
+def check_forward(rank, world_size):
+    """Return whether a network that is one block keeps its forward method of activation checkpointing."""
+    network = nn.Sequential(nn.Linear(2, 2))
+    enable_activation_checkpointing(network)
+    forward = network.forward
+    Runtime(torch.device("cpu"), "float32", rank, world_size).replicate(network)
+    return torch.tensor(network.forward is forward)
+
+
+def test_replication_keeps_activation_checkpointing_of_the_whole_network(tmp_path):
+    assert run_processes(check_forward, 2, tmp_path)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

@@ -768,6 +768,14 @@ def test_a_table_of_labels_comes_before_folders_of_images_of_the_training_split(
     assert formats.find_format("labels", tmp_path) == ("CSV", tmp_path / "train.csv")
 
 
+def test_a_table_of_a_few_images_does_not_replace_folders_of_classes(tmp_path):
+    for split in ("train", "test"):
+        for index in range(4):
+            write_image(tmp_path / split / ("cat", "dog")[index % 2] / f"{index}.png", index)
+    write_text(tmp_path / "corrections.csv", "path,label\ntrain/cat/0.png,ambiguous\n")
+    assert formats.find_format("labels", tmp_path) == ("image folder", tmp_path)
+
+
 def test_a_table_of_labels_comes_before_folders_of_images(tmp_path):
     """The images are in two folders, which are no classes; the dataset is in a folder of an archive."""
     for folder in ("part_1", "part_2"):
@@ -817,6 +825,16 @@ def test_a_mask_does_not_replace_an_image_that_was_converted(tmp_path):
     write_text(tmp_path / "v1" / "xml" / "1.xml", text)
     (entry,) = voc.read_voc(tmp_path).splits[""]
     assert entry.image_path == tmp_path / "v1" / "img" / "1.jpg"
+
+
+def test_a_named_image_that_has_an_annotation_of_its_own_is_not_used_again(tmp_path):
+    """Counters restart in each folder, and a camera writes its suffix in capitals."""
+    for folder, suffix in (("cam1", "JPG"), ("cam2", "jpg")):
+        write_image(tmp_path / folder / "img" / f"1.{suffix}")
+        text = XML.format(3).replace("<annotation>", "<annotation><filename>1.jpg</filename>")
+        write_text(tmp_path / folder / "xml" / "1.xml", text)
+    entries = voc.read_voc(tmp_path).splits[""]
+    assert [entry.image_path.parent.parent.name for entry in entries] == ["cam1", "cam2"]
 
 
 def test_a_named_image_of_another_split_is_missing(tmp_path):
@@ -1059,6 +1077,22 @@ def test_a_coco_file_of_another_split_may_have_any_name(tmp_path):
         ("train", tmp_path / "train" / "instances_default.json"),
         ("val", tmp_path / "val" / "labels.json"),
     ]
+
+
+def test_a_coco_file_of_all_splits_comes_before_those_of_each(tmp_path):
+    for name in ("instances_default.json", "train.json", "test.json"):
+        write_coco(tmp_path / "annotations" / name)
+    assert coco.find_coco_files(tmp_path) == [("", tmp_path / "annotations" / "instances_default.json")]
+
+
+def test_masks_come_before_outlines_of_coco_below_a_single_folder_too(tmp_path):
+    for index in range(3):
+        write_image(tmp_path / "top" / "data" / "images" / f"{index}.png", index)
+        write_mask(tmp_path / "top" / "data" / "masks" / f"{index}.png", index)
+    outline = {"bbox": [3, 3, 9, 9], "segmentation": [[3, 3, 12, 3, 12, 12]], "category_id": 1}
+    write_coco(tmp_path / "top" / "data" / "annotations" / "instances_default.json", **outline)
+    found = [formats.find_format("masks", path) for path in (tmp_path / "top" / "data", tmp_path, tmp_path / "top")]
+    assert {(item.name, item.root) for item in found} == {("mask folder", tmp_path / "top" / "data")}
 
 
 def test_coco_files_in_a_single_folder_of_an_export_belong_to_images_elsewhere(tmp_path):

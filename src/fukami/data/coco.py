@@ -80,18 +80,21 @@ def find_coco_files(root: Path) -> list[tuple[str, Path]]:
     if files:
         return files
     children = list_folders(root)
-    for folders in ((root, *children), [child / "annotations" for child in children]):
+    places = [(root, *children)]
+    if len(children) > 1:  # otherwise the folder of an archive, whose own files are found below
+        places.append(tuple(child / "annotations" for child in children))
+    for folders in places:
         paths = itertools.chain.from_iterable(list_files(folder, ".json") for folder in folders)
         candidates = list(filter(_is_box_file, itertools.islice(paths, MAX_INSPECTED_FILES)))
         if candidates:
             break
-        if len(children) == 1:  # the top-level folder of an archive
-            return find_coco_files(children[0])
     with_boxes = [path for path in candidates if contains_pattern(path, BOX_KEYS)] if len(candidates) > 1 else []
     candidates = with_boxes or candidates  # a list of test images has no annotations
     splits = {path: find_split_word(path.stem) or find_split(path, root) for path in candidates}
     instances = [path for path in candidates if path.name.startswith("instances_")]
     splits_with_instances = {splits[path] for path in instances}
+    if "" in splits_with_instances:
+        candidates = instances
     candidates = [path for path in candidates if path in instances or splits[path] not in splits_with_instances]
     if len(candidates) == 1:
         return [("", candidates[0])]

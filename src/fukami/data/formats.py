@@ -127,9 +127,11 @@ def _agree(path: Path, folders: list[Path], root: Path, tables: list[tuple[str, 
         return True
     if {name for split in splits for name in split.class_names} <= {folder.name for folder in folders}:
         return True
+    if "" in image_folder.find_used_splits(path)[0]:
+        return False
     parents = {folder.parent for folder in folders}
-    has_images = any(parents & {*file.parents} for split in splits for file in split.files)
-    return not has_images and "" not in image_folder.find_used_splits(path)[0]
+    num_listed = sum(bool(parents & {*file.parents}) for split in splits for file in split.files)
+    return 2 * num_listed < sum(1 for folder in folders for _ in walk_images(folder))
 
 
 def _list_class_folders(path: Path) -> list[Path]:
@@ -171,11 +173,15 @@ def _find_boxes(path: Path, images: Path | None) -> SourceFormat | None:
             return SourceFormat("box CSV", path) if box_tables.has_box_columns(path) else None
         is_coco = path.suffix.lower() == ".json" and not captions.is_caption_file(path)
         return SourceFormat("COCO", path) if is_coco else None
-    roots = [path] if images else list(image_folder.descend_single_folders(path))
+    folders = list(image_folder.descend_single_folders(path))
+    roots = [path] if images else folders
     for root in roots:
         for name, is_layout in BOX_LAYOUTS.items():
             if is_layout(root):
                 return SourceFormat(name, root)
+    for folder in folders[1:] if images else ():
+        if coco.find_coco_files(folder):
+            return SourceFormat("COCO", folder)
     if voc.has_xml_files(path, images):
         return SourceFormat("VOC", path)
     if yolo.has_box_files(path, images):
@@ -192,7 +198,7 @@ def _find_masks(path: Path, images: Path | None) -> SourceFormat | None:
         return _find_polygons(path, images)
     if images and mask_folders.has_masks(path, images):
         return SourceFormat("mask folder", path)
-    for root in (path,) if images else image_folder.descend_single_folders(path):
+    for root in image_folder.descend_single_folders(path):
         if not images and mask_folders.is_mask_folder(root):
             return SourceFormat("mask folder", root)
         if coco_masks.has_outlines(root):

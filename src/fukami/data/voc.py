@@ -9,7 +9,7 @@ the box.
 import codecs
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.parsers import expat
@@ -234,6 +234,7 @@ def _read_annotations(
         dataset: receives the images without annotation.
     """
     file_to_image = pair_with_images(files, images)
+    paired = {*file_to_image.values()}
     images_by_name = ImageNames()
     for path in images:
         images_by_name.add(path.name, path)
@@ -241,7 +242,7 @@ def _read_annotations(
     used = set()
     for file in files:
         result = results[file] = _read_annotation(
-            file, file_to_image.get(file), images_by_name, folder or file.parent, dataset
+            file, file_to_image.get(file), images_by_name, paired, folder or file.parent, dataset
         )
         if isinstance(result, ImageAnnotation):
             used.add(result.image_path)
@@ -252,7 +253,12 @@ def _read_annotations(
 
 
 def _read_annotation(
-    path: Path, image: Path | None, images_by_name: ImageNames, folder: Path, dataset: DatasetAnnotations
+    path: Path,
+    image: Path | None,
+    images_by_name: ImageNames,
+    paired: Set[Path],
+    folder: Path,
+    dataset: DatasetAnnotations,
 ) -> ImageAnnotation | AnnotationProblem:
     """Read the annotation of the image of the same stem, or else of the image in the file's ``filename``."""
     try:
@@ -278,7 +284,7 @@ def _read_annotation(
         image = image.with_name(name)
     elif Path(name).stem == image.stem and image.parent != path.parent:
         named = images_by_name.choose_nearest(name, path)
-        if named and not _is_mask_of(named, image):
+        if named and named not in paired and not _is_mask_of(named, image):  # otherwise it has a file of its own
             image = named
     annotation = parse_annotation(path, image, root)
     if is_file(image):

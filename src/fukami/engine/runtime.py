@@ -251,7 +251,10 @@ def _assign_buckets(module: nn.parallel.DistributedDataParallel) -> None:
     more processes. A resumed run thus needs those of the uninterrupted one from its first step on.
     """
     network = module.module
+    forward = vars(network).get("forward")  # of activation checkpointing
     network.forward = lambda: torch.stack([p.sum() for p in network.parameters() if p.requires_grad]).sum()
     (0 * module()).backward()
     del network.forward
+    if forward is not None:
+        network.forward = forward
     module.zero_grad()
