@@ -491,7 +491,7 @@ def test_huge_images_and_searches_are_rejected(recipe, fields):
     ("recipe", "field", "value"),
     [
         ("deep-convnet", "cycles", 10**9),
-        ("binary-convnet", "hidden", [4] * 10_000),
+        pytest.param("binary-convnet", "hidden", [4] * 100_000, marks=pytest.mark.slow),
         ("neural-style", "size", 30_000),
         ("neural-style", "iterations", 10**9),
         ("dqn", "eval_episodes", 10**9),

@@ -55,8 +55,8 @@ class SmallImageResNetFields(FieldGroup):
 class ResNet18(ResNetFields, ClassificationRecipe):
     """ResNet-18: eight blocks of two 3×3 convolutions (He et al. 2016, table 1).
 
-    Accuracy not measured; training runs at 54 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 72.12
-    % top-1 accuracy on ImageNet, 10 crops.
+    Accuracy not measured; training runs at 54 images per second of 224×224 on 2 cores of an AMD EPYC. The paper:
+    72.12 % top-1 accuracy on ImageNet, 10 crops.
 
     Example:
         fukami train resnet18 --data flowers --init imagenet
@@ -67,8 +67,8 @@ class ResNet18(ResNetFields, ClassificationRecipe):
 class ResNet34(ResNetFields, ClassificationRecipe):
     """ResNet-34: sixteen blocks of two 3×3 convolutions (He et al. 2016, table 1).
 
-    Accuracy not measured; training runs at 30 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 75.48
-    % top-1 accuracy on ImageNet, 10 crops.
+    Accuracy not measured; training runs at 30 images per second of 224×224 on 2 cores of an AMD EPYC. The paper:
+    75.48 % top-1 accuracy on ImageNet, 10 crops.
 
     Example:
         fukami train resnet34 --data flowers --init imagenet
@@ -79,8 +79,8 @@ class ResNet34(ResNetFields, ClassificationRecipe):
 class ResNet50(BottleneckResNetFields, ClassificationRecipe):
     """ResNet-50: 16 bottleneck blocks (He et al. 2016, table 1).
 
-    Accuracy not measured; training runs at 22 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 77.15
-    % top-1 accuracy on ImageNet, 10 crops.
+    Accuracy not measured; training runs at 22 images per second of 224×224 on 2 cores of an AMD EPYC. The paper:
+    77.15 % top-1 accuracy on ImageNet, 10 crops.
 
     Example:
         fukami train resnet50 --data flowers --init imagenet
@@ -91,8 +91,8 @@ class ResNet50(BottleneckResNetFields, ClassificationRecipe):
 class ResNet101(BottleneckResNetFields, ClassificationRecipe):
     """ResNet-101: 33 bottleneck blocks (He et al. 2016, table 1).
 
-    Accuracy not measured; training runs at 13 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 78.25
-    % top-1 accuracy on ImageNet, 10 crops.
+    Accuracy not measured; training runs at 13 images per second of 224×224 on 2 cores of an AMD EPYC. The paper:
+    78.25 % top-1 accuracy on ImageNet, 10 crops.
 
     Example:
         fukami train resnet101 --data flowers --init imagenet
@@ -103,8 +103,8 @@ class ResNet101(BottleneckResNetFields, ClassificationRecipe):
 class ResNet152(BottleneckResNetFields, ClassificationRecipe):
     """ResNet-152: 50 bottleneck blocks (He et al. 2016, table 1).
 
-    Accuracy not measured; training runs at 8.8 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 78.57
-    % top-1 accuracy on ImageNet, 10 crops.
+    Accuracy not measured; training runs at 8.8 images per second of 224×224 on 2 cores of an AMD EPYC. The paper:
+    78.57 % top-1 accuracy on ImageNet, 10 crops.
 
     Example:
         fukami train resnet152 --data flowers --init imagenet

@@ -83,8 +83,8 @@ class VGG13(VGGFields, ClassificationRecipe):
 class VGG19(VGGFields, ClassificationRecipe):
     """VGG-19: 16 3×3 convolutions and three fully connected layers (Simonyan and Zisserman 2015, table 1, E).
 
-    Accuracy not measured; training runs at 7.0 images per second of 224×224 on 2 cores of an AMD EPYC. The paper: 74.5
-    % top-1 accuracy on ImageNet, one scale.
+    Accuracy not measured; training runs at 7.0 images per second of 224×224 on 2 cores of an AMD EPYC. The paper:
+    74.5 % top-1 accuracy on ImageNet, one scale.
 
     Example:
         fukami train vgg19 --data flowers --init imagenet

@@ -120,7 +120,7 @@ def _find_labels(path: Path, images: Path | None) -> SourceFormat | None:
 
 
 def _agree(path: Path, folders: list[Path], root: Path, tables: list[tuple[str, Path]]) -> bool:
-    """Return whether folders are surely classes beside tables: those of the tables, or of splits that no table has."""
+    """Return whether folders are surely classes beside tables: those of the tables, or splits with other images."""
     try:
         splits = label_tables.read_csv(tables[0][1] if len(tables) == 1 else root, None).values()
     except Error:
@@ -276,10 +276,8 @@ def _count_masks(found: SourceFormat, images: Path | None) -> str:
         annotations, image_masks = OUTLINE_READERS[found.name](found.root, images)
         return _format_images(len(image_masks), len(annotations.labels) + 1)
     index = mask_folders.index_folder(found.root, images)
-    num_images = len(
-        {pair.image_path for pair in index.iterate_pairs() if pair.mask_path}
-    )  # trainval has those of train
-    return _format_images(num_images, len(index.class_table.labels))
+    image_paths = {pair.image_path for pair in index.iterate_pairs() if pair.mask_path}  # trainval has those of train
+    return _format_images(len(image_paths), len(index.class_table.labels))
 
 
 def _count_captions(found: SourceFormat, images: Path | None) -> str:
